@@ -1,0 +1,391 @@
+"""One tree of frozen, validated config classes: YAML in, `--path.to.field VALUE` on top, unknown keys refused by path."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import Field, model_validator
+
+from jax_rele import types
+from jax_rele.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+ItemField = Literal["title", "brand", "color", "category", "bullets", "description"]
+StudentName = Literal["cross_encoder", "two_tower"]
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Labels(_Section):
+    """The label schema and how a user's labels are written."""
+
+    names: tuple[str, ...] = ("Exact", "Substitute", "Complement", "Irrelevant")
+    """The relevance grades, best first."""
+    gains: tuple[float, ...] = (1.0, 0.1, 0.01, 0.0)
+    """The worth of each grade in [0, 1]; a pair's score is its expected gain."""
+    positive: tuple[str, ...] = ("Exact",)
+    """The grades that count as relevant in the binary view."""
+    written_as: dict[str, str] = Field(default_factory=dict)
+    """What the data file writes -> the grade's name, e.g. {E: Exact}; the names themselves are always accepted."""
+    gain_maps: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    """Named gains for nDCG, one number per grade; each gives a metric `ndcg_<name>`. Empty: one map, `gains`."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        schema = self.schema_
+        for written, name in self.written_as.items():
+            if name not in schema.names:
+                raise ValueError(f"written_as maps {written!r} to {name!r}, which is not one of {list(schema.names)}")
+        for key, gains in self.gain_maps.items():
+            if len(gains) != len(schema):
+                raise ValueError(f"gain_maps.{key} must hold {len(schema)} numbers, got {len(gains)}")
+        return self
+
+    @property
+    def schema_(self) -> types.LabelSchema:
+        return types.LabelSchema(self.names, self.gains, self.positive)
+
+
+class Splits(_Section):
+    """Shares of the queries; a query is never in two splits. Rows that bring a `split` keep it."""
+
+    train: Share = 0.6
+    """Share of the queries to train on."""
+    validation: Share = 0.2
+    """Share of the queries on which thresholds and temperatures are chosen."""
+    test: Share = 0.2
+    """Share of the queries that the reported figures come from."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        total = self.train + self.validation + self.test
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"train + validation + test must be 1, got {total:g}")
+        return self
+
+
+class Data(_Section):
+    """Where the pairs come from and how they are read."""
+
+    path: str = "sample"
+    """`sample` (the embedded ESCI pairs), or a JSONL, CSV, TSV or Parquet file, a folder of those, or a glob."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Documented field -> its name in the file, e.g. {item: product}; the documented names are always accepted."""
+    item_fields: tuple[ItemField, ...] = ("title", "brand", "color")
+    """The item's texts that teacher and students read, in this order."""
+    splits: Splits = Splits()
+    """Shares of train, validation and test."""
+    max_bad_share: Share = 0.1
+    """More bad rows than this share stop the run; fewer are written to the quarantine table and counted."""
+    crossed_per_query: NonNegative = 3
+    """Unlabelled pairs made per training query, for the teacher to score."""
+    crossed_lexical_share: Share = 0.5
+    """Share of the unlabelled pairs whose item BM25 finds; the rest is drawn at random."""
+    tail_max_frequency: NonNegative = 1
+    """A query is long-tail when its frequency, or that of its rarest word in the training split, is at most this."""
+
+
+class Rationale(_Section):
+    """What the chain of thought is about."""
+
+    dimensions: tuple[str, ...] = ("category", "brand", "model", "color", "material", "size", "audience")
+    """The aspects on which query and item are compared, in the order of the reasoning."""
+    tag_map: dict[str, str] = Field(
+        default_factory=lambda: {
+            "core_product_type": "category",
+            "creator": "brand",
+            "product_name": "model",
+            "product_number": "model",
+            "color": "color",
+            "material": "material",
+            "UoM": "size",
+            "quantity": "size",
+            "shape": "size",
+            "department": "audience",
+        }
+    )
+    """Type of a human query tag -> dimension; other types are not used."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if not self.dimensions or len(set(self.dimensions)) != len(self.dimensions) or "" in self.dimensions:
+            raise ValueError(f"dimensions must be distinct non-empty names, got {list(self.dimensions)}")
+        unknown = {kind: name for kind, name in self.tag_map.items() if name not in self.dimensions}
+        if unknown:
+            raise ValueError(f"tag_map points at names that are not in dimensions: {unknown}")
+        return self
+
+
+class Optimization(_Section):
+    """AdamW with linear warm-up and cosine decay to a tenth of the peak, and how the loop runs."""
+
+    steps: Positive = 100
+    """Optimizer steps."""
+    batch_size: Positive = 32
+    """Rows per step over all devices."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    warmup_share: Share = 0.1
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay; not applied to norms and biases."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this global norm."""
+    checkpoint_every: Positive = 100
+    """Steps between checkpoints."""
+    log_every: Positive = 20
+    """Steps between two lines of the metric logs."""
+
+
+class Lora(_Section):
+    """Low-rank adapters of the teacher (Hu et al., arXiv 2106.09685)."""
+
+    rank: Positive = 8
+    """Rank of each adapter."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """Adapters are scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapters' input while training."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the projections that get an adapter."""
+
+
+class Teacher(_Section):
+    """The decoder language model that judges and explains (ELLM-rele)."""
+
+    init: Literal["random"] = "random"
+    """Where the base comes from: `random`, trained by `adapt`."""
+    vocab_size: Annotated[int, Field(ge=300)] = 2048
+    """Size of the byte-level BPE vocabulary trained on the training split."""
+    layers: Positive = 2
+    """Transformer blocks."""
+    width: Positive = 64
+    """Width of the residual stream."""
+    heads: Positive = 4
+    """Query heads."""
+    kv_heads: Positive = 2
+    """Key and value heads (grouped-query attention)."""
+    head_dim: Annotated[int, Field(gt=0, multiple_of=2)] = 16
+    """Width of one head."""
+    mlp_width: Positive = 192
+    """Inner width of the SwiGLU block."""
+    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    """Base of the rotary position frequencies."""
+    remat: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+    prompt_length: Positive = 72
+    """Tokens of the prompt; longer ones lose the end of their item's texts."""
+    answer_length: Positive = 120
+    """Tokens of the rationale; longer ones lose values."""
+    value_length: Positive = 8
+    """Tokens of one dimension's values in a written rationale."""
+    order: Literal["rationale_first", "label_first", "label_only"] = "label_first"
+    """What the teacher writes first. Which order judges better is a question to measure, not to assume."""
+    lora: Lora = Lora()
+    """Adapters trained by `finetune`."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        return self
+
+
+class Adapt(_Section):
+    """Training of the base on catalogue text and rule rationales of crossed pairs."""
+
+    crossed_per_query: NonNegative = 40
+    """Crossed pairs per training query that the rule annotator explains for this stage."""
+    text_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of a prompt token's loss (catalogue text) beside that of a rationale token."""
+    verdict_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of a verdict token's loss."""
+    optimization: Optimization = Optimization()
+
+
+class Finetune(_Section):
+    """LoRA fine-tuning on the rationales of the labelled pairs; the loss is on the completion only."""
+
+    optimization: Optimization = Optimization()
+
+
+class Score(_Section):
+    """How the teacher is run over pairs."""
+
+    batch_size: Positive = 64
+    """Pairs per forward pass."""
+
+
+class Student(_Section):
+    """The BERT-style encoder of both students and their heads."""
+
+    init: Literal["random"] = "random"
+    """Where the encoder comes from."""
+    vocab_size: Annotated[int, Field(ge=300)] = 2048
+    """Size of the byte-level BPE vocabulary trained on the training split."""
+    layers: Positive = 2
+    """Transformer blocks."""
+    width: Positive = 64
+    """Width of the residual stream."""
+    heads: Positive = 4
+    """Attention heads."""
+    mlp_width: Positive = 256
+    """Inner width of the feed-forward block."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout while training."""
+    query_length: Positive = 24
+    """Tokens of a query; longer ones are cut."""
+    item_length: Positive = 72
+    """Tokens of an item; longer ones are cut."""
+    embedding_width: Positive = 64
+    """Width of the two-tower's embeddings."""
+    view_width: Positive = 16
+    """Width of the two-tower's view of an embedding on one dimension."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class Distill(_Section):
+    """Which students are trained by which recipes."""
+
+    students: tuple[StudentName, ...] = ("cross_encoder", "two_tower")
+    """The architectures."""
+    recipes: tuple[Literal["label_only", "score_kd", "cot_kd", "mkd"], ...] = ("label_only", "mkd")
+    """The objectives, by name; each student is trained once per recipe from the same start."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Temperature of the score distributions in the KL terms."""
+    group_size: Positive = 4
+    """Pairs of one query that a batch holds together: one labelled, the rest scored by the teacher."""
+    optimization: Optimization = Optimization()
+
+    @model_validator(mode="after")
+    def _check(self):
+        if not self.students or not self.recipes:
+            raise ValueError("students and recipes must each name at least one")
+        if len(set(self.students)) != len(self.students) or len(set(self.recipes)) != len(self.recipes):
+            raise ValueError("students and recipes must not repeat a name")
+        return self
+
+
+class Evaluate(_Section):
+    """Figures and report."""
+
+    split: Literal["validation", "test"] = "test"
+    """The split that the figures come from; biases and temperatures always come from validation."""
+    bootstrap_samples: Positive = 1000
+    """Resamples of the queries behind each interval."""
+    report_pairs: Positive = 24
+    """Pairs that the report explains one by one: the first of the split."""
+
+
+class Mesh(_Section):
+    """Devices per mesh axis; one axis may be -1, meaning all that are left."""
+
+    data: int = -1
+    """Batch rows."""
+    fsdp: int = 1
+    """Batch rows, with parameters and optimizer state sharded too."""
+    tensor: int = 1
+    """Heads, inner widths and vocabulary."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+            raise ValueError(f"axes must be positive, and at most one -1, got {sizes}")
+        return self
+
+
+class Config(_Section):
+    """A run: what is read, trained and reported. Artefacts go to `<run_root>/<name>/`."""
+
+    name: Name = "run"
+    """Name of the run and of its folder."""
+    run_root: str = "runs"
+    """Folder that holds the runs."""
+    seed: NonNegative = 0
+    """Seed of every random choice."""
+    labels: Labels = Labels()
+    data: Data = Data()
+    rationale: Rationale = Rationale()
+    mesh: Mesh = Mesh()
+    teacher: Teacher = Teacher()
+    adapt: Adapt = Adapt()
+    finetune: Finetune = Finetune()
+    score: Score = Score()
+    student: Student = Student()
+    distill: Distill = Distill()
+    evaluate: Evaluate = Evaluate()
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.run_root) / self.name
+
+
+def describe(error: pydantic.ValidationError, source: str) -> str:
+    """The first problem of a validation error in one line: source, config path, reason."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    if first["type"] == "extra_forbidden":
+        reason = "unknown key; remove it or correct its spelling"
+    else:
+        reason = first["msg"].removeprefix("Value error, ")
+        if "input" in first and not isinstance(first["input"], (dict, pydantic.BaseModel)):
+            reason += f", got {first['input']!r}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{source}: {path}: {reason}{more}"
+
+
+def from_dict(values: dict[str, Any], source: str = "config") -> Config:
+    """Validates a nested dict. Raises UserError naming `source` and the path of the first problem."""
+    try:
+        return Config.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise UserError(describe(error, source)) from None
+
+
+def load(path: str | Path) -> Config:
+    """Reads a YAML file. Raises UserError for a missing or malformed file, an unknown key or a bad value."""
+    try:
+        values = yaml.safe_load(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold a mapping of config keys at the top level")
+    return from_dict(values, str(path))
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> {dotted path: value}."""
+    if isinstance(values, dict) and values:
+        return {
+            path: leaf
+            for key, value in values.items()
+            for path, leaf in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
+    return {prefix: values}
+
+
+def digest(values: Any) -> str:
+    """A hash of plain data (dicts, lists, numbers, strings) that does not depend on the order of keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -1,0 +1,222 @@
+"""The few frozen dataclasses that cross rooms.
+
+Shapes are written with B pairs, L tokens, C labels, D dimensions, V = 3 verdicts, E features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+
+VERDICTS = ("match", "mismatch", "absent")
+"""What a comparison of query and item on one dimension can yield, in the order of every verdict array.
+
+`match`: both state the dimension and agree. `mismatch`: both state it and disagree. `absent`: the query does not ask for
+it or the item does not state it, so there is nothing to compare.
+"""
+
+QUERY = "query"
+"""The `Span.source` of text in the query; any other source is a field of the item."""
+
+ITEM_FIELDS = ("title", "brand", "color", "category", "bullets", "description")
+"""The text fields of an item that models may read; `attributes` are read by the annotators."""
+
+
+@dataclass(frozen=True)
+class LabelSchema:
+    """Ordered relevance grades. Two grades is the binary case.
+
+    Attributes:
+      names: the grades, in the order of every label array.
+      gains: the worth of each grade, from 0 to 1; a pair's score is its expected gain.
+      positive: the grades that count as relevant in the binary view.
+    """
+
+    names: tuple[str, ...]
+    gains: tuple[float, ...]
+    positive: tuple[str, ...]
+
+    def __post_init__(self):
+        if len(self.names) < 2 or len(set(self.names)) != len(self.names) or "" in self.names:
+            raise ValueError(f"names must be at least two distinct labels, got {list(self.names)}")
+        if len(self.gains) != len(self.names):
+            raise ValueError(f"gains must hold one number per label: {len(self.names)}, got {len(self.gains)}")
+        if not all(0.0 <= gain <= 1.0 for gain in self.gains):
+            raise ValueError(f"gains must lie in [0, 1], got {list(self.gains)}")
+        unknown = [name for name in self.positive if name not in self.names]
+        if unknown or not 0 < len(set(self.positive)) < len(self.names):
+            raise ValueError(
+                f"positive must name some but not all of {list(self.names)}, got {list(self.positive)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str) -> int:
+        """The position of a label. Raises ValueError for a name outside the schema."""
+        return self.names.index(name)
+
+    @property
+    def is_positive(self) -> np.ndarray:
+        """[C] bool: which labels are relevant in the binary view."""
+        return np.array([name in self.positive for name in self.names])
+
+    def expected_gain(self, probs: np.ndarray) -> np.ndarray:
+        """[..., C] label distributions -> [...] expected gains."""
+        return np.asarray(probs, np.float64) @ np.asarray(self.gains, np.float64)
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is sold. Every text may be empty except the title; all of it is written by sellers and untrusted."""
+
+    id: str
+    title: str
+    brand: str = ""
+    color: str = ""
+    category: str = ""
+    bullets: str = ""
+    description: str = ""
+    attributes: tuple[tuple[str, str], ...] = ()
+
+    def texts(self, fields: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """The non-empty (field, text) pairs among `fields`, in that order."""
+        for field in fields:
+            text = getattr(self, field)
+            if text:
+                yield field, text
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A segment of a query that a person marked, with the person's type for it (e.g. `core_product_type`)."""
+
+    text: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One (query, item) to judge.
+
+    Attributes:
+      label: the human judgement, a name of the label schema, or None.
+      split: `train`, `validation` or `test`, or None before the data are split.
+      tags: human segments of the query, or None where nobody tagged it.
+      query_frequency: how often the query was typed, or None where unknown.
+    """
+
+    pair_id: str
+    query: str
+    item: Item
+    label: str | None = None
+    locale: str = ""
+    split: str | None = None
+    tags: tuple[Tag, ...] | None = None
+    query_frequency: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One step of the reasoning: what query and item say of a dimension, and whether they agree."""
+
+    dimension: str
+    query_values: tuple[str, ...] = ()
+    item_values: tuple[str, ...] = ()
+    verdict: str = "absent"
+
+    def __post_init__(self):
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict must be one of {VERDICTS}, got {self.verdict!r}")
+        if not self.dimension or "" in self.query_values or "" in self.item_values:
+            raise ValueError("a dimension's name and its values must not be empty strings")
+
+
+@dataclass(frozen=True)
+class Rationale:
+    """The chain of thought as data: one comparison per dimension, in order, and the label that follows from them.
+
+    `label` is None where no judgement is known. `comparisons` is empty in a rationale that holds a label alone.
+    """
+
+    comparisons: tuple[Comparison, ...] = ()
+    label: str | None = None
+
+    def __post_init__(self):
+        names = [comparison.dimension for comparison in self.comparisons]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a dimension is compared twice in {names}")
+        if self.label == "":
+            raise ValueError("a label must not be an empty string")
+
+    def verdict(self, dimension: str) -> str:
+        """The verdict on a dimension; `absent` for a dimension that the rationale does not compare."""
+        for comparison in self.comparisons:
+            if comparison.dimension == dimension:
+                return comparison.verdict
+        return "absent"
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """Evidence: characters [start, end) of the query or of one field of the item, for one dimension."""
+
+    source: str
+    start: int
+    end: int
+    dimension: str
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a teacher says of N pairs. Arrays are aligned with `pair_ids`.
+
+    Attributes:
+      label_probs: [N, C] label distribution.
+      verdict_probs: [N, D, V] verdict distribution; NaN rows where the teacher gave no verdict.
+      evidence: N tuples of spans.
+      rationales: N texts in the grammar of `jax_rele.rationale`, empty where there is none.
+    """
+
+    pair_ids: tuple[str, ...]
+    label_probs: np.ndarray
+    verdict_probs: np.ndarray
+    evidence: tuple[tuple[Span, ...], ...]
+    rationales: tuple[str, ...]
+
+
+@partial(jax.tree_util.register_dataclass)
+@dataclass(frozen=True)
+class StudentOutputs:
+    """What a student returns; the losses read the fields by name, None where a student has no such head.
+
+    Attributes:
+      logits: [B, C] label logits.
+      verdict_logits: [B, D, V].
+      token_logits: [B, L, 1 + D] evidence tags; 0 is "no evidence", 1 + d is dimension d.
+      query_embedding, item_embedding: [B, E], unit length (two-tower).
+    """
+
+    logits: jax.Array
+    verdict_logits: jax.Array | None = None
+    token_logits: jax.Array | None = None
+    query_embedding: jax.Array | None = None
+    item_embedding: jax.Array | None = None
+
+
+@partial(jax.tree_util.register_dataclass)
+@dataclass(frozen=True)
+class DecoderOutputs:
+    """What the teacher's decoder returns. Logits are never formed here: `hidden @ output_embedding.T` where needed.
+
+    Attributes:
+      hidden: [B, L, E] final-norm hidden states.
+      output_embedding: [vocabulary, E].
+    """
+
+    hidden: jax.Array
+    output_embedding: jax.Array
