@@ -1,0 +1,44 @@
+"""Pairs from files to tables: reading, splitting, crossing, and the tables that the stages hand on."""
+
+from jax_rele.data.crossing import cross
+from jax_rele.data.schema import FIELDS, SPLITS, Quarantined, RowError, parse_row
+from jax_rele.data.signals import read_signals, validate_signals, write_signals
+from jax_rele.data.sources import SAMPLE, check_quarantine, read_pairs, source_files
+from jax_rele.data.splits import assign_splits, long_tail, normalise_query
+from jax_rele.data.tables import (
+    PAIRS,
+    QUARANTINE,
+    RATIONALES,
+    read_pairs_table,
+    read_table,
+    write_pairs,
+    write_quarantine,
+    write_table,
+)
+
+__all__ = [
+    "FIELDS",
+    "PAIRS",
+    "QUARANTINE",
+    "RATIONALES",
+    "SAMPLE",
+    "SPLITS",
+    "Quarantined",
+    "RowError",
+    "assign_splits",
+    "check_quarantine",
+    "cross",
+    "long_tail",
+    "normalise_query",
+    "parse_row",
+    "read_pairs",
+    "read_pairs_table",
+    "read_signals",
+    "read_table",
+    "source_files",
+    "validate_signals",
+    "write_pairs",
+    "write_quarantine",
+    "write_signals",
+    "write_table",
+]

@@ -1,0 +1,156 @@
+"""Parquet tables: written whole or not at all, with checksums, and read with the damage named."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jax_rele.data.schema import Quarantined, one_line
+from jax_rele.errors import UserError
+from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+_TEXT = pa.string()
+
+PAIRS = pa.schema(
+    [
+        _required("pair_id", _TEXT),
+        _required("query", _TEXT),
+        _required(
+            "item",
+            pa.struct(
+                [
+                    *(_required(field, _TEXT) for field in ("id", *ITEM_FIELDS)),
+                    _required("attributes", pa.map_(_TEXT, _required("value", _TEXT))),
+                ]
+            ),
+        ),
+        pa.field("label", _TEXT),
+        _required("locale", _TEXT),
+        pa.field("split", _TEXT),
+        pa.field("tags", pa.list_(pa.struct([_required("text", _TEXT), _required("type", _TEXT)]))),
+        pa.field("query_frequency", pa.int64()),
+    ]
+)
+"""Schema of a table of pairs."""
+
+QUARANTINE = pa.schema(
+    [_required("source", _TEXT), _required("row", pa.int64()), _required("reason", _TEXT), _required("raw", _TEXT)]
+)
+"""Schema of the rows that were set aside."""
+
+RATIONALES = pa.schema([_required("pair_id", _TEXT), _required("text", _TEXT), _required("annotator", _TEXT)])
+"""Schema of rationales: the text in the grammar, and who wrote it."""
+
+
+def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, Sequence], schema: pa.Schema) -> None:
+    """Writes a Parquet table in one step: a reader sees the old file or the whole new one, also after a crash.
+
+    Args:
+      path: the file; its folder is made if need be.
+      data: rows (mappings) or columns (a mapping of sequences), with just the names of the schema.
+      schema: the columns; its metadata are written too.
+
+    Raises:
+      ValueError, TypeError: the data do not fit the schema.
+    """
+    path = Path(path)
+    if isinstance(data, Mapping):
+        _check_names(data, schema)
+        table = pa.Table.from_pydict(dict(data), schema=schema)
+    else:
+        rows = list(data)
+        for row in rows:
+            _check_names(row, schema)
+        table = pa.Table.from_pylist(rows, schema=schema)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, as os.replace is atomic within one file system only.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_table(path: str | os.PathLike, schema: pa.Schema | None = None) -> pa.Table:
+    """Reads a Parquet table.
+
+    Args:
+      path: the file.
+      schema: the columns to return, cast to its types; None for all as they are. The file's metadata are kept.
+
+    Raises:
+      UserError: no such file, a damaged one, or one without the columns of the schema.
+    """
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        table.validate(full=True)  # the checksums do not cover the footer; also finds invalid UTF-8
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such table; run the stage that writes it") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: the table is damaged ({one_line(error)}); delete it and run the stage again"
+        ) from error
+    if schema is None:
+        return table
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise UserError(
+            f"{path}: the table has no column {missing}, only {table.column_names}; check that it is the right file"
+        )
+    try:
+        return table.select(schema.names).cast(schema).replace_schema_metadata(table.schema.metadata)
+    except (ValueError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: the columns have other types than expected ({one_line(error)}); write the table again"
+        ) from error
+
+
+def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:
+    """Writes pairs as a table; `read_pairs_table` gives back the same ones."""
+    write_table(path, ({**asdict(pair), "item": _item_row(pair.item)} for pair in pairs), PAIRS)
+
+
+def read_pairs_table(path: str | os.PathLike) -> list[Pair]:
+    """Reads a table of pairs. Raises UserError as `read_table` does."""
+    table = read_table(path, PAIRS)
+    return [_pair(row) for batch in table.to_batches(max_chunksize=4096) for row in batch.to_pylist()]
+
+
+def write_quarantine(path: str | os.PathLike, bad: Iterable[Quarantined]) -> None:
+    """Writes the rows that were set aside; a table without rows if there are none."""
+    write_table(path, map(asdict, bad), QUARANTINE)
+
+
+def _check_names(data: Mapping, schema: pa.Schema) -> None:
+    if set(data) != set(schema.names):  # pyarrow would drop unknown names and fill in missing ones
+        raise ValueError(f"the schema has the columns {schema.names}, the data {list(data)}")
+
+
+def _item_row(item: Item) -> dict:
+    return {**asdict(item), "attributes": list(item.attributes)}
+
+
+def _pair(row: dict) -> Pair:
+    item = {**row["item"], "attributes": tuple(row["item"]["attributes"])}
+    tags = None if row["tags"] is None else tuple(Tag(**tag) for tag in row["tags"])
+    return Pair(**{**row, "item": Item(**item), "tags": tags})

@@ -1,0 +1,60 @@
+"""Byte-level BPE tokenizers trained on a run's own texts, saved in the Hugging Face form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from jax_rele.errors import UserError
+
+PAD, BEGIN, END = "<pad>", "<s>", "</s>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains a lower-casing byte-level BPE tokenizer: any text has tokens, none is unknown.
+
+    Args:
+      texts: what to learn merges from.
+      vocab_size: at most this many tokens, of which 256 are bytes and 3 are `<pad>`, `<s>` and `</s>`.
+    """
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BEGIN, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrap(tokenizer)
+
+
+def _wrap(tokenizer: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
+    # Texts are written by sellers and shoppers: `</s>` in a title is five characters, not the end of the sequence.
+    tokenizer.encode_special_tokens = True
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BEGIN,
+        cls_token=BEGIN,
+        eos_token=END,
+        sep_token=END,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """Reads a tokenizer folder. Raises UserError where it is missing or damaged."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such tokenizer folder; run the stage that writes it")
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, split_special_tokens=True)
+    except Exception as error:
+        raise UserError(f"{path}: damaged tokenizer: {' '.join(str(error).split())[:200]}") from None

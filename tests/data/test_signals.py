@@ -1,0 +1,192 @@
+"""Signals survive the table exactly, and what no student should learn from is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from jax_rele.data import read_signals, validate_signals, write_signals
+from jax_rele.errors import UserError
+from jax_rele.types import Signals, Span
+
+LABELS = ("Exact", "Substitute", "Irrelevant")
+DIMENSIONS = ("category", "brand")
+
+
+@st.composite
+def signals(draw, dimensions=DIMENSIONS):
+    n = draw(st.integers(0, 5))
+    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+
+    def distributions(*shape):
+        counts = draw(hnp.arrays(np.float32, shape, elements=st.floats(0, 1, width=32)))
+        counts[..., 0] += 1e-3
+        return counts / counts.sum(-1, keepdims=True)
+
+    verdicts = distributions(n, len(dimensions), 3)
+    verdicts[draw(hnp.arrays(bool, (n, len(dimensions))))] = np.nan
+    spans = st.builds(
+        lambda source, start, length, dimension: Span(source, start, start + length, dimension),
+        st.sampled_from(["query", "title"]),
+        st.integers(0, 100),
+        st.integers(1, 9),
+        st.sampled_from(dimensions or ["?"]),
+    )
+    spans = st.lists(spans, max_size=3 if dimensions else 0).map(tuple)
+    return Signals(
+        pair_ids=tuple(draw(st.lists(text, min_size=n, max_size=n, unique=True))),
+        label_probs=distributions(n, len(LABELS)),
+        verdict_probs=verdicts,
+        evidence=tuple(draw(st.lists(spans, min_size=n, max_size=n))),
+        rationales=tuple(draw(st.lists(text, min_size=n, max_size=n))),
+    )
+
+
+def three():
+    return Signals(
+        pair_ids=("a", "b", "c"),
+        label_probs=np.array([[0.5, 0.25, 0.25], [1, 0, 0], [0.1, 0.2, 0.7]]),
+        verdict_probs=np.array([[[1, 0, 0], [0, 0.5, 0.5]], [[np.nan] * 3] * 2, [[0, 1, 0], [np.nan] * 3]]),
+        evidence=((Span("query", 0, 3, "brand"),), (), (Span("title", 2, 5, "category"), Span("query", 0, 1, "brand"))),
+        rationales=("one", "", "three"),
+    )
+
+
+def check_equal(one, two):
+    assert (one.pair_ids, one.evidence, one.rationales) == (two.pair_ids, two.evidence, two.rationales)
+    np.testing.assert_array_equal(one.label_probs, two.label_probs)
+    np.testing.assert_array_equal(one.verdict_probs, two.verdict_probs)
+
+
+@pytest.mark.parametrize("dimensions", [DIMENSIONS, ()])
+@given(data=st.data())
+def test_signals_survive_exactly(tmp_path_factory, dimensions, data):
+    written = data.draw(signals(dimensions))
+    path = tmp_path_factory.mktemp("signals") / "signals.parquet"
+    write_signals(path, written, LABELS, dimensions)
+    read = read_signals(path, LABELS, dimensions)
+    check_equal(read, written)
+    assert read.label_probs.dtype == read.verdict_probs.dtype == np.float32
+    assert read.verdict_probs.shape == (len(written.pair_ids), len(dimensions), 3)
+
+
+def test_the_table_has_the_documented_columns(tmp_path):
+    write_signals(tmp_path / "s.parquet", three(), LABELS, DIMENSIONS)
+    table = pq.read_table(tmp_path / "s.parquet")
+    assert table.column_names == ["pair_id", "label_probs", "verdict_probs", "evidence", "rationale"]
+    assert table.schema.field("label_probs").type == pa.list_(pa.float32())
+    rows = table.to_pylist()
+    assert rows[0]["label_probs"] == [0.5, 0.25, 0.25]
+    assert rows[0]["verdict_probs"] == [[1, 0, 0], [0, 0.5, 0.5]]
+    assert [row["verdict_probs"] for row in rows[1:]] == [None, [[0, 1, 0], None]]
+    assert rows[0]["evidence"] == [{"source": "query", "start": 0, "end": 3, "dimension": "brand"}]
+
+
+def changed(name, index, value):
+    array = getattr(three(), name).copy()
+    array[index] = value
+    return replace(three(), **{name: array})
+
+
+BAD = [
+    (
+        changed("label_probs", (1, 0), np.nan),
+        r"row 2 \(pair_id 'b'\): label_probs hold a NaN: .*; score the pair again",
+    ),
+    (changed("label_probs", (2, 0), -0.1), r"row 3 \(pair_id 'c'\): label_probs hold a negative number"),
+    (changed("label_probs", (2, 0), 0.102), r"row 3 \(pair_id 'c'\): label_probs do not sum to 1"),
+    (changed("label_probs", (2, 0), np.inf), r"row 3 \(pair_id 'c'\): label_probs do not sum to 1"),
+    (changed("label_probs", 1, [1.5, -0.5, 0]), r"row 2 \(pair_id 'b'\): label_probs hold a negative number"),
+    (changed("verdict_probs", (0, 1, 2), np.nan), r"row 1 \(pair_id 'a'\): verdict_probs of 'brand' hold a NaN"),
+    (changed("verdict_probs", (2, 0), [-1, 2, 0]), r"row 3 .*: verdict_probs of 'category' hold a negative number"),
+    (changed("verdict_probs", (2, 0), 0), r"row 3 .*: verdict_probs of 'category' do not sum to 1"),
+    (replace(three(), pair_ids=("a", "b", "a")), r"row 3 \(pair_id 'a'\): the pair_id is in row 1 too; keep one"),
+    (replace(three(), rationales=("a", "b")), "3 pairs need"),
+    (replace(three(), evidence=((),) * 4), "3 pairs need"),
+    (replace(three(), label_probs=np.full((3, 2), 0.5)), r"of shapes \(3, 3\) and \(3, 2, 3\)"),
+    (replace(three(), verdict_probs=np.full((3, 3, 3), np.nan)), r"of shapes \(3, 3\) and \(3, 2, 3\)"),
+    *(
+        (replace(three(), evidence=((), (span,), ())), r"row 2 \(pair_id 'b'\): evidence Span.* needs 0 <= start < end")
+        for span in (Span("query", 3, 3, "brand"), Span("query", -1, 3, "brand"), Span("query", 0, 3, "size"))
+    ),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD)
+def test_bad_signals_are_refused_and_not_written(tmp_path, bad, message):
+    with pytest.raises(UserError, match=rf"^signals.*{message}") as error:
+        validate_signals(bad, LABELS, DIMENSIONS)
+    assert "\n" not in str(error.value)
+    path = tmp_path / "s.parquet"
+    with pytest.raises(UserError, match=rf"s\.parquet.*{message}"):
+        write_signals(path, bad, LABELS, DIMENSIONS)
+    assert not path.exists()
+
+
+def test_rounding_is_tolerated():
+    validate_signals(changed("label_probs", (2, 0), 0.1009), LABELS, DIMENSIONS)
+
+
+def test_other_labels_or_dimensions_are_refused(tmp_path):
+    path = tmp_path / "s.parquet"
+    write_signals(path, three(), LABELS, DIMENSIONS)
+    for labels in (LABELS[::-1], LABELS[:2], (*LABELS, "x")):
+        with pytest.raises(UserError, match=r"s\.parquet: the signals are for the labels .* run the score stage again"):
+            read_signals(path, labels, DIMENSIONS)
+    for dimensions in (DIMENSIONS[::-1], DIMENSIONS[:1], (*DIMENSIONS, "x")):
+        with pytest.raises(UserError, match=r"s\.parquet: the signals are for the dimensions \['category', 'brand'\]"):
+            read_signals(path, LABELS, dimensions)
+
+
+def rewrite(path, column, values):
+    """Puts other values into a table of signals, behind the back of `write_signals`."""
+    table = pq.read_table(path)
+    at = table.column_names.index(column)
+    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type)), path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("pair_id", ["a", "b", "b"], r" row 3 \(pair_id 'b'\): the pair_id is in row 2 too"),
+        ("label_probs", [[1, 0, 0], [1, 0], [0, 0, 1]], " row 2: label_probs must hold 3 numbers"),
+        ("label_probs", [[1, 0, 0], [1, 0, 0], None], " row 3: label_probs must hold 3 numbers"),
+        ("label_probs", [[1, 0, 0], [1, 0, 0], [1, None, 0]], r" row 3 \(pair_id 'c'\): label_probs hold a NaN"),
+        ("label_probs", [[1, 0, 0], [1, 0, 0], [1, 1, 0]], r" row 3 \(pair_id 'c'\): label_probs do not sum to 1"),
+        (
+            "verdict_probs",
+            [None, [[1, 0, 0]], None],
+            " row 2: verdict_probs must hold 3 numbers for each of 2 dimensions",
+        ),
+        ("verdict_probs", [None, None, [[1, 0], None]], " row 3: verdict_probs must hold 3 numbers"),
+        ("verdict_probs", [None, None, [[1, 0, None], None]], r" row 3 .*: verdict_probs of 'category' hold a NaN"),
+    ],
+)
+def test_spoilt_tables_are_refused_on_reading(tmp_path, column, values, message):
+    path = tmp_path / "s.parquet"
+    write_signals(path, three(), LABELS, DIMENSIONS)
+    rewrite(path, column, values)
+    with pytest.raises(UserError, match=rf"s\.parquet{message}"):
+        read_signals(path, LABELS, DIMENSIONS)
+
+
+def test_absent_evidence_and_rationales_are_empty(tmp_path):
+    path = tmp_path / "s.parquet"
+    write_signals(path, three(), LABELS, DIMENSIONS)
+    rewrite(path, "evidence", [None] * 3)
+    rewrite(path, "rationale", [None] * 3)
+    read = read_signals(path, LABELS, DIMENSIONS)
+    assert (read.evidence, read.rationales) == (((),) * 3, ("",) * 3)
+
+
+def test_a_table_that_does_not_say_its_labels(tmp_path):
+    path = tmp_path / "s.parquet"
+    write_signals(path, three(), LABELS, DIMENSIONS)
+    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    with pytest.raises(UserError, match=r"s\.parquet: the table does not say its labels"):
+        read_signals(path, LABELS, DIMENSIONS)
