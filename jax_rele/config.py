@@ -55,6 +55,10 @@ class Labels(_Section):
     def schema_(self) -> types.LabelSchema:
         return types.LabelSchema(self.names, self.gains, self.positive)
 
+    @property
+    def gain_maps_(self) -> dict[str, tuple[float, ...]]:
+        return self.gain_maps or {"gains": self.gains}
+
 
 class Splits(_Section):
     """Shares of the queries; a query is never in two splits. Rows that bring a `split` keep it."""
@@ -144,7 +148,16 @@ class Optimization(_Section):
     checkpoint_every: Positive = 100
     """Steps between checkpoints."""
     log_every: Positive = 20
-    """Steps between two lines of the metric logs."""
+    """Steps between two lines of the metric logs; divides `checkpoint_every`."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        # A resumed run starts at a checkpoint: its log windows must start there too to repeat an unbroken run's.
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every ({self.log_every})"
+            )
+        return self
 
 
 class Lora(_Section):
@@ -185,10 +198,8 @@ class Teacher(_Section):
     """Recompute activations in the backward pass instead of keeping them."""
     prompt_length: Positive = 72
     """Tokens of the prompt; longer ones lose the end of their item's texts."""
-    answer_length: Positive = 120
-    """Tokens of the rationale; longer ones lose values."""
     value_length: Positive = 8
-    """Tokens of one dimension's values in a written rationale."""
+    """Tokens of one dimension's values of one side in a rationale; longer ones are cut."""
     order: Literal["rationale_first", "label_first", "label_only"] = "label_first"
     """What the teacher writes first. Which order judges better is a question to measure, not to assume."""
     lora: Lora = Lora()

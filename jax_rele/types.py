@@ -49,9 +49,7 @@ class LabelSchema:
             raise ValueError(f"gains must lie in [0, 1], got {list(self.gains)}")
         unknown = [name for name in self.positive if name not in self.names]
         if unknown or not 0 < len(set(self.positive)) < len(self.names):
-            raise ValueError(
-                f"positive must name some but not all of {list(self.names)}, got {list(self.positive)}"
-            )
+            raise ValueError(f"positive must name some but not all of {list(self.names)}, got {list(self.positive)}")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -1,6 +1,7 @@
 """Pure-functional Flax Linen models: the decoder teacher, the encoder, and the two students."""
 
 from jax_rele.models.attention import Mask, attention, rotary
+from jax_rele.models.build import build_student, build_teacher
 from jax_rele.models.decoder import Decoder, DecoderConfig
 from jax_rele.models.encoder import Encoder, EncoderConfig
 from jax_rele.models.lora import LoraSpec, merge
@@ -16,6 +17,8 @@ __all__ = [
     "Mask",
     "TwoTower",
     "attention",
+    "build_student",
+    "build_teacher",
     "merge",
     "rotary",
 ]

@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["query_positions", "key_positions", "key_valid"], meta_fields=["causal"])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["query_positions", "key_positions", "key_valid"],
+    meta_fields=["causal"],
+)
 @dataclass(frozen=True)
 class Mask:
     """Which keys a query may attend to.

@@ -91,9 +91,7 @@ class TwoTower(nn.Module):
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("dimension", "head"))
         self.verdict_bias = self.param("verdict_bias", bias_init, (self.dimensions, len(VERDICTS)))
 
-    def encode(
-        self, tokens: jax.Array, valid: jax.Array, token_type: int, *, deterministic: bool = True
-    ) -> jax.Array:
+    def encode(self, tokens: jax.Array, valid: jax.Array, token_type: int, *, deterministic: bool = True) -> jax.Array:
         """[B, L] tokens of one side -> [B, E] unit vectors; `token_type` 0 for queries, 1 for items."""
         types = jnp.full_like(tokens, token_type)
         x = self.tower(tokens, types, valid, deterministic=deterministic)

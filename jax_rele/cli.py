@@ -1,0 +1,168 @@
+"""The command line: `jax-rele run | STAGE | predict | explain`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_origin
+
+import pydantic
+import tyro
+import yaml
+
+from jax_rele import config as configs
+from jax_rele.errors import UserError
+from jax_rele.types import ITEM_FIELDS, Item
+
+STAGES = {
+    "prepare": "read, check and split the pairs; train the tokenizers",
+    "annotate": "write rationales for the labelled pairs",
+    "adapt": "train the teacher's base on catalogue text and crossed pairs",
+    "finetune": "LoRA fine-tuning of the teacher on the rationales",
+    "score": "the teacher's signals for labelled and unlabelled pairs",
+    "distill": "train the students",
+    "evaluate": "figures and report",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns the exit status: 0, 2 for a user's mistake, 130 for an interruption."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        # Item texts hold any script; a terminal in another encoding must not end the run.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        _dispatch(arguments)
+    except UserError as error:
+        print(f"jax-rele: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jax-rele: interrupted; the same command goes on from where it was", file=sys.stderr)
+        return 130
+    except SystemExit as stop:  # argparse and tyro, after --help or a wrong option
+        return stop.code if isinstance(stop.code, int) else 2
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    command = arguments[0] if arguments else "--help"
+    if command == "run" or command in STAGES:
+        # The options are the config's own fields, so they are read apart from argparse.
+        config = _read_config(command, arguments[1:])
+        from jax_rele import pipeline
+
+        return pipeline.run(config, tuple(pipeline.STAGES) if command == "run" else (command,))
+    parsed = _parser().parse_args(arguments if arguments else ["--help"])
+    from jax_rele import commands
+
+    if parsed.command == "predict":
+        return commands.predict(parsed.run, parsed.model, parsed.input, parsed.output, embeddings=parsed.embeddings)
+    texts = {field: getattr(parsed, field) or "" for field in ITEM_FIELDS}
+    return commands.explain(parsed.run, parsed.query, Item("", **texts))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jax-rele",
+        description="Explainable LLM relevance for e-commerce search, distilled into deployable students.",
+        epilog="`jax-rele run --help` explains every field of the config.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in {"run": "all stages of a config, in order", **STAGES}.items():
+        commands.add_parser(name, help=text)
+    predict = commands.add_parser("predict", help="score a file of pairs", description="Scores a file of pairs.")
+    predict.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, e.g. runs/demo")
+    predict.add_argument(
+        "--model",
+        required=True,
+        choices=("teacher", "cross_encoder", "two_tower"),
+        help="students are those of the recipe mkd",
+    )
+    predict.add_argument("--input", required=True, metavar="PAIRS", help="JSONL, CSV, TSV or Parquet file of pairs")
+    predict.add_argument("--output", required=True, type=Path, metavar="SCORES.parquet", help="file to write")
+    predict.add_argument("--embeddings", action="store_true", help="write the two-tower's embeddings too")
+    explain = commands.add_parser("explain", help="explain one pair", description="Explains one pair.")
+    explain.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, e.g. runs/demo")
+    explain.add_argument("--query", required=True, help="what was typed")
+    for field in ITEM_FIELDS:
+        explain.add_argument(f"--{field}", required=field == "title", help=f"the item's {field}")
+    return parser
+
+
+def _read_config(command: str, arguments: list[str]) -> configs.Config:
+    """CONFIG.yaml and what `--path.to.field VALUE` changes in it."""
+    path = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if "--help" in arguments or "-h" in arguments:
+        _print_help(command, path)
+    if path is None:
+        raise UserError(f"{command} needs a config file: jax-rele {command} CONFIG.yaml [--path.to.field VALUE ...]")
+    config = configs.load(path)
+    overrides = _overrides(arguments[1:])
+    if not overrides:
+        return config
+    values = config.model_dump(mode="json")
+    for option, given in overrides.items():
+        _put(values, option, given)
+    return configs.from_dict(values, "command line")
+
+
+def _print_help(command: str, path: str | None) -> None:
+    print(f"usage: jax-rele {command} {path or 'CONFIG.yaml'} [--path.to.field VALUE ...]\n")
+    default = configs.load(path) if path else configs.Config()
+    tyro.cli(
+        configs.Config,
+        prog=f"jax-rele {command} {path or 'CONFIG.yaml'}",
+        default=default,
+        args=["--help"],
+        config=(tyro.conf.FlagConversionOff,),
+        use_underscores=True,
+    )
+
+
+def _overrides(arguments: list[str]) -> dict[str, list[str]]:
+    """`--a.b 1 --c x y` or `--a.b=1` -> {"a.b": ["1"], "c": ["x", "y"]}."""
+    overrides: dict[str, list[str]] = {}
+    option = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            option, equals, value = argument[2:].partition("=")
+            overrides[option] = [value] if equals else []
+        elif option is None:
+            raise UserError(f"command line: {argument!r} stands without an option; write --path.to.field {argument}")
+        else:
+            overrides[option].append(argument)
+    return overrides
+
+
+def _put(values: dict[str, Any], option: str, given: list[str]) -> None:
+    """Sets one field in the nested dict of a config; values are read as YAML."""
+    try:
+        read = [yaml.safe_load(value) for value in given]
+    except yaml.YAMLError:
+        raise UserError(
+            f"command line: --{option}: {' '.join(given)!r} is not a YAML value; put it in quotes"
+        ) from None
+    node, section, parts = values, configs.Config, option.split(".")
+    for place, part in enumerate(parts):
+        field = section.model_fields.get(part)
+        if field is None:
+            raise UserError(
+                f"command line: --{option}: unknown key; {'.'.join(parts[:place]) or 'the config'} has "
+                f"{', '.join(section.model_fields)}"
+            )
+        if place == len(parts) - 1:
+            if not read:
+                raise UserError(f"command line: --{option} needs a value")
+            is_list = get_origin(field.annotation) is tuple
+            one = read[0] if len(read) == 1 and not (is_list and not isinstance(read[0], list)) else read
+            node[part] = one
+            return
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel)):
+            raise UserError(f"command line: --{option}: {'.'.join(parts[: place + 1])} has no fields of its own")
+        node, section = node[part], field.annotation
+
+
+if __name__ == "__main__":
+    sys.exit(main())

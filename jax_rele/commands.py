@@ -1,0 +1,125 @@
+"""predict and explain: what a finished run's models say of new pairs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jax_rele import pipeline
+from jax_rele.config import Config
+from jax_rele.data import read_pairs, write_quarantine, write_table
+from jax_rele.errors import UserError
+from jax_rele.inference import judge, label_probs
+from jax_rele.inference import predict as predict_student
+from jax_rele.progress import pairs_bar
+from jax_rele.rationale import ParseFailure
+from jax_rele.stages import artefacts
+from jax_rele.types import VERDICTS, Item, Pair
+
+MODELS = ("teacher", "cross_encoder", "two_tower")
+
+
+def main_recipe(config: Config) -> str:
+    """The recipe of the students that `predict` uses: `mkd` where the run trained it, otherwise the last one."""
+    recipes = config.distill.recipes
+    return "mkd" if "mkd" in recipes else recipes[-1]
+
+
+def predict(run_dir: Path, model: str, input_path: str, output_path: Path, *, embeddings: bool = False) -> None:
+    """Scores a file of pairs by one model of a run.
+
+    Writes one row per pair in input order: `pair_id`, `score` (expected gain), one probability per label, and for the
+    two-tower on request `query_embedding` and `item_embedding`. Bad rows go to `<output>.quarantine.parquet`.
+
+    Args:
+      run_dir: folder of a finished run.
+      model: one of `MODELS`.
+      input_path: pairs in the documented format, or with the names that the run's config maps; labels are not read.
+      output_path: Parquet file to write.
+      embeddings: whether to write the embeddings.
+
+    Raises:
+      UserError: bad input, an unfinished run, or embeddings of a model that has none.
+    """
+    config = pipeline.read_config(run_dir)
+    if embeddings and model != "two_tower":
+        raise UserError(f"--embeddings: the {model} has no embeddings of query and item; use --model two_tower")
+    if output_path.suffix != ".parquet":
+        raise UserError(f"{output_path}: the output is a Parquet file; give a name that ends in .parquet")
+    if not output_path.resolve().parent.is_dir():
+        raise UserError(f"{output_path.resolve().parent}: no such folder to write to; create it first")
+    pairs, bad = read_pairs(input_path, label_names=config.labels.names, fields=config.data.fields, for_prediction=True)
+    columns, types = {}, {}
+    with pairs_bar(f"predict {model}", len(pairs)) as advance:
+        if model == "teacher":
+            probs = judge(artefacts.load_teacher(config, run_dir), pairs, write=False, progress=advance).label_probs
+        else:
+            student = artefacts.load_student(config, run_dir, model, main_recipe(config))
+            outputs = predict_student(student, pairs, progress=advance)
+            probs = label_probs(outputs)
+            if embeddings:
+                for name in ("query_embedding", "item_embedding"):
+                    columns[name] = list(np.asarray(getattr(outputs, name)))
+                    types[name] = pa.list_(pa.float32())
+    schema = config.labels.schema_
+    head = {"pair_id": [pair.pair_id for pair in pairs], "score": schema.expected_gain(probs)}
+    head |= {name: probs[:, place].astype(np.float64) for place, name in enumerate(schema.names)}
+    fields = [("pair_id", pa.string()), ("score", pa.float64()), *((name, pa.float64()) for name in schema.names)]
+    write_table(output_path, {**head, **columns}, pa.schema(fields + list(types.items())))
+    print(f"{output_path}: {len(pairs)} pairs")
+    quarantine = output_path.with_suffix(".quarantine.parquet")
+    if bad:
+        write_quarantine(quarantine, bad)
+        print(f"{quarantine}: {len(bad)} bad rows set aside, the first is row {bad[0].row}: {bad[0].reason}")
+    elif quarantine.exists():
+        os.remove(quarantine)  # of an earlier input
+
+
+def explain(run_dir: Path, query: str, item: Item) -> None:
+    """Prints the teacher's rationale, every student's verdicts and every model's distribution for one pair."""
+    config = pipeline.read_config(run_dir)
+    if not query.strip() or not item.title.strip():
+        raise UserError("--query and --title must not be empty")
+    schema, pair = config.labels.schema_, Pair("explain", query.strip(), item)
+    teacher = artefacts.load_teacher(config, run_dir)
+    judged = judge(teacher, [pair], write=teacher.order != "label_only")
+    probs, verdicts = {"teacher": judged.label_probs[0]}, {}
+    for name in config.distill.students:
+        for recipe in config.distill.recipes:
+            outputs = predict_student(artefacts.load_student(config, run_dir, name, recipe), [pair])
+            probs[f"{name}:{recipe}"] = label_probs(outputs)[0]
+            if recipe in ("cot_kd", "mkd"):
+                verdicts[f"{name}:{recipe}"] = np.asarray(outputs.verdict_logits)[0].argmax(axis=-1)
+
+    console = Console()
+    console.print(f"[bold]{escape(pair.query)}[/]")
+    for field, text in item.texts(config.data.item_fields):
+        console.print(f"{field}: {escape(text)}")
+    console.print()
+    found = judged.rationales[0]
+    if teacher.order == "label_only":
+        console.print("The teacher of this run gives a label without a rationale (teacher.order: label_only).")
+    elif isinstance(found, ParseFailure):
+        console.print(f"The teacher's rationale does not parse: {escape(found.reason)}\n{escape(judged.texts[0])}")
+    else:
+        rationale = Table("dimension", "query", "item", "teacher", *verdicts, title="rationale", title_justify="left")
+        for place, comparison in enumerate(found.comparisons):
+            rationale.add_row(
+                escape(comparison.dimension),
+                escape("; ".join(comparison.query_values)),
+                escape("; ".join(comparison.item_values)),
+                comparison.verdict,
+                *(VERDICTS[chosen[place]] for chosen in verdicts.values()),
+            )
+        console.print(rationale)
+        console.print(f"label: {escape(found.label)}\n")
+    scores = Table("model", "score", *schema.names, title="scores (expected gain, distribution)", title_justify="left")
+    for name, row in probs.items():
+        scores.add_row(name, f"{schema.expected_gain(row):.3f}", *(f"{p:.3f}" for p in row))
+    console.print(scores)

@@ -1,0 +1,176 @@
+"""The stages in order: what is finished is skipped, what is half-finished goes on, what belongs to another config is refused."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from jax_rele.config import Config, digest, flatten, load
+from jax_rele.errors import UserError
+from jax_rele.stages import adapt, annotate, distill, evaluate, finetune, prepare, score
+
+STAGES: dict[str, ModuleType] = {
+    "prepare": prepare,
+    "annotate": annotate,
+    "adapt": adapt,
+    "finetune": finetune,
+    "score": score,
+    "distill": distill,
+    "evaluate": evaluate,
+}
+"""Each has `run(config, run_dir) -> counts`, `NEEDS` (earlier stages that it reads) and `READS` (config sections)."""
+
+PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
+MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+
+
+def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print) -> None:
+    """Runs stages in order under `config.run_dir`.
+
+    Args:
+      config: the run.
+      names: which stages; by default all.
+      say: receives one line per stage.
+
+    Raises:
+      UserError: a stage's folder belongs to another config or other inputs, an earlier stage is missing, another process
+        is at work on the run, or a stage was given bad input. What finished stages wrote is never touched.
+    """
+    run_dir = config.run_dir
+    with _lock(run_dir):
+        for name in STAGES:
+            _refuse_other(config, run_dir, name)
+        _write_atomically(run_dir / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        for name in names:
+            _run_stage(config, run_dir, name, say)
+
+
+def read_config(run_dir: Path) -> Config:
+    """The config of a run's folder. Raises UserError where the folder is not a run's."""
+    if not (run_dir / CONFIG).is_file():
+        raise UserError(f"{run_dir}: not a run folder ({CONFIG} is missing); give the folder that `jax-rele run` wrote")
+    return load(run_dir / CONFIG)
+
+
+def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
+    stage, directory = STAGES[name], run_dir / name
+    manifest = _read_manifest(run_dir, name)
+    if manifest and manifest["status"] == "finished":
+        say(f"{name:9} finished before in {manifest['wall_seconds']:.0f} s, nothing to do")
+        return
+    for needed in stage.NEEDS:
+        if (earlier := _read_manifest(run_dir, needed)) is None or earlier["status"] != "finished":
+            raise UserError(f"{name} needs the stage {needed}, which has not finished in {run_dir}; run it first")
+    say(f"{name:9} {'goes on' if manifest else 'starts'}")
+    directory.mkdir(parents=True, exist_ok=True)
+    manifest = {
+        "stage": name,
+        "status": "running",
+        "config_hash": digest(_sections(config, stage)),
+        "config": _sections(config, stage),
+        "inputs": _inputs(config, run_dir, stage),
+        "packages": {package: metadata.version(package) for package in PACKAGES},
+        # Time of earlier, interrupted attempts counts.
+        "wall_seconds": manifest["wall_seconds"] if manifest else 0.0,
+    }
+    start, before = time.perf_counter(), manifest["wall_seconds"]
+    _write_manifest(directory, manifest)
+    try:
+        counts = stage.run(config, run_dir)
+    except BaseException:
+        _write_manifest(directory, {**manifest, "wall_seconds": before + time.perf_counter() - start})
+        raise
+    seconds = before + time.perf_counter() - start
+    _write_manifest(directory, {**manifest, "status": "finished", "counts": counts, "wall_seconds": seconds})
+    told = ", ".join(f"{key} {value}" for key, value in flatten(counts).items())
+    say(f"{name:9} finished in {seconds:.0f} s" + (f": {told}" if told else ""))
+
+
+def _refuse_other(config: Config, run_dir: Path, name: str) -> None:
+    """Raises UserError where the stage's folder was written, or begun, with another config or other inputs."""
+    stage, directory = STAGES[name], run_dir / name
+    manifest = _read_manifest(run_dir, name)
+    if manifest is None:
+        return
+    old, new = flatten(manifest["config"]), flatten(_sections(config, stage))
+    changed = [
+        f"{path} is {new.get(path)!r}, was {old.get(path)!r}"
+        for path in sorted({*old, *new})
+        if old.get(path) != new.get(path)
+    ]
+    inputs = _inputs(config, run_dir, stage)
+    changed += [
+        f"its input {key} has changed" for key in inputs if inputs[key] != manifest["inputs"].get(key, inputs[key])
+    ]
+    if changed:
+        more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
+        raise UserError(
+            f"{directory} belongs to another config: {'; '.join(changed[:2])}{more}. Choose another `name`, or delete "
+            "that folder and those of the stages after it"
+        )
+
+
+def _sections(config: Config, stage: ModuleType) -> dict[str, Any]:
+    values = config.model_dump(mode="json")
+    return {section: values[section] for section in stage.READS}
+
+
+def _inputs(config: Config, run_dir: Path, stage: ModuleType) -> dict[str, str]:
+    """Hashes of what a stage reads: its external files, and the lineage of each earlier stage that is there."""
+    inputs = dict(stage.external_inputs(config)) if hasattr(stage, "external_inputs") else {}
+    for needed in stage.NEEDS:
+        if (manifest := _read_manifest(run_dir, needed)) is not None:
+            inputs[needed] = digest([manifest["config_hash"], manifest["inputs"]])
+    return inputs
+
+
+def _read_manifest(run_dir: Path, name: str) -> dict[str, Any] | None:
+    path = run_dir / name / MANIFEST
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        if {"status", "config", "config_hash", "inputs", "wall_seconds"} <= manifest.keys():
+            return manifest
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError, OSError):
+        pass
+    raise UserError(f"{path}: damaged; delete the folder {path.parent} to run its stage again")
+
+
+def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    _write_atomically(directory / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, "utf-8")
+    os.replace(temporary, path)
+
+
+@contextmanager
+def _lock(run_dir: Path) -> Iterator[None]:
+    """One process at a time per run folder; the lock goes with the process, however it ends."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{run_dir}: cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{run_dir}: another process is at work on this run; wait for it or choose another name"
+            ) from None
+        yield

@@ -1,0 +1,151 @@
+"""When two texts say the same thing: words, their normal form, and where a phrase stands in a text.
+
+The normal form of a word ignores case, accents, compatibility forms (full width, ligatures, fractions), apostrophes,
+possessive and plural endings, and the spelling of units and of a few words. The key of a text joins its words without
+spaces, so `T-shirts`, `t shirt` and `TShirt` have one key; numbers stay apart from one another. Leading articles and a
+leading `for` do not count.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+# Chinese and Japanese are written without spaces: each of their characters is a word. Combining marks belong to the
+# letter before them; `word` masks them all as U+0300 first.
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff"
+_LETTERS = rf"(?:[^\W_{_UNSPACED}]|\u0300)+"
+_WORD = re.compile(
+    rf"[{_UNSPACED}]\u0300*"
+    # 9.5, 1/2 and 1,000 are one word; so are men's and 12", where the quote is inches.
+    rf"|{_LETTERS}(?:(?:(?<=\d)(?:[./]|,(?=\d{{3}}(?!\d)))(?=\d)|['’](?=[^\W_{_UNSPACED}])){_LETTERS})*(?:(?<=\d)[\"”″])?"
+)
+_APOSTROPHES = re.compile("['’]")
+_POSSESSIVE = re.compile("['’]s?$")
+_NUMBER_UNIT = re.compile(r"(\d[\d./]*)([^\W\d_]+|[\"”″])")
+_LEADING = frozenset({"the", "a", "an", "for"})
+
+_SPELLINGS = {
+    "colour": "color",
+    "grey": "gray",
+    "jewellery": "jewelry",
+    "aluminium": "aluminum",
+    "silicon": "silicone",
+    "wooden": "wood",
+    "men": "man",
+    "women": "woman",
+    "children": "child",
+    "feet": "foot",
+    "teeth": "tooth",
+    "mice": "mouse",
+    "knive": "knife",
+    "leave": "leaf",
+    "shelve": "shelf",
+    "ft": "foot",
+    "lb": "pound",
+    "lbs": "pound",
+    "oz": "ounce",
+    "gal": "gallon",
+    "yr": "year",
+    "pc": "piece",
+    "pcs": "piece",
+    "pk": "pack",
+}
+# `in` is a unit only right after a number: as a word of its own it is a preposition.
+_UNITS = {'"': "inch", "”": "inch", "″": "inch", "in": "inch", "ins": "inch"}
+
+
+class Word(NamedTuple):
+    """A word of a text: its normal form and its characters [start, end) in the original text."""
+
+    norm: str
+    start: int
+    end: int
+
+
+@lru_cache(maxsize=1 << 17)
+def normalize_word(word: str) -> str:
+    """The normal form of one word; empty where nothing but marks is left."""
+    word = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", word).casefold())
+    word = _APOSTROPHES.sub("", _POSSESSIVE.sub("", word))
+    word = "".join(c for c in word.replace("\u2044", "/") if not "\u0300" <= c <= "\u036f" and c != ",")
+    measured = _NUMBER_UNIT.fullmatch(word)
+    if measured:
+        number, unit = measured.groups()
+        return number + (_UNITS.get(unit) or _singular(unit))
+    return _singular(word)
+
+
+def words(text: str) -> list[Word]:
+    """The words of a text, in order; offsets are those of the original characters."""
+    masked = text
+    if not text.isascii():
+        masked = "".join("\u0300" if unicodedata.category(c).startswith("M") else c for c in text)
+    found = (Word(normalize_word(text[m.start() : m.end()]), m.start(), m.end()) for m in _WORD.finditer(masked))
+    return [word for word in found if word.norm]
+
+
+def join(norms: Sequence[str]) -> str:
+    """The key of a run of normal forms: joined without spaces, but two digits never meet."""
+    key = ""
+    for norm in norms:
+        key += "_" + norm if key[-1:].isdigit() and norm[0].isdigit() else norm
+    return key
+
+
+def key(text: str) -> str:
+    """What a text is compared by; empty for a text without words."""
+    return join([word.norm for word in content(words(text))])
+
+
+def content(found: Sequence[Word]) -> Sequence[Word]:
+    """The words without leading articles and `for`, unless there are no others."""
+    for position, word in enumerate(found):
+        if word.norm not in _LEADING:
+            return found[position:]
+    return found
+
+
+def runs(found: Sequence[Word], wanted: str) -> Iterator[tuple[int, int]]:
+    """The [start, end) word positions of every run of words whose key is `wanted`."""
+    for start, word in enumerate(found):
+        if not wanted.startswith(word.norm):
+            continue
+        joined = ""
+        for end in range(start, len(found)):
+            joined = join([joined, found[end].norm]) if joined else found[end].norm
+            # A run that begins with an article has another key than its joined words: `a x` is not `ax`.
+            if joined == wanted and join([word.norm for word in content(found[start : end + 1])]) == wanted:
+                yield start, end + 1
+            if not wanted.startswith(joined):
+                break
+
+
+def longest_first(hits: Iterable[tuple[int, int, T]]) -> list[tuple[int, int, T]]:
+    """The (start, end, what) hits that are left when those that overlap a better one go, in text order.
+
+    The longer hit (in words) is better, then the earlier one in `hits`.
+    """
+    taken: set[int] = set()
+    kept = []
+    for start, end, what in sorted(hits, key=lambda hit: hit[0] - hit[1]):
+        if taken.isdisjoint(range(start, end)):
+            taken.update(range(start, end))
+            kept.append((start, end, what))
+    return sorted(kept, key=lambda hit: hit[0])
+
+
+def _singular(word: str) -> str:
+    if len(word) > 3 and word.isalpha():
+        if word.endswith("ies") and len(word) > 4:
+            word = word[:-3] + "y"
+        elif word.endswith(("sses", "shes", "ches", "xes", "zzes")):
+            word = word[:-2]
+        elif word.endswith("s") and not word.endswith(("ss", "us", "is")):
+            word = word[:-1]
+    return _SPELLINGS.get(word, word)

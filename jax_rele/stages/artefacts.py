@@ -1,0 +1,158 @@
+"""What stages leave for one another, and how a run's models are loaded from it.
+
+prepare/   pairs.parquet  unlabelled.parquet  quarantine.parquet  teacher_tokenizer/  student_tokenizer/
+annotate/  rationales.parquet  quality.json
+adapt/     base/                                   finetune/  lora/
+score/     shards/*.parquet  signals.parquet
+distill/   STUDENT/RECIPE/variables/
+evaluate/  metrics.json  predictions.parquet  rationales.parquet  report.html  table.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from transformers import PreTrainedTokenizerBase
+
+from jax_rele.config import Config
+from jax_rele.data import read_pairs_table, read_signals, read_table
+from jax_rele.data.tokenizer import load_tokenizer
+from jax_rele.errors import UserError
+from jax_rele.inference import Student, Teacher, encode_inputs
+from jax_rele.losses import recipe
+from jax_rele.models import Decoder, build_student, build_teacher
+from jax_rele.rationale import parse
+from jax_rele.training import abstract, make_mesh
+from jax_rele.training.checkpoint import load_variables
+from jax_rele.types import Item, Pair, Rationale, Signals
+
+PAIRS = "prepare/pairs.parquet"
+UNLABELLED = "prepare/unlabelled.parquet"
+QUARANTINE = "prepare/quarantine.parquet"
+TEACHER_TOKENIZER = "prepare/teacher_tokenizer"
+STUDENT_TOKENIZER = "prepare/student_tokenizer"
+RATIONALES = "annotate/rationales.parquet"
+QUALITY = "annotate/quality.json"
+BASE = "adapt/base"
+LORA = "finetune/lora"
+SIGNALS = "score/signals.parquet"
+METRICS = "evaluate/metrics.json"
+REPORT = "evaluate/report.html"
+
+
+def load_pairs(run_dir: Path, split: str) -> list[Pair]:
+    """The labelled pairs of a split."""
+    return [pair for pair in read_pairs_table(run_dir / PAIRS) if pair.split == split and pair.label is not None]
+
+
+def load_rationales(run_dir: Path) -> dict[str, Rationale]:
+    """The annotator's rationales by `pair_id`."""
+    rows = read_table(run_dir / RATIONALES).to_pylist()
+    return {row["pair_id"]: parse(row["text"]) for row in rows}
+
+
+def load_signals(config: Config, run_dir: Path) -> Signals:
+    """The teacher's signals."""
+    return read_signals(run_dir / SIGNALS, config.labels.names, config.rationale.dimensions)
+
+
+def student_dir(run_dir: Path, student: str, recipe_name: str) -> Path:
+    """Where `distill` leaves a student."""
+    return run_dir / "distill" / student / recipe_name
+
+
+# ---- teacher
+
+
+def teacher_model(config: Config, run_dir: Path) -> tuple[Decoder, PreTrainedTokenizerBase]:
+    """The teacher's decoder, without weights, and its tokenizer."""
+    tokenizer = load_tokenizer(run_dir / TEACHER_TOKENIZER)
+    return build_teacher(config.teacher, len(tokenizer)), tokenizer
+
+
+def init_decoder(model: Decoder):
+    """rng -> the decoder's variables."""
+    return lambda rng: model.init(rng, jnp.zeros((1, 8), jnp.int32))
+
+
+def load_base(model: Decoder, run_dir: Path, mesh: jax.sharding.Mesh) -> dict:
+    """The frozen base parameters, on the mesh."""
+    return load_variables(run_dir / BASE, abstract(init_decoder(model), mesh, jax.random.key(0), collection="params"))
+
+
+def load_teacher(config: Config, run_dir: Path) -> Teacher:
+    """The fine-tuned teacher, ready to judge."""
+    mesh = make_mesh(config.mesh)
+    model, tokenizer = teacher_model(config, run_dir)
+    base = load_base(model, run_dir, mesh)
+    lora = load_variables(run_dir / LORA, abstract(init_decoder(model), mesh, jax.random.key(0), collection="lora"))
+    return Teacher(
+        model=model,
+        variables={**base, **lora},
+        tokenizer=tokenizer,
+        schema=config.labels.schema_,
+        dimensions=config.rationale.dimensions,
+        fields=config.data.item_fields,
+        order=config.teacher.order,
+        prompt_length=config.teacher.prompt_length,
+        value_length=config.teacher.value_length,
+        batch_size=config.score.batch_size,
+    )
+
+
+# ---- students
+
+
+def student_model(config: Config, run_dir: Path, name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """A student without weights, and its tokenizer."""
+    tokenizer = load_tokenizer(run_dir / STUDENT_TOKENIZER)
+    labels, dimensions = len(config.labels.names), len(config.rationale.dimensions)
+    return build_student(name, config.student, len(tokenizer), labels, dimensions), tokenizer
+
+
+def student_inputs(config: Config, model: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> dict:
+    """The student's keyword arguments for these pairs."""
+    lengths = config.student.query_length, config.student.item_length
+    return encode_inputs(model, tokenizer, pairs, config.data.item_fields, *lengths)
+
+
+def init_student(config: Config, model: nn.Module, tokenizer: PreTrainedTokenizerBase):
+    """rng -> the student's variables."""
+    inputs = student_inputs(config, model, tokenizer, [Pair("", "query", Item("", "title"))])
+    return lambda rng: model.init(rng, **inputs)
+
+
+def load_student(config: Config, run_dir: Path, name: str, recipe_name: str) -> Student:
+    """A trained student, ready to predict. Raises UserError where the run has none of that name and recipe."""
+    directory = student_dir(run_dir, name, recipe_name)
+    if not directory.is_dir():
+        raise UserError(
+            f"{directory}: no such student; `distill.students` and `distill.recipes` say which a run trains"
+        )
+    model, tokenizer = student_model(config, run_dir, name)
+    target = abstract(
+        init_student(config, model, tokenizer), make_mesh(config.mesh), jax.random.key(0), collection="params"
+    )
+    return Student(
+        model=model,
+        variables=load_variables(directory / "variables", target),
+        tokenizer=tokenizer,
+        fields=config.data.item_fields,
+        query_length=config.student.query_length,
+        item_length=config.student.item_length,
+        batch_size=config.score.batch_size,
+    )
+
+
+def student_objective(config: Config, name: str, recipe_name: str):
+    """The loss of a recipe for a student."""
+    return recipe(
+        recipe_name,
+        gains=config.labels.gains,
+        temperature=config.distill.temperature,
+        evidence=name == "cross_encoder",
+    )

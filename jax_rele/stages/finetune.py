@@ -1,0 +1,46 @@
+"""finetune: LoRA on the rationales of the labelled pairs, over the frozen base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jax_rele.config import Config
+from jax_rele.data.encoding import AnswerEncoder, encode_prompts, language_rows
+from jax_rele.data.loader import batches
+from jax_rele.inference import compile_program
+from jax_rele.rationale import grammar
+from jax_rele.stages import artefacts
+from jax_rele.stages.adapt import language_loss, row_length
+from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, shard_step, train
+from jax_rele.training.checkpoint import clear, save_variables
+
+NEEDS = ("prepare", "annotate", "adapt")
+READS = ("seed", "mesh", "labels", "data", "rationale", "teacher", "finetune")
+
+
+def run(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Trains and writes the adapters; the loss is on the completion only."""
+    model, tokenizer = artefacts.teacher_model(config, run_dir)
+    pairs = artefacts.load_pairs(run_dir, "train")
+    rationales = artefacts.load_rationales(run_dir)
+    encoder = AnswerEncoder(tokenizer, config.teacher.order, config.teacher.value_length)
+    # Words that the scores could not tell apart must be found before the training, not after it.
+    template = grammar.template(config.rationale.dimensions, config.teacher.order)
+    compile_program(tokenizer, encoder, template, [grammar.escape(name) for name in config.labels.names])
+
+    prompts = encode_prompts(tokenizer, pairs, config.data.item_fields, config.teacher.prompt_length)
+    answers = [encoder(rationales[pair.pair_id]) for pair in pairs]
+    rows = language_rows(prompts, answers, row_length(prompts, answers), tokenizer.pad_token_id)
+    optimization = config.finetune.optimization
+    data = batches({"inputs": {"tokens": rows.pop("tokens")}, **rows}, optimization.batch_size, config.seed)
+
+    mesh, tx = make_mesh(config.mesh), make_optimizer(optimization)
+    base = artefacts.load_base(model, run_dir, mesh)
+    state = init_state(artefacts.init_decoder(model), "lora", base, tx, mesh, config.seed)
+    step = shard_step(make_train_step(model.apply, language_loss(), tx, seed=config.seed), mesh, state)
+    directory = run_dir / "finetune"
+    state = train(step, state, data, config=optimization, mesh=mesh, directory=directory, title="finetune")
+    save_variables(run_dir / artefacts.LORA, state.trainable)
+    clear(directory / "checkpoints")
+    return {"pairs": len(pairs), "steps": optimization.steps}

@@ -1,0 +1,35 @@
+"""Pure steps, sharding put on from outside, checkpoints, and the loop."""
+
+from jax_rele.training.loop import train
+from jax_rele.training.optimizer import learning_rate, make_optimizer
+from jax_rele.training.sharding import (
+    AXES,
+    RULES,
+    abstract,
+    born_sharded,
+    init_state,
+    make_mesh,
+    place,
+    shard_step,
+    use,
+)
+from jax_rele.training.state import TrainState, create_state
+from jax_rele.training.step import make_train_step
+
+__all__ = [
+    "AXES",
+    "RULES",
+    "TrainState",
+    "abstract",
+    "born_sharded",
+    "create_state",
+    "init_state",
+    "learning_rate",
+    "make_mesh",
+    "make_optimizer",
+    "make_train_step",
+    "place",
+    "shard_step",
+    "train",
+    "use",
+]

@@ -1,0 +1,93 @@
+"""Orbax checkpoints of a run (state and data iterator together) and of finished variables."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from jax_rele.errors import UserError
+from jax_rele.training.state import TrainState
+
+STATE, DATA = "state", "data"
+
+# Orbax logs every save at INFO and warns of defaults that are meant; the run's own logs say what a user needs.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def open_checkpoints(directory: Path, every: int, keep: int = 2) -> ocp.training.Checkpointer:
+    """A context manager over `directory/<step>/`; saves every `every` steps and keeps the last `keep`.
+
+    A checkpoint is written under a temporary name and renamed, so a killed run leaves only whole ones.
+    """
+    return ocp.training.Checkpointer(
+        directory.resolve(),
+        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
+        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        cleanup_tmp_directories=True,
+    )
+
+
+def _learned(state: TrainState) -> dict[str, Any]:
+    # Frozen variables are somebody else's artefact: a LoRA checkpoint holds adapters, not the base.
+    return {"step": state.step, "trainable": state.trainable, "opt_state": state.opt_state}
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, iterator: Any) -> None:
+    """Saves what has learned and where the data iterator stands, if the step is due."""
+    checkpoints.save_checkpointables(step, {STATE: _learned(state), DATA: iterator})
+
+
+def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator: Any) -> TrainState:
+    """The latest checkpoint in the shardings of `state`; `iterator` is moved to where it stood.
+
+    Returns `state` itself where there is none. Raises UserError for a checkpoint that cannot be read.
+    """
+    latest = checkpoints.latest
+    if latest is None:
+        return state
+    path = Path(str(checkpoints.directory)) / str(latest.step)
+    try:
+        loaded = checkpoints.load_checkpointables(latest.step, {STATE: _abstract(_learned(state)), DATA: iterator})
+    except Exception as error:
+        raise UserError(
+            f"{path}: damaged checkpoint ({_one_line(error)}); delete this folder to go on from the one before"
+        ) from None
+    return dataclasses.replace(state, **loaded[STATE])
+
+
+def save_variables(path: Path, variables: Any) -> None:
+    """Writes variable collections as one Orbax checkpoint, replacing what is there."""
+    ocp.save(path.resolve(), variables, overwrite=True)
+
+
+def load_variables(path: Path, abstract: Any) -> Any:
+    """Reads variable collections into the shapes, dtypes and shardings of `abstract`.
+
+    Raises UserError where the checkpoint is missing, damaged or of another shape.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint; run the stage that writes it")
+    try:
+        return ocp.load(path.resolve(), abstract)
+    except Exception as error:
+        raise UserError(f"{path}: damaged checkpoint or one of another model ({_one_line(error)})") from None
+
+
+def clear(directory: Path) -> None:
+    """Deletes a run's checkpoints once what they led to is saved."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _one_line(error: Exception, limit: int = 160) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:limit]}" + ("…" if len(text) > limit else "")

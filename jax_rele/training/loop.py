@@ -1,0 +1,143 @@
+"""The one training loop: resume, step, log, save, and stop when the loss is no longer a number."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from jax_rele import losses
+from jax_rele.config import Optimization
+from jax_rele.errors import UserError
+from jax_rele.progress import make_progress
+from jax_rele.training import checkpoint
+from jax_rele.training.optimizer import learning_rate
+from jax_rele.training.sharding import place
+from jax_rele.training.state import TrainState
+
+
+def train(
+    step: Callable[..., tuple[TrainState, dict[str, Any]]],
+    state: TrainState,
+    batches: Iterator[Any],
+    *,
+    config: Optimization,
+    mesh: jax.sharding.Mesh,
+    directory: Path,
+    title: str,
+) -> TrainState:
+    """Trains for `config.steps` steps, going on from the last checkpoint in `directory` where there is one.
+
+    Writes `checkpoints/` (model, optimizer and iterator together), `metrics.jsonl` and `tensorboard/`.
+
+    Args:
+      step: a compiled training step, see `sharding.shard_step`.
+      state: the state at step 0, on the mesh; its buffers are given up.
+      batches: a Grain iterator of numpy batches; each process's rows.
+      config: how long, how often to save and log.
+      mesh: where batches go.
+      directory: the folder of this training run.
+      title: what the progress bar and errors call it.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      UserError: the loss or gradient is not finite, or the checkpoint to go on from is damaged. Earlier checkpoints stay.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with checkpoint.open_checkpoints(directory / "checkpoints", config.checkpoint_every) as checkpoints:
+        state = checkpoint.restore(checkpoints, state, batches)
+        start = int(state.step)
+        with _Log(directory, start, config, title) as log:
+            pending = None
+            for number in range(start + 1, config.steps + 1):
+                batch = next(batches)
+                state, metrics = step(state, place(batch, mesh))
+                # Metrics are read one step late, so that the device never waits for the host.
+                if pending is not None:
+                    log.record(*pending)
+                pending = (number, metrics, _rows(batch))
+                if checkpoints.should_save(number) or number == config.steps:
+                    log.record(*pending)
+                    pending = None
+                    checkpoint.save(checkpoints, number, state, batches)
+    return state
+
+
+def _rows(batch: Any) -> int:
+    return len(jax.tree.leaves(batch)[0])
+
+
+class _Log:
+    """Progress bar, JSONL and TensorBoard behind one `record`; sums terms over the steps between two lines."""
+
+    def __init__(self, directory: Path, start: int, config: Optimization, title: str):
+        self.config, self.title, self.directory = config, title, directory
+        self.rate = learning_rate(config)
+        self.path = directory / "metrics.jsonl"
+        # Lines after the checkpoint that the run goes on from will be written again.
+        lines = self.path.read_text("utf-8").splitlines() if start and self.path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= start]
+        self.path.write_text("".join(line + "\n" for line in kept), "utf-8")
+        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+        self.totals: dict[str, tuple[float, float]] = {}
+        self.loss = self.steps = self.pairs = 0
+        self.clock = time.perf_counter()
+        self.progress = make_progress(title, "loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} pairs/s")
+        self.bar = self.progress.add_task(title, total=config.steps, completed=start, loss=math.nan, rate=0.0)
+
+    def __enter__(self):
+        self.file = self.path.open("a", encoding="utf-8")
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_):
+        self.progress.stop()
+        self.file.close()
+        self.board.close()
+
+    def record(self, step: int, metrics: dict[str, Any], pairs: int) -> None:
+        loss, norm, terms = jax.tree.map(
+            float, jax.device_get((metrics["loss"], metrics["grad_norm"], metrics["terms"]))
+        )
+        if not (np.isfinite(loss) and np.isfinite(norm)):
+            raise UserError(
+                f"{self.title}: loss {loss}, gradient norm {norm} at step {step}; lower optimization.learning_rate "
+                f"({self.config.learning_rate:g}) or check the data. Checkpoints before it are kept in {self.directory}"
+            )
+        self.totals = losses.add_totals(self.totals, terms) if self.totals else terms
+        self.loss, self.steps, self.pairs = self.loss + loss, self.steps + 1, self.pairs + pairs
+        self.progress.advance(self.bar)
+        if step % self.config.log_every and step != self.config.steps:
+            return
+        now = time.perf_counter()
+        row = {
+            "step": step,
+            "loss": self.loss / self.steps,
+            "grad_norm": norm,
+            "learning_rate": float(self.rate(step)),
+            **{f"term/{name}": value for name, value in losses.means(self.totals).items()},
+            "pairs_per_second": self.pairs / (now - self.clock),
+        }
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for key, value in row.items():
+            if key != "step":
+                self.board.add_scalar(key, value, step)
+        self.progress.update(self.bar, loss=row["loss"], rate=row["pairs_per_second"])
+        self.totals, self.loss, self.steps, self.pairs, self.clock = {}, 0, 0, 0, now
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf  # half a line, from the moment the run was killed

@@ -1,0 +1,39 @@
+"""AdamW with warm-up, from the config."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from jax_rele.config import Optimization
+
+UNDECAYED = ("bias", "scale")
+"""Leaf names that weight decay leaves alone: norms and biases."""
+
+
+def learning_rate(config: Optimization) -> optax.Schedule:
+    """Linear warm-up from 0 to the peak, then a cosine down to a tenth of it at the last step."""
+    warmup = max(1, round(config.steps * config.warmup_share))
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(config.steps, warmup + 1),
+        end_value=0.1 * config.learning_rate,
+    )
+
+
+def _decayed(params):
+    def decays(path, _):
+        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        return not any(name.endswith(UNDECAYED) for name in names)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def make_optimizer(config: Optimization) -> optax.GradientTransformation:
+    """Clipping to a global norm, then AdamW (Loshchilov & Hutter, arXiv 1711.05101)."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(learning_rate(config), b2=0.98, weight_decay=config.weight_decay, mask=_decayed),
+    )

@@ -1,0 +1,136 @@
+"""Where arrays live: one mesh, one table from logical to mesh axes, parameters born sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jax_rele import config
+from jax_rele.errors import UserError
+from jax_rele.training.state import TrainState, create_state
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+    ("length", None),
+    ("embed_activation", None),
+    ("embed_out", None),
+    ("embedding", None),
+    ("dimension", None),
+    ("head", None),
+    ("head_dim", None),
+    ("layers", None),
+    ("lora_rank", None),
+    ("position", None),
+    ("token_type", None),
+)
+"""Logical axis -> mesh axes. The only place where the two meet."""
+
+BATCH = PartitionSpec(("data", "fsdp"))
+"""How every array of a batch is split: by rows."""
+
+
+def make_mesh(sizes: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """A mesh over all devices. Raises UserError where the axes do not multiply to the number of devices."""
+    devices = jax.devices() if devices is None else devices
+    shape = [sizes.data, sizes.fsdp, sizes.tensor]
+    known = int(np.prod([size for size in shape if size > 0]))
+    if -1 in shape:
+        shape[shape.index(-1)] = max(1, len(devices) // known)
+    if int(np.prod(shape)) != len(devices):
+        named = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, shape))
+        raise UserError(f"mesh: {named} does not make {len(devices)} devices; change `mesh` in the config")
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+@contextmanager
+def use(mesh: jax.sharding.Mesh):
+    """Makes the mesh and the rules those of every trace inside."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+def shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A tree of values with logical axis names (as `Module.init` makes) -> the same tree of shardings."""
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+
+
+def abstract(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any, collection: str) -> Any:
+    """What one collection of `make(*args)` looks like on the mesh, as a target to load a checkpoint into.
+
+    Returns:
+      `{collection: tree of jax.ShapeDtypeStruct}` with shardings.
+    """
+    boxed = {collection: jax.eval_shape(make, *args)[collection]}
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        nn.unbox(boxed),
+        shardings(boxed, mesh),
+    )
+
+
+def born_sharded(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any) -> Any:
+    """Runs `make(*args)` under jit so that each device makes only its own shard; axis names are taken off."""
+    with use(mesh):
+        out_shardings = shardings(jax.eval_shape(make, *args), mesh)
+        return jax.jit(lambda *xs: nn.unbox(make(*xs)), out_shardings=out_shardings)(*args)
+
+
+def init_state(
+    init: Callable[[jax.Array], dict[str, Any]],
+    trainable: str,
+    frozen: dict[str, Any],
+    tx: Any,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+) -> TrainState:
+    """A sharded state at step 0.
+
+    Args:
+      init: rng -> variable collections with logical axis names, e.g. `lambda rng: model.init(rng, tokens)`.
+      trainable: the collection that learns.
+      frozen: collections that are only read, already on the mesh.
+      tx: the optimizer; its state is sharded like what it belongs to.
+      mesh: the devices.
+      seed: of the initial values.
+    """
+
+    def make(rng):
+        return create_state({trainable: init(rng)[trainable]}, {}, tx)
+
+    state = born_sharded(make, mesh, jax.random.key(seed))
+    return TrainState(state.step, state.trainable, frozen, state.opt_state)
+
+
+def place(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A batch of this process's numpy rows -> global arrays split by rows over the mesh."""
+    sharding = NamedSharding(mesh, BATCH)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def shard_step(step: Callable[..., Any], mesh: jax.sharding.Mesh, state: TrainState) -> Callable[..., Any]:
+    """Compiles `step(state, batch)` for the mesh: the state keeps its shardings, and its old buffers are reused."""
+    state_shardings = jax.tree.map(lambda x: x.sharding, state)
+    rows = NamedSharding(mesh, BATCH)
+    compiled = jax.jit(
+        step, in_shardings=(state_shardings, rows), out_shardings=(state_shardings, None), donate_argnums=0
+    )
+
+    def run(state, batch):
+        with use(mesh):
+            return compiled(state, batch)
+
+    run.compiled = compiled
+    return run
