@@ -1,4 +1,4 @@
-"""One tree of frozen, validated config classes: YAML in, `--path.to.field VALUE` on top, unknown keys refused by path."""
+"""One tree of frozen, validated config classes: YAML in, unknown keys refused with their path."""
 
 from __future__ import annotations
 

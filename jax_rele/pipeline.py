@@ -1,4 +1,4 @@
-"""The stages in order: what is finished is skipped, what is half-finished goes on, what belongs to another config is refused."""
+"""The stages in order: finished ones are skipped, half-finished ones go on, those of another config are refused."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print) -> N
       say: receives one line per stage.
 
     Raises:
-      UserError: a stage's folder belongs to another config or other inputs, an earlier stage is missing, another process
-        is at work on the run, or a stage was given bad input. What finished stages wrote is never touched.
+      UserError: a stage's folder belongs to another config or other inputs, an earlier stage is missing, another
+        process is at work on the run, or a stage was given bad input. What finished stages wrote is never touched.
     """
     run_dir = config.run_dir
     with _lock(run_dir):
@@ -89,7 +89,12 @@ def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
     try:
         counts = stage.run(config, run_dir)
     except BaseException:
-        _write_manifest(directory, {**manifest, "wall_seconds": before + time.perf_counter() - start})
+        if [path.name for path in directory.iterdir()] == [MANIFEST]:
+            # Nothing was written yet, so nothing binds the folder to this config.
+            (directory / MANIFEST).unlink()
+            directory.rmdir()
+        else:
+            _write_manifest(directory, {**manifest, "wall_seconds": before + time.perf_counter() - start})
         raise
     seconds = before + time.perf_counter() - start
     _write_manifest(directory, {**manifest, "status": "finished", "counts": counts, "wall_seconds": seconds})

@@ -15,8 +15,8 @@ import numpy as np
 VERDICTS = ("match", "mismatch", "absent")
 """What a comparison of query and item on one dimension can yield, in the order of every verdict array.
 
-`match`: both state the dimension and agree. `mismatch`: both state it and disagree. `absent`: the query does not ask for
-it or the item does not state it, so there is nothing to compare.
+`match`: both state the dimension and agree. `mismatch`: both state it and disagree. `absent`: the query does not ask
+for it or the item does not state it, so there is nothing to compare.
 """
 
 QUERY = "query"

@@ -37,8 +37,8 @@ def batches(
 ) -> grain.DatasetIterator:
     """An endless iterator of batches; its state is saved with the model (`get_state`, `set_state`).
 
-    Every epoch is a new shuffle of all rows, and a batch may span two epochs, so no row is dropped or repeated within one
-    epoch and every batch has the same shape.
+    Every epoch is a new shuffle of all rows, and a batch may span two epochs, so no row is dropped or repeated within
+    one epoch and every batch has the same shape.
 
     Args:
       arrays: rows, all of this process.
@@ -83,7 +83,7 @@ def take_groups(arrays: Arrays, groups: np.ndarray) -> Arrays:
 def flatten_groups(batch: Arrays) -> Arrays:
     """A batch of groups -> a batch of pairs: [B, size, ...] becomes [B * size, ...].
 
-    Adds `segments` [B * size] int32, equal for the pairs of one group, and `segments_mask`: whether the pair has company.
+    Adds `segments` [B * size] int32, equal for the pairs of one group, and `segments_mask`: whether a pair has company.
     """
     groups, size = batch["mask"].shape
     flat = jax.tree.map(lambda array: array.reshape(groups * size, *array.shape[2:]), batch)

@@ -105,7 +105,7 @@ def read_pairs(
 
 
 def source_files(path: str | os.PathLike) -> list[Path]:
-    """The files that a source stands for, in the order in which `read_pairs` reads them. Raises UserError as it does."""
+    """The files of a source, in the order in which `read_pairs` reads them. Raises UserError as it does."""
     return [file for _, file in _files(path)]
 
 

@@ -68,9 +68,9 @@ def predict(
             student.model, student.tokenizer, batch, student.fields, student.query_length, student.item_length
         )
         result = jax.device_get(_apply(student.model, student.variables, inputs))
-        outputs.append(jax.tree.map(lambda x: x[:count], result))
+        outputs.append(result)
         progress(count)
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *outputs)
+    return jax.tree.map(lambda *xs: np.concatenate(xs)[: len(pairs)], *outputs)
 
 
 def label_probs(outputs: StudentOutputs) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Greedy decoding with a key-value cache along a program: fixed parts are forced, slots are filled by the model.
 
-A program is the token form of the grammar's template. Whatever the model's weights, what comes out is a rationale: fixed
-tokens are emitted as they stand, a verdict or label is one of the known words, and a value ends where its slot does.
+A program is the token form of the grammar's template. Whatever the model's weights, what comes out is a rationale:
+fixed tokens are emitted as they stand, a verdict or label is one of the known words, and a value ends where its slot
+does.
 """
 
 from __future__ import annotations

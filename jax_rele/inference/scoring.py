@@ -16,7 +16,8 @@ def word_probs(
 ) -> jax.Array:
     """P(word | text before it), normalised over the words of a choice and told by their first tokens.
 
-    Computed from the last hidden state against just those rows of the output embedding; [B, L, vocabulary] is never formed.
+    Computed from the last hidden state against just those rows of the output embedding; [B, L, vocabulary] is never
+    formed.
 
     Args:
       model: the decoder.

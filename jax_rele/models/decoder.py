@@ -1,7 +1,7 @@
 """The teacher: a decoder language model in the form of Qwen3 (arXiv 2505.09388).
 
-Pre-norm blocks with RMSNorm, rotary positions, grouped-query attention with query and key norm, SwiGLU, tied embeddings.
-Layers are stacked by `nn.scan`, so compile time does not grow with depth.
+Pre-norm blocks with RMSNorm, rotary positions, grouped-query attention with query and key norm, SwiGLU, tied
+embeddings. Layers are stacked by `nn.scan`, so compile time does not grow with depth.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """A decoder language model as a pure function.
 
-    `init` makes the collections `params` and, where the config has adapters, `lora`. With `cache_length` > 0 it keeps keys
-    and values in the collection `cache`: apply with `mutable=["cache"]`, first on the prompts, then on one token a row.
+    `init` makes the collections `params` and, where the config has adapters, `lora`. With `cache_length` > 0 it keeps
+    keys and values in the collection `cache`: apply with `mutable=["cache"]`, first on the prompts, then on one token a
+    row.
 
     Attributes:
       config: the shape.

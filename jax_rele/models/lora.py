@@ -1,7 +1,7 @@
 """Low-rank adapters as a variable collection of their own.
 
-`apply({"params": base, "lora": adapters}, ...)` runs the adapted model, `apply({"params": base}, ...)` the base. Gradients,
-optimizer and checkpoints see `lora` alone, so one base in memory serves any number of adapters.
+`apply({"params": base, "lora": adapters}, ...)` runs the adapted model, `apply({"params": base}, ...)` the base.
+Gradients, optimizer and checkpoints see `lora` alone, so one base in memory serves any number of adapters.
 Source: Hu et al., LoRA, arXiv 2106.09685.
 """
 

@@ -50,7 +50,8 @@ def train(
       The state after the last step.
 
     Raises:
-      UserError: the loss or gradient is not finite, or the checkpoint to go on from is damaged. Earlier checkpoints stay.
+      UserError: the loss or gradient is not finite (earlier checkpoints stay), or the checkpoint to go on from is
+        damaged.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with checkpoint.open_checkpoints(directory / "checkpoints", config.checkpoint_every) as checkpoints:

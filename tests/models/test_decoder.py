@@ -62,7 +62,7 @@ def reference(params, tokens, config):
     for row in tokens:
         x = params["embedding"][row]
         for layer in range(config.layers):
-            p = jax.tree.map(lambda value: value[layer], params["layers"])
+            p = jax.tree.map(lambda value, layer=layer: value[layer], params["layers"])
             y, a = norm(x, p["input_norm"]["scale"]), p["attention"]
             out = np.zeros((len(row), config.heads, config.head_dim))
             q, k, v = (
