@@ -1,0 +1,113 @@
+"""Chunks: any size gives the same numbers, the logits of the batch never exist, devices keep to their rows."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jax_rele import losses
+
+
+def batch(b, l, e, vocabulary, seed=0):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.normal(size=(b, l, e)).astype(np.float32),
+        rng.normal(size=(vocabulary, e)).astype(np.float32) * 0.3,
+        rng.integers(vocabulary, size=(b, l)).astype(np.int32),
+    )
+
+
+def naive(hidden, output_embedding, targets):
+    return optax.softmax_cross_entropy_with_integer_labels(hidden @ output_embedding.T, targets)
+
+
+def mean_and_gradient(loss, **options):
+    return jax.value_and_grad(lambda *inputs: loss(*inputs, **options).mean(), argnums=(0, 1))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 6, 9, 21, 512])
+def test_any_chunk_size_equals_naive(chunk_size):
+    """Fewer positions than rows, a column, chunks that do and do not divide the length, all in one."""
+    inputs = batch(3, 7, 4, 5)
+    elements = losses.next_token_cross_entropy(*inputs, chunk_size=chunk_size)
+    np.testing.assert_allclose(elements, naive(*inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_value_and_gradient_equal_naive_without_its_memory():
+    b, l, vocabulary = 4, 256, 8192
+    inputs = batch(b, l, 16, vocabulary)
+    chunked, whole = (
+        jax.jit(step).lower(*inputs).compile()
+        for step in (mean_and_gradient(losses.next_token_cross_entropy, chunk_size=64), mean_and_gradient(naive))
+    )
+    logits = b * l * vocabulary * 4
+    assert chunked.memory_analysis().temp_size_in_bytes < logits / 3
+    assert whole.memory_analysis().temp_size_in_bytes > logits
+    for got, wanted in zip(jax.tree.leaves(chunked(*inputs)), jax.tree.leaves(whole(*inputs))):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_devices_keep_to_their_rows():
+    """No hidden state travels: the mean and the embedding's gradient are all that the devices add up."""
+    b, l, e, vocabulary = 16, 128, 16, 4096
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    inputs = [
+        jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+        for array, sharding in zip(batch(b, l, e, vocabulary), (rows, everywhere, rows))
+    ]
+    step = mean_and_gradient(losses.next_token_cross_entropy, chunk_size=2 * b)
+    compiled = jax.jit(step).lower(*inputs).compile()
+    collectives = re.findall(r"= \S+ (all-[a-z]+|collective-[a-z]+|reduce-scatter)[a-z-]*\(", compiled.as_text())
+    assert set(collectives) == {"all-reduce"}
+    assert compiled.memory_analysis().temp_size_in_bytes < b * l * vocabulary * 4 / 8 / 2
+
+
+def test_gradient_of_a_bfloat16_embedding_is_summed_in_float32():
+    """Over many chunks a bfloat16 sum would stop growing."""
+    hidden, output_embedding, targets = batch(1, 2048, 4, 8)
+    hidden = np.abs(hidden)  # gradients of one sign, as those of a frequent token are
+    narrow = [jnp.asarray(array, jnp.bfloat16) for array in (hidden, output_embedding)]
+    wide = [array.astype(jnp.float32) for array in narrow]
+
+    def gradient(hidden, output_embedding):
+        step = jax.grad(lambda w: losses.next_token_cross_entropy(hidden, w, targets, chunk_size=4).sum())
+        return np.asarray(jax.jit(step)(output_embedding), np.float32)
+
+    got, wanted = gradient(*narrow), gradient(*wide)
+    assert np.linalg.norm(got - wanted) < 0.005 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_keep_the_type_of_their_argument(dtype):
+    hidden, output_embedding, targets = batch(2, 6, 4, 8)
+    inputs = jnp.asarray(hidden, dtype), jnp.asarray(output_embedding, dtype), targets
+    _, gradients = jax.eval_shape(mean_and_gradient(losses.next_token_cross_entropy), *inputs)
+    assert [gradient.dtype for gradient in gradients] == [dtype, dtype]
+
+
+def test_token_weights_multiply_the_elements():
+    inputs = batch(2, 6, 4, 8)
+    weights = np.random.default_rng(1).random((2, 6)).astype(np.float32)
+    where = weights > 0.3
+    plain = losses.next_token_cross_entropy(*inputs, where)
+    weighted = losses.next_token_cross_entropy(*inputs, where, token_weights=np.where(where, weights, np.nan))
+    np.testing.assert_allclose(weighted, np.where(where, plain * weights, 0.0), rtol=1e-6)
+
+
+def test_masked_token_weights_pass_no_nan_to_the_gradient():
+    hidden, output_embedding, targets = batch(2, 6, 4, 8)
+    where = np.arange(6) < 4
+    weights = np.where(where, 1.0, np.nan) * np.ones((2, 1))
+
+    def total(hidden, output_embedding):
+        return losses.next_token_cross_entropy(hidden, output_embedding, targets, where, token_weights=weights).sum()
+
+    by_hidden, by_embedding = jax.grad(total, argnums=(0, 1))(hidden, output_embedding)
+    assert np.isfinite(by_embedding).all()
+    assert np.isfinite(by_hidden).all()
+    assert not by_hidden[:, 4:].any()
