@@ -65,7 +65,8 @@ class LabelSchema:
 
     def expected_gain(self, probs: np.ndarray) -> np.ndarray:
         """[..., C] label distributions -> [...] expected gains."""
-        return np.asarray(probs, np.float64) @ np.asarray(self.gains, np.float64)
+        # A sum by rows and not a matrix product, which may round equal rows differently and so break ties.
+        return (np.asarray(probs, np.float64) * np.asarray(self.gains, np.float64)).sum(axis=-1)
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,17 @@ def init_state(
 
 
 def place(batch: Any, mesh: jax.sharding.Mesh) -> Any:
-    """A batch of this process's numpy rows -> global arrays split by rows over the mesh."""
+    """A batch of this process's numpy rows -> global arrays split by rows over the mesh.
+
+    Raises UserError where the rows do not divide evenly over the devices.
+    """
     sharding = NamedSharding(mesh, BATCH)
+    rows, parts = len(jax.tree.leaves(batch)[0]) * jax.process_count(), mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise UserError(
+            f"mesh: {rows} rows of a step do not divide over data x fsdp = {parts} devices; change the batch_size of the "
+            "stage's optimization to a multiple of it, or the mesh"
+        )
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 

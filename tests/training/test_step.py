@@ -23,6 +23,7 @@ from jax_rele.training import (
     make_mesh,
     make_optimizer,
     make_train_step,
+    place,
     shard_step,
     train,
 )
@@ -209,12 +210,9 @@ def test_one_compile_per_step_function():
     state, step = start(mesh)
     data = batches(rows(), 8, seed=0)
     compiles = []
-    with jax.log_compiles(False):
-        from jax_rele.training import place
-
-        for _ in range(4):
-            state, _ = step(state, place(next(data), mesh))
-            compiles.append(step.compiled._cache_size())
+    for _ in range(4):
+        state, _ = step(state, place(next(data), mesh))
+        compiles.append(step.compiled._cache_size())
     assert compiles == [1, 1, 1, 1]
 
 
@@ -233,6 +231,11 @@ def test_weight_decay_spares_norms_and_biases():
 def test_the_learning_rate_rises_and_falls():
     rate = learning_rate(config.Optimization(steps=100, learning_rate=1.0, warmup_share=0.1))
     assert [round(float(rate(step)), 3) for step in (0, 5, 10, 100)] == [0.0, 0.5, 1.0, 0.1]
+
+
+def test_rows_that_do_not_divide_over_the_devices_are_refused():
+    with pytest.raises(UserError, match="12 rows of a step do not divide over data x fsdp = 8 devices"):
+        place({"x": np.zeros(12)}, mesh_of(8))
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_refused():

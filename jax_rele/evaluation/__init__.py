@@ -1,0 +1,33 @@
+"""Metrics with intervals, calibration, slices, trivial baselines and the report."""
+
+from jax_rele.evaluation.assemble import build_metrics
+from jax_rele.evaluation.baselines import BASELINES, bm25, majority, token_overlap
+from jax_rele.evaluation.bootstrap import evaluate, metric_names, metric_samples, paired_difference
+from jax_rele.evaluation.calibration import apply_temperature, ece, fit_temperature, reliability
+from jax_rele.evaluation.decision import decide, fit_bias
+from jax_rele.evaluation.report import Example, write_report
+from jax_rele.evaluation.slices import slices
+from jax_rele.evaluation.summary import table, verdict_lines
+
+__all__ = [
+    "BASELINES",
+    "Example",
+    "apply_temperature",
+    "bm25",
+    "build_metrics",
+    "decide",
+    "ece",
+    "evaluate",
+    "fit_bias",
+    "fit_temperature",
+    "majority",
+    "metric_names",
+    "metric_samples",
+    "paired_difference",
+    "reliability",
+    "slices",
+    "table",
+    "token_overlap",
+    "verdict_lines",
+    "write_report",
+]

@@ -1,0 +1,154 @@
+"""Trivial rankers, to print beside every model.
+
+Each maps (train pairs, validation pairs, pairs, schema) to [N, C] label distributions of `pairs`. Labels of `pairs`
+are never read. Train pairs without a label are left out; validation labels only choose a regularisation strength.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from jax_rele.errors import UserError
+from jax_rele.evaluation.calibration import log_probs
+from jax_rele.types import Item, LabelSchema, Pair
+
+FIELDS = ("title", "brand", "color", "bullets")
+"""The fields of an item that the lexical baselines read."""
+
+# Chinese and Japanese are written without spaces, so that each of their characters is a word of its own here.
+_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+
+_STRENGTHS = (1.0, 0.1, 10.0, 100.0)
+"""Inverse regularisation strengths of the logistic regression that validation chooses from; without it, the first."""
+
+_K1, _B = 1.5, 0.75
+"""BM25's saturation of term frequency and its length normalisation, at the usual values."""
+
+
+def majority(
+    train: Sequence[Pair], validation: Sequence[Pair], pairs: Sequence[Pair], schema: LabelSchema
+) -> np.ndarray:
+    """The label distribution of the train pairs, for every pair. [N, C]."""
+    labels = _labels(_labelled(train), schema)
+    return np.tile(np.bincount(labels, minlength=len(schema)) / len(labels), (len(pairs), 1))
+
+
+def token_overlap(
+    train: Sequence[Pair], validation: Sequence[Pair], pairs: Sequence[Pair], schema: LabelSchema
+) -> np.ndarray:
+    """The share of the query's distinct words that occur in the item, as a label distribution. [N, C].
+
+    Words are runs of letters and digits, without case and compatibility variants. A multinomial logistic regression
+    on the train pairs turns the share into a distribution.
+    """
+
+    def share(group):
+        return np.array([_overlap(pair) for pair in group])
+
+    return _distributions(share, train, validation, pairs, schema)
+
+
+def bm25(train: Sequence[Pair], validation: Sequence[Pair], pairs: Sequence[Pair], schema: LabelSchema) -> np.ndarray:
+    """BM25 of query and item, as a share of the most that an item could score, as a label distribution. [N, C].
+
+    Document frequencies and the mean length are those of the train pairs' distinct items, so that a pair's score does
+    not depend on the pairs beside it. A word counts idf x tf / (tf + k1 (1 - b + b length / mean length)), with
+    idf = log(1 + (n - df + 0.5) / (df + 0.5)); k1 = 1.5, b = 0.75. The sum over the query's words, divided by the sum
+    of their idf, lies in [0, 1). A multinomial logistic regression on the train pairs turns it into a distribution.
+
+    Reference: Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond, 2009; the idf is
+    Lucene's, which is never negative.
+    """
+    catalogue = list({pair.item.id: pair.item for pair in train}.values())
+
+    def share(group):
+        scores, ceilings = bm25_scores([pair.query for pair in group], [pair.item for pair in group], catalogue)
+        return scores / np.where(ceilings > 0, ceilings, 1.0)
+
+    return _distributions(share, train, validation, pairs, schema)
+
+
+BASELINES: dict[str, Callable[..., np.ndarray]] = {"majority": majority, "token_overlap": token_overlap, "bm25": bm25}
+
+
+def bm25_scores(
+    queries: Sequence[str], items: Sequence[Item], catalogue: Sequence[Item]
+) -> tuple[np.ndarray, np.ndarray]:
+    """BM25 of each query against the item at the same place, with document frequencies of a catalogue.
+
+    Args:
+      queries: N queries.
+      items: N items, in the catalogue or not.
+      catalogue: the items whose document frequencies and mean length count.
+
+    Returns:
+      [N] scores, and [N] sums of the query words' idf, which the scores approach as the item repeats the words.
+    """
+    vectorizer = CountVectorizer(analyzer=lambda words: words)
+    query_words, item_words = [_words(query) for query in queries], [_words(_text(item)) for item in items]
+    catalogue_words = [_words(_text(item)) for item in catalogue]
+    if not any(query_words):
+        return np.zeros(len(queries)), np.zeros(len(queries))
+    vectorizer.fit(query_words)
+    asked = vectorizer.transform(query_words).astype(float).tocsr()
+    held = vectorizer.transform(item_words).astype(float).tocoo()
+
+    frequency = np.asarray((vectorizer.transform(catalogue_words) > 0).sum(axis=0)).ravel() if catalogue else 0.0
+    idf = np.log1p((len(catalogue) - frequency + 0.5) / (frequency + 0.5)) * np.ones(asked.shape[1])
+    mean_length = max(1.0, np.mean([len(words) for words in catalogue_words or [[]]]))
+    lengths = np.array([len(words) for words in item_words]) / mean_length
+    held.data = idf[held.col] * held.data / (held.data + _K1 * (1.0 - _B + _B * lengths[held.row]))
+    return np.asarray(asked.multiply(held.tocsr()).sum(axis=1)).ravel(), asked @ idf
+
+
+def _distributions(share, train, validation, pairs, schema):
+    """One number per pair -> label distributions, by logistic regression on the train pairs' labels."""
+    train, validation = _labelled(train), [pair for pair in validation if pair.label is not None]
+    labels = _labels(train, schema)
+    if len(set(labels)) == 1:
+        return majority(train, validation, pairs, schema)
+    features = share(train)[:, None]
+    models = [LogisticRegression(C=strength, max_iter=1000).fit(features, labels) for strength in _STRENGTHS]
+    if validation:
+        held_out, truth = share(validation)[:, None], _labels(validation, schema)
+        rows = np.arange(len(truth))
+        fits = [log_probs(_spread(model, held_out, schema))[rows, truth].sum() for model in models]
+        models = [models[int(np.argmax(fits))]]
+    return _spread(models[0], share(pairs)[:, None], schema) if pairs else np.zeros((0, len(schema)))
+
+
+def _spread(model, features, schema):
+    """The model's probabilities in the schema's columns; a label that training lacked gets 0."""
+    probs = np.zeros((len(features), len(schema)))
+    probs[:, model.classes_] = model.predict_proba(features)
+    return probs
+
+
+def _labelled(train):
+    kept = [pair for pair in train if pair.label is not None]
+    if not kept:
+        raise UserError("the train split holds no labelled pair, which the baselines need: label some, or split anew")
+    return kept
+
+
+def _labels(pairs, schema):
+    return np.array([schema.index(pair.label) for pair in pairs], np.int64)
+
+
+def _overlap(pair):
+    asked = set(_words(pair.query))
+    return len(asked & set(_words(_text(pair.item)))) / max(1, len(asked))
+
+
+def _text(item):
+    return " ".join(text for _, text in item.texts(FIELDS))
+
+
+def _words(text):
+    return _WORDS.findall(unicodedata.normalize("NFKC", text).casefold())

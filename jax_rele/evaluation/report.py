@@ -1,0 +1,239 @@
+"""One self-contained HTML page: the figures with their intervals, and what the models say of single pairs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from jax_rele.evaluation import plots
+from jax_rele.evaluation.bootstrap import higher_is_better, metric_names, positive_probs
+from jax_rele.evaluation.calibration import apply_temperature
+from jax_rele.evaluation.highlight import segments
+from jax_rele.evaluation.summary import cell, findings
+from jax_rele.types import ITEM_FIELDS, QUERY, LabelSchema, Pair, Rationale, Span
+
+_LONG = 420
+"""Texts of more characters than this are folded, or scroll in a box where they hold evidence."""
+
+
+_INTERVAL = re.compile(r"\[[-+.0-9]+, [-+.0-9]+\]")
+
+
+@dataclass(frozen=True)
+class Example:
+    """What the models say of one pair, to be shown as a card.
+
+    Attributes:
+      pair: the pair; its label is the gold label.
+      rationale: what the teacher wrote, or None where it did not parse or there is no teacher.
+      raw_text: the teacher's text as it was generated, shown where `rationale` is None.
+      failure_reason: why `raw_text` did not parse.
+      spans: evidence in the query and in fields of the item.
+      verdicts: {model: {dimension: verdict}} of models other than the teacher.
+      probs: {model: [C] label distribution}.
+    """
+
+    pair: Pair
+    rationale: Rationale | None = None
+    raw_text: str = ""
+    failure_reason: str = ""
+    spans: tuple[Span, ...] = ()
+    verdicts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    probs: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def write_report(
+    path: str | Path,
+    metrics: Mapping,
+    examples: Sequence[Example],
+    *,
+    run_name: str,
+    labels: np.ndarray,
+    probs: Mapping[str, np.ndarray],
+    training_seeds: Sequence[int] = (),
+) -> None:
+    """Writes the report: one HTML file that needs no script, no network and no other file.
+
+    Args:
+      path: the file to write.
+      metrics: what `build_metrics` returned.
+      examples: the pairs to show as cards, in order.
+      run_name: the heading.
+      labels: [N] int labels of the evaluated pairs, for the plots.
+      probs: {name: [N, C]} label distributions of at least the models in `metrics`, for the plots.
+      training_seeds: the seeds with which the models were trained, to be named beside the figures.
+    """
+    schema = LabelSchema(
+        tuple(metrics["label_schema"]["names"]),
+        tuple(metrics["label_schema"]["gains"]),
+        tuple(metrics["label_schema"]["positive"]),
+    )
+    dimensions = _dimensions(examples)
+    columns = metric_names(metrics["gain_maps"])
+    environment = Environment(
+        loader=PackageLoader("jax_rele.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("report.html.j2").render(
+        run_name=run_name,
+        metrics=metrics,
+        training_seeds=list(training_seeds),
+        findings=[(kind, _unbroken(text)) for kind, text in findings(metrics)],
+        columns=columns,
+        rows=_rows(metrics["baselines"], metrics["models"], columns),
+        slices=[
+            {
+                "name": name,
+                "n_pairs": part["n_pairs"],
+                "rows": _rows(part["baselines"], part["models"], columns),
+            }
+            for name, part in metrics["slices"].items()
+        ],
+        interval_plots=[
+            (name, plots.intervals(name, metrics["baselines"], metrics["models"]))
+            for name in columns
+            if any(
+                row[name]["value"] is not None for row in [*metrics["baselines"].values(), *metrics["models"].values()]
+            )
+        ],
+        model_plots=_model_plots(metrics, schema, np.asarray(labels), probs),
+        dimensions=dimensions,
+        schema=schema,
+        cards=[_card(example, schema, dimensions) for example in examples],
+        cell=cell,
+    )
+    # A lone surrogate, which JSON can carry, has no UTF-8 form.
+    Path(path).write_text(html, encoding="utf-8", errors="replace")
+
+
+def _unbroken(text):
+    """The sentence with no line break within an interval."""
+    return _INTERVAL.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+
+def _rows(baselines, models, columns):
+    """Table rows of (name, is a model, cells of (text, is clearly the best))."""
+    everyone = {**baselines, **models}
+    return [
+        (
+            name,
+            name in models,
+            [(cell(figures[column]), _clearly_best(name, everyone, column)) for column in columns],
+        )
+        for name, figures in everyone.items()
+    ]
+
+
+def _clearly_best(name, everyone, column):
+    """Whether this one's interval lies wholly on the better side of everyone else's."""
+    sign = 1.0 if higher_is_better(column) else -1.0
+    spans = {
+        other: sorted(sign * end for end in figures[column]["ci95"])
+        for other, figures in everyone.items()
+        if figures[column]["ci95"] is not None
+    }
+    others = [span for other, span in spans.items() if other != name]
+    return name in spans and len(others) > 0 and all(spans[name][0] > high for _, high in others)
+
+
+def _model_plots(metrics, schema, labels, probs):
+    """For each model its reliability diagram and its score distributions."""
+    outcome = schema.is_positive[labels]
+    drawn = []
+    for name in metrics["models"]:
+        said = np.asarray(probs[name], np.float64)
+        scaled = apply_temperature(said, metrics["decision"][name]["temperature"])
+        drawn.append(
+            {
+                "name": name,
+                "reliability": plots.reliability_diagram(
+                    name, positive_probs(said, schema), positive_probs(scaled, schema), outcome
+                ),
+                "scores": plots.score_distributions(name, schema.expected_gain(said), labels, schema.names),
+            }
+        )
+    return drawn
+
+
+def _dimensions(examples):
+    """Every dimension that the examples name, in order of first mention: the teacher's, the students', the spans'."""
+    named = {}
+    for example in examples:
+        if example.rationale is not None:
+            named.update(dict.fromkeys(comparison.dimension for comparison in example.rationale.comparisons))
+        for verdicts in example.verdicts.values():
+            named.update(dict.fromkeys(verdicts))
+    for example in examples:
+        named.update(dict.fromkeys(span.dimension for span in example.spans))
+    return {dimension: place for place, dimension in enumerate(named)}
+
+
+def _card(example, schema, dimensions):
+    pair = example.pair
+
+    def marked(source, text):
+        spans = [span for span in example.spans if span.source == source]
+        pieces = [(piece, held, _background(held, dimensions)) for piece, held in segments(text, spans)]
+        evidence = any(held for _, held, _ in pieces)
+        return {"name": source, "pieces": pieces, "size": len(text), "long": len(text) > _LONG, "evidence": evidence}
+
+    return {
+        "pair": pair,
+        "query": marked(QUERY, pair.query),
+        "fields": [marked(name, text) for name, text in pair.item.texts(ITEM_FIELDS)],
+        "gold": schema.names.index(pair.label) if pair.label in schema.names else None,
+        "rationale": example.rationale,
+        "raw_text": example.raw_text,
+        "failure_reason": example.failure_reason,
+        "students": list(example.verdicts),
+        "comparisons": _comparisons(example, dimensions),
+        "distributions": [_distribution(name, probs, schema, pair.label) for name, probs in example.probs.items()],
+    }
+
+
+def _background(held, dimensions):
+    """CSS that paints one band of colour for each dimension of a piece of text."""
+    share = 100.0 / max(1, len(held))
+    bands = (
+        f"var(--dimension-{dimensions[dimension]}) {share * place:.4g}% {share * (place + 1):.4g}%"
+        for place, dimension in enumerate(held)
+    )
+    return f"background: linear-gradient({', '.join(bands)})"
+
+
+def _comparisons(example, dimensions):
+    """One row per dimension that the teacher or a student gives a verdict on."""
+    written = {} if example.rationale is None else {said.dimension: said for said in example.rationale.comparisons}
+    named = dict.fromkeys([*written, *(dimension for verdicts in example.verdicts.values() for dimension in verdicts)])
+    return [
+        {
+            "dimension": dimension,
+            "place": dimensions[dimension],
+            "said": written.get(dimension),
+            "verdicts": [verdicts.get(dimension) for verdicts in example.verdicts.values()],
+        }
+        for dimension in named
+    ]
+
+
+def _distribution(name, probs, schema, gold):
+    probs = np.asarray(probs, np.float64)
+    if probs.shape != (len(schema),):
+        raise ValueError(f"{name}: an example's probs must be [{len(schema)}], got {list(probs.shape)}")
+    top = int(np.argmax(probs))
+    return {
+        "name": name,
+        "parts": [(label, schema.names[label], float(p)) for label, p in enumerate(probs)],
+        "told": ", ".join(f"{label} {p:.0%}" for label, p in zip(schema.names, probs)),
+        "top": schema.names[top],
+        "top_p": float(probs[top]),
+        "right": schema.names[top] == gold,
+    }

@@ -1,0 +1,31 @@
+"""Named subsets of the evaluated pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jax_rele.types import Pair
+
+
+def slices(pairs: Sequence[Pair], long_tail: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """The slices on which models are also evaluated.
+
+    Args:
+      pairs: N pairs.
+      long_tail: [N] bool, whether each pair's query is a rare one; None where that is unknown.
+
+    Returns:
+      {name: [N] bool}: `long_tail` and `head` if `long_tail` is given, and `locale:X` for every locale X that occurs
+      (an empty one is left out).
+    """
+    named = {}
+    if long_tail is not None:
+        long_tail = np.asarray(long_tail, bool)
+        if long_tail.shape != (len(pairs),):
+            raise ValueError(f"long_tail must hold one bool per pair ({len(pairs)}), got {list(long_tail.shape)}")
+        named = {"long_tail": long_tail, "head": ~long_tail}
+    for locale in sorted({pair.locale for pair in pairs} - {""}):
+        named[f"locale:{locale}"] = np.array([pair.locale == locale for pair in pairs])
+    return named

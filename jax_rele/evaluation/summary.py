@@ -1,0 +1,122 @@
+"""The metrics document in words: a table of every figure, and sentences on what the figures do and do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jax_rele.evaluation.assemble import REFERENCE_RECIPE, TEACHER
+from jax_rele.evaluation.bootstrap import metric_names
+from jax_rele.evaluation.calibration import TEMPERATURE_BOUNDS
+
+HEADLINE = ("auc", "macro_f1")
+"""The metrics that the sentences are about; the table and the document hold all."""
+
+
+def table(metrics: Mapping) -> str:
+    """A Markdown table, readable as plain text: one row per baseline and model, one column per metric.
+
+    Args:
+      metrics: what `build_metrics` returned.
+
+    Returns:
+      Lines joined by newlines; a cell is `value [low, high]`, or a dash where the metric is undefined.
+    """
+    columns = metric_names(metrics["gain_maps"])
+    rows = [["model", *columns]]
+    for name, figures in {**metrics["baselines"], **metrics["models"]}.items():
+        rows.append([name.replace("|", "\\|"), *(cell(figures[column]) for column in columns)])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def cell(figure: Mapping, sign: bool = False) -> str:
+    """A value with its interval: `0.812 [0.790, 0.834]`; a dash where it is undefined."""
+    if figure["value"] is None:
+        return "–"
+    value = f"{figure['value']:+.3f}" if sign else f"{figure['value']:.3f}"
+    return value if figure["ci95"] is None else f"{value} [{figure['ci95'][0]:.3f}, {figure['ci95'][1]:.3f}]"
+
+
+def verdict_lines(metrics: Mapping) -> list[str]:
+    """Plain sentences: which model beats what, by paired intervals, and what the figures cannot tell.
+
+    Args:
+      metrics: what `build_metrics` returned.
+
+    Returns:
+      Sentences, the comparisons first.
+    """
+    return [text for _, text in findings(metrics)]
+
+
+def findings(metrics: Mapping) -> list[tuple[str, str]]:
+    """The sentences of `verdict_lines`, each with its kind: `better`, `worse`, `open` or `note`."""
+    found = [
+        _comparison(metrics, model, other, metric)
+        for model in metrics["models"]
+        for metric in HEADLINE
+        for other in _opponents(metrics, model, metric)
+    ]
+    found += [("note", text) for text in _notes(metrics)]
+    return found
+
+
+def _opponents(metrics, model, metric):
+    """The strongest baseline on this metric, the label-only twin, and for a student on the first metric the teacher."""
+    defined = {
+        name: figures[metric]["value"]
+        for name, figures in metrics["baselines"].items()
+        if figures[metric]["value"] is not None
+    }
+    rivals = [max(defined, key=defined.get)] if defined else []
+    twin = f"{model.rpartition(':')[0]}:{REFERENCE_RECIPE}"
+    rivals += [twin] if twin in metrics["models"] and twin != model else []
+    teacher = metric == HEADLINE[0] and TEACHER in metrics["models"] and model != TEACHER
+    return rivals + ([TEACHER] if teacher else [])
+
+
+def _comparison(metrics, a, b, metric):
+    difference = next(
+        entry for entry in metrics["differences"] if (entry["a"], entry["b"], entry["metric"]) == (a, b, metric)
+    )
+    if difference["value"] is None:
+        return "open", f"{a} and {b} cannot be compared on {metric}: it is undefined for one of them on these pairs."
+    said = f"difference {cell(difference, sign=True)}"
+    if difference["ci95"] is None:
+        return "open", f"{a} is not shown to beat {b} on {metric}: {said}, without an interval."
+    low, high = difference["ci95"]
+    if low > 0:
+        return "better", f"{a} beats {b} on {metric}: {said}."
+    if high < 0:
+        return "worse", f"{a} is worse than {b} on {metric}: {said}."
+    if b == TEACHER:
+        return "open", f"{a} is not shown to differ from {b} on {metric}: {said}."
+    return "open", f"{a} does not beat {b} on {metric}: {said}."
+
+
+def _notes(metrics):
+    columns = metric_names(metrics["gain_maps"])
+    for name, figures in metrics["models"].items():
+        if figures["auc"] == {"value": 0.5, "ci95": [0.5, 0.5]} and figures["spearman"]["value"] is None:
+            yield f"{name} gives every pair the same score: its ranking metrics carry no information."
+    everyone = [*metrics["baselines"].values(), *metrics["models"].values()]
+    undefined = [column for column in columns if all(figures[column]["value"] is None for figures in everyone)]
+    if undefined:
+        yield (
+            f"Undefined on these pairs for every model: {', '.join(undefined)} (one class only, or no query with two "
+            f"or more items of which one has a gain)."
+        )
+    for name in metrics["models"]:
+        temperature = metrics["decision"][name]["temperature"]
+        if any(abs(temperature / bound - 1.0) < 0.01 for bound in TEMPERATURE_BOUNDS):
+            yield (
+                f"{name}: the temperature {temperature:.2f} is at the edge of its search range, so its probabilities "
+                f"are far from calibrated, or validation is too small to tell."
+            )
+    compared = len({(entry["a"], entry["b"]) for entry in metrics["differences"]})
+    bootstrap = metrics["bootstrap"]
+    yield (
+        f"Intervals are 95% percentile intervals over {bootstrap['samples']} resamples of {metrics['n_queries']} "
+        f"queries; they do not cover the chance of training, and are not adjusted for the {compared} comparisons."
+    )

@@ -1,0 +1,185 @@
+"""Tokens of teacher and students, and the batches that they come in."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jax_rele.data.encoding import (
+    AnswerEncoder,
+    encode_cross,
+    encode_evidence,
+    encode_prompts,
+    encode_towers,
+    language_rows,
+)
+from jax_rele.data.loader import batches, flatten_groups, group_by_query, take_groups
+from jax_rele.data.tokenizer import load_tokenizer, train_tokenizer
+from jax_rele.errors import UserError
+from jax_rele.rationale import render
+from jax_rele.types import Comparison, Item, Pair, Rationale, Span
+
+RATIONALE = Rationale(
+    (Comparison("brand", ("acme",), ("acme corp", "zeta"), "match"), Comparison("color", (), ("red",), "absent")),
+    "Exact",
+)
+PAIRS = [
+    Pair("1", "acme shoes", Item("a", "Acme Corp red shoes", brand="Acme", color="red")),
+    Pair("2", "電池 ✅ pack", Item("b", "Battery " * 40)),
+]
+FIELDS = ("title", "brand", "color")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([render(RATIONALE), "acme corp shoes red battery match mismatch absent"] * 20, 400)
+
+
+@given(st.text())
+def test_any_text_survives_the_tokenizer_but_for_case(tokenizer, text):
+    lower = tokenizer.backend_tokenizer.normalizer.normalize_str(text)
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == lower
+    assert not text.isascii() or lower == text.lower()
+
+
+@given(st.text(alphabet="<>/s pad|", max_size=30))
+def test_no_text_makes_special_tokens(tokenizer, text):
+    assert set(tokenizer.encode(text, add_special_tokens=False)).isdisjoint(tokenizer.all_special_ids)
+
+
+def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "t")
+    loaded = load_tokenizer(tmp_path / "t")
+    text = "Acme </s> <pad> ✅ shoes"
+    assert loaded.encode(text, add_special_tokens=False) == tokenizer.encode(text, add_special_tokens=False)
+    assert loaded.pad_token_id == tokenizer.pad_token_id
+    (tmp_path / "t" / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="damaged tokenizer"):
+        load_tokenizer(tmp_path / "t")
+    with pytest.raises(UserError, match="no such tokenizer folder"):
+        load_tokenizer(tmp_path / "u")
+
+
+@pytest.mark.parametrize("order", ["rationale_first", "label_first", "label_only"])
+def test_an_answer_is_the_rendered_rationale(tokenizer, order):
+    answer = AnswerEncoder(tokenizer, order, 50)(RATIONALE)
+    assert tokenizer.decode(answer.ids[:-1]) == render(RATIONALE, order).lower()
+    assert answer.ids[-1] == tokenizer.eos_token_id
+    by_kind = {kind: [i for i, k in zip(answer.ids, answer.kinds) if k == kind] for kind in set(answer.kinds)}
+    assert tokenizer.decode(by_kind["label"]) == " exact"
+    if order != "label_only":
+        assert tokenizer.decode(by_kind["verdict"]) == " match absent"
+
+
+def test_long_values_are_cut(tokenizer):
+    long = Rationale((Comparison("brand", ("a b c d e f g h i j",), (), "absent"),))
+    answer = AnswerEncoder(tokenizer, "rationale_first", 4)(long)
+    assert answer.kinds.count("query_values") == 4
+
+
+def test_language_rows_predict_the_next_token_of_the_completion(tokenizer):
+    prompts = encode_prompts(tokenizer, PAIRS, FIELDS, 40)
+    encoder = AnswerEncoder(tokenizer, "label_first", 8)
+    answers = [encoder(RATIONALE)] * 2
+    length = max(len(prompt) for prompt in prompts) + len(answers[0].ids)
+    rows = language_rows(prompts, answers, length, 0, kind_weights={"verdict": 3.0})
+    for row, prompt in enumerate(prompts):
+        whole = [*prompt, *answers[row].ids]
+        np.testing.assert_array_equal(rows["tokens"][row][: len(whole) - 1], whole[:-1])
+        np.testing.assert_array_equal(rows["targets"][row][rows["targets_mask"][row]], answers[row].ids)
+    weights = rows["token_weights"][0]
+    assert sorted(set(weights)) == [0.0, 1.0, 3.0]
+    assert (weights == 3).sum() == answers[0].kinds.count("verdict")
+    rows = language_rows(prompts, answers, length, 0, prompt_weight=0.1)
+    assert rows["targets_mask"][0].sum() == len(prompts[0]) + len(answers[0].ids) - 1
+
+
+def test_student_inputs_hold_query_and_item(tokenizer):
+    cross = encode_cross(tokenizer, PAIRS, FIELDS, 12, 30)
+    assert cross["tokens"].shape == (2, 42)
+    valid, types = cross["valid"][0], cross["token_types"][0]
+    text = tokenizer.decode(cross["tokens"][0][valid & (types == 0)], skip_special_tokens=True)
+    assert text.strip() == "acme shoes"
+    text = tokenizer.decode(cross["tokens"][0][valid & (types == 1)], skip_special_tokens=True)
+    assert text.strip() == "acme corp red shoes acme red"
+    towers = encode_towers(tokenizer, PAIRS, FIELDS, 12, 30)
+    assert towers["query_tokens"].shape == (2, 12)
+    for side in ("query", "item"):
+        for tokens, valid in zip(towers[f"{side}_tokens"], towers[f"{side}_valid"]):
+            ids = tokens[valid]
+            assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+            assert not tokens[~valid].any()
+
+
+def test_evidence_tags_stand_at_the_tokens_of_their_spans(tokenizer):
+    spans = [
+        (Span("query", 0, 4, "brand"), Span("title", 10, 13, "color"), Span("brand", 0, 4, "brand")),
+        (Span("query", 0, 2, "brand"),),
+    ]
+    cross = encode_cross(tokenizer, PAIRS, FIELDS, 12, 30)
+    evidence = encode_evidence(tokenizer, PAIRS, spans, ("brand", "color"), FIELDS, 12, 30)
+    tags, mask = evidence["evidence_tags"], evidence["evidence_tags_mask"]
+
+    def text(row, tag):
+        return tokenizer.decode(cross["tokens"][row][tags[row] == tag]).split()
+
+    assert text(0, 1) == ["acme", "acme"]
+    assert text(0, 2) == ["red"]
+    assert text(1, 1) == ["電池"]
+    assert not tags[~mask].any()
+    assert (mask <= cross["valid"]).all()
+
+
+# ---- batches
+
+
+def test_every_row_once_per_epoch_whatever_the_batch_size():
+    data = batches({"x": np.arange(10)}, 4, seed=0)
+    seen = np.concatenate([next(data)["x"] for _ in range(10)])
+    for epoch in range(4):
+        assert sorted(seen[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert list(seen[:10]) != list(seen[10:20])
+
+
+@given(stop=st.integers(0, 12))
+def test_an_iterator_goes_on_where_its_state_was_taken(stop):
+    rows = {"x": np.arange(7), "inputs": {"y": np.arange(14).reshape(7, 2)}}
+    whole = batches(rows, 3, seed=1)
+    expected = [next(whole) for _ in range(stop + 3)][stop:]
+    first = batches(rows, 3, seed=1)
+    for _ in range(stop):
+        next(first)
+    second = batches(rows, 3, seed=1)
+    second.set_state(first.get_state())
+    for batch in expected:
+        got = next(second)
+        np.testing.assert_array_equal(got["x"], batch["x"])
+        np.testing.assert_array_equal(got["inputs"]["y"], batch["inputs"]["y"])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), min_size=1, max_size=30), st.integers(1, 5))
+def test_groups_hold_every_row_once_and_one_query_each(rows, size):
+    queries, labelled = zip(*rows)
+    groups = group_by_query(queries, labelled, size)
+    assert sorted(groups[groups >= 0]) == list(range(len(rows)))
+    for group in groups:
+        members = group[group >= 0]
+        assert len({queries[row] for row in members}) == 1
+    for query in set(queries):
+        counts = [
+            sum(labelled[row] for row in group[group >= 0])
+            for group in groups
+            if queries[group[group >= 0][0]] == query
+        ]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_flat_groups_know_their_company():
+    groups = np.array([[0, 1, -1], [2, -1, -1]])
+    batch = take_groups({"x": np.array([5, 6, 7]), "inputs": {"y": np.arange(6).reshape(3, 2)}}, groups)
+    flat = flatten_groups(batch)
+    np.testing.assert_array_equal(flat["mask"], [1, 1, 0, 1, 0, 0])
+    np.testing.assert_array_equal(flat["segments"], [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(flat["segments_mask"], [1, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(flat["x"][flat["mask"]], [5, 6, 7])
+    assert flat["inputs"]["y"].shape == (6, 2)

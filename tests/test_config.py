@@ -1,0 +1,81 @@
+"""The config tree: what it accepts, and what it says about what it does not."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jax_rele import config
+from jax_rele.errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_configs_load(path):
+    assert config.load(path).name
+
+
+def test_a_config_survives_yaml():
+    original = config.load(CONFIGS / "demo.yaml")
+    assert config.from_dict(yaml.safe_load(yaml.safe_dump(original.model_dump(mode="json")))) == original
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"teachr": {}}, "teachr: unknown key"),
+        ({"teacher": {"lora": {"rnk": 3}}}, "teacher.lora.rnk: unknown key"),
+        ({"teacher": {"width": "wide"}}, "teacher.width: .*valid integer.*'wide'"),
+        ({"teacher": {"heads": 3}}, r"teacher: heads \(3\) must be a multiple of kv_heads \(2\)"),
+        ({"student": {"heads": 3}}, r"student: width \(64\) must be a multiple of heads \(3\)"),
+        ({"labels": {"positive": ["Exat"]}}, "labels: positive must name some but not all of"),
+        ({"labels": {"written_as": {"E": "Exat"}}}, "labels: written_as maps 'E' to 'Exat'"),
+        ({"labels": {"gain_maps": {"a": [1.0]}}}, "labels: gain_maps.a must hold 4 numbers, got 1"),
+        ({"data": {"splits": {"train": 0.9}}}, r"data.splits: train \+ validation \+ test must be 1, got 1.3"),
+        ({"rationale": {"dimensions": ["a", "a"]}}, "rationale: dimensions must be distinct"),
+        ({"rationale": {"dimensions": ["category"]}}, "rationale: tag_map points at names that are not in dimensions"),
+        ({"distill": {"recipes": ["mdk"]}}, "distill.recipes.0: .*'label_only'.*got 'mdk'"),
+        ({"distill": {"recipes": []}}, "distill: students and recipes must each name at least one"),
+        ({"mesh": {"data": -1, "fsdp": -1}}, "mesh: axes must be positive, and at most one -1"),
+        ({"name": "../up"}, "name: .*pattern"),
+        (
+            {"adapt": {"optimization": {"log_every": 7}}},
+            "adapt.optimization: checkpoint_every .* multiple",
+        ),
+        ({"distill": {"optimization": {"learning_rate": -1}}}, "distill.optimization.learning_rate: .*greater than 0"),
+    ],
+)
+def test_a_mistake_is_named_with_its_path_in_one_line(values, message):
+    with pytest.raises(UserError, match=rf"^my.yaml: {message}") as error:
+        config.from_dict(values, "my.yaml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: [", "not valid YAML"),
+        (b"- 1", "must hold a mapping"),
+        (b"name: \xff", "cannot be read as UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path, content, message):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        config.load(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="no such config file"):
+        config.load(tmp_path / "none.yaml")
+
+
+def test_an_empty_file_is_the_default(tmp_path):
+    (tmp_path / "c.yaml").write_text("")
+    assert config.load(tmp_path / "c.yaml") == config.Config()
+
+
+def test_the_digest_does_not_depend_on_the_order_of_keys():
+    assert config.digest({"a": 1, "b": [1, 2]}) == config.digest({"b": [1, 2], "a": 1})
+    assert config.digest({"a": 1}) != config.digest({"a": 2})

@@ -1,0 +1,413 @@
+"""A whole tiny run, and what must hold of it: formats, skipping, refusing, resuming, and predictions from it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jax_rele import cli, config, pipeline
+from jax_rele.data import read_pairs, read_signals, read_table
+from jax_rele.rationale import parse
+from jax_rele.types import VERDICTS
+
+TINY = """
+name: tiny
+labels:
+  written_as: {E: Exact, S: Substitute, C: Complement, I: Irrelevant}
+  gain_maps: {paper: [1.0, 0.1, 0.01, 0.0], esci_data: [1.0, 0.01, 0.1, 0.0]}
+data: {crossed_per_query: 1}
+teacher: {vocab_size: 600, layers: 1, width: 32, heads: 2, kv_heads: 1, mlp_width: 32, prompt_length: 48}
+adapt: {crossed_per_query: 1, optimization: {steps: 6, batch_size: 8, checkpoint_every: 2, log_every: 2}}
+finetune: {optimization: {steps: 4, batch_size: 8, checkpoint_every: 2, log_every: 2}}
+student: {vocab_size: 600, layers: 1, width: 32, heads: 2, mlp_width: 32, query_length: 12, item_length: 20}
+distill: {group_size: 2, optimization: {steps: 6, batch_size: 16, checkpoint_every: 2, log_every: 2}}
+evaluate: {bootstrap_samples: 50, report_pairs: 20}
+"""
+MODELS = ["teacher", "cross_encoder:label_only", "cross_encoder:mkd", "two_tower:label_only", "two_tower:mkd"]
+METRICS = ["auc", "neg_ap", "macro_f1", "micro_f1", "spearman", "ndcg_paper", "ndcg_esci_data", "ece", "ece_calibrated"]
+
+
+def jax_rele(*arguments) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file but the lock, with its time of change and content."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "config.yaml"))
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """(config file, run folder) of a finished run on the first 150 pairs of the sample, three of a query among them."""
+    folder = tmp_path_factory.mktemp("tiny")
+    sample = Path(config.__file__).parent / "data" / "sample" / "esci_tiny_us.jsonl"
+    lines = sample.read_text("utf-8").splitlines()[:150]
+    again = json.loads(lines[0])
+    # One query with several items, so that nDCG is defined.
+    for number, other in enumerate(lines[1:4]):
+        lines.append(json.dumps({**again, "pair_id": f"more-{number}", "product": json.loads(other)["product"]}))
+    split_of = {again["query"]: "test"}
+    for number, line in enumerate(lines):
+        row = json.loads(line)
+        split = split_of.setdefault(row["query"], ("train", "train", "validation", "test")[number % 4])
+        lines[number] = json.dumps({**row, "split": split})
+    (folder / "pairs.jsonl").write_text("\n".join(lines), "utf-8")
+    file = folder / "tiny.yaml"
+    file.write_text(
+        TINY.replace(
+            "data: {",
+            f"run_root: {folder / 'runs'}\n"
+            f"data: {{path: {folder / 'pairs.jsonl'}, fields: {{item: product, query_tags: queryner}}, ",
+        )
+    )
+    assert jax_rele("run", file) == 0
+    return file, folder / "runs" / "tiny"
+
+
+def test_every_stage_leaves_a_manifest(tiny):
+    _, run_dir = tiny
+    for name in pipeline.STAGES:
+        manifest = json.loads((run_dir / name / "manifest.json").read_text())
+        assert manifest["status"] == "finished"
+        assert manifest["packages"]["jax"]
+        assert manifest["wall_seconds"] > 0
+        assert manifest["config_hash"]
+        assert manifest["counts"]
+
+
+def test_metrics_have_the_documented_form(tiny):
+    metrics = json.loads((tiny[1] / "evaluate" / "metrics.json").read_text())
+    assert metrics["split"] == "test"
+    assert metrics["label_schema"]["names"] == ["Exact", "Substitute", "Complement", "Irrelevant"]
+    assert list(metrics["baselines"]) == ["majority", "token_overlap", "bm25"]
+    assert list(metrics["models"]) == MODELS
+    for figures in [*metrics["baselines"].values(), *metrics["models"].values()]:
+        assert list(figures) == METRICS
+        for figure in figures.values():
+            if figure["value"] is not None:
+                low, high = figure["ci95"]
+                assert low <= high
+    assert metrics["models"]["teacher"]["ndcg_paper"]["value"] is not None
+    for part in metrics["slices"].values():
+        assert part["n_pairs"] <= metrics["n_pairs"]
+        assert list(part["models"]) == MODELS
+    assert {"long_tail", "head"} <= metrics["slices"].keys()
+    assert metrics["rationales"]["parsed"] == metrics["rationales"]["written"] == metrics["n_pairs"]
+
+
+def test_the_splits_share_no_query(tiny):
+    rows = read_table(tiny[1] / "prepare" / "pairs.parquet").to_pylist()
+    split_of = {}
+    for row in rows:
+        assert split_of.setdefault(row["query"].casefold(), row["split"]) == row["split"]
+    assert set(split_of.values()) == {"train", "validation", "test"}
+
+
+def test_signals_cover_labelled_and_unlabelled_training_pairs(tiny):
+    _, run_dir = tiny
+    settings = pipeline.read_config(run_dir)
+    signals = read_signals(run_dir / "score/signals.parquet", settings.labels.names, settings.rationale.dimensions)
+    rows = read_table(run_dir / "prepare" / "pairs.parquet").to_pylist()
+    crossed = read_table(run_dir / "prepare" / "unlabelled.parquet").to_pylist()
+    assert crossed
+    expected = [row["pair_id"] for row in rows if row["split"] == "train"] + [row["pair_id"] for row in crossed]
+    assert list(signals.pair_ids) == expected
+    assert not np.isnan(signals.verdict_probs).any()
+    for text, probs in zip(signals.rationales, signals.label_probs):
+        assert parse(text).label == settings.labels.names[int(probs.argmax())]
+
+
+def test_the_report_holds_the_pairs_and_escapes_them(tiny):
+    html = (tiny[1] / "evaluate" / "report.html").read_text("utf-8")
+    assert html.count('class="card') >= 20
+    assert "http://" not in html.replace("http://www.w3.org", "")
+    assert "<script" not in html
+
+
+def test_training_is_logged_to_jsonl_and_tensorboard(tiny):
+    for part in ("adapt", "finetune", "distill/cross_encoder/mkd"):
+        lines = [json.loads(line) for line in (tiny[1] / part / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == ([2, 4] if part == "finetune" else [2, 4, 6])
+        assert any((tiny[1] / part / "tensorboard").iterdir())
+    assert {"term/label", "term/score", "term/margin", "term/list", "term/verdict", "term/evidence"} <= lines[0].keys()
+
+
+def test_a_second_run_does_nothing_but_say_so(tiny, capsys):
+    file, run_dir = tiny
+    before = snapshot(run_dir)
+    assert jax_rele("run", file) == 0
+    assert capsys.readouterr().out.count("nothing to do") == len(pipeline.STAGES)
+    assert snapshot(run_dir) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (["--distill.optimization.steps", "7"], "distill.optimization.steps is 7, was 6"),
+        (["--seed", "1"], "seed is 1, was 0"),
+        (["--teacher.order", "label_only"], "teacher.order is 'label_only', was 'label_first'"),
+        (["--labels.positive", "Exact", "Substitute"], "labels.positive is"),
+    ],
+)
+def test_a_run_of_another_config_is_refused_and_left_alone(tiny, capsys, change, told):
+    file, run_dir = tiny
+    before = snapshot(run_dir)
+    assert jax_rele("run", file, *change) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert told in error
+    assert "belongs to another config" in error
+    assert snapshot(run_dir) == before
+
+
+def test_changed_data_is_refused(tiny, capsys):
+    file, run_dir = tiny
+    data = run_dir.parent.parent / "pairs.jsonl"
+    original = data.read_bytes()
+    try:
+        data.write_bytes(original + b"\n")
+        assert jax_rele("run", file) == 2
+        assert "its input data.path" in capsys.readouterr().err
+    finally:
+        data.write_bytes(original)
+
+
+def test_stages_read_no_other_sections_than_they_say(tiny, tmp_path, monkeypatch):
+    """A manifest that did not name a section would not notice its change."""
+    file, run_dir = tiny
+    settings = config.load(file)
+
+    class Watched:
+        def __init__(self, reads):
+            self.reads = reads
+
+        def __getattr__(self, name):
+            assert name in self.reads, f"reads {name}, which is not in READS"
+            return getattr(settings, name)
+
+    copy = tmp_path / "tiny"
+    shutil.copytree(run_dir, copy)
+    for name, stage in pipeline.STAGES.items():
+        if name in ("adapt", "finetune", "distill"):
+            # Their folders are complete: only what leads up to the training is run again.
+            monkeypatch.setattr(stage, "train", lambda step, state, data, **_: state)
+        stage.run(Watched(stage.READS), copy)
+
+
+def test_a_killed_distill_ends_like_an_unbroken_one(tiny, tmp_path):
+    file, run_dir = tiny
+    root = tmp_path / "runs"
+    shutil.copytree(run_dir, root / "tiny")
+    shutil.rmtree(root / "tiny" / "distill")
+    shutil.rmtree(root / "tiny" / "evaluate")
+    command = [sys.executable, "-m", "jax_rele.cli", "run", str(file), "--run_root", str(root)]
+    # A long pause at the third step stands for a long training.
+    pause = (
+        "import sys, time, jax; jax.config.update('jax_num_cpu_devices', 8)\n"
+        "from jax_rele import cli; from jax_rele.training import loop\n"
+        "place, calls = loop.place, []\n"
+        "def slow(*args):\n"
+        "    calls.append(0); time.sleep(60 if len(calls) == 10 else 0); return place(*args)\n"
+        "loop.place = slow\n"
+        f"sys.exit(cli.main({command[3:]!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", pause], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    waiting = root / "tiny" / "distill" / "cross_encoder" / "mkd" / "checkpoints" / "2"
+    deadline = time.time() + 200
+    while not (waiting / "commit_success.txt").exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.2)
+    assert process.poll() is None, "the run ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert waiting.exists()
+    assert jax_rele(*command[3:]) == 0
+    whole, resumed = (json.loads((path / "evaluate/metrics.json").read_text()) for path in (run_dir, root / "tiny"))
+    assert whole == resumed
+    for student in ("cross_encoder", "two_tower"):
+        for recipe in ("label_only", "mkd"):
+            logs = [
+                [
+                    {**json.loads(line), "pairs_per_second": 0}
+                    for line in (path / "distill" / student / recipe / "metrics.jsonl").read_text().splitlines()
+                ]
+                for path in (run_dir, root / "tiny")
+            ]
+            assert logs[0] == logs[1]
+
+
+def test_a_damaged_artefact_is_named(tiny, tmp_path, capsys):
+    file, run_dir = tiny
+    copy = tmp_path / "runs" / "tiny"
+    shutil.copytree(run_dir, copy)
+    shutil.rmtree(copy / "evaluate")
+    for path in (copy / "finetune" / "lora").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    assert jax_rele("run", file, "--run_root", copy.parent) == 2
+    error = capsys.readouterr().err
+    assert str(copy / "finetune" / "lora") in error
+    assert error.count("\n") == 1
+    (copy / "distill" / "manifest.json").write_text("{")
+    assert jax_rele("run", file, "--run_root", copy.parent) == 2
+    assert "manifest.json: damaged; delete the folder" in capsys.readouterr().err
+
+
+# ---- predict and explain
+
+
+def write_pairs(path: Path, count: int) -> list[dict]:
+    rows = [
+        {
+            "pair_id": f"p{number}",
+            "query": f"query {number % 7}",
+            "item": {"id": f"i{number}", "title": f"title {number}"},
+        }
+        for number in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+@pytest.mark.parametrize("model", ["teacher", "cross_encoder", "two_tower"])
+def test_predict_keeps_the_order_and_sets_bad_rows_aside(tiny, tmp_path, capsys, model):
+    source, target = tmp_path / "new.jsonl", tmp_path / "scores.parquet"
+    rows = write_pairs(source, 70)
+    lines = source.read_text().splitlines()
+    lines[40] = '{"query": "half a li'
+    lines[41] = '{"query": "no title", "item": {"id": "1"}}'
+    source.write_text("\n".join(lines))
+    assert jax_rele("predict", tiny[1], "--model", model, "--input", source, "--output", target) == 0
+    table = pq.read_table(target).to_pydict()
+    names = ["Exact", "Substitute", "Complement", "Irrelevant"]
+    assert list(table) == ["pair_id", "score", *names]
+    assert table["pair_id"] == [row["pair_id"] for number, row in enumerate(rows) if number not in (40, 41)]
+    probs = np.array([table[name] for name in names]).T
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(table["score"], probs @ [1.0, 0.1, 0.01, 0.0], atol=1e-9)
+    quarantine = pq.read_table(tmp_path / "scores.quarantine.parquet").to_pylist()
+    assert [row["row"] for row in quarantine] == [41, 42]
+    assert "2 bad rows set aside" in capsys.readouterr().out
+
+
+def test_predict_scores_a_pair_alike_wherever_it_stands(tiny, tmp_path):
+    source, one, all_ = (tmp_path / name for name in ("new.jsonl", "one.parquet", "all.parquet"))
+    rows = write_pairs(source, 66)
+    assert jax_rele("predict", tiny[1], "--model", "cross_encoder", "--input", source, "--output", all_) == 0
+    source.write_text(json.dumps(rows[65]))
+    assert jax_rele("predict", tiny[1], "--model", "cross_encoder", "--input", source, "--output", one) == 0
+    assert pq.read_table(one)["score"][0].as_py() == pytest.approx(pq.read_table(all_)["score"][65].as_py(), abs=1e-6)
+
+
+def test_predict_writes_the_embeddings_of_the_two_tower(tiny, tmp_path, capsys):
+    source, target = tmp_path / "new.jsonl", tmp_path / "scores.parquet"
+    write_pairs(source, 3)
+    arguments = ["predict", tiny[1], "--input", source, "--output", target, "--embeddings", "--model"]
+    assert jax_rele(*arguments, "two_tower") == 0
+    table = pq.read_table(target)
+    for name in ("query_embedding", "item_embedding"):
+        vectors = np.array(table[name].to_pylist())
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert jax_rele(*arguments, "cross_encoder") == 2
+    assert "use --model two_tower" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("predict {run} --model teacher --input {tmp}/none.jsonl --output {tmp}/o.parquet", "no such file"),
+        ("predict {tmp} --model teacher --input x.jsonl --output {tmp}/o.parquet", "not a run folder"),
+        ("predict {run} --model teacher --input sample --output {tmp}/o.csv", "ends in .parquet"),
+        ("predict {run} --model teacher --input sample --output {tmp}/a/o.parquet", "no such folder"),
+        ("explain {run} --title x --query=", "must not be empty"),
+        ("explain {tmp} --title x --query q", "not a run folder"),
+    ],
+)
+def test_wrong_arguments_give_one_line_and_write_nothing(tiny, tmp_path, capsys, arguments, told):
+    assert jax_rele(*arguments.format(run=tiny[1], tmp=tmp_path).split()) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_explain_prints_rationale_verdicts_and_scores(tiny, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    title = "INIU [bold]Portable[/] Charger"
+    status = jax_rele(
+        "explain", tiny[1], "--query", "small portable iphone battery", "--title", title, "--brand", "INIU"
+    )
+    assert status == 0
+    out = capsys.readouterr().out
+    assert title in out
+    for name in [*MODELS, "category", "audience", "Exact", "Irrelevant"]:
+        assert name in out
+    assert any(verdict in out for verdict in VERDICTS)
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "no such file"),
+        (b"", "empty"),
+        (b'{"query": "a"}\n', "item"),
+        (b'{"query": "q", "item": {"id": "1", "title": "t"}, "label": "Great"}\n', "Great"),
+        (b'{"query": "q", "item": {"id": "1", "title": "t"}, "label": "E"}\n', "validation split"),
+        (b'{"query": "\xff", "item": {"id": "1", "title": "t"}, "label": "E"}\n', "UTF-8"),
+    ],
+)
+def test_bad_data_gives_one_line_and_leaves_no_folder_behind(tiny, tmp_path, capsys, content, told):
+    data = tmp_path / "data.jsonl"
+    if content is not None:
+        data.write_bytes(content)
+    status = jax_rele("prepare", tiny[0], "--data.path", data, "--run_root", tmp_path / "runs", "--data.fields", "{}")
+    assert status == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs" / "tiny" / "prepare").exists()
+
+
+def test_a_stage_names_the_one_that_it_needs(tiny, tmp_path, capsys):
+    assert jax_rele("distill", tiny[0], "--run_root", tmp_path) == 2
+    assert "distill needs the stage prepare, which has not finished" in capsys.readouterr().err
+
+
+def test_one_process_at_a_time(tiny, capsys):
+    file, run_dir = tiny
+    with pipeline._lock(run_dir):
+        assert jax_rele("run", file) == 2
+    assert "another process is at work" in capsys.readouterr().err
+
+
+def test_csv_and_parquet_give_the_same_pairs(tiny, tmp_path):
+    pairs, _ = read_pairs(write_flat(tmp_path / "pairs.csv"), label_names=["Exact", "Other"])
+    again, _ = read_pairs(write_flat(tmp_path / "pairs.parquet"), label_names=["Exact", "Other"])
+    assert pairs == again
+    assert [pair.item.title for pair in pairs] == ["Shoes, red", "Socks"]
+
+
+def write_flat(path: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.csv
+
+    columns = {
+        "query": ["a", "b"],
+        "item_id": ["1", "2"],
+        "title": ["Shoes, red", "Socks"],
+        "label": ["Exact", "Other"],
+    }
+    write = pyarrow.csv.write_csv if path.suffix == ".csv" else pq.write_table
+    write(pa.table(columns), path)
+    return path
