@@ -28,7 +28,10 @@ STAGES: dict[str, ModuleType] = {
     "distill": distill,
     "evaluate": evaluate,
 }
-"""Each has `run(config, run_dir) -> counts`, `NEEDS` (earlier stages that it reads) and `READS` (config sections)."""
+"""Each has `run(config, run_dir) -> counts`, `NEEDS` (earlier stages that it reads) and `READS` (paths in the config)."""
+
+UNHASHED = ("name", "run_root", "mesh")
+"""Fields that any stage may read and that do not change what it writes: a run may move, and go on on other devices."""
 
 PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
 MANIFEST = "manifest.json"
@@ -73,7 +76,6 @@ def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
         if (earlier := _read_manifest(run_dir, needed)) is None or earlier["status"] != "finished":
             raise UserError(f"{name} needs the stage {needed}, which has not finished in {run_dir}; run it first")
     say(f"{name:9} {'goes on' if manifest else 'starts'}")
-    directory.mkdir(parents=True, exist_ok=True)
     manifest = {
         "stage": name,
         "status": "running",
@@ -84,6 +86,7 @@ def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
         # Time of earlier, interrupted attempts counts.
         "wall_seconds": manifest["wall_seconds"] if manifest else 0.0,
     }
+    directory.mkdir(parents=True, exist_ok=True)
     start, before = time.perf_counter(), manifest["wall_seconds"]
     _write_manifest(directory, manifest)
     try:
@@ -127,8 +130,14 @@ def _refuse_other(config: Config, run_dir: Path, name: str) -> None:
 
 
 def _sections(config: Config, stage: ModuleType) -> dict[str, Any]:
-    values = config.model_dump(mode="json")
-    return {section: values[section] for section in stage.READS}
+    """What the stage reads of the config: path -> value."""
+    sections = {}
+    for path in stage.READS:
+        value = config.model_dump(mode="json")
+        for part in path.split("."):
+            value = value[part]
+        sections[path] = value
+    return sections
 
 
 def _inputs(config: Config, run_dir: Path, stage: ModuleType) -> dict[str, str]:

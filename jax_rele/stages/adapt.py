@@ -16,7 +16,7 @@ from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_
 from jax_rele.training.checkpoint import clear, save_variables
 
 NEEDS = ("prepare", "annotate")
-READS = ("seed", "mesh", "data", "rationale", "teacher", "adapt")
+READS = ("seed", "data", "rationale", "teacher", "adapt")
 
 
 def language_loss():

@@ -19,7 +19,7 @@ from jax_rele.training.checkpoint import clear, save_variables
 from jax_rele.types import Pair, Signals
 
 NEEDS = ("prepare", "score")
-READS = ("seed", "mesh", "labels", "data", "rationale", "student", "distill")
+READS = ("seed", "labels", "data", "rationale", "student", "distill")
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_
 from jax_rele.training.checkpoint import clear, save_variables
 
 NEEDS = ("prepare", "annotate", "adapt")
-READS = ("seed", "mesh", "labels", "data", "rationale", "teacher", "finetune")
+READS = ("seed", "labels", "data", "rationale", "teacher", "finetune")
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from jax_rele.stages import artefacts
 from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
 
 NEEDS = ()
-READS = ("seed", "labels", "data", "rationale", "teacher", "student")
+READS = ("seed", "labels", "data", "rationale.dimensions", "teacher.vocab_size", "student.vocab_size")
 
 
 def external_inputs(config: Config) -> dict[str, str]:

@@ -123,8 +123,8 @@ def place(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     rows, parts = len(jax.tree.leaves(batch)[0]) * jax.process_count(), mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % parts:
         raise UserError(
-            f"mesh: {rows} rows of a step do not divide over data x fsdp = {parts} devices; change the batch_size of the "
-            "stage's optimization to a multiple of it, or the mesh"
+            f"mesh: {rows} rows of a step do not divide over data x fsdp = {parts} devices; change the mesh, or the "
+            "batch_size of the stage's optimization to a multiple of it"
         )
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
