@@ -17,6 +17,7 @@ from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.errors import UserError
 from jax_rele.inference import judge, label_probs
 from jax_rele.inference import predict as predict_student
+from jax_rele.losses import learns_verdicts
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.stages import artefacts
@@ -94,7 +95,7 @@ def explain(run_dir: Path, query: str, item: Item) -> None:
         for recipe in config.distill.recipes:
             outputs = predict_student(artefacts.load_student(config, run_dir, name, recipe), [pair])
             probs[f"{name}:{recipe}"] = label_probs(outputs)[0]
-            if recipe in ("cot_kd", "mkd"):
+            if learns_verdicts(recipe):
                 verdicts[f"{name}:{recipe}"] = np.asarray(outputs.verdict_logits)[0].argmax(axis=-1)
 
     console = Console()
@@ -108,7 +109,7 @@ def explain(run_dir: Path, query: str, item: Item) -> None:
     elif isinstance(found, ParseFailure):
         console.print(f"The teacher's rationale does not parse: {escape(found.reason)}\n{escape(judged.texts[0])}")
     else:
-        rationale = Table("dimension", "query", "item", "teacher", *verdicts, title="rationale", title_justify="left")
+        rationale = _table("rationale", "dimension", "query", "item", "teacher", *verdicts)
         for place, comparison in enumerate(found.comparisons):
             rationale.add_row(
                 escape(comparison.dimension),
@@ -119,7 +120,14 @@ def explain(run_dir: Path, query: str, item: Item) -> None:
             )
         console.print(rationale)
         console.print(f"label: {escape(found.label)}\n")
-    scores = Table("model", "score", *schema.names, title="scores (expected gain, distribution)", title_justify="left")
+    scores = _table("scores (expected gain, distribution)", "model", "score", *schema.names)
     for name, row in probs.items():
         scores.add_row(name, f"{schema.expected_gain(row):.3f}", *(f"{p:.3f}" for p in row))
     console.print(scores)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

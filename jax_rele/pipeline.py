@@ -28,7 +28,7 @@ STAGES: dict[str, ModuleType] = {
     "distill": distill,
     "evaluate": evaluate,
 }
-"""Each has `run(config, run_dir) -> counts`, `NEEDS` (earlier stages that it reads) and `READS` (paths in the config)."""
+"""Each has `run(config, run_dir) -> counts`, `NEEDS` (earlier stages) and `READS` (paths in the config)."""
 
 UNHASHED = ("name", "run_root", "mesh")
 """Fields that any stage may read and that do not change what it writes: a run may move, and go on on other devices."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -12,6 +13,9 @@ import numpy as np
 from jax_rele.data.schema import stable_id
 from jax_rele.data.splits import normalise_query, words
 from jax_rele.types import Item, Pair
+
+# It sets its own logger to DEBUG.
+logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 _LEXICAL_FIELDS = ("title", "brand", "color", "category")
 

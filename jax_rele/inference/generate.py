@@ -64,7 +64,7 @@ def choice_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> li
         if tokens[0] in first:
             raise ValueError(
                 f"{first[tokens[0]]!r} and {word!r} begin with the same token "
-                f"{tokenizer.convert_ids_to_tokens(tokens[0])!r}; give the labels names that differ from the start"
+                f"{tokenizer.decode(tokens[:1])!r}; give names that differ from the start"
             )
         first[tokens[0]] = word
     return ids

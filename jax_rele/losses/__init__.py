@@ -8,7 +8,7 @@ from jax_rele.losses.combine import add_totals, combine, means, term
 from jax_rele.losses.language import next_token_cross_entropy
 from jax_rele.losses.ranking import in_list, listwise_kl, margin_mse
 from jax_rele.losses.rationale import evidence_tagging, verdict_cross_entropy
-from jax_rele.losses.recipes import needs_teacher, recipe
+from jax_rele.losses.recipes import learns_verdicts, needs_teacher, recipe
 from jax_rele.losses.score import cross_entropy, score_kl
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "cross_entropy",
     "evidence_tagging",
     "in_list",
+    "learns_verdicts",
     "listwise_kl",
     "margin_mse",
     "means",

@@ -29,6 +29,11 @@ def needs_teacher(name: str) -> bool:
     return name != "label_only"
 
 
+def learns_verdicts(name: str) -> bool:
+    """Whether the recipe trains the verdict heads; otherwise they stay as they were born."""
+    return name in ("cot_kd", "mkd")
+
+
 def recipe(name: str, *, gains: Sequence[float], temperature: float, evidence: bool) -> Callable[..., tuple]:
     """The objective called `name`, for `make_train_step`.
 
@@ -54,7 +59,7 @@ def recipe(name: str, *, gains: Sequence[float], temperature: float, evidence: b
         # Gains lie in [0, 1]: at temperature 1 the distribution over a query's items would be nearly flat. The weight
         # takes the factor T^2 back.
         terms["list"] = term(listwise_kl, weight=LIST_TEMPERATURE**-2, temperature=LIST_TEMPERATURE, gains=gains)
-    if name in ("cot_kd", "mkd"):
+    if learns_verdicts(name):
         terms["verdict"] = term(verdict_cross_entropy)
         if evidence:
             terms["evidence"] = term(evidence_tagging, weight=0.5)

@@ -54,6 +54,10 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         prompt_weight=config.adapt.text_weight,
         kind_weights={"verdict": config.adapt.verdict_weight},
     )
+    counts = {"crossed pairs": len(crossed), "steps": config.adapt.optimization.steps}
+    if (run_dir / artefacts.BASE).exists():
+        return counts  # an earlier attempt ended between writing the base and saying so
+
     optimization = config.adapt.optimization
     data = batches({"inputs": {"tokens": rows.pop("tokens")}, **rows}, optimization.batch_size, config.seed)
 
@@ -64,4 +68,4 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     state = train(step, state, data, config=optimization, mesh=mesh, directory=directory, title="adapt")
     save_variables(run_dir / artefacts.BASE, state.trainable)
     clear(directory / "checkpoints")
-    return {"crossed pairs": len(crossed), "steps": optimization.steps}
+    return counts

@@ -14,6 +14,7 @@ from jax_rele.config import Config
 from jax_rele.data import RATIONALES, long_tail, read_pairs_table, write_table
 from jax_rele.evaluation import BASELINES, Example, build_metrics, table, verdict_lines, write_report
 from jax_rele.inference import Judgements, judge, label_probs, predict
+from jax_rele.losses import learns_verdicts
 from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence
 from jax_rele.stages import artefacts
 from jax_rele.types import VERDICTS, Pair
@@ -40,8 +41,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
             outputs = predict(student, pairs)
             probs[f"{name}:{recipe}"] = label_probs(outputs)
             validation_probs[f"{name}:{recipe}"] = label_probs(predict(student, validation))
-            # A recipe without verdict targets leaves the verdict heads as they were born: there is nothing to show.
-            if recipe in ("cot_kd", "mkd"):
+            if learns_verdicts(recipe):
                 verdicts[f"{name}:{recipe}"] = np.asarray(outputs.verdict_logits).argmax(axis=-1)
 
     baselines = {name: baseline(train, validation, pairs, schema) for name, baseline in BASELINES.items()}

@@ -23,6 +23,9 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Trains and writes the adapters; the loss is on the completion only."""
     model, tokenizer = artefacts.teacher_model(config, run_dir)
     pairs = artefacts.load_pairs(run_dir, "train")
+    counts = {"pairs": len(pairs), "steps": config.finetune.optimization.steps}
+    if (run_dir / artefacts.LORA).exists():
+        return counts  # an earlier attempt ended between writing the adapters and saying so
     rationales = artefacts.load_rationales(run_dir)
     encoder = AnswerEncoder(tokenizer, config.teacher.order, config.teacher.value_length)
     # Words that the scores could not tell apart must be found before the training, not after it.
@@ -43,4 +46,4 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     state = train(step, state, data, config=optimization, mesh=mesh, directory=directory, title="finetune")
     save_variables(run_dir / artefacts.LORA, state.trainable)
     clear(directory / "checkpoints")
-    return {"pairs": len(pairs), "steps": optimization.steps}
+    return counts

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from jax_rele.config import Config
 from jax_rele.data import (
     assign_splits,
@@ -19,6 +21,7 @@ from jax_rele.data import (
 )
 from jax_rele.data.tokenizer import train_tokenizer
 from jax_rele.errors import UserError
+from jax_rele.inference import choice_words
 from jax_rele.rationale import grammar, render
 from jax_rele.stages import artefacts
 from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
@@ -59,16 +62,18 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         lexical_share=data.crossed_lexical_share,
     )
 
+    fields = data.item_fields
+    texts = [grammar.prompt(pair, fields) for pair in train] + _grammar_texts(config, len(train))
+    teacher_tokenizer = train_tokenizer(texts, config.teacher.vocab_size)
+    _check_words(config, teacher_tokenizer)
+    student_tokenizer = train_tokenizer(_plain_texts(train, fields), config.student.vocab_size)
+
     # Everything has been read and checked: from here on things are written.
     write_quarantine(run_dir / artefacts.QUARANTINE, bad)
     write_pairs(run_dir / artefacts.PAIRS, pairs)
     write_pairs(run_dir / artefacts.UNLABELLED, unlabelled)
-    fields = data.item_fields
-    texts = [grammar.prompt(pair, fields) for pair in train] + _grammar_texts(config, len(train))
-    train_tokenizer(texts, config.teacher.vocab_size).save_pretrained(run_dir / artefacts.TEACHER_TOKENIZER)
-    train_tokenizer(_plain_texts(train, fields), config.student.vocab_size).save_pretrained(
-        run_dir / artefacts.STUDENT_TOKENIZER
-    )
+    teacher_tokenizer.save_pretrained(run_dir / artefacts.TEACHER_TOKENIZER)
+    student_tokenizer.save_pretrained(run_dir / artefacts.STUDENT_TOKENIZER)
     by_split = Counter(pair.split for pair in labelled)
     return {
         "pairs": {split: by_split[split] for split in ("train", "validation", "test")},
@@ -91,3 +96,11 @@ def _grammar_texts(config: Config, count: int) -> list[str]:
         for label in labels
     ]
     return texts * max(1, -(-2 * count // len(texts)))
+
+
+def _check_words(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError, before any long work, where the teacher's scores could not tell the labels apart."""
+    try:
+        choice_words(tokenizer, [grammar.escape(name) for name in config.labels.names])
+    except ValueError as error:
+        raise UserError(f"labels.names: {error}") from None
