@@ -384,16 +384,16 @@ def test_bad_data_gives_one_line_and_leaves_no_folder_behind(tiny, tmp_path, cap
 
 
 def test_labels_that_begin_alike_are_refused_before_any_training(tiny, tmp_path, capsys):
-    names = "[Exact, Exactly not, Complement, Irrelevant]"
+    names = "[Exact, exact, Complement, Irrelevant]"
     options = [
         "--labels.names",
         names,
         "--labels.written_as",
-        "{E: Exact, S: Exactly not, C: Complement, I: Irrelevant}",
+        "{E: Exact, S: exact, C: Complement, I: Irrelevant}",
     ]
     assert jax_rele("prepare", tiny[0], *options, "--run_root", tmp_path) == 2
     error = capsys.readouterr().err
-    assert "labels.names: 'Exact' and 'Exactly not' begin with the same token" in error
+    assert "labels.names: 'Exact' and 'exact' begin with the same token" in error
     assert not (tmp_path / "tiny" / "prepare").exists()
 
 
