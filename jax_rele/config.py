@@ -217,6 +217,8 @@ class Adapt(_Section):
 
     crossed_per_query: NonNegative = 40
     """Crossed pairs per training query that the rule annotator explains for this stage."""
+    recombined_pairs: NonNegative = 0
+    """Pairs of texts recombined from training texts, explained likewise: a small catalogue is soon known by heart."""
     text_weight: Annotated[float, Field(ge=0)] = 0.1
     """Weight of a prompt token's loss (catalogue text) beside that of a rationale token."""
     verdict_weight: Annotated[float, Field(ge=0)] = 1.0

@@ -25,7 +25,10 @@ labels:
   gain_maps: {paper: [1.0, 0.1, 0.01, 0.0], esci_data: [1.0, 0.01, 0.1, 0.0]}
 data: {crossed_per_query: 1}
 teacher: {vocab_size: 600, layers: 1, width: 32, heads: 2, kv_heads: 1, mlp_width: 32, prompt_length: 48}
-adapt: {crossed_per_query: 1, optimization: {steps: 6, batch_size: 8, checkpoint_every: 2, log_every: 2}}
+adapt:
+  crossed_per_query: 1
+  recombined_pairs: 20
+  optimization: {steps: 6, batch_size: 8, checkpoint_every: 2, log_every: 2}
 finetune: {optimization: {steps: 4, batch_size: 8, checkpoint_every: 2, log_every: 2}}
 student: {vocab_size: 600, layers: 1, width: 32, heads: 2, mlp_width: 32, query_length: 12, item_length: 20}
 distill: {group_size: 2, optimization: {steps: 6, batch_size: 16, checkpoint_every: 2, log_every: 2}}

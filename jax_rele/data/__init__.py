@@ -1,6 +1,7 @@
 """Pairs from files to tables: reading, splitting, crossing, and the tables that the stages hand on."""
 
 from jax_rele.data.crossing import cross
+from jax_rele.data.recombining import recombine
 from jax_rele.data.schema import FIELDS, SPLITS, Quarantined, RowError, parse_row
 from jax_rele.data.signals import read_signals, validate_signals, write_signals
 from jax_rele.data.sources import SAMPLE, check_quarantine, read_pairs, source_files
@@ -35,6 +36,7 @@ __all__ = [
     "read_pairs_table",
     "read_signals",
     "read_table",
+    "recombine",
     "source_files",
     "validate_signals",
     "write_pairs",

@@ -1,4 +1,4 @@
-"""adapt: train the base on catalogue text and on rule rationales of crossed pairs, which cost nothing to make."""
+"""adapt: train the base on catalogue text and on rule rationales of pairs that cost nothing to make."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from jax_rele import losses
 from jax_rele.config import Config
-from jax_rele.data import cross
+from jax_rele.data import cross, recombine
 from jax_rele.data.encoding import AnswerEncoder, encode_prompts, language_rows
 from jax_rele.data.loader import batches
 from jax_rele.rationale import RuleAnnotator
@@ -42,7 +42,8 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         config.seed + 1,
         lexical_share=config.data.crossed_lexical_share,
     )
-    # Crossed pairs have no label, so the comparisons follow the prompt at once, whatever the order.
+    crossed += recombine(pairs, config.adapt.recombined_pairs, config.seed)
+    # These pairs have no label, so the comparisons follow the prompt at once, whatever the order.
     encoder = AnswerEncoder(tokenizer, "rationale_first", config.teacher.value_length)
     prompts = encode_prompts(tokenizer, crossed, config.data.item_fields, config.teacher.prompt_length)
     answers = [encoder(rationale) for rationale in annotator.annotate(crossed)]
@@ -54,7 +55,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         prompt_weight=config.adapt.text_weight,
         kind_weights={"verdict": config.adapt.verdict_weight},
     )
-    counts = {"crossed pairs": len(crossed), "steps": config.adapt.optimization.steps}
+    counts = {"pairs": len(crossed), "steps": config.adapt.optimization.steps}
     if (run_dir / artefacts.BASE).exists():
         return counts  # an earlier attempt ended between writing the base and saying so
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -130,16 +132,28 @@ def place(batch: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def shard_step(step: Callable[..., Any], mesh: jax.sharding.Mesh, state: TrainState) -> Callable[..., Any]:
-    """Compiles `step(state, batch)` for the mesh: the state keeps its shardings, and its old buffers are reused."""
-    state_shardings = jax.tree.map(lambda x: x.sharding, state)
-    rows = NamedSharding(mesh, BATCH)
-    compiled = jax.jit(
-        step, in_shardings=(state_shardings, rows), out_shardings=(state_shardings, None), donate_argnums=0
+    """Compiles `step(state, batch)` for the mesh.
+
+    The state keeps its shardings. The buffers of what learns are given up to the new state; frozen variables are only
+    read, so one base serves any number of runs.
+    """
+    learns = dataclasses.replace(state, frozen={})
+    learns_shardings, frozen_shardings = (jax.tree.map(lambda x: x.sharding, tree) for tree in (learns, state.frozen))
+
+    @partial(
+        jax.jit,
+        in_shardings=(learns_shardings, frozen_shardings, NamedSharding(mesh, BATCH)),
+        out_shardings=(learns_shardings, None),
+        donate_argnums=0,
     )
+    def compiled(learns, frozen, batch):
+        state, metrics = step(dataclasses.replace(learns, frozen=frozen), batch)
+        return dataclasses.replace(state, frozen={}), metrics
 
     def run(state, batch):
         with use(mesh):
-            return compiled(state, batch)
+            learns, metrics = compiled(dataclasses.replace(state, frozen={}), state.frozen, batch)
+        return dataclasses.replace(learns, frozen=state.frozen), metrics
 
     run.compiled = compiled
     return run
