@@ -229,6 +229,8 @@ class Adapt(_Section):
 class Finetune(_Section):
     """LoRA fine-tuning on the rationales of the labelled pairs; the loss is on the completion only."""
 
+    label_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the label's loss beside that of another token of the completion, of which there are many."""
     optimization: Optimization = Optimization()
 
 

@@ -34,7 +34,13 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
 
     prompts = encode_prompts(tokenizer, pairs, config.data.item_fields, config.teacher.prompt_length)
     answers = [encoder(rationales[pair.pair_id]) for pair in pairs]
-    rows = language_rows(prompts, answers, row_length(prompts, answers), tokenizer.pad_token_id)
+    rows = language_rows(
+        prompts,
+        answers,
+        row_length(prompts, answers),
+        tokenizer.pad_token_id,
+        kind_weights={"label": config.finetune.label_weight},
+    )
     optimization = config.finetune.optimization
     data = batches({"inputs": {"tokens": rows.pop("tokens")}, **rows}, optimization.batch_size, config.seed)
 
