@@ -69,7 +69,7 @@ def test_overrides_are_read_as_yaml():
         (["run", "none.yaml"], "none.yaml: no such config file"),
         (["run", DEMO, "--teacher.hads", "3"], "--teacher.hads: unknown key; teacher has"),
         (["run", DEMO, "--seed.x", "3"], "seed has no fields of its own"),
-        (["run", DEMO, "--teacher.heads", "3"], "command line: teacher: heads (3) must be a multiple"),
+        (["run", DEMO, "--student.heads", "3"], "command line: student: width (64) must be a multiple"),
         (["run", DEMO, "--seed"], "--seed needs a value"),
         (["run", DEMO, "loose"], "'loose' stands without an option"),
         (["run", DEMO, "--name", "{a: "], "is not a YAML value"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jax_rele.errors import UserError
-from jax_rele.evaluation.bootstrap import interval, metric_samples, paired_difference
+from jax_rele.evaluation.bootstrap import interval, metric_samples, paired_difference, positive_probs
 from jax_rele.evaluation.calibration import fit_temperature
 from jax_rele.evaluation.decision import fit_bias
 from jax_rele.evaluation.slices import slices
@@ -55,8 +56,9 @@ def build_metrics(
       seed: seed of the resamples.
 
     Returns:
-      A document of plain dicts, lists, strings and numbers: `split`, `n_pairs`, `n_queries`, `label_schema`,
-      `gain_maps`, `bootstrap`, `baselines` and `models` ({name: {metric: {"value", "ci95"}}}), `slices` ({name:
+      A document of plain dicts, lists, strings and numbers: `split`, `n_pairs`, `n_queries`,
+      `n_queries_with_several_items`, `label_schema`, `gain_maps`, `bootstrap`, `baselines` and `models` ({name:
+      {metric: {"value", "ci95"}}}), `score_std` ({name: standard deviation of P(relevant)}), `slices` ({name:
       {"n_pairs", "baselines", "models"}}), `decision` ({name: {"bias", "temperature"}}) and `differences` (a list of
       {"a", "b", "metric", "value", "ci95"}, a less b). What is undefined is None.
 
@@ -103,6 +105,7 @@ def build_metrics(
         "split": split,
         "n_pairs": len(pairs),
         "n_queries": len(set(queries)),
+        "n_queries_with_several_items": sum(count > 1 for count in Counter(queries).values()),
         "label_schema": {
             "names": list(schema.names),
             "gains": [float(gain) for gain in schema.gains],
@@ -112,6 +115,7 @@ def build_metrics(
         "bootstrap": {"samples": n_bootstrap, "unit": "query", "seed": seed},
         "baselines": {name: _intervals(on_all[name]) for name in baselines},
         "models": {name: _intervals(on_all[name]) for name in models},
+        "score_std": {name: float(np.std(positive_probs(np.asarray(probs[name]), schema))) for name in probs},
         "slices": {
             name: {
                 "n_pairs": int(mask.sum()),

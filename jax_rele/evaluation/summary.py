@@ -8,6 +8,12 @@ from jax_rele.evaluation.assemble import REFERENCE_RECIPE, TEACHER
 from jax_rele.evaluation.bootstrap import metric_names
 from jax_rele.evaluation.calibration import TEMPERATURE_BOUNDS
 
+FEW_QUERIES = 20
+"""Below this many queries with several items, a note says that nDCG compares nothing."""
+
+COLLAPSED = 0.02
+"""Below this standard deviation of P(relevant), a note says that a model has collapsed to nearly one score."""
+
 HEADLINE = ("auc", "macro_f1")
 """The metrics that the sentences are about; the table and the document hold all."""
 
@@ -100,6 +106,8 @@ def _notes(metrics):
     for name, figures in metrics["models"].items():
         if figures["auc"] == {"value": 0.5, "ci95": [0.5, 0.5]} and figures["spearman"]["value"] is None:
             yield f"{name} gives every pair the same score: its ranking metrics carry no information."
+        elif (std := metrics["score_std"][name]) < COLLAPSED:
+            yield f"{name} gives nearly every pair the same P(relevant): its standard deviation is {std:.3f}."
     everyone = [*metrics["baselines"].values(), *metrics["models"].values()]
     undefined = [column for column in columns if all(figures[column]["value"] is None for figures in everyone)]
     if undefined:
@@ -107,6 +115,9 @@ def _notes(metrics):
             f"Undefined on these pairs for every model: {', '.join(undefined)} (one class only, or no query with two "
             f"or more items of which one has a gain)."
         )
+    several = metrics["n_queries_with_several_items"]
+    if 0 < several < FEW_QUERIES:
+        yield f"The ndcg figures come from {several} queries with several items: too few to compare models by."
     for name in metrics["models"]:
         temperature = metrics["decision"][name]["temperature"]
         if any(abs(temperature / bound - 1.0) < 0.01 for bound in TEMPERATURE_BOUNDS):

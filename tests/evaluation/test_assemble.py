@@ -1,6 +1,7 @@
 """The metrics document: its format, and that every figure in it is the one it claims to be."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -30,11 +31,13 @@ def test_the_format(document, judged, gain_maps):
         "split",
         "n_pairs",
         "n_queries",
+        "n_queries_with_several_items",
         "label_schema",
         "gain_maps",
         "bootstrap",
         "baselines",
         "models",
+        "score_std",
         "slices",
         "decision",
         "differences",
@@ -42,6 +45,10 @@ def test_the_format(document, judged, gain_maps):
     assert document["split"] == "test"
     assert document["n_pairs"] == len(judged)
     assert document["n_queries"] == len({pair.query for pair in judged})
+    counts = Counter(pair.query for pair in judged)
+    assert document["n_queries_with_several_items"] == sum(count >= 2 for count in counts.values())
+    assert document["score_std"]["majority"] == 0
+    assert document["score_std"]["teacher"] > 0.02
     assert document["label_schema"]["positive"] == ["Exact"]
     assert document["bootstrap"] == {"samples": 200, "unit": "query", "seed": 0}
     assert list(document["baselines"]) == ["majority", "token_overlap", "bm25"]
@@ -111,7 +118,7 @@ def test_nothing_is_chosen_on_the_reported_split(build, judged):
 def test_one_text_in_two_locales_is_two_queries(build, judged):
     same = [replace(pair, query="shoe", locale=("us", "es")[place % 2]) for place, pair in enumerate(judged)]
     document = build(same)
-    assert document["n_queries"] == 2
+    assert document["n_queries"] == document["n_queries_with_several_items"] == 2
     assert set(document["slices"]) == {"locale:es", "locale:us"}
     assert document["models"]["teacher"]["ndcg_paper"]["value"] is not None
 

@@ -157,6 +157,7 @@ def test_names_of_models_and_labels_are_text_in_the_plots(render, small, predict
     metrics = copy.deepcopy(small)
     metrics["models"] = {name: metrics["models"]["teacher"]}
     metrics["decision"][name] = metrics["decision"]["teacher"]
+    metrics["score_std"][name] = metrics["score_std"]["teacher"]
     page = Page(render([], metrics, probs={name: predictions["models"]["teacher"]}))
     assert any(entry["@aria-label"].startswith(f"Reliability of {name}") for entry in page.all("svg"))
     assert any(entry["text"].strip() == name for entry in page.all("text"))

@@ -78,6 +78,18 @@ def test_collapse_is_named(document):
     other = copy.deepcopy(document)
     other["models"]["teacher"] = copy.deepcopy(other["baselines"]["majority"])
     assert "teacher gives every pair the same score: its ranking metrics carry no information." in verdict_lines(other)
+    other = copy.deepcopy(document)
+    other["score_std"]["teacher"] = 0.0123
+    line = "teacher gives nearly every pair the same P(relevant): its standard deviation is 0.012."
+    assert line in verdict_lines(other)
+    assert line not in verdict_lines(document)
+
+
+def test_few_queries_with_several_items_are_named(document):
+    said = "The ndcg figures come from {} queries with several items: too few to compare models by."
+    for several, told in ((0, False), (1, True), (19, True), (20, False)):
+        lines = verdict_lines({**document, "n_queries_with_several_items": several})
+        assert (said.format(several) in lines) == told
 
 
 def test_limits_are_named(document):
