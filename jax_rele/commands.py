@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jax_rele import pipeline
-from jax_rele.config import Config
+from jax_rele.config import Config, Mesh
 from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.errors import UserError
 from jax_rele.inference import judge, label_probs
@@ -21,7 +21,7 @@ from jax_rele.losses import learns_verdicts
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.stages import artefacts
-from jax_rele.types import VERDICTS, Item, Pair
+from jax_rele.types import ITEM_FIELDS, VERDICTS, Item, Pair
 
 MODELS = ("teacher", "cross_encoder", "two_tower")
 
@@ -48,11 +48,13 @@ def predict(run_dir: Path, model: str, input_path: str, output_path: Path, *, em
     Raises:
       UserError: bad input, an unfinished run, or embeddings of a model that has none.
     """
-    config = pipeline.read_config(run_dir)
+    config = _config(run_dir)
     if embeddings and model != "two_tower":
         raise UserError(f"--embeddings: the {model} has no embeddings of query and item; use --model two_tower")
     if output_path.suffix != ".parquet":
         raise UserError(f"{output_path}: the output is a Parquet file; give a name that ends in .parquet")
+    if output_path.is_dir() or output_path.resolve() == Path(input_path).resolve():
+        raise UserError(f"{output_path}: is a folder or the input itself; give another file to write")
     if not output_path.resolve().parent.is_dir():
         raise UserError(f"{output_path.resolve().parent}: no such folder to write to; create it first")
     pairs, bad = read_pairs(input_path, label_names=config.labels.names, fields=config.data.fields, for_prediction=True)
@@ -84,7 +86,12 @@ def predict(run_dir: Path, model: str, input_path: str, output_path: Path, *, em
 
 def explain(run_dir: Path, query: str, item: Item) -> None:
     """Prints the teacher's rationale, every student's verdicts and every model's distribution for one pair."""
-    config = pipeline.read_config(run_dir)
+    config = _config(run_dir)
+    for name, text in (("query", query), *item.texts(ITEM_FIELDS)):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"--{name} is not valid UTF-8 text; give it in the encoding of the terminal") from None
     if not query.strip() or not item.title.strip():
         raise UserError("--query and --title must not be empty")
     schema, pair = config.labels.schema_, Pair("explain", query.strip(), item)
@@ -126,8 +133,13 @@ def explain(run_dir: Path, query: str, item: Item) -> None:
     console.print(scores)
 
 
+def _config(run_dir: Path) -> Config:
+    """The run's config, with the devices that are here: a run may have been trained on others."""
+    return pipeline.read_config(run_dir).model_copy(update={"mesh": Mesh()})
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(escape(column), overflow="fold")
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
@@ -19,11 +19,17 @@ NonNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 ItemField = Literal["title", "brand", "color", "category", "bullets", "description"]
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 StudentName = Literal["cross_encoder", "two_tower"]
+
+RESERVED = ("pair_id", "score", "query_embedding", "item_embedding")
+"""Columns of predictions beside the labels' own."""
 
 
 class _Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True
+    )
 
 
 class Labels(_Section):
@@ -43,6 +49,9 @@ class Labels(_Section):
     @model_validator(mode="after")
     def _check(self):
         schema = self.schema_
+        for name in schema.names:
+            if name != name.strip() or name in RESERVED:
+                raise ValueError(f"names must not be {', '.join(RESERVED)} or have blanks at an end, got {name!r}")
         for written, name in self.written_as.items():
             if name not in schema.names:
                 raise ValueError(f"written_as maps {written!r} to {name!r}, which is not one of {list(schema.names)}")
@@ -85,8 +94,8 @@ class Data(_Section):
     """`sample` (the embedded ESCI pairs), or a JSONL, CSV, TSV or Parquet file, a folder of those, or a glob."""
     fields: dict[str, str] = Field(default_factory=dict)
     """Documented field -> its name in the file, e.g. {item: product}; the documented names are always accepted."""
-    item_fields: tuple[ItemField, ...] = ("title", "brand", "color")
-    """The item's texts that teacher and students read, in this order."""
+    item_fields: Annotated[tuple[ItemField, ...], Field(min_length=1)] = ("brand", "color", "title")
+    """The item's texts that models and baselines read, in this order: what is too long loses the end of the last."""
     splits: Splits = Splits()
     """Shares of train, validation and test."""
     max_bad_share: Share = 0.1
@@ -124,6 +133,8 @@ class Rationale(_Section):
     def _check(self):
         if not self.dimensions or len(set(self.dimensions)) != len(self.dimensions) or "" in self.dimensions:
             raise ValueError(f"dimensions must be distinct non-empty names, got {list(self.dimensions)}")
+        if any(name != name.strip() for name in self.dimensions):
+            raise ValueError(f"dimensions must not have blanks at an end, got {list(self.dimensions)}")
         unknown = {kind: name for kind, name in self.tag_map.items() if name not in self.dimensions}
         if unknown:
             raise ValueError(f"tag_map points at names that are not in dimensions: {unknown}")
@@ -169,7 +180,7 @@ class Lora(_Section):
     """Adapters are scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapters' input while training."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: Annotated[tuple[Projection, ...], Field(min_length=1)] = get_args(Projection)
     """Names of the projections that get an adapter."""
 
 
@@ -196,7 +207,7 @@ class Teacher(_Section):
     """Base of the rotary position frequencies."""
     remat: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
-    prompt_length: Positive = 72
+    prompt_length: Annotated[int, Field(ge=16)] = 72
     """Tokens of the prompt; longer ones lose the end of their item's texts."""
     value_length: Positive = 8
     """Tokens of one dimension's values of one side in a rationale; longer ones are cut."""
@@ -258,9 +269,9 @@ class Student(_Section):
     """Inner width of the feed-forward block."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout while training."""
-    query_length: Positive = 24
+    query_length: Annotated[int, Field(ge=4)] = 24
     """Tokens of a query; longer ones are cut."""
-    item_length: Positive = 72
+    item_length: Annotated[int, Field(ge=4)] = 72
     """Tokens of an item; longer ones are cut."""
     embedding_width: Positive = 64
     """Width of the two-tower's embeddings."""

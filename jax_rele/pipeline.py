@@ -60,10 +60,15 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print) -> N
 
 
 def read_config(run_dir: Path) -> Config:
-    """The config of a run's folder. Raises UserError where the folder is not a run's."""
+    """The config of a run's folder. Raises UserError where it is not a run's, or not that of its stages."""
     if not (run_dir / CONFIG).is_file():
         raise UserError(f"{run_dir}: not a run folder ({CONFIG} is missing); give the folder that `jax-rele run` wrote")
-    return load(run_dir / CONFIG)
+    config = load(run_dir / CONFIG)
+    for name, stage in STAGES.items():
+        manifest = _read_manifest(run_dir, name)
+        if manifest is not None and manifest["config"] != _sections(config, stage):
+            raise UserError(f"{run_dir / CONFIG}: is not the config that the stage {name} ran with; set it back")
+    return config
 
 
 def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
@@ -153,7 +158,8 @@ def _read_manifest(run_dir: Path, name: str) -> dict[str, Any] | None:
     path = run_dir / name / MANIFEST
     try:
         manifest = json.loads(path.read_text("utf-8"))
-        if {"status", "config", "config_hash", "inputs", "wall_seconds"} <= manifest.keys():
+        kinds = {"status": str, "config": dict, "config_hash": str, "inputs": dict, "wall_seconds": int | float}
+        if all(isinstance(manifest.get(key), kind) for key, kind in kinds.items()):
             return manifest
     except FileNotFoundError:
         return None
@@ -168,8 +174,12 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
 
 def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 @contextmanager

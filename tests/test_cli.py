@@ -7,7 +7,14 @@ import pytest
 from jax_rele import cli, commands, pipeline
 from jax_rele.config import Config, flatten
 
-DEMO = str(Path(__file__).parent.parent / "configs" / "demo.yaml")
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A mistake that is not noticed must not start a run in the repository."""
+    monkeypatch.chdir(tmp_path)
+
+
+DEMO = str(Path(__file__).resolve().parent.parent / "configs" / "demo.yaml")
 
 
 def test_the_help_names_every_command(capsys):

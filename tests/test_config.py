@@ -38,6 +38,13 @@ def test_a_config_survives_yaml():
         ({"distill": {"recipes": ["mdk"]}}, "distill.recipes.0: .*'label_only'.*got 'mdk'"),
         ({"distill": {"recipes": []}}, "distill: students and recipes must each name at least one"),
         ({"mesh": {"data": -1, "fsdp": -1}}, "mesh: axes must be positive, and at most one -1"),
+        (
+            {"labels": {"names": ["a", "score"], "gains": [1, 0], "positive": ["a"]}},
+            "labels: names must not be .*'score'",
+        ),
+        ({"data": {"item_fields": []}}, "data.item_fields: .*at least 1"),
+        ({"teacher": {"lora": {"targets": ["q_prj"]}}}, "teacher.lora.targets.0: .*'q_proj'.*got 'q_prj'"),
+        ({"student": {"query_length": 1}}, "student.query_length: .*greater than or equal to 4"),
         ({"name": "../up"}, "name: .*pattern"),
         (
             {"adapt": {"optimization": {"log_every": 7}}},

@@ -263,9 +263,12 @@ def test_a_damaged_artefact_is_named(tiny, tmp_path, capsys):
     error = capsys.readouterr().err
     assert str(copy / "finetune" / "lora") in error
     assert error.count("\n") == 1
-    (copy / "distill" / "manifest.json").write_text("{")
-    assert jax_rele("run", file, "--run_root", copy.parent) == 2
-    assert "manifest.json: damaged; delete the folder" in capsys.readouterr().err
+    manifest = copy / "distill" / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    for damaged in ("{", "[]", json.dumps({**whole, "inputs": []}), json.dumps({**whole, "config": None})):
+        manifest.write_text(damaged)
+        assert jax_rele("run", file, "--run_root", copy.parent) == 2
+        assert "manifest.json: damaged; delete the folder" in capsys.readouterr().err
 
 
 # ---- predict and explain
@@ -336,6 +339,8 @@ def test_predict_writes_the_embeddings_of_the_two_tower(tiny, tmp_path, capsys):
         ("predict {run} --model teacher --input sample --output {tmp}/a/o.parquet", "no such folder"),
         ("explain {run} --title x --query=", "must not be empty"),
         ("explain {tmp} --title x --query q", "not a run folder"),
+        ("explain {run} --title x --query \udcff", "--query is not valid UTF-8"),
+        ("predict {run} --model teacher --input sample --output {run}", "ends in .parquet"),
     ],
 )
 def test_wrong_arguments_give_one_line_and_write_nothing(tiny, tmp_path, capsys, arguments, told):
@@ -344,6 +349,33 @@ def test_wrong_arguments_give_one_line_and_write_nothing(tiny, tmp_path, capsys,
     assert told in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_config_that_is_not_the_one_of_the_stages_is_refused(tiny, tmp_path, capsys):
+    copy = tmp_path / "tiny"
+    shutil.copytree(tiny[1], copy)
+    settings = copy / "config.yaml"
+    settings.write_text(settings.read_text().replace("view_width: 16", "view_width: 8"))
+    assert jax_rele("explain", copy, "--query", "q", "--title", "t") == 2
+    assert "is not the config that the stage distill ran with" in capsys.readouterr().err
+
+
+def test_the_teacher_without_rationales_shows_none(tiny, tmp_path, capsys):
+    """The same run with `label_only`: no verdict appears anywhere, and recipes that need one are refused."""
+    file, run_dir = tiny
+    copy = tmp_path / "tiny"
+    shutil.copytree(run_dir, copy)
+    for name in ("finetune", "score", "distill", "evaluate"):
+        shutil.rmtree(copy / name)
+    change = ["--run_root", tmp_path, "--teacher.order", "label_only"]
+    (copy / "adapt" / "manifest.json").unlink()  # the base does not depend on the order
+    assert jax_rele("run", file, *change) == 2
+    assert "distill.recipes: mkd learns from verdicts, and the signals hold none" in capsys.readouterr().err
+    shutil.rmtree(copy / "distill", ignore_errors=True)
+    assert jax_rele("run", file, *change, "--distill.recipes", "label_only", "score_kd") == 0
+    html = (copy / "evaluate" / "report.html").read_text("utf-8")
+    assert "The teacher wrote a label without a comparison" in html
+    assert json.loads((copy / "evaluate" / "metrics.json").read_text())["rationales"]["written"] == 0
 
 
 def test_explain_prints_rationale_verdicts_and_scores(tiny, capsys, monkeypatch):
@@ -396,7 +428,7 @@ def test_labels_that_begin_alike_are_refused_before_any_training(tiny, tmp_path,
     ]
     assert jax_rele("prepare", tiny[0], *options, "--run_root", tmp_path) == 2
     error = capsys.readouterr().err
-    assert "labels.names: 'Exact' and 'exact' begin with the same token" in error
+    assert "labels.names, teacher.vocab_size: 'Exact' and 'exact' begin with the same token" in error
     assert not (tmp_path / "tiny" / "prepare").exists()
 
 

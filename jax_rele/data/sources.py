@@ -29,6 +29,7 @@ SAMPLE = "sample"
 
 _SAMPLE_FILE = Path(__file__).parent / "sample" / "esci_tiny_us.jsonl"
 _SAMPLE_FIELDS = {"item": "product", "query_tags": "queryner"}
+_SAMPLE_LABELS = {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"}
 _RAW_CHARACTERS = 500
 
 _Row = tuple[int, Mapping | RowError, object]
@@ -66,6 +67,7 @@ def read_pairs(
     fields, label_map = dict(fields or {}), dict(label_map or {})
     if path == SAMPLE:
         fields = _SAMPLE_FIELDS | fields
+        label_map = {code: name for code, name in _SAMPLE_LABELS.items() if name in label_names} | label_map
     check_mapping(fields, label_map, label_names)
     pairs: list[Pair] = []
     bad: list[Quarantined] = []

@@ -55,6 +55,10 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     if not path.is_dir():
         raise UserError(f"{path}: no such tokenizer folder; run the stage that writes it")
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, split_special_tokens=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, split_special_tokens=True)
     except Exception as error:
         raise UserError(f"{path}: damaged tokenizer: {' '.join(str(error).split())[:200]}") from None
+    missing = [name for name in ("pad", "bos", "cls", "eos", "sep") if getattr(tokenizer, f"{name}_token_id") is None]
+    if missing:
+        raise UserError(f"{path}: damaged tokenizer: it has no {missing[0]} token")
+    return tokenizer

@@ -18,8 +18,8 @@ from jax_rele.errors import UserError
 from jax_rele.evaluation.calibration import log_probs
 from jax_rele.types import Item, LabelSchema, Pair
 
-FIELDS = ("title", "brand", "color", "bullets")
-"""The fields of an item that the lexical baselines read."""
+FIELDS = ("title", "brand", "color")
+"""The fields of an item that the lexical baselines read, unless they are told others."""
 
 # Chinese and Japanese are written without spaces, so that each of their characters is a word of its own here.
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
@@ -32,7 +32,11 @@ _K1, _B = 1.5, 0.75
 
 
 def majority(
-    train: Sequence[Pair], validation: Sequence[Pair], pairs: Sequence[Pair], schema: LabelSchema
+    train: Sequence[Pair],
+    validation: Sequence[Pair],
+    pairs: Sequence[Pair],
+    schema: LabelSchema,
+    fields: Sequence[str] = FIELDS,
 ) -> np.ndarray:
     """The label distribution of the train pairs, for every pair. [N, C]."""
     labels = _labels(_labelled(train), schema)
@@ -40,7 +44,11 @@ def majority(
 
 
 def token_overlap(
-    train: Sequence[Pair], validation: Sequence[Pair], pairs: Sequence[Pair], schema: LabelSchema
+    train: Sequence[Pair],
+    validation: Sequence[Pair],
+    pairs: Sequence[Pair],
+    schema: LabelSchema,
+    fields: Sequence[str] = FIELDS,
 ) -> np.ndarray:
     """The share of the query's distinct words that occur in the item, as a label distribution. [N, C].
 
@@ -49,12 +57,18 @@ def token_overlap(
     """
 
     def share(group):
-        return np.array([_overlap(pair) for pair in group])
+        return np.array([_overlap(pair, fields) for pair in group])
 
     return _distributions(share, train, validation, pairs, schema)
 
 
-def bm25(train: Sequence[Pair], validation: Sequence[Pair], pairs: Sequence[Pair], schema: LabelSchema) -> np.ndarray:
+def bm25(
+    train: Sequence[Pair],
+    validation: Sequence[Pair],
+    pairs: Sequence[Pair],
+    schema: LabelSchema,
+    fields: Sequence[str] = FIELDS,
+) -> np.ndarray:
     """BM25 of query and item, as a share of the most that an item could score, as a label distribution. [N, C].
 
     Document frequencies and the mean length are those of the train pairs' distinct items, so that a pair's score does
@@ -68,7 +82,7 @@ def bm25(train: Sequence[Pair], validation: Sequence[Pair], pairs: Sequence[Pair
     catalogue = list({pair.item.id: pair.item for pair in train}.values())
 
     def share(group):
-        scores, ceilings = bm25_scores([pair.query for pair in group], [pair.item for pair in group], catalogue)
+        scores, ceilings = bm25_scores([pair.query for pair in group], [pair.item for pair in group], catalogue, fields)
         return scores / np.where(ceilings > 0, ceilings, 1.0)
 
     return _distributions(share, train, validation, pairs, schema)
@@ -78,7 +92,7 @@ BASELINES: dict[str, Callable[..., np.ndarray]] = {"majority": majority, "token_
 
 
 def bm25_scores(
-    queries: Sequence[str], items: Sequence[Item], catalogue: Sequence[Item]
+    queries: Sequence[str], items: Sequence[Item], catalogue: Sequence[Item], fields: Sequence[str] = FIELDS
 ) -> tuple[np.ndarray, np.ndarray]:
     """BM25 of each query against the item at the same place, with document frequencies of a catalogue.
 
@@ -86,13 +100,14 @@ def bm25_scores(
       queries: N queries.
       items: N items, in the catalogue or not.
       catalogue: the items whose document frequencies and mean length count.
+      fields: the texts of an item that are read.
 
     Returns:
       [N] scores, and [N] sums of the query words' idf, which the scores approach as the item repeats the words.
     """
     vectorizer = CountVectorizer(analyzer=lambda words: words)
-    query_words, item_words = [_words(query) for query in queries], [_words(_text(item)) for item in items]
-    catalogue_words = [_words(_text(item)) for item in catalogue]
+    query_words, item_words = [_words(query) for query in queries], [_words(_text(item, fields)) for item in items]
+    catalogue_words = [_words(_text(item, fields)) for item in catalogue]
     if not any(query_words):
         return np.zeros(len(queries)), np.zeros(len(queries))
     vectorizer.fit(query_words)
@@ -141,13 +156,13 @@ def _labels(pairs, schema):
     return np.array([schema.index(pair.label) for pair in pairs], np.int64)
 
 
-def _overlap(pair):
+def _overlap(pair, fields):
     asked = set(_words(pair.query))
-    return len(asked & set(_words(_text(pair.item)))) / max(1, len(asked))
+    return len(asked & set(_words(_text(pair.item, fields)))) / max(1, len(asked))
 
 
-def _text(item):
-    return " ".join(text for _, text in item.texts(FIELDS))
+def _text(item, fields):
+    return " ".join(text for _, text in item.texts(fields))
 
 
 def _words(text):

@@ -108,6 +108,15 @@ def _notes(metrics):
             yield f"{name} gives every pair the same score: its ranking metrics carry no information."
         elif (std := metrics["score_std"][name]) < COLLAPSED:
             yield f"{name} gives nearly every pair the same P(relevant): its standard deviation is {std:.3f}."
+    written = metrics.get("rationales")
+    if written and written["written"]:
+        said = f"{written['parsed']} of the teacher's {written['written']} rationales parse"
+        if agreement := written.get("agreement_with_rules"):
+            said += (
+                f"; their verdicts agree with the rule annotator's on {agreement['overall']:.3f} of the dimensions, "
+                f"where always giving its most frequent verdict agrees on {agreement['most_frequent_verdict']:.3f}"
+            )
+        yield said + "."
     everyone = [*metrics["baselines"].values(), *metrics["models"].values()]
     undefined = [column for column in columns if all(figures[column]["value"] is None for figures in everyone)]
     if undefined:

@@ -23,7 +23,8 @@ from jax_rele.types import VERDICTS
 
 FORCE, VALUE, CHOICE, STOP = range(4)
 
-_BLOCKED = frozenset(VALUE_DELIMITERS + "\\\r")
+# A semicolon only begins the next value of the same slot.
+_BLOCKED = frozenset(VALUE_DELIMITERS + "\\\r") - {";"}
 
 
 @partial(jax.tree_util.register_dataclass, meta_fields=["steps", "value_length"], data_fields=[

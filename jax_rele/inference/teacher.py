@@ -50,7 +50,7 @@ class Judgements:
     Attributes:
       label_probs: [N, C].
       verdict_probs: [N, D, V]; NaN where no rationale was asked for.
-      texts: the rationales as written; empty where none was asked for.
+      texts: the rationales as written; where none was asked for, the label's line alone.
       rationales: the parsed texts, or why they do not parse.
     """
 
@@ -90,7 +90,9 @@ def judge(
         empty = np.zeros((0, len(teacher.dimensions), len(VERDICTS)), np.float32)
         return Judgements(np.zeros((0, len(teacher.schema)), np.float32), empty, (), ())
     label_probs, verdict_probs, texts = zip(*results)
-    parsed = tuple(parse_output(text, dimensions=teacher.dimensions, labels=teacher.schema.names) for text in texts)
+    # Dimensions that nobody judged are not absent, they are not there.
+    dimensions = () if order == "label_only" else teacher.dimensions
+    parsed = tuple(parse_output(text, dimensions=dimensions, labels=teacher.schema.names) for text in texts)
     return Judgements(np.stack(label_probs), np.stack(verdict_probs), texts, parsed)
 
 

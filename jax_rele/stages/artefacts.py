@@ -19,13 +19,14 @@ from flax import linen as nn
 from transformers import PreTrainedTokenizerBase
 
 from jax_rele.config import Config
+from jax_rele.data import RATIONALES as TABLE
 from jax_rele.data import read_pairs_table, read_signals, read_table
 from jax_rele.data.tokenizer import load_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.inference import Student, Teacher, encode_inputs
 from jax_rele.losses import recipe
 from jax_rele.models import Decoder, build_student, build_teacher
-from jax_rele.rationale import parse
+from jax_rele.rationale import ParseError, parse
 from jax_rele.training import abstract, make_mesh
 from jax_rele.training.checkpoint import load_variables
 from jax_rele.types import Item, Pair, Rationale, Signals
@@ -51,8 +52,11 @@ def load_pairs(run_dir: Path, split: str) -> list[Pair]:
 
 def load_rationales(run_dir: Path) -> dict[str, Rationale]:
     """The annotator's rationales by `pair_id`."""
-    rows = read_table(run_dir / RATIONALES).to_pylist()
-    return {row["pair_id"]: parse(row["text"]) for row in rows}
+    path = run_dir / RATIONALES
+    try:
+        return {row["pair_id"]: parse(row["text"]) for row in read_table(path, TABLE).to_pylist()}
+    except ParseError as error:
+        raise UserError(f"{path}: damaged rationale ({error}); delete the folder {path.parent} and run again") from None
 
 
 def load_signals(config: Config, run_dir: Path) -> Signals:

@@ -12,6 +12,7 @@ from jax_rele.config import Config
 from jax_rele.data import read_pairs_table
 from jax_rele.data.encoding import encode_evidence
 from jax_rele.data.loader import batches, flatten_groups, group_by_query, take_groups
+from jax_rele.errors import UserError
 from jax_rele.models import CrossEncoder
 from jax_rele.stages import artefacts
 from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, shard_step, train
@@ -26,6 +27,12 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Trains and writes the students; those that an interrupted run has finished are kept."""
     pairs = artefacts.load_pairs(run_dir, "train") + read_pairs_table(run_dir / artefacts.UNLABELLED)
     signals = artefacts.load_signals(config, run_dir)
+    if np.isnan(signals.verdict_probs).all():
+        for recipe in filter(losses.learns_verdicts, config.distill.recipes):
+            raise UserError(
+                f"distill.recipes: {recipe} learns from verdicts, and the signals hold none (teacher.order is "
+                "label_only); use label_only or score_kd, or another teacher.order"
+            )
     for student in config.distill.students:
         for recipe in config.distill.recipes:
             if not (artefacts.student_dir(run_dir, student, recipe) / "variables").exists():
@@ -51,6 +58,9 @@ def train_student(config: Config, run_dir: Path, name: str, recipe: str, pairs: 
         evidence = _in_order(pairs, signals, signals.evidence)
         dimensions, fields = config.rationale.dimensions, config.data.item_fields
         rows |= encode_evidence(tokenizer, pairs, evidence, dimensions, fields, *lengths)
+        # Without a rationale there is no evidence to learn, not even that there is none.
+        explained = np.array([bool(text) for text in _in_order(pairs, signals, signals.rationales)])
+        rows["evidence_tags_mask"] &= explained[:, None]
     # A batch holds so many groups, each with labelled pairs of one query, that a recipe without a teacher sees the same
     # labelled pairs in the same step as one that learns from the group's unlabelled pairs too.
     groups = groups_of(config, pairs, recipe)
@@ -78,8 +88,8 @@ def groups_of(config: Config, pairs: list[Pair], recipe: str) -> np.ndarray:
         return groups
     groups = np.where((groups >= 0) & labelled[groups], groups, -1)
     groups = np.take_along_axis(groups, np.argsort(groups < 0, axis=1, kind="stable"), axis=1)
-    members = (groups >= 0).sum(axis=1)
-    return groups[members > 0, : members.max()]
+    # Groups that are left empty stay, so that every step holds the same labelled pairs whatever the recipe.
+    return groups[:, : (groups >= 0).sum(axis=1).max()]
 
 
 def targets(config: Config, pairs: list[Pair], signals: Signals) -> dict[str, np.ndarray]:
@@ -98,5 +108,11 @@ def targets(config: Config, pairs: list[Pair], signals: Signals) -> dict[str, np
 def _in_order(pairs: list[Pair], signals: Signals, values):
     """Rows of `values`, which are aligned with the signals, in the order of the pairs."""
     place = {pair_id: row for row, pair_id in enumerate(signals.pair_ids)}
+    missing = [pair.pair_id for pair in pairs if pair.pair_id not in place]
+    if missing:
+        raise UserError(
+            f"the signals lack {len(missing)} of {len(pairs)} pairs, the first is {missing[0]!r}; delete the folder of "
+            "the stage score and run it again"
+        )
     rows = [place[pair.pair_id] for pair in pairs]
     return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]

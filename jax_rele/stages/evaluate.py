@@ -44,16 +44,19 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
             if learns_verdicts(recipe):
                 verdicts[f"{name}:{recipe}"] = np.asarray(outputs.verdict_logits).argmax(axis=-1)
 
-    baselines = {name: baseline(train, validation, pairs, schema) for name, baseline in BASELINES.items()}
+    def simple(asked: list[Pair]) -> dict[str, np.ndarray]:
+        # They read the texts that the models read, so that a difference is not one of input.
+        fields = config.data.item_fields
+        return {name: baseline(train, validation, asked, schema, fields) for name, baseline in BASELINES.items()}
+
+    baselines = simple(pairs)
     tail = dict(zip((pair.pair_id for pair in everyone), long_tail(everyone, config.data.tail_max_frequency)))
     metrics = build_metrics(
         config.evaluate.split,
         pairs,
         validation,
         baselines=baselines,
-        validation_baselines={
-            name: baseline(train, validation, validation, schema) for name, baseline in BASELINES.items()
-        },
+        validation_baselines=simple(validation),
         models=probs,
         validation_models=validation_probs,
         schema=schema,

@@ -8,8 +8,7 @@ from typing import Any
 from jax_rele.config import Config
 from jax_rele.data.encoding import AnswerEncoder, encode_prompts, language_rows
 from jax_rele.data.loader import batches
-from jax_rele.inference import compile_program
-from jax_rele.rationale import grammar
+from jax_rele.errors import UserError
 from jax_rele.stages import artefacts
 from jax_rele.stages.adapt import language_loss, row_length
 from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, shard_step, train
@@ -27,11 +26,11 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     if (run_dir / artefacts.LORA).exists():
         return counts  # an earlier attempt ended between writing the adapters and saying so
     rationales = artefacts.load_rationales(run_dir)
+    missing = [pair.pair_id for pair in pairs if pair.pair_id not in rationales]
+    if missing:
+        path = run_dir / artefacts.RATIONALES
+        raise UserError(f"{path}: no rationale for pair {missing[0]!r}; delete the folder {path.parent} and run again")
     encoder = AnswerEncoder(tokenizer, config.teacher.order, config.teacher.value_length)
-    # Words that the scores could not tell apart must be found before the training, not after it.
-    template = grammar.template(config.rationale.dimensions, config.teacher.order)
-    compile_program(tokenizer, encoder, template, [grammar.escape(name) for name in config.labels.names])
-
     prompts = encode_prompts(tokenizer, pairs, config.data.item_fields, config.teacher.prompt_length)
     answers = [encoder(rationales[pair.pair_id]) for pair in pairs]
     rows = language_rows(

@@ -19,9 +19,10 @@ from jax_rele.data import (
     write_pairs,
     write_quarantine,
 )
+from jax_rele.data.encoding import AnswerEncoder
 from jax_rele.data.tokenizer import train_tokenizer
 from jax_rele.errors import UserError
-from jax_rele.inference import choice_words
+from jax_rele.inference import compile_program
 from jax_rele.rationale import grammar, render
 from jax_rele.stages import artefacts
 from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
@@ -55,7 +56,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
             )
     unlabelled = [pair for pair in train if pair.label is None]
     unlabelled += cross(
-        [pair for pair in train if pair.label is not None],
+        train,
         [pair.item for pair in train],
         data.crossed_per_query,
         config.seed,
@@ -99,8 +100,10 @@ def _grammar_texts(config: Config, count: int) -> list[str]:
 
 
 def _check_words(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UserError, before any long work, where the teacher's scores could not tell the labels apart."""
+    """Raises UserError, before any long work, where the teacher's scores could not tell labels or verdicts apart."""
+    encoder = AnswerEncoder(tokenizer, "label_first", value_length=1)
+    template = grammar.template(config.rationale.dimensions, "label_first")
     try:
-        choice_words(tokenizer, [grammar.escape(name) for name in config.labels.names])
+        compile_program(tokenizer, encoder, template, [grammar.escape(name) for name in config.labels.names])
     except ValueError as error:
-        raise UserError(f"labels.names: {error}") from None
+        raise UserError(f"labels.names, teacher.vocab_size: {error}") from None

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +59,11 @@ def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator:
     if latest is None:
         return state
     path = Path(str(checkpoints.directory)) / str(latest.step)
-    try:
-        loaded = checkpoints.load_checkpointables(latest.step, {STATE: _abstract(_learned(state)), DATA: iterator})
-    except Exception as error:
-        raise UserError(
-            f"{path}: damaged checkpoint ({_one_line(error)}); delete this folder to go on from the one before"
-        ) from None
+    target = {STATE: _abstract(_learned(state)), DATA: iterator}
+    loaded = _read(
+        lambda: checkpoints.load_checkpointables(latest.step, target),
+        f"{path}: damaged checkpoint; delete this folder to go on from the one before",
+    )
     return dataclasses.replace(state, **loaded[STATE])
 
 
@@ -77,15 +79,31 @@ def load_variables(path: Path, abstract: Any) -> Any:
     """
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint; run the stage that writes it")
-    try:
-        return ocp.load(path.resolve(), abstract)
-    except Exception as error:
-        raise UserError(f"{path}: damaged checkpoint or one of another model ({_one_line(error)})") from None
+    return _read(
+        lambda: ocp.load(path.resolve(), abstract),
+        f"{path}: damaged checkpoint or one of another model; delete the folder of its stage and run that again",
+    )
 
 
 def clear(directory: Path) -> None:
     """Deletes a run's checkpoints once what they led to is saved."""
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _read(load: Callable[[], Any], told: str) -> Any:
+    """Runs `load`; any failure is a UserError that says `told`, and nothing else reaches the user's screen."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        loaded = load()
+    except Exception as error:
+        # The hook stays off: the other readers of the same checkpoint fail after this one, some as the process ends.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+        raise UserError(f"{told} ({_one_line(error)})") from None
+    sys.unraisablehook = hook
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return loaded
 
 
 def _one_line(error: Exception, limit: int = 160) -> str:

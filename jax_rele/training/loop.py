@@ -74,7 +74,8 @@ def train(
 
 
 def _rows(batch: Any) -> int:
-    return len(jax.tree.leaves(batch)[0])
+    """Pairs of a batch, less its padding."""
+    return int(batch["mask"].sum()) if "mask" in batch else len(jax.tree.leaves(batch)[0])
 
 
 class _Log:
@@ -125,7 +126,8 @@ class _Log:
             "loss": self.loss / self.steps,
             "grad_norm": norm,
             "learning_rate": float(self.rate(step)),
-            **{f"term/{name}": value for name, value in losses.means(self.totals).items()},
+            # A term of which no element was there has no mean.
+            **{f"term/{name}": value for name, value in losses.means(self.totals).items() if math.isfinite(value)},
             "pairs_per_second": self.pairs / (now - self.clock),
         }
         self.file.write(json.dumps(row) + "\n")

@@ -33,7 +33,9 @@ def _decayed(params):
 
 def make_optimizer(config: Optimization) -> optax.GradientTransformation:
     """Clipping to a global norm, then AdamW (Loshchilov & Hutter, arXiv 1711.05101)."""
+    rate = learning_rate(config)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rate(config), b2=0.98, weight_decay=config.weight_decay, mask=_decayed),
+        # optax counts steps from 0, the schedule from 1: the first step learns too.
+        optax.adamw(lambda count: rate(count + 1), b2=0.98, weight_decay=config.weight_decay, mask=_decayed),
     )

@@ -53,6 +53,10 @@ def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     text = "Acme </s> <pad> ✅ shoes"
     assert loaded.encode(text, add_special_tokens=False) == tokenizer.encode(text, add_special_tokens=False)
     assert loaded.pad_token_id == tokenizer.pad_token_id
+    settings = tmp_path / "t" / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace('"pad_token"', '"other"'))
+    with pytest.raises(UserError, match="damaged tokenizer: it has no pad token"):
+        load_tokenizer(tmp_path / "t")
     (tmp_path / "t" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="damaged tokenizer"):
         load_tokenizer(tmp_path / "t")

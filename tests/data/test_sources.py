@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 import re
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -82,8 +83,12 @@ def test_the_sample():
     assert sum(pair.label == "Exact" for pair in pairs) == 160
     tagged = next(pair for pair in pairs if pair.pair_id == "esci-00014")
     assert [(tag.text, tag.type) for tag in tagged.tags][-1] == ("battery", "core_product_type")
+    # Its own labels need no map; others do.
+    pairs, bad = read_pairs(SAMPLE, label_names=["Exact", "Substitute", "Complement", "Irrelevant"])
+    assert sorted(Counter(pair.label for pair in pairs).values()) == [37, 130, 150, 160]
+    assert not bad
     with pytest.raises(UserError, match=r"^sample: none of its 477 rows is a valid pair \(row 1: unknown label 'S'"):
-        read(SAMPLE)
+        read_pairs(SAMPLE, label_names=["good", "bad"])
 
 
 def test_bad_json_lines_cost_one_row_each(tmp_path):

@@ -59,7 +59,7 @@ def test_overlap_is_the_share_of_the_querys_distinct_words(schema):
     same = [
         pair("blue blue SHOE size", "Blue shoe"),
         pair("blue shoe size", "x", color="BLUE", brand="shoe"),
-        pair("blue shoe size", "x", bullets="shoe, blue."),
+        pair("blue shoe size", "shoe, blue.", bullets="size"),
         pair("ｂｌｕｅ shoe size", "blue shoe"),
         pair("靴青大", "青い靴"),
     ]

@@ -85,6 +85,14 @@ def test_collapse_is_named(document):
     assert line not in verdict_lines(document)
 
 
+def test_the_rationales_stand_beside_the_trivial_ones(document):
+    figures = {"written": 9, "parsed": 8, "agreement_with_rules": {"overall": 0.5, "most_frequent_verdict": 0.75}}
+    assert any(
+        line.startswith("8 of the teacher's 9 rationales parse") and "0.500" in line and "0.750" in line
+        for line in verdict_lines({**document, "rationales": figures})
+    )
+
+
 def test_few_queries_with_several_items_are_named(document):
     said = "The ndcg figures come from {} queries with several items: too few to compare models by."
     for several, told in ((0, False), (1, True), (19, True), (20, False)):
