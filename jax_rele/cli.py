@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         required=True,
         choices=("teacher", "cross_encoder", "two_tower"),
-        help="students are those of the recipe mkd",
+        help="students: of the recipe mkd, or the last one that the run trained",
     )
     predict.add_argument("--input", required=True, metavar="PAIRS", help="JSONL, CSV, TSV or Parquet file of pairs")
     predict.add_argument("--output", required=True, type=Path, metavar="SCORES.parquet", help="file to write")

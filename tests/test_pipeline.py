@@ -210,6 +210,29 @@ def test_stages_read_no_other_sections_than_they_say(tiny, tmp_path, monkeypatch
         stage.run(Watched(stage.READS), copy)
 
 
+def test_the_weights_of_the_config_reach_the_rows(tiny, tmp_path, monkeypatch):
+    file, run_dir = tiny
+    copy = tmp_path / "tiny"
+    shutil.copytree(run_dir, copy)
+    shutil.rmtree(copy / "finetune" / "lora")
+    values = config.load(file).model_dump(mode="json")
+    values["adapt"] |= {"text_weight": 0.3, "verdict_weight": 5.0}
+    values["finetune"] |= {"label_weight": 7.0}
+    settings, seen = config.from_dict(values), {}
+    for name in ("adapt", "finetune"):
+        stage = pipeline.STAGES[name]
+        make = stage.language_rows
+        monkeypatch.setattr(
+            stage,
+            "language_rows",
+            lambda *args, name=name, make=make, **kw: seen.update({name: kw}) or make(*args, **kw),
+        )
+        monkeypatch.setattr(stage, "train", lambda step, state, data, **_: state)
+        stage.run(settings, copy)
+    assert seen["adapt"] == {"prompt_weight": 0.3, "kind_weights": {"verdict": 5.0}}
+    assert seen["finetune"] == {"kind_weights": {"label": 7.0}}
+
+
 def test_a_killed_distill_ends_like_an_unbroken_one(tiny, tmp_path):
     file, run_dir = tiny
     root = tmp_path / "runs"
