@@ -1,4 +1,4 @@
-"""The command line: `jax-rele run | STAGE | predict | explain`."""
+"""The command line: `jax-rele run | STAGE | predict | explain | export | plan`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ STAGES = {
     "distill": "train the students",
     "evaluate": "figures and report",
 }
+
+
+PLANNED = ("adapt", "finetune", "score_prefix", "score", "generate", "distill")
+"""Steps that `plan` knows; `distill` stands for each student's."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,11 +69,21 @@ def _dispatch(arguments: list[str]) -> None:
         from jax_rele import pipeline
 
         return pipeline.run(config, tuple(pipeline.STAGES) if command == "run" else (command,))
-    parsed = _parser().parse_args(arguments if arguments else ["--help"])
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments if arguments else ["--help"])
+    if parsed.command == "plan":
+        config = _read_config("plan", [parsed.config, *rest])
+        from jax_rele.plan import command as planning
+
+        return planning.plan(parsed.config, config, parsed.topology, names=parsed.steps, json_path=parsed.json)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     from jax_rele import commands
 
     if parsed.command == "predict":
         return commands.predict(parsed.run, parsed.model, parsed.input, parsed.output, embeddings=parsed.embeddings)
+    if parsed.command == "export":
+        return commands.export(parsed.run, parsed.output, adapters=parsed.adapters)
     texts = {field: getattr(parsed, field) or "" for field in ITEM_FIELDS}
     return commands.explain(parsed.run, parsed.query, Item("", **texts))
 
@@ -99,6 +113,34 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--query", required=True, help="what was typed")
     for field in ITEM_FIELDS:
         explain.add_argument(f"--{field}", required=field == "title", help=f"the item's {field}")
+    export = commands.add_parser(
+        "export",
+        help="write the teacher for other programs",
+        description="Writes the fine-tuned teacher and its tokenizer in the Hugging Face form.",
+    )
+    export.add_argument("run", type=Path, metavar="RUN", help="folder of a run that has finished finetune")
+    export.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="new folder to write")
+    export.add_argument(
+        "--adapters", action="store_true", help="the adapters alone, for PEFT, instead of the merged weights"
+    )
+    plan = commands.add_parser(
+        "plan",
+        help="what every step would cost on a TPU slice or on GPUs that are not here",
+        description="Compiles every step of a run for a topology; prints its memory, operations, communication and time.",
+        epilog="`--path.to.field VALUE` changes the config, as for `jax-rele run`.",
+        allow_abbrev=False,
+    )
+    plan.add_argument("config", metavar="CONFIG.yaml", help="the run")
+    plan.add_argument("--topology", required=True, help="e.g. v5e:4x4, v6e:2x4, v5p:2x2x2, gpu:8xH100")
+    plan.add_argument(
+        "--steps",
+        nargs="+",
+        choices=PLANNED,
+        default=PLANNED,
+        metavar="STEP",
+        help=f"which steps, of {', '.join(PLANNED)}; by default all",
+    )
+    plan.add_argument("--json", type=Path, metavar="FILE", help="file to write the plan to as well")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""predict and explain: what a finished run's models say of new pairs."""
+"""predict and explain: what a finished run's models say of new pairs; export: the teacher for other programs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from jax_rele.errors import UserError
 from jax_rele.inference import judge, label_probs
 from jax_rele.inference import predict as predict_student
 from jax_rele.losses import learns_verdicts
+from jax_rele.models import save_peft, to_hf
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.stages import artefacts
+from jax_rele.training import make_mesh
 from jax_rele.types import ITEM_FIELDS, VERDICTS, Item, Pair
 
 MODELS = ("teacher", "cross_encoder", "two_tower")
@@ -131,6 +133,36 @@ def explain(run_dir: Path, query: str, item: Item) -> None:
     for name, row in probs.items():
         scores.add_row(name, f"{schema.expected_gain(row):.3f}", *(f"{p:.3f}" for p in row))
     console.print(scores)
+
+
+def export(run_dir: Path, output: Path, *, adapters: bool = False) -> None:
+    """Writes the teacher of a run in the Hugging Face form, for torch or a serving engine.
+
+    Args:
+      run_dir: folder of a run whose teacher is fine-tuned.
+      output: folder to write; it must not exist or be empty.
+      adapters: write the adapters alone, in PEFT's form, instead of the whole model, with them merged, and its
+        tokenizer.
+
+    Raises:
+      UserError: an unfinished run, or a folder that is not empty.
+    """
+    config = _config(run_dir)
+    if config.teacher.quantize != "none":
+        # Adapters are merged into, and belong to, the weights as they were before they were quantized.
+        teacher = config.teacher.model_copy(update={"quantize": "none"})
+        config = config.model_copy(update={"teacher": teacher})
+    mesh = make_mesh(config.mesh)
+    model, _ = artefacts.teacher_model(config, run_dir)
+    variables, own = artefacts.load_lora(model, run_dir, mesh), config.teacher.init == "random"
+    if adapters:
+        save_peft(model, variables, output, base=None if own else config.teacher.init.removeprefix("hf:"))
+        print(f"{output}: the teacher's adapters")
+    else:
+        variables |= artefacts.load_base(config, model, run_dir, mesh)
+        source = run_dir / artefacts.TEACHER_TOKENIZER if own else artefacts.base_folder(config)
+        to_hf(model, variables, output, source=source)
+        print(f"{output}: the teacher's weights, adapters merged, and its tokenizer")
 
 
 def _config(run_dir: Path) -> Config:

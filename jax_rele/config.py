@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -19,7 +20,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 ItemField = Literal["title", "brand", "color", "category", "bullets", "description"]
-Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 StudentName = Literal["cross_encoder", "two_tower"]
 
 RESERVED = ("pair_id", "score", "query_embedding", "item_embedding")
@@ -142,14 +143,18 @@ class Rationale(_Section):
 
 
 class Optimization(_Section):
-    """AdamW with linear warm-up and cosine decay to a tenth of the peak, and how the loop runs."""
+    """AdamW with linear warm-up and a schedule, and how the loop runs."""
 
     steps: Positive = 100
     """Optimizer steps."""
     batch_size: Positive = 32
     """Rows per step over all devices."""
+    micro_batches: Positive = 1
+    """Parts that a batch is computed in, one after the other, to save memory; the result is that of the whole batch."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """After the warm-up: down to a tenth of the peak along a cosine or a line, or no change."""
     warmup_share: Share = 0.1
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -168,6 +173,10 @@ class Optimization(_Section):
             raise ValueError(
                 f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every ({self.log_every})"
             )
+        if self.batch_size % self.micro_batches:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batches ({self.micro_batches})"
+            )
         return self
 
 
@@ -178,17 +187,27 @@ class Lora(_Section):
     """Rank of each adapter."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """Adapters are scaled by alpha / rank."""
+    rank_stabilized: bool = False
+    """rsLoRA (arXiv 2312.03732): adapters are scaled by alpha / sqrt(rank)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapters' input while training."""
-    targets: Annotated[tuple[Projection, ...], Field(min_length=1)] = get_args(Projection)
-    """Names of the projections that get an adapter."""
+    targets: str = ".*_proj"
+    """A regular expression; the projections whose whole name it matches get an adapter, e.g. (q|v)_proj."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        try:
+            matched = [name for name in PROJECTIONS if re.fullmatch(self.targets, name)]
+        except re.error as error:
+            raise ValueError(f"targets is not a regular expression: {error}") from None
+        if not matched:
+            raise ValueError(f"targets ({self.targets!r}) matches none of {', '.join(PROJECTIONS)}")
+        return self
 
 
-class Teacher(_Section):
-    """The decoder language model that judges and explains (ELLM-rele)."""
+class RandomDecoder(_Section):
+    """Shape of a decoder that starts from random weights; weights that are loaded bring their own."""
 
-    init: Literal["random"] = "random"
-    """Where the base comes from: `random`, trained by `adapt`."""
     vocab_size: Annotated[int, Field(ge=300)] = 2048
     """Size of the byte-level BPE vocabulary trained on the training split."""
     layers: Positive = 2
@@ -205,8 +224,31 @@ class Teacher(_Section):
     """Inner width of the SwiGLU block."""
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
     """Base of the rotary position frequencies."""
-    remat: bool = False
-    """Recompute activations in the backward pass instead of keeping them."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        return self
+
+
+class Teacher(_Section):
+    """The decoder language model that judges and explains (ELLM-rele)."""
+
+    init: Annotated[str, Field(min_length=1)] = "random"
+    """Where the base comes from: `random`, `hf:ORG/NAME` on the Hugging Face hub, or a folder in its form."""
+    random: RandomDecoder = RandomDecoder()
+    """The shape where `init` is `random`."""
+    instructions: str = ""
+    """Text before every prompt's query, e.g. what to judge and how."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations and of the frozen base; adapters, softmax and norms are in float32."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """How the frozen base's projections are stored under the adapters (QLoRA, arXiv 2305.14314)."""
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    """Implementation of attention: anywhere, on NVIDIA GPUs, on TPUs."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing, all but the results of matrix products, or each block."""
     prompt_length: Annotated[int, Field(ge=16)] = 72
     """Tokens of the prompt; longer ones lose the end of their item's texts."""
     value_length: Positive = 8
@@ -216,16 +258,12 @@ class Teacher(_Section):
     lora: Lora = Lora()
     """Adapters trained by `finetune`."""
 
-    @model_validator(mode="after")
-    def _check(self):
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        return self
-
 
 class Adapt(_Section):
     """Training of the base on catalogue text and rule rationales of crossed pairs."""
 
+    enabled: bool = True
+    """Whether this stage trains; without, the base is used as `teacher.init` gives it."""
     crossed_per_query: NonNegative = 40
     """Crossed pairs per training query that the rule annotator explains for this stage."""
     recombined_pairs: NonNegative = 0
@@ -234,6 +272,8 @@ class Adapt(_Section):
     """Weight of a prompt token's loss (catalogue text) beside that of a rationale token."""
     verdict_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of a verdict token's loss."""
+    pack_to: NonNegative = 0
+    """Tokens of a row that holds several examples; 0 for one example a row."""
     optimization: Optimization = Optimization()
 
 
@@ -242,7 +282,20 @@ class Finetune(_Section):
 
     label_weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of the label's loss beside that of another token of the completion, of which there are many."""
+    pack_to: NonNegative = 0
+    """Tokens of a row that holds several examples; 0 for one example a row."""
+    evaluate_every: NonNegative = 0
+    """Steps between two measurements of loss and label accuracy on the validation split; 0 for none."""
     optimization: Optimization = Optimization()
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.evaluate_every % self.optimization.log_every:
+            raise ValueError(
+                f"evaluate_every ({self.evaluate_every}) must be a multiple of optimization.log_every "
+                f"({self.optimization.log_every})"
+            )
+        return self
 
 
 class Score(_Section):
@@ -357,6 +410,19 @@ class Config(_Section):
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
 
+    @model_validator(mode="after")
+    def _check(self):
+        if self.teacher.init == "random":
+            if not self.adapt.enabled:
+                raise ValueError("adapt.enabled: false leaves a base of random weights; enable it or set teacher.init")
+            if self.teacher.quantize != "none":
+                raise ValueError("teacher.quantize: a base that starts at random is trained; set it to none")
+        elif self.adapt.enabled and self.teacher.quantize != "none":
+            raise ValueError(
+                "teacher.quantize: a base that `adapt` trains cannot be quantized; set adapt.enabled: false"
+            )
+        return self
+
     @property
     def run_dir(self) -> Path:
         return Path(self.run_root) / self.name
@@ -365,7 +431,8 @@ class Config(_Section):
 def describe(error: pydantic.ValidationError, source: str) -> str:
     """The first problem of a validation error in one line: source, config path, reason."""
     first = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    # What concerns several sections names their paths itself.
+    path = "".join(f"{part}." for part in first["loc"])[:-1] + ": " if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         reason = "unknown key; remove it or correct its spelling"
     else:
@@ -373,7 +440,7 @@ def describe(error: pydantic.ValidationError, source: str) -> str:
         if "input" in first and not isinstance(first["input"], (dict, pydantic.BaseModel)):
             reason += f", got {first['input']!r}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{source}: {path}: {reason}{more}"
+    return f"{source}: {path}{reason}{more}"
 
 
 def from_dict(values: dict[str, Any], source: str = "config") -> Config:

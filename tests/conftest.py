@@ -1,10 +1,63 @@
-"""Before anything touches JAX: eight devices on the CPU, so that every test can shard."""
+"""Before anything touches JAX: eight devices on the CPU, so that every test can shard. And one whole tiny run."""
+
+import json
+from pathlib import Path
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
 # The first example of a property often compiles.
 hypothesis.settings.register_profile("jax_rele", deadline=None)
 hypothesis.settings.load_profile("jax_rele")
+
+TINY = """
+name: tiny
+labels:
+  written_as: {E: Exact, S: Substitute, C: Complement, I: Irrelevant}
+  gain_maps: {paper: [1.0, 0.1, 0.01, 0.0], esci_data: [1.0, 0.01, 0.1, 0.0]}
+data: {crossed_per_query: 1}
+teacher:
+  random: {vocab_size: 600, layers: 1, width: 32, heads: 2, kv_heads: 1, mlp_width: 32}
+  prompt_length: 48
+adapt:
+  crossed_per_query: 1
+  recombined_pairs: 20
+  optimization: {steps: 6, batch_size: 8, checkpoint_every: 2, log_every: 2}
+finetune: {optimization: {steps: 4, batch_size: 8, checkpoint_every: 2, log_every: 2}}
+student: {vocab_size: 600, layers: 1, width: 32, heads: 2, mlp_width: 32, query_length: 12, item_length: 20}
+distill: {group_size: 2, optimization: {steps: 6, batch_size: 16, checkpoint_every: 2, log_every: 2}}
+evaluate: {bootstrap_samples: 50, report_pairs: 20}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """(config file, run folder) of a finished run on the first 150 pairs of the sample, three of a query among them."""
+    from jax_rele import cli, config
+
+    folder = tmp_path_factory.mktemp("tiny")
+    sample = Path(config.__file__).parent / "data" / "sample" / "esci_tiny_us.jsonl"
+    lines = sample.read_text("utf-8").splitlines()[:150]
+    again = json.loads(lines[0])
+    # One query with several items, so that nDCG is defined.
+    for number, other in enumerate(lines[1:4]):
+        lines.append(json.dumps({**again, "pair_id": f"more-{number}", "product": json.loads(other)["product"]}))
+    split_of = {again["query"]: "test"}
+    for number, line in enumerate(lines):
+        row = json.loads(line)
+        split = split_of.setdefault(row["query"], ("train", "train", "validation", "test")[number % 4])
+        lines[number] = json.dumps({**row, "split": split})
+    (folder / "pairs.jsonl").write_text("\n".join(lines), "utf-8")
+    file = folder / "tiny.yaml"
+    file.write_text(
+        TINY.replace(
+            "data: {",
+            f"run_root: {folder / 'runs'}\n"
+            f"data: {{path: {folder / 'pairs.jsonl'}, fields: {{item: product, query_tags: queryner}}, ",
+        )
+    )
+    assert cli.main(["run", str(file)]) == 0
+    return file, folder / "runs" / "tiny"

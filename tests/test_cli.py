@@ -59,14 +59,14 @@ def test_the_help_of_a_command_explains_its_options(capsys, command):
 
 
 def test_overrides_are_read_as_yaml():
-    options = "--teacher.lora.rank 4 --teacher.remat=true --mesh.data -1 --distill.recipes mkd --name x"
+    options = "--teacher.lora.rank 4 --teacher.remat=full --mesh.data -1 --distill.recipes mkd --name x"
     options += " --data.item_fields title brand --data.fields"
     config = cli._read_config("run", [DEMO, *options.split(), "{item: product}"])
-    assert (config.teacher.lora.rank, config.teacher.remat, config.mesh.data) == (4, True, -1)
+    assert (config.teacher.lora.rank, config.teacher.remat, config.mesh.data) == (4, "full", -1)
     assert config.distill.recipes == ("mkd",)
     assert config.data.item_fields == ("title", "brand")
     assert config.data.fields == {"item": "product"}
-    assert config.teacher.width == 64
+    assert config.teacher.random.width == 64
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ def test_a_config_survives_yaml():
     [
         ({"teachr": {}}, "teachr: unknown key"),
         ({"teacher": {"lora": {"rnk": 3}}}, "teacher.lora.rnk: unknown key"),
-        ({"teacher": {"width": "wide"}}, "teacher.width: .*valid integer.*'wide'"),
-        ({"teacher": {"heads": 3}}, r"teacher: heads \(3\) must be a multiple of kv_heads \(2\)"),
+        ({"teacher": {"random": {"width": "wide"}}}, "teacher.random.width: .*valid integer.*'wide'"),
+        ({"teacher": {"random": {"heads": 3}}}, r"teacher.random: heads \(3\) must be a multiple of kv_heads \(2\)"),
         ({"student": {"heads": 3}}, r"student: width \(64\) must be a multiple of heads \(3\)"),
         ({"labels": {"positive": ["Exat"]}}, "labels: positive must name some but not all of"),
         ({"labels": {"written_as": {"E": "Exat"}}}, "labels: written_as maps 'E' to 'Exat'"),
@@ -43,7 +43,9 @@ def test_a_config_survives_yaml():
             "labels: names must not be .*'score'",
         ),
         ({"data": {"item_fields": []}}, "data.item_fields: .*at least 1"),
-        ({"teacher": {"lora": {"targets": ["q_prj"]}}}, "teacher.lora.targets.0: .*'q_proj'.*got 'q_prj'"),
+        ({"teacher": {"lora": {"targets": "q_prj"}}}, "teacher.lora: targets .'q_prj'. matches none of q_proj"),
+        ({"teacher": {"lora": {"targets": "(q"}}}, "teacher.lora: targets is not a regular expression"),
+        ({"adapt": {"enabled": False}}, "adapt.enabled: false leaves a base of random weights"),
         ({"student": {"query_length": 1}}, "student.query_length: .*greater than or equal to 4"),
         ({"name": "../up"}, "name: .*pattern"),
         (

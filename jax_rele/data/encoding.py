@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from jax_rele.data.packing import assign, lay_out
+from jax_rele.errors import UserError
 from jax_rele.rationale import grammar
 from jax_rele.rationale.evidence import token_tags
 from jax_rele.types import QUERY, Pair, Rationale, Span
@@ -24,17 +27,43 @@ def pad(rows: Sequence[Sequence[int]], length: int, value: int, dtype=np.int32) 
 
 # ---- teacher
 
+MIN_PAIR_TOKENS = 8
+"""Fewest tokens of a prompt that must be left for query and item."""
+
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], fields: Sequence[str], length: int
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    fields: Sequence[str],
+    length: int,
+    instructions: str = "",
 ) -> list[list[int]]:
-    """The token ids of each pair's prompt, at most `length`: where it is longer, the end of the item's texts goes."""
+    """The token ids of each pair's prompt, at most `length`: where it is longer, the end of the item's texts goes.
+
+    Args:
+      tokenizer: the teacher's; where it has a token for the beginning of a text, prompts begin with it.
+      pairs: what to judge.
+      fields: the item's texts.
+      length: most tokens.
+      instructions: text before the query.
+
+    Raises:
+      UserError: the instructions leave no room for a query and an item.
+    """
     last = "judge:\n"
     tail = tokenizer.encode(last, add_special_tokens=False)
-    heads = [grammar.prompt(pair, fields).removesuffix(last) for pair in pairs]
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    before = instructions.rstrip() + "\n" if instructions.strip() else ""
+    keep = length - len(tail) - len(begin)
+    used = len(tokenizer.encode(before, add_special_tokens=False))
+    if keep - used < MIN_PAIR_TOKENS:
+        raise UserError(
+            f"teacher.prompt_length: of {length} tokens the instructions take {used} and leave fewer than "
+            f"{MIN_PAIR_TOKENS} for query and item; make it larger or teacher.instructions shorter"
+        )
+    heads = [before + grammar.prompt(pair, fields).removesuffix(last) for pair in pairs]
     ids = tokenizer(heads, add_special_tokens=False)["input_ids"] if heads else []
-    keep = length - len(tail) - 1
-    return [[tokenizer.bos_token_id, *row[:keep], *tail] for row in ids]
+    return [[*begin, *row[:keep], *tail] for row in ids]
 
 
 @dataclass(frozen=True)
@@ -78,38 +107,45 @@ class AnswerEncoder:
 def language_rows(
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Answer],
-    length: int,
     pad_id: int,
+    pack_to: int = 0,
     *,
     prompt_weight: float = 0.0,
     kind_weights: dict[str, float] | None = None,
-) -> dict[str, np.ndarray]:
-    """Rows for next-token training: prompt and answer joined, shifted by one, cut or padded to `length`.
+) -> dict[str, Any]:
+    """Rows for next-token training: prompt and answer joined and shifted by one, as `make_train_step` takes them.
 
     Args:
       prompts: token ids.
       answers: the completions.
-      length: of every row.
       pad_id: fills rows up.
+      pack_to: tokens of a row that holds several examples, no fewer than the longest takes. 0: one example a row, in
+        order.
       prompt_weight: weight of the loss on a prompt token; 0 trains on completions alone.
       kind_weights: weight of the loss on an answer token by kind, 1 where a kind is not named.
 
     Returns:
-      `tokens` [N, length] int32, `targets` [N, length] int32, `targets_mask` [N, length] bool: where the weight is not
-      zero, and `token_weights` [N, length] float32.
+      `inputs`: `tokens` [rows, length] int32 and, where rows are packed, `segments` and `positions`, which rows of one
+      text do without; `targets`, `targets_mask` and `token_weights` as in `packing.lay_out`.
+
+    Raises:
+      ValueError: an example is longer than `pack_to`.
     """
     kind_weights = kind_weights or {}
-    rows, weights = [], []
-    for prompt, answer in zip(prompts, answers):
-        rows.append([*prompt, *answer.ids])
-        weights.append([prompt_weight] * len(prompt) + [kind_weights.get(kind, 1.0) for kind in answer.kinds])
-    tokens = pad(rows, length + 1, pad_id)
-    token_weights = pad(weights, length + 1, 0.0, np.float32)[:, 1:]
+    examples = [[*prompt, *answer.ids] for prompt, answer in zip(prompts, answers)]
+    weights = [
+        [prompt_weight] * len(prompt) + [kind_weights.get(kind, 1.0) for kind in answer.kinds]
+        for prompt, answer in zip(prompts, answers)
+    ]
+    sizes = [len(example) - 1 for example in examples]
+    rows = assign(sizes, pack_to) if pack_to else [[number] for number in range(len(sizes))]
+    # A multiple of 8, as devices like it.
+    length = pack_to or -(-max(sizes, default=1) // 8) * 8
+    arrays = lay_out(examples, weights, rows, length, pad_id)
+    names = ("tokens", "segments", "positions") if pack_to else ("tokens",)
     return {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "targets_mask": token_weights > 0,
-        "token_weights": token_weights,
+        "inputs": {name: arrays[name] for name in names},
+        **{name: arrays[name] for name in ("targets", "targets_mask", "token_weights")},
     }
 
 

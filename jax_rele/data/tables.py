@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +24,7 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 
 
 _TEXT = pa.string()
+_WRITTEN = {"compression": "zstd", "write_page_checksum": True}
 
 PAIRS = pa.schema(
     [
@@ -73,12 +77,35 @@ def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, 
         for row in rows:
             _check_names(row, schema)
         table = pa.Table.from_pylist(rows, schema=schema)
+    with _whole(path) as file:
+        pq.write_table(table, file, **_WRITTEN)
+
+
+def join_tables(path: str | os.PathLike, parts: Iterable[str | os.PathLike]) -> None:
+    """Writes the rows of tables of one schema as one table, in one step, with one of them in memory at a time.
+
+    Raises:
+      UserError: as `read_table`, for a part.
+      ValueError: there are no parts, or their schemas differ.
+    """
+    tables = map(read_table, parts)
+    first = next(tables, None)
+    if first is None:
+        raise ValueError(f"{path}: no parts to join")
+    with _whole(Path(path)) as file, pq.ParquetWriter(file, first.schema, **_WRITTEN) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when all of it is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, as os.replace is atomic within one file system only.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -50,15 +50,26 @@ def _wrap(tokenizer: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """Reads a tokenizer folder. Raises UserError where it is missing or damaged."""
+def load_tokenizer(path: Path, special: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Reads a tokenizer folder; special tokens that texts spell out stay text.
+
+    Args:
+      path: a folder in the Hugging Face form.
+      special: the special tokens that it must have, of `pad`, `bos`, `eos`, `cls`, `sep`. A missing `pad` is replaced by
+        `eos`, as is the custom with decoders: padding is masked wherever it stands.
+
+    Raises:
+      UserError: the folder is missing or damaged, or has no such token.
+    """
     if not path.is_dir():
         raise UserError(f"{path}: no such tokenizer folder; run the stage that writes it")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, split_special_tokens=True)
     except Exception as error:
         raise UserError(f"{path}: damaged tokenizer: {' '.join(str(error).split())[:200]}") from None
-    missing = [name for name in ("pad", "bos", "cls", "eos", "sep") if getattr(tokenizer, f"{name}_token_id") is None]
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    missing = [name for name in special if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
-        raise UserError(f"{path}: damaged tokenizer: it has no {missing[0]} token")
+        raise UserError(f"{path}: unsuitable tokenizer: it has no {missing[0]} token")
     return tokenizer

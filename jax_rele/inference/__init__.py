@@ -1,22 +1,30 @@
 """The teacher writes and scores; the students predict."""
 
 from jax_rele.inference.encode import Student, encode_inputs, label_probs, predict
-from jax_rele.inference.generate import Generated, Program, choice_words, compile_program, generate
-from jax_rele.inference.scoring import word_probs
-from jax_rele.inference.teacher import Judgements, Teacher, judge
+from jax_rele.inference.engine import Written, generate
+from jax_rele.inference.generate import Sampling
+from jax_rele.inference.program import Program, compile_program
+from jax_rele.inference.scoring import score
+from jax_rele.inference.teacher import Judgements, Teacher, check_lengths, judge, sample
+from jax_rele.inference.words import Words, check_words, label_words
 
 __all__ = [
-    "Generated",
     "Judgements",
     "Program",
+    "Sampling",
     "Student",
     "Teacher",
-    "choice_words",
+    "Words",
+    "Written",
+    "check_lengths",
+    "check_words",
     "compile_program",
     "encode_inputs",
     "generate",
     "judge",
     "label_probs",
+    "label_words",
     "predict",
-    "word_probs",
+    "sample",
+    "score",
 ]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jax_rele.losses.elements import blank, check_integers, check_shapes, element_mask, one_hot, times_log
+from jax_rele.losses.elements import blank, check_integers, check_shapes, element_mask
 
 
 def next_token_cross_entropy(
@@ -25,6 +25,7 @@ def next_token_cross_entropy(
 
     Logits exist for one chunk of positions at a time, forward and backward: [B, L, vocabulary] is never formed. A chunk
     is the same few columns of every row, so that devices that share the batch work on their own rows in every chunk.
+    Where the output embedding does not learn, as under adapters, the backward pass computes no logits again.
 
     Args:
       hidden: [B, L, E] final hidden states :math:`h`.
@@ -34,7 +35,7 @@ def next_token_cross_entropy(
       where: bool mask, broadcastable to [B, L]. A masked element is 0 and passes no gradient.
       token_weights: [B, L] optional factors :math:`w` of the elements.
       chunk_size: static; the number of positions in a chunk, counted over all rows of the batch. A chunk holds at least
-        one position of every row.
+        one position of every row. Where devices share the batch, give each its own: 512 times their number.
 
     Returns:
       [B, L] float32 elements, in nats; NaN for an unmasked target outside the vocabulary. Logits are accumulated in
@@ -58,31 +59,15 @@ def next_token_cross_entropy(
     name = "next_token_cross_entropy"
     check_shapes(name, targets=(targets, "BL"), hidden=(hidden, "BLE"), output_embedding=(output_embedding, "VE"))
     check_integers(name, targets=targets)
-    hidden, output_embedding, targets = (jnp.asarray(array) for array in (hidden, output_embedding, targets))
-    mask = element_mask(where, targets.shape)
     operand_dtype = jnp.result_type(hidden, output_embedding)
-    # In float32 outside the loop and in the operands' type inside: the loop then adds up the embedding's gradient in
-    # float32, and the compiler drops the pair of casts where there is no gradient.
-    embedding = output_embedding.astype(jnp.float32)
-
-    def chunk_elements(chunk):
-        hidden, targets, mask = chunk
-        logits = jnp.einsum(
-            "ble,ve->blv",
-            blank(mask, hidden).astype(operand_dtype),
-            embedding.astype(operand_dtype),
-            preferred_element_type=jnp.float32,
-        )
-        log_probs = jax.nn.log_softmax(logits)
-        return -times_log(one_hot(blank(mask, targets), log_probs.shape[-1]), log_probs).sum(-1)
-
+    hidden, output_embedding = (jnp.asarray(array, operand_dtype) for array in (hidden, output_embedding))
+    targets = jnp.asarray(targets)
+    mask = element_mask(where, targets.shape)
     batch, length = targets.shape
     n_chunks = max(1, -(-length // max(1, chunk_size // max(1, batch))))
     columns = -(-length // n_chunks)
-    chunks = jax.tree.map(lambda array: _split(array, n_chunks, columns), (hidden, targets, mask))
-    # The backward pass computes a chunk's logits again instead of keeping them; inside a loop nothing can undo that, so
-    # the guard against common subexpressions is not needed.
-    elements = jax.lax.map(jax.checkpoint(chunk_elements, prevent_cse=False), chunks)
+    chunks = (_split(blank(mask, array), n_chunks, columns) for array in (hidden, targets))
+    elements = _chunked(next(chunks), output_embedding, next(chunks))
     elements = elements.swapaxes(0, 1).reshape(batch, n_chunks * columns)[:, :length]
     if token_weights is not None:
         check_shapes(name, targets=(targets, "BL"), token_weights=(token_weights, "BL"))
@@ -90,8 +75,89 @@ def next_token_cross_entropy(
     return blank(mask, elements)
 
 
+@jax.custom_vjp
+def _chunked(hidden, output_embedding, targets):
+    """[N, B, C, E], [vocabulary, E], [N, B, C] -> [N, B, C] elements of N chunks, one chunk after the other."""
+    return jax.lax.map(lambda chunk: _elements(_logits(chunk[0], output_embedding), chunk[1])[0], (hidden, targets))
+
+
+def _forward(hidden, output_embedding, targets):
+    """The elements, and what the backward pass needs of them.
+
+    The gradient by a hidden state is its element's cotangent times a vector that is known here. So where the embedding
+    does not learn, that vector is kept and no logit is computed twice.
+    """
+    learns = output_embedding.perturbed
+    hidden, output_embedding, targets = hidden.value, output_embedding.value, targets.value
+
+    def chunk(inputs):
+        hidden, targets = inputs
+        logits = _logits(hidden, output_embedding)
+        elements, log_sum = _elements(logits, targets)
+        if learns:
+            return elements, log_sum
+        return elements, _by_hidden(_slopes(logits, log_sum, targets), output_embedding)
+
+    elements, kept = jax.lax.map(chunk, (hidden, targets))
+    return elements, (hidden, output_embedding, targets, kept) if learns else kept
+
+
+def _backward(kept, cotangents):
+    if not isinstance(kept, tuple):
+        return (cotangents[..., None] * kept).astype(kept.dtype), None, None
+    hidden, output_embedding, targets, log_sums = kept
+
+    def chunk(by_embedding, inputs):
+        hidden, targets, log_sum, cotangents = inputs
+        slopes = _slopes(_logits(hidden, output_embedding), log_sum, targets) * cotangents[..., None]
+        # [E, vocabulary], so that the smaller factor is the one to transpose; in float32, as a bfloat16 sum over many
+        # chunks would stop growing.
+        by_embedding += jnp.einsum(
+            "ble,blv->ev", hidden, slopes.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
+        return by_embedding, _by_hidden(slopes, output_embedding)
+
+    zeros = jnp.zeros(output_embedding.shape[::-1], jnp.float32)
+    by_embedding, by_hidden = jax.lax.scan(chunk, zeros, (hidden, targets, log_sums, cotangents))
+    return by_hidden, by_embedding.T.astype(output_embedding.dtype), None
+
+
+_chunked.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _logits(hidden, output_embedding):
+    """[B, C, vocabulary] float32."""
+    return jnp.einsum("ble,ve->blv", hidden, output_embedding, preferred_element_type=jnp.float32)
+
+
+def _hits(logits, targets):
+    # Compared and not gathered or scattered: this stays local where devices share the vocabulary.
+    return targets[..., None] == jnp.arange(logits.shape[-1])
+
+
+def _elements(logits, targets):
+    """The elements and the logarithms of the softmax's denominators."""
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.where(_hits(logits, targets), logits, 0.0).sum(-1)
+    known = (targets >= 0) & (targets < logits.shape[-1])
+    return jnp.where(known, log_sum - picked, jnp.nan), log_sum
+
+
+def _slopes(logits, log_sum, targets):
+    """The derivative of the elements by the logits: softmax less one-hot."""
+    probs = jnp.exp(logits - log_sum[..., None])
+    return jnp.where(_hits(logits, targets), probs - 1.0, probs)
+
+
+def _by_hidden(slopes, output_embedding):
+    """[B, C, E] in the precision of the operands."""
+    slopes = slopes.astype(output_embedding.dtype)
+    by_hidden = jnp.einsum("blv,ve->ble", slopes, output_embedding, preferred_element_type=jnp.float32)
+    return by_hidden.astype(output_embedding.dtype)
+
+
 def _split(array, n_chunks, columns):
-    """[B, L, ...] -> [n_chunks, B, columns, ...], padded with zeros; padding is masked, as False is the mask's zero."""
+    """[B, L, ...] -> [n_chunks, B, columns, ...], padded with zeros."""
     batch, length = array.shape[:2]
     padding = [(0, 0), (0, n_chunks * columns - length)] + [(0, 0)] * (array.ndim - 2)
     return jnp.pad(array, padding).reshape(batch, n_chunks, columns, *array.shape[2:]).swapaxes(0, 1)

@@ -1,11 +1,15 @@
 """Pure-functional Flax Linen models: the decoder teacher, the encoder, and the two students."""
 
-from jax_rele.models.attention import Mask, attention, rotary
+from jax_rele.models.attention import Mask, attention
 from jax_rele.models.build import build_student, build_teacher
 from jax_rele.models.decoder import Decoder, DecoderConfig
 from jax_rele.models.encoder import Encoder, EncoderConfig
-from jax_rele.models.lora import LoraSpec, merge
+from jax_rele.models.families import decoder_config, hf_config
+from jax_rele.models.lora import LoraSpec, merge, split
+from jax_rele.models.peft import load_peft, save_peft
+from jax_rele.models.rope import Rope, rotary
 from jax_rele.models.students import CrossEncoder, TwoTower
+from jax_rele.models.weights import from_hf, load_params, to_hf
 
 __all__ = [
     "CrossEncoder",
@@ -15,10 +19,19 @@ __all__ = [
     "EncoderConfig",
     "LoraSpec",
     "Mask",
+    "Rope",
     "TwoTower",
     "attention",
     "build_student",
     "build_teacher",
+    "decoder_config",
+    "from_hf",
+    "hf_config",
+    "load_params",
+    "load_peft",
     "merge",
     "rotary",
+    "save_peft",
+    "split",
+    "to_hf",
 ]

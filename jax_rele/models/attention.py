@@ -1,74 +1,151 @@
-"""One entry to attention; a mask is a small spec that becomes an array only where an implementation needs one."""
+"""One entry to attention; a mask is a small spec that becomes an array only where an implementation needs one.
+
+| implementation | where | what it keeps beside queries, keys and values |
+|---|---|---|
+| `xla` | anywhere | scores and weights: [B, H, Lq, Lk] in float32, forward and backward |
+| `cudnn` | NVIDIA GPUs | one float32 a query and head; with segments a 16-bit [B, 1, L, L] mask and its gradient |
+| `splash` | TPUs | one float32 a query and head |
+
+`xla` computes every pair of a query and a key and then masks; the others skip the blocks that causality rules out, and
+those outside the window: `splash` always, `cudnn` where there are no segments. `xla` takes every mask; the others take
+the masks of training and scoring, where a row's positions are its indices, and refuse the rest.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from jax_rele.errors import UserError
+from jax_rele.models.splash import splash_attention
+
+Implementation = Literal["xla", "cudnn", "splash"]
+
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["query_positions", "key_positions", "key_valid"],
+    data_fields=["query_positions", "key_positions", "query_segments", "key_segments", "key_valid", "window"],
     meta_fields=["causal"],
 )
 @dataclass(frozen=True)
 class Mask:
-    """Which keys a query may attend to.
+    """Which keys a query may attend to: all that every given field allows.
 
     Attributes:
-      causal: a key's position must not be after the query's. Needs both positions.
-      query_positions: [B, Lq] int, or None.
-      key_positions: [B, Lk] or [1, Lk] int, or None.
+      causal: a key's position must not be after the query's.
+      window: a causal query sees only the keys less than this many positions before it; an int, or a traced int32
+        scalar where layers differ (`xla` only). None or 0: no limit.
+      query_positions: [B, Lq] int. None: a row's positions are its indices, or, where rows hold segments, ascend
+        with the index within each, which allows the same keys.
+      key_positions: [B, Lk] or [1, Lk] int, or None likewise.
+      query_segments: [B, Lq] int, or None. A query sees only keys of its own segment.
+      key_segments: [B, Lk] int, or None.
       key_valid: [B, Lk] bool; False for padding. None: all are valid.
     """
 
     causal: bool = False
+    window: int | jax.Array | None = None
     query_positions: jax.Array | None = None
     key_positions: jax.Array | None = None
+    query_segments: jax.Array | None = None
+    key_segments: jax.Array | None = None
     key_valid: jax.Array | None = None
 
-    def dense(self) -> jax.Array | None:
-        """[B, 1, Lq, Lk] (or broadcastable) bool, or None where everything may attend to everything."""
+    def dense(self, query_length: int, key_length: int) -> jax.Array | None:
+        """[B or 1, 1, Lq, Lk] (or broadcastable) bool, or None where everything may attend to everything."""
         allowed = None
         if self.causal:
-            allowed = self.key_positions[:, None, None, :] <= self.query_positions[:, None, :, None]
+            query = jnp.arange(query_length)[None] if self.query_positions is None else self.query_positions
+            key = jnp.arange(key_length)[None] if self.key_positions is None else self.key_positions
+            distance = query[:, None, :, None] - key[:, None, None, :]
+            allowed = distance >= 0
+            if self.window is not None and not (isinstance(self.window, int) and self.window == 0):
+                allowed &= (distance < self.window) | (jnp.asarray(self.window) == 0)
+        if self.query_segments is not None:
+            same = self.query_segments[:, None, :, None] == self.key_segments[:, None, None, :]
+            allowed = same if allowed is None else allowed & same
         if self.key_valid is not None:
             valid = self.key_valid[:, None, None, :]
             allowed = valid if allowed is None else allowed & valid
         return allowed
 
 
-def rotary(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding (Su et al., arXiv 2104.09864), halves rotated as in Llama and Qwen.
-
-    Args:
-      x: [B, L, H, head_dim], head_dim even.
-      positions: [B, L] int.
-      theta: base of the frequencies.
-    """
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> jax.Array:
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, implementation: Implementation = "xla"
+) -> jax.Array:
     """Scaled dot-product attention with grouped key and value heads; softmax in float32.
+
+    `splash` runs and is differentiated on CPUs by Pallas's interpreter, and is compiled for TPU topologies; `cudnn` is
+    lowered for the `cuda` platform. No test runs either on its own hardware.
 
     Args:
       query: [B, Lq, H, head_dim].
       key, value: [B, Lk, K, head_dim], where K divides H.
       mask: which keys each query sees.
+      implementation: how it is computed, see the table above.
 
     Returns:
       [B, Lq, H, head_dim].
+
+    Raises:
+      ValueError: `cudnn` or `splash` cannot express the mask.
+      UserError: the devices, dtype or head size are not those of `cudnn` or `splash`.
     """
     chex.assert_rank([query, key, value], 4)
     chex.assert_equal_shape([key, value])
-    return jax.nn.dot_product_attention(query, key, value, mask=mask.dense(), implementation="xla")
+    if implementation == "xla":
+        dense = mask.dense(query.shape[1], key.shape[1])
+        return jax.nn.dot_product_attention(query, key, value, mask=dense, implementation="xla")
+    _refuse(mask, implementation, query.shape[1], key.shape[1])
+    # A window that holds the whole row is none.
+    window = mask.window if mask.window and mask.window < key.shape[1] else 0
+    if implementation == "cudnn":
+        return _cudnn(query, key, value, mask, window)
+    segments = None if mask.query_segments is None else (mask.query_segments, mask.key_segments)
+    return splash_attention(query, key, value, window, segments)
+
+
+def _refuse(mask: Mask, implementation: str, query_length: int, key_length: int) -> None:
+    """Raises ValueError where only `xla` can do the mask."""
+    for name in ("query_positions", "key_positions", "key_valid"):
+        if getattr(mask, name) is not None:
+            raise ValueError(f"{implementation} attention cannot do a mask with {name}; use xla")
+    if not mask.causal:
+        raise ValueError(f"{implementation} attention is causal, the mask is not; use xla")
+    if query_length != key_length:
+        raise ValueError(
+            f"{implementation} attention needs as many keys ({key_length}) as queries ({query_length}); use xla"
+        )
+    if isinstance(mask.window, jax.Array):
+        raise ValueError(
+            f"{implementation} attention needs one window for all layers, known when it is traced; use xla"
+        )
+
+
+def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, window: int) -> jax.Array:
+    if jax.default_backend() != "gpu":
+        raise UserError(
+            f"attention: cudnn needs an NVIDIA GPU, not {jax.default_backend()}; set teacher.attention to xla"
+        )
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        raise UserError(f"attention: cudnn takes 16-bit numbers, not {query.dtype}; set teacher.dtype to bfloat16")
+    if query.shape[-1] % 8 or query.shape[-1] > 256:
+        raise UserError(
+            f"attention: cudnn takes heads whose size is a multiple of 8 up to 256, not {query.shape[-1]}; "
+            "set teacher.attention to xla"
+        )
+    attend = partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+    # The backward pass asks for an even length. Causality hides the key that is added.
+    length, odd = query.shape[1], query.shape[1] % 2
+    query, key, value = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (query, key, value))
+    if mask.query_segments is None:
+        return attend(query, key, value, local_window_size=(window - 1, 0) if window else None)[:, :length]
+    # JAX's public interface to cuDNN has no segments, so they are a mask. It holds the window too, because cuDNN before
+    # 9.10.2 takes no window beside a mask. Causality is said again, so that blocks above the diagonal are skipped.
+    dense = jnp.pad(mask.dense(length, length), ((0, 0), (0, 0), (0, odd), (0, odd)), constant_values=True)
+    return attend(query, key, value, mask=dense)[:, :length]

@@ -2,30 +2,62 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 from flax import linen as nn
 
 from jax_rele import config
+from jax_rele.errors import UserError
 from jax_rele.models.decoder import Decoder, DecoderConfig
 from jax_rele.models.encoder import EncoderConfig
+from jax_rele.models.families import decoder_config
 from jax_rele.models.lora import LoraSpec
+from jax_rele.models.rope import Rope
 from jax_rele.models.students import CrossEncoder, TwoTower
 
 
+def lora_spec(lora: config.Lora) -> LoraSpec:
+    """The adapters of a config."""
+    return LoraSpec(lora.rank, lora.alpha, lora.dropout, lora.targets, lora.rank_stabilized)
+
+
 def build_teacher(teacher: config.Teacher, vocab_size: int) -> Decoder:
-    """The teacher's decoder with its adapters."""
-    lora = teacher.lora
+    """The teacher's decoder with its adapters, without weights.
+
+    Args:
+      teacher: what it is to be; the shape is that of `teacher.random`, or of the weights at `teacher.init`.
+      vocab_size: tokens of its tokenizer.
+
+    Raises:
+      UserError: the weights' config is missing, not supported, or has fewer tokens than the tokenizer.
+    """
+    dtype = jnp.dtype(teacher.dtype)
+    computed = {
+        "attention": teacher.attention,
+        "remat": teacher.remat,
+        "lora": lora_spec(teacher.lora),
+        "dtype": dtype,
+        "param_dtype": dtype,
+    }
+    if teacher.init != "random":
+        found = decoder_config(teacher.init, **computed)
+        if vocab_size > found.vocab_size:
+            raise UserError(
+                f"{teacher.init}: the tokenizer has {vocab_size} tokens, the embedding {found.vocab_size} rows; "
+                "these are not of one model"
+            )
+        return Decoder(found)
+    shape = teacher.random
     return Decoder(
         DecoderConfig(
             vocab_size=vocab_size,
-            layers=teacher.layers,
-            width=teacher.width,
-            heads=teacher.heads,
-            kv_heads=teacher.kv_heads,
-            head_dim=teacher.head_dim,
-            mlp_width=teacher.mlp_width,
-            rope_theta=teacher.rope_theta,
-            remat=teacher.remat,
-            lora=LoraSpec(lora.rank, lora.alpha, lora.dropout, lora.targets),
+            layers=shape.layers,
+            width=shape.width,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            mlp_width=shape.mlp_width,
+            rope=Rope(theta=shape.rope_theta),
+            **computed,
         )
     )
 

@@ -1,35 +1,53 @@
-"""The teacher: a decoder language model in the form of Qwen3 (arXiv 2505.09388).
+"""The teacher: a dense decoder language model of the Qwen2, Qwen3, Llama and Mistral families, in one module.
 
-Pre-norm blocks with RMSNorm, rotary positions, grouped-query attention with query and key norm, SwiGLU, tied
-embeddings. Layers are stacked by `nn.scan`, so compile time does not grow with depth.
+Pre-norm blocks with RMSNorm, rotary positions, grouped-query attention and SwiGLU. What the families differ in is data
+of the config. Layers are stacked by `nn.scan`, so compile time does not grow with depth.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jax_rele.models.attention import Mask, attention, rotary
+from jax_rele.models.attention import Implementation, Mask, attention
 from jax_rele.models.lora import COLLECTION, LoraSpec, Projection
+from jax_rele.models.rope import Rope, rotary
 from jax_rele.types import DecoderOutputs
+
+Remat = Literal["none", "dots", "full"]
+
+POLICIES = {
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What each kind of rematerialisation keeps of a block for the backward pass."""
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of a decoder.
+    """Shape of a decoder and how it is computed.
 
     Attributes:
       vocab_size: rows of the embedding table.
       layers, width, heads, kv_heads, head_dim, mlp_width: sizes; `heads` is a multiple of `kv_heads`.
-      rope_theta: base of the rotary frequencies.
+      family: what the weights are called in the Hugging Face form (its `model_type`).
+      rope: the rotary frequencies.
       norm_eps: added to the mean square in RMSNorm.
-      remat: recompute each block's activations in the backward pass.
+      max_length: positions of the context, 0 for no stated limit.
+      tied: the output embedding is the input embedding.
+      qkv_bias, output_bias, mlp_bias: biases of the projections.
+      qk_norm: RMSNorm over each head of queries and keys.
+      windows: for each layer the sliding window, 0 for full attention; () where every layer is full.
+      attention: implementation of attention where there is no cache.
+      remat: what the backward pass recomputes: nothing, all but the results of matrix products, or each block.
       lora: adapters, or None for none.
-      dtype: of activations; parameters are float32.
+      dtype: of activations; norms, softmax and rotations are computed in float32.
+      param_dtype: of parameters; adapters are float32.
     """
 
     vocab_size: int
@@ -39,11 +57,21 @@ class DecoderConfig:
     kv_heads: int
     head_dim: int
     mlp_width: int
-    rope_theta: float = 10_000.0
+    family: str = "qwen3"
+    rope: Rope = field(default_factory=Rope)
     norm_eps: float = 1e-6
-    remat: bool = False
+    max_length: int = 0
+    tied: bool = True
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = True
+    windows: tuple[int, ...] = ()
+    attention: Implementation = "xla"
+    remat: Remat = "none"
     lora: LoraSpec | None = None
     dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
 
 
 class RMSNorm(nn.Module):
@@ -51,52 +79,81 @@ class RMSNorm(nn.Module):
 
     eps: float
     axis: str = "embed"
+    param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)), (x.shape[-1],))
+        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         return (y * scale).astype(x.dtype)
 
 
+Cache = tuple[jax.Array, jax.Array]
+"""Keys and values of all layers, each [layers, B, T, kv_heads, head_dim]."""
+
+
+def write_cache(cache: Cache, layer: jax.Array, key: jax.Array, value: jax.Array, positions: jax.Array) -> Cache:
+    """Puts a layer's keys and values [B, L, kv_heads, head_dim] at their rows' positions [B, L].
+
+    Rows are at different positions. What padding wrote behind a row's end is masked by causality until the row's own
+    tokens overwrite it.
+    """
+    rows = jnp.arange(key.shape[0])[:, None]
+    return tuple(
+        whole.at[layer, rows, positions].set(new, mode="drop") for whole, new in zip(cache, (key, value), strict=True)
+    )
+
+
 class Attention(nn.Module):
-    """Causal grouped-query attention; with `cache_length` it reads and writes the `cache` collection."""
+    """Causal grouped-query attention, over the cache where there is one."""
 
     config: DecoderConfig
-    cache_length: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segments: jax.Array | None,
+        window: int | jax.Array,
+        cache: Cache | None,
+        layer: jax.Array,
+        deterministic: bool,
+    ) -> tuple[jax.Array, Cache | None]:
         config = self.config
         batch, length, _ = x.shape
 
         def project(name, heads, axis):
-            y = Projection(heads * config.head_dim, ("embed", axis), config.lora, name=name)(
-                x, deterministic=deterministic
-            )
+            y = Projection(
+                heads * config.head_dim, ("embed", axis), config.lora, config.qkv_bias, config.param_dtype, name=name
+            )(x, deterministic=deterministic)
             return y.reshape(batch, length, heads, config.head_dim)
 
-        query = RMSNorm(config.norm_eps, "head_dim", name="q_norm")(project("q_proj", config.heads, "heads"))
-        key = RMSNorm(config.norm_eps, "head_dim", name="k_norm")(project("k_proj", config.kv_heads, "kv_heads"))
-        value = project("v_proj", config.kv_heads, "kv_heads")
-        query = rotary(query, positions, config.rope_theta)
-        key = rotary(key, positions, config.rope_theta)
-        key_positions = positions
-        if self.cache_length:
-            shape = (batch, self.cache_length, config.kv_heads, config.head_dim)
-            rows = jnp.arange(batch)[:, None]
-            cached_key = self.variable("cache", "key", jnp.zeros, shape, key.dtype)
-            cached_value = self.variable("cache", "value", jnp.zeros, shape, value.dtype)
-            # Rows are at different positions. What padding wrote behind a row's end is masked by causality until the
-            # row's own tokens overwrite it.
-            cached_key.value = cached_key.value.at[rows, positions].set(key, mode="drop")
-            cached_value.value = cached_value.value.at[rows, positions].set(value, mode="drop")
-            key, value = cached_key.value, cached_value.value
-            key_positions = jnp.arange(self.cache_length)[None, :]
-        mask = Mask(causal=True, query_positions=positions, key_positions=key_positions)
-        y = attention(query, key, value, mask).reshape(batch, length, config.heads * config.head_dim)
-        return Projection(config.width, ("heads", "embed"), config.lora, name="o_proj")(y, deterministic=deterministic)
+        query, key, value = (
+            project("q_proj", config.heads, "heads"),
+            project("k_proj", config.kv_heads, "kv_heads"),
+            project("v_proj", config.kv_heads, "kv_heads"),
+        )
+        if config.qk_norm:
+            query = RMSNorm(config.norm_eps, "head_dim", config.param_dtype, name="q_norm")(query)
+            key = RMSNorm(config.norm_eps, "head_dim", config.param_dtype, name="k_norm")(key)
+        query, key = rotary(query, positions, config.rope), rotary(key, positions, config.rope)
+        if cache is not None:
+            cache = write_cache(cache, layer, key, value, positions)
+            key, value = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
+            key_positions = jnp.arange(key.shape[1])[None, :]
+            mask = Mask(causal=True, window=window, query_positions=positions, key_positions=key_positions)
+            y = attention(query, key, value, mask)
+        else:
+            mask = Mask(causal=True, window=window, query_segments=segments, key_segments=segments)
+            y = attention(query, key, value, mask, config.attention)
+        y = y.reshape(batch, length, config.heads * config.head_dim)
+        project_out = Projection(
+            config.width, ("heads", "embed"), config.lora, config.output_bias, config.param_dtype, name="o_proj"
+        )
+        return project_out(y, deterministic=deterministic), cache
 
 
 class SwiGLU(nn.Module):
@@ -107,38 +164,41 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         config = self.config
-        gate = Projection(config.mlp_width, ("embed", "mlp"), config.lora, name="gate_proj")(
-            x, deterministic=deterministic
-        )
-        up = Projection(config.mlp_width, ("embed", "mlp"), config.lora, name="up_proj")(x, deterministic=deterministic)
-        return Projection(config.width, ("mlp", "embed"), config.lora, name="down_proj")(
-            nn.silu(gate) * up, deterministic=deterministic
-        )
+
+        def project(x, name, features, axes):
+            return Projection(features, axes, config.lora, config.mlp_bias, config.param_dtype, name=name)(
+                x, deterministic=deterministic
+            )
+
+        gate = project(x, "gate_proj", config.mlp_width, ("embed", "mlp"))
+        up = project(x, "up_proj", config.mlp_width, ("embed", "mlp"))
+        return project(nn.silu(gate) * up, "down_proj", config.width, ("mlp", "embed"))
 
 
 class Block(nn.Module):
     """One layer, in the (carry, out) form that `nn.scan` takes."""
 
     config: DecoderConfig
-    cache_length: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array, deterministic: bool):
-        config = self.config
-        y = RMSNorm(config.norm_eps, name="input_norm")(x)
-        x = x + Attention(config, self.cache_length, name="attention")(y, positions, deterministic)
-        y = RMSNorm(config.norm_eps, name="mlp_norm")(x)
+    def __call__(self, carry, positions, segments, deterministic, window, layer):
+        config, (x, cache) = self.config, carry
+        if window is None:
+            window = config.windows[0] if config.windows else 0
+        y = RMSNorm(config.norm_eps, param_dtype=config.param_dtype, name="input_norm")(x)
+        y, cache = Attention(config, name="attention")(y, positions, segments, window, cache, layer, deterministic)
+        x = x + y
+        y = RMSNorm(config.norm_eps, param_dtype=config.param_dtype, name="mlp_norm")(x)
         x = x + SwiGLU(config, name="mlp")(y, deterministic)
-        x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
-        return x, None
+        return (nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), cache), None
 
 
 class Decoder(nn.Module):
     """A decoder language model as a pure function.
 
     `init` makes the collections `params` and, where the config has adapters, `lora`. With `cache_length` > 0 it keeps
-    keys and values in the collection `cache`: apply with `mutable=["cache"]`, first on the prompts, then on one token a
-    row.
+    keys and values in the collection `cache`, each [layers, B, cache_length, kv_heads, head_dim]: apply with
+    `mutable=["cache"]`, first on the prompts, then on the tokens that follow.
 
     Attributes:
       config: the shape.
@@ -150,13 +210,20 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array | None = None, *, deterministic: bool = True
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
     ) -> DecoderOutputs:
         """Runs the decoder.
 
         Args:
           tokens: [B, L] int. Padding belongs on the right, where causality hides it.
           positions: [B, L] int, by default 0 .. L - 1 in every row.
+          segments: [B, L] int, or None where a row is one text. Tokens see those of their own segment; positions start
+            anew in each. Not used with a cache.
           deterministic: False turns on the adapters' dropout (rng `dropout`).
 
         Returns:
@@ -166,22 +233,42 @@ class Decoder(nn.Module):
         config = self.config
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
-        embedding = self.param(
-            "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")),
-            (config.vocab_size, config.width),
-        )
+
+        def table(name):
+            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+            whole = self.param(name, init, (config.vocab_size, config.width), config.param_dtype)
+            # Gathered over fsdp once, so that tokens and activations stay where they are.
+            return nn.with_logical_constraint(whole, ("vocab", "embed_activation"))
+
+        embedding = table("embedding")
+        output_embedding = embedding if config.tied else table("output_embedding")
         x = jnp.take(embedding, tokens, axis=0).astype(config.dtype)
-        block = nn.remat(Block, prevent_cse=False, static_argnums=(3,)) if config.remat else Block
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
+        block = Block
+        if config.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=POLICIES[config.remat])
+        # One window for all layers is static, which every implementation of attention takes; otherwise each layer reads
+        # its own.
+        mixed = len(set(config.windows)) > 1
+        window = jnp.array(config.windows, jnp.int32) if mixed else None
         layers = nn.scan(
             block,
-            variable_axes={"params": 0, COLLECTION: 0, "cache": 0},
+            variable_axes={"params": 0, COLLECTION: 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0 if mixed else nn.broadcast, 0),
             length=config.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, self.cache_length, name="layers")
-        x, _ = layers(x, positions, deterministic)
-        return DecoderOutputs(
-            hidden=RMSNorm(config.norm_eps, name="final_norm")(x), output_embedding=embedding.astype(config.dtype)
-        )
+        )(config, name="layers")
+        # The cache is carried from layer to layer, so that a step writes its own tokens in place and copies no layer.
+        cached = self._cache(tokens.shape[0]) if self.cache_length else None
+        cache = None if cached is None else tuple(variable.value for variable in cached)
+        (x, cache), _ = layers((x, cache), positions, segments, deterministic, window, jnp.arange(config.layers))
+        for variable, value in zip(cached or (), cache or ()):
+            variable.value = value
+        hidden = RMSNorm(config.norm_eps, param_dtype=config.param_dtype, name="final_norm")(x)
+        return DecoderOutputs(hidden=hidden, output_embedding=output_embedding.astype(config.dtype))
+
+    def _cache(self, batch: int) -> list[nn.Variable]:
+        config = self.config
+        shape = (config.layers, batch, self.cache_length, config.kv_heads, config.head_dim)
+        return [self.variable("cache", name, jnp.zeros, shape, config.dtype) for name in ("key", "value")]

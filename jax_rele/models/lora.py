@@ -2,11 +2,14 @@
 
 `apply({"params": base, "lora": adapters}, ...)` runs the adapted model, `apply({"params": base}, ...)` the base.
 Gradients, optimizer and checkpoints see `lora` alone, so one base in memory serves any number of adapters.
-Source: Hu et al., LoRA, arXiv 2106.09685.
+Sources: Hu et al., LoRA, arXiv 2106.09685; Kalajdzievski, rsLoRA, arXiv 2312.03732.
 """
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,45 +17,71 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jax_rele.models.quantize import is_quantized, multiply
+
 COLLECTION = "lora"
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear maps of a decoder's block."""
 
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Rank, scale and place of the adapters: `x W + (alpha / rank) * x A B` in the projections named by `targets`."""
+    """Rank, scale and place of the adapters: `x W + scale * x A B`.
+
+    Attributes:
+      rank: inner width r.
+      alpha: the scale is alpha / r.
+      dropout: rate on an adapter's input while training.
+      targets: a regular expression; the projections whose whole name it matches get an adapter.
+      rank_stabilized: rsLoRA; the scale is alpha / sqrt(r) instead.
+    """
 
     rank: int
     alpha: float
-    dropout: float
-    targets: tuple[str, ...]
+    dropout: float = 0.0
+    targets: str = ".*"
+    rank_stabilized: bool = False
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+    def adapts(self, name: str) -> bool:
+        """Whether the projection of this name gets an adapter."""
+        return re.fullmatch(self.targets, name) is not None
 
 
 class Projection(nn.Module):
-    """A linear map without bias that carries an adapter when its name is a target and adapters are given.
+    """A linear map that carries an adapter when its name is a target and adapters are given.
 
     Attributes:
       features: output width.
       axes: logical names of the kernel's input and output axis.
       lora: the adapters' spec, or None.
+      use_bias: whether a bias is added.
+      param_dtype: of kernel and bias; adapters are float32.
     """
 
     features: int
     axes: tuple[str, str]
     lora: LoraSpec | None = None
+    use_bias: bool = False
+    param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """[..., in] -> [..., features]."""
         width = x.shape[-1]
-        kernel = self.param(
-            "kernel", nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes), (width, self.features)
-        )
-        y = x @ kernel.astype(x.dtype)
-        if self.lora is None or self.name not in self.lora.targets:
+        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
+        if self.has_variable("params", "kernel") and is_quantized(self.get_variable("params", "kernel")):
+            kernel = self.get_variable("params", "kernel")
+        else:
+            kernel = self.param("kernel", init, (width, self.features), self.param_dtype)
+        y = multiply(x, kernel)
+        if self.use_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+            y += self.param("bias", zeros, (self.features,), self.param_dtype).astype(x.dtype)
+        if self.lora is None or not self.lora.adapts(self.name):
             return y
         if not (self.is_initializing() or self.has_variable(COLLECTION, "a")):
             return y
@@ -66,6 +95,14 @@ class Projection(nn.Module):
         return y + self.lora.scale * ((x @ a.value.astype(x.dtype)) @ b.value.astype(x.dtype))
 
 
+def split(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(adapters, everything else): what learns and what is frozen, each a dict of collections."""
+    return (
+        {name: value for name, value in variables.items() if name == COLLECTION},
+        {name: value for name, value in variables.items() if name != COLLECTION},
+    )
+
+
 def merge(params: Any, lora: Any, scale: float) -> Any:
     """Folds adapters into the base: every kernel becomes W + scale * A B.
 
@@ -76,9 +113,14 @@ def merge(params: Any, lora: Any, scale: float) -> Any:
 
     Returns:
       A new tree of parameters; neither argument is changed.
+
+    Raises:
+      ValueError: a kernel is quantized.
     """
     if "a" in lora and "b" in lora and not isinstance(lora["a"], dict):
         kernel = params["kernel"]
+        if is_quantized(kernel):
+            raise ValueError("adapters merge into plain kernels: restore the base with `dequantize_params` first")
         delta = jnp.einsum("...ir,...ro->...io", lora["a"], lora["b"]) * scale
         return {**params, "kernel": (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)}
     return {key: merge(value, lora[key], scale) if key in lora else value for key, value in params.items()}

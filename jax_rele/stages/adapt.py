@@ -2,71 +2,115 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from jax_rele import losses
 from jax_rele.config import Config
 from jax_rele.data import cross, recombine
-from jax_rele.data.encoding import AnswerEncoder, encode_prompts, language_rows
+from jax_rele.data.encoding import Answer, AnswerEncoder, encode_prompts, language_rows
 from jax_rele.data.loader import batches
+from jax_rele.errors import UserError
+from jax_rele.models.weights import load_params
 from jax_rele.rationale import RuleAnnotator
 from jax_rele.stages import artefacts
 from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, shard_step, train
 from jax_rele.training.checkpoint import clear, save_variables
+from jax_rele.types import Pair
 
 NEEDS = ("prepare", "annotate")
 READS = ("seed", "data", "rationale", "teacher", "adapt")
 
+CHUNK = 512
+"""Positions of a device whose logits exist at a time."""
 
-def language_loss():
+
+def language_term(mesh: jax.sharding.Mesh):
     """Next-token cross-entropy; the rows carry each token's weight."""
-    return losses.combine(tokens=losses.term(losses.next_token_cross_entropy))
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    return losses.term(losses.next_token_cross_entropy, chunk_size=CHUNK * devices)
 
 
-def row_length(prompts, answers) -> int:
-    """The longest row, rounded up to a multiple of 8."""
-    return -(-max(len(prompt) + len(answer.ids) for prompt, answer in zip(prompts, answers)) // 8) * 8
+def language_loss(mesh: jax.sharding.Mesh):
+    """The objective of `adapt` and `finetune`."""
+    return losses.combine(tokens=language_term(mesh))
+
+
+def check_packing(
+    pairs: Sequence[Pair], prompts: Sequence[Sequence[int]], answers: Sequence[Answer], pack_to: int, field: str
+) -> None:
+    """Raises UserError where an example is longer than a packed row; nothing is cut."""
+    sizes = [len(prompt) + len(answer.ids) - 1 for prompt, answer in zip(prompts, answers)]
+    longest = max(sizes, default=0)
+    if 0 < pack_to < longest:
+        name = pairs[sizes.index(longest)].pair_id
+        raise UserError(
+            f"{field}: prompt and rationale of the pair {name!r} take {longest} tokens, a row has {pack_to}; make it "
+            f"{longest} or more, or 0 for one example a row"
+        )
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Trains and writes the base."""
+    """Trains and writes the base; does nothing where the base is to be used as it is."""
+    adapt, optimization = config.adapt, config.adapt.optimization
+    if not adapt.enabled:
+        return {"steps": 0, "base": config.teacher.init}
     model, tokenizer = artefacts.teacher_model(config, run_dir)
     pairs = artefacts.load_pairs(run_dir, "train")
     annotator = RuleAnnotator.fit(pairs, config.rationale.dimensions, config.rationale.tag_map)
     crossed = cross(
         pairs,
         [pair.item for pair in pairs],
-        config.adapt.crossed_per_query,
+        adapt.crossed_per_query,
         # Other random items than the pairs that the teacher will score.
         config.seed + 1,
         lexical_share=config.data.crossed_lexical_share,
     )
-    crossed += recombine(pairs, config.adapt.recombined_pairs, config.seed)
+    crossed += recombine(pairs, adapt.recombined_pairs, config.seed)
     # These pairs have no label, so the comparisons follow the prompt at once, whatever the order.
     encoder = AnswerEncoder(tokenizer, "rationale_first", config.teacher.value_length)
-    prompts = encode_prompts(tokenizer, crossed, config.data.item_fields, config.teacher.prompt_length)
+    teacher = config.teacher
+    prompts = encode_prompts(tokenizer, crossed, config.data.item_fields, teacher.prompt_length, teacher.instructions)
     answers = [encoder(rationale) for rationale in annotator.annotate(crossed)]
+    check_packing(crossed, prompts, answers, adapt.pack_to, "adapt.pack_to")
     rows = language_rows(
         prompts,
         answers,
-        row_length(prompts, answers),
         tokenizer.pad_token_id,
-        prompt_weight=config.adapt.text_weight,
-        kind_weights={"verdict": config.adapt.verdict_weight},
+        adapt.pack_to,
+        prompt_weight=adapt.text_weight,
+        kind_weights={"verdict": adapt.verdict_weight},
     )
-    counts = {"pairs": len(crossed), "steps": config.adapt.optimization.steps}
+    counts = {"pairs": len(crossed), "rows": len(rows["targets"]), "steps": optimization.steps}
     if (run_dir / artefacts.BASE).exists():
         return counts  # an earlier attempt ended between writing the base and saying so
 
-    optimization = config.adapt.optimization
-    data = batches({"inputs": {"tokens": rows.pop("tokens")}, **rows}, optimization.batch_size, config.seed)
-
+    # What learns is kept in float32, whatever the precision of the activations; later stages load it in theirs.
+    model = model.clone(config=dataclasses.replace(model.config, param_dtype=jnp.float32))
     mesh, tx = make_mesh(config.mesh), make_optimizer(optimization)
     state = init_state(artefacts.init_decoder(model), "params", {}, tx, mesh, config.seed)
-    step = shard_step(make_train_step(model.apply, language_loss(), tx, seed=config.seed), mesh, state)
+    if teacher.init != "random":
+        state = dataclasses.replace(state, trainable={})  # gives the random weights' memory up first
+        params = load_params(artefacts.base_folder(config), model.config, mesh)
+        state = dataclasses.replace(state, trainable={"params": params})
+    step = make_train_step(
+        model.apply, language_loss(mesh), tx, seed=config.seed, micro_batches=optimization.micro_batches
+    )
     directory = run_dir / "adapt"
-    state = train(step, state, data, config=optimization, mesh=mesh, directory=directory, title="adapt")
+    state = train(
+        shard_step(step, mesh, state),
+        state,
+        batches(rows, optimization.batch_size, config.seed),
+        config=optimization,
+        mesh=mesh,
+        directory=directory,
+        title="adapt",
+    )
     save_variables(run_dir / artefacts.BASE, state.trainable)
     clear(directory / "checkpoints")
     return counts

@@ -23,9 +23,11 @@ from jax_rele.data import RATIONALES as TABLE
 from jax_rele.data import read_pairs_table, read_signals, read_table
 from jax_rele.data.tokenizer import load_tokenizer
 from jax_rele.errors import UserError
-from jax_rele.inference import Student, Teacher, encode_inputs
+from jax_rele.inference import Student, Teacher, check_lengths, check_words, encode_inputs
 from jax_rele.losses import recipe
 from jax_rele.models import Decoder, build_student, build_teacher
+from jax_rele.models.partitioning import check_heads
+from jax_rele.models.weights import NEEDED, SIDE_FILES, check_weights, load_params, resolve
 from jax_rele.rationale import ParseError, parse
 from jax_rele.training import abstract, make_mesh
 from jax_rele.training.checkpoint import load_variables
@@ -41,6 +43,8 @@ QUALITY = "annotate/quality.json"
 BASE = "adapt/base"
 LORA = "finetune/lora"
 SIGNALS = "score/signals.parquet"
+DECODER_TOKENS, ENCODER_TOKENS = ("eos",), ("pad", "cls", "sep")
+"""The special tokens that each kind of model needs of its tokenizer."""
 METRICS = "evaluate/metrics.json"
 REPORT = "evaluate/report.html"
 
@@ -74,8 +78,36 @@ def student_dir(run_dir: Path, student: str, recipe_name: str) -> Path:
 
 def teacher_model(config: Config, run_dir: Path) -> tuple[Decoder, PreTrainedTokenizerBase]:
     """The teacher's decoder, without weights, and its tokenizer."""
-    tokenizer = load_tokenizer(run_dir / TEACHER_TOKENIZER)
+    tokenizer = load_tokenizer(run_dir / TEACHER_TOKENIZER, DECODER_TOKENS)
     return build_teacher(config.teacher, len(tokenizer)), tokenizer
+
+
+def preflight(config: Config) -> None:
+    """Raises UserError for what would otherwise fail after long work.
+
+    That is: a mesh that does not fit the devices or the models' heads; and where the teacher starts from weights, a
+    folder that is not whole, a tokenizer that is not the weights', labels that it cannot tell apart, or prompts and
+    rationales longer than the context.
+    """
+    mesh, teacher = make_mesh(config.mesh), config.teacher
+    check_heads(config.student.heads, config.student.heads, mesh)
+    if teacher.init == "random":
+        return check_heads(teacher.random.heads, teacher.random.kv_heads, mesh)
+    folder = base_folder(config)
+    tokenizer = load_tokenizer(folder, DECODER_TOKENS)
+    shape = build_teacher(teacher, len(tokenizer)).config
+    check_heads(shape.heads, shape.kv_heads, mesh)
+    check_weights(folder, shape)
+    check_words(tokenizer, config.labels.names)
+    check_lengths(
+        tokenizer,
+        config.labels.names,
+        config.rationale.dimensions,
+        order=teacher.order,
+        prompt_length=teacher.prompt_length,
+        value_length=teacher.value_length,
+        max_length=shape.max_length,
+    )
 
 
 def init_decoder(model: Decoder):
@@ -83,17 +115,35 @@ def init_decoder(model: Decoder):
     return lambda rng: model.init(rng, jnp.zeros((1, 8), jnp.int32))
 
 
-def load_base(model: Decoder, run_dir: Path, mesh: jax.sharding.Mesh) -> dict:
-    """The frozen base parameters, on the mesh."""
-    return load_variables(run_dir / BASE, abstract(init_decoder(model), mesh, jax.random.key(0), collection="params"))
+def base_folder(config: Config) -> Path:
+    """The folder of the weights that the teacher starts from; fetched from the hub where it is a name there."""
+    return resolve(config.teacher.init, (*NEEDED, *SIDE_FILES))
+
+
+def load_base(config: Config, model: Decoder, run_dir: Path, mesh: jax.sharding.Mesh) -> dict:
+    """The frozen base parameters, on the mesh: what `adapt` trained, or the weights at `teacher.init`."""
+    if config.adapt.enabled:
+        target = abstract(init_decoder(model), mesh, jax.random.key(0), collection="params")
+        return load_variables(run_dir / BASE, target)
+    params = load_params(base_folder(config), model.config, mesh)
+    if config.teacher.quantize != "none":
+        from jax_rele.models.quantize import quantize_params
+
+        params = quantize_params(params, config.teacher.quantize)
+    return {"params": params}
+
+
+def load_lora(model: Decoder, run_dir: Path, mesh: jax.sharding.Mesh) -> dict:
+    """The adapters that `finetune` trained, on the mesh."""
+    return load_variables(run_dir / LORA, abstract(init_decoder(model), mesh, jax.random.key(0), collection="lora"))
 
 
 def load_teacher(config: Config, run_dir: Path) -> Teacher:
     """The fine-tuned teacher, ready to judge."""
     mesh = make_mesh(config.mesh)
     model, tokenizer = teacher_model(config, run_dir)
-    base = load_base(model, run_dir, mesh)
-    lora = load_variables(run_dir / LORA, abstract(init_decoder(model), mesh, jax.random.key(0), collection="lora"))
+    base = load_base(config, model, run_dir, mesh)
+    lora = load_lora(model, run_dir, mesh)
     return Teacher(
         model=model,
         variables={**base, **lora},
@@ -105,6 +155,8 @@ def load_teacher(config: Config, run_dir: Path) -> Teacher:
         prompt_length=config.teacher.prompt_length,
         value_length=config.teacher.value_length,
         batch_size=config.score.batch_size,
+        instructions=config.teacher.instructions,
+        mesh=mesh,
     )
 
 
@@ -113,7 +165,7 @@ def load_teacher(config: Config, run_dir: Path) -> Teacher:
 
 def student_model(config: Config, run_dir: Path, name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """A student without weights, and its tokenizer."""
-    tokenizer = load_tokenizer(run_dir / STUDENT_TOKENIZER)
+    tokenizer = load_tokenizer(run_dir / STUDENT_TOKENIZER, ENCODER_TOKENS)
     labels, dimensions = len(config.labels.names), len(config.rationale.dimensions)
     return build_student(name, config.student, len(tokenizer), labels, dimensions), tokenizer
 

@@ -71,10 +71,23 @@ def train_student(config: Config, run_dir: Path, name: str, recipe: str, pairs: 
     mesh, tx = make_mesh(config.mesh), make_optimizer(optimization)
     state = init_state(artefacts.init_student(config, model, tokenizer), "params", {}, tx, mesh, config.seed)
     loss = artefacts.student_objective(config, name, recipe)
-    step = shard_step(make_train_step(model.apply, loss, tx, seed=config.seed), mesh, state)
+    step = make_train_step(
+        model.apply,
+        loss,
+        tx,
+        seed=config.seed,
+        micro_batches=optimization.micro_batches,
+        group_size=groups.shape[1],
+    )
     directory = artefacts.student_dir(run_dir, name, recipe)
     state = train(
-        step, state, data, config=optimization, mesh=mesh, directory=directory, title=f"distill {name} {recipe}"
+        shard_step(step, mesh, state),
+        state,
+        data,
+        config=optimization,
+        mesh=mesh,
+        directory=directory,
+        title=f"distill {name} {recipe}",
     )
     save_variables(directory / "variables", state.trainable)
     clear(directory / "checkpoints")

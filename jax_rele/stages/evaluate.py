@@ -20,7 +20,18 @@ from jax_rele.stages import artefacts
 from jax_rele.types import VERDICTS, Pair
 
 NEEDS = ("prepare", "annotate", "adapt", "finetune", "distill")
-READS = ("seed", "labels", "data", "rationale", "teacher", "score", "student", "distill", "evaluate")
+READS = (
+    "seed",
+    "labels",
+    "data",
+    "rationale",
+    "teacher",
+    "adapt.enabled",
+    "score",
+    "student",
+    "distill",
+    "evaluate",
+)
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:

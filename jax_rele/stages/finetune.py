@@ -2,53 +2,143 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from jax_rele import losses
 from jax_rele.config import Config
-from jax_rele.data.encoding import AnswerEncoder, encode_prompts, language_rows
+from jax_rele.data.encoding import Answer, AnswerEncoder, encode_prompts, language_rows
 from jax_rele.data.loader import batches
 from jax_rele.errors import UserError
+from jax_rele.inference import label_words
+from jax_rele.models import Decoder
 from jax_rele.stages import artefacts
-from jax_rele.stages.adapt import language_loss, row_length
-from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, shard_step, train
+from jax_rele.stages.adapt import check_packing, language_loss, language_term
+from jax_rele.training import (
+    TrainState,
+    init_state,
+    make_evaluate,
+    make_mesh,
+    make_optimizer,
+    make_train_step,
+    shard_step,
+    train,
+)
 from jax_rele.training.checkpoint import clear, save_variables
+from jax_rele.types import Pair
 
 NEEDS = ("prepare", "annotate", "adapt")
-READS = ("seed", "labels", "data", "rationale", "teacher", "finetune")
+READS = ("seed", "labels", "data", "rationale", "teacher", "adapt.enabled", "finetune")
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Trains and writes the adapters; the loss is on the completion only."""
+    finetune, optimization = config.finetune, config.finetune.optimization
     model, tokenizer = artefacts.teacher_model(config, run_dir)
     pairs = artefacts.load_pairs(run_dir, "train")
-    counts = {"pairs": len(pairs), "steps": config.finetune.optimization.steps}
+    prompts, answers = encode(config, run_dir, tokenizer, pairs)
+    check_packing(pairs, prompts, answers, finetune.pack_to, "finetune.pack_to")
+    rows = language_rows(
+        prompts,
+        answers,
+        tokenizer.pad_token_id,
+        finetune.pack_to,
+        kind_weights={"label": finetune.label_weight},
+    )
+    counts = {"pairs": len(pairs), "rows": len(rows["targets"]), "steps": optimization.steps}
     if (run_dir / artefacts.LORA).exists():
         return counts  # an earlier attempt ended between writing the adapters and saying so
+
+    mesh, tx = make_mesh(config.mesh), make_optimizer(optimization)
+    base = artefacts.load_base(config, model, run_dir, mesh)
+    state = init_state(artefacts.init_decoder(model), "lora", base, tx, mesh, config.seed)
+    step = make_train_step(
+        model.apply, language_loss(mesh), tx, seed=config.seed, micro_batches=optimization.micro_batches
+    )
+    directory = run_dir / "finetune"
+    state = train(
+        shard_step(step, mesh, state),
+        state,
+        batches(rows, optimization.batch_size, config.seed),
+        config=optimization,
+        mesh=mesh,
+        directory=directory,
+        title="finetune",
+        evaluate=held_out(config, run_dir, model, tokenizer, mesh) if finetune.evaluate_every else None,
+        evaluate_every=finetune.evaluate_every,
+    )
+    save_variables(run_dir / artefacts.LORA, state.trainable)
+    clear(directory / "checkpoints")
+    return counts
+
+
+def encode(
+    config: Config, run_dir: Path, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]
+) -> tuple[list[list[int]], list[Answer]]:
+    """The prompts of labelled pairs, and their rationales as the teacher is to write them."""
     rationales = artefacts.load_rationales(run_dir)
     missing = [pair.pair_id for pair in pairs if pair.pair_id not in rationales]
     if missing:
         path = run_dir / artefacts.RATIONALES
         raise UserError(f"{path}: no rationale for pair {missing[0]!r}; delete the folder {path.parent} and run again")
-    encoder = AnswerEncoder(tokenizer, config.teacher.order, config.teacher.value_length)
-    prompts = encode_prompts(tokenizer, pairs, config.data.item_fields, config.teacher.prompt_length)
-    answers = [encoder(rationales[pair.pair_id]) for pair in pairs]
-    rows = language_rows(
-        prompts,
-        answers,
-        row_length(prompts, answers),
-        tokenizer.pad_token_id,
-        kind_weights={"label": config.finetune.label_weight},
-    )
-    optimization = config.finetune.optimization
-    data = batches({"inputs": {"tokens": rows.pop("tokens")}, **rows}, optimization.batch_size, config.seed)
+    teacher = config.teacher
+    encoder = AnswerEncoder(tokenizer, teacher.order, teacher.value_length)
+    prompts = encode_prompts(tokenizer, pairs, config.data.item_fields, teacher.prompt_length, teacher.instructions)
+    return prompts, [encoder(rationales[pair.pair_id]) for pair in pairs]
 
-    mesh, tx = make_mesh(config.mesh), make_optimizer(optimization)
-    base = artefacts.load_base(model, run_dir, mesh)
-    state = init_state(artefacts.init_decoder(model), "lora", base, tx, mesh, config.seed)
-    step = shard_step(make_train_step(model.apply, language_loss(), tx, seed=config.seed), mesh, state)
-    directory = run_dir / "finetune"
-    state = train(step, state, data, config=optimization, mesh=mesh, directory=directory, title="finetune")
-    save_variables(run_dir / artefacts.LORA, state.trainable)
-    clear(directory / "checkpoints")
-    return counts
+
+def label_hits(
+    hidden: jax.Array,
+    output_embedding: jax.Array,
+    label_places: jax.Array,
+    labels: jax.Array,
+    label_tokens: jax.Array,
+) -> jax.Array:
+    """Whether a row's label is the likeliest of the label words, given the text before it.
+
+    Args:
+      hidden: [B, L, E].
+      output_embedding: [vocabulary, E].
+      label_places: [B] int, where the hidden state is that the label is read from.
+      labels: [B] int.
+      label_tokens: [C] int, the token that tells each label word from the others.
+
+    Returns:
+      [B] float32, 0 or 1.
+    """
+    last = jnp.take_along_axis(hidden, label_places[:, None, None], axis=1)[:, 0]
+    logits = jnp.einsum("be,ce->bc", last, output_embedding[label_tokens], preferred_element_type=jnp.float32)
+    return (logits.argmax(axis=-1) == labels).astype(jnp.float32)
+
+
+def held_out(
+    config: Config, run_dir: Path, model: Decoder, tokenizer: PreTrainedTokenizerBase, mesh: jax.sharding.Mesh
+) -> Callable[[TrainState], dict[str, float]]:
+    """Measures a state on the validation split: `loss`, weighted as in training, and `label_accuracy`.
+
+    The label is chosen after the annotator's text, which with `rationale_first` is its whole rationale. There is no
+    accuracy where the labels' words cannot be told by one token.
+    """
+    pairs = artefacts.load_pairs(run_dir, "validation")
+    prompts, answers = encode(config, run_dir, tokenizer, pairs)
+    kind_weights = {"label": config.finetune.label_weight}
+    rows = language_rows(prompts, answers, tokenizer.pad_token_id, kind_weights=kind_weights)
+    terms = {"loss": language_term(mesh)}
+    words = label_words(tokenizer, config.labels.names)
+    if words.scoring == "first_token":
+        starts = [len(prompt) + answer.kinds.index("label") for prompt, answer in zip(prompts, answers)]
+        schema = config.labels.schema_
+        rows |= {
+            "label_places": np.array(starts, np.int32) + len(words.common) - 1,
+            "labels": np.array([schema.index(pair.label) for pair in pairs], np.int32),
+        }
+        terms["label_accuracy"] = losses.term(label_hits, label_tokens=np.array([rest[0] for rest in words.rests]))
+    optimization = config.finetune.optimization
+    batch_size = optimization.batch_size // optimization.micro_batches
+    return make_evaluate(model.apply, losses.combine(**terms), rows, batch_size, mesh)

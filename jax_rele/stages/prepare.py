@@ -7,8 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from jax_rele.config import Config
 from jax_rele.data import (
     assign_splits,
@@ -19,25 +17,48 @@ from jax_rele.data import (
     write_pairs,
     write_quarantine,
 )
-from jax_rele.data.encoding import AnswerEncoder
-from jax_rele.data.tokenizer import train_tokenizer
+from jax_rele.data.tokenizer import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
-from jax_rele.inference import compile_program
+from jax_rele.inference import check_words
 from jax_rele.rationale import grammar, render
 from jax_rele.stages import artefacts
 from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
 
 NEEDS = ()
-READS = ("seed", "labels", "data", "rationale.dimensions", "teacher.vocab_size", "student.vocab_size")
+READS = (
+    "seed",
+    "labels",
+    "data",
+    "rationale.dimensions",
+    "teacher.init",
+    "teacher.random.vocab_size",
+    "student.vocab_size",
+)
 
 
 def external_inputs(config: Config) -> dict[str, str]:
-    """A hash of the content of the data files."""
+    """A hash of the content of the data files, and of the weights that the teacher starts from."""
     digest = hashlib.sha256()
     for file in source_files(config.data.path):
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return {f"data.path {config.data.path}": digest.hexdigest()[:16]}
+    inputs = {f"data.path {config.data.path}": digest.hexdigest()[:16]}
+    if config.teacher.init != "random":
+        inputs[f"teacher.init {config.teacher.init}"] = _folder_hash(artefacts.base_folder(config))
+    return inputs
+
+
+def _folder_hash(folder: Path, ends: int = 1 << 20) -> str:
+    """Of names, sizes, and both ends of every file: weights are too large to be read whole at every start."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(ends))
+            stream.seek(max(size - ends, 0))
+            digest.update(stream.read(ends))
+    return digest.hexdigest()[:16]
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -65,8 +86,11 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
 
     fields = data.item_fields
     texts = [grammar.prompt(pair, fields) for pair in train] + _grammar_texts(config, len(train))
-    teacher_tokenizer = train_tokenizer(texts, config.teacher.vocab_size)
-    _check_words(config, teacher_tokenizer)
+    if config.teacher.init == "random":
+        teacher_tokenizer = train_tokenizer(texts, config.teacher.random.vocab_size)
+    else:
+        teacher_tokenizer = load_tokenizer(artefacts.base_folder(config), artefacts.DECODER_TOKENS)
+    check_words(teacher_tokenizer, labels.names)
     student_tokenizer = train_tokenizer(_plain_texts(train, fields), config.student.vocab_size)
 
     # Everything has been read and checked: from here on things are written.
@@ -97,13 +121,3 @@ def _grammar_texts(config: Config, count: int) -> list[str]:
         for label in labels
     ]
     return texts * max(1, -(-2 * count // len(texts)))
-
-
-def _check_words(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UserError, before any long work, where the teacher's scores could not tell labels or verdicts apart."""
-    encoder = AnswerEncoder(tokenizer, "label_first", value_length=1)
-    template = grammar.template(config.rationale.dimensions, "label_first")
-    try:
-        compile_program(tokenizer, encoder, template, [grammar.escape(name) for name in config.labels.names])
-    except ValueError as error:
-        raise UserError(f"labels.names, teacher.vocab_size: {error}") from None

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jax_rele.config import Config
-from jax_rele.data import read_pairs_table, read_signals, write_signals
-from jax_rele.inference import Teacher, judge
+from jax_rele.data import join_tables, read_pairs_table, read_signals, write_signals
+from jax_rele.inference import Judgements, Teacher, check_words, judge
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
 from jax_rele.stages import artefacts
 from jax_rele.types import Pair, Signals
 
 NEEDS = ("prepare", "adapt", "finetune")
-READS = ("labels", "data", "rationale", "teacher", "score")
+READS = ("labels", "data", "rationale", "teacher", "adapt.enabled", "score")
 
 SHARD = 1024
 """Pairs per shard; an interrupted run goes on behind the last whole shard."""
@@ -25,27 +26,40 @@ SHARD = 1024
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Writes label distributions, verdict distributions, evidence and rationales."""
-    pairs = artefacts.load_pairs(run_dir, "train") + read_pairs_table(run_dir / artefacts.UNLABELLED)
-    names, dimensions = config.labels.names, config.rationale.dimensions
+    pairs = by_query(artefacts.load_pairs(run_dir, "train") + read_pairs_table(run_dir / artefacts.UNLABELLED))
     teacher = artefacts.load_teacher(config, run_dir)
-    parts = []
+    directory, shards = run_dir / "score" / "shards", range(-(-len(pairs) // SHARD))
     with pairs_bar("score", len(pairs)) as advance:
-        for start in range(0, len(pairs), SHARD):
-            path, shard = run_dir / "score" / "shards" / f"{start // SHARD:05d}.parquet", pairs[start : start + SHARD]
-            if path.exists():
-                advance(len(shard))
-            else:
-                write_signals(path, teacher_signals(teacher, shard, advance), names, dimensions)
-            parts.append(read_signals(path, names, dimensions))
-    signals = _join(parts)
-    write_signals(run_dir / artefacts.SIGNALS, signals, names, dimensions)
-    parsed = sum(bool(text) for text in signals.rationales)
-    return {"pairs": len(pairs), "rationales that parse": f"{parsed / len(pairs):.1%}"}
+        score_shards(teacher, pairs, directory, shards, advance)
+    return {"label scoring": check_words(teacher.tokenizer, config.labels.names), **join(config, run_dir, shards)}
 
 
-def teacher_signals(teacher: Teacher, pairs: list[Pair], progress: Callable[[int], None]) -> Signals:
-    """Judges pairs; a rationale that does not parse leaves no text and no evidence."""
-    judged = judge(teacher, pairs, write=teacher.order != "label_only", progress=progress)
+def by_query(pairs: Iterable[Pair]) -> list[Pair]:
+    """The pairs of a query together, as they share a prompt's beginning, otherwise in order."""
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.query, []).append(pair)
+    return list(chain.from_iterable(groups.values()))
+
+
+def score_shards(
+    teacher: Teacher, pairs: list[Pair], directory: Path, shards: Iterable[int], progress: Callable[[int], None]
+) -> None:
+    """Judges shards of the pairs that are not there yet. Shards are independent: any process may do any of them."""
+    for shard in shards:
+        path, part = _path(directory, shard), pairs[shard * SHARD : (shard + 1) * SHARD]
+        if path.exists() and path.with_suffix(".json").exists():
+            progress(len(part))
+            continue
+        judged = judge(teacher, part, write=teacher.order != "label_only", progress=progress)
+        counts = {"tokens decoded": judged.tokens_decoded, "tokens emitted": judged.tokens_emitted}
+        directory.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".json").write_text(json.dumps(counts), "utf-8")
+        write_signals(path, signals(teacher, part, judged), teacher.schema.names, teacher.dimensions)
+
+
+def signals(teacher: Teacher, pairs: list[Pair], judged: Judgements) -> Signals:
+    """What was judged of the pairs; a rationale that does not parse leaves no text and no evidence."""
     parsed = [None if isinstance(found, ParseFailure) else found for found in judged.rationales]
     return Signals(
         pair_ids=tuple(pair.pair_id for pair in pairs),
@@ -58,11 +72,18 @@ def teacher_signals(teacher: Teacher, pairs: list[Pair], progress: Callable[[int
     )
 
 
-def _join(parts: list[Signals]) -> Signals:
-    return Signals(
-        pair_ids=sum((part.pair_ids for part in parts), ()),
-        label_probs=np.concatenate([part.label_probs for part in parts]),
-        verdict_probs=np.concatenate([part.verdict_probs for part in parts]),
-        evidence=sum((part.evidence for part in parts), ()),
-        rationales=sum((part.rationales for part in parts), ()),
-    )
+def join(config: Config, run_dir: Path, shards: Iterable[int]) -> dict[str, Any]:
+    """Writes the shards as one table, one at a time in memory; what they hold in numbers."""
+    paths = [_path(run_dir / "score" / "shards", shard) for shard in shards]
+    counts = Counter({"pairs": 0, "tokens decoded": 0, "tokens emitted": 0})
+    parsed = 0
+    for path in paths:
+        part = read_signals(path, config.labels.names, config.rationale.dimensions)
+        parsed += sum(map(bool, part.rationales))
+        counts.update(json.loads(path.with_suffix(".json").read_text("utf-8")), pairs=len(part.pair_ids))
+    join_tables(run_dir / artefacts.SIGNALS, paths)
+    return {**counts, "rationales that parse": f"{parsed / counts['pairs']:.1%}"}
+
+
+def _path(directory: Path, shard: int) -> Path:
+    return directory / f"{shard:05d}.parquet"

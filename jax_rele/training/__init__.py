@@ -1,5 +1,6 @@
 """Pure steps, sharding put on from outside, checkpoints, and the loop."""
 
+from jax_rele.training.held_out import make_evaluate
 from jax_rele.training.loop import train
 from jax_rele.training.optimizer import learning_rate, make_optimizer
 from jax_rele.training.sharding import (
@@ -25,6 +26,7 @@ __all__ = [
     "create_state",
     "init_state",
     "learning_rate",
+    "make_evaluate",
     "make_mesh",
     "make_optimizer",
     "make_train_step",

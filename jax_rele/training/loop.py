@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def train(
     mesh: jax.sharding.Mesh,
     directory: Path,
     title: str,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
 ) -> TrainState:
     """Trains for `config.steps` steps, going on from the last checkpoint in `directory` where there is one.
 
@@ -45,6 +48,8 @@ def train(
       mesh: where batches go.
       directory: the folder of this training run.
       title: what the progress bar and errors call it.
+      evaluate: measures a state, e.g. on held-out rows; its figures are logged as `eval/NAME`.
+      evaluate_every: steps between two measurements; the last step is measured too. 0 for none.
 
     Returns:
       The state after the last step.
@@ -66,16 +71,25 @@ def train(
                 if pending is not None:
                     log.record(*pending)
                 pending = (number, metrics, _rows(batch))
-                if checkpoints.should_save(number) or number == config.steps:
-                    log.record(*pending)
+                last = number == config.steps
+                measure = evaluate_every and (last or number % evaluate_every == 0)
+                save = checkpoints.should_save(number) or last
+                if measure or save:
+                    # Logged before it is saved, so that a run that goes on from the checkpoint has the line.
+                    log.record(*pending, partial(evaluate, state) if measure else None)
                     pending = None
+                if save:
                     checkpoint.save(checkpoints, number, state, batches)
     return state
 
 
 def _rows(batch: Any) -> int:
     """Pairs of a batch, less its padding."""
-    return int(batch["mask"].sum()) if "mask" in batch else len(jax.tree.leaves(batch)[0])
+    if "mask" in batch:
+        return int(batch["mask"].sum())
+    if "segments" in batch.get("inputs", {}):  # packed: numbered from 1 in each row
+        return int(batch["inputs"]["segments"].max(axis=1).sum())
+    return len(jax.tree.leaves(batch)[0])
 
 
 class _Log:
@@ -106,7 +120,13 @@ class _Log:
         self.file.close()
         self.board.close()
 
-    def record(self, step: int, metrics: dict[str, Any], pairs: int) -> None:
+    def record(
+        self,
+        step: int,
+        metrics: dict[str, Any],
+        pairs: int,
+        measure: Callable[[], dict[str, float]] | None = None,
+    ) -> None:
         loss, norm, terms = jax.tree.map(
             float, jax.device_get((metrics["loss"], metrics["grad_norm"], metrics["terms"]))
         )
@@ -118,7 +138,7 @@ class _Log:
         self.totals = losses.add_totals(self.totals, terms) if self.totals else terms
         self.loss, self.steps, self.pairs = self.loss + loss, self.steps + 1, self.pairs + pairs
         self.progress.advance(self.bar)
-        if step % self.config.log_every and step != self.config.steps:
+        if step % self.config.log_every and step != self.config.steps and measure is None:
             return
         now = time.perf_counter()
         row = {
@@ -130,13 +150,15 @@ class _Log:
             **{f"term/{name}": value for name, value in losses.means(self.totals).items() if math.isfinite(value)},
             "pairs_per_second": self.pairs / (now - self.clock),
         }
+        if measure is not None:
+            row |= {f"eval/{name}": value for name, value in measure().items()}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         for key, value in row.items():
             if key != "step":
                 self.board.add_scalar(key, value, step)
         self.progress.update(self.bar, loss=row["loss"], rate=row["pairs_per_second"])
-        self.totals, self.loss, self.steps, self.pairs, self.clock = {}, 0, 0, 0, now
+        self.totals, self.loss, self.steps, self.pairs, self.clock = {}, 0, 0, 0, time.perf_counter()
 
 
 def _step_of(line: str) -> float:

@@ -12,15 +12,14 @@ UNDECAYED = ("bias", "scale")
 
 
 def learning_rate(config: Optimization) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then a cosine down to a tenth of it at the last step."""
+    """Warm-up from 0 to the peak; then a cosine or a line down to a tenth of it at the last step, or no change."""
+    peak, last = config.learning_rate, 0.1 * config.learning_rate
     warmup = max(1, round(config.steps * config.warmup_share))
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=max(config.steps, warmup + 1),
-        end_value=0.1 * config.learning_rate,
-    )
+    steps = max(config.steps, warmup + 1)
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, last)
+    fall = optax.linear_schedule(peak, last if config.schedule == "linear" else peak, steps - warmup)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup])
 
 
 def _decayed(params):

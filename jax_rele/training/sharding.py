@@ -1,10 +1,9 @@
-"""Where arrays live: one mesh, one table from logical to mesh axes, parameters born sharded."""
+"""Where arrays live: one mesh, parameters born sharded, batches split by rows."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,30 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_rele import config
 from jax_rele.errors import UserError
+from jax_rele.models.partitioning import AXES, RULES, shardings, use
 from jax_rele.training.state import TrainState, create_state
-
-AXES = ("data", "fsdp", "tensor")
-
-RULES = (
-    ("batch", ("data", "fsdp")),
-    ("embed", "fsdp"),
-    ("heads", "tensor"),
-    ("kv_heads", "tensor"),
-    ("mlp", "tensor"),
-    ("vocab", "tensor"),
-    ("length", None),
-    ("embed_activation", None),
-    ("embed_out", None),
-    ("embedding", None),
-    ("dimension", None),
-    ("head", None),
-    ("head_dim", None),
-    ("layers", None),
-    ("lora_rank", None),
-    ("position", None),
-    ("token_type", None),
-)
-"""Logical axis -> mesh axes. The only place where the two meet."""
 
 BATCH = PartitionSpec(("data", "fsdp"))
 """How every array of a batch is split: by rows."""
@@ -55,18 +32,6 @@ def make_mesh(sizes: config.Mesh, devices: list[jax.Device] | None = None) -> ja
         named = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, shape))
         raise UserError(f"mesh: {named} does not make {len(devices)} devices; change `mesh` in the config")
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
-
-
-@contextmanager
-def use(mesh: jax.sharding.Mesh):
-    """Makes the mesh and the rules those of every trace inside."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        yield
-
-
-def shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
-    """A tree of values with logical axis names (as `Module.init` makes) -> the same tree of shardings."""
-    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
 
 
 def abstract(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any, collection: str) -> Any:

@@ -2,48 +2,130 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
+from jax_rele.errors import UserError
+from jax_rele.training.sharding import BATCH
 from jax_rele.training.state import TrainState
 
 Batch = Mapping[str, Any]
 """`inputs`: keyword arguments of the model; every other key: a field that loss terms read by name."""
 
 Loss = Callable[..., tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]]
-"""`loss(outputs, batch, step) -> (scalar, {term: (sum, count)})`, as made by `jax_rele.losses.combine`."""
+"""`loss(outputs, batch, step, counts) -> (scalar, {term: (sum, count)})`, as made by `jax_rele.losses.combine`."""
 
 
 def make_train_step(
-    apply: Callable[..., Any], loss: Loss, tx: optax.GradientTransformation, *, seed: int = 0
+    apply: Callable[..., Any],
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int = 0,
+    micro_batches: int = 1,
+    group_size: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """Makes `step(state, batch) -> (state, metrics)`.
+
+    With `micro_batches` the rows are computed in that many parts, one after the other, and the activations of one part
+    are in memory at a time. Each part's loss is divided by the counts of the whole batch and gradients are summed in
+    float32, so loss, gradients, terms and update are those of the whole batch, however its masks fall (dropout draws
+    other numbers). Terms that compare the rows of a query, as the ranking losses do, need all of them in one part.
 
     Args:
       apply: `Module.apply` of a model that takes `deterministic` and the rng `dropout`.
       loss: the objective.
       tx: the optimizer.
       seed: dropout of step s depends on (seed, s) alone, so a resumed run repeats an unbroken one.
+      micro_batches: parts of a batch.
+      group_size: so many rows, one after the other, stay together: those of a group of `data.loader.flatten_groups`.
 
     Returns:
-      A pure function. Metrics are `loss`, `grad_norm` and `terms`, a dict of (sum, count) pairs.
+      A pure function. Metrics are `loss`, `grad_norm` and `terms`, a dict of (sum, count) pairs. When it is traced it
+      raises UserError for rows that do not divide into the parts, or a part's over the devices of the mesh, and
+      ValueError for groups (a batch with `segments`) whose size was not told.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def objective(trainable):
+        def objective(trainable, batch, rng, counts=None):
             variables = {**state.frozen, **trainable}
             outputs = apply(variables, **batch["inputs"], deterministic=False, rngs={"dropout": rng})
-            return loss(outputs, batch, state.step)
+            return loss(outputs, batch, state.step, **({} if counts is None else {"counts": counts}))
 
-        (value, terms), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
+        differentiate = jax.value_and_grad(objective, has_aux=True)
+        if micro_batches == 1:
+            (value, terms), grads = differentiate(state.trainable, batch, rng)
+        else:
+            parts = _split(batch, micro_batches, group_size)
+            counts = _counts(apply, loss, state, batch)
+            (value, terms), grads = _accumulate(differentiate, state.trainable, parts, rng, counts)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "terms": terms}
         return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 
     return step
+
+
+def _split(batch: Batch, micro_batches: int, group_size: int) -> Batch:
+    """[B, ...] -> [micro_batches, B / micro_batches, ...]. Every part takes rows from everywhere in the batch, so that
+    each device splits the rows that it has."""
+    rows = len(jax.tree.leaves(batch)[0])
+    if "segments" in batch and group_size == 1:
+        raise ValueError(
+            "micro_batches: the batch holds groups of rows (`segments`); give make_train_step their group_size"
+        )
+    if rows % (micro_batches * group_size):
+        groups = f" in groups of {group_size}" if group_size > 1 else ""
+        raise UserError(
+            f"optimization.micro_batches: the {rows} rows of a step{groups} do not divide into {micro_batches} parts; "
+            "change it or batch_size"
+        )
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = math.prod(mesh.shape.get(axis, 1) for axis in BATCH[0])
+    if rows // micro_batches % devices:
+        raise UserError(
+            f"optimization.micro_batches: the {rows // micro_batches} rows of a part do not divide over "
+            f"{' x '.join(BATCH[0])} = {devices} devices; lower it or raise batch_size"
+        )
+
+    def split(x):
+        x = x.reshape(-1, micro_batches, group_size, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(micro_batches, -1, *x.shape[3:])
+        return nn.with_logical_constraint(x, (None, "batch", *[None] * (x.ndim - 2)))
+
+    return jax.tree.map(split, batch)
+
+
+def _counts(apply, loss, state, batch):
+    """The count of every term over the whole batch. It takes the shapes of the outputs alone: the model is not run."""
+
+    def outputs():
+        return apply(state.variables, **batch["inputs"], deterministic=True)
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(outputs))
+    _, terms = loss(zeros, batch, state.step)
+    return {name: count for name, (_, count) in terms.items()}
+
+
+def _accumulate(differentiate, trainable, parts, rng, counts):
+    """The sums over the parts of ((loss, terms), gradients)."""
+
+    def add(sums, numbered):
+        number, part = numbered
+        found = differentiate(trainable, part, jax.random.fold_in(rng, number), counts)
+        return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), sums, found), None
+
+    numbers = jnp.arange(len(jax.tree.leaves(parts)[0]))
+    shapes = jax.eval_shape(lambda: differentiate(trainable, jax.tree.map(lambda x: x[0], parts), rng, counts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    (found, grads), _ = jax.lax.scan(add, zeros, (numbers, parts))
+    return found, jax.tree.map(lambda grad, x: grad.astype(x.dtype), grads, trainable)

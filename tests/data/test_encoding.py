@@ -49,19 +49,22 @@ def test_no_text_makes_special_tokens(tokenizer, text):
 
 def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "t")
-    loaded = load_tokenizer(tmp_path / "t")
+    loaded = load_tokenizer(tmp_path / "t", ("pad", "cls"))
     text = "Acme </s> <pad> ✅ shoes"
     assert loaded.encode(text, add_special_tokens=False) == tokenizer.encode(text, add_special_tokens=False)
     assert loaded.pad_token_id == tokenizer.pad_token_id
     settings = tmp_path / "t" / "tokenizer_config.json"
     settings.write_text(settings.read_text().replace('"pad_token"', '"other"'))
-    with pytest.raises(UserError, match="damaged tokenizer: it has no pad token"):
-        load_tokenizer(tmp_path / "t")
+    # A decoder's padding is masked, so any token will do; an encoder's classification token is one that it knows.
+    assert load_tokenizer(tmp_path / "t", ("pad", "eos")).pad_token_id == tokenizer.eos_token_id
+    settings.write_text(settings.read_text().replace('"cls_token"', '"third"'))
+    with pytest.raises(UserError, match="unsuitable tokenizer: it has no cls token"):
+        load_tokenizer(tmp_path / "t", ("eos", "cls"))
     (tmp_path / "t" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="damaged tokenizer"):
-        load_tokenizer(tmp_path / "t")
+        load_tokenizer(tmp_path / "t", ())
     with pytest.raises(UserError, match="no such tokenizer folder"):
-        load_tokenizer(tmp_path / "u")
+        load_tokenizer(tmp_path / "u", ())
 
 
 @pytest.mark.parametrize("order", ["rationale_first", "label_first", "label_only"])
@@ -85,16 +88,15 @@ def test_language_rows_predict_the_next_token_of_the_completion(tokenizer):
     prompts = encode_prompts(tokenizer, PAIRS, FIELDS, 40)
     encoder = AnswerEncoder(tokenizer, "label_first", 8)
     answers = [encoder(RATIONALE)] * 2
-    length = max(len(prompt) for prompt in prompts) + len(answers[0].ids)
-    rows = language_rows(prompts, answers, length, 0, kind_weights={"verdict": 3.0})
+    rows = language_rows(prompts, answers, 0, kind_weights={"verdict": 3.0})
     for row, prompt in enumerate(prompts):
         whole = [*prompt, *answers[row].ids]
-        np.testing.assert_array_equal(rows["tokens"][row][: len(whole) - 1], whole[:-1])
+        np.testing.assert_array_equal(rows["inputs"]["tokens"][row][: len(whole) - 1], whole[:-1])
         np.testing.assert_array_equal(rows["targets"][row][rows["targets_mask"][row]], answers[row].ids)
     weights = rows["token_weights"][0]
     assert sorted(set(weights)) == [0.0, 1.0, 3.0]
     assert (weights == 3).sum() == answers[0].kinds.count("verdict")
-    rows = language_rows(prompts, answers, length, 0, prompt_weight=0.1)
+    rows = language_rows(prompts, answers, 0, prompt_weight=0.1)
     assert rows["targets_mask"][0].sum() == len(prompts[0]) + len(answers[0].ids) - 1
 
 

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_rele import losses
+from jax_rele.models import Decoder, DecoderConfig, LoraSpec
 
 
 def batch(b, l, e, vocabulary, seed=0):
@@ -51,6 +53,79 @@ def test_value_and_gradient_equal_naive_without_its_memory():
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-7)
 
 
+def test_a_frozen_embedding_costs_no_second_logits():
+    """The same gradient, of two products with the vocabulary instead of four."""
+    hidden, output_embedding, targets = batch(3, 7, 4, 5)
+    where = np.arange(7) < 5
+    weights = np.random.default_rng(1).random((3, 7)).astype(np.float32)
+
+    def total(hidden, output_embedding):
+        elements = losses.next_token_cross_entropy(
+            hidden, output_embedding, targets, where, token_weights=weights, chunk_size=6
+        )
+        return (elements**2).sum()  # a cotangent of its own for each element
+
+    def expected(hidden):
+        return ((naive(hidden, output_embedding, targets) * weights * where) ** 2).sum()
+
+    found = jax.value_and_grad(total)(hidden, output_embedding)
+    for got, wanted in zip(found, jax.value_and_grad(expected)(hidden)):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
+    products = [str(jax.make_jaxpr(jax.grad(total, argnums))(hidden, output_embedding)) for argnums in (0, (0, 1))]
+    assert [text.count("dot_general") for text in products] == [2, 4]
+
+
+def test_a_step_with_a_large_vocabulary_never_holds_the_logits():
+    """A frozen decoder with adapters: far below the logits of the batch, which the naive loss holds at least once."""
+    b, l, vocabulary = 8, 256, 50_000
+    model = Decoder(DecoderConfig(vocabulary, 1, 64, 2, 1, 32, 64, lora=LoraSpec(2, 2.0)))
+    tokens = jax.ShapeDtypeStruct((b, l), jnp.int32)
+    variables = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens))
+
+    def temporaries(term):
+        loss = losses.combine(tokens=term)
+
+        def objective(lora, params, tokens):
+            return loss(model.apply({"params": params, "lora": lora}, tokens), {"targets": tokens})[0]
+
+        step = jax.jit(jax.value_and_grad(objective))
+        compiled = step.lower(variables["lora"], variables["params"], tokens).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    logits = b * l * vocabulary * 4
+    assert temporaries(losses.term(losses.next_token_cross_entropy, chunk_size=64)) < logits / 8
+    assert temporaries(losses.term(naive)) > logits
+
+
+def test_devices_that_share_the_vocabulary_move_no_logits():
+    """What they add up is a number for each position and the gradient by the hidden state."""
+    b, l, e, vocabulary = 8, 32, 16, 4096
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    specs = PartitionSpec("data"), PartitionSpec("tensor"), PartitionSpec("data")
+    inputs = [
+        jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
+        for array, spec in zip(batch(b, l, e, vocabulary), specs)
+    ]
+    step = jax.value_and_grad(lambda *inputs: losses.next_token_cross_entropy(*inputs, chunk_size=64).mean())
+    text = jax.jit(step).lower(*inputs).compile().as_text()
+    assert moved(text) == {"all-reduce"}
+    sizes = [np.prod([int(size) for size in shape.split(",") if size]) for shape in re.findall(SHAPE, moving(text))]
+    assert max(sizes) <= b // 2 * l * e
+
+
+SHAPE = r"f32\[([0-9,]*)\]"
+
+
+def moving(text):
+    """The lines of a compiled program in which devices talk to each other."""
+    pattern = r".* = .*?\b(?:all-[a-z]+|collective-[a-z]+|reduce-scatter)[a-z-]*\("
+    return "\n".join(re.findall(pattern, text))
+
+
+def moved(text):
+    return set(re.findall(r"\b(all-[a-z]+|collective-[a-z]+|reduce-scatter)[a-z-]*\(", moving(text)))
+
+
 def test_devices_keep_to_their_rows():
     """No hidden state travels: the mean and the embedding's gradient are all that the devices add up."""
     b, l, e, vocabulary = 16, 128, 16, 4096
@@ -62,8 +137,7 @@ def test_devices_keep_to_their_rows():
     ]
     step = mean_and_gradient(losses.next_token_cross_entropy, chunk_size=2 * b)
     compiled = jax.jit(step).lower(*inputs).compile()
-    collectives = re.findall(r"= \S+ (all-[a-z]+|collective-[a-z]+|reduce-scatter)[a-z-]*\(", compiled.as_text())
-    assert set(collectives) == {"all-reduce"}
+    assert moved(compiled.as_text()) == {"all-reduce"}
     assert compiled.memory_analysis().temp_size_in_bytes < b * l * vocabulary * 4 / 8 / 2
 
 
@@ -80,6 +154,14 @@ def test_gradient_of_a_bfloat16_embedding_is_summed_in_float32():
 
     got, wanted = gradient(*narrow), gradient(*wide)
     assert np.linalg.norm(got - wanted) < 0.005 * np.linalg.norm(wanted)
+
+
+def test_bfloat16_states_give_float32_logits():
+    hidden, output_embedding, targets = batch(2, 8, 256, 16)
+    narrow = [jnp.asarray(array, jnp.bfloat16) for array in (hidden, output_embedding)]
+    logits = np.einsum("ble,ve->blv", *(np.asarray(array, np.float64) for array in narrow))
+    wanted = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(losses.next_token_cross_entropy(*narrow, targets), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

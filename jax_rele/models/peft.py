@@ -1,0 +1,262 @@
+"""Adapter folders in the form of the `peft` package, read and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jax_rele.errors import UserError
+from jax_rele.models.decoder import Decoder, DecoderConfig
+from jax_rele.models.files import (
+    Outgoing,
+    Tensor,
+    check_keys,
+    check_names,
+    open_tensors,
+    read_json,
+    resolve,
+    write_folder,
+)
+from jax_rele.models.lora import COLLECTION, LoraSpec
+from jax_rele.models.partitioning import shardings
+from jax_rele.models.weights import TABLE, on_host
+
+STEM = "adapter_model"
+
+READ = frozenset(
+    {
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+    }
+)
+"""Keys of adapter_config.json that are read."""
+
+HARMLESS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "ensure_weight_tying",
+        "inference_mode",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+    }
+)
+"""Keys that do not change what is computed."""
+
+FIXED: Mapping[str, tuple[Any, ...]] = {
+    "task_type": ("CAUSAL_LM",),
+    "bias": ("none",),
+    "fan_in_fan_out": (False,),
+    # Other ways to begin change the base's weights, which the adapter's folder does not hold.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+    "lora_bias": (False,),
+    "use_dora": (False,),
+    "use_qalora": (False,),
+}
+"""Keys that would change what is computed, and their values that do not."""
+
+MODULES = {
+    path.removesuffix("/kernel"): name.removesuffix(".weight") for path, name in TABLE if path.endswith("/kernel")
+}
+"""Our path of each projection, and its module in torch with `{}` for the layer's number."""
+
+FACTORS = {"a": "lora_A", "b": "lora_B"}
+"""Our name and theirs; ours are [in, r] and [r, out], theirs their transposes."""
+
+
+def load_peft(
+    source: str | Path, model: Decoder, mesh: jax.sharding.Mesh | None = None
+) -> tuple[Decoder, dict[str, Any]]:
+    """The adapters of a PEFT folder.
+
+    Layers of an adapted projection that the folder leaves out get zeros, which compute and train as no adapter does.
+
+    Args:
+      source: a folder with adapter_config.json and adapter_model.safetensors, or `hf:ORG/NAME` on the hub.
+      model: the base that they were made for; adapters that it has give way.
+      mesh: where they live. None: on the default device.
+
+    Returns:
+      The model with the folder's `LoraSpec`, and `{"lora": ...}`, float32.
+
+    Raises:
+      UserError: a file is missing or damaged, a key's meaning is not implemented, or the tensors are not those that
+        the config names for this model.
+    """
+    folder = resolve(source, ("adapter_config.json", f"{STEM}*.safetensors", f"{STEM}.safetensors.index.json"))
+    where = folder / "adapter_config.json"
+    raw = read_json(where)
+    _check_keys(where, raw)
+    targets = {path: layers for path in MODULES if (layers := _layers(where, raw, path, model.config.layers))}
+    if not targets:
+        raise UserError(f"{where}: key target_modules ({raw['target_modules']!r:.60}) names no projection of the model")
+    spec = LoraSpec(
+        rank=raw["r"],
+        alpha=raw["lora_alpha"],
+        dropout=raw.get("lora_dropout") or 0.0,
+        targets="|".join(path.rpartition("/")[2] for path in targets),
+        rank_stabilized=bool(raw.get("use_rslora")),
+    )
+    model = Decoder(dataclasses.replace(model.config, lora=spec), model.cache_length)
+    boxed = _boxed(model.config)
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(nn.unbox(boxed), sep="/").items()}
+    tensors = _checked(folder, targets, shapes)
+    placed = None if mesh is None else flatten_dict(shardings(boxed, mesh), sep="/")
+    adapters = {}
+    for path, shape in shapes.items():
+        values = np.zeros(shape, np.float32)
+        module, _, factor = path.rpartition("/")
+        for layer in targets[module]:
+            values[layer] = np.asarray(tensors[_name(module, layer, factor)].values[:], np.float32).T
+        adapters[path] = (
+            jnp.asarray(values)
+            if placed is None
+            else jax.make_array_from_callback(shape, placed[path], lambda index, values=values: values[index])
+        )
+    return model, {COLLECTION: unflatten_dict(adapters, sep="/")}
+
+
+def _boxed(config: DecoderConfig) -> dict[str, Any]:
+    """The adapters' shapes with their logical axes."""
+    return jax.eval_shape(lambda: Decoder(config).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))[COLLECTION]
+
+
+def _name(module: str, layer: int, factor: str) -> str:
+    return f"base_model.model.{MODULES[module].format(layer)}.{FACTORS[factor]}.weight"
+
+
+def _check_keys(where: Path, raw: Mapping[str, Any]) -> None:
+    if raw.get("peft_type") != "LORA":
+        raise UserError(f"{where}: key peft_type is {raw.get('peft_type')!r}; supported is 'LORA'")
+    check_keys(where, raw, READ | HARMLESS, FIXED)
+    for key in ("r", "lora_alpha"):
+        if not isinstance(raw.get(key), int if key == "r" else int | float) or raw[key] <= 0:
+            raise UserError(f"{where}: key {key} is {raw.get(key)!r}; it must be a positive number")
+    if not isinstance(raw.get("target_modules"), str | list):
+        raise UserError(
+            f"{where}: key target_modules is {raw.get('target_modules')!r:.60}; it must be a list or a regex"
+        )
+
+
+def _layers(where: Path, raw: Mapping[str, Any], path: str, layers: int) -> list[int]:
+    """The layers in which the config gives a projection an adapter, as `peft` reads it."""
+    names = [MODULES[path].format(layer) for layer in range(layers)]
+    targets, excluded = raw["target_modules"], raw.get("exclude_modules")
+    chosen = raw.get("layers_to_transform")
+    chosen = [chosen] if isinstance(chosen, int) else chosen
+    pattern = raw.get("layers_pattern")
+    if pattern and "layers" not in ([pattern] if isinstance(pattern, str) else pattern):
+        raise UserError(f"{where}: key layers_pattern is {pattern!r:.60}; the model's layers are called 'layers'")
+
+    def adapts(layer: int, name: str) -> bool:
+        if excluded and _matches(where, "exclude_modules", excluded, name):
+            return False
+        if isinstance(targets, str):
+            return targets.lower() == "all-linear" or _matches(where, "target_modules", targets, name)
+        return name in targets or (_matches(where, "target_modules", targets, name) and (not chosen or layer in chosen))
+
+    return [layer for layer, name in enumerate(names) if adapts(layer, name)]
+
+
+def _matches(where: Path, key: str, patterns: str | list[str], name: str) -> bool:
+    """A regex matches the whole name; a list's entry is the name or its last parts."""
+    if isinstance(patterns, str):
+        try:
+            return re.fullmatch(patterns, name) is not None
+        except re.error as error:
+            raise UserError(f"{where}: key {key} ({patterns!r:.60}) is not a regular expression ({error})") from None
+    return any(name == pattern or name.endswith(f".{pattern}") for pattern in patterns)
+
+
+def _checked(
+    folder: Path, targets: Mapping[str, list[int]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """The folder's tensors, after every check that headers allow."""
+    tensors = open_tensors(folder, STEM)
+    expected = {
+        _name(module, layer, factor): shapes[f"{module}/{factor}"][:0:-1]
+        for module, layers in targets.items()
+        for layer in layers
+        for factor in FACTORS
+    }
+    check_names(folder, "adapter_config.json and the model", expected, tensors)
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise UserError(
+                f"{tensors[name].file}: tensor {name} is {list(tensors[name].shape)} but the config and the model say "
+                f"{list(shape)}; the adapter is for another model"
+            )
+    return tensors
+
+
+def save_peft(model: Decoder, variables: Mapping[str, Any], path: str | Path, *, base: str | None = None) -> None:
+    """Writes adapters so that `peft.PeftModel.from_pretrained` and `load_peft` read them.
+
+    Every process of a run calls it; the first one writes.
+
+    Args:
+      model: the decoder, with a `LoraSpec`.
+      variables: `lora`; other collections are not looked at.
+      path: the folder; it must not exist or be empty.
+      base: the base's folder or name on the hub, for who loads the adapters without one.
+
+    Raises:
+      UserError: `path` is not empty.
+    """
+    spec = model.config.lora
+    if spec is None:
+        raise ValueError("the model's config has no LoraSpec")
+    adapters = flatten_dict(nn.unbox(variables[COLLECTION]), sep="/")
+    shapes = {
+        leaf_path: leaf.shape for leaf_path, leaf in flatten_dict(nn.unbox(_boxed(model.config)), sep="/").items()
+    }
+    if {leaf_path: leaf.shape for leaf_path, leaf in adapters.items()} != shapes:
+        raise ValueError("adapters are not those of the model's config")
+    raw = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "lora_dropout": spec.dropout,
+        "use_rslora": spec.rank_stabilized,
+        "target_modules": sorted({leaf_path.split("/")[-2] for leaf_path in adapters}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    tensors = [
+        Outgoing(
+            _name(leaf_path.rpartition("/")[0], layer, leaf_path.rpartition("/")[2]),
+            leaf.shape[:0:-1],
+            np.dtype(np.float32),
+            partial(_block, leaf, layer),
+        )
+        for leaf_path, leaf in adapters.items()
+        for layer in range(leaf.shape[0])
+    ]
+    write_folder(path, {"adapter_config.json": raw}, tensors, stem=STEM)
+
+
+def _block(leaf: jax.Array, layer: int) -> Iterator[np.ndarray]:
+    yield on_host(jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False).astype(jnp.float32)).T

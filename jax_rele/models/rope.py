@@ -1,0 +1,88 @@
+"""Rotary position embedding and the ways in which open models stretch it to longer contexts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Frequencies of a rotary embedding. The names are those of the Hugging Face config's `rope_parameters`.
+
+    Attributes:
+      theta: base of the frequencies.
+      kind: `default`; `linear`: positions divided by `factor` (Chen et al., arXiv 2306.15595); `llama3`: long
+        wavelengths divided by `factor` (Llama 3.1's release); `yarn` (Peng et al., arXiv 2309.00071).
+      factor: how many times longer the context is than the one trained on.
+      original_length: positions of the context trained on (`original_max_position_embeddings`); llama3 and yarn.
+      low_freq_factor, high_freq_factor: llama3; where between long and short wavelengths the stretch fades out.
+      beta_fast, beta_slow: yarn; rotations over the original context between which the stretch fades in.
+      attention_factor: yarn; queries and keys are scaled by it. None: 0.1 ln(factor) + 1.
+      truncate: yarn; round the fading's ends to whole frequencies.
+    """
+
+    theta: float = 10_000.0
+    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
+    factor: float = 1.0
+    original_length: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """[head_dim / 2] float32, radians per position."""
+        half = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+        # Rounded where torch, in which the models were trained, rounds: positions multiply a frequency's last bit.
+        plain = np.float32(1) / (self.theta ** half.astype(np.float64)).astype(np.float32)
+        if self.kind == "default":
+            return plain
+        if self.kind == "linear":
+            return plain / self.factor
+        if self.kind == "llama3":
+            turns = self.original_length / (2 * math.pi / plain)
+            # 0 for frequencies that turn rarely over the original context, 1 for those that turn often.
+            kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        else:
+            low, high = (
+                head_dim * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+                for turns in (self.beta_fast, self.beta_slow)
+            )
+            if self.truncate:
+                low, high = math.floor(low), math.ceil(high)
+            low, high = max(low, 0), min(high, head_dim - 1)
+            places = np.arange(head_dim // 2, dtype=np.float32)
+            kept = 1 - (places - low) / max(high - low, 1e-3)
+        kept = np.clip(kept, 0, 1)
+        return (1 - kept) * plain / self.factor + kept * plain
+
+    @property
+    def scale(self) -> float:
+        """What cosines and sines are multiplied by."""
+        if self.kind != "yarn":
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+
+def rotary(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
+    """Rotary position embedding (Su et al., arXiv 2104.09864), halves rotated as in Llama and Qwen; in float32.
+
+    Args:
+      x: [B, L, H, head_dim], head_dim even.
+      positions: [B, L] int.
+      rope: the frequencies.
+    """
+    angles = positions[..., None, None].astype(jnp.float32) * rope.frequencies(x.shape[-1])
+    cos, sin = jnp.cos(angles) * rope.scale, jnp.sin(angles) * rope.scale
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,55 @@
+"""Mean losses over rows that are not trained on, in one compile and batches of one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_rele import losses
+from jax_rele.training.sharding import place, use
+from jax_rele.training.state import TrainState
+from jax_rele.training.step import Batch, Loss
+
+
+def make_evaluate(
+    apply: Callable[..., Any], loss: Loss, rows: Batch, batch_size: int, mesh: jax.sharding.Mesh
+) -> Callable[[TrainState], dict[str, float]]:
+    """Makes `evaluate(state) -> {term: mean}`, for `train`.
+
+    Args:
+      apply: `Module.apply` of a model that takes `deterministic`.
+      loss: the terms to take the means of; any function of outputs and batch will do, an accuracy as well as a loss.
+      rows: all rows, the same on every process.
+      batch_size: rows of a forward pass over all devices.
+      mesh: the devices.
+
+    Returns:
+      A function with the attribute `compiled`. The means are exact: the last batch is filled up with rows that count
+      for nothing.
+    """
+    count = len(jax.tree.leaves(rows)[0])
+
+    @jax.jit
+    def totals(variables, batch):
+        return loss(apply(variables, **batch["inputs"], deterministic=True), batch)[1]
+
+    def batch(start):
+        # Of each batch a process holds its part.
+        share = batch_size // jax.process_count()
+        numbers = start + share * jax.process_index() + np.arange(share)
+        picked = jax.tree.map(lambda x: x[numbers % count], rows)
+        return place({**picked, "mask": numbers < count}, mesh)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        found: dict[str, tuple[float, float]] = {}
+        with use(mesh):
+            for start in range(0, count, batch_size):
+                terms = jax.tree.map(float, jax.device_get(totals(state.variables, batch(start))))
+                found = losses.add_totals(found, terms) if found else terms
+        return losses.means(found)
+
+    evaluate.compiled = totals
+    return evaluate

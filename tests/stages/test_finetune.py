@@ -1,0 +1,160 @@
+"""adapt and finetune on a tiny run: what is packed, accumulated, measured, and in which precision it is kept."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_rele import config
+from jax_rele.errors import UserError
+from jax_rele.inference import label_words
+from jax_rele.stages import adapt, annotate, artefacts, finetune, prepare
+from jax_rele.training import init_state, make_mesh, make_optimizer
+from jax_rele.training.checkpoint import save_variables
+
+OPTIMIZATION = {"steps": 2, "batch_size": 8, "checkpoint_every": 1, "log_every": 1}
+VALUES = {
+    "name": "tiny",
+    "labels": {"written_as": {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"}},
+    "data": {"fields": {"item": "product", "query_tags": "queryner"}},
+    "teacher": {
+        "random": {"vocab_size": 400, "layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "mlp_width": 32},
+        "prompt_length": 40,
+    },
+    "adapt": {"crossed_per_query": 1, "optimization": OPTIMIZATION},
+    "finetune": {"evaluate_every": 2, "optimization": OPTIMIZATION},
+}
+
+
+def made(**changes):
+    """The config with fields of its sections changed."""
+    return config.from_dict({**VALUES, **{name: {**VALUES[name], **fields} for name, fields in changes.items()}})
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A run folder after prepare and annotate, with a random base."""
+    run_dir, settings = tmp_path_factory.mktemp("run"), made()
+    for stage in (prepare, annotate):
+        (run_dir / stage.__name__.rpartition(".")[2]).mkdir()
+        stage.run(settings, run_dir)
+    model, _ = artefacts.teacher_model(settings, run_dir)
+    tx, mesh = make_optimizer(settings.adapt.optimization), make_mesh(settings.mesh)
+    state = init_state(artefacts.init_decoder(model), "params", {}, tx, mesh, 0)
+    save_variables(run_dir / artefacts.BASE, state.trainable)
+    return run_dir
+
+
+def stopped(stage, settings, run_dir, monkeypatch):
+    """What a stage gives to `train`: (state, first batch, its other arguments); nothing is trained or written."""
+    seen = {}
+
+    def train(step, state, data, **options):
+        seen["given"] = state, next(data), options
+        return state
+
+    monkeypatch.setattr(stage, "train", train)
+    monkeypatch.setattr(stage, "save_variables", lambda path, variables: None)
+    stage.run(settings, run_dir)
+    return seen.get("given")
+
+
+def dtypes(tree):
+    return {str(x.dtype) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}
+
+
+def test_a_base_of_bfloat16_learns_and_is_kept_in_float32(prepared, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    shutil.copytree(prepared, run_dir, ignore=shutil.ignore_patterns("adapt"))
+    teacher = {"dtype": "bfloat16"}
+    state, batch, _ = stopped(adapt, made(teacher=teacher, adapt={"pack_to": 256}), run_dir, monkeypatch)
+    assert dtypes((state.trainable, state.opt_state)) == {"float32"}
+    assert batch["inputs"]["tokens"].shape == (8, 256)
+    state, _, _ = stopped(finetune, made(teacher=teacher), prepared, monkeypatch)
+    assert dtypes((state.trainable, state.opt_state)) == {"float32"}
+    assert dtypes(state.frozen) == {"bfloat16"}
+
+
+def test_without_adapt_the_base_is_used_as_it_is(tmp_path):
+    settings = made(adapt={"enabled": False}, teacher={"init": "hf:org/name"})
+    assert adapt.run(settings, tmp_path) == {"steps": 0, "base": "hf:org/name"}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", [adapt, finetune])
+def test_an_example_longer_than_a_row_is_named(prepared, tmp_path, monkeypatch, stage):
+    name = stage.__name__.rpartition(".")[2]
+    with pytest.raises(UserError) as error:
+        stopped(stage, made(**{name: {"pack_to": 64}}), prepared, monkeypatch)
+    found = str(error.value)
+    assert found.startswith(f"{name}.pack_to: prompt and rationale of the pair '")
+    longest = int(found.split("take ")[1].split()[0])
+    assert f"take {longest} tokens, a row has 64; make it {longest} or more, or 0 for one example a row" in found
+    stopped(stage, made(**{name: {"pack_to": longest}}), prepared, monkeypatch)
+
+
+def test_a_packed_and_accumulated_run_is_measured_as_an_unpacked_one(prepared, tmp_path, monkeypatch):
+    """All pairs in each step, so that both take the same steps."""
+    load_pairs = artefacts.load_pairs
+    monkeypatch.setattr(artefacts, "load_pairs", lambda *arguments: load_pairs(*arguments)[:48])
+    monkeypatch.setattr(finetune, "make_mesh", lambda sizes: make_mesh(sizes, jax.devices()[:1]))
+
+    def trained(pack_to, rows, parts):
+        run_dir = tmp_path / str(pack_to)
+        shutil.copytree(prepared, run_dir)
+        options = {**OPTIMIZATION, "batch_size": rows, "micro_batches": parts}
+        counts = finetune.run(made(finetune={"pack_to": pack_to, "optimization": options}), run_dir)
+        assert counts == {"pairs": 48, "rows": rows, "steps": 2}
+        return [json.loads(line) for line in (run_dir / "finetune" / "metrics.jsonl").read_text().splitlines()]
+
+    settings = made(finetune={"pack_to": 512})
+    _, tokenizer = artefacts.teacher_model(settings, prepared)
+    prompts, answers = finetune.encode(settings, prepared, tokenizer, artefacts.load_pairs(prepared, "train"))
+    rows = len(finetune.language_rows(prompts, answers, tokenizer.pad_token_id, 512)["targets"])
+    assert rows < 48 / 3
+    whole, packed = trained(0, 48, 1), trained(512, rows, rows)
+    assert [line["step"] for line in whole] == [line["step"] for line in packed] == [1, 2]
+    for one, other in zip(whole, packed):
+        for name in set(one) - {"pairs_per_second"}:
+            assert one[name] == pytest.approx(other[name], rel=1e-4), name
+    assert {"eval/loss", "eval/label_accuracy"} <= whole[-1].keys()
+
+
+@pytest.mark.parametrize("order", ["rationale_first", "label_first", "label_only"])
+def test_the_label_is_read_where_it_is_predicted(prepared, monkeypatch, order):
+    settings, seen = made(teacher={"order": order}), {}
+    model, tokenizer = artefacts.teacher_model(settings, prepared)
+    monkeypatch.setattr(finetune, "make_evaluate", lambda apply, loss, rows, *_: seen.update(rows))
+    finetune.held_out(settings, prepared, model, tokenizer, make_mesh(settings.mesh))
+    pairs = artefacts.load_pairs(prepared, "validation")
+    words = label_words(tokenizer, settings.labels.names)
+    told = np.array([rest[0] for rest in words.rests])
+    places = seen["label_places"]
+    np.testing.assert_array_equal(seen["targets"][np.arange(len(pairs)), places], told[seen["labels"]])
+    assert [settings.labels.names[label] for label in seen["labels"]] == [pair.label for pair in pairs]
+    # What stands before the place is what the teacher has read when it decides.
+    text = tokenizer.decode(seen["inputs"]["tokens"][0][: places[0] + 1])
+    assert text.endswith("label:")
+    assert ("category:" in text) == (order == "rationale_first")
+
+
+def test_labels_that_one_token_does_not_tell_have_no_accuracy(prepared, monkeypatch):
+    settings = made(labels={"names": ["Exact", "Exactly", "Complement", "Irrelevant"], "written_as": {}})
+    monkeypatch.setattr(artefacts, "load_pairs", lambda *_: [])
+    monkeypatch.setattr(finetune, "make_evaluate", lambda apply, loss, rows, *_: rows)
+    model, tokenizer = artefacts.teacher_model(settings, prepared)
+    rows = finetune.held_out(settings, prepared, model, tokenizer, make_mesh(settings.mesh))
+    assert "label_places" not in rows
+
+
+def test_label_hits_are_those_of_the_whole_vocabulary_cut_to_the_labels():
+    rng = np.random.default_rng(0)
+    hidden, embedding = rng.normal(size=(40, 5, 8)).astype(np.float32), rng.normal(size=(30, 8)).astype(np.float32)
+    places, labels, words = rng.integers(0, 5, 40), rng.integers(0, 3, 40), np.array([7, 2, 29])
+    logits = (hidden @ embedding.T)[np.arange(40), places][:, words]
+    hits = finetune.label_hits(hidden, embedding, places, labels, words)
+    np.testing.assert_array_equal(hits, logits.argmax(-1) == labels)
+    assert 0 < hits.sum() < 40
