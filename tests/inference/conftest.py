@@ -91,35 +91,35 @@ def tokenizer(made):
     return made["own"]
 
 
-def random_decoder(vocab_size: int):
-    """A decoder and its variables, opinionated enough that argmaxes have no near ties."""
-    model = Decoder(DecoderConfig(vocab_size, 2, 32, 4, 2, 8, 48))
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compiles():
+    """The time of these tests is that of their compiles."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def teacher(tokenizer):
+    """A random decoder, opinionated enough that argmaxes have no near ties."""
+    # More rows of the embedding than any of the tokenizers has tokens, as open models have.
+    model = Decoder(DecoderConfig(432, 2, 32, 4, 2, 8, 48))
     shapes = jax.eval_shape(lambda: nn.unbox(model.init(jax.random.key(0), np.zeros((1, 4), np.int32))))
     rng = np.random.default_rng(0)
 
     def fill(path, shape):
         name = jax.tree_util.keystr(path)
-        scale = 0.6 if "embedding" in name else 0.0 if "scale" in name else shape.shape[-2] ** -0.5
-        return jnp.asarray(rng.normal(1.0 if scale == 0 else 0.0, scale, shape.shape), jnp.float32)
+        if "scale" in name:
+            return jnp.ones(shape.shape)
+        return jnp.asarray(rng.normal(0.0, 0.6 if "embedding" in name else shape.shape[-2] ** -0.5, shape.shape))
 
-    return model, jax.tree_util.tree_map_with_path(fill, shapes)
-
-
-@pytest.fixture(scope="session")
-def teacher(tokenizer):
-    # More rows of the embedding than tokens, as open models have.
-    model, variables = random_decoder(len(tokenizer) + 8)
+    variables = jax.tree_util.tree_map_with_path(fill, shapes)
     return Teacher(model, variables, tokenizer, SCHEMA, DIMENSIONS, ("title", "brand"), "label_first", 40, 5, 4)
 
 
 @pytest.fixture(scope="session")
 def pairs():
     return PAIRS
-
-
-@pytest.fixture(scope="session")
-def make_decoder():
-    return random_decoder
 
 
 @partial(jax.jit, static_argnames="model")

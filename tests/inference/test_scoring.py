@@ -23,8 +23,8 @@ def made_rows(queries, items, base=(1,), seed=0):
     rng = np.random.default_rng(seed)
     rows, groups = [], []
     for query, count in zip(range(queries), items):
-        prefix = [*base, *rng.integers(40, 90, 15 + 4 * query)]
-        rows += [[*prefix, *rng.integers(40, 90, rng.integers(1, 30))] for _ in range(count)]
+        prefix = [*base, *rng.integers(40, 90, 20 + 2 * query)]
+        rows += [[*prefix, *rng.integers(40, 90, rng.integers(1, 17))] for _ in range(count)]
         groups += [query] * count
     return [[int(token) for token in row] for row in rows], groups
 

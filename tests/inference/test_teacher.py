@@ -9,7 +9,7 @@ import pytest
 from jax_rele.config import Mesh
 from jax_rele.data.encoding import encode_prompts
 from jax_rele.errors import UserError
-from jax_rele.inference import Sampling, Teacher, judge, sample
+from jax_rele.inference import Sampling, judge, sample
 from jax_rele.inference import teacher as teacher_module
 from jax_rele.inference.generate import decode
 from jax_rele.inference.scoring import first_token_probs
@@ -180,13 +180,11 @@ def test_a_long_prompt_keeps_its_query_and_its_end(tokenizer, pairs):
 
 
 @pytest.mark.parametrize(("kind", "order"), [("byte_level", "rationale_first"), ("sentencepiece", "label_first")])
-def test_tokenizers_of_open_models_work(made, make_decoder, teacher, pairs, kind, order):
-    tokenizer = made[kind]
-    model, variables = make_decoder(len(tokenizer))
-    other = Teacher(model, variables, tokenizer, teacher.schema, teacher.dimensions, ("title",), order, 60, 5, 4)
-    found = judge(other, pairs)
+def test_tokenizers_of_open_models_work(made, teacher, pairs, kind, order):
+    found = judge(dataclasses.replace(teacher, tokenizer=made[kind], order=order), pairs)
     assert not any(isinstance(one, ParseFailure) for one in found.rationales)
     assert found.label_scoring == "first_token"
+    assert [text.count("\n") for text in found.texts] == [3] * len(pairs)
 
 
 @pytest.mark.parametrize("order", ["label_first", "rationale_first"])

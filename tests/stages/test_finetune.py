@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from jax_rele import config
 from jax_rele.errors import UserError
 from jax_rele.inference import label_words
+from jax_rele.models.weights import to_hf
 from jax_rele.stages import adapt, annotate, artefacts, finetune, prepare
 from jax_rele.training import init_state, make_mesh, make_optimizer
 from jax_rele.training.checkpoint import save_variables
@@ -82,6 +84,20 @@ def test_without_adapt_the_base_is_used_as_it_is(tmp_path):
     settings = made(adapt={"enabled": False}, teacher={"init": "hf:org/name"})
     assert adapt.run(settings, tmp_path) == {"steps": 0, "base": "hf:org/name"}
     assert not list(tmp_path.iterdir())
+
+
+def test_adapt_goes_on_from_the_weights_that_it_is_given(prepared, tmp_path, monkeypatch):
+    model, _ = artefacts.teacher_model(made(), prepared)
+    params = nn.unbox(jax.jit(artefacts.init_decoder(model))(jax.random.key(9)))["params"]
+    to_hf(model, {"params": params}, tmp_path / "weights")
+    run_dir = tmp_path / "run"
+    shutil.copytree(prepared, run_dir, ignore=shutil.ignore_patterns("adapt"))
+    settings = made(teacher={"init": str(tmp_path / "weights"), "dtype": "bfloat16"})
+    state, _, _ = stopped(adapt, settings, run_dir, monkeypatch)
+    jax.tree.map(np.testing.assert_array_equal, state.trainable["params"], params)
+    assert jax.tree.structure(state.opt_state) == jax.tree.structure(
+        make_optimizer(settings.adapt.optimization).init({"params": params})
+    )
 
 
 @pytest.mark.parametrize("stage", [adapt, finetune])
