@@ -87,12 +87,11 @@ def cache_length(cache: Any) -> int:
     return jax.tree.leaves(cache)[0].shape[2]
 
 
-def new_cache(model: Decoder, variables: Any, rows: int, length: int) -> Any:
+def new_cache(model: Decoder, rows: int, length: int) -> Any:
     """A cache that nothing was read into. With a length of 0 it is what the first tokens are read behind."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    one = model.clone(cache_length=1)
-    shapes = jax.eval_shape(lambda v, t: one.apply(v, t, mutable=["cache"])[1]["cache"], variables, tokens)
-    return jax.tree.map(lambda x: jnp.zeros((x.shape[0], rows, length, *x.shape[3:]), x.dtype), shapes)
+    config = model.config
+    shape = (config.layers, rows, length, config.kv_heads, config.head_dim)
+    return {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}
 
 
 def read(
@@ -140,9 +139,15 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
     return first[:same]
 
 
+def shared_base(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The tokens that all of several rows begin with, where they are enough to be worth a call of their own."""
+    base = common_prefix(rows) if len(rows) > 1 else []
+    return tuple(base) if len(base) >= SMALLEST else ()
+
+
 def base_cache(model: Decoder, variables: Any, base: Sequence[int], parts: int) -> Any:
     """The cache of the tokens that all rows begin with, as its row 0; of no positions where there are none."""
-    empty = new_cache(model, variables, parts, 0)
+    empty = new_cache(model, parts, 0)
     if not base:
         return empty
     zeros = np.zeros(parts, np.int32)

@@ -18,11 +18,11 @@ from jax_rele.inference.cache import (
     base_cache,
     bucket,
     buckets,
-    common_prefix,
     on,
     prefill,
     row_count,
     row_parts,
+    shared_base,
 )
 from jax_rele.inference.generate import Sampling, decode, insert, new_slots
 from jax_rele.inference.program import Program
@@ -98,8 +98,7 @@ def generate(
     slots = row_count(total, batch_size, parts)
     # Slots are given out so many at a time: few calls, and few slots that wait.
     refill = max(1, slots // 4)
-    base = common_prefix(prompts) if len(prompts) > 1 else []
-    base = base if len(base) >= SMALLEST else []
+    base = shared_base(prompts)
     together = row_count(-(-refill * len(prompts) // total), slots, parts)
     groups = _groups(prompts, len(base), together, slots)
     lead = max(len(lead) for samples in leads for lead in samples)

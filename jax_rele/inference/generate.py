@@ -97,7 +97,7 @@ def new_slots(model: Decoder, variables: Any, program: Program, rows: int, lengt
         return jnp.zeros((rows, *shape), dtype)
 
     slots = Slots(
-        cache=new_cache(model, variables, rows, length),
+        cache=new_cache(model, rows, length),
         run=zeros(run),
         run_length=zeros() + 1,
         read=zeros(),
@@ -284,7 +284,10 @@ def draw(
     Random numbers depend on the seed, the row's `key` [B, 2] and the number of its `decision` [B] alone.
     """
     if greedy:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        # The argmax in two reductions, since CPUs take one number at a time where value and place are reduced together.
+        last = logits.shape[-1] - 1
+        best = logits.max(axis=-1, keepdims=True)
+        return jnp.where(logits == best, jnp.arange(last + 1, dtype=jnp.int32), last).min(axis=-1)
     logits = logits / temperature
     if nucleus:
         logits = jnp.where(in_nucleus(logits, top_p), logits, _NEVER)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jax_rele.inference.cache import SMALLEST, WORTH, bucket, buckets, common_prefix, row_count
+from jax_rele.inference.cache import WORTH, bucket, buckets, common_prefix, row_count, shared_base
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ def make_plan(rows: Sequence[Sequence[int]], groups: Sequence[Hashable], batch_s
       batch_size: most rows of a batch and prefixes of a window, a multiple of `parts`.
       parts: devices over which the rows of a batch are divided.
     """
-    base = common_prefix(rows)
-    base = tuple(base) if len(base) >= SMALLEST else ()
+    base = shared_base(rows)
     members: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)

@@ -282,7 +282,7 @@ def _judgements(
             verdict_probs[row] = one.probs[program.is_choice]
             emitted += len(program.tokens(one.slots))
     return Judgements(
-        label_probs=probs,
+        label_probs=np.array(probs),
         verdict_probs=verdict_probs,
         texts=tuple(texts),
         # Dimensions that nobody judged are not absent, they are not there.

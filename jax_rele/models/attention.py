@@ -2,13 +2,13 @@
 
 | implementation | where | what it keeps beside queries, keys and values |
 |---|---|---|
-| `xla` | anywhere | scores and weights: [B, H, Lq, Lk] in float32, forward and backward |
+| `xla` | anywhere | scores and weights of a block of queries: [B, H, max(32, Lq / 8), Lk] in float32 |
 | `cudnn` | NVIDIA GPUs | one float32 a query and head; with segments a 16-bit [B, 1, L, L] mask and its gradient |
 | `splash` | TPUs | one float32 a query and head |
 
-`xla` computes every pair of a query and a key and then masks; the others skip the blocks that causality rules out, and
-those outside the window: `splash` always, `cudnn` where there are no segments. `xla` takes every mask; the others take
-the masks of training and scoring, where a row's positions are its indices, and refuse the rest.
+All skip blocks that causality rules out, `xla` where a row's positions are its indices. Blocks outside the window are
+skipped by `splash` always, by `cudnn` where there are no segments, by `xla` never. `xla` takes every mask; the others
+take the masks of training and scoring, where a row's positions are its indices, and refuse the rest.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from jax_rele.errors import UserError
 from jax_rele.models.splash import splash_attention
 
 Implementation = Literal["xla", "cudnn", "splash"]
+
+_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+"""The score of a pair that the mask rules out; finite, so that a query without keys is no NaN."""
 
 
 @partial(
@@ -99,8 +102,8 @@ def attention(
     chex.assert_rank([query, key, value], 4)
     chex.assert_equal_shape([key, value])
     if implementation == "xla":
-        dense = mask.dense(query.shape[1], key.shape[1])
-        return jax.nn.dot_product_attention(query, key, value, mask=dense, implementation="xla")
+        by_index = mask.causal and mask.query_positions is None and mask.key_positions is None
+        return _blocks(query, key, value, mask.dense(query.shape[1], key.shape[1]), by_index)
     _refuse(mask, implementation, query.shape[1], key.shape[1])
     # A window that holds the whole row is none.
     window = mask.window if mask.window and mask.window < key.shape[1] else 0
@@ -108,6 +111,40 @@ def attention(
         return _cudnn(query, key, value, mask, window)
     segments = None if mask.query_segments is None else (mask.query_segments, mask.key_segments)
     return splash_attention(query, key, value, window, segments)
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(4,))
+def _blocks(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, causal_by_index: bool
+) -> jax.Array:
+    """Attention, one block of queries after the other, each with the keys up to its end where causality is by index.
+
+    The backward pass computes scores and weights again, so that none are kept from layer to layer.
+    """
+    batch, length, heads, width = query.shape
+    keys = key.shape[1]
+    # At most 8 blocks; 32 queries keep a block's scores in a CPU's cache.
+    size = max(32, -(-length // 8))
+    query = query.reshape(batch, length, key.shape[2], -1, width).transpose(0, 2, 3, 1, 4)
+    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], length, keys))[:, :, None]
+    blocks = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        seen = min(end, keys) if causal_by_index else keys
+        scores = jnp.einsum(
+            "bkgqd,bksd->bkgqs", query[..., start:end, :], key[:, :, :seen], preferred_element_type=jnp.float32
+        )
+        scores *= width**-0.5
+        if mask is not None:
+            scores = jnp.where(mask[..., start:end, :seen], scores, _MASKED)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        y = jnp.einsum(
+            "bkgqs,bksd->bkgqd", weights.astype(value.dtype), value[:, :, :seen], preferred_element_type=jnp.float32
+        )
+        blocks.append((y / weights.sum(axis=-1, keepdims=True)).astype(value.dtype))
+    return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
 
 def _refuse(mask: Mask, implementation: str, query_length: int, key_length: int) -> None:

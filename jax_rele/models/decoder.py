@@ -7,6 +7,7 @@ of the config. Layers are stacked by `nn.scan`, so compile time does not grow wi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import chex
@@ -74,6 +75,19 @@ class DecoderConfig:
     param_dtype: jnp.dtype = jnp.float32
 
 
+# Of these, the backward pass keeps the inputs and computes the rest again: that takes less time than to read it back.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(2,))
+def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * scale).astype(x.dtype)
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def _swish_gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    return nn.silu(gate) * up
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm (Zhang & Sennrich, arXiv 1910.07467), computed in float32."""
 
@@ -85,9 +99,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
         scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        return (y * scale).astype(x.dtype)
+        return _rms_norm(x, scale, self.eps)
 
 
 Cache = tuple[jax.Array, jax.Array]
@@ -172,7 +184,7 @@ class SwiGLU(nn.Module):
 
         gate = project(x, "gate_proj", config.mlp_width, ("embed", "mlp"))
         up = project(x, "up_proj", config.mlp_width, ("embed", "mlp"))
-        return project(nn.silu(gate) * up, "down_proj", config.width, ("mlp", "embed"))
+        return project(_swish_gated(gate, up), "down_proj", config.width, ("mlp", "embed"))
 
 
 class Block(nn.Module):

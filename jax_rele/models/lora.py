@@ -51,6 +51,38 @@ class LoraSpec:
         return re.fullmatch(self.targets, name) is not None
 
 
+@jax.custom_vjp
+def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """`x A B` in the precision of x: [..., in], [in, r], [r, out] -> [..., out].
+
+    The gradient is written by hand: with the narrow factor first, no wide activation is transposed, which took a third
+    of an SFT step's time on CPUs; and the adapters' gradients keep the precision of the adapters.
+    """
+    return _low_rank_forward(x, a, b)[0]
+
+
+def _low_rank_forward(x, a, b):
+    narrow = x @ a.astype(x.dtype)
+    return narrow @ b.astype(x.dtype), (x, narrow, a, b)
+
+
+def _low_rank_backward(kept, slope):
+    x, narrow, a, b = kept
+    rows = tuple(range(x.ndim - 1))
+
+    def over_rows(left, right):
+        dimensions = (rows, rows), ((), ())
+        return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+
+    by_narrow = slope @ b.astype(x.dtype).T
+    # Without the barrier the compiler swaps the factors to save the transpose of the small result.
+    by_a = jax.lax.optimization_barrier(over_rows(by_narrow, x)).T
+    return by_narrow @ a.astype(x.dtype).T, by_a.astype(a.dtype), over_rows(narrow, slope).astype(b.dtype)
+
+
+low_rank.defvjp(_low_rank_forward, _low_rank_backward)
+
+
 class Projection(nn.Module):
     """A linear map that carries an adapter when its name is a target and adapters are given.
 
@@ -92,7 +124,7 @@ class Projection(nn.Module):
         # B starts at zero, so that an untrained adapter is the identity.
         b = self.variable(COLLECTION, "b", lambda: init_b(self.make_rng("params"), (rank, self.features), jnp.float32))
         x = nn.Dropout(self.lora.dropout)(x, deterministic=deterministic)
-        return y + self.lora.scale * ((x @ a.value.astype(x.dtype)) @ b.value.astype(x.dtype))
+        return y + self.lora.scale * low_rank(x, a.value, b.value)
 
 
 def split(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""Orbax checkpoints of a run (state and data iterator together) and of finished variables."""
+"""Orbax checkpoints of a run (state and data iterator together) and of finished variables.
+
+With several processes they all call these functions together; each writes and reads its own shards.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from jax_rele.errors import UserError
+from jax_rele.training import distributed
 from jax_rele.training.state import TrainState
 
 STATE, DATA = "state", "data"
@@ -46,8 +50,12 @@ def _abstract(tree: Any) -> Any:
 
 
 def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, iterator: Any) -> None:
-    """Saves what has learned and where the data iterator stands, if the step is due."""
-    checkpoints.save_checkpointables(step, {STATE: _learned(state), DATA: iterator})
+    """Saves what has learned and where the data iterator stands, if the step is due.
+
+    The iterator's state must be the same in every process, as that of `data.loader.batches` is: it is saved once, so
+    that any number of processes can go on from it.
+    """
+    checkpoints.save_checkpointables(step, {STATE: _learned(state), DATA: iterator.get_state()})
 
 
 def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator: Any) -> TrainState:
@@ -55,15 +63,16 @@ def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator:
 
     Returns `state` itself where there is none. Raises UserError for a checkpoint that cannot be read.
     """
-    latest = checkpoints.latest
-    if latest is None:
+    step = distributed.on_main(lambda: checkpoints.latest and checkpoints.latest.step)
+    if step is None:
         return state
-    path = Path(str(checkpoints.directory)) / str(latest.step)
-    target = {STATE: _abstract(_learned(state)), DATA: iterator}
+    path = Path(str(checkpoints.directory)) / str(step)
+    target = {STATE: _abstract(_learned(state)), DATA: iterator.get_state()}
     loaded = _read(
-        lambda: checkpoints.load_checkpointables(latest.step, target),
+        lambda: checkpoints.load_checkpointables(step, target),
         f"{path}: damaged checkpoint; delete this folder to go on from the one before",
     )
+    iterator.set_state(loaded[DATA])
     return dataclasses.replace(state, **loaded[STATE])
 
 
@@ -75,19 +84,35 @@ def save_variables(path: Path, variables: Any) -> None:
 def load_variables(path: Path, abstract: Any) -> Any:
     """Reads variable collections into the shapes, dtypes and shardings of `abstract`.
 
+    Where those shardings are over this process's devices alone, it reads by itself and waits for no other.
+
     Raises UserError where the checkpoint is missing, damaged or of another shape.
     """
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint; run the stage that writes it")
     return _read(
-        lambda: ocp.load(path.resolve(), abstract),
+        lambda: _load(path.resolve(), abstract),
         f"{path}: damaged checkpoint or one of another model; delete the folder of its stage and run that again",
     )
 
 
 def clear(directory: Path) -> None:
     """Deletes a run's checkpoints once what they led to is saved."""
-    shutil.rmtree(directory, ignore_errors=True)
+    distributed.barrier(f"delete {directory}")
+    if distributed.is_main():
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _load(path: Path, abstract: Any) -> Any:
+    process = jax.process_index()
+    alone = all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(abstract))
+    if jax.process_count() == 1 or not alone:
+        return ocp.load(path, abstract)
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process_{process}"
+    )
+    with ocp.Context(multiprocessing_options=options):
+        return ocp.load(path, abstract)
 
 
 def _read(load: Callable[[], Any], told: str) -> Any:

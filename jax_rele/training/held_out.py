@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from jax_rele import losses
-from jax_rele.training.sharding import place, use
+from jax_rele.training.sharding import place, places_of_process, use
 from jax_rele.training.state import TrainState
 from jax_rele.training.step import Batch, Loss
 
@@ -30,16 +29,14 @@ def make_evaluate(
       A function with the attribute `compiled`. The means are exact: the last batch is filled up with rows that count
       for nothing.
     """
-    count = len(jax.tree.leaves(rows)[0])
+    count, places = len(jax.tree.leaves(rows)[0]), places_of_process(mesh, batch_size)
 
     @jax.jit
     def totals(variables, batch):
         return loss(apply(variables, **batch["inputs"], deterministic=True), batch)[1]
 
     def batch(start):
-        # Of each batch a process holds its part.
-        share = batch_size // jax.process_count()
-        numbers = start + share * jax.process_index() + np.arange(share)
+        numbers = start + places
         picked = jax.tree.map(lambda x: x[numbers % count], rows)
         return place({**picked, "mask": numbers < count}, mesh)
 

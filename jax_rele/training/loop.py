@@ -18,7 +18,7 @@ from jax_rele import losses
 from jax_rele.config import Optimization
 from jax_rele.errors import UserError
 from jax_rele.progress import make_progress
-from jax_rele.training import checkpoint
+from jax_rele.training import checkpoint, distributed
 from jax_rele.training.optimizer import learning_rate
 from jax_rele.training.sharding import place
 from jax_rele.training.state import TrainState
@@ -38,12 +38,13 @@ def train(
 ) -> TrainState:
     """Trains for `config.steps` steps, going on from the last checkpoint in `directory` where there is one.
 
-    Writes `checkpoints/` (model, optimizer and iterator together), `metrics.jsonl` and `tensorboard/`.
+    Writes `checkpoints/` (model, optimizer and iterator together), `metrics.jsonl` and `tensorboard/`. Several
+    processes call this together; process 0 writes the latter two.
 
     Args:
       step: a compiled training step, see `sharding.shard_step`.
       state: the state at step 0, on the mesh; its buffers are given up.
-      batches: a Grain iterator of numpy batches; each process's rows.
+      batches: a Grain iterator over this process's numpy rows of every batch, see `data.loader.batches`.
       config: how long, how often to save and log.
       mesh: where batches go.
       directory: the folder of this training run.
@@ -70,7 +71,7 @@ def train(
                 # Metrics are read one step late, so that the device never waits for the host.
                 if pending is not None:
                     log.record(*pending)
-                pending = (number, metrics, _rows(batch))
+                pending = (number, metrics, _rows(batch) * distributed.process_count())
                 last = number == config.steps
                 measure = evaluate_every and (last or number % evaluate_every == 0)
                 save = checkpoints.should_save(number) or last
@@ -99,11 +100,14 @@ class _Log:
         self.config, self.title, self.directory = config, title, directory
         self.rate = learning_rate(config)
         self.path = directory / "metrics.jsonl"
+        # Every process sees the same figures.
+        self.writes = distributed.is_main()
         # Lines after the checkpoint that the run goes on from will be written again.
-        lines = self.path.read_text("utf-8").splitlines() if start and self.path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= start]
-        self.path.write_text("".join(line + "\n" for line in kept), "utf-8")
-        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+        if self.writes:
+            lines = self.path.read_text("utf-8").splitlines() if start and self.path.exists() else []
+            kept = [line for line in lines if _step_of(line) <= start]
+            self.path.write_text("".join(line + "\n" for line in kept), "utf-8")
+            self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
         self.totals: dict[str, tuple[float, float]] = {}
         self.loss = self.steps = self.pairs = 0
         self.clock = time.perf_counter()
@@ -111,14 +115,16 @@ class _Log:
         self.bar = self.progress.add_task(title, total=config.steps, completed=start, loss=math.nan, rate=0.0)
 
     def __enter__(self):
-        self.file = self.path.open("a", encoding="utf-8")
-        self.progress.start()
+        if self.writes:
+            self.file = self.path.open("a", encoding="utf-8")
+            self.progress.start()
         return self
 
     def __exit__(self, *_):
-        self.progress.stop()
-        self.file.close()
-        self.board.close()
+        if self.writes:
+            self.progress.stop()
+            self.file.close()
+            self.board.close()
 
     def record(
         self,
@@ -152,11 +158,12 @@ class _Log:
         }
         if measure is not None:
             row |= {f"eval/{name}": value for name, value in measure().items()}
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        for key, value in row.items():
-            if key != "step":
-                self.board.add_scalar(key, value, step)
+        if self.writes:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+            for key, value in row.items():
+                if key != "step":
+                    self.board.add_scalar(key, value, step)
         self.progress.update(self.bar, loss=row["loss"], rate=row["pairs_per_second"])
         self.totals, self.loss, self.steps, self.pairs, self.clock = {}, 0, 0, 0, time.perf_counter()
 

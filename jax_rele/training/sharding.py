@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -32,6 +33,18 @@ def make_mesh(sizes: config.Mesh, devices: list[jax.Device] | None = None) -> ja
         named = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, shape))
         raise UserError(f"mesh: {named} does not make {len(devices)} devices; change `mesh` in the config")
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def make_local_mesh(sizes: config.Mesh) -> jax.sharding.Mesh:
+    """A mesh over this process's own devices, for work that no other takes part in.
+
+    A process that is alone has all of them. Otherwise the tensor and then the fsdp axis keep as much of their size as
+    the process's devices can hold.
+    """
+    shape, local = make_mesh(sizes).shape, jax.local_devices()
+    tensor = math.gcd(shape["tensor"], len(local))
+    fsdp = math.gcd(shape["fsdp"], len(local) // tensor)
+    return make_mesh(config.Mesh(data=-1, fsdp=fsdp, tensor=tensor), local)
 
 
 def abstract(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any, collection: str) -> Any:
@@ -81,19 +94,53 @@ def init_state(
     return TrainState(state.step, state.trainable, frozen, state.opt_state)
 
 
+def _parts_of_process(mesh: jax.sharding.Mesh, process: int) -> tuple[list[int], int]:
+    """Which of how many equal parts of a batch a process's devices hold; alone it holds the one part."""
+    if len({device.process_index for device in mesh.devices.flat}) == 1:
+        return [0], 1
+    by_row = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    held = [row for row, devices in enumerate(by_row) if process in {device.process_index for device in devices}]
+    return held, len(by_row)
+
+
+def places_of_process(mesh: jax.sharding.Mesh, rows: int, process: int | None = None) -> np.ndarray:
+    """The numbers of the rows that a process's devices hold of a batch of `rows`, ascending; by default this process's.
+
+    Each place along data x fsdp holds an equal run of rows. Processes hold the same ones where the tensor axis spans
+    them. Raises UserError where the rows do not divide evenly over several processes' devices.
+    """
+    held, parts = _parts_of_process(mesh, jax.process_index() if process is None else process)
+    if rows % parts:
+        raise UserError(
+            f"mesh: {rows} rows or groups of a step do not divide over data x fsdp = {parts} devices of several "
+            "processes; change the mesh, or the batch_size of the stage's optimization to a multiple of it"
+        )
+    return np.arange(rows).reshape(parts, -1)[held].reshape(-1)
+
+
 def place(batch: Any, mesh: jax.sharding.Mesh) -> Any:
-    """A batch of this process's numpy rows -> global arrays split by rows over the mesh.
+    """This process's numpy rows of a batch (see `places_of_process`) -> global arrays split by rows over the mesh.
 
     Raises UserError where the rows do not divide evenly over the devices.
     """
-    sharding = NamedSharding(mesh, BATCH)
-    rows, parts = len(jax.tree.leaves(batch)[0]) * jax.process_count(), mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % parts:
+    sharding, (held, parts) = NamedSharding(mesh, BATCH), _parts_of_process(mesh, jax.process_index())
+    size, devices = len(jax.tree.leaves(batch)[0]) // len(held), mesh.shape["data"] * mesh.shape["fsdp"]
+    if size * parts % devices:
         raise UserError(
-            f"mesh: {rows} rows of a step do not divide over data x fsdp = {parts} devices; change the mesh, or the "
-            "batch_size of the stage's optimization to a multiple of it"
+            f"mesh: {size * parts} rows of a step do not divide over data x fsdp = {devices} devices; change the mesh, "
+            "or the batch_size of the stage's optimization to a multiple of it"
         )
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    begins = {part: size * number for number, part in enumerate(held)}
+
+    def put(rows):
+        def read(index):
+            start, stop, _ = index[0].indices(size * parts)
+            begin = begins[start // size] + start % size
+            return rows[(slice(begin, begin + stop - start), *index[1:])]
+
+        return jax.make_array_from_callback((size * parts, *rows.shape[1:]), sharding, read)
+
+    return jax.tree.map(lambda rows: put(np.asarray(rows)), batch)
 
 
 def shard_step(step: Callable[..., Any], mesh: jax.sharding.Mesh, state: TrainState) -> Callable[..., Any]:

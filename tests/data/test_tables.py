@@ -14,6 +14,7 @@ from jax_rele.data import (
     RATIONALES,
     SPLITS,
     Quarantined,
+    join_tables,
     read_pairs,
     read_pairs_table,
     read_table,
@@ -193,6 +194,25 @@ def test_columns_of_like_types_are_cast(tmp_path):
     pq.write_table(pa.table({"more": [1], **columns}), path)
     assert read_table(path, RATIONALES).schema.equals(RATIONALES)
     assert read_table(path).column_names[0] == "more"
+
+
+def test_joined_tables_hold_the_rows_of_their_parts(tmp_path):
+    schema = RATIONALES.with_metadata({"labels": "a"})
+    parts = [tmp_path / "1.parquet", tmp_path / "2.parquet"]
+    for path, names in zip(parts, ("ab", "c")):
+        write_table(path, [{"pair_id": name, "text": "x", "annotator": "y"} for name in names], schema)
+    joined = tmp_path / "new" / "joined.parquet"
+    join_tables(joined, parts)
+    assert read_table(joined)["pair_id"].to_pylist() == ["a", "b", "c"]
+    assert read_table(joined).schema.metadata[b"labels"] == b"a"
+    # What cannot be joined leaves the old table.
+    parts[1].write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"2\.parquet: the table is damaged"):
+        join_tables(joined, parts)
+    with pytest.raises(ValueError, match="no parts"):
+        join_tables(joined, [])
+    assert read_table(joined)["pair_id"].to_pylist() == ["a", "b", "c"]
+    assert os.listdir(joined.parent) == ["joined.parquet"]
 
 
 def test_quarantine(tmp_path):

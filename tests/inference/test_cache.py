@@ -48,7 +48,7 @@ def test_rows_that_go_on_from_one_prefix_equal_whole_rows(teacher, naive):
     model, variables = teacher.model, teacher.variables
     prefixes, rests = [[5, 6, 7], [9]], [[3, 4, 8, 11], [12], [2, 2]]
     parents = np.array([0, 0, 1], np.int32)
-    empty = new_cache(model, variables, 1, 0)
+    empty = new_cache(model, 1, 0)
     cache = prefill(model, variables, empty, np.zeros(2, np.int32), pad(prefixes, 16, 0), np.zeros(2, np.int32))
     starts = np.array([3, 3, 1], np.int32)
     read_on = jax.jit(read, static_argnums=0)

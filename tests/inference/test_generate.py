@@ -111,14 +111,32 @@ def test_forced_text_takes_no_step_of_its_own_and_decoding_stops_early(write, pr
     assert all(one.decided < len(program.tokens(one.slots)) for (one,) in written)
 
 
-def test_a_finished_row_gives_its_slot_to_the_next(write, program, monkeypatch):
-    """No more passes than when every slot is at work until the last row (Graham's bound for lists)."""
-    monkeypatch.setattr(engine, "step_width", lambda program, rows: program.longest_run)
+def test_a_finished_row_gives_its_slot_to_the_next(teacher, program, monkeypatch):
+    """No more passes than when every slot is at work until the last row begins (Graham's bound for lists)."""
+    width = program.longest_run
+    monkeypatch.setattr(engine, "step_width", lambda program, rows: width)
+    # One sample in three has much to read before it decides.
+    leads = [[(7,) * 30 * width + program.lead, program.lead, program.lead]] * len(PROMPTS)
     done = []
-    written, passes = write(PROMPTS, 3, WARM, progress=done.append)
-    decided = [one.decided for several in written for one in several]
-    assert sum(decided) / 4 <= passes <= sum(decided) / 4 + max(decided)
-    assert sum(done) == len(decided)
+    written, passes = generate(
+        teacher.model,
+        teacher.variables,
+        program,
+        PROMPTS,
+        leads,
+        batch_size=4,
+        sampling=GREEDY,
+        progress=done.append,
+    )
+    works = [
+        one.decided - 1 + -(-len(lead) // width)
+        for several, own in zip(written, leads)
+        for one, lead in zip(several, own)
+    ]
+    assert sum(works) / 4 <= passes <= sum(works) / 4 + max(works)
+    in_turns = sum(max(works[start : start + 4]) for start in range(0, len(works), 4))
+    assert sum(works) / 4 + max(works) < in_turns
+    assert sum(done) == len(works)
 
 
 def test_samples_share_the_reading_of_their_prompt(write, monkeypatch):
@@ -160,7 +178,7 @@ def test_what_all_prompts_begin_with_is_read_once(teacher, program, write, naive
     base_cache = engine.base_cache
     monkeypatch.setattr(engine, "base_cache", lambda *args: read.append(args[2]) or base_cache(*args))
     written, _ = write(prompts)
-    assert read == [begin]
+    assert read == [tuple(begin)]
     values = np.flatnonzero(program.value_tokens)
     for prompt, (one,) in zip(prompts, written):
         scores = naive.logits(teacher.model, teacher.variables, [*prompt, *program.lead])[-1]
@@ -200,7 +218,7 @@ def test_a_verdict_is_drawn_as_often_as_it_is_likely(teacher, write):
 
 
 nucleus = jax.jit(in_nucleus)
-LOGITS = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=12)
+LOGITS = st.lists(st.integers(-20, 20).map(lambda quarters: quarters / 4), min_size=1, max_size=12)
 
 
 @given(LOGITS, st.floats(0.01, 1.0))
@@ -225,8 +243,9 @@ def test_draws_follow_temperature_and_nucleus():
     rows = 4000
     drawn = draw(
         np.tile(logits, (rows, 1)),
-        np.stack([np.arange(rows), np.arange(rows) % 7], axis=1).astype(np.uint32),
-        (np.arange(rows) % 5).astype(np.int32),
+        # Each of the three numbers matters: with one left out, draws would repeat and be too far from the mean.
+        np.stack([np.arange(rows) // 256, np.arange(rows) // 16 % 16], axis=1).astype(np.uint32),
+        (np.arange(rows) % 16).astype(np.int32),
         **Sampling(temperature=2.0, top_p=0.8, seed=1).arguments,
     )
     probs = np.exp(logits.astype(np.float64) / 2.0)
@@ -236,6 +255,10 @@ def test_draws_follow_temperature_and_nucleus():
     counts = np.bincount(np.asarray(drawn), minlength=5)
     assert counts[4] == 0
     assert chisquare(counts[:4], rows * expected).pvalue > 0.01
+
+
+def test_prompts_of_one_length_have_random_numbers_of_their_own():
+    assert len({engine.row_key(prompt, 0) for prompt in ([1, 2], [2, 1], [1, 3])}) == 3
 
 
 def test_a_draw_depends_on_its_own_row_alone():

@@ -62,6 +62,18 @@ def test_the_label_score_is_the_softmax_at_the_label_place(teacher, pairs, judge
         np.testing.assert_allclose(judged["label_only"].label_probs[row], expected, atol=1e-4)
 
 
+def test_a_rationale_behind_its_label_is_written_behind_it(teacher, pairs, judged, monkeypatch):
+    before = []
+    generate = teacher_module.generate
+    monkeypatch.setattr(
+        teacher_module, "generate", lambda *args, **more: before.extend(args[4]) or generate(*args, **more)
+    )
+    found = judge(teacher, pairs)
+    for (lead,), rationale in zip(before, found.rationales):
+        assert teacher.tokenizer.decode(lead) == f"label: {rationale.label.lower()}\ncategory:"
+    assert found.texts == judged["label_first"].texts
+
+
 def test_a_label_behind_its_rationale_is_scored_behind_it(teacher, pairs, judged, naive, monkeypatch):
     """Behind the very tokens that were written, which are those of the text."""
     rows = []

@@ -93,7 +93,7 @@ def test_a_step_with_a_large_vocabulary_never_holds_the_logits():
         return compiled.memory_analysis().temp_size_in_bytes
 
     logits = b * l * vocabulary * 4
-    assert temporaries(losses.term(losses.next_token_cross_entropy, chunk_size=64)) < logits / 8
+    assert temporaries(losses.term(losses.next_token_cross_entropy, chunk_size=64)) < logits / 6
     assert temporaries(losses.term(naive)) > logits
 
 

@@ -82,9 +82,9 @@ def agree(ours, theirs, tolerance=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance), ours, theirs)
 
 
-@pytest.mark.parametrize("kind", MASKS)
-def test_xla_equals_the_formula_forward_and_backward(kind):
-    arrays, mask, allowed = example(kind, 40)
+@pytest.mark.parametrize(("kind", "length"), [*((kind, 40) for kind in MASKS), ("all", 301)])
+def test_xla_equals_the_formula_forward_and_backward(kind, length):
+    arrays, mask, allowed = example(kind, length)
     agree(run(arrays, mask, "xla"), formula(*arrays, allowed))
 
 

@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 
 from jax_rele.models import Decoder, DecoderConfig, LoraSpec, Rope, merge, split
+from jax_rele.models.lora import low_rank
 
 CONFIG = DecoderConfig(
     vocab_size=50,
@@ -175,6 +176,24 @@ def test_a_fresh_adapter_is_the_identity_and_a_merged_one_the_adapted_model(conf
 def test_the_scale_of_an_adapter():
     assert LoraSpec(16, 8.0).scale == 0.5
     assert LoraSpec(16, 8.0, rank_stabilized=True).scale == 2.0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gradient_of_an_adapter_is_that_of_its_definition(dtype):
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = (3, 5, 16), (16, 4), (4, 24), (3, 5, 24)
+    x, a, b, weights = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes))
+    x = x.astype(dtype)
+
+    def gradients(product):
+        return jax.grad(lambda *args: (product(*args) * weights).sum(dtype=jnp.float32), argnums=(0, 1, 2))(x, a, b)
+
+    ours = gradients(low_rank)
+    theirs = gradients(lambda x, a, b: x.astype(jnp.float32) @ a @ b)
+    assert [grad.dtype for grad in ours] == [dtype, jnp.float32, jnp.float32]
+    for our, their in zip(ours, theirs):
+        apart = np.linalg.norm(np.asarray(our, np.float32) - np.asarray(their, np.float32))
+        assert apart < np.linalg.norm(np.asarray(their, np.float32)) * (1e-6 if dtype == jnp.float32 else 1e-2)
 
 
 def test_adapters_are_made_for_the_targets_alone_and_get_all_the_gradient():

@@ -93,11 +93,10 @@ def test_parts_of_unequal_counts_make_the_whole_batch(trainable, micro_batches):
     assert parts[1]["terms"]["tokens"][1] == batch["targets_mask"].sum()
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_groups_stay_whole(size):
-    batch = grouped_batch(size)
+def test_groups_stay_whole():
+    batch = grouped_batch(4)
     whole = stepped(STUDENT, RANKING, batch, "params")
-    parts = stepped(STUDENT, RANKING, batch, "params", micro_batches=4, group_size=size)
+    parts = stepped(STUDENT, RANKING, batch, "params", micro_batches=2, group_size=4)
     assert whole[1]["terms"]["margin"][1] > 0
     assert_close(whole, parts)
 

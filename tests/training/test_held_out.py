@@ -82,7 +82,7 @@ def run(directory, mesh, step=None, evaluate=None):
         directory=directory,
         title="test",
         evaluate=evaluate or measured,
-        evaluate_every=4,
+        evaluate_every=3,
     )
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return state, [{**line, "pairs_per_second": 0} for line in lines]
@@ -91,8 +91,8 @@ def run(directory, mesh, step=None, evaluate=None):
 def test_figures_are_logged_and_a_resumed_run_repeats_them(tmp_path):
     mesh = mesh_of(1)
     state, lines = run(tmp_path / "whole", mesh)
-    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 11]
-    assert [line["step"] for line in lines if "eval/loss" in line] == [4, 8, 11]
+    assert [line["step"] for line in lines] == [2, 3, 4, 6, 8, 9, 10, 11]
+    assert [line["step"] for line in lines if "eval/loss" in line] == [3, 6, 9, 11]
     _, _, evaluate = start(mesh)
     assert {name: lines[-1][f"eval/{name}"] for name in ("loss", "accuracy")} == evaluate(state)
     assert lines[-1]["eval/loss"] < lines[1]["eval/loss"]

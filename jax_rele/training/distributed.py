@@ -1,0 +1,220 @@
+"""Several processes as one run: start-up, what process 0 decides for all, and one end for all when one fails.
+
+Processes agree through the key-value store of `jax.distributed`, not through device collectives: a stage of process 0
+may take hours, and a process that waits for it must still notice that another one has failed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import jax
+
+# JAX has no public way to the store; its own documentation and Orbax take it from here.
+from jax._src.distributed import global_state
+
+from jax_rele.errors import UserError
+
+GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+DETECT = "JAX_RELE_DISTRIBUTED"
+
+_FAILED = "jax_rele/failed"
+_POLL_MS = 2_000
+_UNWIND_SECONDS = 3.0
+"""How long a process may take to end by itself after another has failed; it may hang in a collective for ever."""
+_LEAVE_SECONDS = 8.0
+"""How long process 0, which holds the store, waits for the others to end."""
+
+_calls = itertools.count()
+_failed = threading.Event()
+_leaving = threading.Lock()
+
+
+def initialize() -> bool:
+    """Joins the processes of one run where the environment says that there are several. Before any use of a device.
+
+    Either `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` are all given,
+    or `JAX_RELE_DISTRIBUTED=1` asks `jax.distributed` to find out from the cluster: TPU VMs and GKE, SLURM, Open MPI,
+    Kubernetes. Without either the process is alone. On CPUs the collectives are Gloo's, JAX's default.
+
+    Returns:
+      Whether there are several processes.
+
+    Raises:
+      UserError: the environment says one half of it, or the others cannot be reached.
+    """
+    detect = os.environ.get(DETECT, "0")
+    if detect not in ("0", "1"):
+        raise UserError(f"{DETECT} is {detect!r}; set it to 1 where the cluster knows the processes, or unset it")
+    given = {name: os.environ[name] for name in GIVEN if os.environ.get(name)}
+    if detect == "0" and not given:
+        return False
+    if detect == "0" and len(given) < len(GIVEN):
+        missing = ", ".join(name for name in GIVEN if name not in given)
+        raise UserError(
+            f"{', '.join(given)} is set without {missing}; set all three, or {DETECT}=1 where the cluster says the rest"
+        )
+    count, process = _number("JAX_NUM_PROCESSES", given), _number("JAX_PROCESS_ID", given)
+    if count is not None and process is not None and process >= count:
+        raise UserError(f"{GIVEN[2]} is {process}; with {GIVEN[1]}={count} it must be less")
+    # Otherwise SIGTERM would only be noted: a run that is told to end ends, and goes on from its last checkpoint.
+    jax.config.update("jax_enable_preemption_service", False)
+    if ":" not in given.get(GIVEN[0], ":"):
+        raise UserError(f"{GIVEN[0]} is {given[GIVEN[0]]!r}; it must be HOST:PORT of process 0")
+    try:
+        jax.distributed.initialize(
+            given.get("JAX_COORDINATOR_ADDRESS"),
+            count,
+            process,
+            cluster_detection_method=None if detect == "1" else "deactivate",
+        )
+        # The processes tell each other their devices, and wait for that only minutes: not while one works alone.
+        jax.devices()
+    except (RuntimeError, ValueError, LookupError, OSError) as error:
+        what = f"{DETECT}=1" if detect == "1" else f"{GIVEN[0]}={given[GIVEN[0]]}"
+        raise UserError(f"{what}: the processes cannot join: {' '.join(str(error).split())[:300]}") from None
+    return True
+
+
+def _number(name: str, given: dict[str, str]) -> int | None:
+    if name not in given:
+        return None
+    if not given[name].isdecimal():
+        raise UserError(f"{name} is {given[name]!r}; it must be a whole number")
+    return int(given[name])
+
+
+def process_count() -> int:
+    """How many processes the run has; does not touch a device."""
+    return global_state.num_processes
+
+
+def is_main() -> bool:
+    """Whether this is process 0, which alone writes logs, manifests and tables; does not touch a device."""
+    return global_state.process_id == 0
+
+
+def on_main(make: Callable[[], Any]) -> Any:
+    """Runs `make()` in process 0 and returns its value, which JSON can hold, in every process; they wait for it.
+
+    All processes must call this, `gather` and `barrier` in the same order.
+    """
+    if process_count() == 1:
+        return make()
+    key = f"jax_rele/{next(_calls)}"
+    if is_main():
+        value = make()
+        global_state.client.key_value_set(key, json.dumps(value))
+        return value
+    return json.loads(_wait(key))
+
+
+def gather(value: Any) -> list[Any]:
+    """The value of every process, which JSON can hold, in every process and in their order."""
+    if process_count() == 1:
+        return [value]
+    key = f"jax_rele/{next(_calls)}"
+    if not is_main():
+        global_state.client.key_value_set(f"{key}/{global_state.process_id}", json.dumps(value))
+    return on_main(lambda: [value] + [json.loads(_wait(f"{key}/{other}")) for other in range(1, process_count())])
+
+
+def barrier(name: str) -> None:
+    """Waits for all processes. Raises RuntimeError where one of them is elsewhere in the program."""
+    names = gather(name)
+    if set(names) != {name}:
+        raise RuntimeError(f"the processes are at different places of the run: {names}")
+
+
+def _wait(key: str) -> str:
+    while not _failed.is_set():
+        try:
+            return global_state.client.blocking_key_value_get(key, _POLL_MS)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+    raise RuntimeError("another process has failed")
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Joins the processes of a run; an error in one ends all of them, with one line from process 0.
+
+    With several processes an error does not leave the context: it ends the process, with status 2 for a `UserError`,
+    130 for an interruption and 1, after a traceback, for anything else. A process that is killed tells nobody: the
+    others end when a collective fails, or within `jax.distributed`'s heartbeat timeout of 100 seconds.
+    """
+    if not initialize():
+        yield
+        return
+    threading.Thread(target=_watch, daemon=True).start()
+    try:
+        yield
+        barrier("the end of the run")
+    except BaseException as error:
+        _fail(error)
+    jax.distributed.shutdown()
+
+
+def _watch() -> None:
+    """Ends this process some seconds after another has failed, whatever it is doing."""
+    while True:
+        try:
+            global_state.client.blocking_key_value_get(_FAILED, 86_400_000)
+            break
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                return  # the run is over
+    _failed.set()
+    time.sleep(_UNWIND_SECONDS)
+    _leave()
+
+
+def _fail(error: BaseException) -> None:
+    """Tells the others why this process ends, unless one of them was first, and ends it."""
+    if isinstance(error, UserError):
+        status, told = 2, str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        status, told = 130, "interrupted; the same command goes on from where it was"
+    else:
+        status, told = 1, f"{type(error).__name__}; its traceback is above or in its own log"
+    client = global_state.client
+    try:
+        client.key_value_try_get(_FAILED)
+    except jax.errors.JaxRuntimeError:  # nobody has: what goes wrong after a failure elsewhere follows from it
+        if status == 1:
+            traceback.print_exception(error)
+        failure = {"process": global_state.process_id, "status": status, "told": told}
+        with suppress(jax.errors.JaxRuntimeError):  # another one did just now, or process 0 is gone
+            client.key_value_set(_FAILED, json.dumps(failure))
+    _leave()
+
+
+def _leave() -> None:
+    """Ends this process; process 0 says why, and goes last, for the store goes with it."""
+    _leaving.acquire()
+    client, status = global_state.client, 1
+    with suppress(jax.errors.JaxRuntimeError):  # a process that is gone already
+        failure = json.loads(client.blocking_key_value_get(_FAILED, _POLL_MS))
+        status = failure["status"]
+        if is_main():
+            who = f"process {failure['process']}: " if failure["process"] else ""
+            print(f"jax-rele: {who}{failure['told']}", file=sys.stderr)
+            deadline = time.monotonic() + _LEAVE_SECONDS
+            for other in range(1, process_count()):
+                left = max(1, round(1000 * (deadline - time.monotonic())))
+                client.blocking_key_value_get(f"jax_rele/left/{other}", left)
+        else:
+            client.key_value_set(f"jax_rele/left/{global_state.process_id}", "")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
