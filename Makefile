@@ -1,25 +1,44 @@
-# make demo | make test | make lint; each makes its own virtual environment in .venv.
+# make demo | test | lint; make parity | plan-tpu need more than the tests: torch and peft, libtpu.
+# Each makes its own virtual environment, so that none changes what another installs.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
 DEMO_ARGS ?=
+INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint parity plan-tpu clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python $(INSTALL) -e '.[test,lint]'
 	touch $@
 
-demo: $(VENV)/.installed
+.venv-parity/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python $(INSTALL) torch
+	.venv-parity/bin/python $(INSTALL) -e '.[test,parity]'
+	touch $@
+
+.venv-tpu/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-tpu
+	.venv-tpu/bin/python $(INSTALL) -e '.[test,tpu]'
+	touch $@
+
+demo: .venv/.installed
 	$(BIN)/jax-rele run configs/demo.yaml $(DEMO_ARGS)
 
-test: $(VENV)/.installed
+test: .venv/.installed
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.installed
+lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck scripts/launch/*.sh scripts/launch/*.sbatch
+
+parity: .venv-parity/.installed
+	.venv-parity/bin/python -m pytest tests/parity
+
+plan-tpu: .venv-tpu/.installed
+	.venv-tpu/bin/python -m pytest tests/plan
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf .venv .venv-* runs build *.egg-info

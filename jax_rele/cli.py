@@ -64,11 +64,17 @@ def command() -> None:
 def _dispatch(arguments: list[str]) -> None:
     command = arguments[0] if arguments else "--help"
     if command == "run" or command in STAGES:
-        # The options are the config's own fields, so they are read apart from argparse.
-        config = _read_config(command, arguments[1:])
-        from jax_rele import pipeline
+        if {"--help", "-h"} & set(arguments):
+            return _print_help(command, _config_path(arguments[1:]))
+        from jax_rele.training import distributed
 
-        return pipeline.run(config, tuple(pipeline.STAGES) if command == "run" else (command,))
+        # Before anything else, so that a mistake which one process alone finds ends the others too.
+        with distributed.together():
+            # The options are the config's own fields, so they are read apart from argparse.
+            config = _read_config(command, arguments[1:])
+            from jax_rele import pipeline
+
+            return pipeline.run(config, tuple(pipeline.STAGES) if command == "run" else (command,))
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments if arguments else ["--help"])
     if parsed.command == "plan":
@@ -126,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser(
         "plan",
         help="what every step would cost on a TPU slice or on GPUs that are not here",
-        description="Compiles every step of a run for a topology; prints its memory, operations, communication and time.",
+        description="Compiles every step of a run for a topology; prints memory, operations, communication and time.",
         epilog="`--path.to.field VALUE` changes the config, as for `jax-rele run`.",
         allow_abbrev=False,
     )
@@ -146,9 +152,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read_config(command: str, arguments: list[str]) -> configs.Config:
     """CONFIG.yaml and what `--path.to.field VALUE` changes in it."""
-    path = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if "--help" in arguments or "-h" in arguments:
-        _print_help(command, path)
+    path = _config_path(arguments)
     if path is None:
         raise UserError(f"{command} needs a config file: jax-rele {command} CONFIG.yaml [--path.to.field VALUE ...]")
     config = configs.load(path)
@@ -159,6 +163,10 @@ def _read_config(command: str, arguments: list[str]) -> configs.Config:
     for option, given in overrides.items():
         _put(values, option, given)
     return configs.from_dict(values, "command line")
+
+
+def _config_path(arguments: list[str]) -> str | None:
+    return arguments[0] if arguments and not arguments[0].startswith("-") else None
 
 
 def _print_help(command: str, path: str | None) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +19,8 @@ import yaml
 
 from jax_rele.config import Config, digest, flatten, load
 from jax_rele.errors import UserError
-from jax_rele.stages import adapt, annotate, distill, evaluate, finetune, prepare, score
+from jax_rele.stages import adapt, annotate, artefacts, distill, evaluate, finetune, prepare, score
+from jax_rele.training import distributed
 
 STAGES: dict[str, ModuleType] = {
     "prepare": prepare,
@@ -30,31 +33,41 @@ STAGES: dict[str, ModuleType] = {
 }
 """Each has `run(config, run_dir) -> counts`, `NEEDS` (earlier stages) and `READS` (paths in the config)."""
 
+TOGETHER = ("adapt", "finetune", "score", "distill")
+"""Stages that every process of a run takes part in; the others run in process 0 while the rest wait."""
+
 UNHASHED = ("name", "run_root", "mesh")
 """Fields that any stage may read and that do not change what it writes: a run may move, and go on on other devices."""
 
 PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
+LOCK = ".lock"
+SHARED_SECONDS = 10.0
+"""How long what process 0 writes may take to be seen by the others: network file systems keep listings for a while."""
 
 
 def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print) -> None:
-    """Runs stages in order under `config.run_dir`.
+    """Runs stages in order under `config.run_dir`, in as many processes as `distributed.together` has joined.
+
+    Process 0 alone keeps the lock and the manifests and decides what is left to do; the others follow. They all see
+    the same run folder.
 
     Args:
       config: the run.
       names: which stages; by default all.
-      say: receives one line per stage.
+      say: receives one line per stage, in process 0.
 
     Raises:
       UserError: a stage's folder belongs to another config or other inputs, an earlier stage is missing, another
-        process is at work on the run, or a stage was given bad input. What finished stages wrote is never touched.
+        process is at work on the run, the processes differ in config or folder, or a stage was given bad input. What
+        finished stages wrote is never touched.
     """
     run_dir = config.run_dir
-    with _lock(run_dir):
-        for name in STAGES:
-            _refuse_other(config, run_dir, name)
-        _write_atomically(run_dir / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    _refuse_differing(config, names)
+    with _lock(run_dir) if distributed.is_main() else nullcontext():
+        _refuse_unshared(run_dir)
+        distributed.on_main(partial(_begin, config, run_dir))
         for name in names:
             _run_stage(config, run_dir, name, say)
 
@@ -71,12 +84,79 @@ def read_config(run_dir: Path) -> Config:
     return config
 
 
+def _refuse_differing(config: Config, names: Sequence[str]) -> None:
+    given = distributed.gather(digest([config.model_dump(mode="json"), list(names)]))
+    for process, other in enumerate(given):
+        if other != given[0]:
+            raise UserError(
+                f"process {process} was given another config or command than process 0; start all with the same one"
+            )
+
+
+def _refuse_unshared(run_dir: Path) -> None:
+    """Raises UserError where a process does not see what process 0 writes into the run's folder."""
+    if distributed.process_count() == 1:
+        return
+    token, until = distributed.on_main(partial(_write_token, run_dir / LOCK)), time.monotonic() + SHARED_SECONDS
+    while not (seen := _holds(run_dir / LOCK, token)) and time.monotonic() < until:
+        time.sleep(0.2)
+    for process, sees in enumerate(distributed.gather(seen)):
+        if not sees:
+            raise UserError(
+                f"{run_dir}: process {process} does not see what process 0 writes there; run_root must be a folder on "
+                "a file system that all processes share"
+            )
+
+
+def _write_token(path: Path) -> str:
+    token = secrets.token_hex(8)
+    path.write_text(token, "utf-8")
+    return token
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_text("utf-8") == text
+    except OSError:
+        return False
+
+
+def _begin(config: Config, run_dir: Path) -> None:
+    for name in STAGES:
+        _refuse_other(config, run_dir, name)
+    artefacts.preflight(config)
+    _write_atomically(run_dir / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
 def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
+    stage, directory = STAGES[name], run_dir / name
+    manifest = distributed.on_main(partial(_begin_stage, config, run_dir, name, say))
+    if manifest is None:
+        return
+    start, before = time.perf_counter(), manifest["wall_seconds"]
+    try:
+        work = partial(stage.run, config, run_dir)
+        counts = work() if name in TOGETHER else distributed.on_main(work)
+        distributed.barrier(name)
+    except BaseException:
+        if distributed.is_main():
+            _give_up(directory, {**manifest, "wall_seconds": before + time.perf_counter() - start})
+        raise
+    if not distributed.is_main():
+        return
+    seconds = before + time.perf_counter() - start
+    _write_manifest(directory, {**manifest, "status": "finished", "counts": counts, "wall_seconds": seconds})
+    told = ", ".join(f"{key} {value}" for key, value in flatten(counts).items())
+    say(f"{name:9} finished in {seconds:.0f} s" + (f": {told}" if told else ""))
+
+
+def _begin_stage(config: Config, run_dir: Path, name: str, say) -> dict[str, Any] | None:
+    """The manifest of a stage that starts or goes on, as it was written; None where nothing is left to do."""
     stage, directory = STAGES[name], run_dir / name
     manifest = _read_manifest(run_dir, name)
     if manifest and manifest["status"] == "finished":
         say(f"{name:9} finished before in {manifest['wall_seconds']:.0f} s, nothing to do")
-        return
+        return None
     for needed in stage.NEEDS:
         if (earlier := _read_manifest(run_dir, needed)) is None or earlier["status"] != "finished":
             raise UserError(f"{name} needs the stage {needed}, which has not finished in {run_dir}; run it first")
@@ -92,22 +172,18 @@ def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
         "wall_seconds": manifest["wall_seconds"] if manifest else 0.0,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    start, before = time.perf_counter(), manifest["wall_seconds"]
     _write_manifest(directory, manifest)
-    try:
-        counts = stage.run(config, run_dir)
-    except BaseException:
-        if [path.name for path in directory.iterdir()] == [MANIFEST]:
-            # Nothing was written yet, so nothing binds the folder to this config.
-            (directory / MANIFEST).unlink()
-            directory.rmdir()
-        else:
-            _write_manifest(directory, {**manifest, "wall_seconds": before + time.perf_counter() - start})
-        raise
-    seconds = before + time.perf_counter() - start
-    _write_manifest(directory, {**manifest, "status": "finished", "counts": counts, "wall_seconds": seconds})
-    told = ", ".join(f"{key} {value}" for key, value in flatten(counts).items())
-    say(f"{name:9} finished in {seconds:.0f} s" + (f": {told}" if told else ""))
+    return manifest
+
+
+def _give_up(directory: Path, manifest: dict[str, Any]) -> None:
+    """Leaves an interrupted stage so that it can go on."""
+    if [path.name for path in directory.iterdir()] == [MANIFEST]:
+        # Nothing was written yet, so nothing binds the folder to this config.
+        (directory / MANIFEST).unlink()
+        directory.rmdir()
+    else:
+        _write_manifest(directory, manifest)
 
 
 def _refuse_other(config: Config, run_dir: Path, name: str) -> None:
@@ -187,7 +263,7 @@ def _lock(run_dir: Path) -> Iterator[None]:
     """One process at a time per run folder; the lock goes with the process, however it ends."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = (run_dir / ".lock").open("w")
+        file = (run_dir / LOCK).open("a")
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be written: {error.strerror}") from None
     with file:

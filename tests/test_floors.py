@@ -12,7 +12,7 @@ FLOORS = (
     ("data", "rationale", "losses", "models"),
     ("training", "inference", "evaluation", "deploy"),
     ("stages",),
-    ("pipeline",),
+    ("pipeline", "plan"),
     ("commands",),
     ("cli",),
 )

@@ -397,7 +397,7 @@ def test_bad_data_gives_one_line_and_leaves_no_folder_behind(tiny, tmp_path, cap
     assert not (tmp_path / "runs" / "tiny" / "prepare").exists()
 
 
-def test_labels_that_begin_alike_are_refused_before_any_training(tiny, tmp_path, capsys):
+def test_labels_of_the_same_tokens_are_refused_before_any_training(tiny, tmp_path, capsys):
     names = "[Exact, exact, Complement, Irrelevant]"
     options = [
         "--labels.names",

@@ -6,16 +6,13 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
-import bm25s
 import numpy as np
 
 from jax_rele.data.schema import stable_id
 from jax_rele.data.splits import normalise_query, words
 from jax_rele.types import Item, Pair
-
-# It sets its own logger to DEBUG.
-logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 _LEXICAL_FIELDS = ("title", "brand", "color", "category")
 
@@ -56,6 +53,10 @@ def cross(
     texts = [words(" ".join(text for _, text in item.texts(_LEXICAL_FIELDS))) for item in items]
     index = None
     if any(texts):
+        # Not at the top: to import it runs a computation, and processes join their run before any.
+        import bm25s
+
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets its own logger to DEBUG
         index = bm25s.BM25(backend="numpy")  # the default backend depends on what else is installed
         index.index(texts, show_progress=False)
     by_query: dict[str, list[Pair]] = defaultdict(list)
@@ -83,7 +84,7 @@ def cross(
     return crossed
 
 
-def _lexical(index: bm25s.BM25 | None, query: list[str], excluded: set[int], n: int) -> list[int]:
+def _lexical(index: Any, query: list[str], excluded: set[int], n: int) -> list[int]:
     """The n best items by BM25, ties by position; only items that share a word with the query."""
     if index is None or not query:
         return []

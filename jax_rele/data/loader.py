@@ -15,41 +15,35 @@ Arrays = dict[str, Any]
 """A nested dict of arrays with the same number of rows."""
 
 
-class _Rows:
-    """Random access to the rows of a nested dict of arrays, as Grain wants it."""
-
-    def __init__(self, arrays: Arrays):
-        self.arrays = arrays
-
-    def __len__(self) -> int:
-        return len(jax.tree.leaves(self.arrays)[0])
-
-    def __getitem__(self, index: int) -> Arrays:
-        return jax.tree.map(lambda array: array[index], self.arrays)
-
-    def __repr__(self) -> str:
-        # Grain compares this with what a checkpoint was written with.
-        return f"rows({len(self)})"
-
-
 def batches(
-    arrays: Arrays, batch_size: int, seed: int, transform: Callable[[Arrays], Arrays] | None = None
+    arrays: Arrays,
+    batch_size: int,
+    seed: int,
+    transform: Callable[[Arrays, np.ndarray], Arrays] | None = None,
+    places: np.ndarray | None = None,
 ) -> grain.DatasetIterator:
-    """An endless iterator of batches; its state is saved with the model (`get_state`, `set_state`).
+    """An endless iterator over one process's rows of every batch.
 
     Every epoch is a new shuffle of all rows, and a batch may span two epochs, so no row is dropped or repeated within
-    one epoch and every batch has the same shape.
+    one epoch and every batch has the same shape. Batch t depends on the rows, `batch_size`, the seed and t alone: what
+    the processes read of it makes up the batch of a process that is alone, place by place, and the iterator's state
+    (`get_state`, `set_state`) is t in every process, so a run goes on with any number of them.
 
     Args:
-      arrays: rows, all of this process.
-      batch_size: rows per batch.
+      arrays: rows, the same in every process.
+      batch_size: rows per batch over all processes.
       seed: of the shuffles.
-      transform: applied to each batch.
+      transform: `(rows, places) -> rows`, applied to what is read of a batch; places [rows] are their numbers in it.
+      places: the numbers in a batch of the rows to read, see `training.places_of_process`; None for all.
     """
-    dataset = grain.MapDataset.source(_Rows(arrays)).shuffle(seed=seed).repeat().batch(batch_size)
-    if transform is not None:
-        dataset = dataset.map(transform)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    places = np.arange(batch_size) if places is None else places
+
+    def read(numbers: np.ndarray) -> Arrays:
+        rows = jax.tree.map(lambda array: array[numbers[places]], arrays)
+        return rows if transform is None else transform(rows, places)
+
+    dataset = grain.MapDataset.range(len(jax.tree.leaves(arrays)[0])).shuffle(seed=seed).repeat().batch(batch_size)
+    return iter(dataset.map(read).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
 def group_by_query(queries: Sequence[str], labelled: Sequence[bool], size: int) -> np.ndarray:
@@ -80,16 +74,17 @@ def take_groups(arrays: Arrays, groups: np.ndarray) -> Arrays:
     return {**gathered, "mask": groups >= 0}
 
 
-def flatten_groups(batch: Arrays) -> Arrays:
+def flatten_groups(batch: Arrays, places: np.ndarray | None = None) -> Arrays:
     """A batch of groups -> a batch of pairs: [B, size, ...] becomes [B * size, ...].
 
-    Adds `segments` [B * size] int32, equal for the pairs of one group, and `segments_mask`: whether a pair has company.
+    Adds `segments` [B * size] int32, for the pairs of one group its place in the whole batch (`places`; None where this
+    is the whole), and `segments_mask`: whether a pair has company.
     """
     groups, size = batch["mask"].shape
     flat = jax.tree.map(lambda array: array.reshape(groups * size, *array.shape[2:]), batch)
     company = batch["mask"].sum(axis=1, keepdims=True) > 1
     return {
         **flat,
-        "segments": np.repeat(np.arange(groups, dtype=np.int32), size),
+        "segments": np.repeat(np.arange(groups) if places is None else places, size).astype(np.int32),
         "segments_mask": (batch["mask"] & company).reshape(-1),
     }

@@ -55,8 +55,8 @@ def load_tokenizer(path: Path, special: Sequence[str]) -> PreTrainedTokenizerFas
 
     Args:
       path: a folder in the Hugging Face form.
-      special: the special tokens that it must have, of `pad`, `bos`, `eos`, `cls`, `sep`. A missing `pad` is replaced by
-        `eos`, as is the custom with decoders: padding is masked wherever it stands.
+      special: the special tokens that it must have, of `pad`, `bos`, `eos`, `cls`, `sep`. A missing `pad` is replaced
+        by `eos`, as is the custom with decoders: padding is masked wherever it stands.
 
     Raises:
       UserError: the folder is missing or damaged, or has no such token.

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jax_rele.models.attention import Implementation, Mask, attention
-from jax_rele.models.lora import COLLECTION, LoraSpec, Projection
+from jax_rele.models.lora import COLLECTION, PROJECTED, LoraSpec, Projection
 from jax_rele.models.rope import Rope, rotary
 from jax_rele.types import DecoderOutputs
 
 Remat = Literal["none", "dots", "full"]
 
 POLICIES = {
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "dots": jax.checkpoint_policies.save_only_these_names(PROJECTED),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 """What each kind of rematerialisation keeps of a block for the backward pass."""

@@ -16,12 +16,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from jax_rele.models.quantize import is_quantized, multiply
 
 COLLECTION = "lora"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear maps of a decoder's block."""
+
+PROJECTED = "projected"
+"""What rematerialisation knows the results of projections by: once with their adapters, not once for each product."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,9 @@ class Projection(nn.Module):
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             y += self.param("bias", zeros, (self.features,), self.param_dtype).astype(x.dtype)
         if self.lora is None or not self.lora.adapts(self.name):
-            return y
+            return checkpoint_name(y, PROJECTED)
         if not (self.is_initializing() or self.has_variable(COLLECTION, "a")):
-            return y
+            return checkpoint_name(y, PROJECTED)
         rank = self.lora.rank
         init_a = nn.with_logical_partitioning(nn.initializers.lecun_normal(), (self.axes[0], "lora_rank"))
         init_b = nn.with_logical_partitioning(nn.initializers.zeros, ("lora_rank", self.axes[1]))
@@ -124,7 +128,7 @@ class Projection(nn.Module):
         # B starts at zero, so that an untrained adapter is the identity.
         b = self.variable(COLLECTION, "b", lambda: init_b(self.make_rng("params"), (rank, self.features), jnp.float32))
         x = nn.Dropout(self.lora.dropout)(x, deterministic=deterministic)
-        return y + self.lora.scale * low_rank(x, a.value, b.value)
+        return checkpoint_name(y + self.lora.scale * low_rank(x, a.value, b.value), PROJECTED)
 
 
 def split(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -275,19 +275,19 @@ def to_hf(
       model: the decoder.
       variables: `params`, and `lora` where adapters are to be merged into the weights that are written.
       path: the folder; it must not exist or be empty.
-      source: the folder of the model that this one was made from; its tokenizer, chat template, generation config and
-        token ids are copied. None: these are the caller's.
+      source: the folder of the model that this one was made from, or of its tokenizer; tokenizer, chat template,
+        generation config and token ids that are there are copied. None: these are the caller's.
       max_shard_size: bytes of a weights file.
 
     Raises:
-      UserError: `path` is not empty, or `source` is not a model's folder.
+      UserError: `path` is not empty, or `source` is no folder.
     """
     config = model.config
     raw = hf_config(config)
     files: dict[str, dict[str, Any] | Path] = {"config.json": raw}
     if source is not None:
         folder = resolve(source, ("config.json", *SIDE_FILES))
-        known = read_json(folder / "config.json")
+        known = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
         raw.update({key: known[key] for key in TOKENS if key in known})
         files.update({file.name: file for pattern in SIDE_FILES for file in folder.glob(pattern) if file.is_file()})
     write_folder(path, files, _outgoing(config, variables), max_shard_size=max_shard_size)

@@ -19,7 +19,16 @@ from jax_rele.errors import UserError
 from jax_rele.models.weights import load_params
 from jax_rele.rationale import RuleAnnotator
 from jax_rele.stages import artefacts
-from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, shard_step, train
+from jax_rele.training import (
+    distributed,
+    init_state,
+    make_mesh,
+    make_optimizer,
+    make_train_step,
+    places_of_process,
+    shard_step,
+    train,
+)
 from jax_rele.training.checkpoint import clear, save_variables
 from jax_rele.types import Pair
 
@@ -87,7 +96,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         kind_weights={"verdict": adapt.verdict_weight},
     )
     counts = {"pairs": len(crossed), "rows": len(rows["targets"]), "steps": optimization.steps}
-    if (run_dir / artefacts.BASE).exists():
+    if distributed.on_main((run_dir / artefacts.BASE).exists):
         return counts  # an earlier attempt ended between writing the base and saying so
 
     # What learns is kept in float32, whatever the precision of the activations; later stages load it in theirs.
@@ -105,7 +114,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     state = train(
         shard_step(step, mesh, state),
         state,
-        batches(rows, optimization.batch_size, config.seed),
+        batches(rows, optimization.batch_size, config.seed, places=places_of_process(mesh, optimization.batch_size)),
         config=optimization,
         mesh=mesh,
         directory=directory,

@@ -29,7 +29,7 @@ from jax_rele.models import Decoder, build_student, build_teacher
 from jax_rele.models.partitioning import check_heads
 from jax_rele.models.weights import NEEDED, SIDE_FILES, check_weights, load_params, resolve
 from jax_rele.rationale import ParseError, parse
-from jax_rele.training import abstract, make_mesh
+from jax_rele.training import abstract, make_local_mesh, make_mesh
 from jax_rele.training.checkpoint import load_variables
 from jax_rele.types import Item, Pair, Rationale, Signals
 
@@ -139,8 +139,8 @@ def load_lora(model: Decoder, run_dir: Path, mesh: jax.sharding.Mesh) -> dict:
 
 
 def load_teacher(config: Config, run_dir: Path) -> Teacher:
-    """The fine-tuned teacher, ready to judge."""
-    mesh = make_mesh(config.mesh)
+    """The fine-tuned teacher, ready to judge on this process's devices."""
+    mesh = make_local_mesh(config.mesh)
     model, tokenizer = teacher_model(config, run_dir)
     base = load_base(config, model, run_dir, mesh)
     lora = load_lora(model, run_dir, mesh)
@@ -183,7 +183,10 @@ def init_student(config: Config, model: nn.Module, tokenizer: PreTrainedTokenize
 
 
 def load_student(config: Config, run_dir: Path, name: str, recipe_name: str) -> Student:
-    """A trained student, ready to predict. Raises UserError where the run has none of that name and recipe."""
+    """A trained student, ready to predict on this process's devices.
+
+    Raises UserError where the run has none of that name and recipe.
+    """
     directory = student_dir(run_dir, name, recipe_name)
     if not directory.is_dir():
         raise UserError(
@@ -191,7 +194,7 @@ def load_student(config: Config, run_dir: Path, name: str, recipe_name: str) -> 
         )
     model, tokenizer = student_model(config, run_dir, name)
     target = abstract(
-        init_student(config, model, tokenizer), make_mesh(config.mesh), jax.random.key(0), collection="params"
+        init_student(config, model, tokenizer), make_local_mesh(config.mesh), jax.random.key(0), collection="params"
     )
     return Student(
         model=model,

@@ -15,7 +15,16 @@ from jax_rele.data.loader import batches, flatten_groups, group_by_query, take_g
 from jax_rele.errors import UserError
 from jax_rele.models import CrossEncoder
 from jax_rele.stages import artefacts
-from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, shard_step, train
+from jax_rele.training import (
+    distributed,
+    init_state,
+    make_mesh,
+    make_optimizer,
+    make_train_step,
+    places_of_process,
+    shard_step,
+    train,
+)
 from jax_rele.training.checkpoint import clear, save_variables
 from jax_rele.types import Pair, Signals
 
@@ -35,7 +44,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
             )
     for student in config.distill.students:
         for recipe in config.distill.recipes:
-            if not (artefacts.student_dir(run_dir, student, recipe) / "variables").exists():
+            if not distributed.on_main((artefacts.student_dir(run_dir, student, recipe) / "variables").exists):
                 train_student(config, run_dir, student, recipe, pairs, signals)
     groups = groups_of(config, pairs, "mkd")
     return {
@@ -64,11 +73,11 @@ def train_student(config: Config, run_dir: Path, name: str, recipe: str, pairs: 
     # A batch holds so many groups, each with labelled pairs of one query, that a recipe without a teacher sees the same
     # labelled pairs in the same step as one that learns from the group's unlabelled pairs too.
     groups = groups_of(config, pairs, recipe)
-    data = batches(
-        take_groups(rows, groups), max(1, optimization.batch_size // distill.group_size), config.seed, flatten_groups
-    )
-
     mesh, tx = make_mesh(config.mesh), make_optimizer(optimization)
+    count = max(1, optimization.batch_size // distill.group_size)
+    places = places_of_process(mesh, count)
+    data = batches(take_groups(rows, groups), count, config.seed, flatten_groups, places)
+
     state = init_state(artefacts.init_student(config, model, tokenizer), "params", {}, tx, mesh, config.seed)
     loss = artefacts.student_objective(config, name, recipe)
     step = make_train_step(

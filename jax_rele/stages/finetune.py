@@ -22,11 +22,13 @@ from jax_rele.stages import artefacts
 from jax_rele.stages.adapt import check_packing, language_loss, language_term
 from jax_rele.training import (
     TrainState,
+    distributed,
     init_state,
     make_evaluate,
     make_mesh,
     make_optimizer,
     make_train_step,
+    places_of_process,
     shard_step,
     train,
 )
@@ -52,7 +54,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         kind_weights={"label": finetune.label_weight},
     )
     counts = {"pairs": len(pairs), "rows": len(rows["targets"]), "steps": optimization.steps}
-    if (run_dir / artefacts.LORA).exists():
+    if distributed.on_main((run_dir / artefacts.LORA).exists):
         return counts  # an earlier attempt ended between writing the adapters and saying so
 
     mesh, tx = make_mesh(config.mesh), make_optimizer(optimization)
@@ -65,7 +67,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     state = train(
         shard_step(step, mesh, state),
         state,
-        batches(rows, optimization.batch_size, config.seed),
+        batches(rows, optimization.batch_size, config.seed, places=places_of_process(mesh, optimization.batch_size)),
         config=optimization,
         mesh=mesh,
         directory=directory,

@@ -9,12 +9,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jax_rele.config import Config
 from jax_rele.data import join_tables, read_pairs_table, read_signals, write_signals
 from jax_rele.inference import Judgements, Teacher, check_words, judge
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
 from jax_rele.stages import artefacts
+from jax_rele.training import distributed
 from jax_rele.types import Pair, Signals
 
 NEEDS = ("prepare", "adapt", "finetune")
@@ -25,12 +28,19 @@ SHARD = 1024
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Writes label distributions, verdict distributions, evidence and rationales."""
+    """Writes label distributions, verdict distributions, evidence and rationales.
+
+    With several processes each judges its own shards on its own devices, and process 0 joins them.
+    """
     pairs = by_query(artefacts.load_pairs(run_dir, "train") + read_pairs_table(run_dir / artefacts.UNLABELLED))
     teacher = artefacts.load_teacher(config, run_dir)
     directory, shards = run_dir / "score" / "shards", range(-(-len(pairs) // SHARD))
-    with pairs_bar("score", len(pairs)) as advance:
-        score_shards(teacher, pairs, directory, shards, advance)
+    own = shards[jax.process_index() :: jax.process_count()]
+    with pairs_bar("score", sum(len(pairs[shard * SHARD : (shard + 1) * SHARD]) for shard in own)) as advance:
+        score_shards(teacher, pairs, directory, own, advance)
+    distributed.barrier("score: every shard is written")
+    if not distributed.is_main():
+        return {}
     return {"label scoring": check_words(teacher.tokenizer, config.labels.names), **join(config, run_dir, shards)}
 
 

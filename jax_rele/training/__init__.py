@@ -1,11 +1,10 @@
 """Pure steps, sharding put on from outside, checkpoints, and the loop."""
 
+from jax_rele.models.partitioning import AXES, RULES, use
 from jax_rele.training.held_out import make_evaluate
 from jax_rele.training.loop import train
 from jax_rele.training.optimizer import learning_rate, make_optimizer
 from jax_rele.training.sharding import (
-    AXES,
-    RULES,
     abstract,
     born_sharded,
     init_state,
@@ -14,7 +13,6 @@ from jax_rele.training.sharding import (
     place,
     places_of_process,
     shard_step,
-    use,
 )
 from jax_rele.training.state import TrainState, create_state
 from jax_rele.training.step import make_train_step

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_rele import config
 from jax_rele.errors import UserError
-from jax_rele.models.partitioning import AXES, RULES, shardings, use
+from jax_rele.models.partitioning import AXES, shardings, use
 from jax_rele.training.state import TrainState, create_state
 
 BATCH = PartitionSpec(("data", "fsdp"))

@@ -1,0 +1,79 @@
+"""The process that plans: `python -m jax_rele.plan`, a request on standard input, the plan on standard output.
+
+It is apart from the command because a TPU's compiler, once loaded, changes how JAX finds devices, and because the
+number of CPU devices is settled before JAX starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+
+from jax_rele.errors import UserError
+from jax_rele.plan.topology import Topology, parse_topology
+
+
+def main() -> None:
+    # What libraries print must not stand between the lines of the answer.
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(**line):
+        print(json.dumps(line), file=answer, flush=True)
+
+    request = json.load(sys.stdin)
+    try:
+        say(plan=_plan(request, lambda text: say(doing=text)))
+    except UserError as error:
+        say(error=str(error))
+
+
+def _plan(request: dict, doing) -> dict:
+    topology = parse_topology(request["topology"])
+    devices = _devices(topology)
+    # JAX is told of its devices before anything else can ask for them.
+    from jax_rele import config as configs
+    from jax_rele.plan.estimate import RESERVE, estimate
+    from jax_rele.plan.steps import steps
+    from jax_rele.training import make_mesh
+
+    config = configs.from_dict(request["config"], request["path"])
+    mesh, kind = make_mesh(config.mesh, devices), topology.chip.kind
+    found = []
+    for name, make in steps(config, mesh, kind, request["steps"]):
+        doing(name)
+        narrow = config.teacher.dtype == "bfloat16" and name not in config.distill.students
+        found.append(estimate(make(), topology, widened=kind == "gpu" and narrow).to_dict())
+    if not found:
+        names = " or ".join(request["steps"])
+        raise UserError(f"{request['path']}: its run has no step {names}; name others in --steps")
+    return {
+        "config": request["path"],
+        "topology": topology.name,
+        "devices": topology.devices,
+        "chip": dataclasses.asdict(topology.chip),
+        "mesh": dict(mesh.shape),
+        "reserve": RESERVE[kind],
+        "steps": found,
+    }
+
+
+def _devices(topology: Topology) -> list:
+    import jax
+
+    if topology.chip.kind == "gpu":
+        jax.config.update("jax_num_cpu_devices", topology.devices)
+        return jax.devices("cpu")
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
+        raise UserError(f"--topology {topology.name}: the TPU compiler does not know it: {reason}") from None
+
+
+if __name__ == "__main__":
+    main()

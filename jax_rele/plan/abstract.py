@@ -1,0 +1,54 @@
+"""Arrays that are not there: shapes, types and shardings of states and batches, and what a chip would hold of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jax_rele.models.partitioning import RULES, shardings
+from jax_rele.training.state import TrainState, create_state
+
+
+def born(make: Callable[[jax.Array], Any], mesh: jax.sharding.Mesh) -> Any:
+    """What `make(rng)` would be on the mesh; its arrays carry logical axis names, as `Module.init` gives them."""
+    boxed = jax.eval_shape(make, jax.random.key(0))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        nn.unbox(boxed),
+        shardings(boxed, mesh),
+    )
+
+
+def train_state(
+    init: Callable[[jax.Array], Any], trainable: str, frozen: Any, tx: Any, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """The state at step 0 that `training.init_state` would make."""
+    state = born(lambda rng: create_state({trainable: init(rng)[trainable]}, {}, tx), mesh)
+    return TrainState(state.step, state.trainable, frozen, state.opt_state)
+
+
+def array(mesh: jax.sharding.Mesh, shape: tuple[int, ...], dtype: Any, axes: tuple[str | None, ...] = ()) -> Any:
+    """One array, split as its logical axis names say; without names every chip has all of it."""
+    spec = nn.logical_to_mesh_axes(axes, RULES) if axes else PartitionSpec()
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=NamedSharding(mesh, spec))
+
+
+def rows(mesh: jax.sharding.Mesh, count: int, dtype: Any, *rest: int) -> Any:
+    """[count, *rest], split by rows."""
+    return array(mesh, (count, *rest), dtype, ("batch", *[None] * len(rest)))
+
+
+def bytes_per_chip(tree: Any) -> int:
+    """Bytes that one chip holds of the arrays of a tree."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * _bits(x.dtype) // 8 for x in jax.tree.leaves(tree))
+
+
+def _bits(dtype: Any) -> int:
+    """Of one number; accelerators keep two 4-bit numbers in a byte."""
+    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else dtype.itemsize * 8

@@ -1,0 +1,300 @@
+"""Compiled programs as the text of their HLO modules, and the collectives in them.
+
+XLA's own cost analysis counts the body of a loop once. Here a loop counts as often as it runs, which for a `scan` is
+known; a loop of unknown length counts once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An array: its element type, its bytes, and whether it lies in HBM rather than in a core's own memory."""
+
+    kind: str
+    bytes: int
+    in_hbm: bool
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction; `shapes` are the arrays of its result, a tuple's in order."""
+
+    name: str
+    op: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    attributes: str
+
+    @property
+    def bytes(self) -> int:
+        return sum(shape.bytes for shape in self.shapes)
+
+    def called(self, key: str) -> str | None:
+        """The computation that an attribute such as `body` names."""
+        found = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
+        return found.group(1) if found else None
+
+
+@dataclass
+class Computation:
+    """Instructions by name, in order; the last is the root."""
+
+    instructions: dict[str, Instruction] = field(default_factory=dict)
+    root: str = ""
+
+    def operands(self, instruction: Instruction) -> list[Instruction]:
+        return [self.instructions[name] for name in instruction.operands if name in self.instructions]
+
+
+@dataclass(frozen=True)
+class Module:
+    """Computations by name; `partitions` is the number of devices that run the program together."""
+
+    computations: dict[str, Computation]
+    entry: str
+    partitions: int
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A collective operation.
+
+    Attributes:
+      kind: one of `COLLECTIVES`.
+      bytes: what one chip holds of the whole result of an all-gather, and what it brings to any other kind.
+      group: chips that take part together.
+      count: how often it runs in a step.
+      source: the operation of the model that it belongs to.
+    """
+
+    kind: str
+    bytes: int
+    group: int
+    count: int
+    source: str
+
+    @property
+    def moved(self) -> float:
+        """Bytes that one chip sends in a step, by ring algorithms."""
+        share = (self.group - 1) / self.group
+        once = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+        return once * self.bytes * self.count
+
+
+# ---- reading
+
+_SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_OP = re.compile(r"\s*([a-z][\w\-]*)\(")
+
+
+def parse(text: str) -> Module:
+    """Reads the text of a module, as `compiled.as_text()` gives it."""
+    computations: dict[str, Computation] = {}
+    entry, current = "", Computation()
+    for line in text.splitlines():
+        if line and not line[0].isspace() and (header := _HEADER.match(line)):
+            current = computations[header.group(2)] = Computation()
+            entry = header.group(2) if header.group(1) else entry
+        elif (found := _INSTRUCTION.match(line)) and (made := _instruction(found.group(2), found.group(3))):
+            current.instructions[made.name] = made
+            if found.group(1):
+                current.root = made.name
+    partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
+    return Module(computations, entry, int(partitions.group(1)) if partitions else 1)
+
+
+def _instruction(name: str, rest: str) -> Instruction | None:
+    rest = re.sub(r"/\*.*?\*/", "", rest)
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
+    op = _OP.match(rest, end)
+    if end <= 0 or op is None:
+        return None
+    close = _closing(rest, op.end() - 1)
+    operands = tuple(re.findall(r"%([\w.\-]+)", rest[op.end() : close]))
+    attributes = rest[close + 1 :]
+    if op.group(1) in ("constant", "parameter"):
+        attributes = rest[op.end() : close]
+    return Instruction(name, op.group(1), _shapes(rest[:end]), operands, attributes)
+
+
+def _closing(text: str, start: int) -> int:
+    """The place of the parenthesis that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place
+    return len(text) - 1
+
+
+def _shapes(text: str) -> tuple[Shape, ...]:
+    return tuple(
+        Shape(kind, _bits(kind) * math.prod(map(int, filter(None, sizes.split(",")))) // 8, "S(" not in layout)
+        for kind, sizes, layout in _SHAPE.findall(text)
+    )
+
+
+def _bits(kind: str) -> int:
+    if kind == "pred":
+        return 8
+    digits = re.search(r"\d+", kind)
+    return int(digits.group()) if digits else 0  # tokens
+
+
+# ---- walking
+
+
+def executed(module: Module) -> Iterator[tuple[Computation, int]]:
+    """Computations that run as such (not those inside fusions or reductions) and how often."""
+    counts: dict[str, int] = defaultdict(int)
+
+    def visit(name, times):
+        counts[name] += times
+        for instruction in module.computations[name].instructions.values():
+            if instruction.op == "while":
+                trips = trip_count(module, instruction)
+                visit(instruction.called("body"), times * trips)
+                visit(instruction.called("condition"), times * trips)
+            elif instruction.op == "call" or instruction.op == "async-start":
+                visit(instruction.called("to_apply") or instruction.called("calls"), times)
+            elif instruction.op == "conditional":
+                branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+                named = re.findall(r"%?([\w.\-]+)", branches.group(1)) if branches else []
+                for branch in named or [
+                    instruction.called("true_computation"),
+                    instruction.called("false_computation"),
+                ]:
+                    visit(branch, times)
+
+    visit(module.entry, 1)
+    for name, times in counts.items():
+        yield module.computations[name], times
+
+
+def trip_count(module: Module, loop: Instruction) -> int:
+    """How often a `while` runs its body; 1 where it cannot be told."""
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if known:
+        return int(known.group(1))
+    # Loops made by `scan` count up from 0 to a constant; the compiler may have put several rounds into one.
+    condition, body = (module.computations[loop.called(name)] for name in ("condition", "body"))
+    compare = condition.instructions[condition.root]
+    if compare.op != "compare" or "direction=LT" not in compare.attributes:
+        return 1
+    counter, end = condition.operands(compare)
+    if counter.op != "get-tuple-element" or end.op != "constant" or not end.attributes.isdigit():
+        return 1
+    place = int(counter.called("index"))
+    step = _added(body, body.instructions[body.root].operands[place], place)
+    return -(-int(end.attributes) // step) if step else 1
+
+
+def _added(body: Computation, name: str, place: int) -> int | None:
+    """What `name` adds to the element `place` of a loop's state; None where it is something else."""
+    instruction = body.instructions[name]
+    if instruction.op == "get-tuple-element":
+        return 0 if int(instruction.called("index")) == place else None
+    if instruction.op == "copy":
+        return _added(body, instruction.operands[0], place)
+    if instruction.op == "add":
+        left, right = body.operands(instruction)
+        counter, constant = (right, left) if left.op == "constant" else (left, right)
+        before = _added(body, counter.name, place)
+        if before is not None and constant.op == "constant" and constant.attributes.isdigit():
+            return before + int(constant.attributes)
+    return None
+
+
+# ---- collectives
+
+
+def collectives(text: str | Module, *, widened: bool = False) -> list[Collective]:
+    """The collectives of a step, equal ones of one source counted together.
+
+    Args:
+      text: of the module.
+      widened: whether float32 counts as 16 bits, for programs whose compiler widened bfloat16.
+    """
+    module = parse(text) if isinstance(text, str) else text
+    found: dict[Collective, int] = defaultdict(int)
+    for instruction, inside, fusion, times in collective_instructions(module):
+        kind = instruction.op.removesuffix("-start")
+        if kind == "all-reduce" and fusion.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"
+        group = _group(instruction.attributes, module.partitions)
+        size = sum(
+            shape.bytes // (2 if widened and shape.kind == "f32" else 1)
+            for operand in inside.operands(instruction)
+            for shape in operand.shapes
+        )
+        size *= group if kind == "all-gather" else 1
+        source = re.search(r'op_name="([^"]*)"', instruction.attributes)
+        found[Collective(kind, size, group, 0, source.group(1) if source else "")] += times
+    # A group of one exchanges nothing.
+    return [replace(collective, count=count) for collective, count in found.items() if collective.group > 1]
+
+
+def collective_instructions(module: Module) -> Iterator[tuple[Instruction, Computation, str, int]]:
+    """(the collective, the computation it is in, the name of that where it is a fusion's, how often it runs)."""
+    # The TPU compiler hides a collective behind other work by cutting it into pieces that it fuses with that work, also
+    # with that of loops; the pieces share a channel, and the first is outside of them.
+    channels = set()
+    for computation, times in executed(module):
+        for instruction, inside, fusion in _with_fused(module, computation):
+            if instruction.op.removesuffix("-start") not in COLLECTIVES:
+                continue
+            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+            if fusion and channel and channel.group(1) in channels:
+                continue
+            if fusion and channel:
+                channels.add(channel.group(1))
+            yield instruction, inside, fusion, times
+
+
+def _with_fused(module: Module, computation: Computation) -> Iterator[tuple[Instruction, Computation, str]]:
+    """The instructions of a computation and of what it fuses: (instruction, where it is, name of the fusion's body)."""
+    pending = [(computation, "")]
+    while pending:
+        inside, name = pending.pop()
+        for instruction in inside.instructions.values():
+            yield instruction, inside, name
+            if instruction.op == "fusion":
+                called = instruction.called("calls")
+                pending.append((module.computations[called], called))
+
+
+def _group(attributes: str, partitions: int) -> int:
+    """Size of the groups of a collective, which are written in one of four ways."""
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
+        to = dict(re.findall(r"(\d+),(\d+)", pairs.group(1)))
+        return _cycle(to)
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'([^']*)'=(\d+)", named.group(1)))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']*)'", named.group(2)))
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
+        return int(iota.group(1))
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return len(listed.group(1).split(","))
+    return partitions
+
+
+def _cycle(to: dict[str, str]) -> int:
+    """Chips of the longest ring or chain along which a permutation sends."""
+    longest = 0
+    for start in to:
+        chips, chip = {start}, start
+        while (chip := to.get(chip, start)) not in chips:
+            chips.add(chip)
+        longest = max(longest, len(chips))
+    return longest

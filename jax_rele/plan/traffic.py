@@ -1,0 +1,107 @@
+"""What a compiled program moves between HBM and the cores, read from the text of its HLO module."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from jax_rele.plan.hlo import COLLECTIVES, Computation, Instruction, Module, collective_instructions, executed, parse
+
+_FREE = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all"),
+    *("async-start", "partition-id", "replica-id", "opt-barrier", "domain", "add-dependency"),
+)
+"""What moves nothing itself."""
+
+
+def traffic(text: str | Module) -> int:
+    """Bytes that one chip moves between HBM and its cores in a step: what instructions read and what they write.
+
+    A slice counts as what it takes, an update in place as what it changes; what stays in a core's own memory counts
+    nothing. Fused instructions count by what goes in and out of the fusion.
+    """
+    module = parse(text) if isinstance(text, str) else text
+    total = sum(
+        times * _moved(module, computation, instruction)
+        for computation, times in executed(module)
+        for instruction in computation.instructions.values()
+    )
+    # A fusion that holds a piece of a collective moves it; that counts once.
+    return total + sum(
+        times * _in_hbm(instruction, *inside.operands(instruction))
+        for instruction, inside, fusion, times in collective_instructions(module)
+        if fusion
+    )
+
+
+def _in_hbm(*instructions: Instruction) -> int:
+    return sum(shape.bytes for instruction in instructions for shape in instruction.shapes if shape.in_hbm)
+
+
+def _moved(module: Module, computation: Computation, instruction: Instruction) -> int:
+    op, operands = instruction.op, computation.operands(instruction)
+    if op in _FREE or op.endswith("-done"):
+        return 0
+    if op == "fusion":
+        fused = module.computations[instruction.called("calls")]
+        return _read_by_fusion(module, fused, operands) + _written(instruction, fused)
+    if op in ("slice", "dynamic-slice", "gather", "slice-start"):
+        taken = instruction.shapes[len(operands) if op == "slice-start" else 0]
+        return taken.bytes * (operands[0].shapes[0].in_hbm + taken.in_hbm)
+    if op in ("dynamic-update-slice", "scatter"):
+        return 2 * operands[1 if op == "dynamic-update-slice" else -1].bytes
+    if op.endswith("-start"):
+        # The result is a tuple that begins with the destination (copies) or with the operands (the others).
+        results = (
+            instruction.shapes[:1] if op == "copy-start" else instruction.shapes[len(operands) : 2 * len(operands)]
+        )
+        instruction = replace(instruction, shapes=results)
+    return _in_hbm(instruction, *operands)
+
+
+def _read_by_fusion(module: Module, fused: Computation, operands: list[Instruction]) -> int:
+    parameters = [x for x in fused.instructions.values() if x.op == "parameter"]
+    # What a fusion reads of an operand in HBM; the fused computation says how much of it.
+    return sum(
+        min(_taken(module, fused, parameter), parameter.bytes)
+        for parameter in parameters
+        if (place := int(parameter.attributes)) < len(operands) and _in_hbm(operands[place])
+    )
+
+
+def _taken(module: Module, fused: Computation, source: Instruction) -> int:
+    """Bytes of `source` that the instructions of a fused computation read."""
+    total = 0
+    for user in fused.instructions.values():
+        if source.name not in user.operands:
+            continue
+        if user.op == "bitcast":
+            total += _taken(module, fused, user)
+        elif user.op in ("dynamic-slice", "slice", "gather"):
+            total += user.bytes
+        elif user.op == "fusion":
+            inner = module.computations[user.called("calls")]
+            places = [place for place, name in enumerate(user.operands) if name == source.name]
+            total += sum(
+                min(_taken(module, inner, x), x.bytes)
+                for x in inner.instructions.values()
+                if x.op == "parameter" and int(x.attributes) in places
+            )
+        elif user.op == "dynamic-update-slice" and user.operands[0] == source.name:
+            continue
+        elif user.op not in ("tuple", *COLLECTIVES) and "AsyncCollective" not in user.attributes:
+            total += source.bytes
+    return total
+
+
+def _written(instruction: Instruction, fused: Computation) -> int:
+    root = fused.instructions[fused.root]
+    roots = fused.operands(root) if root.op == "tuple" else [root]
+    total = 0
+    for shape, result in zip(instruction.shapes, roots):
+        while result.op == "bitcast":
+            result = fused.operands(result)[0]
+        if result.op == "dynamic-update-slice":
+            shape = replace(shape, bytes=fused.operands(result)[1].bytes)
+        passed_on = result.op in ("parameter", *COLLECTIVES) or "AsyncCollective" in result.attributes
+        total += shape.bytes if shape.in_hbm and not passed_on else 0
+    return total

@@ -1,0 +1,154 @@
+"""A teacher that starts from a folder in the Hugging Face form: the same stages, and back to a folder again."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jax_rele import cli, pipeline
+from jax_rele.data import read_signals
+from jax_rele.models import from_hf, load_peft
+from jax_rele.rationale import parse
+
+OPEN = """
+name: open
+data: {{path: {pairs}, fields: {{item: product, query_tags: queryner}}, crossed_per_query: 1}}
+labels:
+  written_as: {{E: Exact, S: Substitute, C: Complement, I: Irrelevant}}
+run_root: {root}
+teacher:
+  init: {folder}
+  instructions: "Compare query and item."
+  dtype: float32
+  remat: full
+  prompt_length: 64
+  lora: {{rank: 4, alpha: 8, rank_stabilized: true, targets: "(q|v|down)_proj"}}
+adapt: {{enabled: false}}
+finetune:
+  pack_to: 256
+  evaluate_every: 2
+  optimization: {{steps: 4, batch_size: 16, micro_batches: 2, learning_rate: 1.0e-2, checkpoint_every: 2, log_every: 2}}
+student: {{vocab_size: 600, layers: 1, width: 32, heads: 2, mlp_width: 32, query_length: 12, item_length: 20}}
+distill:
+  students: [cross_encoder]
+  recipes: [mkd]
+  group_size: 2
+  optimization: {{steps: 2, batch_size: 16, checkpoint_every: 2, log_every: 2}}
+evaluate: {{bootstrap_samples: 50, report_pairs: 4}}
+"""
+
+
+def jax_rele(*arguments) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def open_model(tiny, tmp_path_factory):
+    """(config file, run folder, folder of the base) of a finished run; the base is another run's teacher, exported."""
+    root = tmp_path_factory.mktemp("open")
+    assert jax_rele("export", tiny[1], "--output", root / "base") == 0
+    file = root / "open.yaml"
+    pairs = tiny[0].parent / "pairs.jsonl"
+    file.write_text(OPEN.format(pairs=pairs, root=root / "runs", folder=root / "base"), "utf-8")
+    assert jax_rele("run", file) == 0
+    return file, root / "runs" / "open", root / "base"
+
+
+def test_every_stage_runs_and_adapt_does_nothing(open_model):
+    _, run_dir, base = open_model
+    manifests = {name: json.loads((run_dir / name / "manifest.json").read_text()) for name in pipeline.STAGES}
+    assert all(manifest["status"] == "finished" for manifest in manifests.values())
+    assert f"teacher.init {base}" in manifests["prepare"]["inputs"]
+    assert not (run_dir / "adapt" / "base").exists()
+    signals = read_signals(
+        run_dir / "score" / "signals.parquet", *(read(pipeline.read_config(run_dir)) for read in (labels, dimensions))
+    )
+    assert all(parse(text).comparisons for text in signals.rationales)
+
+
+def labels(config):
+    return config.labels.names
+
+
+def dimensions(config):
+    return config.rationale.dimensions
+
+
+def test_held_out_loss_and_accuracy_are_measured_while_it_runs(open_model):
+    lines = [json.loads(line) for line in (open_model[1] / "finetune" / "metrics.jsonl").read_text().splitlines()]
+    held_out = [line for line in lines if any(key.startswith("eval/") for key in line)]
+    assert [line["step"] for line in held_out] == [2, 4]
+    for line in held_out:
+        assert 0 < line["eval/loss"] < 20
+        assert 0 <= line["eval/label_accuracy"] <= 1
+
+
+def test_exported_weights_are_base_and_adapters(open_model, tmp_path):
+    _, run_dir, base = open_model
+    assert jax_rele("export", run_dir, "--output", tmp_path / "merged") == 0
+    assert jax_rele("export", run_dir, "--output", tmp_path / "adapters", "--adapters") == 0
+    model, variables = from_hf(base, dtype=jnp.float32)
+    adapted, lora = load_peft(tmp_path / "adapters", model)
+    assert adapted.config.lora.scale == 4.0
+    merged, merged_variables = from_hf(tmp_path / "merged", dtype=jnp.float32)
+    tokens = np.arange(12).reshape(1, 12)
+    one = adapted.apply({**variables, **lora}, tokens).hidden
+    np.testing.assert_allclose(one, merged.apply(merged_variables, tokens).hidden, atol=1e-4)
+    assert np.abs(one - model.apply(variables, tokens).hidden).max() > 1e-3
+    assert (tmp_path / "merged" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert dataclasses.replace(merged.config, lora=None) == dataclasses.replace(model.config, lora=None)
+    assert jax_rele("export", run_dir, "--output", tmp_path / "merged") == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda base: (base / "config.json").unlink(), "config.json"),
+        (lambda base: truncate(base / "model.safetensors"), "model.safetensors"),
+        (lambda base: drop(base / "model.safetensors", "model.norm.weight"), "model.norm.weight"),
+        (lambda base: cut_embedding(base), "tokens"),
+        (lambda base: edit(base / "config.json", hidden_act="gelu"), "hidden_act"),
+        (lambda base: edit(base / "config.json", max_position_embeddings=80), "80"),
+        (lambda base: (base / "tokenizer.json").unlink(), "tokenizer"),
+    ],
+)
+def test_a_bad_folder_is_one_line_before_anything_is_written(open_model, tmp_path, capsys, damage, message):
+    file, _, base = open_model
+    copy = tmp_path / "base"
+    copy.mkdir()
+    for path in base.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    damage(copy)
+    capsys.readouterr()
+    options = ["--teacher.init", copy, "--run_root", tmp_path / "runs"]
+    assert jax_rele("run", file, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs" / "open" / "prepare").exists()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def drop(path, name):
+    tensors = load_file(path)
+    del tensors[name]
+    save_file(tensors, path)
+
+
+def cut_embedding(base):
+    tensors = load_file(base / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in tensors:
+            tensors[name] = tensors[name][:400]
+    save_file(tensors, base / "model.safetensors")
+    edit(base / "config.json", vocab_size=400)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
