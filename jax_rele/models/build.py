@@ -45,6 +45,11 @@ def build_teacher(teacher: config.Teacher, vocab_size: int) -> Decoder:
                 f"{teacher.init}: the tokenizer has {vocab_size} tokens, the embedding {found.vocab_size} rows; "
                 "these are not of one model"
             )
+        if teacher.attention != "xla" and len(set(found.windows)) > 1:
+            raise UserError(
+                f"teacher.attention: {teacher.attention} takes one window for all layers, and those of {teacher.init} "
+                "differ; set it to xla"
+            )
         return Decoder(found)
     shape = teacher.random
     return Decoder(

@@ -71,7 +71,10 @@ def _devices(topology: Topology) -> list:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
     except jax.errors.JaxRuntimeError as error:
-        reason = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
+        reason = " ".join(str(error).split())
+        if not reason.startswith("INVALID_ARGUMENT: "):
+            raise
+        reason = reason.removeprefix("INVALID_ARGUMENT: ")
         raise UserError(f"--topology {topology.name}: the TPU compiler does not know it: {reason}") from None
 
 

@@ -49,8 +49,14 @@ def make_plan(path: str, config: Config, topology: str, names: Sequence[str], co
     if parse_topology(topology).chip.kind == "tpu" and importlib.util.find_spec("libtpu") is None:
         raise UserError(f"--topology {topology} needs the TPU compiler: pip install 'jax_rele[tpu]'")
     request = {"path": path, "config": config.model_dump(mode="json"), "topology": topology, "steps": list(names)}
-    # Without these two JAX would look for a TPU on this machine, and for Google's metadata server.
-    environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
+    # JAX must not look for a TPU on this machine, nor its library for Google's metadata server, and plans may be made
+    # side by side, which use no TPU.
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
     with tempfile.TemporaryFile("w+") as noise:
         with subprocess.Popen(
             [sys.executable, "-m", "jax_rele.plan"],

@@ -31,7 +31,7 @@ class Estimate:
       limit: bytes that the step may take, the reserve left out.
       attention: bytes of the whole step by implementation of attention, None as above; the config's own comes first.
       tokens: tokens that the step reads.
-      executed, required: floating-point operations, with and without what is recomputed.
+      executed, required: floating-point operations, with and without what `remat` computes again.
       collectives: what is sent, most bytes first.
       seconds: least time by resource: `compute`, `memory` and `links`.
     """

@@ -73,7 +73,7 @@ def notes(plan: dict[str, Any]) -> list[str]:
     found = [
         f"{chip['name']}: {peak}. {plan['reserve']:.0%} of its memory is left to the runtime.",
         "Times are the least that is possible: peak rates, and compute, HBM and links at once. MFU counts what would "
-        "be computed without recomputation; it and tokens/s count padding.",
+        "be computed without remat; it and tokens/s count padding.",
     ]
     if chip["kind"] == "tpu":
         return [*found, "Compiled for this topology; nothing was run or allocated."]

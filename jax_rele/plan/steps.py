@@ -55,7 +55,7 @@ class Step:
       lower: the program, by implementation of attention; the config's own comes first.
       unseen: bytes per chip that an implementation takes beside what the lowered program shows.
       executed: floating-point operations over all chips.
-      required: those that it would take without recomputing anything.
+      required: those that it would take without `remat`. Both are counted with xla's attention.
     """
 
     name: str

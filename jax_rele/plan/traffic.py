@@ -12,6 +12,9 @@ _FREE = (
 )
 """What moves nothing itself."""
 
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+"""What changes a part of its first operand in place, and which operand holds the new values."""
+
 
 def traffic(text: str | Module) -> int:
     """Bytes that one chip moves between HBM and its cores in a step: what instructions read and what they write.
@@ -47,8 +50,8 @@ def _moved(module: Module, computation: Computation, instruction: Instruction) -
     if op in ("slice", "dynamic-slice", "gather", "slice-start"):
         taken = instruction.shapes[len(operands) if op == "slice-start" else 0]
         return taken.bytes * (operands[0].shapes[0].in_hbm + taken.in_hbm)
-    if op in ("dynamic-update-slice", "scatter"):
-        return 2 * operands[1 if op == "dynamic-update-slice" else -1].bytes
+    if op in _UPDATES:
+        return 2 * operands[_UPDATES[op]].bytes
     if op.endswith("-start"):
         # The result is a tuple that begins with the destination (copies) or with the operands (the others).
         results = (
@@ -86,7 +89,7 @@ def _taken(module: Module, fused: Computation, source: Instruction) -> int:
                 for x in inner.instructions.values()
                 if x.op == "parameter" and int(x.attributes) in places
             )
-        elif user.op == "dynamic-update-slice" and user.operands[0] == source.name:
+        elif user.op in _UPDATES and user.operands[0] == source.name:
             continue
         elif user.op not in ("tuple", *COLLECTIVES) and "AsyncCollective" not in user.attributes:
             total += source.bytes
@@ -100,8 +103,8 @@ def _written(instruction: Instruction, fused: Computation) -> int:
     for shape, result in zip(instruction.shapes, roots):
         while result.op == "bitcast":
             result = fused.operands(result)[0]
-        if result.op == "dynamic-update-slice":
-            shape = replace(shape, bytes=fused.operands(result)[1].bytes)
+        if result.op in _UPDATES:
+            shape = replace(shape, bytes=fused.operands(result)[_UPDATES[result.op]].bytes)
         passed_on = result.op in ("parameter", *COLLECTIVES) or "AsyncCollective" in result.attributes
         total += shape.bytes if shape.in_hbm and not passed_on else 0
     return total

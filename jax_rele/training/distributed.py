@@ -188,6 +188,8 @@ def _fail(error: BaseException) -> None:
     else:
         status, told = 1, f"{type(error).__name__}; its traceback is above or in its own log"
     client = global_state.client
+    if not is_main():
+        _failed.wait(1.0)  # what every process finds is said by process 0
     try:
         client.key_value_try_get(_FAILED)
     except jax.errors.JaxRuntimeError:  # nobody has: what goes wrong after a failure elsewhere follows from it
@@ -215,6 +217,8 @@ def _leave() -> None:
                 client.blocking_key_value_get(f"jax_rele/left/{other}", left)
         else:
             client.key_value_set(f"jax_rele/left/{global_state.process_id}", "")
+        # Together: a process that loses the store while it is still connected ends with a crash report.
+        jax.distributed.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -68,7 +68,7 @@ for ((process = 0; process < count; process++)); do
   start "$process" "$@" &
   pids+=("$!")
 done
-trap 'exit 130' INT
+trap 'signal INT' INT
 trap 'signal TERM' TERM
 
 worst=0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jax_rele import config
 from jax_rele.errors import UserError
-from jax_rele.models import Decoder, DecoderConfig, LoraSpec, Mask, Rope, attention, rotary, splash
+from jax_rele.models import Decoder, DecoderConfig, LoraSpec, Mask, attention, splash
 from jax_rele.training import make_mesh
 from jax_rele.training.sharding import use
 
@@ -264,14 +264,3 @@ def test_other_lengths_of_keys_than_of_queries_are_refused(implementation):
     (q, k, v, _), mask, _ = example("causal", 8)
     with pytest.raises(ValueError, match=r"as many keys \(8\) as queries \(5\)"):
         attention(q[:, :5], k, v, mask, implementation)
-
-
-def test_rotary_scores_depend_on_the_distance_alone():
-    q, k = RNG.normal(size=(2, 1, 1, 1, 16)).astype(np.float32)
-
-    def score(i, j):
-        at = (rotary(x, np.array([[p]]), Rope(10_000.0)) for x, p in ((q, i), (k, j)))
-        return float(np.sum(np.prod([np.asarray(x) for x in at], axis=0)))
-
-    assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
-    assert abs(score(7, 3) - score(7, 4)) > 1e-3
