@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from jax_rele.errors import UserError
 
 PAD, BEGIN, END = "<pad>", "<s>", "</s>"
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""Files of which a tokenizer's folder has at least one."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -63,6 +65,8 @@ def load_tokenizer(path: Path, special: Sequence[str]) -> PreTrainedTokenizerFas
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such tokenizer folder; run the stage that writes it")
+    if not any((path / name).exists() for name in FILES):
+        raise UserError(f"{path}: no tokenizer in this folder; it needs one of {', '.join(FILES)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, split_special_tokens=True)
     except Exception as error:

@@ -64,11 +64,11 @@ def shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
     return found
 
 
-def check_heads(heads: int, kv_heads: int, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError where a head would be split over devices."""
+def check_heads(model: str, heads: int, kv_heads: int, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError where a head of the model, which the message calls `model`, would be split over devices."""
     tensor = mesh.shape["tensor"]
     for name, count in (("heads", heads), ("kv_heads", kv_heads)):
         if count % tensor:
             raise UserError(
-                f"mesh: tensor = {tensor} devices do not divide the model's {count} {name}; change `mesh.tensor`"
+                f"mesh: tensor = {tensor} devices do not divide the {model}'s {count} {name}; change `mesh.tensor`"
             )

@@ -158,6 +158,11 @@ def stored_bytes(params: Any) -> int:
     return sum(math.prod(leaf.shape) * bits(leaf.dtype) for leaf in jax.tree.leaves(params)) // 8
 
 
+def check_available() -> None:
+    """Raises UserError where the package that quantizes is not installed."""
+    _qwix()
+
+
 def _qwix():
     try:
         import qwix

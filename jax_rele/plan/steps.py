@@ -88,7 +88,7 @@ def steps(
         )
     random = config.teacher.init == "random"
     model = build_teacher(config.teacher, config.teacher.random.vocab_size if random else 0)
-    check_heads(model.config.heads, model.config.kv_heads, mesh)
+    check_heads("teacher", model.config.heads, model.config.kv_heads, mesh)
     # Its parameters are the same whatever computes attention, and xla can be traced anywhere.
     model = model.clone(config=dataclasses.replace(model.config, attention="xla"))
     makers = {
@@ -102,7 +102,7 @@ def steps(
         if name in names and maker is not None:
             yield name, maker
     if "distill" in names:
-        check_heads(config.student.heads, config.student.heads, mesh)
+        check_heads("student", config.student.heads, config.student.heads, mesh)
         for student in config.distill.students:
             yield student, partial(_distill, config, student, mesh)
 

@@ -21,12 +21,14 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele.config import Config
 from jax_rele.data import RATIONALES as TABLE
 from jax_rele.data import read_pairs_table, read_signals, read_table
+from jax_rele.data.encoding import encode_prompts
 from jax_rele.data.tokenizer import load_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.inference import Student, Teacher, check_lengths, check_words, encode_inputs
 from jax_rele.losses import recipe
 from jax_rele.models import Decoder, build_student, build_teacher
 from jax_rele.models.partitioning import check_heads
+from jax_rele.models.quantize import check_available, quantize_params
 from jax_rele.models.weights import NEEDED, SIDE_FILES, check_weights, load_params, resolve
 from jax_rele.rationale import ParseError, parse
 from jax_rele.training import abstract, make_local_mesh, make_mesh
@@ -85,19 +87,23 @@ def teacher_model(config: Config, run_dir: Path) -> tuple[Decoder, PreTrainedTok
 def preflight(config: Config) -> None:
     """Raises UserError for what would otherwise fail after long work.
 
-    That is: a mesh that does not fit the devices or the models' heads; and where the teacher starts from weights, a
-    folder that is not whole, a tokenizer that is not the weights', labels that it cannot tell apart, or prompts and
-    rationales longer than the context.
+    That is: a mesh that does not fit the devices, the models' heads or the rows of a batch; and where the teacher
+    starts from weights, a config that is not supported, a folder that is not whole, a tokenizer that is not the
+    weights', labels that it cannot tell apart, or prompts and rationales longer than the context.
     """
     mesh, teacher = make_mesh(config.mesh), config.teacher
-    check_heads(config.student.heads, config.student.heads, mesh)
+    check_heads("student", config.student.heads, config.student.heads, mesh)
+    _check_rows(config, mesh)
     if teacher.init == "random":
-        return check_heads(teacher.random.heads, teacher.random.kv_heads, mesh)
+        return check_heads("teacher", teacher.random.heads, teacher.random.kv_heads, mesh)
     folder = base_folder(config)
-    tokenizer = load_tokenizer(folder, DECODER_TOKENS)
-    shape = build_teacher(teacher, len(tokenizer)).config
-    check_heads(shape.heads, shape.kv_heads, mesh)
+    shape = build_teacher(teacher, 0).config
+    check_heads("teacher", shape.heads, shape.kv_heads, mesh)
     check_weights(folder, shape)
+    if teacher.quantize != "none":
+        check_available()
+    tokenizer = load_tokenizer(folder, DECODER_TOKENS)
+    build_teacher(teacher, len(tokenizer))
     check_words(tokenizer, config.labels.names)
     check_lengths(
         tokenizer,
@@ -108,6 +114,34 @@ def preflight(config: Config) -> None:
         value_length=teacher.value_length,
         max_length=shape.max_length,
     )
+    # Without pairs it looks at the instructions alone.
+    encode_prompts(tokenizer, [], config.data.item_fields, teacher.prompt_length, teacher.instructions)
+
+
+def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError where the rows that are computed at a time do not divide over the devices."""
+    distill = config.distill.optimization.batch_size // config.distill.group_size * config.distill.group_size
+    batches = {
+        "adapt": config.adapt.optimization.batch_size if config.adapt.enabled else 0,
+        "finetune": config.finetune.optimization.batch_size,
+        "distill": max(distill, config.distill.group_size),
+    }
+    for stage, batch in batches.items():
+        micro_batches = getattr(config, stage).optimization.micro_batches
+        rows, parts = batch // micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
+        if rows % parts:
+            part = " of a micro-batch" if micro_batches > 1 else ""
+            raise UserError(
+                f"{stage}.optimization: {rows} rows{part} do not divide over data x fsdp = {parts} devices; change "
+                "batch_size or micro_batches, or `mesh`"
+            )
+    local = make_local_mesh(config.mesh)
+    parts = local.shape["data"] * local.shape["fsdp"]
+    if config.score.batch_size % parts:
+        raise UserError(
+            f"score.batch_size: {config.score.batch_size} rows do not divide over data x fsdp = {parts} devices; "
+            "take a multiple of it, or change `mesh`"
+        )
 
 
 def init_decoder(model: Decoder):
@@ -127,8 +161,6 @@ def load_base(config: Config, model: Decoder, run_dir: Path, mesh: jax.sharding.
         return load_variables(run_dir / BASE, target)
     params = load_params(base_folder(config), model.config, mesh)
     if config.teacher.quantize != "none":
-        from jax_rele.models.quantize import quantize_params
-
         params = quantize_params(params, config.teacher.quantize)
     return {"params": params}
 

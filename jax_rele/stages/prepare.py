@@ -20,6 +20,7 @@ from jax_rele.data import (
 from jax_rele.data.tokenizer import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.inference import check_words
+from jax_rele.models.weights import NEEDED, SIDE_FILES
 from jax_rele.rationale import grammar, render
 from jax_rele.stages import artefacts
 from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
@@ -49,9 +50,9 @@ def external_inputs(config: Config) -> dict[str, str]:
 
 
 def _folder_hash(folder: Path, ends: int = 1 << 20) -> str:
-    """Of names, sizes, and both ends of every file: weights are too large to be read whole at every start."""
+    """Of names, sizes and both ends of what is read: weights are too large to be read whole at every start."""
     digest = hashlib.sha256()
-    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+    for file in sorted({file for pattern in (*NEEDED, *SIDE_FILES) for file in folder.glob(pattern)}):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())
         with file.open("rb") as stream:
