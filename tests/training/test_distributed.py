@@ -314,18 +314,22 @@ def test_a_run_of_two_processes_gives_the_figures_of_one(tiny, tmp_path):
 
 @pytest.mark.parametrize(("failing", "doing"), [(0, "distributed.barrier('x')"), (1, "time.sleep(600)")])
 def test_an_error_in_one_process_ends_both_with_one_line(failing, doing):
-    """The other one waits for it, or is busy elsewhere and does not come to ask."""
+    """The other one waits for it, and clears up; or is busy elsewhere and does not come to ask."""
     script = f"""
 import os, time
 from jax_rele.errors import UserError
 from jax_rele.training import distributed
 with distributed.together():
     if os.environ["JAX_PROCESS_ID"] != "{failing}":
-        {doing}
+        try:
+            {doing}
+        finally:
+            print("clears up")
     raise UserError("pairs.jsonl row 7: no title; give it one")
 """
     ended = run_processes(*[[sys.executable, "-c", script]] * 2)
     assert [status for status, *_ in ended] == [2, 2]
+    assert ("clears up" in ended[1 - failing][1]) == ("barrier" in doing)
     who = "" if failing == 0 else "process 1: "
     assert ended[0][2] == f"jax-rele: {who}pairs.jsonl row 7: no title; give it one\n"
     assert ended[1][2] == ""

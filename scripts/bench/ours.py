@@ -1,0 +1,190 @@
+"""The side of jax_rele: each case sets up and yields what is to be timed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from shapes import FOLLOW, LABELS, Shape, packed, prompts, score_rows
+
+from jax_rele import config, losses
+from jax_rele.data import SAMPLE, read_pairs
+from jax_rele.data.encoding import AnswerEncoder
+from jax_rele.data.tokenizer import train_tokenizer
+from jax_rele.inference.engine import generate
+from jax_rele.inference.generate import Sampling
+from jax_rele.inference.program import Program, compile_program
+from jax_rele.inference.scoring import score
+from jax_rele.inference.words import Words
+from jax_rele.models import Decoder, DecoderConfig, LoraSpec, to_hf
+from jax_rele.rationale import grammar
+from jax_rele.training import born_sharded, init_state, make_mesh, make_optimizer, make_train_step, place, shard_step
+
+DIMENSIONS = ("category", "brand", "model", "color", "material", "size")
+
+
+def decoder(shape: Shape, device: str, **computed: Any) -> Decoder:
+    """The decoder of a shape."""
+    return Decoder(
+        DecoderConfig(
+            vocab_size=shape.vocab_size,
+            layers=shape.layers,
+            width=shape.width,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            mlp_width=shape.mlp_width,
+            tied=shape.tied,
+            max_length=4096,
+            attention="cudnn" if device == "gpu" else "xla",
+            dtype=jnp.dtype(shape.dtype),
+            param_dtype=jnp.dtype(shape.dtype),
+            **computed,
+        )
+    )
+
+
+def init(model: Decoder) -> Callable[[jax.Array], Any]:
+    return lambda rng: model.init(rng, jnp.zeros((1, 8), jnp.int32))
+
+
+def open_side(shape: Shape, device: str, folder: str) -> tuple[str, dict[str, Any]]:
+    """What is to be told of this side, and its cases by name; its random weights are left in `folder`, if not ""."""
+    mesh = make_mesh(config.Mesh())
+    model = decoder(shape, device)
+    base = born_sharded(init(model), mesh, jax.random.key(0))
+    if folder:
+        to_hf(model, base, folder)
+    about = f"jax {jax.__version__}, flax {flax.__version__}, " + (
+        jax.devices()[0].device_kind if device == "gpu" else f"{len(os.sched_getaffinity(0))} threads"
+    )
+    return about, {
+        "matmul": partial(matmul, shape),
+        "stream": partial(stream, shape),
+        "sft": partial(sft, shape, device, base, mesh),
+        "naive": partial(scored, shape, model, base, False),
+        "shared": partial(scored, shape, model, base, True),
+        "plain": partial(plain, shape, model, base),
+        "guided": partial(guided, shape, model, base),
+    }
+
+
+@contextmanager
+def matmul(shape: Shape) -> Iterator[Callable[[], None]]:
+    size, times = shape.matmul
+    a, b = (jax.random.normal(jax.random.key(seed), (size, size), jnp.dtype(shape.dtype)) for seed in range(2))
+    product = jax.jit(jnp.matmul)
+
+    def run():
+        # Each result is dropped as the next is made; the device works through them in order.
+        for _ in range(times):
+            c = product(a, b)
+        c.block_until_ready()
+
+    yield run
+
+
+@contextmanager
+def stream(shape: Shape) -> Iterator[Callable[[], None]]:
+    elements, times = shape.stream
+    source = jax.random.normal(jax.random.key(0), (elements,), jnp.float32)
+    scale = jax.jit(lambda x: x * jnp.float32(0.999), donate_argnums=0)
+
+    def run():
+        nonlocal source
+        for _ in range(times):
+            source = scale(source)
+        source.block_until_ready()
+
+    yield run
+
+
+@contextmanager
+def sft(shape: Shape, device: str, base: Any, mesh: Any, remat: str) -> Iterator[Callable[[], float]]:
+    """A LoRA step as the stage `finetune` takes it."""
+    model = decoder(shape, device, remat=remat, lora=LoraSpec(shape.rank, 2.0 * shape.rank))
+    tx = make_optimizer(config.Optimization(steps=1000, learning_rate=1e-4))
+    state = init_state(init(model), "lora", base, tx, mesh, 0)
+    batch = packed(shape)
+    inputs = {name: batch.pop(name) for name in ("tokens", "positions", "segments")}
+    batch = place({"inputs": inputs, **batch}, mesh)
+    loss = losses.combine(tokens=losses.term(losses.next_token_cross_entropy))
+    step = shard_step(make_train_step(model.apply, loss, tx), mesh, state)
+
+    def run():
+        nonlocal state
+        state, metrics = step(state, batch)
+        return float(metrics["loss"])
+
+    yield run
+
+
+@contextmanager
+def scored(shape: Shape, model: Decoder, base: Any, share: bool, items: int) -> Iterator[Callable[[], np.ndarray]]:
+    """Label distributions of all pairs; without `share` no row shares its prefix."""
+    rows, queries = score_rows(shape, items)
+    words = Words((), tuple((token,) for token in LABELS))
+    groups = queries if share else range(len(rows))
+    yield lambda: score(model, base, rows, words, FOLLOW, groups=groups, batch_size=shape.score_batch)
+
+
+@contextmanager
+def plain(
+    shape: Shape, model: Decoder, base: Any, rows: int, length: int, tokens: int
+) -> Iterator[Callable[[], list[list[int]]]]:
+    """Free text, token by token, behind prompts of `length` tokens."""
+    last = shape.vocab_size - 1
+    program = Program(
+        lead=(),
+        value_length=tokens,
+        is_choice=np.array([False]),
+        tails=np.array([[last]], np.int32),
+        tail_lengths=np.array([1], np.int32),
+        words=np.zeros((1, 1), np.int32),
+        word_lengths=np.array([1], np.int32),
+        value_tokens=np.arange(shape.vocab_size) != last,
+    )
+    texts = prompts(shape, rows, length).tolist()
+
+    def run():
+        written, _ = generate(
+            model, base, program, [text[:-1] for text in texts], [[text[-1:]] for text in texts],
+            batch_size=shape.decode_batch, sampling=Sampling(),
+        )  # fmt: skip
+        return [list(samples[0].slots[0]) for samples in written]
+
+    yield run
+
+
+@contextmanager
+def guided(
+    shape: Shape, model: Decoder, base: Any, rows: int, length: int, value_length: int
+) -> Iterator[Callable[[], tuple[int, int, int]]]:
+    """Rationales along the grammar; tokens emitted, decisions of the model, and its forward passes."""
+    pairs, _ = read_pairs(SAMPLE, label_names=("Exact", "Substitute", "Complement", "Irrelevant"))
+    corpus = [grammar.prompt(pair, ("brand", "color", "title")) for pair in pairs]
+    segments = grammar.template(DIMENSIONS, "rationale_first")
+    # The comparisons; the label is scored and not decoded.
+    segments = segments[: next(place for place, segment in enumerate(segments) if segment.kind == "label") - 1]
+    example = "".join(segment.text or " match mismatch absent" for segment in segments)
+    tokenizer = train_tokenizer(corpus + [example] * 20, min(shape.vocab_size, 8192))
+    encoder = AnswerEncoder(tokenizer, "rationale_first", value_length)
+    program = compile_program(tokenizer, encoder, segments, shape.vocab_size)
+    texts = prompts(shape, rows, length).tolist()
+
+    def run():
+        written, passes = generate(
+            model, base, program, texts, [[program.lead]] * rows, batch_size=shape.decode_batch, sampling=Sampling()
+        )
+        found = [samples[0] for samples in written]
+        emitted = sum(len(program.tokens(row.slots)) for row in found)
+        return emitted, sum(row.decided for row in found), passes
+
+    yield run

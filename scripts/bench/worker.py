@@ -1,0 +1,83 @@
+"""One side in a process of its own, so that the two share neither memory pools nor threads."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import multiprocessing
+import os
+import time
+import traceback
+from typing import Any
+
+
+def _serve(pipe, module: str, environment: dict[str, str], arguments: tuple) -> None:
+    """Answers (order, arguments...) with (True, result) or (False, what went wrong) until the pipe closes."""
+    os.environ.update(environment)
+    stack, cases, run = contextlib.ExitStack(), {}, None
+    while True:
+        try:
+            order, *rest = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if order == "open":
+                answer, cases = importlib.import_module(module).open_side(*arguments)
+            elif order == "prepare":
+                run = None
+                stack.close()
+                gc.collect()
+                run = stack.enter_context(cases[rest[0]](*rest[1:]))
+                start = time.perf_counter()
+                result = run()
+                compiled = time.perf_counter() - start
+                start = time.perf_counter()
+                run()
+                answer = compiled - (time.perf_counter() - start), result
+            else:
+                start = time.perf_counter(), time.process_time()
+                run()
+                answer = time.perf_counter() - start[0], time.process_time() - start[1]
+            pipe.send((True, answer))
+        except Exception:
+            pipe.send((False, traceback.format_exc()))
+
+
+class Side:
+    """A side's process; its methods block until the process has answered.
+
+    Attributes:
+      about: what the side says of itself.
+    """
+
+    def __init__(self, module: str, environment: dict[str, str], *arguments: Any):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, module, environment, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.about = self._ask("open")
+
+    def _ask(self, *order: Any) -> Any:
+        self._pipe.send(order)
+        good, answer = self._pipe.recv()
+        if not good:
+            raise RuntimeError(f"{' '.join(map(str, order))}:\n{answer}")
+        return answer
+
+    def prepare(self, case: str, *arguments: Any) -> tuple[float, Any]:
+        """Sets a case up in place of the one before and runs it twice.
+
+        Returns:
+          By how many seconds the first run was slower, which is mostly compilation, and what it returned.
+        """
+        return self._ask("prepare", case, *arguments)
+
+    def time(self) -> tuple[float, float]:
+        """Seconds of one run of the case, by the clock and of all its processor cores."""
+        return self._ask("time")
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()

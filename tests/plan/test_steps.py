@@ -1,0 +1,138 @@
+"""Planned states and batches are those that the stages make, and their sizes those of real arrays."""
+
+import jax
+import numpy as np
+import pytest
+
+from jax_rele.config import Mesh, from_dict
+from jax_rele.data.encoding import Answer, encode_evidence, language_rows
+from jax_rele.data.loader import flatten_groups, take_groups
+from jax_rele.data.tokenizer import train_tokenizer
+from jax_rele.errors import UserError
+from jax_rele.models import build_student, build_teacher
+from jax_rele.plan.abstract import bytes_per_chip, train_state
+from jax_rele.plan.steps import language_batch, steps, student_batch
+from jax_rele.stages import artefacts, distill
+from jax_rele.training import init_state, make_mesh, make_optimizer
+from jax_rele.types import Item, Pair, Signals
+
+SHAPE = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_width": 64, "vocab_size": 512}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(Mesh(data=2, fsdp=2, tensor=2))
+
+
+@pytest.fixture(scope="module")
+def config():
+    return from_dict(
+        {
+            "teacher": {"random": SHAPE, "remat": "full"},
+            "finetune": {"pack_to": 64, "optimization": {"batch_size": 8, "micro_batches": 2}},
+            "student": {"layers": 1, "width": 32, "mlp_width": 64, "vocab_size": 300},
+            "score": {"batch_size": 16},
+        }
+    )
+
+
+def outline(tree, rows):
+    """Structure, types and shapes behind the first axis, which has `rows`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    assert {leaf.shape[0] for _, leaf in leaves} == {rows}
+    return {jax.tree_util.keystr(path): (leaf.dtype, leaf.shape[1:]) for path, leaf in leaves}
+
+
+@pytest.mark.parametrize("pack_to", [0, 16])
+def test_a_planned_batch_of_the_teacher_is_that_of_the_stage(mesh, pack_to):
+    answers = [Answer([4, 5, 6], ["fixed"] * 3)] * 4
+    real = language_rows([[1, 2, 3, 4, 5, 6]] * 4, answers, 0, pack_to)
+    count, length = real["targets"].shape
+    planned = language_batch(mesh, 4, length, packed=bool(pack_to))
+    assert outline(planned, 4) == outline(real, count)
+
+
+@pytest.mark.parametrize("name", ["cross_encoder", "two_tower"])
+def test_a_planned_batch_of_a_student_is_that_of_the_stage(config, mesh, name):
+    pairs = [Pair(f"p{n}", f"query {n // 4}", Item(f"i{n}", f"title {n}"), label="Exact") for n in range(16)]
+    tokenizer = train_tokenizer([pair.query + " " + pair.item.title for pair in pairs], 300)
+    labels, dimensions = len(config.labels.names), config.rationale.dimensions
+    model = build_student(name, config.student, len(tokenizer), labels, len(dimensions))
+    signals = Signals(
+        pair_ids=tuple(pair.pair_id for pair in pairs),
+        label_probs=np.full((16, labels), 1 / labels, np.float32),
+        verdict_probs=np.full((16, len(dimensions), 3), 1 / 3, np.float32),
+        evidence=((),) * 16,
+        rationales=("",) * 16,
+    )
+    rows = {
+        "inputs": artefacts.student_inputs(config, model, tokenizer, pairs),
+        **distill.targets(config, pairs, signals),
+    }
+    if name == "cross_encoder":
+        lengths = config.student.query_length, config.student.item_length
+        rows |= encode_evidence(tokenizer, pairs, signals.evidence, dimensions, config.data.item_fields, *lengths)
+    real = flatten_groups(take_groups(rows, distill.groups_of(config, pairs, "mkd")))
+    assert outline(student_batch(config, model, mesh, 16), 16) == outline(real, 16)
+
+
+@pytest.mark.parametrize("trainable", ["params", "lora"])
+def test_a_planned_state_is_the_real_one(config, mesh, trainable):
+    model = build_teacher(config.teacher, 512)
+    tx, init = make_optimizer(config.finetune.optimization), artefacts.init_decoder(model)
+    planned = train_state(init, trainable, {}, tx, mesh)
+    real = init_state(init, trainable, {}, tx, mesh, 0)
+    assert jax.tree.structure(planned) == jax.tree.structure(real)
+    for expected, leaf in zip(jax.tree.leaves(real), jax.tree.leaves(planned)):
+        assert (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype)
+        assert leaf.sharding.is_equivalent_to(expected.sharding, expected.ndim)
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(real))
+    assert bytes_per_chip(planned) == held
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "scales"),
+    # A scale an output channel in float32, or in bfloat16 one for 64 inputs or fewer.
+    [("none", 32, 0), ("int8", 8, 4), ("nf4", 4, 2)],
+)
+def test_a_quantized_base_takes_what_its_bits_take(config, mesh, kind, bits, scales):
+    teacher = config.teacher.model_copy(update={"quantize": kind})
+    ((_, make),) = steps(config.model_copy(update={"teacher": teacher}), mesh, "gpu", ("score",))
+    layers, width, mlp = 2, 32, 64
+    weights = 3 * layers * width * mlp // 4  # fsdp x tensor
+    channels = layers * (2 * mlp // 2 + width // 2)  # gate and up over tensor, down over fsdp
+    assert bytes_per_chip(make().held["base"]["layers"]["mlp"]) == weights * bits // 8 + channels * scales
+
+
+def test_the_steps_of_a_run(config, mesh):
+    found = dict(steps(config, mesh, "gpu", ("adapt", "finetune", "generate", "distill")))
+    assert list(found) == ["adapt", "finetune", "generate", "cross_encoder", "two_tower"]
+    step = found["finetune"]()
+    assert (step.tokens, step.shape) == (8 * 64, "8 rows of 64 tokens, 2 at a time")
+    assert 0 < step.required < step.executed
+    assert list(step.lower) == ["xla", "cudnn"]
+    # cuDNN reads a 16-bit mask of the four rows that two chips share, and writes its gradient.
+    assert step.unseen == {"cudnn": 2 * 2 * 64 * 64 * (8 // 2 // 4)}
+    assert set(step.held) == {"base", "trained", "optimizer", "batch"}
+    # Adam keeps two numbers for each that learns, and two counts.
+    assert bytes_per_chip(step.held["optimizer"]) == 2 * bytes_per_chip(step.held["trained"]) + 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "names", "told"),
+    [
+        ({"data": 2, "fsdp": 1, "tensor": 4}, ("score",), "tensor = 4 devices do not divide the model's 2 kv_heads"),
+        ({"data": 8, "fsdp": 1, "tensor": 1}, ("finetune",), "do not divide over"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(config, sizes, names, told):
+    mesh = make_mesh(Mesh(**sizes))
+    with pytest.raises(UserError, match=told):
+        [make() for _, make in steps(config, mesh, "gpu", names)]
+
+
+@pytest.mark.parametrize(("kind", "attention"), [("gpu", "splash"), ("tpu", "cudnn")])
+def test_attention_for_other_chips_is_refused(config, mesh, kind, attention):
+    teacher = config.teacher.model_copy(update={"attention": attention})
+    with pytest.raises(UserError, match=f"teacher.attention: {attention} is not for {kind.upper()}s"):
+        list(steps(config.model_copy(update={"teacher": teacher}), mesh, kind, ("score",)))
