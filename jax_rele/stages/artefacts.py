@@ -31,7 +31,7 @@ from jax_rele.models.partitioning import check_heads
 from jax_rele.models.quantize import check_available, quantize_params
 from jax_rele.models.weights import NEEDED, SIDE_FILES, check_weights, load_params, resolve
 from jax_rele.rationale import ParseError, parse
-from jax_rele.training import abstract, make_local_mesh, make_mesh
+from jax_rele.training import abstract, make_local_mesh, make_mesh, places_of_process
 from jax_rele.training.checkpoint import load_variables
 from jax_rele.types import Item, Pair, Rationale, Signals
 
@@ -135,6 +135,8 @@ def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
                 f"{stage}.optimization: {rows} rows{part} do not divide over data x fsdp = {parts} devices; change "
                 "batch_size or micro_batches, or `mesh`"
             )
+    # Several processes divide the groups themselves.
+    places_of_process(mesh, max(1, config.distill.optimization.batch_size // config.distill.group_size))
     local = make_local_mesh(config.mesh)
     parts = local.shape["data"] * local.shape["fsdp"]
     if config.score.batch_size % parts:
