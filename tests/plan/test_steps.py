@@ -121,7 +121,7 @@ def test_the_steps_of_a_run(config, mesh):
 @pytest.mark.parametrize(
     ("sizes", "names", "told"),
     [
-        ({"data": 2, "fsdp": 1, "tensor": 4}, ("score",), "tensor = 4 devices do not divide the model's 2 kv_heads"),
+        ({"data": 2, "fsdp": 1, "tensor": 4}, ("score",), "tensor = 4 devices do not divide the teacher's 2 kv_heads"),
         ({"data": 8, "fsdp": 1, "tensor": 1}, ("finetune",), "do not divide over"),
     ],
 )
