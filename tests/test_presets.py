@@ -46,7 +46,7 @@ def test_a_twin_differs_in_sizes_alone(name):
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_the_header_of_a_preset_holds_a_command_that_is_read(name):
     text = (CONFIGS / f"{name}.yaml").read_text("utf-8")
-    header = text[: text.index("\nname:")].replace("\\\n#", "")
+    header = text[: text.index("\nname:")].replace("\\\n#", " ")
     commands = re.findall(r"^# +jax-rele (plan .*)$", header, re.MULTILINE)
     assert commands
     for command in commands:

@@ -118,6 +118,15 @@ def test_the_steps_of_a_run(config, mesh):
     assert bytes_per_chip(step.held["optimizer"]) == 2 * bytes_per_chip(step.held["trained"]) + 2 * 4
 
 
+def test_what_learns_is_float32_whatever_the_activations_are(config, mesh):
+    teacher = config.teacher.model_copy(update={"dtype": "bfloat16"})
+    found = dict(steps(config.model_copy(update={"teacher": teacher}), mesh, "gpu", ("adapt", "finetune")))
+    adapt, finetune = (found[name]().held for name in ("adapt", "finetune"))
+    for learns in (adapt["trained"], finetune["trained"]):
+        assert {leaf.dtype for leaf in jax.tree.leaves(learns)} == {np.dtype("float32")}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(finetune["base"])} == {"bfloat16"}
+
+
 @pytest.mark.parametrize(
     ("sizes", "names", "told"),
     [
