@@ -79,7 +79,7 @@ def test_our_side_runs_and_every_row_is_there(tmp_path):
         "shared prefix over whole prompts, 10 items a query",
         "shared prefix over whole prompts, 100 items a query",
     ]
-    assert all(len(row) == 7 for row in rows)
+    assert all(len(row) == 8 for row in rows)
     assert all("tokens/s" in row[1] or "pairs/s" in row[1] for row in rows[3:10])
     cases = json.loads(out.read_text())["cases"]
     assert all(seconds > 0 for case in cases for seconds in case["seconds"]["ours"])
