@@ -136,13 +136,14 @@ def run_processes(*commands: list[str], timeout: float = 250) -> list[tuple[int,
 def launch(*command, devices: int = 2, grace: int = 20) -> subprocess.CompletedProcess:
     """Runs a command in two processes by the launcher, each with so many devices."""
     given = {"JAX_NUM_CPU_DEVICES": str(devices), "GRACE": str(grace)}
-    return subprocess.run(
-        [str(LAUNCHER), "2", "--", *map(str, command)],
-        env=environment() | given,
-        text=True,
-        capture_output=True,
-        timeout=500,
-    )
+    arguments = [str(LAUNCHER), "2", "--", *map(str, command)]
+    pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(arguments, env=environment() | given, **pipes) as launcher:
+        try:
+            out, err = launcher.communicate(timeout=500)
+        finally:
+            launcher.terminate()  # which it passes on
+    return subprocess.CompletedProcess(arguments, launcher.returncode, out, err)
 
 
 def this_file(*arguments) -> list[str]:
