@@ -310,7 +310,13 @@ def _distill(config: Config, name: str, mesh: jax.sharding.Mesh) -> Step:
     tx = make_optimizer(optimization)
     state = train_state(lambda rng: model.init(rng, **one), "params", {}, tx, mesh)
     recipe = "mkd" if "mkd" in config.distill.recipes else config.distill.recipes[-1]
-    step = make_train_step(model.apply, student_objective(config, name, recipe), tx)
+    step = make_train_step(
+        model.apply,
+        student_objective(config, name, recipe),
+        tx,
+        micro_batches=optimization.micro_batches,
+        group_size=config.distill.group_size,
+    )
 
     def lower():
         compiled = shard_step(step, mesh, state).compiled
