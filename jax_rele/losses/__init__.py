@@ -4,27 +4,54 @@ Every loss takes arrays named after the fields that they come from, and `where`,
 float32 elements without a reduction. Masked elements are 0 and pass no gradient, whatever the masked inputs hold.
 """
 
+from jax_rele.losses.calibration import brier, confidence
 from jax_rele.losses.combine import add_totals, combine, means, term
+from jax_rele.losses.contrast import rationale_contrast, rationale_mse, view_contrast
+from jax_rele.losses.joint import joint
 from jax_rele.losses.language import next_token_cross_entropy
-from jax_rele.losses.ranking import in_list, listwise_kl, margin_mse
-from jax_rele.losses.rationale import evidence_tagging, verdict_cross_entropy
-from jax_rele.losses.recipes import learns_verdicts, needs_teacher, recipe
-from jax_rele.losses.score import cross_entropy, score_kl
+from jax_rele.losses.ranking import in_list, listwise_kl, listwise_softmax, margin_mse, pairwise_logistic, ranknet
+from jax_rele.losses.rationale import attention_to_evidence, evidence_tagging, verdict_cross_entropy
+from jax_rele.losses.recipes import learns_verdicts, needs, needs_teacher, recipe
+from jax_rele.losses.score import (
+    cross_entropy,
+    jensen_shannon,
+    logit_mse,
+    ordinal_cross_entropy,
+    reverse_kl,
+    score_kl,
+    soft_cross_entropy,
+)
 
 __all__ = [
     "add_totals",
+    "attention_to_evidence",
+    "brier",
     "combine",
+    "confidence",
     "cross_entropy",
     "evidence_tagging",
     "in_list",
+    "jensen_shannon",
+    "joint",
     "learns_verdicts",
     "listwise_kl",
+    "listwise_softmax",
+    "logit_mse",
     "margin_mse",
     "means",
+    "needs",
     "needs_teacher",
     "next_token_cross_entropy",
+    "ordinal_cross_entropy",
+    "pairwise_logistic",
+    "ranknet",
+    "rationale_contrast",
+    "rationale_mse",
     "recipe",
+    "reverse_kl",
     "score_kl",
+    "soft_cross_entropy",
     "term",
     "verdict_cross_entropy",
+    "view_contrast",
 ]

@@ -25,6 +25,7 @@ class Term:
       weight: a number or a schedule, a function of the step.
       temperature: a number or a schedule, or None where `fn` keeps its own.
       where: the batch field that masks this term, or None.
+      confidence: the batch field that weights this term's elements, or None.
       bind: argument name -> field name, or a constant.
     """
 
@@ -32,6 +33,7 @@ class Term:
     weight: float | Schedule
     temperature: float | Schedule | None
     where: str | None
+    confidence: str | None
     bind: Mapping[str, Any]
 
 
@@ -42,6 +44,7 @@ def term(
     weight: float | Schedule = 1.0,
     temperature: float | Schedule | None = None,
     where: str | None = None,
+    confidence: str | None = None,
     **bind: Any,
 ) -> Term:
     """A loss to be combined with others.
@@ -52,6 +55,8 @@ def term(
       weight: a number, or a schedule of optax: a function of the step.
       temperature: the same, passed to the `temperature` parameter of `fn`; None leaves that parameter's default.
       where: name of a bool field of the batch; this term counts only the elements where it is True.
+      confidence: name of a field of the batch with a weight for each example, or for the leading axes of the elements;
+        not negative. An element counts as much as its weight: 0.5 is half an example.
       **bind: for a parameter of `fn`, a string names the field to read in place of the one it is named after; anything
         else is a constant.
 
@@ -67,16 +72,19 @@ def term(
     unknown = [name for name in wanted if name not in parameters]
     if unknown:
         raise ValueError(f"{_name(fn)} has no parameter {unknown[0]}; its parameters are {', '.join(parameters)}")
-    return Term(fn, weight, temperature, where, bind)
+    return Term(fn, weight, temperature, where, confidence, bind)
 
 
 def combine(**terms: Term) -> Callable[..., tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]]:
     r"""Joins named terms into one loss.
 
-    With :math:`e_k` the elements of term :math:`k` and :math:`m_k` its mask:
+    With :math:`e_k` the elements of term :math:`k`, :math:`m_k` its mask and :math:`c_k` its confidence, 1 where it
+    names none:
 
     .. math::
-      L = \sum_k w_k(\mathrm{step})\, \frac{\sum m_k e_k}{\max(\sum m_k, 1)}
+      L = \sum_k w_k(\mathrm{step})\, \frac{\sum m_k c_k e_k}{\sum m_k c_k}
+
+    A term of which nothing counts adds 0.
 
     *Arguments by name.* Each parameter of a term's function is given the field of its name: of the model's outputs if
     they have it and it is not None, or else of the batch. A parameter with a default keeps it where neither has the
@@ -85,14 +93,17 @@ def combine(**terms: Term) -> Callable[..., tuple[jax.Array, dict[str, tuple[jax
     *Masks.* `where` is given the conjunction of these masks, as far as they exist, broadcast to the elements:
     `batch["mask"]`, [B], False in padding; `batch["FIELD_mask"]` for every batch field FIELD that the term reads; and
     the batch field that the term names in `where`. A mask with fewer axes than the elements covers their leading axes.
+    A mask that the function reads as an argument, as `attention_to_evidence` does, is left to the function. The
+    confidence of a masked element is never read.
     A function without a `where` parameter is masked from outside: that drops the masked values, yet the gradient of a
     masked NaN is NaN, which a function can avoid only if it knows the mask.
 
-    *Exact means.* Every term is reported as (sum, count) before weighting, and these add up over micro-batches and
-    steps (`add_totals`, `means`). The scalar divides by the count of its own batch. To take gradients in micro-batches,
-    give each of them the `counts` of the whole batch: then scalars and gradients sum to those of the whole batch.
-    Counts depend on the batch and on the shapes of the outputs alone, so under `jax.jit` they cost no model: pass
-    outputs of zeros and keep the counts. For the ranking losses each query must lie in one micro-batch.
+    *Exact means.* Every term is reported as (sum, count) before weighting, :math:`\sum m c e` and :math:`\sum m c`,
+    which add up over micro-batches and steps (`add_totals`, `means`). The scalar divides by the count of its own batch.
+    To take gradients in micro-batches, give each of them the `counts` of the whole batch: then scalars and gradients
+    sum to those of the whole batch. Counts depend on the batch and on the shapes of the outputs alone, so under
+    `jax.jit` they cost no model: pass outputs of zeros and keep the counts. For the losses that compare rows (ranking,
+    contrast) all rows to be compared must lie in one micro-batch.
 
     A term with the constant weight 0 is computed and reported and adds nothing to the scalar, not even its NaN.
 
@@ -142,8 +153,8 @@ def combine(**terms: Term) -> Callable[..., tuple[jax.Array, dict[str, tuple[jax
                 raise ValueError(f"counts has no term {name!r}; it has: {_listed(counts)}")
             if isinstance(value.weight, int | float) and value.weight == 0:
                 continue
-            denominator = jnp.maximum(count if counts is None else counts[name], 1.0)
-            scalar += _at(value.weight, step) * total / denominator
+            denominator = count if counts is None else counts[name]
+            scalar += _at(value.weight, step) * total / jnp.where(denominator > 0, denominator, 1.0)
         return scalar, totals
 
     return loss
@@ -182,12 +193,16 @@ def _total(name, value, outputs, batch, step):
         raise ValueError(f"term {name!r}: {_name(value.fn)} reduces to a scalar; a loss returns one number per example")
     mask = jnp.ones(shape, bool)
     for field in _masks(name, value, batch, fields):
-        mask &= _extended(name, field, batch[field], shape)
+        mask &= _extended(name, "mask", field, batch[field], shape)
     if "where" in parameters:
         arguments["where"] = mask
     elements = value.fn(**arguments)
-    total = jnp.where(mask, elements, 0.0).sum(dtype=jnp.float32)
-    return total, mask.sum(dtype=jnp.int32).astype(jnp.float32)
+    if value.confidence is None:
+        total = jnp.where(mask, elements, 0.0).sum(dtype=jnp.float32)
+        return total, mask.sum(dtype=jnp.int32).astype(jnp.float32)
+    confidence = _extended(name, "confidence", value.confidence, batch[value.confidence], shape)
+    confidence = jnp.where(mask, confidence.astype(jnp.float32), 0.0)
+    return jnp.where(mask, confidence * elements, 0.0).sum(dtype=jnp.float32), confidence.sum()
 
 
 def _arguments(name, value, outputs, batch):
@@ -226,21 +241,24 @@ def _missing(name, fn, argument, source, outputs, heads, batch):
 
 def _masks(name, value, batch, fields):
     """Names of the batch fields that mask a term."""
-    if value.where is not None and value.where not in batch:
-        raise ValueError(f"term {name!r}: where={value.where!r} is not in the batch, which has: {_listed(batch)}")
-    own = [] if value.where is None else [value.where]
-    return [mask for mask in ("mask", *(f"{field}_mask" for field in fields)) if mask in batch] + own
+    for role, field in (("where", value.where), ("confidence", value.confidence)):
+        if field is not None and field not in batch:
+            raise ValueError(f"term {name!r}: {role}={field!r} is not in the batch, which has: {_listed(batch)}")
+    read = [*fields, *([] if value.confidence is None else [value.confidence])]
+    # A function that takes a mask as an argument applies it itself: its elements have another shape.
+    masks = [mask for mask in ("mask", *(f"{field}_mask" for field in read)) if mask in batch and mask not in fields]
+    return masks if value.where is None else [*masks, value.where]
 
 
-def _extended(name, field, mask, shape):
-    """A mask of the leading axes, broadcast to `shape`."""
-    mask = jnp.asarray(mask)
-    if mask.dtype != bool:
-        raise ValueError(f"term {name!r}: the mask {field!r} must hold booleans, got {mask.dtype}")
-    sizes = zip(mask.shape, shape[: mask.ndim])
-    if mask.ndim > len(shape) or any(size not in (1, expected) for size, expected in sizes):
-        raise ValueError(f"term {name!r}: the mask {field!r} has shape {mask.shape}, the elements have {shape}")
-    return jnp.broadcast_to(jnp.expand_dims(mask, tuple(range(mask.ndim, len(shape)))), shape)
+def _extended(name, role, field, array, shape):
+    """A mask or weights of the leading axes, broadcast to `shape`."""
+    array = jnp.asarray(array)
+    if role == "mask" and array.dtype != bool:
+        raise ValueError(f"term {name!r}: the mask {field!r} must hold booleans, got {array.dtype}")
+    sizes = zip(array.shape, shape[: array.ndim])
+    if array.ndim > len(shape) or any(size not in (1, expected) for size, expected in sizes):
+        raise ValueError(f"term {name!r}: the {role} {field!r} has shape {array.shape}, the elements have {shape}")
+    return jnp.broadcast_to(jnp.expand_dims(array, tuple(range(array.ndim, len(shape)))), shape)
 
 
 def _at(number_or_schedule, step):

@@ -34,12 +34,12 @@ def check_integers(loss: str, **arrays: ArrayLike) -> None:
         chex.assert_type(jnp.asarray(array), int, custom_message=f"{loss}: {name} must be integers")
 
 
-def element_mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array:
+def element_mask(where: ArrayLike | None, shape: tuple[int, ...], name: str = "where") -> jax.Array:
     """The mask at the shape of the elements; all True where there is none."""
     if where is None:
         return jnp.ones(shape, bool)
     where = jnp.asarray(where)
-    chex.assert_type(where, bool, custom_message="where must be a mask of booleans")
+    chex.assert_type(where, bool, custom_message=f"{name} must be a mask of booleans")
     return jnp.broadcast_to(where, shape)
 
 

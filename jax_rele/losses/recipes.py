@@ -1,66 +1,114 @@
-"""Objectives by name. A recipe is a `combine` of terms and nothing else.
+"""Objectives by name. A recipe is a dict of terms, to be joined by `combine`, and nothing else.
 
-`label_only` is plain supervised training. `mkd` is our reconstruction of the multi-dimensional knowledge distillation
-of ELLM-rele + MKD (arXiv 2411.13045), whose exact formulas and weights are not public: the score distribution of the
-teacher (KL, and its margins and order among the items of one query) together with tasks parsed from its chain of
-thought (verdicts per dimension, evidence). `score_kd` and `cot_kd` are its two halves.
+What a recipe needs follows from its terms: the outputs of the model and the fields of the batch that their functions
+read (`needs`). docs/distillation.md says of each what is published and what is our reconstruction.
+
+| recipe | terms | after |
+|---|---|---|
+| `label_only` | label | supervised training |
+| `score_kd` | label, score, margin, list | the teacher's score distribution, alone and among the items of a query |
+| `cot_kd` | label, verdict, evidence | tasks parsed from its chain of thought |
+| `mkd` | all of these | ELLM-rele + MKD, arXiv 2411.13045 |
+| `margin_mse` | label, margin | margin MSE between pairs of a query, arXiv 2010.02666 |
+| `lrkd` | label, score, latent | latent reasoning distillation, arXiv 2601.21611 |
+| `crsd` | label, augmented label, contrast | contrastive reasoning self-distillation, arXiv 2510.11056 |
+| `rationale_guided` | label, score, attention | rationale-guided distillation, COLING 2025 industry track |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from jax_rele.losses.combine import Term, combine, term
+from jax_rele.losses.combine import Term, term
+from jax_rele.losses.contrast import rationale_contrast, rationale_mse
 from jax_rele.losses.ranking import listwise_kl, margin_mse
-from jax_rele.losses.rationale import evidence_tagging, verdict_cross_entropy
+from jax_rele.losses.rationale import attention_to_evidence, evidence_tagging, verdict_cross_entropy
 from jax_rele.losses.score import cross_entropy, score_kl
-
-NAMES = ("label_only", "score_kd", "cot_kd", "mkd")
-"""The recipes."""
+from jax_rele.types import StudentOutputs
 
 LIST_TEMPERATURE = 0.25
 """Temperature of the distribution over the items of a query, in units of gain."""
 
-
-def needs_teacher(name: str) -> bool:
-    """Whether the recipe reads a teacher's signals and so can learn from unlabelled pairs."""
-    return name != "label_only"
+OUTPUTS = frozenset(field.name for field in dataclasses.fields(StudentOutputs))
 
 
-def learns_verdicts(name: str) -> bool:
-    """Whether the recipe trains the verdict heads; otherwise they stay as they were born."""
-    return name in ("cot_kd", "mkd")
-
-
-def recipe(name: str, *, gains: Sequence[float], temperature: float, evidence: bool) -> Callable[..., tuple]:
-    """The objective called `name`, for `make_train_step`.
-
-    It reads from the batch: `labels` [B]; and unless it is `label_only`, `label_probs` [B, C] and `segments` [B], or
-    `verdict_probs` [B, D, V] and `evidence_tags` [B, L], or all of them.
+def recipe(name: str, *, gains: Sequence[float], temperature: float, heads: Collection[str]) -> dict[str, Term]:
+    """The terms of the objective called `name`.
 
     Args:
-      name: one of `NAMES`.
+      name: see the table above.
       gains: [C] gain of each label.
       temperature: of the score distributions in the KL terms.
-      evidence: whether the student has an evidence-tagging head.
+      heads: the fields of `StudentOutputs` that the student fills. A student without `token_logits` learns no evidence;
+        every other term is kept, and `needs` tells what the student lacks.
 
     Raises:
       ValueError: there is no recipe of that name.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown recipe {name!r}; there are {', '.join(NAMES)}")
     gains = np.asarray(gains, np.float32)
-    terms: dict[str, Term] = {"label": term(cross_entropy)}
-    if name in ("score_kd", "mkd"):
-        terms["score"] = term(score_kl, temperature=temperature)
-        terms["margin"] = term(margin_mse, gains=gains)
-        # Gains lie in [0, 1]: at temperature 1 the distribution over a query's items would be nearly flat. The weight
-        # takes the factor T^2 back.
-        terms["list"] = term(listwise_kl, weight=LIST_TEMPERATURE**-2, temperature=LIST_TEMPERATURE, gains=gains)
-    if learns_verdicts(name):
-        terms["verdict"] = term(verdict_cross_entropy)
-        if evidence:
-            terms["evidence"] = term(evidence_tagging, weight=0.5)
-    return combine(**terms)
+    label = {"label": term(cross_entropy)}
+    score = {"score": term(score_kl, temperature=temperature)}
+    margin = {"margin": term(margin_mse, gains=gains)}
+    # Gains lie in [0, 1]: at temperature 1 the distribution over a query's items would be nearly flat. The weight
+    # takes the factor T^2 back.
+    order = {"list": term(listwise_kl, weight=LIST_TEMPERATURE**-2, temperature=LIST_TEMPERATURE, gains=gains)}
+    verdict = {"verdict": term(verdict_cross_entropy)}
+    evidence = {"evidence": term(evidence_tagging, weight=0.5)} if "token_logits" in heads else {}
+    recipes = {
+        "label_only": label,
+        "score_kd": label | score | margin | order,
+        "cot_kd": label | verdict | evidence,
+        "mkd": label | score | margin | order | verdict | evidence,
+        "margin_mse": label | margin,
+        "lrkd": label | score | {"latent": term(rationale_mse)},
+        "crsd": label
+        | {
+            "augmented_label": term(cross_entropy, weight=0.5, logits="augmented_logits", where="rationale_mask"),
+            "contrast": term(rationale_contrast, weight=0.1, where="rationale_mask"),
+        },
+        "rationale_guided": label | score | {"attention": term(attention_to_evidence, weight=0.3)},
+    }
+    if name not in recipes:
+        raise ValueError(f"unknown recipe {name!r}; there are {', '.join(recipes)}")
+    return recipes[name]
+
+
+def needs(terms: Mapping[str, Term]) -> tuple[set[str], set[str]]:
+    """What terms read: (fields of `StudentOutputs`, fields of the batch). What has a default is not needed.
+
+    Examples:
+      >>> from jax_rele import losses
+      >>> sorted(map(sorted, losses.needs({"label": losses.term(losses.cross_entropy)})))
+      [['labels'], ['logits']]
+    """
+    outputs: set[str] = set()
+    fields: set[str] = set()
+    for value in terms.values():
+        for parameter in inspect.signature(value.fn).parameters.values():
+            if parameter.name in ("where", "temperature") or parameter.kind in (
+                parameter.VAR_POSITIONAL,
+                parameter.VAR_KEYWORD,
+            ):
+                continue
+            source = value.bind.get(parameter.name, parameter.name)
+            if not isinstance(source, str):
+                continue
+            if parameter.name not in value.bind and parameter.default is not parameter.empty:
+                continue
+            (outputs if source in OUTPUTS else fields).add(source)
+        fields.update(field for field in (value.where, value.confidence) if field)
+    return outputs, fields
+
+
+def needs_teacher(terms: Mapping[str, Term]) -> bool:
+    """Whether terms read a teacher's signals, and so can learn from unlabelled pairs."""
+    return bool(needs(terms)[1] - {"labels"})
+
+
+def learns_verdicts(terms: Mapping[str, Term]) -> bool:
+    """Whether terms train the verdict heads; otherwise they stay as they were born."""
+    return "verdict_logits" in needs(terms)[0]

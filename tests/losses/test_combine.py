@@ -25,6 +25,7 @@ def make(seed=0):
         logits=rng.normal(size=(B, C)).astype(np.float32),
         verdict_logits=rng.normal(size=(B, D, V)).astype(np.float32),
         token_logits=rng.normal(size=(B, L, 1 + D)).astype(np.float32),
+        attention=rng.dirichlet(np.ones(L), B).astype(np.float32),
     )
     batch = {
         "mask": np.arange(B) < B - 3,
@@ -36,9 +37,12 @@ def make(seed=0):
         "evidence_tags": rng.integers(1 + D, size=(B, L)),
         "evidence_tags_mask": rng.random((B, L)) < 0.7,
         "segments": np.arange(B) // 2,
+        # Less than one example in all.
+        "confidence": rng.uniform(0.0, 0.1, B).astype(np.float32),
     }
     batch["labels"][~batch["labels_mask"]] = -1
     batch["verdict_probs"][~batch["verdict_probs_mask"]] = np.nan
+    batch["confidence"][~batch["mask"]] = np.nan
     return outputs, batch
 
 
@@ -49,6 +53,9 @@ LOSS = losses.combine(
     evidence=losses.term(losses.evidence_tagging, weight=0.2),
     margin=losses.term(losses.margin_mse, gains=GAINS),
     list=losses.term(losses.listwise_kl, temperature=0.2, gains=GAINS),
+    attention=losses.term(losses.attention_to_evidence),
+    sure=losses.term(losses.brier, confidence="confidence"),
+    sure_verdict=losses.term(losses.verdict_cross_entropy, confidence="confidence", hard=True),
 )
 STEP = jax.jit(jax.value_and_grad(LOSS, has_aux=True))
 
@@ -63,6 +70,13 @@ def apart(outputs, batch, masks):
         "evidence": losses.evidence_tagging(outputs.token_logits, batch["evidence_tags"], masks["evidence"]),
         "margin": losses.margin_mse(*ranking, masks["margin"]),
         "list": losses.listwise_kl(*ranking, masks["list"], temperature=0.2),
+        "attention": losses.attention_to_evidence(
+            outputs.attention, batch["evidence_tags"], batch["evidence_tags_mask"], masks["attention"]
+        ),
+        "sure": losses.brier(outputs.logits, batch["label_probs"], masks["sure"]),
+        "sure_verdict": losses.verdict_cross_entropy(
+            outputs.verdict_logits, batch["verdict_probs"], masks["sure_verdict"], hard=True
+        ),
     }
 
 
@@ -80,28 +94,36 @@ def test_scalar_and_totals_are_those_of_the_losses():
         "evidence": batch["mask"][:, None] & batch["evidence_tags_mask"],
         "margin": batch["mask"],
         "list": batch["mask"],
+        "attention": batch["mask"],
+        "sure": batch["mask"],
+        "sure_verdict": batch["mask"][:, None] & batch["verdict_probs_mask"],
     }
     elements = jax.jit(apart)(outputs, batch, masks)
-    weights = {"label": 1.0, "score": 0.5, "verdict": 0.3, "evidence": 0.2, "margin": 1.0, "list": 1.0}
+    counts = {name: mask.astype(np.float64) for name, mask in masks.items()}
+    confidence = np.where(batch["mask"], batch["confidence"], 0.0)
+    counts["sure"] *= confidence
+    counts["sure_verdict"] *= confidence[:, None]
+    weights = dict.fromkeys(elements, 1.0) | {"score": 0.5, "verdict": 0.3, "evidence": 0.2}
     for name, (total, count) in totals.items():
-        assert count == masks[name].sum()
+        np.testing.assert_allclose(count, counts[name].sum(), rtol=1e-6 if name.startswith("sure") else 0)
         assert total.dtype == count.dtype == jnp.float32
-        np.testing.assert_allclose(total, elements[name].sum(), rtol=1e-5)
-    expected = sum(weights[name] * elements[name].sum() / masks[name].sum() for name in elements)
+        np.testing.assert_allclose(total, (counts[name] * elements[name]).sum(), rtol=1e-5)
+    assert counts["sure"].sum() < 1.0
+    expected = sum(weights[n] * (counts[n] * elements[n]).sum() / counts[n].sum() for n in elements)
     np.testing.assert_allclose(scalar, expected, rtol=1e-5)
     assert losses.means(totals)["score"] == pytest.approx(float(elements["score"].sum() / masks["score"].sum()))
 
 
 @settings(max_examples=30)
-@given(st.sets(st.sampled_from(["mask", "verdict_probs_mask", "hard"])), st.integers(0, 1), st.integers(0, 9))
+@given(st.sets(st.sampled_from(["mask", "verdict_probs_mask", "chosen"])), st.integers(0, 1), st.integers(0, 9))
 def test_masks_are_joined_as_far_as_they_exist(present, axes, seed):
     rng = np.random.default_rng(seed)
     outputs, batch = make()
-    masks = {name: rng.random(B) < 0.7 for name in ("mask", "hard")}
+    masks = {name: rng.random(B) < 0.7 for name in ("mask", "chosen")}
     masks["verdict_probs_mask"] = rng.random((B, D)[: 1 + axes]) < 0.7
     batch = {"verdict_probs": np.nan_to_num(batch["verdict_probs"])} | {name: masks[name] for name in present}
     loss = losses.combine(
-        verdict=losses.term(losses.verdict_cross_entropy, where="hard" if "hard" in present else None)
+        verdict=losses.term(losses.verdict_cross_entropy, where="chosen" if "chosen" in present else None)
     )
     total, count = loss(outputs, batch)[1]["verdict"]
     joined = np.ones((B, D), bool)
@@ -110,6 +132,45 @@ def test_masks_are_joined_as_far_as_they_exist(present, axes, seed):
     assert count == joined.sum()
     elements = losses.verdict_cross_entropy(outputs.verdict_logits, batch["verdict_probs"])
     np.testing.assert_allclose(total, (elements * joined).sum(), rtol=1e-5)
+
+
+def test_confidence_of_one_changes_nothing():
+    outputs, batch = make()
+    plain = jax.jit(losses.combine(k=losses.term(losses.verdict_cross_entropy)))(outputs, batch)
+    for ones in (np.ones(B), np.ones((B, D)), np.ones(B, int)):
+        sure = jax.jit(losses.combine(k=losses.term(losses.verdict_cross_entropy, confidence="sure")))
+        assert sure(outputs, batch | {"sure": ones}) == plain
+
+
+def test_a_masked_confidence_is_not_read():
+    """Masks of the batch and of the field: what they cover is NaN."""
+    outputs, batch = make()
+    known = np.arange(B) % 2 == 0
+    batch |= {"sure": np.where(known & batch["mask"], 0.25, np.nan), "sure_mask": known}
+    loss = losses.combine(k=losses.term(losses.brier, confidence="sure"))
+    (scalar, totals), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(outputs, batch)
+    kept = known & batch["mask"]
+    wanted = losses.brier(outputs.logits, batch["label_probs"])[kept]
+    np.testing.assert_allclose(scalar, wanted.mean(), rtol=1e-6)
+    np.testing.assert_allclose(totals["k"], (0.25 * wanted.sum(), 0.25 * kept.sum()), rtol=1e-6)
+    assert np.isfinite(gradients.logits).all()
+    assert not gradients.logits[~kept].any()
+
+
+def test_an_unmasked_confidence_that_is_nan_is_seen():
+    outputs, batch = make()
+    loss = losses.combine(k=losses.term(losses.brier, confidence="sure"))
+    assert np.isnan(loss(outputs, batch | {"sure": np.full(B, np.nan)})[1]["k"][0])
+
+
+def test_confidence_of_zero_everywhere_is_zero():
+    outputs, batch = make()
+    loss = losses.combine(k=losses.term(losses.brier, confidence="sure"))
+    (scalar, totals), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        outputs, batch | {"sure": np.zeros(B)}
+    )
+    assert scalar == totals["k"][0] == totals["k"][1] == 0.0
+    assert not gradients.logits.any()
 
 
 def test_gradient_is_finite_where_signals_are_missing():
@@ -251,7 +312,7 @@ def test_missing_fields_are_named():
     no_head = message(replace(outputs, verdict_logits=None), batch, k=losses.term(losses.verdict_cross_entropy))
     assert "the argument verdict_logits of verdict_cross_entropy" in no_head
     assert "the model has no head for it (StudentOutputs.verdict_logits is None)" in no_head
-    assert "StudentOutputs has: logits, token_logits." in no_head
+    assert "StudentOutputs has: attention, logits, token_logits." in no_head
     no_signal = message(outputs, {"mask": batch["mask"]}, k=losses.term(losses.score_kl))
     assert "needs the field 'label_probs'" in no_signal
     assert "The batch has: mask." in no_signal
@@ -259,6 +320,9 @@ def test_missing_fields_are_named():
     optional = losses.term(losses.cross_entropy, label_smoothing="smoothing")
     assert "'smoothing'" in message(outputs, batch, k=optional)
     assert "where='hard' is not in the batch" in message(outputs, batch, k=losses.term(losses.score_kl, where="hard"))
+    assert "confidence='sure' is not in the batch" in message(
+        outputs, batch, k=losses.term(losses.score_kl, confidence="sure")
+    )
     with pytest.raises(ValueError, match="term 'k'"):  # at trace time
         jax.eval_shape(losses.combine(k=losses.term(losses.score_kl)), outputs, {"mask": batch["mask"]})
 
@@ -271,6 +335,14 @@ def test_masks_that_do_not_fit_are_named(name):
     for mask in (np.ones(B - 1, bool), np.ones((B, C), bool)):
         assert f"the mask '{name}' has shape {mask.shape}" in message(outputs, batch | {name: mask}, k=k)
     assert f"the mask '{name}' must hold booleans" in message(outputs, batch | {name: np.ones(B)}, k=k)
+
+
+def test_confidence_that_does_not_fit_is_named():
+    outputs, batch = make()
+    k = losses.term(losses.score_kl, confidence="sure")
+    for confidence in (np.ones(B - 1), np.ones((B, C))):
+        found = message(outputs, batch | {"sure": confidence}, k=k)
+        assert f"the confidence 'sure' has shape {confidence.shape}, the elements have ({B},)" in found
 
 
 def test_wrong_terms_are_refused():

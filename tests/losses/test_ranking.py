@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rax
 import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,10 @@ from jax_rele import losses
 
 B, C = 8, 3
 GAINS = np.array([1.0, 0.4, 0.0], np.float32)
-in_list, margin_mse, listwise_kl = (jax.jit(f) for f in (losses.in_list, losses.margin_mse, losses.listwise_kl))
+in_list, margin_mse, listwise_kl, ranknet = (
+    jax.jit(f) for f in (losses.in_list, losses.margin_mse, losses.listwise_kl, losses.ranknet)
+)
+pairwise_logistic, listwise_softmax = jax.jit(losses.pairwise_logistic), jax.jit(losses.listwise_softmax)
 
 batches = st.tuples(
     st.integers(0, 2**32 - 1),
@@ -26,6 +30,10 @@ def scores(seed):
     return rng.normal(size=(B, C)).astype(np.float32), rng.dirichlet(np.ones(C), B).astype(np.float32)
 
 
+def labels_of(seed):
+    return np.random.default_rng(seed + 1).integers(C, size=B)
+
+
 @settings(max_examples=50)
 @given(batches)
 def test_in_list_counts_valid_partners(batch):
@@ -35,13 +43,16 @@ def test_in_list_counts_valid_partners(batch):
     np.testing.assert_array_equal(in_list(segments), [sum(segments == s) > 1 for s in segments])
 
 
-@pytest.mark.parametrize("loss", [margin_mse, listwise_kl])
 @settings(max_examples=30)
-@given(batch=batches)
-def test_a_pair_without_partner_is_zero(loss, batch):
+@given(batches)
+def test_a_pair_without_partner_is_zero(batch):
     seed, segments, valid = batch
-    elements = np.asarray(loss(*scores(seed), GAINS, segments, valid))
-    assert not elements[~np.asarray(in_list(segments, valid))].any()
+    alone = ~np.asarray(in_list(segments, valid))
+    logits, label_probs = scores(seed)
+    for loss in (margin_mse, listwise_kl, ranknet):
+        assert not np.asarray(loss(logits, label_probs, GAINS, segments, valid))[alone].any()
+    for loss in (pairwise_logistic, listwise_softmax):
+        assert not np.asarray(loss(logits, labels_of(seed), GAINS, segments, valid))[alone].any()
 
 
 @settings(max_examples=30)
@@ -58,7 +69,29 @@ def test_lists_sum_to_their_divergence(batch, temperature):
         np.testing.assert_allclose(elements[members].sum(), divergence, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("loss", [margin_mse, listwise_kl])
+@settings(max_examples=30)
+@given(batches, st.floats(0.05, 5.0))
+def test_elements_sum_to_what_rax_says_of_each_list(batch, temperature):
+    """Of one list at a time, by rax's mask and not by its segments."""
+    seed, segments, valid = batch
+    (logits, _), labels = scores(seed), labels_of(seed)
+    arguments = logits, labels, GAINS, segments, valid
+    by_pair = np.asarray(pairwise_logistic(*arguments, temperature=temperature), np.float64)
+    by_list = np.asarray(listwise_softmax(*arguments, temperature=temperature), np.float64)
+    student, gains = jax.nn.softmax(logits) @ GAINS / temperature, GAINS[labels]
+    for segment in set(segments[valid].tolist()):
+        members = valid & (segments == segment)
+        worse = np.array([(gains[members] < gain).sum() for gain in gains])
+        wanted = pair_sum(student, gains, members), list_sum(student, gains, members)
+        found = (by_pair * worse)[members].sum(), by_list[members].sum()
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+pair_sum = jax.jit(lambda s, g, members: rax.pairwise_logistic_loss(s, g, where=members, reduce_fn=jnp.sum))
+list_sum = jax.jit(lambda s, g, members: rax.softmax_loss(s, g, where=members, reduce_fn=jnp.sum))
+
+
+@pytest.mark.parametrize("loss", [margin_mse, listwise_kl, ranknet])
 def test_only_differences_within_a_query_matter(loss):
     """A teacher that is more generous by a constant on every item of a query asks the same of the student."""
     segments = jnp.array([5, 5, 5, 9, 9, 9, 9, 2])
@@ -71,11 +104,12 @@ def test_only_differences_within_a_query_matter(loss):
     )
 
 
-@pytest.mark.parametrize("loss", [margin_mse, listwise_kl])
+@pytest.mark.parametrize("loss", [margin_mse, listwise_kl, ranknet, pairwise_logistic, listwise_softmax])
 def test_gradient_ranks_the_items(loss):
     """One step downhill from an undecided student raises the item that the teacher prefers over its partner."""
     label_probs = jnp.array([[0.9, 0.1, 0.0], [0.1, 0.1, 0.8]])
-    downhill = jax.jit(jax.grad(lambda logits: loss(logits, label_probs, GAINS, jnp.array([1, 1])).sum()))
+    taught = label_probs.argmax(-1) if loss in (pairwise_logistic, listwise_softmax) else label_probs
+    downhill = jax.jit(jax.grad(lambda logits: loss(logits, taught, GAINS, jnp.array([1, 1])).sum()))
     gradient = downhill(jnp.zeros((2, C)))
     gained = jax.nn.softmax(-gradient) @ GAINS
     assert gained[0] > gained[1]
