@@ -1,4 +1,4 @@
-# make demo | test | lint; make parity | plan-tpu need more than the tests: torch and peft, libtpu.
+# make demo | test | lint; make parity | plan-tpu need more than the tests: torch with peft and sentence-transformers, libtpu.
 # Each makes its own virtual environment, so that none changes what another installs.
 PYTHON ?= python3
 BIN := .venv/bin

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -151,36 +153,135 @@ def language_rows(
 
 # ---- students
 
-
-@dataclass(frozen=True)
-class _Text:
-    ids: list[int]
-    sources: list[tuple[str, tuple[int, int]]]
-    """For each token the text that it comes from and its characters there."""
+Sources = list[tuple[str, tuple[int, int]]]
+"""For each token the text that it comes from (`Span.source`) and its characters there."""
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Sequence[tuple[str, str]]], length: int) -> list[_Text]:
-    """Tokenizes the (source, text) parts of each row and joins them, at most `length` tokens a row."""
-    # A leading space makes a word the same token wherever it stands; offsets are shifted back.
-    flat = [" " + text for row in parts for _, text in row]
-    encoded = tokenizer(flat, add_special_tokens=False, return_offsets_mapping=True) if flat else None
-    rows, at = [], 0
-    for row in parts:
-        ids: list[int] = []
-        sources: list[tuple[str, tuple[int, int]]] = []
-        for source, _ in row:
-            ids += encoded["input_ids"][at]
-            sources += [(source, (max(start - 1, 0), end - 1)) for start, end in encoded["offset_mapping"][at]]
-            at += 1
-        rows.append(_Text(ids[:length], sources[:length]))
+def _queries(pairs: Sequence[Pair]) -> list[list[tuple[str, str]]]:
+    return [[(QUERY, pair.query)] for pair in pairs]
+
+
+def _items(pairs: Sequence[Pair], fields: Sequence[str]) -> list[list[tuple[str, str]]]:
+    return [list(pair.item.texts(fields)) for pair in pairs]
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], **wanted: bool):
+    """What the tokenizer says of each side: its (source, text) parts, joined by spaces, without special tokens."""
+    joined = [" ".join(text for _, text in side) for side in sides]
+    return tokenizer(joined, add_special_tokens=False, verbose=False, **wanted) if joined else {"input_ids": []}
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], length: int
+) -> list[list[int]]:
+    # A sentencepiece vocabulary finds its pieces wherever a text spells them out, `</s>` too: sellers forge no markers.
+    unknown = tokenizer.pad_token_id if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+    special = {*tokenizer.all_special_ids} - {unknown}
+    rows = [ids[:length] for ids in _tokenize(tokenizer, sides)["input_ids"]]
+    return [
+        ids if special.isdisjoint(ids) else [unknown if token in special else token for token in ids] for ids in rows
+    ]
+
+
+def _sources(
+    tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], length: int
+) -> list[Sources]:
+    """Where the tokens of `_ids` come from."""
+    if not sides:
+        return []
+    rows = []
+    for side, offsets in zip(sides, _tokenize(tokenizer, sides, return_offsets_mapping=True)["offset_mapping"]):
+        begins = [0, *accumulate(len(text) + 1 for _, text in side)]
+        row = []
+        for start, end in offsets[:length]:
+            # By its last character: a token may begin with the space before its word.
+            place = bisect_right(begins, max(end - 1, start), hi=len(side)) - 1
+            begin = begins[place]
+            row.append((side[place][0], (max(start - begin, 0), max(end - begin, 0))))
+        rows.append(row)
     return rows
 
 
-def _sides(tokenizer, pairs, fields, query_length, item_length) -> tuple[list[_Text], list[_Text]]:
-    # Two of the query's tokens and one of the item's are markers.
-    queries = _texts(tokenizer, [[(QUERY, pair.query)] for pair in pairs], query_length - 2)
-    items = _texts(tokenizer, [list(pair.item.texts(fields)) for pair in pairs], item_length - 1)
+def _markers(tokenizer: PreTrainedTokenizerBase, texts: int) -> list[list[int]]:
+    """The tokens that a tokenizer puts before, between and after one or two texts.
+
+    They are `[CLS] A [SEP] B [SEP]` for BERT, `<s> A </s></s> B </s>` for RoBERTa. A tokenizer that puts none gets the
+    former.
+    """
+    encoded = tokenizer(*["a"] * texts)
+    markers: list[list[int]] = [[] for _ in range(texts + 1)]
+    place = 0
+    for token, side in zip(encoded["input_ids"], encoded.sequence_ids(0)):
+        if side is None:
+            markers[place].append(token)
+        else:
+            place = side + 1
+    return markers if any(markers) else [[tokenizer.cls_token_id], *[[tokenizer.sep_token_id]] * texts]
+
+
+def _room(markers: Sequence[Sequence[int]], query_length: int, item_length: int) -> tuple[int, int]:
+    """Tokens of query and item beside the markers: those before the item count as the query's."""
+    before, between, after = map(len, markers)
+    return max(query_length - before - between, 0), max(item_length - after, 0)
+
+
+def tower_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    fields: Sequence[str],
+    query_length: int,
+    item_length: int,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The two-tower's inputs before padding, as the tokenizer writes one text, e.g. `[CLS] text [SEP]`.
+
+    Args:
+      tokenizer: the encoder's.
+      pairs: what to judge.
+      fields: the item's texts, which are joined by spaces.
+      query_length: most tokens of a query.
+      item_length: one less than the most tokens of an item.
+
+    Returns:
+      The token ids of the queries and of the items. What is too long loses its end, not its markers.
+    """
+    before, after = _markers(tokenizer, 1)
+    taken = len(before) + len(after)
+    sides = ((_queries(pairs), query_length), (_items(pairs, fields), item_length + 1))
+    queries, items = (
+        [[*before, *ids, *after] for ids in _ids(tokenizer, side, max(length - taken, 0))] for side, length in sides
+    )
     return queries, items
+
+
+def cross_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    fields: Sequence[str],
+    query_length: int,
+    item_length: int,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The cross-encoder's inputs before padding, as the tokenizer writes a pair, e.g. `[CLS] query [SEP] item [SEP]`.
+
+    Args:
+      tokenizer: the encoder's.
+      pairs: what to judge.
+      fields: the item's texts, which are joined by spaces.
+      query_length: most tokens of a query with the markers around it.
+      item_length: most tokens of an item with the markers after it.
+
+    Returns:
+      The token ids of each pair, and their types: 0 up to the item, 1 from there on. What is too long loses its end.
+    """
+    before, between, after = markers = _markers(tokenizer, 2)
+    query_room, item_room = _room(markers, query_length, item_length)
+    rows, types = [], []
+    for query, item in zip(
+        _ids(tokenizer, _queries(pairs), query_room), _ids(tokenizer, _items(pairs, fields), item_room)
+    ):
+        rows.append([*before, *query, *between, *item, *after])
+        first = len(before) + len(query) + len(between)
+        types.append([0] * first + [1] * (len(rows[-1]) - first))
+    return rows, types
 
 
 def encode_towers(
@@ -190,15 +291,14 @@ def encode_towers(
     query_length: int,
     item_length: int,
 ) -> dict[str, np.ndarray]:
-    """The two-tower's inputs: `[CLS] text [SEP]` a side.
+    """The two-tower's inputs: `tower_rows`, padded.
 
     Returns:
       `query_tokens` [N, query_length], `item_tokens` [N, item_length + 1] int32, and `query_valid`, `item_valid` bool.
     """
-    queries, items = _sides(tokenizer, pairs, fields, query_length, item_length)
     inputs = {}
-    for side, texts, length in (("query", queries, query_length), ("item", items, item_length + 1)):
-        rows = [[tokenizer.cls_token_id, *text.ids, tokenizer.sep_token_id] for text in texts]
+    sides = zip(("query", "item"), tower_rows(tokenizer, pairs, fields, query_length, item_length))
+    for (side, rows), length in zip(sides, (query_length, item_length + 1)):
         inputs[f"{side}_tokens"] = pad(rows, length, tokenizer.pad_token_id)
         inputs[f"{side}_valid"] = pad([[True] * len(row) for row in rows], length, False, bool)
     return inputs
@@ -211,17 +311,13 @@ def encode_cross(
     query_length: int,
     item_length: int,
 ) -> dict[str, np.ndarray]:
-    """The cross-encoder's inputs: `[CLS] query [SEP] item [SEP]`.
+    """The cross-encoder's inputs: `cross_rows`, padded.
 
     Returns:
       `tokens`, `token_types` [N, query_length + item_length] int32 and `valid` bool.
     """
-    queries, items = _sides(tokenizer, pairs, fields, query_length, item_length)
+    rows, types = cross_rows(tokenizer, pairs, fields, query_length, item_length)
     length = query_length + item_length
-    rows, types = [], []
-    for query, item in zip(queries, items):
-        rows.append([tokenizer.cls_token_id, *query.ids, tokenizer.sep_token_id, *item.ids, tokenizer.sep_token_id])
-        types.append([0] * (len(query.ids) + 2) + [1] * (len(item.ids) + 1))
     return {
         "tokens": pad(rows, length, tokenizer.pad_token_id),
         "token_types": pad(types, length, 0),
@@ -244,22 +340,24 @@ def encode_evidence(
       `evidence_tags` [N, query_length + item_length] int32, 0 for none and 1 + d for dimension d, and
       `evidence_tags_mask` bool, True for tokens of the texts.
     """
-    queries, items = _sides(tokenizer, pairs, fields, query_length, item_length)
+    markers = _markers(tokenizer, 2)
+    before, between, after = ([0] * len(ids) for ids in markers)
+    query_room, item_room = _room(markers, query_length, item_length)
+    queries = _sources(tokenizer, _queries(pairs), query_room)
+    items = _sources(tokenizer, _items(pairs, fields), item_room)
     tags, masks = [], []
     for query, item, spans in zip(queries, items, evidence):
-        row = [0, *_tags(query, spans, dimensions), 0, *_tags(item, spans, dimensions), 0]
-        mask = [False, *[True] * len(query.ids), False, *[True] * len(item.ids), False]
-        tags.append(row)
-        masks.append(mask)
+        tags.append([*before, *_tags(query, spans, dimensions), *between, *_tags(item, spans, dimensions), *after])
+        masks.append([*before, *[1] * len(query), *between, *[1] * len(item), *after])
     length = query_length + item_length
     return {"evidence_tags": pad(tags, length, 0), "evidence_tags_mask": pad(masks, length, False, bool)}
 
 
-def _tags(text: _Text, spans: Sequence[Span], dimensions: Sequence[str]) -> list[int]:
-    tags = [0] * len(text.ids)
-    for source in dict.fromkeys(source for source, _ in text.sources):
-        places = [place for place, (name, _) in enumerate(text.sources) if name == source]
-        found = token_tags(spans, source, [text.sources[place][1] for place in places], dimensions)
+def _tags(tokens: Sources, spans: Sequence[Span], dimensions: Sequence[str]) -> list[int]:
+    tags = [0] * len(tokens)
+    for source in dict.fromkeys(source for source, _ in tokens):
+        places = [place for place, (name, _) in enumerate(tokens) if name == source]
+        found = token_tags(spans, source, [tokens[place][1] for place in places], dimensions)
         for place, tag in zip(places, found):
             tags[place] = tag
     return tags

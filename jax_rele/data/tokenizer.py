@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jax_rele.errors import UserError
@@ -16,16 +16,18 @@ FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """Files of which a tokenizer's folder has at least one."""
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, encoder: bool = False) -> PreTrainedTokenizerFast:
     """Trains a lower-casing byte-level BPE tokenizer: any text has tokens, none is unknown.
 
     Args:
       texts: what to learn merges from.
       vocab_size: at most this many tokens, of which 256 are bytes and 3 are `<pad>`, `<s>` and `</s>`.
+      encoder: for whole texts and pairs, not for texts that are joined and decoded: a text begins as if after a space,
+        so that a word is the same token wherever it stands, and is written `<s> text </s>`.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=encoder)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -34,10 +36,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _wrap(tokenizer)
-
-
-def _wrap(tokenizer: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
+    if encoder:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{BEGIN} $A {END}",
+            pair=f"{BEGIN} $A {END} $B:1 {END}:1",
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BEGIN, END)],
+        )
     # Texts are written by sellers and shoppers: `</s>` in a title is five characters, not the end of the sequence.
     tokenizer.encode_special_tokens = True
     return PreTrainedTokenizerFast(
@@ -52,7 +56,7 @@ def _wrap(tokenizer: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def load_tokenizer(path: Path, special: Sequence[str]) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: str | Path, special: Sequence[str]) -> PreTrainedTokenizerFast:
     """Reads a tokenizer folder; special tokens that texts spell out stay text.
 
     Args:
@@ -63,6 +67,7 @@ def load_tokenizer(path: Path, special: Sequence[str]) -> PreTrainedTokenizerFas
     Raises:
       UserError: the folder is missing or damaged, or has no such token.
     """
+    path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such tokenizer folder; run the stage that writes it")
     if not any((path / name).exists() for name in FILES):

@@ -41,8 +41,9 @@ class Mask:
 
     Attributes:
       causal: a key's position must not be after the query's.
-      window: a causal query sees only the keys less than this many positions before it; an int, or a traced int32
-        scalar where layers differ (`xla` only). None or 0: no limit.
+      window: a query sees only the keys less than this many positions before it or, where the mask is not causal
+        (`xla` only), on either side of it; an int, or a traced int32 scalar where layers differ (`xla` only). None or
+        0: no limit.
       query_positions: [B, Lq] int. None: a row's positions are its indices, or, where rows hold segments, ascend
         with the index within each, which allows the same keys.
       key_positions: [B, Lk] or [1, Lk] int, or None likewise.
@@ -62,13 +63,16 @@ class Mask:
     def dense(self, query_length: int, key_length: int) -> jax.Array | None:
         """[B or 1, 1, Lq, Lk] (or broadcastable) bool, or None where everything may attend to everything."""
         allowed = None
-        if self.causal:
+        windowed = self.window is not None and not (isinstance(self.window, int) and self.window == 0)
+        if self.causal or windowed:
             query = jnp.arange(query_length)[None] if self.query_positions is None else self.query_positions
             key = jnp.arange(key_length)[None] if self.key_positions is None else self.key_positions
             distance = query[:, None, :, None] - key[:, None, None, :]
-            allowed = distance >= 0
-            if self.window is not None and not (isinstance(self.window, int) and self.window == 0):
-                allowed &= (distance < self.window) | (jnp.asarray(self.window) == 0)
+            if self.causal:
+                allowed = distance >= 0
+            if windowed:
+                near = (jnp.abs(distance) < self.window) | (jnp.asarray(self.window) == 0)
+                allowed = near if allowed is None else allowed & near
         if self.query_segments is not None:
             same = self.query_segments[:, None, :, None] == self.key_segments[:, None, None, :]
             allowed = same if allowed is None else allowed & same

@@ -9,6 +9,7 @@ from jax_rele import config
 from jax_rele.errors import UserError
 from jax_rele.models.decoder import Decoder, DecoderConfig
 from jax_rele.models.encoder import EncoderConfig
+from jax_rele.models.encoder_families import encoder_config
 from jax_rele.models.families import decoder_config
 from jax_rele.models.lora import LoraSpec
 from jax_rele.models.rope import Rope
@@ -70,16 +71,48 @@ def build_teacher(teacher: config.Teacher, vocab_size: int) -> Decoder:
 def build_student(
     name: config.StudentName, student: config.Student, vocab_size: int, labels: int, dimensions: int
 ) -> nn.Module:
-    """The student called `name`."""
-    encoder = EncoderConfig(
-        vocab_size=vocab_size,
-        max_length=student.query_length + student.item_length,
-        layers=student.layers,
-        width=student.width,
-        heads=student.heads,
-        mlp_width=student.mlp_width,
-        dropout=student.dropout,
-    )
+    """The student called `name`, without weights.
+
+    Args:
+      name: which student.
+      student: what it is to be; the encoder's shape is that of `student.random`, or of the weights at `student.init`.
+      vocab_size: tokens of its tokenizer.
+      labels, dimensions: how many there are.
+
+    Raises:
+      UserError: the weights' config is missing, not supported, or has fewer tokens or positions than are needed.
+    """
+    encoder = build_encoder(student, vocab_size)
     if name == "cross_encoder":
-        return CrossEncoder(encoder, labels, dimensions)
-    return TwoTower(encoder, labels, dimensions, student.embedding_width, student.view_width)
+        return CrossEncoder(encoder, labels, dimensions, student.cross_encoder.latent_width)
+    return TwoTower(encoder, labels, dimensions, **student.two_tower.model_dump(), told_apart=student.init == "random")
+
+
+def build_encoder(student: config.Student, vocab_size: int) -> EncoderConfig:
+    """The encoder of the students; see `build_student`."""
+    computed = {"dropout": student.dropout, "dtype": jnp.dtype(student.dtype)}
+    length = student.query_length + student.item_length
+    if student.init == "random":
+        shape = student.random
+        return EncoderConfig(
+            vocab_size=vocab_size,
+            # A rationale that is read beside the pair stands behind it.
+            max_length=length + student.rationale_length,
+            layers=shape.layers,
+            width=shape.width,
+            heads=shape.heads,
+            mlp_width=shape.mlp_width,
+            **computed,
+        )
+    found = encoder_config(student.init, **computed)
+    if vocab_size > found.vocab_size:
+        raise UserError(
+            f"{student.init}: the tokenizer has {vocab_size} tokens, the embedding {found.vocab_size} rows; these are "
+            "not of one model"
+        )
+    if found.max_length and length > found.max_length:
+        raise UserError(
+            f"{student.init}: the encoder has {found.max_length} positions, fewer than student.query_length + "
+            f"student.item_length = {length}; make them shorter"
+        )
+    return found

@@ -1,27 +1,59 @@
-"""The students' encoder: bidirectional, in the form of BERT (Devlin et al., arXiv 1810.04805)."""
+"""The students' encoder: bidirectional, of the BERT, RoBERTa, DistilBERT and ModernBERT families, in one module.
+
+What the families differ in is data of the config. Layers are stacked by `nn.scan`; where they differ from one another
+(windows, rotary frequencies), the difference is scanned with them.
+Sources: Devlin et al., BERT, arXiv 1810.04805; Liu et al., RoBERTa, arXiv 1907.11692; Sanh et al., DistilBERT, arXiv
+1910.01108; Warner et al., ModernBERT, arXiv 2412.13663.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from jax_rele.models.attention import Mask, attention
+from jax_rele.models.rope import Rope, rotate
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+
+ACTIVATIONS = {
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_tanh": partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Shape of an encoder.
+    """Shape of an encoder and how it is computed. With the defaults it is a BERT.
 
     Attributes:
-      vocab_size, max_length, token_types: rows of the word, position and token-type tables.
+      vocab_size: rows of the word table.
+      max_length: tokens of the longest text. The position table has `max_length + position_offset` rows.
       layers, width, heads, mlp_width: sizes; `width` is a multiple of `heads`.
-      dropout: rate while training.
+      token_types: rows of the token-type table; 0 for none.
+      dropout: rate while training, of embeddings and of what attention and feed-forward add.
       norm_eps: of the layer norms.
-      dtype: of activations; parameters are float32.
+      dtype: of activations; norms, softmax and rotations are computed in float32.
+      param_dtype: of parameters.
+      family: what the weights are called in the Hugging Face form (its `model_type`).
+      activation: of the feed-forward.
+      position_offset: where > 0, positions count a row's valid tokens from this number on and padding has the one
+        before it, as in RoBERTa. 0: positions are a row's indices.
+      prenorm: norms stand before attention and feed-forward, and one after the last layer; not after each.
+      gated: the feed-forward's activation is multiplied by a second projection (Shazeer, arXiv 2002.05202).
+      attention_bias, mlp_bias, norm_bias: whether these have biases.
+      rope_thetas: for each layer the base of its rotary frequencies; () for a table of positions.
+      windows: for each layer w > 0 where a token sees only those less than w places away, 0 where it sees all; () where
+        every layer sees all.
     """
 
     vocab_size: int
@@ -34,49 +66,114 @@ class EncoderConfig:
     dropout: float = 0.1
     norm_eps: float = 1e-12
     dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    family: str = "bert"
+    activation: Activation = "gelu"
+    position_offset: int = 0
+    prenorm: bool = False
+    gated: bool = False
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    norm_bias: bool = True
+    rope_thetas: tuple[float, ...] = ()
+    windows: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for name in ("rope_thetas", "windows"):
+            if getattr(self, name) and len(getattr(self, name)) != self.layers:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {self.layers} layers")
 
 
-def dense(features: int, axes: tuple[str, str], name: str, dtype=jnp.float32) -> nn.Dense:
-    """A linear map with bias, its kernel and bias labelled with logical axes."""
+def dense(
+    features: int,
+    axes: tuple[str, str],
+    name: str,
+    dtype=jnp.float32,
+    param_dtype=jnp.float32,
+    bias: bool = True,
+) -> nn.Dense:
+    """A linear map, its kernel and bias labelled with logical axes."""
     return nn.Dense(
         features,
+        use_bias=bias,
         kernel_init=nn.with_logical_partitioning(nn.initializers.xavier_uniform(), axes),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
         dtype=dtype,
+        param_dtype=param_dtype,
         name=name,
     )
 
 
 def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(
+    # The backward pass computes it again from its input, which is all that is kept.
+    return nn.remat(nn.LayerNorm, prevent_cse=False)(
         config.norm_eps,
+        use_bias=config.norm_bias,
         scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
+        # E[x^2] - E[x]^2 loses digits where a feature is far larger than the others, as in trained encoders.
+        use_fast_variance=False,
         dtype=config.dtype,
+        param_dtype=config.param_dtype,
         name=name,
     )
 
 
 class Block(nn.Module):
-    """One post-norm layer, in the (carry, out) form that `nn.scan` takes."""
+    """One layer, in the (carry, out) form that `nn.scan` takes.
+
+    The carry is the stream and, where norms stand before, also its norm, which the next layer's attention reads. So
+    every layer has the same parameters, though ModernBERT's first has no norm of its own before its attention and its
+    last is followed by one.
+    """
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, valid: jax.Array, deterministic: bool):
+    def __call__(self, carry, valid: jax.Array, deterministic: bool, first: bool, window, frequencies):
         config = self.config
-        heads = (*x.shape[:2], config.heads, config.width // config.heads)
+        x, y = carry if config.prenorm else (carry, carry)
+        linear = partial(dense, dtype=config.dtype, param_dtype=config.param_dtype)
+
+        def dropout(y):
+            return nn.Dropout(config.dropout)(y, deterministic=deterministic)
+
         query, key, value = (
-            dense(config.width, ("embed", "heads"), name, config.dtype)(x).reshape(heads)
+            linear(config.width, ("embed", "heads"), name, bias=config.attention_bias)(y).reshape(
+                *x.shape[:2], config.heads, -1
+            )
             for name in ("query", "key", "value")
         )
-        y = attention(query, key, value, Mask(key_valid=valid)).reshape(x.shape)
-        y = dense(config.width, ("heads", "embed"), "output", config.dtype)(y)
-        x = layer_norm(config, "attention_norm")(x + nn.Dropout(config.dropout)(y, deterministic=deterministic))
-        y = nn.gelu(dense(config.mlp_width, ("embed", "mlp"), "up", config.dtype)(x), approximate=False)
-        y = dense(config.width, ("mlp", "embed"), "down", config.dtype)(y)
-        x = layer_norm(config, "mlp_norm")(x + nn.Dropout(config.dropout)(y, deterministic=deterministic))
-        return nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), None
+        if frequencies is not None:
+            positions = jnp.arange(x.shape[1])[None]
+            query, key = rotate(query, positions, frequencies), rotate(key, positions, frequencies)
+        mask = Mask(window=window, key_valid=valid)
+        y = attention(query, key, value, mask).reshape(x.shape)
+        x = x + dropout(linear(config.width, ("heads", "embed"), "output", bias=config.attention_bias)(y))
+        if config.prenorm:
+            y = layer_norm(config, "mlp_norm")(x)
+        else:
+            y = x = layer_norm(config, "attention_norm")(x)
+        up = linear(config.mlp_width, ("embed", "mlp"), "up", bias=config.mlp_bias)(y)
+        # As with the norms, only the inputs are kept.
+        activate = jax.checkpoint(ACTIVATIONS[config.activation], prevent_cse=False)
+        if config.gated:
+            gate = linear(config.mlp_width, ("embed", "mlp"), "gate", bias=config.mlp_bias)(y)
+            up = activate(gate) * up
+        else:
+            up = activate(up)
+        x = x + dropout(linear(config.width, ("mlp", "embed"), "down", bias=config.mlp_bias)(up))
+        carry = (x, layer_norm(config, "next_norm")(x)) if config.prenorm else layer_norm(config, "mlp_norm")(x)
+        carry = nn.with_logical_constraint(carry, ("batch", "length", "embed_activation"))
+        return carry, first_attention(query, key, mask) if first else None
+
+
+def first_attention(query: jax.Array, key: jax.Array, mask: Mask) -> jax.Array:
+    """[B, L] float32: how much a row's first token attends to each, mean over the heads."""
+    scores = jnp.einsum("bhd,bkhd->bhk", query[:, 0], key, preferred_element_type=jnp.float32)
+    scores *= query.shape[-1] ** -0.5
+    allowed = mask.dense(1, key.shape[1])[:, :, 0]
+    return nn.softmax(jnp.where(allowed, scores, jnp.finfo(jnp.float32).min), axis=-1).mean(axis=1)
 
 
 class Encoder(nn.Module):
@@ -84,44 +181,80 @@ class Encoder(nn.Module):
 
     config: EncoderConfig
 
-    @nn.compact
+    def setup(self):
+        config = self.config
+
+        def table(name, rows, axis):
+            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "embed"))
+            return self.param(name, init, (rows, config.width), config.param_dtype)
+
+        self.words = table("word_embedding", config.vocab_size, "vocab")
+        if not config.rope_thetas:
+            self.positions = table("position_embedding", config.max_length + config.position_offset, "position")
+        if config.token_types:
+            self.types = table("token_type_embedding", config.token_types, "token_type")
+        self.norm = layer_norm(config, "embedding_norm")
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
+            length=config.layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config, name="layers")
+        self.pooler = dense(config.width, ("embed", "embed_out"), "pooler", config.dtype, config.param_dtype)
+
     def __call__(
-        self, tokens: jax.Array, token_types: jax.Array, valid: jax.Array, *, deterministic: bool = True
-    ) -> jax.Array:
-        """Runs the encoder.
+        self,
+        tokens: jax.Array,
+        token_types: jax.Array,
+        valid: jax.Array,
+        *,
+        deterministic: bool = True,
+        attention: bool = False,
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """Runs the encoder. What stands at a valid token does not depend on padding.
 
         Args:
           tokens: [B, L] int, L at most `max_length`.
-          token_types: [B, L] int.
+          token_types: [B, L] int. Encoders without a type table do not look at them; where the table has fewer rows
+            than there are types, the last row stands for those that it lacks (RoBERTa has one row).
           valid: [B, L] bool; False for padding.
           deterministic: False turns on dropout (rng `dropout`).
+          attention: also return the attention of the first token.
 
         Returns:
-          [B, L, width].
+          [B, L, width]; with `attention` also [layers, B, L] float32, the softmax of the first token's query over the
+          keys, mean over the heads.
         """
         chex.assert_rank(tokens, 2)
         chex.assert_equal_shape([tokens, token_types, valid])
         config = self.config
         if tokens.shape[1] > config.max_length:
             raise ValueError(f"{tokens.shape[1]} tokens, but the encoder has {config.max_length} positions")
+        x = jnp.take(self.words, tokens, axis=0)
+        if config.position_offset:
+            counted = jnp.cumsum(valid, axis=1, dtype=jnp.int32) * valid
+            x += jnp.take(self.positions, counted + config.position_offset - 1, axis=0)
+        elif not config.rope_thetas:
+            x += self.positions[None, : tokens.shape[1]]
+        if config.token_types:
+            x += jnp.take(self.types, jnp.minimum(token_types, config.token_types - 1), axis=0)
+        x = self.dropout(self.norm(x.astype(config.dtype)), deterministic=deterministic)
+        # What is scanned beside the layers, where they differ from one another.
+        windows = jnp.array(config.windows, jnp.int32) if any(config.windows) else None
+        frequencies = None
+        if config.rope_thetas:
+            head_dim = config.width // config.heads
+            frequencies = np.stack([Rope(theta).frequencies(head_dim) for theta in config.rope_thetas])
+        x, weights = self.layers((x, x) if config.prenorm else x, valid, deterministic, attention, windows, frequencies)
+        hidden = x[1] if config.prenorm else x
+        return (hidden, weights) if attention else hidden
 
-        def table(name, rows, axis):
-            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "embed"))
-            return self.param(name, init, (rows, config.width))
+    def pool(self, hidden: jax.Array) -> jax.Array:
+        """BERT's pooler: tanh of a linear map of the first token, [B, L, width] -> [B, width].
 
-        words = table("word_embedding", config.vocab_size, "vocab")
-        positions = table("position_embedding", config.max_length, "position")
-        types = table("token_type_embedding", config.token_types, "token_type")
-        x = jnp.take(words, tokens, axis=0) + positions[None, : tokens.shape[1]] + jnp.take(types, token_types, axis=0)
-        x = layer_norm(config, "embedding_norm")(x.astype(config.dtype))
-        x = nn.Dropout(config.dropout)(x, deterministic=deterministic)
-        layers = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=config.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, name="layers")
-        x, _ = layers(x, valid, deterministic)
-        return x
+        Its parameters `pooler` exist only where `init` called this or the weights brought them.
+        """
+        return nn.tanh(self.pooler(hidden[:, 0]))

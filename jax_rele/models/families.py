@@ -20,24 +20,25 @@ from transformers import CONFIG_MAPPING, GenerationConfig
 
 from jax_rele.errors import UserError
 from jax_rele.models.decoder import DecoderConfig
-from jax_rele.models.files import check_keys, one_line, read_json, resolve
+from jax_rele.models.files import check_keys, one_line, read_config
 from jax_rele.models.rope import Rope
 
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Keys that say nothing of the computation but that whoever generates needs."""
 
 
-def _keys(*groups: str) -> frozenset[str]:
+def words(*groups: str) -> frozenset[str]:
+    """The words of some texts."""
     return frozenset(key for group in groups for key in group.split())
 
 
-READ = _keys(
+READ = words(
     "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads",
     "head_dim max_position_embeddings rms_norm_eps tie_word_embeddings rope_theta rope_scaling rope_parameters",
 )
 """Keys that every family reads."""
 
-HARMLESS = _keys(
+HARMLESS = words(
     # Where the model comes from and how it was made or stored.
     "_name_or_path name_or_path _commit_hash architectures transformers_version transformers.js_config torch_dtype",
     "dtype initializer_range is_llama_config unsloth_fixed unsloth_version",
@@ -181,23 +182,14 @@ def decoder_config(source: Mapping[str, Any] | str | Path, **overrides: Any) -> 
       UserError: the config is missing, contradicts itself, or holds a key whose meaning is not implemented; the key is
         named.
     """
-    if isinstance(source, Mapping):
-        where, raw = "config", dict(source)
-    else:
-        folder = resolve(source, ("config.json",))
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder}: no config.json; give a folder in the Hugging Face form")
-        where, raw = str(folder / "config.json"), read_json(folder / "config.json")
+    where, raw = read_config(source)
     kind = raw.get("model_type")
     if kind not in tuple(FAMILIES):
         raise UserError(f"{where}: model_type {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     check_keys(where, raw, family.read | HARMLESS | family.harmless, {**FIXED, **family.fixed})
     _check_rope(where, raw)
-    try:
-        filled = CONFIG_MAPPING[kind](**copy.deepcopy(raw))
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{where}: not a valid {kind} config ({one_line(error)})") from None
+    filled = fill(where, raw)
     heads, width = filled.num_attention_heads, filled.hidden_size
     config = DecoderConfig(
         family=kind,
@@ -231,6 +223,15 @@ def decoder_config(source: Mapping[str, Any] | str | Path, **overrides: Any) -> 
     if config.head_dim % 2:
         raise UserError(f"{where}: head_dim is {config.head_dim}; rotary positions need an even number")
     return dataclasses.replace(config, **overrides)
+
+
+def fill(where: str, raw: Mapping[str, Any]) -> Any:
+    """The class of `transformers` for a config, its defaults filled in. Raises UserError where it refuses a value."""
+    kind = raw["model_type"]
+    try:
+        return CONFIG_MAPPING[kind](**copy.deepcopy(dict(raw)))
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{where}: not a valid {kind} config ({one_line(error)})") from None
 
 
 def _bias(family: Family, filled: Any, name: str) -> bool:

@@ -96,6 +96,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_config(source: Mapping[str, Any] | str | Path) -> tuple[str, dict[str, Any]]:
+    """What a message calls a Hugging Face config, and the config.
+
+    Args:
+      source: the config as a dict, or its folder, or `hf:ORG/NAME`.
+
+    Raises:
+      UserError: the config is missing or not readable.
+    """
+    if isinstance(source, Mapping):
+        return "config", dict(source)
+    folder = resolve(source, ("config.json",))
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json; give a folder in the Hugging Face form")
+    return str(folder / "config.json"), read_json(folder / "config.json")
+
+
 def check_keys(
     where: str | Path, raw: Mapping[str, Any], known: Collection[str], fixed: Mapping[str, tuple[Any, ...]]
 ) -> None:

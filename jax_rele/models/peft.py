@@ -29,7 +29,8 @@ from jax_rele.models.files import (
 )
 from jax_rele.models.lora import COLLECTION, LoraSpec
 from jax_rele.models.partitioning import shardings
-from jax_rele.models.weights import TABLE, on_host
+from jax_rele.models.tables import DECODER
+from jax_rele.models.weights import on_host
 
 STEM = "adapter_model"
 
@@ -76,7 +77,9 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
 """Keys that would change what is computed, and their values that do not."""
 
 MODULES = {
-    path.removesuffix("/kernel"): name.removesuffix(".weight") for path, name in TABLE if path.endswith("/kernel")
+    row.path.removesuffix("/kernel"): row.name.removesuffix(".weight")
+    for row in DECODER.rows
+    if row.path.endswith("/kernel")
 }
 """Our path of each projection, and its module in torch with `{}` for the layer's number."""
 

@@ -82,7 +82,12 @@ def rotary(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
       positions: [B, L] int.
       rope: the frequencies.
     """
-    angles = positions[..., None, None].astype(jnp.float32) * rope.frequencies(x.shape[-1])
-    cos, sin = jnp.cos(angles) * rope.scale, jnp.sin(angles) * rope.scale
+    return rotate(x, positions, rope.frequencies(x.shape[-1]), rope.scale)
+
+
+def rotate(x: jax.Array, positions: jax.Array, frequencies: jax.Array | np.ndarray, scale: float = 1.0) -> jax.Array:
+    """`rotary` by frequencies [head_dim / 2] that may be traced, as where layers differ."""
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles) * scale, jnp.sin(angles) * scale
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

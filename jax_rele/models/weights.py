@@ -1,4 +1,4 @@
-"""Weights of open models: one table between the tensors of a Hugging Face folder and the decoder's parameters.
+"""Weights of open models: the tensors of a Hugging Face folder and the parameters of a decoder or encoder, both ways.
 
 Every tensor is used exactly once or named in an error. Loading reads just the slices that each device holds, straight
 into its sharding and dtype; writing gathers one block at a time. Neither holds a second copy of the model.
@@ -7,9 +7,7 @@ into its sharding and dtype; writing gathers one block at a time. Neither holds 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,26 @@ from jax.experimental import multihost_utils
 
 from jax_rele.errors import UserError
 from jax_rele.models.decoder import Decoder, DecoderConfig
-from jax_rele.models.families import TOKENS, decoder_config, hf_config
-from jax_rele.models.files import BLOCK, Outgoing, Tensor, check_names, open_tensors, read_json, resolve, write_folder
-from jax_rele.models.lora import COLLECTION, merge
+from jax_rele.models.encoder import Encoder, EncoderConfig
+from jax_rele.models.encoder_families import FAMILIES as ENCODER_FAMILIES
+from jax_rele.models.encoder_families import encoder_config, encoder_hf_config
+from jax_rele.models.families import FAMILIES as DECODER_FAMILIES
+from jax_rele.models.families import decoder_config, hf_config
+from jax_rele.models.files import (
+    BLOCK,
+    Outgoing,
+    Tensor,
+    check_names,
+    open_tensors,
+    read_config,
+    read_json,
+    resolve,
+    write_folder,
+)
+from jax_rele.models.lora import COLLECTION, LoraSpec, merge
 from jax_rele.models.partitioning import shardings
 from jax_rele.models.quantize import is_quantized
+from jax_rele.models.tables import DECODER, ENCODERS, Layout, Parameter
 
 NEEDED = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 """Files of a hub's repository that `from_hf` reads."""
@@ -38,86 +51,55 @@ SIDE_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
+    "*.model",
     "chat_template*",
 )
 """Files beside the weights that a model needs to be used."""
 
-TABLE = (
-    ("embedding", "model.embed_tokens.weight"),
-    *(
-        (f"layers/{ours}", f"model.layers.{{}}.{theirs}")
-        for ours, theirs in (
-            ("input_norm/scale", "input_layernorm.weight"),
-            *(
-                (f"attention/{name}/{leaf}", f"self_attn.{name}.{tensor}")
-                for name in ("q_proj", "k_proj", "v_proj", "o_proj")
-                for leaf, tensor in (("kernel", "weight"), ("bias", "bias"))
-            ),
-            *((f"attention/{name}/scale", f"self_attn.{name}.weight") for name in ("q_norm", "k_norm")),
-            ("mlp_norm/scale", "post_attention_layernorm.weight"),
-            *(
-                (f"mlp/{name}/{leaf}", f"mlp.{name}.{tensor}")
-                for name in ("gate_proj", "up_proj", "down_proj")
-                for leaf, tensor in (("kernel", "weight"), ("bias", "bias"))
-            ),
-        )
-    ),
-    ("final_norm/scale", "model.norm.weight"),
-    ("output_embedding", "lm_head.weight"),
-)
-"""Our path, their name. Under `layers/` ours stacks what they number; a `kernel` is [in, out], theirs [out, in]."""
-
-COMPUTED = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
-"""Tensors of older folders that follow from the config."""
+Config = DecoderConfig | EncoderConfig
+Model = Decoder | Encoder
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A row of the table for one model.
+def _layout(config: Config) -> Layout:
+    return DECODER if isinstance(config, DecoderConfig) else ENCODERS[config.family]
 
-    Attributes:
-      path: ours.
-      pattern: their name, with `{}` for the layer's number.
-      shape: ours, [layers, ...] where stacked.
+
+def _boxed(config: Config) -> dict[str, Any]:
+    """The base parameters' shapes with their logical axes, with those that a folder may lack."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    if isinstance(config, DecoderConfig):
+        model = Decoder(dataclasses.replace(config, lora=None))
+        init = partial(model.init, jax.random.key(0), tokens)
+    else:
+        model, pools = Encoder(config), bool(_layout(config).optional)
+
+        def outputs(model, *inputs):
+            hidden = model(*inputs)
+            return model.pool(hidden) if pools else hidden
+
+        init = partial(model.init, jax.random.key(0), tokens, tokens, tokens > 0, method=outputs)
+    return jax.eval_shape(init)["params"]
+
+
+def _parameters(config: Config, prefix: str = "", without: Container[str] = ()) -> list[Parameter]:
+    """The rows of the table that a model has, in their order.
+
+    Args:
+      config: the model.
+      prefix: stands before their names.
+      without: paths that are not there.
     """
-
-    path: str
-    pattern: str
-    shape: tuple[int, ...]
-
-    @property
-    def names(self) -> list[str]:
-        """Their names, by layer."""
-        return [self.pattern.format(layer) for layer in range(self.shape[0])] if self.stacked else [self.pattern]
-
-    @property
-    def stacked(self) -> bool:
-        return "{}" in self.pattern
-
-    @property
-    def transposed(self) -> bool:
-        return self.path.endswith("/kernel")
-
-    @property
-    def their_shape(self) -> tuple[int, ...]:
-        """Of each of their tensors."""
-        shape = self.shape[1:] if self.stacked else self.shape
-        return shape[::-1] if self.transposed else shape
-
-
-def _boxed(config: DecoderConfig) -> dict[str, Any]:
-    """The base parameters' shapes with their logical axes."""
-    model = Decoder(dataclasses.replace(config, lora=None))
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
-
-
-def _parameters(config: DecoderConfig) -> list[Parameter]:
-    """The rows of the table that a model has, in their order."""
     shapes = {path: leaf.shape for path, leaf in flatten_dict(nn.unbox(_boxed(config)), sep="/").items()}
-    if unknown := shapes.keys() - dict(TABLE).keys():
+    rows = [row for row in _layout(config).rows if row.path in shapes]
+    if unknown := shapes.keys() - {row.path for row in rows}:
         raise ValueError(f"no Hugging Face name for {', '.join(sorted(unknown))}")
-    return [Parameter(path, pattern, shapes[path]) for path, pattern in TABLE if path in shapes]
+    return [
+        Parameter(row, tuple(prefix + name for name in row.names(config.layers)), shapes[row.path])
+        for row in rows
+        if row.path not in without
+    ]
 
 
 # ---- loading
@@ -125,31 +107,41 @@ def _parameters(config: DecoderConfig) -> list[Parameter]:
 
 def from_hf(
     source: str | Path, *, dtype: Any, mesh: jax.sharding.Mesh | None = None, **overrides: Any
-) -> tuple[Decoder, dict[str, Any]]:
-    """An open model, ready to run.
+) -> tuple[Model, dict[str, Any]]:
+    """An open model, ready to run: a decoder or an encoder, by what its config says.
 
     Args:
       source: a folder in the Hugging Face form (config.json and safetensors), or `hf:ORG/NAME` on the hub.
       dtype: of parameters and activations, e.g. `jnp.bfloat16`; norms, softmax and rotations are computed in float32.
+        An override `param_dtype` gives the parameters another.
       mesh: where the parameters live, sharded by `partitioning.RULES`. None: on the default device.
-      overrides: fields of `DecoderConfig` that say how it is computed, e.g. `attention`, `remat`, `lora`.
+      overrides: fields of `DecoderConfig` or `EncoderConfig` that say how it is computed, e.g. `attention`, `remat`,
+        `lora`; `dropout`.
 
     Returns:
-      The decoder and `{"params": ...}`. Adapters, where `lora` is given, are the caller's to make or load.
+      The model and `{"params": ...}`, an encoder's with `pooler` where the folder has it. A decoder's adapters, where
+      `lora` is given, are the caller's to make or load.
 
     Raises:
       UserError: the config is not supported, a file is missing or damaged, or the tensors are not the config's. All of
         this is found before a value is read.
     """
     folder = resolve(source, NEEDED)
-    config = decoder_config(folder, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype), **overrides)
-    return Decoder(config), {"params": load_params(folder, config, mesh)}
+    where, raw = read_config(folder)
+    kind, kinds = raw.get("model_type"), (*DECODER_FAMILIES, *ENCODER_FAMILIES)
+    if kind not in kinds:
+        raise UserError(f"{where}: model_type {kind!r} is not supported; supported are {', '.join(kinds)}")
+    overrides = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(dtype), **overrides}
+    if kind in DECODER_FAMILIES:
+        model: Model = Decoder(decoder_config(folder, **overrides))
+    else:
+        model = Encoder(encoder_config(folder, **overrides))
+    return model, {"params": load_params(folder, model.config, mesh)}
 
 
-def load_params(source: str | Path, config: DecoderConfig, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
+def load_params(source: str | Path, config: Config, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
     """The base parameters of `config` from a folder or the hub; see `from_hf`."""
-    parameters = _parameters(config)
-    tensors = _checked(resolve(source, NEEDED), parameters, config)
+    parameters, tensors = _checked(resolve(source, NEEDED), config)
     if mesh is None:
         placed = dict.fromkeys(parameter.path for parameter in parameters)
     else:
@@ -163,19 +155,31 @@ def load_params(source: str | Path, config: DecoderConfig, mesh: jax.sharding.Me
     )
 
 
-def check_weights(source: str | Path, config: DecoderConfig) -> None:
+def check_weights(source: str | Path, config: Config) -> None:
     """Raises UserError where the tensors of a folder are not those of `config`; reads their headers alone."""
-    _checked(resolve(source, NEEDED), _parameters(config), config)
+    _checked(resolve(source, NEEDED), config)
 
 
-def _checked(folder: Path, parameters: list[Parameter], config: DecoderConfig) -> dict[str, Tensor]:
-    """The folder's tensors, after every check that headers allow."""
-    tensors = open_tensors(folder)
+def _checked(folder: Path, config: Config) -> tuple[list[Parameter], dict[str, Tensor]]:
+    """What a folder holds of the model, and its tensors by today's names, after every check that headers allow."""
+    layout, tensors = _layout(config), {}
+    for name, tensor in open_tensors(folder).items():
+        ending = next((old for old in layout.renamed if name.endswith(old)), None)
+        now = name if ending is None else name.removesuffix(ending) + layout.renamed[ending]
+        if now in tensors:
+            raise UserError(f"{tensor.file}: tensor {now} is there by an older name too; fetch the folder again")
+        tensors[now] = tensor
+    prefix = layout.prefix if layout.prefix and any(name.startswith(layout.prefix) for name in tensors) else ""
+    parameters = _parameters(config, prefix)
+    if tensors.keys().isdisjoint(each.names[0] for each in parameters if each.path in layout.optional):
+        parameters = [each for each in parameters if each.path not in layout.optional]
     expected = {name: parameter for parameter in parameters for name in parameter.names}
-    head, embedding = dict(TABLE)["output_embedding"], dict(TABLE)["embedding"]
-    repeated = config.tied and head in tensors
-    optional = {head} if repeated else set()
-    used = [name for name in tensors if name not in optional and not COMPUTED.fullmatch(name)]
+    head, embedding = layout.repeats or (None, None)
+    repeated = head in tensors and head not in expected
+    unused = [head] if repeated else []
+    if prefix:
+        unused += [name for name in tensors if name.startswith(layout.heads) and not name.startswith(prefix)]
+    used = [name for name in tensors if name not in unused and not layout.computed.fullmatch(name)]
     check_names(folder, "config.json", expected, used)
     for name, parameter in expected.items():
         tensor = tensors[name]
@@ -194,7 +198,7 @@ def _checked(folder: Path, parameters: list[Parameter], config: DecoderConfig) -
             f"{tensors[head].file}: tensor {head} differs from {embedding} though config.json says "
             "tie_word_embeddings; set that to false to use both"
         )
-    return tensors
+    return parameters, tensors
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -229,14 +233,14 @@ def _load(
 def _read(parameter: Parameter, tensors: Mapping[str, Tensor], dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
     """A slice of a parameter, filled block by block."""
     values = _aligned(tuple(part.stop - part.start for part in index), dtype)
-    if not parameter.stacked:
-        _fill(values, tensors[parameter.pattern], index)
-        return values
-    for place, layer in enumerate(range(index[0].start, index[0].stop)):
-        inner, target = index[1:], values[place]
-        if parameter.transposed:
-            inner, target = inner[::-1], target.T
-        _fill(target, tensors[parameter.pattern.format(layer)], inner)
+    offset = parameter.row.part * parameter.part_shape[0]
+    whole, names, inner = values[None], parameter.names, index
+    if parameter.stacked:
+        whole, names, inner = values, parameter.names[index[0]], index[1:]
+    for target, name in zip(whole, names, strict=True):
+        rows, *columns = inner[::-1] if parameter.transposed else inner
+        rows = slice(rows.start + offset, rows.stop + offset)
+        _fill(target.T if parameter.transposed else target, tensors[name], (rows, *columns))
     return values
 
 
@@ -260,7 +264,7 @@ def _fill(target: np.ndarray, tensor: Tensor, index: tuple[slice, ...]) -> None:
 
 
 def to_hf(
-    model: Decoder,
+    model: Model,
     variables: Mapping[str, Any],
     path: str | Path,
     *,
@@ -272,8 +276,9 @@ def to_hf(
     Every process of a run calls it; the first one writes.
 
     Args:
-      model: the decoder.
-      variables: `params`, and `lora` where adapters are to be merged into the weights that are written.
+      model: a decoder or an encoder; an encoder is written as the base model of its family, without heads.
+      variables: `params`, with or without an encoder's `pooler`, and `lora` where adapters are to be merged into the
+        weights that are written.
       path: the folder; it must not exist or be empty.
       source: the folder of the model that this one was made from, or of its tokenizer; tokenizer, chat template,
         generation config and token ids that are there are copied. None: these are the caller's.
@@ -283,61 +288,78 @@ def to_hf(
       UserError: `path` is not empty, or `source` is no folder.
     """
     config = model.config
-    raw = hf_config(config)
+    raw = hf_config(config) if isinstance(config, DecoderConfig) else encoder_hf_config(config)
     files: dict[str, dict[str, Any] | Path] = {"config.json": raw}
     if source is not None:
         folder = resolve(source, ("config.json", *SIDE_FILES))
         known = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-        raw.update({key: known[key] for key in TOKENS if key in known})
+        raw.update(
+            {
+                key: known[key]
+                for key, value in raw.items()
+                if key.endswith("_token_id") and value is None and key in known
+            }
+        )
         files.update({file.name: file for pattern in SIDE_FILES for file in folder.glob(pattern) if file.is_file()})
     write_folder(path, files, _outgoing(config, variables), max_shard_size=max_shard_size)
 
 
-def _outgoing(config: DecoderConfig, variables: Mapping[str, Any]) -> list[Outgoing]:
-    """Every tensor to write, in the table's order, by name."""
+def _outgoing(config: Config, variables: Mapping[str, Any]) -> list[Outgoing]:
+    """Every tensor to write, in the table's order."""
     params = flatten_dict(nn.unbox(variables["params"]), sep="/")
     lora = flatten_dict(nn.unbox(variables.get(COLLECTION, {})), sep="/")
     if any(map(is_quantized, params.values())):
         raise ValueError("quantized weights have no form there: restore the base with `dequantize_params` first")
-    parameters = _parameters(config)
+    parameters = _parameters(config, without=_layout(config).optional - params.keys())
     if {path: leaf.shape for path, leaf in params.items()} != {each.path: each.shape for each in parameters}:
         raise ValueError("params are not those of the model's config")
-    if lora and config.lora is None:
+    spec = getattr(config, "lora", None)
+    if lora and spec is None:
         raise ValueError("variables hold adapters but the model's config has no LoraSpec")
     kernels = {path.removesuffix("kernel") for path in params if path.endswith("/kernel")}
     if unknown := lora.keys() - {module + name for module in kernels for name in ("a", "b")}:
         raise ValueError(f"adapters for what the model does not have: {', '.join(sorted(unknown))}")
-    tensors = []
+    pieces: dict[str, list[Callable[[], Iterator[np.ndarray]]]] = {}
+    shapes = {}
     for parameter in parameters:
         module = parameter.path.removesuffix("kernel")
         adapter = {name: lora[module + name] for name in ("a", "b") if module in kernels and module + name in lora}
         for layer, name in enumerate(parameter.names):
-            tensors.append(
-                Outgoing(
-                    name,
-                    parameter.their_shape,
-                    jnp.dtype(config.param_dtype),
-                    partial(_blocks, parameter, layer, params[parameter.path], adapter, config),
-                )
+            # The parts of a tensor are in the table in their order.
+            shapes[name] = parameter.their_shape
+            pieces.setdefault(name, []).append(
+                partial(_blocks, parameter, layer, params[parameter.path], adapter, spec, config.param_dtype)
             )
-    return tensors
+    return [
+        Outgoing(name, shapes[name], jnp.dtype(config.param_dtype), partial(_joined, parts))
+        for name, parts in pieces.items()
+    ]
+
+
+def _joined(parts: Iterable[Callable[[], Iterator[np.ndarray]]]) -> Iterator[np.ndarray]:
+    for part in parts:
+        yield from part()
 
 
 def _blocks(
-    parameter: Parameter, layer: int, leaf: jax.Array, adapter: dict[str, jax.Array], config: DecoderConfig
+    parameter: Parameter, layer: int, leaf: jax.Array, adapter: dict[str, jax.Array], spec: LoraSpec | None, dtype: Any
 ) -> Iterator[np.ndarray]:
-    """One of their tensors on this host, in blocks along the first axis."""
-    if not parameter.stacked:
+    """What is ours of one of their tensors, on this host, in blocks along the first axis."""
+    if not parameter.stacked and not parameter.transposed:
         rows = _rows_per_block(leaf.shape, 4)
         for start in range(0, leaf.shape[0], rows):
             block = jax.lax.dynamic_slice_in_dim(leaf, start, min(rows, leaf.shape[0] - start))
-            yield on_host(block.astype(config.param_dtype))
+            yield on_host(block.astype(dtype))
         return
-    # A fresh array for each layer: JAX keeps the host's copy of an array as long as the array itself.
-    value, *factors = (jax.lax.dynamic_index_in_dim(each, layer, keepdims=False) for each in (leaf, *adapter.values()))
-    if factors:
-        value = merge({"kernel": value}, dict(zip(adapter, factors)), config.lora.scale)["kernel"]
-    yield on_host((value.T if parameter.transposed else value).astype(config.param_dtype))
+    value = leaf
+    if parameter.stacked:
+        # A fresh array for each layer: JAX keeps the host's copy of an array as long as the array itself.
+        value, *factors = (
+            jax.lax.dynamic_index_in_dim(each, layer, keepdims=False) for each in (leaf, *adapter.values())
+        )
+        if factors:
+            value = merge({"kernel": value}, dict(zip(adapter, factors)), spec.scale)["kernel"]
+    yield on_host((value.T if parameter.transposed else value).astype(dtype))
 
 
 def on_host(x: jax.Array) -> np.ndarray:

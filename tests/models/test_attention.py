@@ -112,6 +112,24 @@ def test_xla_also_takes_positions_and_padding(kind):
     np.testing.assert_allclose(ours, formula(q, k, v, q, allowed)[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [9, 70])
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_window_of_a_mask_that_is_not_causal_reaches_to_both_sides(length, traced):
+    (q, k, v, weights), _, _ = example("causal", length)
+    i, j = np.indices((length, length))
+    valid = np.arange(length) < np.array([length, length - 3])[:, None]
+    window = jnp.int32(5) if traced else 5
+    allowed = (np.abs(i - j) < 5) & valid[:, None]
+    # A query whose keys are all masked says nothing.
+    weights = weights * allowed.any(-1)[..., None, None]
+    ours = run((q, k, v, weights), Mask(window=window, key_valid=valid), "xla")
+    theirs = formula(q, k, v, weights, allowed | ~allowed.any(-1, keepdims=True))
+    agree((ours[0] * (weights != 0), ours[1]), (theirs[0] * (weights != 0), theirs[1]))
+    assert Mask(window=0).dense(length, length) is None
+    with pytest.raises(ValueError, match="causal, the mask is not"):
+        attention(q, k, v, Mask(window=5), "splash")
+
+
 @given(st.integers(1, 40_000))
 def test_blocks_cover_any_length_with_little_to_spare(length):
     block, padded = splash.block_sizes(length)

@@ -1,18 +1,43 @@
-"""The benchmark's two sides compute the same: it compares losses, label probabilities and decoded tokens itself."""
+"""The benchmarks' two sides compute the same: they compare losses, probabilities, logits and embeddings themselves."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-BENCH = Path(__file__).parents[2] / "scripts" / "bench" / "teacher.py"
+BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 
 
 def test_both_sides_run_and_agree(tmp_path):
     out = tmp_path / "out.json"
-    command = [sys.executable, BENCH, "--device", "cpu", "--shape", "tiny", "--repeats", "1", "--json", out]
+    command = [
+        sys.executable,
+        BENCH / "teacher.py",
+        "--device",
+        "cpu",
+        "--shape",
+        "tiny",
+        "--repeats",
+        "1",
+        "--json",
+        out,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     cases = json.loads(out.read_text())["cases"]
     assert all(set(case["seconds"]) == {"ours", "theirs"} for case in cases)
     assert all(case["checked"] for case in cases[2:])
+
+
+def test_both_sides_of_the_students_run_and_agree(tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, BENCH / "students.py", "--device", "cpu", "--shape", "tiny", "--json", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    both = [case for case in found["cases"] if case["theirs"]]
+    assert len(both) == 6
+    assert all(set(case["seconds"]) == {"ours", "theirs"} and case["checked"] for case in both)
+    assert all(set(peak) == {"ours", "theirs"} for peak in found["memory"].values())
+    told = [line.split(" | ")[0] for line in done.stdout.splitlines() if "× |" in line]
+    assert "| cross-encoder, training steps, batches by length over all padded to full length" in told
