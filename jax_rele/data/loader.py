@@ -11,6 +11,9 @@ import numpy as np
 
 from jax_rele.data.encoding import pad
 
+STEPS = 1 << 40
+"""No run takes so many."""
+
 Arrays = dict[str, Any]
 """A nested dict of arrays with the same number of rows."""
 
@@ -21,6 +24,7 @@ def batches(
     seed: int,
     transform: Callable[[Arrays, np.ndarray], Arrays] | None = None,
     places: np.ndarray | None = None,
+    streams: Sequence[tuple[np.ndarray, int]] | None = None,
 ) -> grain.DatasetIterator:
     """An endless iterator over one process's rows of every batch.
 
@@ -35,15 +39,26 @@ def batches(
       seed: of the shuffles.
       transform: `(rows, places) -> rows`, applied to what is read of a batch; places [rows] are their numbers in it.
       places: the numbers in a batch of the rows to read, see `training.places_of_process`; None for all.
+      streams: (row numbers, how many of a batch) of rows that are shuffled and repeated apart, one behind the other in
+        every batch; what the first gives does not depend on the others. None: all rows are one stream.
     """
     places = np.arange(batch_size) if places is None else places
+    if streams is None:
+        streams = [(np.arange(len(jax.tree.leaves(arrays)[0])), batch_size)]
+    if sum(count for _, count in streams) != batch_size:
+        raise ValueError(f"the streams' shares of a batch {[count for _, count in streams]} must sum to {batch_size}")
+    sources = [
+        (rows, grain.MapDataset.range(len(rows)).shuffle(seed=seed + number).repeat().batch(count))
+        for number, (rows, count) in enumerate(streams)
+    ]
 
-    def read(numbers: np.ndarray) -> Arrays:
-        rows = jax.tree.map(lambda array: array[numbers[places]], arrays)
+    def read(step: int) -> Arrays:
+        numbers = np.concatenate([rows[source[step]] for rows, source in sources])[places]
+        rows = jax.tree.map(lambda array: array[numbers], arrays)
         return rows if transform is None else transform(rows, places)
 
-    dataset = grain.MapDataset.range(len(jax.tree.leaves(arrays)[0])).shuffle(seed=seed).repeat().batch(batch_size)
-    return iter(dataset.map(read).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    steps = grain.MapDataset.range(STEPS)
+    return iter(steps.map(read).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
 def group_by_query(queries: Sequence[str], labelled: Sequence[bool], size: int) -> np.ndarray:
@@ -72,6 +87,21 @@ def take_groups(arrays: Arrays, groups: np.ndarray) -> Arrays:
     """Gathers rows into [groups, size, ...] arrays and adds `mask` [groups, size]: False for empty places."""
     gathered = jax.tree.map(lambda array: array[np.maximum(groups, 0)], arrays)
     return {**gathered, "mask": groups >= 0}
+
+
+def split_streams(labelled: np.ndarray, count: int, share: float) -> list[tuple[np.ndarray, int]]:
+    """Groups with and without labelled pairs as the streams of `batches`.
+
+    Args:
+      labelled: [groups] bool, whether a group holds a labelled pair.
+      count: groups of a batch.
+      share: of a batch that holds labelled pairs; all of it where every group does.
+    """
+    with_label, without = np.flatnonzero(labelled), np.flatnonzero(~labelled)
+    if not len(without) or not len(with_label):
+        return [(np.arange(len(labelled)), count)]
+    first = min(max(1, round(share * count)), count)
+    return [(with_label, first), *([(without, count - first)] if first < count else [])]
 
 
 def flatten_groups(batch: Arrays, places: np.ndarray | None = None) -> Arrays:

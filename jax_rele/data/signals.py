@@ -1,4 +1,4 @@
-"""A table of signals, with the label names and dimensions that its arrays mean."""
+"""A table of signals, with the label names and dimensions that its arrays mean. docs/signals.md describes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jax_rele.data.tables import read_table, write_table
+from jax_rele.data.tables import read_schema, read_table, write_table
 from jax_rele.errors import UserError
 from jax_rele.types import VERDICTS, Signals, Span
 
@@ -23,20 +23,25 @@ _SCHEMA = pa.schema(
         pa.field("verdict_probs", pa.list_(_FLOATS)),
         pa.field("evidence", pa.list_(_SPAN)),
         pa.field("rationale", pa.string()),
+        pa.field("confidence", pa.float32()),
+        pa.field("rationale_embedding", _FLOATS),
     ]
 )
+_OPTIONAL = ("confidence", "rationale_embedding")
 _LABELS, _DIMENSIONS = b"jax_rele.labels", b"jax_rele.dimensions"
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
+"""By how much the sum of a distribution may differ from 1."""
 _MEND = "score the pair again"
 
 
 def write_signals(
     path: str | os.PathLike, signals: Signals, label_names: Sequence[str], dimensions: Sequence[str]
 ) -> None:
-    """Writes signals as one Parquet table, probabilities in float32, NaN verdicts as null.
+    """Writes signals as one Parquet table, numbers in float32, NaN verdicts and embeddings as null.
 
     Columns: pair_id string, label_probs list<float> [C], verdict_probs list<list<float>> [D][V], evidence
-    list<struct<source, start, end, dimension>>, rationale string. Metadata: the label names and dimensions, as JSON.
+    list<struct<source, start, end, dimension>>, rationale string, confidence float, rationale_embedding list<float>
+    [R]. Metadata: the label names and dimensions, as JSON.
 
     Raises:
       UserError: as `validate_signals`.
@@ -49,18 +54,22 @@ def write_signals(
         "verdict_probs": [_verdict_lists(row) for row in np.asarray(signals.verdict_probs, np.float32)],
         "evidence": [[vars(span) for span in spans] for spans in signals.evidence],
         "rationale": signals.rationales,
+        "confidence": np.asarray(signals.confidence, np.float32),
+        "rationale_embedding": _embedding_lists(signals.rationale_embedding, len(signals.pair_ids)),
     }
     write_table(path, columns, _SCHEMA.with_metadata(metadata))
 
 
 def read_signals(path: str | os.PathLike, label_names: Sequence[str], dimensions: Sequence[str]) -> Signals:
-    """Reads what `write_signals` wrote: float32 arrays, NaN where there is no verdict.
+    """Reads what `write_signals` wrote: float32 arrays, NaN where there is no verdict or embedding.
+
+    A table may lack the columns confidence and rationale_embedding; a null confidence is 1.
 
     Raises:
       UserError: a missing or damaged table, other label names or dimensions than the given ones, or as
         `validate_signals`.
     """
-    table = read_table(path, _SCHEMA).combine_chunks()
+    table = read_table(path, _SCHEMA, _OPTIONAL).combine_chunks()
     metadata = table.schema.metadata or {}
     for key, what, wanted in ((_LABELS, "labels", label_names), (_DIMENSIONS, "dimensions", dimensions)):
         if key not in metadata:
@@ -77,9 +86,31 @@ def read_signals(path: str | os.PathLike, label_names: Sequence[str], dimensions
         verdict_probs=_verdict_array(columns["verdict_probs"], len(dimensions), str(path)),
         evidence=tuple(tuple(Span(**span) for span in spans or ()) for spans in columns["evidence"].to_pylist()),
         rationales=tuple(text or "" for text in columns["rationale"].to_pylist()),
+        confidence=pc.fill_null(columns["confidence"], 1.0).to_numpy(zero_copy_only=False),
+        rationale_embedding=_embeddings(columns["rationale_embedding"], str(path)),
     )
     validate_signals(signals, label_names, dimensions, str(path))
     return signals
+
+
+def says_its_labels(path: str | os.PathLike) -> bool:
+    """Whether a Parquet file is a table of signals and not a looser one. Raises UserError for a damaged file."""
+    return _LABELS in (read_schema(path).metadata or {})
+
+
+def take_signals(signals: Signals, rows: Sequence[int]) -> Signals:
+    """The signals of some rows, in their order."""
+    rows = np.asarray(rows, np.int64)
+    embedding = signals.rationale_embedding
+    return Signals(
+        pair_ids=tuple(signals.pair_ids[row] for row in rows),
+        label_probs=signals.label_probs[rows],
+        verdict_probs=signals.verdict_probs[rows],
+        evidence=tuple(signals.evidence[row] for row in rows),
+        rationales=tuple(signals.rationales[row] for row in rows),
+        confidence=signals.confidence[rows],
+        rationale_embedding=None if embedding is None else embedding[rows],
+    )
 
 
 def validate_signals(
@@ -88,10 +119,11 @@ def validate_signals(
     """Checks that signals can be learned from; the message names `source`, the row (from 1) and the mend.
 
     A label distribution, and a verdict distribution that is not NaN throughout, must hold no NaN and no negative number
-    and sum to 1 within 1e-3; a `pair_id` must occur once; evidence must be a non-empty span for one of the dimensions.
+    and sum to 1 within 1e-3; a `pair_id` must occur once; evidence must be a non-empty span for one of the dimensions;
+    a confidence must lie in [0, 1]; a rationale embedding that is not NaN throughout must hold finite numbers.
 
     Raises:
-      UserError: one of these does not hold, or the arrays have other shapes than [N, C] and [N, D, V].
+      UserError: one of these does not hold, or the arrays have other shapes than [N, C], [N, D, V], [N] and [N, R].
     """
     n = len(signals.pair_ids)
     labels, verdicts = np.asarray(signals.label_probs), np.asarray(signals.verdict_probs)
@@ -101,6 +133,12 @@ def validate_signals(
             f"{source}: {n} pairs need label_probs and verdict_probs of shapes {shapes[0]} and {shapes[1]} and as many "
             f"evidence and rationales, got {labels.shape}, {verdicts.shape}, {len(signals.evidence)} and "
             f"{len(signals.rationales)}; score with the labels and dimensions of the config"
+        )
+    confidence, embedding = np.asarray(signals.confidence), signals.rationale_embedding
+    if confidence.shape != (n,) or (embedding is not None and (embedding.ndim != 2 or len(embedding) != n)):
+        raise UserError(
+            f"{source}: {n} pairs need confidence of shape {(n,)} and rationale_embedding of shape ({n}, width), or "
+            f"None, got {confidence.shape} and {np.shape(embedding)}; give every pair one"
         )
     seen: dict[str, int] = {}
     for row, pair_id in enumerate(signals.pair_ids):
@@ -112,6 +150,19 @@ def validate_signals(
     for d, dimension in enumerate(dimensions):
         absent = np.isnan(verdicts[:, d]).all(axis=-1)
         _check_distributions(verdicts[:, d], absent, f"verdict_probs of {dimension!r}", signals, source)
+    bad = np.flatnonzero(~((confidence >= 0) & (confidence <= 1)))
+    if bad.size:
+        raise UserError(
+            f"{_where(source, signals, bad[0])}: confidence must lie in [0, 1], got {confidence[bad[0]]:g}; leave it "
+            "out where it is not known"
+        )
+    if embedding is not None:
+        bad = np.flatnonzero(~(np.isfinite(embedding).all(axis=-1) | np.isnan(embedding).all(axis=-1)))
+        if bad.size:
+            raise UserError(
+                f"{_where(source, signals, bad[0])}: rationale_embedding holds a number that is not finite; leave it "
+                "out where there is none"
+            )
     for row, spans in enumerate(signals.evidence):
         for span in spans:
             if span.dimension not in dimensions or not 0 <= span.start < span.end:
@@ -126,7 +177,7 @@ def _check_distributions(probs: np.ndarray, absent: np.ndarray, name: str, signa
     problems = (
         ("hold a NaN", np.isnan(probs).any(axis=-1)),
         ("hold a negative number", (probs < 0).any(axis=-1)),
-        ("do not sum to 1", ~(np.abs(probs.sum(axis=-1, dtype=np.float64) - 1) <= _TOLERANCE)),
+        ("do not sum to 1", ~(np.abs(probs.sum(axis=-1, dtype=np.float64) - 1) <= TOLERANCE)),
     )
     for problem, rows in problems:
         rows = np.flatnonzero(rows & ~absent)
@@ -145,6 +196,30 @@ def _verdict_lists(probs: np.ndarray) -> list | None:
     """[D, V] -> lists, null for a dimension of NaNs, null for all if there is no other."""
     rows = [None if np.isnan(row).all() else row.tolist() for row in probs]
     return rows if any(row is not None for row in rows) else None
+
+
+def _embedding_lists(embedding: np.ndarray | None, n: int) -> list:
+    """[N, R] or None -> N lists, null for a row of NaNs."""
+    if embedding is None:
+        return [None] * n
+    return [None if np.isnan(row).all() else row for row in np.asarray(embedding, np.float32)]
+
+
+def _embeddings(lists: pa.ListArray, source: str) -> np.ndarray | None:
+    """N lists of R floats or null -> [N, R], NaN for null; None where all are null."""
+    held = np.flatnonzero(lists.is_valid().to_numpy(zero_copy_only=False))
+    if not held.size:
+        return None
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)[held].astype(int)
+    wrong = np.flatnonzero((lengths != lengths[0]) | (lengths == 0))
+    if wrong.size:
+        raise UserError(
+            f"{source} row {held[wrong[0]] + 1}: rationale_embedding holds {lengths[wrong[0]]} numbers, that of row "
+            f"{held[0] + 1} {lengths[0]}; all must be of one width from 1 on"
+        )
+    embedding = np.full((len(lists), lengths[0]), np.nan, np.float32)
+    embedding[held] = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(held), -1)
+    return embedding
 
 
 def _vectors(lists: pa.ListArray, width: int, source: str, name: str) -> np.ndarray:

@@ -106,6 +106,16 @@ def read_pairs(
     return pairs, bad
 
 
+def read_rows(file: str | os.PathLike) -> Iterator[tuple[int, Mapping | RowError]]:
+    """The number of each row of a file, from 1, and the row as it is, or what is wrong with it.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    for number, row, _ in _rows(Path(file), str(file)):
+        yield number, row
+
+
 def source_files(path: str | os.PathLike) -> list[Path]:
     """The files of a source, in the order in which `read_pairs` reads them. Raises UserError as it does."""
     return [file for _, file in _files(path)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -118,12 +118,13 @@ def _whole(path: Path) -> Iterator[IO[bytes]]:
         os.close(folder)
 
 
-def read_table(path: str | os.PathLike, schema: pa.Schema | None = None) -> pa.Table:
+def read_table(path: str | os.PathLike, schema: pa.Schema | None = None, optional: Collection[str] = ()) -> pa.Table:
     """Reads a Parquet table.
 
     Args:
       path: the file.
       schema: the columns to return, cast to its types; None for all as they are. The file's metadata are kept.
+      optional: columns of the schema that the file may lack; they are then nulls.
 
     Raises:
       UserError: no such file, a damaged one, or one without the columns of the schema.
@@ -139,6 +140,9 @@ def read_table(path: str | os.PathLike, schema: pa.Schema | None = None) -> pa.T
         ) from error
     if schema is None:
         return table
+    for name in optional:
+        if name not in table.column_names:
+            table = table.append_column(schema.field(name), pa.nulls(table.num_rows, schema.field(name).type))
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise UserError(
@@ -150,6 +154,16 @@ def read_table(path: str | os.PathLike, schema: pa.Schema | None = None) -> pa.T
         raise UserError(
             f"{path}: the columns have other types than expected ({one_line(error)}); write the table again"
         ) from error
+
+
+def read_schema(path: str | os.PathLike) -> pa.Schema:
+    """The columns and metadata of a Parquet file. Raises UserError for a missing or damaged one."""
+    try:
+        return pq.read_schema(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{path}: no Parquet file ({one_line(error)}); if it is damaged, write it again") from error
 
 
 def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:

@@ -1,10 +1,12 @@
-"""score: the teacher's signals for the labelled training pairs and the unlabelled pairs."""
+"""score: the teacher's signals for the labelled training pairs and the unlabelled pairs, or another teacher's."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ import jax
 
 from jax_rele.config import Config
 from jax_rele.data import join_tables, read_pairs_table, read_signals, write_signals
+from jax_rele.errors import UserError
 from jax_rele.inference import Judgements, Teacher, check_words, judge
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
-from jax_rele.stages import artefacts
+from jax_rele.stages import artefacts, imported
 from jax_rele.training import distributed
 from jax_rele.types import Pair, Signals
 
@@ -27,11 +30,26 @@ SHARD = 1024
 """Pairs per shard; an interrupted run goes on behind the last whole shard."""
 
 
+def external_inputs(config: Config) -> dict[str, str]:
+    """A hash of the content of the file that `score.signals` names."""
+    if not config.score.signals:
+        return {}
+    try:
+        with open(config.score.signals, "rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"score.signals: {config.score.signals} cannot be read: {error.strerror}") from None
+    return {f"score.signals {config.score.signals}": content[:16]}
+
+
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Writes label distributions, verdict distributions, evidence and rationales.
 
-    With several processes each judges its own shards on its own devices, and process 0 joins them.
+    With several processes each judges its own shards on its own devices, and process 0 joins them. Where
+    `score.signals` names a file, its signals are written instead, those of validation and test pairs apart.
     """
+    if config.score.signals:
+        return distributed.on_main(partial(imported.write, config, run_dir))
     pairs = by_query(artefacts.load_pairs(run_dir, "train") + read_pairs_table(run_dir / artefacts.UNLABELLED))
     teacher = artefacts.load_teacher(config, run_dir)
     directory, shards = run_dir / "score" / "shards", range(-(-len(pairs) // SHARD))

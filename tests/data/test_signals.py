@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jax_rele.data import read_signals, validate_signals, write_signals
+from jax_rele.data import read_signals, take_signals, validate_signals, write_signals
 from jax_rele.errors import UserError
 from jax_rele.types import Signals, Span
 
@@ -38,12 +38,17 @@ def signals(draw, dimensions=DIMENSIONS):
         st.sampled_from(dimensions or ["?"]),
     )
     spans = st.lists(spans, max_size=3 if dimensions else 0).map(tuple)
+    embedding = draw(st.none() | hnp.arrays(np.float32, (n, 3), elements=st.floats(-9, 9, width=32)))
+    if embedding is not None:
+        embedding[draw(hnp.arrays(bool, n))] = np.nan
     return Signals(
         pair_ids=tuple(draw(st.lists(text, min_size=n, max_size=n, unique=True))),
         label_probs=distributions(n, len(LABELS)),
         verdict_probs=verdicts,
         evidence=tuple(draw(st.lists(spans, min_size=n, max_size=n))),
         rationales=tuple(draw(st.lists(text, min_size=n, max_size=n))),
+        confidence=draw(hnp.arrays(np.float32, n, elements=st.floats(0, 1, width=32))),
+        rationale_embedding=embedding,
     )
 
 
@@ -61,6 +66,13 @@ def check_equal(one, two):
     assert (one.pair_ids, one.evidence, one.rationales) == (two.pair_ids, two.evidence, two.rationales)
     np.testing.assert_array_equal(one.label_probs, two.label_probs)
     np.testing.assert_array_equal(one.verdict_probs, two.verdict_probs)
+    np.testing.assert_array_equal(one.confidence, two.confidence)
+    # Whether there is no embedding, or one of NaNs for each pair, is the same thing said twice.
+    vectors = [signals.rationale_embedding for signals in (one, two)]
+    empty = [vector is None or bool(np.isnan(vector).all()) for vector in vectors]
+    assert empty[0] == empty[1]
+    if not empty[0]:
+        np.testing.assert_array_equal(*vectors)
 
 
 @pytest.mark.parametrize("dimensions", [DIMENSIONS, ()])
@@ -78,13 +90,44 @@ def test_signals_survive_exactly(tmp_path_factory, dimensions, data):
 def test_the_table_has_the_documented_columns(tmp_path):
     write_signals(tmp_path / "s.parquet", three(), LABELS, DIMENSIONS)
     table = pq.read_table(tmp_path / "s.parquet")
-    assert table.column_names == ["pair_id", "label_probs", "verdict_probs", "evidence", "rationale"]
+    columns = ["pair_id", "label_probs", "verdict_probs", "evidence", "rationale", "confidence", "rationale_embedding"]
+    assert table.column_names == columns
     assert table.schema.field("label_probs").type == pa.list_(pa.float32())
     rows = table.to_pylist()
     assert rows[0]["label_probs"] == [0.5, 0.25, 0.25]
     assert rows[0]["verdict_probs"] == [[1, 0, 0], [0, 0.5, 0.5]]
     assert [row["verdict_probs"] for row in rows[1:]] == [None, [[0, 1, 0], None]]
     assert rows[0]["evidence"] == [{"source": "query", "start": 0, "end": 3, "dimension": "brand"}]
+
+
+def test_confidence_and_embedding_may_be_null_or_lack_altogether(tmp_path):
+    path = tmp_path / "s.parquet"
+    given = replace(
+        three(), confidence=np.array([0.5, 1, 0]), rationale_embedding=np.array([[1.0, 2.0], [np.nan] * 2, [3.0, 4.0]])
+    )
+    write_signals(path, given, LABELS, DIMENSIONS)
+    rows = pq.read_table(path).to_pylist()
+    assert [row["rationale_embedding"] for row in rows] == [[1, 2], None, [3, 4]]
+    assert [row["confidence"] for row in rows] == [0.5, 1, 0]
+    rewrite(path, "confidence", [0.5, None, 0.25])
+    np.testing.assert_array_equal(read_signals(path, LABELS, DIMENSIONS).confidence, [0.5, 1, 0.25])
+    pq.write_table(pq.read_table(path).drop_columns(["confidence", "rationale_embedding"]), path)
+    read = read_signals(path, LABELS, DIMENSIONS)
+    np.testing.assert_array_equal(read.confidence, np.ones(3))
+    assert read.rationale_embedding is None
+
+
+@given(signals(), st.data())
+def test_taking_rows_takes_all_that_is_said_of_them(whole, data):
+    rows = data.draw(st.lists(st.integers(0, len(whole.pair_ids) - 1), unique=True) if whole.pair_ids else st.just([]))
+    taken = take_signals(whole, rows)
+    validate_signals(taken, LABELS, DIMENSIONS)
+    assert taken.pair_ids == tuple(whole.pair_ids[row] for row in rows)
+    for new, row in enumerate(rows):
+        for name in ("label_probs", "verdict_probs", "confidence", "rationale_embedding"):
+            if getattr(whole, name) is not None:
+                np.testing.assert_array_equal(getattr(taken, name)[new], getattr(whole, name)[row])
+        assert (taken.evidence[new], taken.rationales[new]) == (whole.evidence[row], whole.rationales[row])
 
 
 def changed(name, index, value):
@@ -106,6 +149,17 @@ BAD = [
     (changed("verdict_probs", (2, 0), [-1, 2, 0]), r"row 3 .*: verdict_probs of 'category' hold a negative number"),
     (changed("verdict_probs", (2, 0), 0), r"row 3 .*: verdict_probs of 'category' do not sum to 1"),
     (replace(three(), pair_ids=("a", "b", "a")), r"row 3 \(pair_id 'a'\): the pair_id is in row 1 too; keep one"),
+    (
+        changed("confidence", 1, np.nan),
+        r"row 2 \(pair_id 'b'\): confidence must lie in \[0, 1\], got nan; leave it out",
+    ),
+    (changed("confidence", 2, 1.5), r"row 3 \(pair_id 'c'\): confidence must lie in \[0, 1\], got 1.5"),
+    (replace(three(), confidence=np.ones(2)), r"3 pairs need confidence of shape \(3,\)"),
+    (replace(three(), rationale_embedding=np.ones((2, 4))), r"rationale_embedding of shape \(3, width\)"),
+    (
+        replace(three(), rationale_embedding=np.array([[1, 2], [np.nan, 1], [0, 1]])),
+        r"row 2 \(pair_id 'b'\): rationale_embedding holds a number that is not finite",
+    ),
     (replace(three(), rationales=("a", "b")), "3 pairs need"),
     (replace(three(), evidence=((),) * 4), "3 pairs need"),
     (replace(three(), label_probs=np.full((3, 2), 0.5)), r"of shapes \(3, 3\) and \(3, 2, 3\)"),
@@ -164,6 +218,10 @@ def rewrite(path, column, values):
             " row 2: verdict_probs must hold 3 numbers for each of 2 dimensions",
         ),
         ("verdict_probs", [None, None, [[1, 0], None]], " row 3: verdict_probs must hold 3 numbers"),
+        ("confidence", [1, -1, 1], r" row 2 \(pair_id 'b'\): confidence must lie in"),
+        ("rationale_embedding", [None, [1, 2], [1]], " row 3: rationale_embedding holds 1 numbers, that of row 2 2"),
+        ("rationale_embedding", [[], None, []], " row 1: rationale_embedding holds 0 numbers"),
+        ("rationale_embedding", [[1, None], None, None], r" row 1 \(pair_id 'a'\): rationale_embedding holds a number"),
         ("verdict_probs", [None, None, [[1, 0, None], None]], r" row 3 .*: verdict_probs of 'category' hold a NaN"),
     ],
 )
