@@ -1,11 +1,11 @@
-"""The command line: `jax-rele run | STAGE | predict | explain | export | plan`."""
+"""The command line: `jax-rele run | STAGE | compare | check-signals | predict | explain | export | plan`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -82,6 +82,16 @@ def _dispatch(arguments: list[str]) -> None:
         from jax_rele.plan import command as planning
 
         return planning.plan(parsed.config, config, parsed.topology, names=parsed.steps, json_path=parsed.json)
+    if parsed.command == "compare":
+        from jax_rele import compare
+
+        config = _read_config("compare", [parsed.config, *_selection(parsed), *rest])
+        compare.run(config, seeds=parsed.seeds, labelled=parsed.labelled, teacher_labelled=parsed.teacher_labelled)
+        return
+    if parsed.command == "check-signals":
+        from jax_rele import commands
+
+        return commands.check_signals(_read_config("check-signals", [parsed.config, *rest]), parsed.file)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     from jax_rele import commands
@@ -103,6 +113,32 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in {"run": "all stages of a config, in order", **STAGES}.items():
         commands.add_parser(name, help=text)
+    compare = commands.add_parser(
+        "compare",
+        help="recipes side by side, over several seeds",
+        description="Trains every student by every recipe with every seed and compares them on the evaluated split.",
+        epilog="`--path.to.field VALUE` changes the config, as for `jax-rele run`. It goes on where it was.",
+        allow_abbrev=False,
+    )
+    compare.add_argument("config", metavar="CONFIG.yaml", help="the run")
+    compare.add_argument("--recipes", nargs="+", metavar="RECIPE", help="in place of distill.recipes")
+    compare.add_argument("--students", nargs="+", metavar="STUDENT", help="in place of distill.students")
+    compare.add_argument("--seeds", type=_positive, default=5, metavar="N", help="how many training seeds; 5")
+    compare.add_argument(
+        "--labelled", nargs="+", type=int, default=(), metavar="N", help="numbers of labelled pairs, for a curve"
+    )
+    compare.add_argument(
+        "--teacher-labelled", nargs="+", type=int, default=(), metavar="N", help="numbers of unlabelled pairs, likewise"
+    )
+    check = commands.add_parser(
+        "check-signals",
+        help="check a file of another teacher's signals",
+        description="Checks a file of another teacher's signals against the pairs of a run that has finished prepare.",
+        epilog="`--path.to.field VALUE` changes the config, as for `jax-rele run`. docs/signals.md describes the file.",
+        allow_abbrev=False,
+    )
+    check.add_argument("config", metavar="CONFIG.yaml", help="the run")
+    check.add_argument("file", metavar="FILE", help="JSONL or Parquet file of signals")
     predict = commands.add_parser("predict", help="score a file of pairs", description="Scores a file of pairs.")
     predict.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, e.g. runs/demo")
     predict.add_argument(
@@ -150,6 +186,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _selection(parsed: argparse.Namespace) -> list[str]:
+    """What `compare` takes in place of config fields."""
+    given = {"--distill.recipes": parsed.recipes, "--distill.students": parsed.students}
+    return [word for option, values in given.items() if values for word in (option, *values)]
+
+
 def _read_config(command: str, arguments: list[str]) -> configs.Config:
     """CONFIG.yaml and what `--path.to.field VALUE` changes in it."""
     path = _config_path(arguments)
@@ -172,6 +214,10 @@ def _config_path(arguments: list[str]) -> str | None:
 def _print_help(command: str, path: str | None) -> None:
     print(f"usage: jax-rele {command} {path or 'CONFIG.yaml'} [--path.to.field VALUE ...]\n")
     default = configs.load(path) if path else configs.Config()
+    print("Mappings, best written in the file:\n")
+    for option, description in _mappings(configs.Config):
+        print(f"  --{option} {{...}}\n      {description}")
+    print()
     tyro.cli(
         configs.Config,
         prog=f"jax-rele {command} {path or 'CONFIG.yaml'}",
@@ -180,6 +226,21 @@ def _print_help(command: str, path: str | None) -> None:
         config=(tyro.conf.FlagConversionOff,),
         use_underscores=True,
     )
+
+
+def _mappings(section: type[pydantic.BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(path, description) of every field that is a dict; tyro shows them only where they hold something."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel):
+            yield from _mappings(field.annotation, f"{prefix}{name}.")
+        elif get_origin(field.annotation) is dict:
+            yield f"{prefix}{name}", field.description
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
 
 
 def _overrides(arguments: list[str]) -> dict[str, list[str]]:

@@ -1,4 +1,8 @@
-"""predict and explain: what a finished run's models say of new pairs; export: the teacher for other programs."""
+"""What is done with a run beside its stages.
+
+predict and explain: what a finished run's models say of new pairs; export: the teacher for other programs;
+check_signals: what a file of another teacher's signals holds.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,10 @@ from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.errors import UserError
 from jax_rele.inference import judge, label_probs
 from jax_rele.inference import predict as predict_student
-from jax_rele.losses import learns_verdicts
 from jax_rele.models import save_peft, to_hf
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
-from jax_rele.stages import artefacts
+from jax_rele.stages import artefacts, imported, objectives, students
 from jax_rele.training import make_mesh
 from jax_rele.types import ITEM_FIELDS, VERDICTS, Item, Pair
 
@@ -65,7 +68,7 @@ def predict(run_dir: Path, model: str, input_path: str, output_path: Path, *, em
         if model == "teacher":
             probs = judge(artefacts.load_teacher(config, run_dir), pairs, write=False, progress=advance).label_probs
         else:
-            student = artefacts.load_student(config, run_dir, model, main_recipe(config))
+            student = students.load_student(config, run_dir, model, main_recipe(config))
             outputs = predict_student(student, pairs, progress=advance)
             probs = label_probs(outputs)
             if embeddings:
@@ -97,14 +100,16 @@ def explain(run_dir: Path, query: str, item: Item) -> None:
     if not query.strip() or not item.title.strip():
         raise UserError("--query and --title must not be empty")
     schema, pair = config.labels.schema_, Pair("explain", query.strip(), item)
-    teacher = artefacts.load_teacher(config, run_dir)
-    judged = judge(teacher, [pair], write=teacher.order != "label_only")
-    probs, verdicts = {"teacher": judged.label_probs[0]}, {}
+    probs, verdicts, judged = {}, {}, None
+    if not config.score.signals:
+        teacher = artefacts.load_teacher(config, run_dir)
+        judged = judge(teacher, [pair], write=teacher.order != "label_only")
+        probs["teacher"] = judged.label_probs[0]
     for name in config.distill.students:
         for recipe in config.distill.recipes:
-            outputs = predict_student(artefacts.load_student(config, run_dir, name, recipe), [pair])
+            outputs = predict_student(students.load_student(config, run_dir, name, recipe), [pair])
             probs[f"{name}:{recipe}"] = label_probs(outputs)[0]
-            if learns_verdicts(recipe):
+            if objectives.learns_verdicts(config, recipe):
                 verdicts[f"{name}:{recipe}"] = np.asarray(outputs.verdict_logits)[0].argmax(axis=-1)
 
     console = Console()
@@ -112,10 +117,16 @@ def explain(run_dir: Path, query: str, item: Item) -> None:
     for field, text in item.texts(config.data.item_fields):
         console.print(f"{field}: {escape(text)}")
     console.print()
-    found = judged.rationales[0]
-    if teacher.order == "label_only":
+    if judged is None:
+        console.print("The run has no teacher: it learned from the signals of another one.")
+        if verdicts:
+            said = _table("verdicts", "dimension", *verdicts)
+            for place, dimension in enumerate(config.rationale.dimensions):
+                said.add_row(escape(dimension), *(VERDICTS[chosen[place]] for chosen in verdicts.values()))
+            console.print(said)
+    elif config.teacher.order == "label_only":
         console.print("The teacher of this run gives a label without a rationale (teacher.order: label_only).")
-    elif isinstance(found, ParseFailure):
+    elif isinstance(found := judged.rationales[0], ParseFailure):
         console.print(f"The teacher's rationale does not parse: {escape(found.reason)}\n{escape(judged.texts[0])}")
     else:
         rationale = _table("rationale", "dimension", "query", "item", "teacher", *verdicts)
@@ -148,6 +159,8 @@ def export(run_dir: Path, output: Path, *, adapters: bool = False) -> None:
       UserError: an unfinished run, or a folder that is not empty.
     """
     config = _config(run_dir)
+    if config.score.signals:
+        raise UserError(f"{run_dir}: the run has no teacher to export: it learned from the signals of another one")
     if config.teacher.quantize != "none":
         # Adapters are merged into, and belong to, the weights as they were before they were quantized.
         teacher = config.teacher.model_copy(update={"quantize": "none"})
@@ -163,6 +176,19 @@ def export(run_dir: Path, output: Path, *, adapters: bool = False) -> None:
         source = run_dir / artefacts.TEACHER_TOKENIZER if own else artefacts.base_folder(config)
         to_hf(model, variables, output, source=source)
         print(f"{output}: the teacher's weights, adapters merged, and its tokenizer")
+
+
+def check_signals(config: Config, path: str) -> None:
+    """Prints what a file of signals holds for the pairs of a run.
+
+    Raises:
+      UserError: `score` would refuse the file, or `prepare` has not finished.
+    """
+    pipeline.require(config, "prepare")
+    found = imported.read(config, config.run_dir, path)
+    print(f"{path}: signals of {len(found.file.signals.pair_ids)} pairs of {config.run_dir}")
+    for line in imported.summary(config, found):
+        print(f"  {line}")
 
 
 def _config(run_dir: Path) -> Config:

@@ -22,6 +22,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 ItemField = Literal["title", "brand", "color", "category", "bullets", "description"]
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 StudentName = Literal["cross_encoder", "two_tower"]
+RECIPES = ("label_only", "score_kd", "cot_kd", "mkd", "margin_mse", "lrkd", "crsd", "rationale_guided")
+"""The objectives of `jax_rele.losses.recipes`."""
 
 RESERVED = ("pair_id", "score", "query_embedding", "item_embedding")
 """Columns of predictions beside the labels' own."""
@@ -299,17 +301,19 @@ class Finetune(_Section):
 
 
 class Score(_Section):
-    """How the teacher is run over pairs."""
+    """Where the signals come from, and how models are run over pairs."""
 
     batch_size: Positive = 64
     """Pairs per forward pass."""
+    signals: str = ""
+    """A file of another teacher's signals (docs/signals.md), in place of ours: no teacher is trained or loaded."""
+    allow_missing: bool = False
+    """Whether pairs that `signals` says nothing of are left out of distillation; otherwise they are an error."""
 
 
-class Student(_Section):
-    """The BERT-style encoder of both students and their heads."""
+class RandomEncoder(_Section):
+    """Shape of an encoder that starts from random weights; weights that are loaded bring their own."""
 
-    init: Literal["random"] = "random"
-    """Where the encoder comes from."""
     vocab_size: Annotated[int, Field(ge=300)] = 2048
     """Size of the byte-level BPE vocabulary trained on the training split."""
     layers: Positive = 2
@@ -320,16 +324,6 @@ class Student(_Section):
     """Attention heads."""
     mlp_width: Positive = 256
     """Inner width of the feed-forward block."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Dropout while training."""
-    query_length: Annotated[int, Field(ge=4)] = 24
-    """Tokens of a query; longer ones are cut."""
-    item_length: Annotated[int, Field(ge=4)] = 72
-    """Tokens of an item; longer ones are cut."""
-    embedding_width: Positive = 64
-    """Width of the two-tower's embeddings."""
-    view_width: Positive = 16
-    """Width of the two-tower's view of an embedding on one dimension."""
 
     @model_validator(mode="after")
     def _check(self):
@@ -338,17 +332,107 @@ class Student(_Section):
         return self
 
 
+class CrossEncoder(_Section):
+    """The student that reads query and item together."""
+
+    latent_width: NonNegative = 0
+    """Width of the latent-reasoning extractor, which is kept when the student is served; 0 for none."""
+
+
+class TwoTower(_Section):
+    """The student that reads query and item apart."""
+
+    embedding_width: NonNegative = 64
+    """Width of the embeddings; 0: no projection, they are as wide as the encoder."""
+    view_width: Positive = 16
+    """Width of the view of an embedding on one dimension."""
+    towers: Literal["shared", "separate"] = "shared"
+    """Whether both sides are read with the same weights."""
+    pooling: Literal["mean", "first"] = "mean"
+    """Which token vectors make an embedding."""
+    normalize: bool = True
+    """Whether embeddings have unit length."""
+    head: Literal["cosine", "mlp", "maxsim"] = "cosine"
+    """How two embeddings become label logits: cosine can be indexed; maxsim keeps a vector per token."""
+
+
+class Student(_Section):
+    """The encoder of both students and their heads."""
+
+    init: Annotated[str, Field(min_length=1)] = "random"
+    """Where the encoder comes from: `random`, `hf:ORG/NAME` on the Hugging Face hub, or a folder in its form."""
+    random: RandomEncoder = RandomEncoder()
+    """The shape where `init` is `random`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout while training."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations; parameters, softmax and norms are in float32."""
+    query_length: Annotated[int, Field(ge=4)] = 24
+    """Tokens of a query; longer ones are cut."""
+    item_length: Annotated[int, Field(ge=4)] = 72
+    """Tokens of an item; longer ones are cut."""
+    rationale_length: Annotated[int, Field(ge=4)] = 96
+    """Tokens of a rationale where a recipe has it read beside the pair; longer ones are cut."""
+    cross_encoder: CrossEncoder = CrossEncoder()
+    two_tower: TwoTower = TwoTower()
+
+
+class Schedule(_Section):
+    """A number that changes over the steps: from one value to another along a line, then constant."""
+
+    start: float
+    """Value at step 0."""
+    end: float
+    """Value from step `steps` on."""
+    steps: Positive
+    """Steps between the two."""
+
+
+class Term(_Section):
+    """One term of an objective."""
+
+    loss: str = ""
+    """A loss of jax_rele.losses, or your own: `package.module:function` or `file.py:function`. Empty: the base's."""
+    weight: float | Schedule | None = None
+    """A number or a schedule; 0 takes the term out. Null: as in the base, 1 for a term that it does not have."""
+    temperature: float | Schedule | None = None
+    """Likewise, for a loss that has one."""
+    confidence: str = ""
+    """A field of weights per example, e.g. confidence: how sure the teacher is."""
+    where: str = ""
+    """A bool field; only the pairs where it holds count."""
+    bind: dict[str, Any] = Field(default_factory=dict)
+    """For a parameter of the loss: the name of the field to read instead, or a constant."""
+
+
+class Objective(_Section):
+    """An objective of your own: a recipe, changed term by term."""
+
+    base: str = "label_only"
+    """The recipe that it starts from."""
+    terms: dict[str, Term] = Field(default_factory=dict)
+    """Terms that are added, or that replace those of the same name."""
+
+
 class Distill(_Section):
     """Which students are trained by which recipes."""
 
     students: tuple[StudentName, ...] = ("cross_encoder", "two_tower")
     """The architectures."""
-    recipes: tuple[Literal["label_only", "score_kd", "cot_kd", "mkd"], ...] = ("label_only", "mkd")
-    """The objectives, by name; each student is trained once per recipe from the same start."""
+    recipes: tuple[str, ...] = ("label_only", "mkd")
+    """The objectives, by name (docs/distillation.md), or of `objectives`; each is trained from the same start."""
+    objectives: dict[Name, Objective] = Field(default_factory=dict)
+    """Objectives of your own, by name."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Temperature of the score distributions in the KL terms."""
     group_size: Positive = 4
     """Pairs of one query that a batch holds together: one labelled, the rest scored by the teacher."""
+    labelled_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a batch's groups that hold labelled pairs; the rest are the teacher's alone, where there are such."""
+    together: bool = False
+    """Whether the students of a recipe are trained in one pass over the signals, side by side in each step."""
+    term_gradients: bool = False
+    """Whether the log also has the norm of each term's gradient, for diagnosis: a backward pass more a term."""
     optimization: Optimization = Optimization()
 
     @model_validator(mode="after")
@@ -357,6 +441,17 @@ class Distill(_Section):
             raise ValueError("students and recipes must each name at least one")
         if len(set(self.students)) != len(self.students) or len(set(self.recipes)) != len(self.recipes):
             raise ValueError("students and recipes must not repeat a name")
+        known = (*RECIPES, *self.objectives)
+        for path, name in (
+            *(("recipes", name) for name in self.recipes),
+            *((f"objectives.{name}.base", objective.base) for name, objective in self.objectives.items()),
+        ):
+            if name not in (known if path == "recipes" else RECIPES):
+                raise ValueError(f"{path}: there is no recipe {name!r}; there are {', '.join(known)}")
+        if clash := set(self.objectives) & set(RECIPES):
+            raise ValueError(f"objectives: {sorted(clash)[0]} is the name of a recipe; choose another")
+        if self.term_gradients and self.optimization.micro_batches > 1:
+            raise ValueError("term_gradients needs optimization.micro_batches 1")
         return self
 
 

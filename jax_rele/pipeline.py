@@ -36,6 +36,9 @@ STAGES: dict[str, ModuleType] = {
 TOGETHER = ("adapt", "finetune", "score", "distill")
 """Stages that every process of a run takes part in; the others run in process 0 while the rest wait."""
 
+TEACHER = ("annotate", "adapt", "finetune")
+"""Stages that make our own teacher; where `score.signals` takes its place they are skipped and nothing needs them."""
+
 UNHASHED = ("name", "run_root", "mesh")
 """Fields that any stage may read and that do not change what it writes: a run may move, and go on on other devices."""
 
@@ -69,7 +72,23 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print) -> N
         _refuse_unshared(run_dir)
         distributed.on_main(partial(_begin, config, run_dir))
         for name in names:
-            _run_stage(config, run_dir, name, say)
+            if name in _skipped(config):
+                if distributed.is_main():
+                    say(f"{name:9} skipped: score.signals takes the teacher's place")
+            else:
+                _run_stage(config, run_dir, name, say)
+
+
+def require(config: Config, name: str) -> None:
+    """Raises UserError unless a stage has finished, with this config and what it reads now."""
+    manifest = _read_manifest(config.run_dir, name)
+    if manifest is None or manifest["status"] != "finished":
+        raise UserError(f"{config.run_dir}: the stage {name} has not finished; run `jax-rele {name} CONFIG` first")
+    _refuse_other(config, config.run_dir, name)
+
+
+def _skipped(config: Config) -> Sequence[str]:
+    return TEACHER if config.score.signals else ()
 
 
 def read_config(run_dir: Path) -> Config:
@@ -158,6 +177,8 @@ def _begin_stage(config: Config, run_dir: Path, name: str, say) -> dict[str, Any
         say(f"{name:9} finished before in {manifest['wall_seconds']:.0f} s, nothing to do")
         return None
     for needed in stage.NEEDS:
+        if needed in _skipped(config):
+            continue
         if (earlier := _read_manifest(run_dir, needed)) is None or earlier["status"] != "finished":
             raise UserError(f"{name} needs the stage {needed}, which has not finished in {run_dir}; run it first")
     say(f"{name:9} {'goes on' if manifest else 'starts'}")

@@ -179,6 +179,8 @@ class Signals:
       verdict_probs: [N, D, V] verdict distribution; NaN rows where the teacher gave no verdict.
       evidence: N tuples of spans.
       rationales: N texts in the grammar of `jax_rele.rationale`, empty where there is none.
+      confidence: [N] how sure the teacher is, in [0, 1]; ones by default.
+      rationale_embedding: [N, R] vectors of the rationales, NaN rows where there is none; None where all lack one.
     """
 
     pair_ids: tuple[str, ...]
@@ -186,6 +188,12 @@ class Signals:
     verdict_probs: np.ndarray
     evidence: tuple[tuple[Span, ...], ...]
     rationales: tuple[str, ...]
+    confidence: np.ndarray | None = None
+    rationale_embedding: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.confidence is None:
+            object.__setattr__(self, "confidence", np.ones(len(self.pair_ids), np.float32))
 
 
 @partial(jax.tree_util.register_dataclass)
@@ -197,14 +205,27 @@ class StudentOutputs:
       logits: [B, C] label logits.
       verdict_logits: [B, D, V].
       token_logits: [B, L, 1 + D] evidence tags; 0 is "no evidence", 1 + d is dimension d.
-      query_embedding, item_embedding: [B, E], unit length (two-tower).
+      attention: [B, L] what the first token attends to in the last layer, mean over the heads; sums to 1.
+      representation: [B, W] the pair as the heads read it (cross-encoder).
+      augmented_representation: [B, W] the same for the pair read together with its rationale, where that was given.
+      augmented_logits: [B, C] label logits from that.
+      latent: [B, R] what the latent-reasoning extractor makes of the pair.
+      query_embedding, item_embedding: [B, E] (two-tower); [B, L, E] by token, zeros for padding, with late interaction.
+      query_views, item_views: [B, D, K] unit vectors, an embedding's view on each dimension.
     """
 
     logits: jax.Array
     verdict_logits: jax.Array | None = None
     token_logits: jax.Array | None = None
+    attention: jax.Array | None = None
+    representation: jax.Array | None = None
+    augmented_representation: jax.Array | None = None
+    augmented_logits: jax.Array | None = None
+    latent: jax.Array | None = None
     query_embedding: jax.Array | None = None
     item_embedding: jax.Array | None = None
+    query_views: jax.Array | None = None
+    item_views: jax.Array | None = None
 
 
 @partial(jax.tree_util.register_dataclass)

@@ -13,7 +13,7 @@ FLOORS = (
     ("training", "inference", "evaluation", "deploy"),
     ("stages",),
     ("pipeline", "plan"),
-    ("commands",),
+    ("commands", "compare"),
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

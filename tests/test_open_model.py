@@ -1,17 +1,20 @@
-"""A teacher that starts from a folder in the Hugging Face form: the same stages, and back to a folder again."""
+"""Teacher and students that start from folders in the Hugging Face form, and a teacher that goes back to one."""
 
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from safetensors.numpy import load_file, save_file
 
 from jax_rele import cli, pipeline
 from jax_rele.data import read_signals
-from jax_rele.models import from_hf, load_peft
+from jax_rele.models import Encoder, EncoderConfig, from_hf, load_peft, to_hf
 from jax_rele.rationale import parse
+from jax_rele.stages import students
 
 OPEN = """
 name: open
@@ -31,9 +34,13 @@ finetune:
   pack_to: 256
   evaluate_every: 2
   optimization: {{steps: 4, batch_size: 16, micro_batches: 2, learning_rate: 1.0e-2, checkpoint_every: 2, log_every: 2}}
-student: {{vocab_size: 600, layers: 1, width: 32, heads: 2, mlp_width: 32, query_length: 12, item_length: 20}}
+student:
+  init: {encoder}
+  query_length: 12
+  item_length: 20
+  two_tower: {{towers: separate, embedding_width: 0}}
 distill:
-  students: [cross_encoder]
+  students: [cross_encoder, two_tower]
   recipes: [mkd]
   group_size: 2
   optimization: {{steps: 2, batch_size: 16, checkpoint_every: 2, log_every: 2}}
@@ -50,18 +57,40 @@ def open_model(tiny, tmp_path_factory):
     """(config file, run folder, folder of the base) of a finished run; the base is another run's teacher, exported."""
     root = tmp_path_factory.mktemp("open")
     assert jax_rele("export", tiny[1], "--output", root / "base") == 0
+    write_encoder(tiny[1] / "prepare" / "student_tokenizer", root / "encoder")
     file = root / "open.yaml"
     pairs = tiny[0].parent / "pairs.jsonl"
-    file.write_text(OPEN.format(pairs=pairs, root=root / "runs", folder=root / "base"), "utf-8")
+    filled = OPEN.format(pairs=pairs, root=root / "runs", folder=root / "base", encoder=root / "encoder")
+    file.write_text(filled, "utf-8")
     assert jax_rele("run", file) == 0
     return file, root / "runs" / "open", root / "base"
+
+
+def write_encoder(tokenizer, folder):
+    """A small BERT with random weights, and a tokenizer for it."""
+    config = EncoderConfig(640, 40, layers=1, width=32, heads=2, mlp_width=32)
+    model, ids = Encoder(config), jnp.zeros((1, 4), jnp.int32)
+    variables = nn.unbox(model.init(jax.random.key(5), ids, ids, ids == 0))
+    to_hf(model, variables, folder, source=tokenizer)
+
+
+def test_students_start_from_the_weights_of_the_folder(open_model):
+    """Two small steps from there: nowhere near another start."""
+    file, run_dir, _ = open_model
+    start = from_hf(file.parent / "encoder", dtype=jnp.float32)[1]["params"]
+    config = pipeline.read_config(run_dir)
+    for name, towers in (("cross_encoder", ["encoder"]), ("two_tower", ["query_encoder", "item_encoder"])):
+        params = students.load_student(config, run_dir, name, "mkd").variables["params"]
+        for tower in towers:
+            apart = np.abs(params[tower]["word_embedding"] - start["word_embedding"]).max()
+            assert 0 < apart < 0.01
 
 
 def test_every_stage_runs_and_adapt_does_nothing(open_model):
     _, run_dir, base = open_model
     manifests = {name: json.loads((run_dir / name / "manifest.json").read_text()) for name in pipeline.STAGES}
     assert all(manifest["status"] == "finished" for manifest in manifests.values())
-    assert f"teacher.init {base}" in manifests["prepare"]["inputs"]
+    assert {f"teacher.init {base}", f"student.init {base.parent / 'encoder'}"} < set(manifests["prepare"]["inputs"])
     assert not (run_dir / "adapt" / "base").exists()
     signals = read_signals(
         run_dir / "score" / "signals.parquet", *(read(pipeline.read_config(run_dir)) for read in (labels, dimensions))

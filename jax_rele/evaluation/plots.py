@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from jax_rele.evaluation.calibration import reliability
 from jax_rele.evaluation.summary import cell
+from jax_rele.evaluation.svg import ACCENT, INK, LABEL, LINE, MUTED, PAPER, draw_svg, look, short, standalone
 
-# Matplotlib wants concrete colours: each of these stands for a CSS variable and is replaced by it in the SVG.
-_INK, _MUTED, _LINE, _ACCENT, _PAPER = "#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005"
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", _ACCENT: "--accent", _PAPER: "--card"}
-_LABEL = "#0b00{:02x}"
+__all__ = ["Curve", "Row", "curves", "dots", "intervals", "reliability_diagram", "score_distributions", "standalone"]
+
 _CHANCE = {"auc": 0.5}
 
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 8.0,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _LINE,
-    "axes.facecolor": "none",
-    "axes.labelsize": 7.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "none",
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-}
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a dot plot.
+
+    Attributes:
+      name: what it is.
+      figure: {"value", "ci95"}.
+      series: the number of its colour and marker; None is drawn hollow.
+      by_seed: values of single training seeds, drawn as ticks; None or NaN is left out.
+    """
+
+    name: str
+    figure: Mapping
+    series: int | None = None
+    by_seed: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a learning curve: its name, the number of its colour and marker, and (x, {"value", "ci95"})."""
+
+    name: str
+    series: int
+    points: Sequence[tuple[int, Mapping]]
 
 
 def intervals(metric: str, baselines: Mapping[str, Mapping], models: Mapping[str, Mapping]) -> Markup:
@@ -54,37 +55,119 @@ def intervals(metric: str, baselines: Mapping[str, Mapping], models: Mapping[str
     Returns:
       An SVG element.
     """
-    rows = [(name, figures[metric], name in models) for name, figures in {**baselines, **models}.items()]
-    ends = [end for _, figure, _ in rows for end in (figure["ci95"] or [figure["value"]]) if end is not None]
-    ends += [figure["value"] for _, figure, _ in rows if figure["value"] is not None]
-    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
-    margin = max(0.06 * (high - low), 0.01)
+    hollow = [(Row(name, figures[metric]), (MUTED, "o", PAPER)) for name, figures in baselines.items()]
+    filled = [(Row(name, figures[metric]), (ACCENT, "o", ACCENT)) for name, figures in models.items()]
+    rows = [*hollow, *filled]
+    told = "; ".join(f"{row.name} {cell(row.figure)}" for row, _ in rows)
+    return draw_svg(
+        lambda axes: _draw_dots(axes, rows, _CHANCE.get(metric), sign=False),
+        (3.5, 0.3 + 0.36 * len(rows)),
+        f"{metric} with 95% intervals: {told}",
+    )
+
+
+def dots(title: str, groups: Mapping[str, Sequence[Row]], *, line: float | None = None, sign: bool = False) -> Markup:
+    """Rows under headings, each a dot on its 95% interval with a tick for every training seed.
+
+    Args:
+      title: stands above the plot and begins the alternative text; no two plots of a page share one.
+      groups: {heading: rows}; the empty heading is not written.
+      line: where a dashed line is drawn, for chance or no difference.
+      sign: whether values are differences: written with their sign, and zero in view.
+
+    Returns:
+      An SVG element.
+    """
+    rows, told = [], []
+    for heading, members in groups.items():
+        rows += [(heading, None)] if heading else []
+        rows += [(row, look(row.series)) for row in members]
+        for row in members:
+            seeds = ", ".join(f"{value:.3f}" for value in _defined(row.by_seed))
+            told.append(f"{heading} {row.name} {cell(row.figure, sign)}{f' (seeds {seeds})' if seeds else ''}".strip())
 
     def draw(axes: Axes):
-        axes.set_xlim(low - margin, high + margin)
-        axes.set_ylim(len(rows) - 0.6, -0.75)
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="x", color=_LINE, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.locator_params(axis="x", nbins=5)
-        if metric in _CHANCE and low - margin < _CHANCE[metric] < high + margin:
-            axes.axvline(_CHANCE[metric], color=_MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-        for row, (name, figure, is_model) in enumerate(rows):
-            ink = _ACCENT if is_model else _MUTED
-            place = axes.get_yaxis_transform()
-            behind = {"facecolor": _PAPER, "edgecolor": "none", "pad": 0.5}
-            told = {"y": row - 0.42, "transform": place, "va": "center", "size": 7.5, "bbox": behind}
-            axes.text(0.0, s=_short(name), **told)
-            axes.text(1.0, s=cell(figure), ha="right", color=_MUTED, **told)
-            if figure["ci95"] is not None:
-                axes.plot(figure["ci95"], [row, row], color=ink, linewidth=2.0, solid_capstyle="round")
-            if figure["value"] is not None:
-                fill = ink if is_model else _PAPER
-                axes.plot([figure["value"]], [row], "o", markersize=5.5, color=ink, markerfacecolor=fill)
+        axes.set_title(title, loc="left", size=8.5, weight="bold", color=INK)
+        _draw_dots(axes, rows, line, sign)
 
-    told = "; ".join(f"{name} {cell(figure)}" for name, figure, _ in rows)
-    return _svg(draw, (3.5, 0.3 + 0.36 * len(rows)), f"{metric} with 95% intervals: {told}")
+    return draw_svg(draw, (3.5, 0.62 + 0.36 * len(rows)), f"{_line(title)}, with 95% intervals: {'; '.join(told)}")
+
+
+def curves(
+    title: str,
+    lines: Sequence[Curve],
+    *,
+    xlabel: str,
+    levels: Mapping[str, float],
+    sign: bool = False,
+) -> Markup:
+    """Lines over a number of training pairs, with their 95% intervals as bars.
+
+    Numbers of which the largest is more than ten times the smallest are on a logarithmic axis, where none at all
+    stands at the left. Lines are moved aside a little, so that their bars can be told apart.
+
+    Args:
+      title: stands above the plot and begins the alternative text; no two plots of a page share one.
+      lines: what is drawn.
+      xlabel: what the numbers are.
+      levels: {name: y} of horizontal lines; one that lies far from all points is named at the edge and not drawn,
+        unless values are differences.
+      sign: whether values are differences, told with their sign.
+
+    Returns:
+      An SVG element.
+    """
+    places, logarithmic = _places([x for line in lines for x, _ in line.points])
+    first, last = min(places.values()), max(places.values())
+    span = last - first or 1.0
+    low, high = _limits([figure for line in lines for _, figure in line.points], [])
+    reach = max(0.5 * (high - low), 0.01)
+    near = {name: y for name, y in levels.items() if sign or low - reach <= y <= high + reach}
+    bottom, top = min([low, *near.values()]), max([high, *near.values()])
+    columns = 2 if all(len(line.name) <= 18 for line in lines) else 1
+
+    def draw(axes: Axes):
+        axes.set_title(title, loc="left", size=8.5, weight="bold", color=INK)
+        axes.set_xlabel(f"{xlabel} (log scale)" if logarithmic else xlabel)
+        axes.grid(axis="y", color=LINE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.locator_params(axis="y", nbins=6)
+        axes.set_xlim(first - 0.08 * span, last + 0.08 * span)
+        margin = max(0.1 * (top - bottom), 0.005)
+        axes.set_ylim(bottom - margin, top + margin)
+        for name, y in levels.items():
+            if name in near:
+                axes.axhline(y, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), label=short(name))
+            else:
+                place, side, arrow = (0.99, "top", "↑") if y > high else (0.01, "bottom", "↓")
+                words = {"va": side, "size": 7.0, "color": MUTED, "transform": axes.transAxes}
+                axes.text(0.01, place, f"{short(name)} {y:.3f} {arrow}", **words)
+        _draw_ticks(axes, places, span)
+        for number, line in enumerate(lines):
+            ink, marker, fill = look(line.series)
+            aside = (number - (len(lines) - 1) / 2) * 0.012 * span
+            there = [(places[x] + aside, figure) for x, figure in line.points if figure["value"] is not None]
+            for x, figure in there:
+                if figure["ci95"] is not None:
+                    axes.plot([x, x], figure["ci95"], color=ink, linewidth=1.2, alpha=0.55)
+            axes.plot(
+                [x for x, _ in there],
+                [figure["value"] for _, figure in there],
+                marker=marker,
+                markersize=4.5,
+                color=ink,
+                markerfacecolor=fill,
+                linewidth=1.3,
+                label=short(line.name),
+            )
+        axes.figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=7.5, handlelength=1.8)
+
+    told = [f"{name} {y:.3f}" for name, y in levels.items()]
+    told += [
+        f"{line.name} " + ", ".join(f"{cell(figure, sign)} at {x:,}" for x, figure in line.points) for line in lines
+    ]
+    height = 2.5 + 0.17 * -(-(len(lines) + len(near)) // columns)
+    return draw_svg(draw, (3.5, height), f"{_line(title)}, with 95% intervals, by {xlabel}: {'; '.join(told)}")
 
 
 def reliability_diagram(name: str, before: np.ndarray, after: np.ndarray, outcome: np.ndarray) -> Markup:
@@ -100,11 +183,11 @@ def reliability_diagram(name: str, before: np.ndarray, after: np.ndarray, outcom
       An SVG element.
     """
     tables = [
-        (reliability(p, outcome), ink, fill) for p, ink, fill in ((before, _MUTED, _PAPER), (after, _ACCENT, _ACCENT))
+        (reliability(p, outcome), ink, fill) for p, ink, fill in ((before, MUTED, PAPER), (after, ACCENT, ACCENT))
     ]
 
     def draw(axes: Axes):
-        axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
         for binned, ink, fill in tables:
             some = binned["count"] > 0
             x, y, count = binned["mean_p"][some], binned["rate"][some], binned["count"][some]
@@ -119,7 +202,7 @@ def reliability_diagram(name: str, before: np.ndarray, after: np.ndarray, outcom
         + ", ".join(f"{p:.2f} became {rate:.2f}" for p, rate in zip(binned["mean_p"], binned["rate"]) if p == p)
         for when, (binned, _, _) in zip(("before scaling", "after"), tables)
     )
-    return _svg(draw, (2.1, 2.0), f"Reliability of {name}, forecast and observed share by bin, {told}")
+    return draw_svg(draw, (2.1, 2.0), f"Reliability of {name}, forecast and observed share by bin, {told}")
 
 
 def score_distributions(name: str, scores: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Markup:
@@ -141,10 +224,10 @@ def score_distributions(name: str, scores: np.ndarray, labels: np.ndarray, names
         for row, (label, group) in enumerate(zip(names, groups)):
             height = np.histogram(np.clip(group, 0.0, 1.0), edges)[0]
             height = 0.55 * height / max(1, height.max())
-            ink = _LABEL.format(row)
+            ink = LABEL.format(row)
             axes.bar(edges[:-1], height, np.diff(edges) * 0.86, bottom=row + 0.62 - height, align="edge", color=ink)
-            axes.axhline(row + 0.62, color=_LINE, linewidth=0.8)
-            axes.text(0.0, row - 0.18, _short(label), transform=axes.get_yaxis_transform(), va="center", size=7.5)
+            axes.axhline(row + 0.62, color=LINE, linewidth=0.8)
+            axes.text(0.0, row - 0.18, short(label), transform=axes.get_yaxis_transform(), va="center", size=7.5)
             count = f"{len(group)} pairs" if len(group) != 1 else "1 pair"
             axes.text(
                 1.0,
@@ -154,7 +237,7 @@ def score_distributions(name: str, scores: np.ndarray, labels: np.ndarray, names
                 va="center",
                 ha="right",
                 size=7.5,
-                color=_MUTED,
+                color=MUTED,
             )
         axes.set(xlim=(0, 1), ylim=(len(names) - 0.3, -0.3), xlabel="score (expected gain)")
         axes.set_xticks([0, 0.5, 1])
@@ -165,30 +248,72 @@ def score_distributions(name: str, scores: np.ndarray, labels: np.ndarray, names
     told = "; ".join(
         f"{label} {np.median(group):.2f}" if len(group) else f"{label} no pair" for label, group in zip(names, groups)
     )
-    return _svg(draw, (2.1, 0.4 + 0.46 * len(names)), f"Scores of {name} by true label, medians: {told}")
+    return draw_svg(draw, (2.1, 0.4 + 0.46 * len(names)), f"Scores of {name} by true label, medians: {told}")
 
 
-def _short(name):
-    return name if len(name) <= 28 else name[:27] + "…"
+def _line(title):
+    return title.replace("\n", ", ")
 
 
-def _svg(draw, size, told):
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # The browser draws the text with its own fonts, so a glyph that matplotlib's font lacks does not matter.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
-        matplotlib.rcParams["svg.hashsalt"] = told
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
-    text = re.sub(r"#0b00([0-9a-f]{2})", lambda found: f"var(--label-{int(found[1], 16)})", text)
-    width, height = (72 * side for side in size)
-    head = Markup('<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">')
-    return head.format(width, height, told) + Markup(text[text.index(">") + 1 :])
+def _defined(values):
+    return [value for value in values if value is not None and value == value]
+
+
+def _limits(figures, more):
+    """The range of values, of their intervals and of what else is drawn."""
+    ends = [end for figure in figures for end in [figure["value"], *(figure["ci95"] or [])]]
+    ends = _defined([*ends, *more])
+    return (min(ends), max(ends)) if ends else (0.0, 1.0)
+
+
+def _draw_dots(axes, rows, line, sign):
+    """Rows of (`Row`, (colour, marker, fill)); one of (text, None) is a heading."""
+    drawn = [row for row, style in rows if style]
+    zero = [0.0] if sign else []
+    low, high = _limits([row.figure for row in drawn], [*zero, *(value for row in drawn for value in row.by_seed)])
+    margin = max(0.06 * (high - low), 0.01)
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_ylim(len(rows) - 0.6, -0.75)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color=LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.locator_params(axis="x", nbins=5)
+    if line is not None and low - margin < line < high + margin:
+        axes.axvline(line, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+    for place, (row, style) in enumerate(rows):
+        behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
+        told = {"y": place - 0.42, "transform": axes.get_yaxis_transform(), "va": "center", "size": 7.5, "bbox": behind}
+        if style is None:
+            axes.text(0.0, s=short(row), weight="bold", **{**told, "y": place + 0.1})
+            continue
+        ink, marker, fill = style
+        axes.text(0.0, s=short(row.name), **told)
+        axes.text(1.0, s=cell(row.figure, sign), ha="right", color=MUTED, **told)
+        if row.figure["ci95"] is not None:
+            axes.plot(row.figure["ci95"], [place, place], color=ink, linewidth=2.0, solid_capstyle="round")
+        seeds = _defined(row.by_seed)
+        if len(seeds) > 1:
+            axes.plot(seeds, [place + 0.2] * len(seeds), "|", markersize=4.5, color=ink, markeredgewidth=0.9)
+        if row.figure["value"] is not None:
+            axes.plot([row.figure["value"]], [place], marker, markersize=5.5, color=ink, markerfacecolor=fill)
+
+
+def _places(numbers):
+    """{number: place on the axis}, and whether the axis is logarithmic."""
+    numbers = sorted(set(numbers))
+    positive = [number for number in numbers if number > 0]
+    if not positive or positive[-1] <= 10 * positive[0]:
+        return {number: float(number) for number in numbers}, False
+    nothing = np.log10(positive[0]) - 0.5
+    return {number: float(np.log10(number)) if number > 0 else nothing for number in numbers}, True
+
+
+def _draw_ticks(axes, places, span):
+    """A tick for every number; those without room for their text go without."""
+    kept = []
+    for number in sorted(places, reverse=True):
+        if not kept or places[kept[-1]] - places[number] > 0.14 * span:
+            kept.append(number)
+    axes.set_xticks([places[number] for number in kept], [f"{number:,}" for number in kept])
+    axes.set_xticks([places[number] for number in places if number not in kept], minor=True)

@@ -1,6 +1,6 @@
 """The teacher writes and scores; the students predict."""
 
-from jax_rele.inference.encode import Student, encode_inputs, label_probs, predict
+from jax_rele.inference.encode import Student, embed, embed_rationales, encode_inputs, label_probs, predict
 from jax_rele.inference.engine import Written, generate
 from jax_rele.inference.generate import Sampling
 from jax_rele.inference.program import Program, compile_program
@@ -19,6 +19,8 @@ __all__ = [
     "check_lengths",
     "check_words",
     "compile_program",
+    "embed",
+    "embed_rationales",
     "encode_inputs",
     "generate",
     "judge",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,7 @@ def train_state(
 ) -> TrainState:
     """The state at step 0 that `training.init_state` would make."""
     state = born(lambda rng: create_state({trainable: init(rng)[trainable]}, {}, tx), mesh)
-    return TrainState(state.step, state.trainable, frozen, state.opt_state)
+    return dataclasses.replace(state, frozen=frozen)
 
 
 def array(mesh: jax.sharding.Mesh, shape: tuple[int, ...], dtype: Any, axes: tuple[str | None, ...] = ()) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_rele import losses
 from jax_rele.config import Adapt, Config, Finetune
 from jax_rele.errors import UserError
 from jax_rele.inference.cache import bucket, new_cache, prefill, row_parts
@@ -25,8 +26,11 @@ from jax_rele.models.quantize import quantize_params
 from jax_rele.plan.abstract import array, born, rows, train_state
 from jax_rele.plan.flops import flops
 from jax_rele.rationale import grammar
+from jax_rele.stages import objectives
 from jax_rele.stages.adapt import language_loss
-from jax_rele.stages.artefacts import init_decoder, student_objective
+from jax_rele.stages.artefacts import check_encoder, init_decoder
+from jax_rele.stages.students import heads_of
+from jax_rele.stages.targets import AUGMENTED
 from jax_rele.training import make_optimizer, make_train_step, shard_step
 from jax_rele.types import VERDICTS
 
@@ -102,7 +106,7 @@ def steps(
         if name in names and maker is not None:
             yield name, maker
     if "distill" in names:
-        check_heads("student", config.student.heads, config.student.heads, mesh)
+        check_encoder(config, mesh)
         for student in config.distill.students:
             yield student, partial(_distill, config, student, mesh)
 
@@ -303,16 +307,18 @@ def _reading(mesh: jax.sharding.Mesh, count: int, length: int) -> tuple[Any, Any
 
 def _distill(config: Config, name: str, mesh: jax.sharding.Mesh) -> Step:
     optimization, student = config.distill.optimization, config.student
-    model = build_student(name, student, student.vocab_size, len(config.labels.names), len(config.rationale.dimensions))
+    vocab_size = student.random.vocab_size if student.init == "random" else 0
+    model = build_student(name, student, vocab_size, len(config.labels.names), len(config.rationale.dimensions))
     count = max(1, optimization.batch_size // config.distill.group_size) * config.distill.group_size
-    batch = student_batch(config, model, mesh, count)
+    recipe = "mkd" if "mkd" in config.distill.recipes else config.distill.recipes[-1]
+    terms = objectives.terms(config, recipe, heads_of(model))
+    batch = student_batch(config, model, mesh, count, losses.needs(terms)[0])
     one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch["inputs"])
     tx = make_optimizer(optimization)
     state = train_state(lambda rng: model.init(rng, **one), "params", {}, tx, mesh)
-    recipe = "mkd" if "mkd" in config.distill.recipes else config.distill.recipes[-1]
     step = make_train_step(
         model.apply,
-        student_objective(config, name, recipe),
+        losses.combine(**terms),
         tx,
         micro_batches=optimization.micro_batches,
         group_size=config.distill.group_size,
@@ -331,8 +337,10 @@ def _distill(config: Config, name: str, mesh: jax.sharding.Mesh) -> Step:
     return Step(name, shape, count * length, held, {"": lower}, operations, operations)
 
 
-def student_batch(config: Config, model: Any, mesh: jax.sharding.Mesh, count: int) -> dict[str, Any]:
-    """A batch of a student's training, as `stages.distill` feeds it."""
+def student_batch(
+    config: Config, model: Any, mesh: jax.sharding.Mesh, count: int, outputs: Collection[str]
+) -> dict[str, Any]:
+    """A batch of a student's training, as `stages.distill` feeds it where the terms read these outputs."""
     query, item = config.student.query_length, config.student.item_length
     labels, dimensions = len(config.labels.names), len(config.rationale.dimensions)
     make = partial(rows, mesh, count)
@@ -342,14 +350,27 @@ def student_batch(config: Config, model: Any, mesh: jax.sharding.Mesh, count: in
         "label_probs": make(np.float32, labels),
         "verdict_probs": make(np.float32, dimensions, len(VERDICTS)),
         "verdict_probs_mask": make(bool, dimensions),
+        "confidence": make(np.float32),
         "mask": make(bool),
         "segments": make(np.int32),
         "segments_mask": make(bool),
     }
     if isinstance(model, CrossEncoder):
         ids, valid = make(np.int32, query + item), make(bool, query + item)
-        evidence = {"evidence_tags": ids, "evidence_tags_mask": valid}
-        return {"inputs": {"tokens": ids, "token_types": ids, "valid": valid}, **batch, **evidence}
+        inputs = {"tokens": ids, "token_types": ids, "valid": valid}
+        if "token_logits" in outputs or "attention" in outputs:
+            batch |= {"evidence_tags": ids, "evidence_tags_mask": valid}
+        if "latent" in outputs:
+            batch |= {
+                "rationale_embedding": make(np.float32, model.latent_width),
+                "rationale_embedding_mask": make(bool),
+            }
+        if AUGMENTED & set(outputs):
+            longer = query + item + config.student.rationale_length
+            ids, valid = make(np.int32, longer), make(bool, longer)
+            inputs["augmented"] = {"tokens": ids, "token_types": ids, "valid": valid}
+            batch["rationale_mask"] = make(bool)
+        return {"inputs": inputs, **batch}
     return {
         "inputs": {
             "query_tokens": make(np.int32, query),

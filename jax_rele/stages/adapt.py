@@ -107,9 +107,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         state = dataclasses.replace(state, trainable={})  # gives the random weights' memory up first
         params = load_params(artefacts.base_folder(config), model.config, mesh)
         state = dataclasses.replace(state, trainable={"params": params})
-    step = make_train_step(
-        model.apply, language_loss(mesh), tx, seed=config.seed, micro_batches=optimization.micro_batches
-    )
+    step = make_train_step(model.apply, language_loss(mesh), tx, micro_batches=optimization.micro_batches)
     directory = run_dir / "adapt"
     state = train(
         shard_step(step, mesh, state),

@@ -3,19 +3,17 @@
 prepare/   pairs.parquet  unlabelled.parquet  quarantine.parquet  teacher_tokenizer/  student_tokenizer/
 annotate/  rationales.parquet  quality.json
 adapt/     base/                                   finetune/  lora/
-score/     shards/*.parquet  signals.parquet
+score/     shards/*.parquet  signals.parquet  held_out.parquet (of another teacher)
 distill/   STUDENT/RECIPE/variables/
 evaluate/  metrics.json  predictions.parquet  rationales.parquet  report.html  table.md
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from transformers import PreTrainedTokenizerBase
 
 from jax_rele.config import Config
@@ -24,16 +22,16 @@ from jax_rele.data import read_pairs_table, read_signals, read_table
 from jax_rele.data.encoding import encode_prompts
 from jax_rele.data.tokenizer import load_tokenizer
 from jax_rele.errors import UserError
-from jax_rele.inference import Student, Teacher, check_lengths, check_words, encode_inputs
-from jax_rele.losses import recipe
-from jax_rele.models import Decoder, build_student, build_teacher
+from jax_rele.inference import Teacher, check_lengths, check_words
+from jax_rele.models import Decoder, build_teacher
+from jax_rele.models.build import build_encoder
 from jax_rele.models.partitioning import check_heads
 from jax_rele.models.quantize import check_available, quantize_params
 from jax_rele.models.weights import NEEDED, SIDE_FILES, check_weights, load_params, resolve
 from jax_rele.rationale import ParseError, parse
 from jax_rele.training import abstract, make_local_mesh, make_mesh, places_of_process
 from jax_rele.training.checkpoint import load_variables
-from jax_rele.types import Item, Pair, Rationale, Signals
+from jax_rele.types import Pair, Rationale, Signals
 
 PAIRS = "prepare/pairs.parquet"
 UNLABELLED = "prepare/unlabelled.parquet"
@@ -45,6 +43,7 @@ QUALITY = "annotate/quality.json"
 BASE = "adapt/base"
 LORA = "finetune/lora"
 SIGNALS = "score/signals.parquet"
+HELD_OUT = "score/held_out.parquet"
 DECODER_TOKENS, ENCODER_TOKENS = ("eos",), ("pad", "cls", "sep")
 """The special tokens that each kind of model needs of its tokenizer."""
 METRICS = "evaluate/metrics.json"
@@ -70,6 +69,24 @@ def load_signals(config: Config, run_dir: Path) -> Signals:
     return read_signals(run_dir / SIGNALS, config.labels.names, config.rationale.dimensions)
 
 
+def training_pairs(run_dir: Path, signals: Signals) -> list[Pair]:
+    """The pairs to learn from, labelled ones first: those that the signals say something of.
+
+    Our own teacher judges all of them; of another's signals `score` has checked that none is missing, unless
+    `score.allow_missing`.
+    """
+    covered = set(signals.pair_ids)
+    pairs = load_pairs(run_dir, "train") + read_pairs_table(run_dir / UNLABELLED)
+    return [pair for pair in pairs if pair.pair_id in covered]
+
+
+def load_held_out(config: Config, run_dir: Path) -> Signals | None:
+    """Another teacher's signals for validation and test pairs; None where it gave none."""
+    if not (run_dir / HELD_OUT).exists():
+        return None
+    return read_signals(run_dir / HELD_OUT, config.labels.names, config.rationale.dimensions)
+
+
 def student_dir(run_dir: Path, student: str, recipe_name: str) -> Path:
     """Where `distill` leaves a student."""
     return run_dir / "distill" / student / recipe_name
@@ -89,11 +106,17 @@ def preflight(config: Config) -> None:
 
     That is: a mesh that does not fit the devices, the models' heads or the rows of a batch; and where the teacher
     starts from weights, a config that is not supported, a folder that is not whole, a tokenizer that is not the
-    weights', labels that it cannot tell apart, or prompts and rationales longer than the context.
+    weights', labels that it cannot tell apart, or prompts and rationales longer than the context. Where
+    `score.signals` takes the teacher's place, nothing of the teacher is looked at.
     """
     mesh, teacher = make_mesh(config.mesh), config.teacher
-    check_heads("student", config.student.heads, config.student.heads, mesh)
+    check_encoder(config, mesh)
     _check_rows(config, mesh)
+    if config.score.signals:
+        if teacher.init != "random":
+            # `prepare` would fetch its weights, and a manifest would name a teacher that has no part in the run.
+            raise UserError(f"teacher.init: {teacher.init} is not used where score.signals is given; set it to random")
+        return
     if teacher.init == "random":
         return check_heads("teacher", teacher.random.heads, teacher.random.kv_heads, mesh)
     folder = base_folder(config)
@@ -118,12 +141,23 @@ def preflight(config: Config) -> None:
     encode_prompts(tokenizer, [], config.data.item_fields, teacher.prompt_length, teacher.instructions)
 
 
+def check_encoder(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError where the students' encoder does not fit the mesh, or its weights and tokenizer each other."""
+    if config.student.init == "random":
+        return check_heads("student", config.student.random.heads, config.student.random.heads, mesh)
+    folder = resolve(config.student.init, (*NEEDED, *SIDE_FILES))
+    shape = build_encoder(config.student, len(load_tokenizer(folder, ENCODER_TOKENS)))
+    check_heads("student", shape.heads, shape.heads, mesh)
+    check_weights(folder, shape)
+
+
 def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
     """Raises UserError where the rows that are computed at a time do not divide over the devices."""
     distill = config.distill.optimization.batch_size // config.distill.group_size * config.distill.group_size
+    own = not config.score.signals
     batches = {
-        "adapt": config.adapt.optimization.batch_size if config.adapt.enabled else 0,
-        "finetune": config.finetune.optimization.batch_size,
+        "adapt": config.adapt.optimization.batch_size if own and config.adapt.enabled else 0,
+        "finetune": config.finetune.optimization.batch_size if own else 0,
         "distill": max(distill, config.distill.group_size),
     }
     for stage, batch in batches.items():
@@ -173,7 +207,9 @@ def load_lora(model: Decoder, run_dir: Path, mesh: jax.sharding.Mesh) -> dict:
 
 
 def load_teacher(config: Config, run_dir: Path) -> Teacher:
-    """The fine-tuned teacher, ready to judge on this process's devices."""
+    """The fine-tuned teacher, ready to judge on this process's devices. Raises UserError where the run has none."""
+    if config.score.signals:
+        raise UserError(f"the run has no teacher: its signals are those of score.signals, {config.score.signals}")
     mesh = make_local_mesh(config.mesh)
     model, tokenizer = teacher_model(config, run_dir)
     base = load_base(config, model, run_dir, mesh)
@@ -191,61 +227,4 @@ def load_teacher(config: Config, run_dir: Path) -> Teacher:
         batch_size=config.score.batch_size,
         instructions=config.teacher.instructions,
         mesh=mesh,
-    )
-
-
-# ---- students
-
-
-def student_model(config: Config, run_dir: Path, name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """A student without weights, and its tokenizer."""
-    tokenizer = load_tokenizer(run_dir / STUDENT_TOKENIZER, ENCODER_TOKENS)
-    labels, dimensions = len(config.labels.names), len(config.rationale.dimensions)
-    return build_student(name, config.student, len(tokenizer), labels, dimensions), tokenizer
-
-
-def student_inputs(config: Config, model: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> dict:
-    """The student's keyword arguments for these pairs."""
-    lengths = config.student.query_length, config.student.item_length
-    return encode_inputs(model, tokenizer, pairs, config.data.item_fields, *lengths)
-
-
-def init_student(config: Config, model: nn.Module, tokenizer: PreTrainedTokenizerBase):
-    """rng -> the student's variables."""
-    inputs = student_inputs(config, model, tokenizer, [Pair("", "query", Item("", "title"))])
-    return lambda rng: model.init(rng, **inputs)
-
-
-def load_student(config: Config, run_dir: Path, name: str, recipe_name: str) -> Student:
-    """A trained student, ready to predict on this process's devices.
-
-    Raises UserError where the run has none of that name and recipe.
-    """
-    directory = student_dir(run_dir, name, recipe_name)
-    if not directory.is_dir():
-        raise UserError(
-            f"{directory}: no such student; `distill.students` and `distill.recipes` say which a run trains"
-        )
-    model, tokenizer = student_model(config, run_dir, name)
-    target = abstract(
-        init_student(config, model, tokenizer), make_local_mesh(config.mesh), jax.random.key(0), collection="params"
-    )
-    return Student(
-        model=model,
-        variables=load_variables(directory / "variables", target),
-        tokenizer=tokenizer,
-        fields=config.data.item_fields,
-        query_length=config.student.query_length,
-        item_length=config.student.item_length,
-        batch_size=config.score.batch_size,
-    )
-
-
-def student_objective(config: Config, name: str, recipe_name: str):
-    """The loss of a recipe for a student."""
-    return recipe(
-        recipe_name,
-        gains=config.labels.gains,
-        temperature=config.distill.temperature,
-        evidence=name == "cross_encoder",
     )

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 
 from jax_rele import losses
 from jax_rele.config import Config
-from jax_rele.data import read_pairs_table
-from jax_rele.data.encoding import encode_evidence
-from jax_rele.data.loader import batches, flatten_groups, group_by_query, take_groups
-from jax_rele.errors import UserError
-from jax_rele.models import CrossEncoder
-from jax_rele.stages import artefacts
+from jax_rele.data.loader import batches, flatten_groups, split_streams, take_groups
+from jax_rele.losses.combine import Term
+from jax_rele.stages import artefacts, objectives, students, targets
 from jax_rele.training import (
+    TrainState,
     distributed,
     init_state,
     make_mesh,
@@ -26,6 +29,7 @@ from jax_rele.training import (
     train,
 )
 from jax_rele.training.checkpoint import clear, save_variables
+from jax_rele.training.collapse import alarm, score_variance
 from jax_rele.types import Pair, Signals
 
 NEEDS = ("prepare", "score")
@@ -34,107 +38,193 @@ READS = ("seed", "labels", "data", "rationale", "student", "distill")
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Trains and writes the students; those that an interrupted run has finished are kept."""
-    pairs = artefacts.load_pairs(run_dir, "train") + read_pairs_table(run_dir / artefacts.UNLABELLED)
     signals = artefacts.load_signals(config, run_dir)
-    if np.isnan(signals.verdict_probs).all():
-        for recipe in filter(losses.learns_verdicts, config.distill.recipes):
-            raise UserError(
-                f"distill.recipes: {recipe} learns from verdicts, and the signals hold none (teacher.order is "
-                "label_only); use label_only or score_kd, or another teacher.order"
-            )
-    for student in config.distill.students:
-        for recipe in config.distill.recipes:
-            if not distributed.on_main((artefacts.student_dir(run_dir, student, recipe) / "variables").exists):
-                train_student(config, run_dir, student, recipe, pairs, signals)
-    groups = groups_of(config, pairs, "mkd")
+    pairs = artefacts.training_pairs(run_dir, signals)
+    # What does not fit together is found before anything is trained.
+    work = []
+    for recipe in config.distill.recipes:
+        together = (
+            [config.distill.students] if config.distill.together else [(name,) for name in config.distill.students]
+        )
+        for names in together:
+            terms = {name: terms_of(config, run_dir, name, recipe) for name in names}
+            work.append((recipe, terms))
+    for recipe, terms in work:
+        folders = {name: artefacts.student_dir(run_dir, name, recipe) for name in terms}
+        if distributed.on_main(partial(_are_there, folders.values())):
+            continue
+        training = prepare(config, run_dir, recipe, terms, pairs, signals)
+        directory = run_dir / "distill" / "together" / recipe if len(terms) > 1 else folders[next(iter(terms))]
+        title = f"distill {' + '.join(terms)} {recipe}"
+        state = fit(training, config, config.seed, directory, title)
+        for name, params in training.params_of(state).items():
+            save_variables(folders[name] / "variables", {"params": params})
+        clear(directory / "checkpoints")
     return {
         "students": len(config.distill.students) * len(config.distill.recipes),
         "steps each": config.distill.optimization.steps,
-        "pairs": int((groups >= 0).sum()),
+        "pairs": len(pairs),
     }
 
 
-def train_student(config: Config, run_dir: Path, name: str, recipe: str, pairs: list[Pair], signals: Signals) -> None:
-    """Trains one student by one recipe and writes its variables."""
-    model, tokenizer = artefacts.student_model(config, run_dir, name)
-    optimization, distill = config.distill.optimization, config.distill
-    rows = {
-        "inputs": artefacts.student_inputs(config, model, tokenizer, pairs),
-        **targets(config, pairs, signals),
-    }
-    if isinstance(model, CrossEncoder):
-        lengths = config.student.query_length, config.student.item_length
-        evidence = _in_order(pairs, signals, signals.evidence)
-        dimensions, fields = config.rationale.dimensions, config.data.item_fields
-        rows |= encode_evidence(tokenizer, pairs, evidence, dimensions, fields, *lengths)
-        # Without a rationale there is no evidence to learn, not even that there is none.
-        explained = np.array([bool(text) for text in _in_order(pairs, signals, signals.rationales)])
-        rows["evidence_tags_mask"] &= explained[:, None]
-    # A batch holds so many groups, each with labelled pairs of one query, that a recipe without a teacher sees the same
-    # labelled pairs in the same step as one that learns from the group's unlabelled pairs too.
-    groups = groups_of(config, pairs, recipe)
-    mesh, tx = make_mesh(config.mesh), make_optimizer(optimization)
-    count = max(1, optimization.batch_size // distill.group_size)
-    places = places_of_process(mesh, count)
-    data = batches(take_groups(rows, groups), count, config.seed, flatten_groups, places)
+def _are_there(folders: Iterable[Path]) -> bool:
+    return all((folder / "variables").exists() for folder in folders)
 
-    state = init_state(artefacts.init_student(config, model, tokenizer), "params", {}, tx, mesh, config.seed)
-    loss = artefacts.student_objective(config, name, recipe)
+
+def terms_of(config: Config, run_dir: Path, name: str, recipe: str) -> dict[str, Term]:
+    """The terms of a recipe for a student. Raises UserError where it lacks what they read."""
+    heads = students.heads_of(students.student_model(config, run_dir, name)[0])
+    terms = objectives.terms(config, recipe, heads)
+    targets.check_needs(config, name, recipe, terms, heads)
+    return terms
+
+
+@dataclass(frozen=True)
+class Training:
+    """One or several students and a recipe, ready to be trained with any seed by one compiled step.
+
+    Attributes:
+      step: compiled, see `sharding.shard_step`.
+      start: seed -> the state at step 0.
+      data: seed -> the batches.
+      mesh: the devices.
+      params_of: state -> {student: its parameters}.
+    """
+
+    step: Callable[..., tuple[TrainState, dict[str, Any]]]
+    start: Callable[[int], TrainState]
+    data: Callable[[int], Any]
+    mesh: jax.sharding.Mesh
+    params_of: Callable[[TrainState], dict[str, Any]]
+
+
+def prepare(
+    config: Config,
+    run_dir: Path,
+    recipe: str,
+    terms: Mapping[str, Mapping[str, Term]],
+    pairs: Sequence[Pair],
+    signals: Signals,
+) -> Training:
+    """Everything of a training that does not depend on its seed.
+
+    Args:
+      config: the run.
+      run_dir: its folder, for the tokenizer.
+      recipe: its name, for messages.
+      terms: {student: its terms}. Several students are trained side by side in every step, each by its own terms and
+        with an optimizer of its own, so that each becomes what it would have become alone.
+      pairs: labelled and unlabelled training pairs.
+      signals: of all of them.
+    """
+    optimization, one = config.distill.optimization, len(terms) == 1
+    mesh = make_mesh(config.mesh)
+    models, inits, inputs, fields = {}, {}, {}, {}
+    for name in terms:
+        models[name], tokenizer = students.student_model(config, run_dir, name)
+        inits[name] = students.init_student(config, models[name], tokenizer)
+        made = targets.rows(config, name, recipe, models[name], tokenizer, terms[name], pairs, signals)
+        inputs[name] = made.pop("inputs")
+        fields |= made
+    (first, model), *_ = models.items()
+    encoder = students.loaded_encoder(config, model, mesh)
+    tx = make_optimizer(optimization)
+    if one:
+        apply, loss, init = model.apply, losses.combine(**terms[first]), inits[first]
+        inputs, paths = inputs[first], {first: ()}
+    else:
+        apply, init = _side_by_side(models), _born_together(inits)
+        loss = losses.joint(**{name: losses.combine(**terms[name]) for name in terms})
+        tx = _one_each(tx)
+        paths = {name: (name,) for name in terms}
+
+    # A batch holds so many groups, each of one query, that a recipe without a teacher sees the same labelled pairs in
+    # the same step as one that learns from the group's unlabelled pairs, and from other groups, too.
+    count = max(1, optimization.batch_size // config.distill.group_size)
+    teacher = any(losses.needs_teacher(each) for each in terms.values())
+    groups, labelled = targets.groups_of(config, pairs, teacher), np.array([pair.label is not None for pair in pairs])
+    whole = groups if teacher else targets.groups_of(config, pairs, True)
+    streams = split_streams((labelled[whole] & (whole >= 0)).any(axis=1), count, config.distill.labelled_share)
+    if not teacher:
+        streams = streams[:1]
+    rows_of_batch = sum(share for _, share in streams)
+    while rows_of_batch * groups.shape[1] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        groups = np.pad(groups, ((0, 0), (0, 1)), constant_values=-1)  # so that every device has as many rows
+    arrays = take_groups({"inputs": inputs, **fields}, groups)
+
+    def data(seed):
+        places = places_of_process(mesh, rows_of_batch)
+        return batches(arrays, rows_of_batch, seed, flatten_groups, places, streams)
+
+    def start(seed):
+        state = init_state(init, "params", {}, tx, mesh, seed)
+        for path in paths.values():
+            state = students.with_encoder(state, encoder, path)
+        return state
+
     step = make_train_step(
-        model.apply,
+        apply,
         loss,
         tx,
-        seed=config.seed,
         micro_batches=optimization.micro_batches,
         group_size=groups.shape[1],
+        term_gradients=config.distill.term_gradients,
+        watch=score_variance(config.labels.gains),
     )
-    directory = artefacts.student_dir(run_dir, name, recipe)
-    state = train(
-        shard_step(step, mesh, state),
-        state,
-        data,
-        config=optimization,
-        mesh=mesh,
+
+    def params_of(state):
+        params = state.trainable["params"]
+        return {name: params[path[0]] if path else params for name, path in paths.items()}
+
+    return Training(shard_step(step, mesh, start(0)), start, data, mesh, params_of)
+
+
+def fit(training: Training, config: Config, seed: int, directory: Path, title: str) -> TrainState:
+    """Trains from a seed, going on from what `directory` holds; a collapse of the scores is reported on the way."""
+    return train(
+        training.step,
+        training.start(seed),
+        training.data(seed),
+        config=config.distill.optimization,
+        mesh=training.mesh,
         directory=directory,
-        title=f"distill {name} {recipe}",
+        title=title,
+        alarm=alarm,
     )
-    save_variables(directory / "variables", state.trainable)
-    clear(directory / "checkpoints")
 
 
-def groups_of(config: Config, pairs: list[Pair], recipe: str) -> np.ndarray:
-    """[groups, size] rows of `pairs` by query, -1 for none; without a teacher, the same less their unlabelled pairs."""
-    labelled = np.array([pair.label is not None for pair in pairs])
-    groups = group_by_query([pair.query for pair in pairs], labelled, config.distill.group_size)
-    if losses.needs_teacher(recipe):
-        return groups
-    groups = np.where((groups >= 0) & labelled[groups], groups, -1)
-    groups = np.take_along_axis(groups, np.argsort(groups < 0, axis=1, kind="stable"), axis=1)
-    # Groups that are left empty stay, so that every step holds the same labelled pairs whatever the recipe.
-    return groups[:, : (groups >= 0).sum(axis=1).max()]
+def _side_by_side(models: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
+    """The `apply` of several models: {name: its inputs} -> {name: its outputs}. Each draws dropout as if alone."""
+
+    def apply(variables, *, deterministic, rngs=None, **inputs):
+        return {
+            name: model.apply(
+                {"params": variables["params"][name]}, **inputs[name], deterministic=deterministic, rngs=rngs
+            )
+            for name, model in models.items()
+        }
+
+    return apply
 
 
-def targets(config: Config, pairs: list[Pair], signals: Signals) -> dict[str, np.ndarray]:
-    """What the recipes read, a row per pair: labels, label and verdict distributions, and which of them are there."""
-    schema = config.labels.schema_
-    verdict_probs = _in_order(pairs, signals, signals.verdict_probs)
-    return {
-        "labels": np.array([0 if pair.label is None else schema.index(pair.label) for pair in pairs], np.int32),
-        "labels_mask": np.array([pair.label is not None for pair in pairs]),
-        "label_probs": _in_order(pairs, signals, signals.label_probs),
-        "verdict_probs": np.nan_to_num(verdict_probs),
-        "verdict_probs_mask": ~np.isnan(verdict_probs).any(axis=-1),
-    }
+def _one_each(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer for each of the students, so that one's gradients are not clipped by the norm of the other's."""
+
+    def apart(tree):
+        return {name: {"params": params} for name, params in tree["params"].items()}
+
+    def init(trainable):
+        return {name: tx.init(params) for name, params in apart(trainable).items()}
+
+    def update(grads, states, trainable):
+        own = apart(trainable)
+        done = {name: tx.update(each, states[name], own[name]) for name, each in apart(grads).items()}
+        return {"params": {name: each["params"] for name, (each, _) in done.items()}}, {
+            name: state for name, (_, state) in done.items()
+        }
+
+    return optax.GradientTransformation(init, update)
 
 
-def _in_order(pairs: list[Pair], signals: Signals, values):
-    """Rows of `values`, which are aligned with the signals, in the order of the pairs."""
-    place = {pair_id: row for row, pair_id in enumerate(signals.pair_ids)}
-    missing = [pair.pair_id for pair in pairs if pair.pair_id not in place]
-    if missing:
-        raise UserError(
-            f"the signals lack {len(missing)} of {len(pairs)} pairs, the first is {missing[0]!r}; delete the folder of "
-            "the stage score and run it again"
-        )
-    rows = [place[pair.pair_id] for pair in pairs]
-    return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+def _born_together(inits: Mapping[str, Callable]) -> Callable[[jax.Array], dict[str, Any]]:
+    return lambda rng: {"params": {name: init(rng)["params"] for name, init in inits.items()}}

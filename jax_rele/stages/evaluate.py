@@ -11,15 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from jax_rele.config import Config
-from jax_rele.data import RATIONALES, long_tail, read_pairs_table, write_table
+from jax_rele.data import RATIONALES, long_tail, read_pairs_table, read_rationale, write_table
 from jax_rele.evaluation import BASELINES, Example, build_metrics, table, verdict_lines, write_report
 from jax_rele.inference import Judgements, judge, label_probs, predict
-from jax_rele.losses import learns_verdicts
 from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence
-from jax_rele.stages import artefacts
+from jax_rele.stages import artefacts, objectives, students
 from jax_rele.types import VERDICTS, Pair
 
-NEEDS = ("prepare", "annotate", "adapt", "finetune", "distill")
+NEEDS = ("prepare", "annotate", "adapt", "finetune", "score", "distill")
 READS = (
     "seed",
     "labels",
@@ -41,18 +40,17 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     train, validation = (artefacts.load_pairs(run_dir, split) for split in ("train", "validation"))
     pairs = artefacts.load_pairs(run_dir, config.evaluate.split)
 
-    teacher = artefacts.load_teacher(config, run_dir)
-    judged = judge(teacher, pairs, write=teacher.order != "label_only")
-    probs = {"teacher": judged.label_probs}
-    validation_probs = {"teacher": judge(teacher, validation, write=False).label_probs}
+    judged, both = judgements(config, run_dir, pairs, validation)
+    probs = {} if both is None else {"teacher": both[0]}
+    validation_probs = {} if both is None else {"teacher": both[1]}
     verdicts: dict[str, np.ndarray] = {}
     for name in config.distill.students:
         for recipe in config.distill.recipes:
-            student = artefacts.load_student(config, run_dir, name, recipe)
+            student = students.load_student(config, run_dir, name, recipe)
             outputs = predict(student, pairs)
             probs[f"{name}:{recipe}"] = label_probs(outputs)
             validation_probs[f"{name}:{recipe}"] = label_probs(predict(student, validation))
-            if learns_verdicts(recipe):
+            if objectives.learns_verdicts(config, recipe):
                 verdicts[f"{name}:{recipe}"] = np.asarray(outputs.verdict_logits).argmax(axis=-1)
 
     def simple(asked: list[Pair]) -> dict[str, np.ndarray]:
@@ -102,15 +100,68 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     }
 
 
+def judgements(
+    config: Config, run_dir: Path, pairs: list[Pair], validation: list[Pair], *, explain: bool = True
+) -> tuple[Judgements, tuple[np.ndarray, np.ndarray] | None]:
+    """What the teacher says of the evaluated pairs, by its model or, where another's signals are imported, by these.
+
+    Returns:
+      The judgements, with rationales if `explain`; and its label distributions on the pairs and on validation, None
+      where imported signals do not cover them.
+    """
+    if not config.score.signals:
+        teacher = artefacts.load_teacher(config, run_dir)
+        judged = judge(teacher, pairs, write=explain and teacher.order != "label_only")
+        return judged, (judged.label_probs, judge(teacher, validation, write=False).label_probs)
+    judged, judged_validation = (look_up(config, run_dir, asked) for asked in (pairs, validation))
+    lacking = sum(int(np.isnan(said.label_probs[:, 0]).sum()) for said in (judged, judged_validation))
+    if lacking:
+        print(
+            f"no figures of the teacher: score.signals says nothing of {lacking} of {len(pairs) + len(validation)} "
+            f"pairs of validation and {config.evaluate.split}"
+        )
+        return judged, None
+    return judged, (judged.label_probs, judged_validation.label_probs)
+
+
+def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> Judgements:
+    """What another teacher's signals say of held-out pairs; NaN distributions and no text where they say nothing."""
+    labels, dimensions = config.labels.names, config.rationale.dimensions
+    probs = np.full((len(pairs), len(labels)), np.nan)
+    verdicts = np.full((len(pairs), len(dimensions), len(VERDICTS)), np.nan)
+    texts, rationales = [""] * len(pairs), [ParseFailure("none was given")] * len(pairs)
+    signals = artefacts.load_held_out(config, run_dir)
+    place = {} if signals is None else {pair_id: row for row, pair_id in enumerate(signals.pair_ids)}
+    for row, pair in enumerate(pairs):
+        if (at := place.get(pair.pair_id)) is None:
+            continue
+        probs[row], verdicts[row] = signals.label_probs[at], signals.verdict_probs[at]
+        found = read_rationale(signals.rationales[at], dimensions, labels)
+        if isinstance(found, ParseFailure) or found.comparisons:
+            texts[row], rationales[row] = signals.rationales[at], found
+    return Judgements(
+        label_probs=probs,
+        verdict_probs=verdicts,
+        texts=tuple(texts),
+        rationales=tuple(rationales),
+        label_scoring="imported",
+        tokens_decoded=0,
+        tokens_emitted=0,
+    )
+
+
 def rationale_figures(config: Config, train: list[Pair], pairs: list[Pair], judged: Judgements) -> dict[str, Any]:
     """How many of the teacher's rationales parse, and how often their verdicts agree with the rule annotator's.
 
     Agreement stands beside that of always giving the annotator's most frequent verdict on the dimension.
     """
-    written = [text for text in judged.texts if text and config.teacher.order != "label_only"]
+    explains = bool(config.score.signals) or config.teacher.order != "label_only"
+    written = [text for text in judged.texts if text and explains]
     parsed = [found for found in judged.rationales if not isinstance(found, ParseFailure)]
     figures: dict[str, Any] = {"written": len(written), "parsed": len(parsed) if written else 0}
-    failures = Counter(found.reason for found in judged.rationales if isinstance(found, ParseFailure))
+    failures = Counter(
+        found.reason for text, found in zip(judged.texts, judged.rationales) if text and isinstance(found, ParseFailure)
+    )
     figures["failures"] = dict(failures.most_common())
     if not written or not parsed:
         return figures
@@ -147,7 +198,7 @@ def _examples(config, pairs, judged, probs, verdicts) -> list[Example]:
                 pair=pair,
                 rationale=None if failed else found,
                 raw_text=judged.texts[row],
-                failure_reason=found.reason if failed else "",
+                failure_reason=found.reason if failed and judged.texts[row] else "",
                 spans=() if failed else find_evidence(pair, found, config.data.item_fields),
                 verdicts={
                     name: {
@@ -172,6 +223,10 @@ def _write_tables(directory: Path, pairs, schema, probs, judged: Judgements) -> 
     write_table(directory / "predictions.parquet", columns, pa.schema(fields, metadata))
     write_table(
         directory / "rationales.parquet",
-        [{"pair_id": pair.pair_id, "text": text, "annotator": "teacher"} for pair, text in zip(pairs, judged.texts)],
+        [
+            {"pair_id": pair.pair_id, "text": text, "annotator": "teacher"}
+            for pair, text in zip(pairs, judged.texts)
+            if text
+        ],
         RATIONALES,
     )

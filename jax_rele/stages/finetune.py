@@ -60,9 +60,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     mesh, tx = make_mesh(config.mesh), make_optimizer(optimization)
     base = artefacts.load_base(config, model, run_dir, mesh)
     state = init_state(artefacts.init_decoder(model), "lora", base, tx, mesh, config.seed)
-    step = make_train_step(
-        model.apply, language_loss(mesh), tx, seed=config.seed, micro_batches=optimization.micro_batches
-    )
+    step = make_train_step(model.apply, language_loss(mesh), tx, micro_batches=optimization.micro_batches)
     directory = run_dir / "finetune"
     state = train(
         shard_step(step, mesh, state),

@@ -23,6 +23,7 @@ from jax_rele.inference import check_words
 from jax_rele.models.weights import NEEDED, SIDE_FILES
 from jax_rele.rationale import grammar, render
 from jax_rele.stages import artefacts
+from jax_rele.stages.students import encoder_folder
 from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
 
 NEEDS = ()
@@ -33,12 +34,13 @@ READS = (
     "rationale.dimensions",
     "teacher.init",
     "teacher.random.vocab_size",
-    "student.vocab_size",
+    "student.init",
+    "student.random.vocab_size",
 )
 
 
 def external_inputs(config: Config) -> dict[str, str]:
-    """A hash of the content of the data files, and of the weights that the teacher starts from."""
+    """A hash of the content of the data files, and of the weights that teacher and students start from."""
     digest = hashlib.sha256()
     for file in source_files(config.data.path):
         with file.open("rb") as stream:
@@ -46,6 +48,8 @@ def external_inputs(config: Config) -> dict[str, str]:
     inputs = {f"data.path {config.data.path}": digest.hexdigest()[:16]}
     if config.teacher.init != "random":
         inputs[f"teacher.init {config.teacher.init}"] = _folder_hash(artefacts.base_folder(config))
+    if config.student.init != "random":
+        inputs[f"student.init {config.student.init}"] = _folder_hash(encoder_folder(config))
     return inputs
 
 
@@ -92,7 +96,10 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     else:
         teacher_tokenizer = load_tokenizer(artefacts.base_folder(config), artefacts.DECODER_TOKENS)
     check_words(teacher_tokenizer, labels.names)
-    student_tokenizer = train_tokenizer(_plain_texts(train, fields), config.student.vocab_size)
+    if config.student.init == "random":
+        student_tokenizer = train_tokenizer(_plain_texts(train, fields), config.student.random.vocab_size, encoder=True)
+    else:
+        student_tokenizer = load_tokenizer(encoder_folder(config), artefacts.ENCODER_TOKENS)
 
     # Everything has been read and checked: from here on things are written.
     write_quarantine(run_dir / artefacts.QUARANTINE, bad)
@@ -109,8 +116,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
 
 
 def _plain_texts(pairs: list[Pair], fields: tuple[str, ...]) -> list[str]:
-    texts = [" " + pair.query for pair in pairs]
-    return texts + [" " + text for pair in pairs for _, text in pair.item.texts(fields)]
+    return [pair.query for pair in pairs] + [text for pair in pairs for _, text in pair.item.texts(fields)]
 
 
 def _grammar_texts(config: Config, count: int) -> list[str]:

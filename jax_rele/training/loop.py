@@ -35,6 +35,7 @@ def train(
     title: str,
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
     evaluate_every: int = 0,
+    alarm: Callable[[dict[str, float]], str] = lambda row: "",
 ) -> TrainState:
     """Trains for `config.steps` steps, going on from the last checkpoint in `directory` where there is one.
 
@@ -51,6 +52,7 @@ def train(
       title: what the progress bar and errors call it.
       evaluate: measures a state, e.g. on held-out rows; its figures are logged as `eval/NAME`.
       evaluate_every: steps between two measurements; the last step is measured too. 0 for none.
+      alarm: what to tell of a line of the log after the warm-up, e.g. `collapse.alarm`; the first such text is printed.
 
     Returns:
       The state after the last step.
@@ -63,7 +65,7 @@ def train(
     with checkpoint.open_checkpoints(directory / "checkpoints", config.checkpoint_every) as checkpoints:
         state = checkpoint.restore(checkpoints, state, batches)
         start = int(state.step)
-        with _Log(directory, start, config, title) as log:
+        with _Log(directory, start, config, title, alarm) as log:
             pending = None
             for number in range(start + 1, config.steps + 1):
                 batch = next(batches)
@@ -96,8 +98,11 @@ def _rows(batch: Any) -> int:
 class _Log:
     """Progress bar, JSONL and TensorBoard behind one `record`; sums terms over the steps between two lines."""
 
-    def __init__(self, directory: Path, start: int, config: Optimization, title: str):
-        self.config, self.title, self.directory = config, title, directory
+    def __init__(
+        self, directory: Path, start: int, config: Optimization, title: str, alarm: Callable[[dict[str, float]], str]
+    ):
+        self.config, self.title, self.directory, self.alarm = config, title, directory, alarm
+        self.alarmed = False
         self.rate = learning_rate(config)
         self.path = directory / "metrics.jsonl"
         # Every process sees the same figures.
@@ -133,9 +138,9 @@ class _Log:
         pairs: int,
         measure: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        loss, norm, terms = jax.tree.map(
-            float, jax.device_get((metrics["loss"], metrics["grad_norm"], metrics["terms"]))
-        )
+        metrics = jax.tree.map(float, jax.device_get(metrics))
+        loss, norm = metrics["loss"], metrics["grad_norm"]
+        terms = {f"term/{name}": total for name, total in metrics["terms"].items()} | metrics.get("watched", {})
         if not (np.isfinite(loss) and np.isfinite(norm)):
             raise UserError(
                 f"{self.title}: loss {loss}, gradient norm {norm} at step {step}; lower optimization.learning_rate "
@@ -153,7 +158,8 @@ class _Log:
             "grad_norm": norm,
             "learning_rate": float(self.rate(step)),
             # A term of which no element was there has no mean.
-            **{f"term/{name}": value for name, value in losses.means(self.totals).items() if math.isfinite(value)},
+            **{name: value for name, value in losses.means(self.totals).items() if math.isfinite(value)},
+            **{f"gradient/{name}": value for name, value in metrics.get("term_gradients", {}).items()},
             "pairs_per_second": self.pairs / (now - self.clock),
         }
         if measure is not None:
@@ -164,6 +170,10 @@ class _Log:
             for key, value in row.items():
                 if key != "step":
                     self.board.add_scalar(key, value, step)
+        if not self.alarmed and step > self.config.warmup_share * self.config.steps and (told := self.alarm(row)):
+            self.alarmed = True
+            if self.writes:
+                self.progress.console.print(f"{self.title}: {told}", markup=False, highlight=False, soft_wrap=True)
         self.progress.update(self.bar, loss=row["loss"], rate=row["pairs_per_second"])
         self.totals, self.loss, self.steps, self.pairs, self.clock = {}, 0, 0, 0, time.perf_counter()
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -84,14 +85,13 @@ def init_state(
       frozen: collections that are only read, already on the mesh.
       tx: the optimizer; its state is sharded like what it belongs to.
       mesh: the devices.
-      seed: of the initial values.
+      seed: of the initial values and of dropout.
     """
 
-    def make(rng):
-        return create_state({trainable: init(rng)[trainable]}, {}, tx)
+    def make(seed):
+        return create_state({trainable: init(jax.random.key(seed))[trainable]}, {}, tx, seed)
 
-    state = born_sharded(make, mesh, jax.random.key(seed))
-    return TrainState(state.step, state.trainable, frozen, state.opt_state)
+    return dataclasses.replace(born_sharded(make, mesh, jnp.uint32(seed)), frozen=frozen)
 
 
 def _parts_of_process(mesh: jax.sharding.Mesh, process: int) -> tuple[list[int], int]:

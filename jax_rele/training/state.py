@@ -22,12 +22,14 @@ class TrainState:
       trainable: variable collections that gradients, optimizer and checkpoints see, e.g. `{"lora": ...}`.
       frozen: variable collections that are only read, e.g. `{"params": ...}`; may be empty.
       opt_state: state of the optax transformation over `trainable`.
+      seed: uint32 scalar; dropout of step s depends on (seed, s) alone, so a resumed run repeats an unbroken one.
     """
 
     step: jax.Array
     trainable: Mapping[str, Any]
     frozen: Mapping[str, Any]
     opt_state: optax.OptState
+    seed: jax.Array
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -36,7 +38,10 @@ class TrainState:
 
 
 def create_state(
-    trainable: Mapping[str, Any], frozen: Mapping[str, Any], tx: optax.GradientTransformation
+    trainable: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    tx: optax.GradientTransformation,
+    seed: jax.typing.ArrayLike = 0,
 ) -> TrainState:
     """A state at step 0."""
-    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, tx.init(trainable))
+    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, tx.init(trainable), jnp.asarray(seed, jnp.uint32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,9 +28,10 @@ def make_train_step(
     loss: Loss,
     tx: optax.GradientTransformation,
     *,
-    seed: int = 0,
     micro_batches: int = 1,
     group_size: int = 1,
+    term_gradients: bool = False,
+    watch: Callable[[Any, Batch], dict[str, tuple[jax.Array, jax.Array]]] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """Makes `step(state, batch) -> (state, metrics)`.
 
@@ -42,37 +44,60 @@ def make_train_step(
       apply: `Module.apply` of a model that takes `deterministic` and the rng `dropout`.
       loss: the objective.
       tx: the optimizer.
-      seed: dropout of step s depends on (seed, s) alone, so a resumed run repeats an unbroken one.
       micro_batches: parts of a batch.
       group_size: so many rows, one after the other, stay together: those of a group of `data.loader.flatten_groups`.
+      term_gradients: also report the gradient norm of each term's mean, before its weight: one more backward pass a
+        term, for diagnosis.
+      watch: `(outputs, batch) -> {name: (sum, count)}` of what else is to be told of the outputs, e.g. the moments of
+        the scores; without gradient.
 
     Returns:
-      A pure function. Metrics are `loss`, `grad_norm` and `terms`, a dict of (sum, count) pairs. When it is traced it
+      A pure function. Metrics are `loss`, `grad_norm`, `terms`, a dict of (sum, count) pairs, `watched`, the same of
+      what `watch` gives, and with `term_gradients` also `term_gradients`, a dict of norms. When it is traced it
       raises UserError for rows that do not divide into the parts, or a part's over the devices of the mesh, and
       ValueError for groups (a batch with `segments`) whose size was not told.
+
+    Raises:
+      ValueError: `term_gradients` with micro-batches.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
 
         def objective(trainable, batch, rng, counts=None):
             variables = {**state.frozen, **trainable}
             outputs = apply(variables, **batch["inputs"], deterministic=False, rngs={"dropout": rng})
-            return loss(outputs, batch, state.step, **({} if counts is None else {"counts": counts}))
+            value, terms = loss(outputs, batch, state.step, **({} if counts is None else {"counts": counts}))
+            return value, (terms, {} if watch is None else watch(outputs, batch))
 
         differentiate = jax.value_and_grad(objective, has_aux=True)
         if micro_batches == 1:
-            (value, terms), grads = differentiate(state.trainable, batch, rng)
+            (value, (terms, watched)), grads = differentiate(state.trainable, batch, rng)
         else:
             parts = _split(batch, micro_batches, group_size)
             counts = _counts(apply, loss, state, batch)
-            (value, terms), grads = _accumulate(differentiate, state.trainable, parts, rng, counts)
+            (value, (terms, watched)), grads = _accumulate(differentiate, state.trainable, parts, rng, counts)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "terms": terms}
-        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "terms": terms, "watched": watched}
+        if term_gradients:
+            metrics["term_gradients"] = _term_gradients(lambda x: objective(x, batch, rng)[1][0], state.trainable)
+        return dataclasses.replace(state, step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
+    if term_gradients and micro_batches > 1:
+        raise ValueError("term_gradients: each term's gradient is taken over a whole batch; set micro_batches to 1")
     return step
+
+
+def _term_gradients(totals: Callable[[Any], Any], trainable: Any) -> dict[str, jax.Array]:
+    """The norm of the gradient of each term's mean; one forward pass and one backward pass a term."""
+
+    def means(trainable):
+        return {name: total / jnp.where(count > 0, count, 1.0) for name, (total, count) in totals(trainable).items()}
+
+    found, pull = jax.vjp(means, trainable)
+    unit = {name: jnp.zeros_like(value) for name, value in found.items()}
+    return {name: optax.tree.norm(pull({**unit, name: jnp.ones_like(found[name])})[0]) for name in found}
 
 
 def _split(batch: Batch, micro_batches: int, group_size: int) -> Batch:

@@ -4,17 +4,19 @@ import jax
 import numpy as np
 import pytest
 
+from jax_rele import losses
 from jax_rele.config import Mesh, from_dict
-from jax_rele.data.encoding import Answer, encode_evidence, language_rows
+from jax_rele.data.encoding import Answer, language_rows
 from jax_rele.data.loader import flatten_groups, take_groups
 from jax_rele.data.tokenizer import train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.models import build_student, build_teacher
 from jax_rele.plan.abstract import bytes_per_chip, train_state
 from jax_rele.plan.steps import language_batch, steps, student_batch
-from jax_rele.stages import artefacts, distill
+from jax_rele.rationale import render
+from jax_rele.stages import artefacts, objectives, students, targets
 from jax_rele.training import init_state, make_mesh, make_optimizer
-from jax_rele.types import Item, Pair, Signals
+from jax_rele.types import Comparison, Item, Pair, Rationale, Signals
 
 SHAPE = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_width": 64, "vocab_size": 512}
 
@@ -30,7 +32,10 @@ def config():
         {
             "teacher": {"random": SHAPE, "remat": "full"},
             "finetune": {"pack_to": 64, "optimization": {"batch_size": 8, "micro_batches": 2}},
-            "student": {"layers": 1, "width": 32, "mlp_width": 64, "vocab_size": 300},
+            "student": {
+                "random": {"layers": 1, "width": 32, "mlp_width": 64, "vocab_size": 300},
+                "cross_encoder": {"latent_width": 32},
+            },
             "score": {"batch_size": 16},
         }
     )
@@ -52,8 +57,11 @@ def test_a_planned_batch_of_the_teacher_is_that_of_the_stage(mesh, pack_to):
     assert outline(planned, 4) == outline(real, count)
 
 
-@pytest.mark.parametrize("name", ["cross_encoder", "two_tower"])
-def test_a_planned_batch_of_a_student_is_that_of_the_stage(config, mesh, name):
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [("cross_encoder", "mkd"), ("two_tower", "mkd"), ("cross_encoder", "lrkd"), ("cross_encoder", "crsd")],
+)
+def test_a_planned_batch_of_a_student_is_that_of_the_stage(config, mesh, name, recipe):
     pairs = [Pair(f"p{n}", f"query {n // 4}", Item(f"i{n}", f"title {n}"), label="Exact") for n in range(16)]
     tokenizer = train_tokenizer([pair.query + " " + pair.item.title for pair in pairs], 300)
     labels, dimensions = len(config.labels.names), config.rationale.dimensions
@@ -63,17 +71,13 @@ def test_a_planned_batch_of_a_student_is_that_of_the_stage(config, mesh, name):
         label_probs=np.full((16, labels), 1 / labels, np.float32),
         verdict_probs=np.full((16, len(dimensions), 3), 1 / 3, np.float32),
         evidence=((),) * 16,
-        rationales=("",) * 16,
+        rationales=(render(Rationale((Comparison("brand", verdict="match"),), "Exact")),) * 16,
     )
-    rows = {
-        "inputs": artefacts.student_inputs(config, model, tokenizer, pairs),
-        **distill.targets(config, pairs, signals),
-    }
-    if name == "cross_encoder":
-        lengths = config.student.query_length, config.student.item_length
-        rows |= encode_evidence(tokenizer, pairs, signals.evidence, dimensions, config.data.item_fields, *lengths)
-    real = flatten_groups(take_groups(rows, distill.groups_of(config, pairs, "mkd")))
-    assert outline(student_batch(config, model, mesh, 16), 16) == outline(real, 16)
+    terms = objectives.terms(config, recipe, students.heads_of(model))
+    rows = targets.rows(config, name, recipe, model, tokenizer, terms, pairs, signals)
+    real = flatten_groups(take_groups(rows, targets.groups_of(config, pairs, True)))
+    planned = student_batch(config, model, mesh, 16, losses.needs(terms)[0])
+    assert outline(planned, 16) == outline(real, 16)
 
 
 @pytest.mark.parametrize("trainable", ["params", "lora"])

@@ -1,12 +1,19 @@
 """What a student is taught: each pair's own signals, and no label that nobody gave."""
 
+import dataclasses
+import json
+
+import jax
 import numpy as np
 import pytest
 
 from jax_rele.config import Config
+from jax_rele.data.tokenizer import train_tokenizer
 from jax_rele.errors import UserError
-from jax_rele.stages.distill import groups_of, targets
-from jax_rele.types import Item, Pair, Signals
+from jax_rele.rationale import render
+from jax_rele.stages import artefacts, distill
+from jax_rele.stages.targets import groups_of, in_order, targets
+from jax_rele.types import Comparison, Item, Pair, Rationale, Signals, Span
 
 CONFIG = Config.model_validate({"distill": {"group_size": 2}})
 PAIRS = [
@@ -29,7 +36,7 @@ SIGNALS = Signals(
 
 def test_every_pair_gets_its_own_signals_and_label():
     SIGNALS.verdict_probs[1] = np.nan
-    made = targets(CONFIG, PAIRS, SIGNALS)
+    made = targets(CONFIG, PAIRS, in_order(PAIRS, SIGNALS))
     assert made["labels_mask"].tolist() == [True, False, True, False, False]
     assert made["labels"][[0, 2]].tolist() == [1, 3]
     for row, pair in enumerate(PAIRS):
@@ -42,12 +49,206 @@ def test_every_pair_gets_its_own_signals_and_label():
 
 def test_missing_signals_are_named():
     with pytest.raises(UserError, match="the signals lack 1 of 6 pairs, the first is 'f'"):
-        targets(CONFIG, [*PAIRS, Pair("f", "q", Item("6", "t"))], SIGNALS)
+        in_order([*PAIRS, Pair("f", "q", Item("6", "t"))], SIGNALS)
 
 
 def test_without_a_teacher_the_same_groups_hold_their_labelled_pairs_alone():
-    whole, labelled = groups_of(CONFIG, PAIRS, "mkd"), groups_of(CONFIG, PAIRS, "label_only")
+    whole, labelled = groups_of(CONFIG, PAIRS, True), groups_of(CONFIG, PAIRS, False)
     assert len(whole) == len(labelled)
     assert sorted(whole[whole >= 0]) == [0, 1, 2, 3, 4]
     for group, kept in zip(whole, labelled):
         assert set(kept[kept >= 0]) == {row for row in group if row >= 0 and PAIRS[row].label is not None}
+
+
+# ---- training
+
+WORDS = ["red", "blue", "shoes", "shirt", "small", "large", "cotton", "leather", "acme", "zeta"]
+DRAW = np.random.default_rng(1)
+MANY = [
+    Pair(
+        f"m{n}",
+        f"{WORDS[n // 4 % 10]} {WORDS[n // 8 % 10]}",
+        Item(f"i{n}", " ".join(DRAW.choice(WORDS, 4))),
+        label=("Exact", "Substitute", "Irrelevant", None)[n % 4],
+    )
+    for n in range(48)
+]
+SAID = Signals(
+    tuple(pair.pair_id for pair in MANY),
+    DRAW.dirichlet(np.ones(4), 48).astype(np.float32),
+    DRAW.dirichlet(np.ones(3), (48, 7)).astype(np.float32),
+    tuple((Span("query", 0, 3, "color"), Span("title", 0, 3, "brand")) for _ in MANY),
+    tuple(render(Rationale((Comparison("color", ("red",), ("blue",), "mismatch"),), "Exact")) for _ in MANY),
+)
+SHAPE = {
+    "random": {"vocab_size": 320, "layers": 1, "width": 16, "heads": 2, "mlp_width": 16},
+    "query_length": 8,
+    "item_length": 12,
+    "rationale_length": 12,
+    "cross_encoder": {"latent_width": 16},
+    "two_tower": {"embedding_width": 16, "view_width": 4},
+}
+
+
+def config_of(**distill):
+    optimization = {"steps": 4, "batch_size": 16, "learning_rate": 1e-2, "checkpoint_every": 4, "log_every": 2}
+    given = {"group_size": 4, "optimization": optimization, **distill}
+    return Config.model_validate({"student": SHAPE, "distill": given, "mesh": {"data": 8}})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run's folder with a student's tokenizer."""
+    folder = tmp_path_factory.mktemp("run")
+    texts = [f"{pair.query} {pair.item.title}" for pair in MANY]
+    train_tokenizer(texts, 320).save_pretrained(folder / artefacts.STUDENT_TOKENIZER)
+    return folder
+
+
+def trained(config, folder, recipe, *names, tmp_path):
+    terms = {name: distill.terms_of(config, folder, name, recipe) for name in names}
+    training = distill.prepare(config, folder, recipe, terms, MANY, SAID)
+    state = distill.fit(training, config, 0, tmp_path / "_".join([recipe, *names]), "test")
+    lines = (tmp_path / "_".join([recipe, *names]) / "metrics.jsonl").read_text("utf-8").splitlines()
+    return training.params_of(state), [json.loads(line) for line in lines]
+
+
+def test_students_that_are_trained_in_one_pass_become_what_they_become_alone(folder, tmp_path):
+    config = config_of()
+    both, rows = trained(config, folder, "cot_kd", "cross_encoder", "two_tower", tmp_path=tmp_path)
+    for name in ("cross_encoder", "two_tower"):
+        alone, lines = trained(config, folder, "cot_kd", name, tmp_path=tmp_path)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), both[name], alone[name])
+        for line, row in zip(lines, rows):
+            terms = {key: value for key, value in line.items() if key.startswith("term/")}
+            assert terms
+            assert all(value == pytest.approx(row[f"term/{name}/{key[5:]}"], abs=1e-4) for key, value in terms.items())
+
+
+@pytest.mark.parametrize("recipe", ["score_kd", "lrkd", "crsd", "rationale_guided"])
+def test_every_other_recipe_trains_the_cross_encoder(folder, tmp_path, recipe):
+    _, rows = trained(config_of(), folder, recipe, "cross_encoder", tmp_path=tmp_path)
+    terms = {key[5:] for key in rows[-1] if key.startswith("term/")}
+    assert terms == set(distill.terms_of(config_of(), folder, "cross_encoder", recipe))
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+
+
+LOSSES = """
+import jax
+
+def brier(logits, label_probs):
+    return ((jax.nn.softmax(logits) - label_probs) ** 2).sum(axis=-1)
+
+def wants_more(logits, unheard_of):
+    return logits[:, 0]
+"""
+
+
+def test_a_loss_from_outside_trains_through_the_config(folder, tmp_path):
+    (tmp_path / "mine.py").write_text(LOSSES)
+    terms = {
+        "brier": {
+            "loss": f"{tmp_path}/mine.py:brier",
+            "weight": {"start": 0.0, "end": 0.5, "steps": 2},
+            "confidence": "confidence",
+        },
+        "score": {"temperature": 3.0},
+        "margin": {"weight": 0},
+    }
+    config = config_of(objectives={"mine": {"base": "score_kd", "terms": terms}}, recipes=["mine"], term_gradients=True)
+    made = distill.terms_of(config, folder, "two_tower", "mine")
+    assert set(made) == {"label", "score", "list", "brier"}
+    assert (made["score"].temperature, made["score"].weight, made["brier"].weight(1)) == (3.0, 1.0, 0.25)
+    _, rows = trained(config, folder, "mine", "two_tower", tmp_path=tmp_path)
+    assert rows[-1]["term/brier"] > 0
+    assert rows[-1]["gradient/brier"] > 0
+    assert {key[9:] for key in rows[-1] if key.startswith("gradient/")} == set(made)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"x": {"loss": "nowhere.at_all:f"}}, "distill.objectives.mine.terms.x.loss: cannot import nowhere.at_all"),
+        ({"x": {"loss": "missing.py:f"}}, "distill.objectives.mine.terms.x.loss: cannot import missing.py"),
+        ({"x": {"loss": "math:f"}}, "distill.objectives.mine.terms.x.loss: math has no function f"),
+        ({"x": {"loss": "score_k"}}, "terms.x.loss: there is no loss 'score_k'; there are .*score_kl"),
+        ({"x": {"weight": 2.0}}, "terms.x.loss: the base has no term of this name"),
+        ({"label": {"temperature": 2.0}}, "terms.label: cross_entropy has no parameter temperature"),
+        ({"label": {"weight": 0}}, "distill.objectives.mine: no term is left"),
+        (
+            {"x": {"loss": "{folder}/mine.py:wants_more"}},
+            "mine reads the field 'unheard_of', which is neither a head nor",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_mistake_in_an_objective_is_named(folder, tmp_path, terms, message):
+    (tmp_path / "mine.py").write_text(LOSSES)
+    terms = json.loads(json.dumps(terms).replace("{folder}", str(tmp_path)))
+    config = config_of(objectives={"mine": {"terms": terms}}, recipes=["mine"])
+    with pytest.raises(UserError, match=message) as error:
+        distill.terms_of(config, folder, "two_tower", "mine")
+    assert "\n" not in str(error.value)
+
+
+def test_a_head_that_a_recipe_needs_and_a_student_lacks_is_named(folder):
+    with pytest.raises(UserError, match="lrkd needs the head 'latent', which two_tower has not; take two_tower out"):
+        distill.terms_of(config_of(), folder, "two_tower", "lrkd")
+    config = Config.model_validate({"student": {**SHAPE, "cross_encoder": {}}})
+    with pytest.raises(UserError, match=r"needs the head 'latent'.*give student.cross_encoder.latent_width a number"):
+        distill.terms_of(config, folder, "cross_encoder", "lrkd")
+
+
+def test_signals_that_a_recipe_needs_and_nobody_gave_are_named(folder):
+    config, silent = config_of(), dataclasses.replace(SAID, verdict_probs=np.full_like(SAID.verdict_probs, np.nan))
+    terms = {"two_tower": distill.terms_of(config, folder, "two_tower", "mkd")}
+    with pytest.raises(UserError, match="mkd learns from verdicts, and the signals hold none"):
+        distill.prepare(config, folder, "mkd", terms, MANY, silent)
+    silent = dataclasses.replace(SAID, rationales=("",) * 48)
+    terms = {"cross_encoder": distill.terms_of(config, folder, "cross_encoder", "crsd")}
+    with pytest.raises(UserError, match="crsd learns from rationales, and the signals hold none"):
+        distill.prepare(config, folder, "crsd", terms, MANY, silent)
+
+
+def test_a_collapse_is_reported_while_the_student_trains(folder, tmp_path, capfd):
+    # A rate this high drives every score to the same end.
+    optimization = {"steps": 40, "batch_size": 16, "learning_rate": 20.0, "checkpoint_every": 40, "log_every": 10}
+    config = config_of(optimization=optimization)
+    _, rows = trained(config, folder, "label_only", "cross_encoder", tmp_path=tmp_path)
+    told = capfd.readouterr().err
+    assert min(row["score_variance"] for row in rows) < 1e-6
+    assert told.count("the student has collapsed") == 1
+    assert "standard deviation" in told
+
+
+def test_every_recipe_sees_the_same_labelled_pairs_in_the_same_steps(folder):
+    seen = {}
+    for recipe in ("label_only", "mkd"):
+        config = config_of(labelled_share=0.5)
+        pairs = [
+            *MANY,
+            *(
+                dataclasses.replace(pair, pair_id=f"u{pair.pair_id}", query=f"new {pair.query}", label=None)
+                for pair in MANY
+            ),
+        ]
+        said = dataclasses.replace(
+            SAID,
+            **{
+                field.name: np.concatenate([getattr(SAID, field.name)] * 2)
+                if isinstance(getattr(SAID, field.name), np.ndarray)
+                else getattr(SAID, field.name) * 2
+                for field in dataclasses.fields(SAID)
+                if getattr(SAID, field.name) is not None
+            },
+        )
+        said = dataclasses.replace(said, pair_ids=tuple(pair.pair_id for pair in pairs))
+        terms = {"two_tower": distill.terms_of(config, folder, "two_tower", recipe)}
+        data = distill.prepare(config, folder, recipe, terms, pairs, said).data(3)
+        seen[recipe] = []
+        for _ in range(10):
+            batch = next(data)
+            kept = batch["mask"] & batch["labels_mask"]
+            seen[recipe].append(sorted(map(tuple, batch["inputs"]["item_tokens"][kept].tolist())))
+    assert seen["label_only"] == seen["mkd"]
+    assert all(seen["mkd"])

@@ -21,7 +21,7 @@ DECODER = Decoder(DecoderConfig(VOCABULARY, 1, 32, 4, 2, 8, 48, lora=LoraSpec(2,
 STUDENT = CrossEncoder(EncoderConfig(VOCABULARY, LENGTH, 1, 32, 4, 48, dropout=0.0), LABELS, 2)
 # The whole update is the gradient, so equal parameters after a step are equal gradients.
 TX = optax.sgd(1.0)
-RANKING = losses.recipe("score_kd", gains=(1.0, 0.5, 0.0), temperature=2.0, evidence=False)
+RANKING = losses.combine(**losses.recipe("score_kd", gains=(1.0, 0.5, 0.0), temperature=2.0, heads={"logits"}))
 LANGUAGE = losses.combine(tokens=losses.term(losses.next_token_cross_entropy))
 
 

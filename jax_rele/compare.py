@@ -1,0 +1,221 @@
+"""`jax-rele compare`: recipes side by side on the same data, from the same starts, over several seeds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jax_rele import pipeline
+from jax_rele.config import Config, digest
+from jax_rele.data import long_tail, read_pairs_table, read_table, write_table
+from jax_rele.errors import UserError
+from jax_rele.evaluation import BASELINES, slices
+from jax_rele.evaluation.comparison import Cell, Held, compare
+from jax_rele.evaluation.comparison_page import figures, write_page
+from jax_rele.evaluation.comparison_text import markdown
+from jax_rele.inference import label_probs, predict
+from jax_rele.stages import artefacts, distill, evaluate, students
+from jax_rele.training import distributed
+from jax_rele.types import Pair, Signals
+
+PREDICTIONS = pa.schema([("split", pa.string()), ("pair_id", pa.string()), ("label_probs", pa.list_(pa.float32()))])
+
+
+@dataclass(frozen=True)
+class Point:
+    """How many training pairs: with a human label, and with the teacher's signals alone."""
+
+    labelled: int
+    teacher_labelled: int
+
+
+def run(
+    config: Config,
+    *,
+    seeds: int,
+    labelled: Sequence[int] = (),
+    teacher_labelled: Sequence[int] = (),
+    say=print,
+) -> dict[str, Any]:
+    """Trains every student by every recipe of the config with every seed, and compares them.
+
+    The stages up to `score` run first where they have not. Results go to `compare/` in the run's folder:
+    comparison.json, comparison.md, comparison.html, figures/, and a folder for each training, which is not repeated.
+
+    Args:
+      config: the run; `distill.students` and `distill.recipes` say what is compared.
+      seeds: how many: config.seed and those after it.
+      labelled: numbers of labelled pairs, the first ones of the training split, for a learning curve; empty for all.
+      teacher_labelled: numbers of unlabelled pairs likewise, each with all labelled pairs.
+      say: receives one line per training.
+
+    Returns:
+      The comparison, see `evaluation.comparison.compare`.
+
+    Raises:
+      UserError: more pairs are asked for than there are, or several processes run it.
+    """
+    if distributed.process_count() > 1:
+        raise UserError("compare is one process; start it without a launcher")
+    stages = tuple(pipeline.STAGES)
+    pipeline.run(config, stages[: stages.index("distill")], say=say)
+    run_dir, schema = config.run_dir, config.labels.schema_
+    signals = artefacts.load_signals(config, run_dir)
+    known = artefacts.training_pairs(run_dir, signals)
+    train, unlabelled = ([pair for pair in known if (pair.label is None) == without] for without in (False, True))
+    held_out = {split: artefacts.load_pairs(run_dir, split) for split in ("validation", config.evaluate.split)}
+    points = _points(len(train), len(unlabelled), labelled, teacher_labelled)
+    numbers = [config.seed + number for number in range(seeds)]
+
+    cells = []
+    for point in points:
+        pairs = train[: point.labelled] + unlabelled[: point.teacher_labelled]
+        for student in config.distill.students:
+            for recipe in config.distill.recipes:
+                found = list(_trained(config, run_dir, student, recipe, point, numbers, pairs, signals, held_out, say))
+                validation, test = zip(*found)
+                cells.append(Cell(student, recipe, point.labelled, point.teacher_labelled, test, validation))
+
+    pairs, validation = held_out[config.evaluate.split], held_out["validation"]
+    everyone = read_pairs_table(run_dir / artefacts.PAIRS)
+    tail = dict(zip((pair.pair_id for pair in everyone), long_tail(everyone, config.data.tail_max_frequency)))
+    document = compare(
+        cells,
+        Held(
+            labels=_labels(pairs, schema),
+            queries=[f"{pair.locale}\t{pair.query}" for pair in pairs],
+            validation_labels=_labels(validation, schema),
+            slices=slices(pairs, np.array([tail[pair.pair_id] for pair in pairs])),
+        ),
+        schema,
+        others=_others(config, run_dir, train, validation, pairs),
+        seeds=numbers,
+        gain_maps=config.labels.gain_maps_,
+        n_bootstrap=config.evaluate.bootstrap_samples,
+        seed=config.seed,
+    )
+    document = {"name": config.name, "split": config.evaluate.split, **document}
+    folder, text = run_dir / "compare", markdown(document, title=f"{config.name}: recipes compared")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "comparison.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", "utf-8")
+    (folder / "comparison.md").write_text(text, "utf-8")
+    write_page(folder / "comparison.html", document)
+    shutil.rmtree(folder / "figures", ignore_errors=True)
+    (folder / "figures").mkdir()
+    for stem, svg in figures(document).items():
+        (folder / "figures" / f"{stem}.svg").write_text(svg, "utf-8")
+    say(text)
+    say(f"{folder / 'comparison.html'}: the same with plots")
+    return document
+
+
+def _points(
+    n_labelled: int, n_unlabelled: int, labelled: Sequence[int], teacher_labelled: Sequence[int]
+) -> list[Point]:
+    for option, asked, there in (
+        ("labelled", labelled, n_labelled),
+        ("teacher-labelled", teacher_labelled, n_unlabelled),
+    ):
+        if asked and not (1 if option == "labelled" else 0) <= min(asked) <= max(asked) <= there:
+            raise UserError(f"--{option}: {' '.join(map(str, asked))} is not within the {there} pairs that there are")
+    points = [Point(number, n_unlabelled) for number in labelled or (n_labelled,)]
+    points += [Point(n_labelled, number) for number in teacher_labelled]
+    return list(dict.fromkeys(points))
+
+
+def _trained(
+    config: Config,
+    run_dir: Path,
+    student: str,
+    recipe: str,
+    point: Point,
+    seeds: Sequence[int],
+    pairs: list[Pair],
+    signals: Signals,
+    held_out: dict[str, list[Pair]],
+    say,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each seed the label distributions of every held-out split; trains what is not there yet."""
+    folder = run_dir / "compare" / student / recipe / f"{point.labelled}+{point.teacher_labelled}"
+    told = f"compare {student} {recipe} {point.labelled}+{point.teacher_labelled}"
+    wanted = _fingerprint(config, run_dir, recipe)
+    training = None
+    for seed in seeds:
+        cell = folder / f"seed_{seed}"
+        if not _is_done(cell, wanted):
+            if training is None:
+                terms = {student: distill.terms_of(config, run_dir, student, recipe)}
+                training = distill.prepare(config, run_dir, recipe, terms, pairs, signals)
+                model, tokenizer = students.student_model(config, run_dir, student)
+            state = distill.fit(training, config, seed, cell, f"{told} seed {seed}")
+            ready = students.as_student(config, model, tokenizer, {"params": training.params_of(state)[student]})
+            _write(
+                cell, {split: label_probs(predict(ready, part)) for split, part in held_out.items()}, held_out, wanted
+            )
+            say(f"{told} seed {seed}: trained")
+        yield tuple(_read(cell, split, part) for split, part in held_out.items())
+
+
+def _fingerprint(config: Config, run_dir: Path, recipe: str) -> str:
+    """What a training depends on beside what its folder's name says."""
+    read = config.model_dump(mode="json")
+    own = {key: value for key, value in read["distill"].items() if key not in ("students", "recipes", "objectives")}
+    manifests = [json.loads((run_dir / name / pipeline.MANIFEST).read_text("utf-8")) for name in ("prepare", "score")]
+    inputs = [[manifest["config_hash"], manifest["inputs"]] for manifest in manifests]
+    objective = read["distill"]["objectives"].get(recipe)
+    return digest([own, objective, read["student"], read["labels"], read["rationale"], read["data"], inputs])
+
+
+def _is_done(cell: Path, wanted: str) -> bool:
+    begun = cell / "fingerprint"
+    if not begun.exists():
+        cell.mkdir(parents=True, exist_ok=True)
+        begun.write_text(wanted, "utf-8")
+        return False
+    if begun.read_text("utf-8") != wanted:
+        raise UserError(
+            f"{cell}: was trained with another config; choose another `name`, or delete the folder "
+            f"{cell.parents[3]} to compare again"
+        )
+    return (cell / "predictions.parquet").exists()
+
+
+def _write(cell: Path, probs: dict[str, np.ndarray], held_out: dict[str, list[Pair]], wanted: str) -> None:
+    rows = [
+        {"split": split, "pair_id": pair.pair_id, "label_probs": row.tolist()}
+        for split, part in held_out.items()
+        for pair, row in zip(part, probs[split])
+    ]
+    write_table(cell / "predictions.parquet", rows, PREDICTIONS)
+    for folder in ("checkpoints", "tensorboard"):
+        shutil.rmtree(cell / folder, ignore_errors=True)
+
+
+def _read(cell: Path, split: str, pairs: list[Pair]) -> np.ndarray:
+    rows = [row for row in read_table(cell / "predictions.parquet", PREDICTIONS).to_pylist() if row["split"] == split]
+    if [row["pair_id"] for row in rows] != [pair.pair_id for pair in pairs]:
+        raise UserError(f"{cell}: its predictions are of other pairs; delete the folder to train it again")
+    return np.array([row["label_probs"] for row in rows], np.float64)
+
+
+def _labels(pairs: list[Pair], schema) -> np.ndarray:
+    return np.array([schema.index(pair.label) for pair in pairs], np.int64)
+
+
+def _others(config: Config, run_dir: Path, train, validation, pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Baselines and, where its figures can be had, the teacher: (evaluated, validation) label distributions."""
+    schema, fields = config.labels.schema_, config.data.item_fields
+    labelled = [pair for pair in train if pair.label is not None]
+    others = {
+        name: tuple(baseline(labelled, validation, asked, schema, fields) for asked in (pairs, validation))
+        for name, baseline in BASELINES.items()
+    }
+    _, teacher = evaluate.judgements(config, run_dir, pairs, validation, explain=False)
+    return others if teacher is None else {**others, "teacher": teacher}

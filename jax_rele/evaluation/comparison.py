@@ -1,0 +1,178 @@
+"""Recipes side by side: means over training seeds, and intervals that cover both the choice of queries and of seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jax_rele.evaluation.assemble import REFERENCE_RECIPE, TEACHER
+from jax_rele.evaluation.bootstrap import interval, metric_names, metric_samples
+from jax_rele.evaluation.calibration import fit_temperature
+from jax_rele.evaluation.decision import fit_bias
+from jax_rele.types import LabelSchema
+
+EVERYTHING = "all"
+"""The slice of all pairs."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """The pairs that recipes are compared on.
+
+    Attributes:
+      labels: [N] int labels of the evaluated pairs.
+      queries: their N queries; equal strings are one query.
+      validation_labels: [M] int labels of the pairs on which decision biases and temperatures are fitted.
+      slices: {name: [N] bool} of the subsets that are also reported.
+    """
+
+    labels: np.ndarray
+    queries: Sequence[str]
+    validation_labels: np.ndarray
+    slices: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student trained by one recipe on so many pairs, with every seed.
+
+    Attributes:
+      student, recipe: which.
+      labelled, teacher_labelled: numbers of training pairs with a human label, and with the teacher's signals alone.
+      probs, validation_probs: for each seed the label distributions, [N, C] and [M, C].
+    """
+
+    student: str
+    recipe: str
+    labelled: int
+    teacher_labelled: int
+    probs: Sequence[np.ndarray]
+    validation_probs: Sequence[np.ndarray]
+
+
+def compare(
+    cells: Sequence[Cell],
+    held: Held,
+    schema: LabelSchema,
+    *,
+    others: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    seeds: Sequence[int],
+    gain_maps: Mapping[str, Sequence[float]],
+    n_bootstrap: int,
+    seed: int,
+) -> dict:
+    """Every metric of every cell, on all pairs and on each slice, with its difference to `label_only`.
+
+    A metric's value is the mean over the training seeds. A resample draws queries with replacement, the same ones for
+    every model, and training seeds with replacement, the same ones for a cell and the one it is compared with; so an
+    interval covers the chance of the test queries and that of training. Few seeds make that part rough: with five it
+    is wider or narrower by chance, and with one it covers the queries alone.
+
+    Args:
+      cells: what was trained; each with as many seeds.
+      held: the pairs.
+      schema: the label schema.
+      others: {name: ([N, C], [M, C])} of what has no seeds: baselines, and the teacher by the name `teacher`.
+      seeds: the training seeds.
+      gain_maps: {name: C gains}, one nDCG for each.
+      n_bootstrap: number of resamples.
+      seed: of the resamples.
+
+    Returns:
+      A document of plain dicts, lists, strings and numbers: `n_pairs`, `n_queries`, `slices` ({name: pairs}), `seeds`,
+      `bootstrap`, `metrics`, `others` ({slice: {name: {metric: {"value", "ci95"}}}}) and `cells`, a list of
+      {"student", "recipe", "labelled", "teacher_labelled", "slices": {slice: {metric: {"value", "ci95", "by_seed",
+      "difference", "retained"}}}}: the difference to the same student by label_only on as many pairs, None where that
+      was not trained, and the share of the teacher's value. What is undefined is None.
+    """
+    masks = {EVERYTHING: np.ones(len(held.labels), bool), **held.slices}
+    masks = {name: mask for name, mask in masks.items() if mask.any()}
+
+    def samples(probs, fitted, mask):
+        return metric_samples(
+            np.asarray(probs)[mask],
+            held.labels[mask],
+            [query for query, kept in zip(held.queries, mask) if kept],
+            schema,
+            gain_maps=gain_maps,
+            **fitted,
+            n_bootstrap=n_bootstrap,
+            seed=seed,
+        )
+
+    def fitted(validation_probs):
+        return {
+            "bias": fit_bias(validation_probs, held.validation_labels),
+            "temperature": fit_temperature(validation_probs, held.validation_labels),
+        }
+
+    fits = [[fitted(probs) for probs in cell.validation_probs] for cell in cells]
+    other_fits = {name: fitted(validation_probs) for name, (_, validation_probs) in others.items()}
+    # A stream of its own: that of the queries begins with the same seed.
+    draws = np.random.default_rng([seed, 1]).integers(0, len(seeds), (n_bootstrap, len(seeds)))
+    document = {
+        "n_pairs": len(held.labels),
+        "n_queries": len(set(held.queries)),
+        "slices": {name: int(mask.sum()) for name, mask in masks.items()},
+        "seeds": list(seeds),
+        "bootstrap": {"samples": n_bootstrap, "unit": "query and training seed", "seed": seed},
+        "metrics": list(metric_names(gain_maps)),
+        "others": {},
+        "cells": [
+            {
+                "student": cell.student,
+                "recipe": cell.recipe,
+                "labelled": cell.labelled,
+                "teacher_labelled": cell.teacher_labelled,
+                "slices": {},
+            }
+            for cell in cells
+        ],
+    }
+    for slice_name, mask in masks.items():
+        fixed = {name: samples(probs, other_fits[name], mask) for name, (probs, _) in others.items()}
+        document["others"][slice_name] = {
+            name: {metric: interval(values) for metric, values in found.items()} for name, found in fixed.items()
+        }
+        found = [
+            _by_seed([samples(probs, fit, mask) for probs, fit in zip(cell.probs, fit_of_seeds)])
+            for cell, fit_of_seeds in zip(cells, fits)
+        ]
+        places = {_key(cell): place for place, cell in enumerate(cells)}
+        for cell, by_seed, told in zip(cells, found, document["cells"]):
+            reference = places.get((cell.student, REFERENCE_RECIPE, cell.labelled, cell.teacher_labelled))
+            told["slices"][slice_name] = {
+                metric: {
+                    **interval(_over_seeds(values, draws)),
+                    "by_seed": [None if np.isnan(value) else float(value) for value in values[:, 0]],
+                    "difference": None
+                    if reference is None or cell.recipe == REFERENCE_RECIPE
+                    else interval(_over_seeds(values - found[reference][metric], draws)),
+                    "retained": _share(values, fixed.get(TEACHER, {}).get(metric)),
+                }
+                for metric, values in by_seed.items()
+            }
+    return document
+
+
+def _key(cell: Cell) -> tuple:
+    return cell.student, cell.recipe, cell.labelled, cell.teacher_labelled
+
+
+def _by_seed(found: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """{metric: [seeds, 1 + n]}."""
+    return {metric: np.stack([each[metric] for each in found]) for metric in found[0]}
+
+
+def _over_seeds(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """[seeds, 1 + n] -> [1 + n]: the mean, then for each resample that of the seeds that it drew."""
+    resampled = np.take_along_axis(values[:, 1:].T, draws, axis=1).mean(axis=1)
+    return np.concatenate([[values[:, 0].mean()], resampled])
+
+
+def _share(values: np.ndarray, teacher: np.ndarray | None) -> float | None:
+    if teacher is None or np.isnan(teacher[0]) or teacher[0] == 0 or np.isnan(values[:, 0]).any():
+        return None
+    return float(values[:, 0].mean() / teacher[0])

@@ -1,0 +1,127 @@
+"""Objectives of a config as terms: a recipe by name, or one changed term by term, with losses from outside too."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from jax_rele import config as configs
+from jax_rele import losses
+from jax_rele.config import Config
+from jax_rele.errors import UserError
+from jax_rele.losses.combine import Term
+from jax_rele.losses.recipes import OUTPUTS
+
+
+def terms(config: Config, name: str, heads: Collection[str]) -> dict[str, Term]:
+    """The terms of the recipe or objective called `name`, for a student with these heads.
+
+    Raises:
+      UserError: a loss cannot be found, or a term does not fit its loss; it names the config path.
+    """
+    objective = config.distill.objectives.get(name)
+    made = losses.recipe(
+        name if objective is None else objective.base,
+        gains=config.labels.gains,
+        temperature=config.distill.temperature,
+        heads=heads,
+    )
+    for term_name, term in ({} if objective is None else objective.terms).items():
+        path = f"distill.objectives.{name}.terms.{term_name}"
+        made[term_name] = _term(path, term, made.get(term_name))
+        if term.weight == 0:
+            del made[term_name]
+    if not made:
+        raise UserError(f"distill.objectives.{name}: no term is left; give one a weight")
+    return made
+
+
+def learns_verdicts(config: Config, name: str) -> bool:
+    """Whether a student of the recipe or objective has learnt what its verdict heads say."""
+    return losses.learns_verdicts(terms(config, name, OUTPUTS))
+
+
+def _term(path: str, term: configs.Term, base: Term | None) -> Term:
+    if not term.loss and base is None:
+        raise UserError(f"{path}.loss: the base has no term of this name; say which loss it is")
+    options: dict[str, Any] = {"weight": 1.0}
+    if base is not None and not term.loss:
+        options = {key: getattr(base, key) for key in ("weight", "temperature", "where", "confidence")} | dict(
+            base.bind
+        )
+    given = {
+        "weight": _number(term.weight),
+        "temperature": _number(term.temperature),
+        "where": term.where or None,
+        "confidence": term.confidence or None,
+    }
+    options |= {key: value for key, value in given.items() if value is not None} | term.bind
+    try:
+        return losses.term(resolve(f"{path}.loss", term.loss) if term.loss else base.fn, **options)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _number(value: float | configs.Schedule | None) -> Any:
+    if isinstance(value, configs.Schedule):
+        return optax.linear_schedule(value.start, value.end, value.steps)
+    return value
+
+
+def resolve(path: str, name: str) -> Callable[..., Any]:
+    """The function that `name` stands for: a loss of the library, `package.module:function` or `file.py:function`.
+
+    Args:
+      path: the config path, for errors.
+      name: modules are looked for in the working directory too.
+
+    Raises:
+      UserError: there is none.
+    """
+    where, colon, function = name.rpartition(":")
+    if not colon:
+        known = [each for each in losses.__all__ if _is_loss(getattr(losses, each))]
+        if function not in known:
+            raise UserError(
+                f"{path}: there is no loss {name!r}; there are {', '.join(known)}, or write "
+                "package.module:function or file.py:function"
+            )
+        return getattr(losses, function)
+    try:
+        module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
+    except Exception as error:
+        raise UserError(
+            f"{path}: cannot import {where} ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise UserError(f"{path}: {where} has no function {function}")
+    return found
+
+
+def _is_loss(function: Callable[..., Any]) -> bool:
+    """Whether it makes elements of a student's outputs."""
+    parameters = inspect.signature(function).parameters
+    return "where" in parameters and bool(OUTPUTS & set(parameters))
+
+
+def _from_file(file: Path):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _from_name(name: str):
+    here = str(Path.cwd())
+    if here not in sys.path:
+        # A console script does not look there by itself.
+        sys.path.append(here)
+    return importlib.import_module(name)
