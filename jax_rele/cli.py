@@ -86,7 +86,14 @@ def _dispatch(arguments: list[str]) -> None:
         from jax_rele import compare
 
         config = _read_config("compare", [parsed.config, *_selection(parsed), *rest])
-        compare.run(config, seeds=parsed.seeds, labelled=parsed.labelled, teacher_labelled=parsed.teacher_labelled)
+        compare.run(
+            config,
+            seeds=parsed.seeds,
+            labelled=parsed.labelled,
+            teacher_labelled=parsed.teacher_labelled,
+            reference=parsed.reference
+            or ("label_only" if "label_only" in config.distill.recipes else config.distill.recipes[0]),
+        )
         return
     if parsed.command == "check-signals":
         from jax_rele import commands
@@ -124,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--recipes", nargs="+", metavar="RECIPE", help="in place of distill.recipes")
     compare.add_argument("--students", nargs="+", metavar="STUDENT", help="in place of distill.students")
     compare.add_argument("--seeds", type=_positive, default=5, metavar="N", help="how many training seeds; 5")
+    compare.add_argument(
+        "--reference", metavar="RECIPE", help="the recipe that the others are compared with; label_only"
+    )
     compare.add_argument(
         "--labelled", nargs="+", type=int, default=(), metavar="N", help="numbers of labelled pairs, for a curve"
     )

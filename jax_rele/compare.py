@@ -17,6 +17,7 @@ from jax_rele.config import Config, digest
 from jax_rele.data import long_tail, read_pairs_table, read_table, write_table
 from jax_rele.errors import UserError
 from jax_rele.evaluation import BASELINES, slices
+from jax_rele.evaluation.assemble import REFERENCE_RECIPE
 from jax_rele.evaluation.comparison import Cell, Held, compare
 from jax_rele.evaluation.comparison_page import figures, write_page
 from jax_rele.evaluation.comparison_text import markdown
@@ -42,6 +43,7 @@ def run(
     seeds: int,
     labelled: Sequence[int] = (),
     teacher_labelled: Sequence[int] = (),
+    reference: str = REFERENCE_RECIPE,
     say=print,
 ) -> dict[str, Any]:
     """Trains every student by every recipe of the config with every seed, and compares them.
@@ -54,14 +56,20 @@ def run(
       seeds: how many: config.seed and those after it.
       labelled: numbers of labelled pairs, the first ones of the training split, for a learning curve; empty for all.
       teacher_labelled: numbers of unlabelled pairs likewise, each with all labelled pairs.
+      reference: the recipe that the others are compared with.
       say: receives one line per training.
 
     Returns:
       The comparison, see `evaluation.comparison.compare`.
 
     Raises:
-      UserError: more pairs are asked for than there are, or several processes run it.
+      UserError: more pairs are asked for than there are, the reference is not among the recipes, or several processes
+        run it.
     """
+    if reference not in config.distill.recipes:
+        raise UserError(
+            f"--reference: {reference} is not among the recipes {', '.join(config.distill.recipes)}; add it"
+        )
     if distributed.process_count() > 1:
         raise UserError("compare is one process; start it without a launcher")
     stages = tuple(pipeline.STAGES)
@@ -100,6 +108,7 @@ def run(
         gain_maps=config.labels.gain_maps_,
         n_bootstrap=config.evaluate.bootstrap_samples,
         seed=config.seed,
+        reference=reference,
     )
     document = {"name": config.name, "split": config.evaluate.split, **document}
     folder, text = run_dir / "compare", markdown(document, title=f"{config.name}: recipes compared")

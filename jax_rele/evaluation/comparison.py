@@ -62,8 +62,9 @@ def compare(
     gain_maps: Mapping[str, Sequence[float]],
     n_bootstrap: int,
     seed: int,
+    reference: str = REFERENCE_RECIPE,
 ) -> dict:
-    """Every metric of every cell, on all pairs and on each slice, with its difference to `label_only`.
+    """Every metric of every cell, on all pairs and on each slice, with its difference to a reference recipe.
 
     A metric's value is the mean over the training seeds. A resample draws queries with replacement, the same ones for
     every model, and training seeds with replacement, the same ones for a cell and the one it is compared with; so an
@@ -79,13 +80,14 @@ def compare(
       gain_maps: {name: C gains}, one nDCG for each.
       n_bootstrap: number of resamples.
       seed: of the resamples.
+      reference: the recipe that the others are compared with.
 
     Returns:
       A document of plain dicts, lists, strings and numbers: `n_pairs`, `n_queries`, `slices` ({name: pairs}), `seeds`,
       `bootstrap`, `metrics`, `others` ({slice: {name: {metric: {"value", "ci95"}}}}) and `cells`, a list of
       {"student", "recipe", "labelled", "teacher_labelled", "slices": {slice: {metric: {"value", "ci95", "by_seed",
-      "difference", "retained"}}}}: the difference to the same student by label_only on as many pairs, None where that
-      was not trained, and the share of the teacher's value. What is undefined is None.
+      "difference", "retained"}}}}: the difference to the same student by the reference on as many pairs, None where
+      that was not trained, and the share of the teacher's value. What is undefined is None.
     """
     masks = {EVERYTHING: np.ones(len(held.labels), bool), **held.slices}
     masks = {name: mask for name, mask in masks.items() if mask.any()}
@@ -119,6 +121,7 @@ def compare(
         "seeds": list(seeds),
         "bootstrap": {"samples": n_bootstrap, "unit": "query and training seed", "seed": seed},
         "metrics": list(metric_names(gain_maps)),
+        "reference": reference,
         "others": {},
         "cells": [
             {
@@ -142,14 +145,14 @@ def compare(
         ]
         places = {_key(cell): place for place, cell in enumerate(cells)}
         for cell, by_seed, told in zip(cells, found, document["cells"]):
-            reference = places.get((cell.student, REFERENCE_RECIPE, cell.labelled, cell.teacher_labelled))
+            other = places.get((cell.student, reference, cell.labelled, cell.teacher_labelled))
             told["slices"][slice_name] = {
                 metric: {
                     **interval(_over_seeds(values, draws)),
                     "by_seed": [None if np.isnan(value) else float(value) for value in values[:, 0]],
                     "difference": None
-                    if reference is None or cell.recipe == REFERENCE_RECIPE
-                    else interval(_over_seeds(values - found[reference][metric], draws)),
+                    if other is None or cell.recipe == reference
+                    else interval(_over_seeds(values - found[other][metric], draws)),
                     "retained": _share(values, fixed.get(TEACHER, {}).get(metric)),
                 }
                 for metric, values in by_seed.items()

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from jax_rele.evaluation import plots
-from jax_rele.evaluation.assemble import REFERENCE_RECIPE, TEACHER
+from jax_rele.evaluation.assemble import TEACHER
 from jax_rele.evaluation.bootstrap import higher_is_better
 from jax_rele.evaluation.comparison_text import Point, findings, points, setup, sizes, verdict
 from jax_rele.evaluation.summary import HEADLINE, cell
@@ -36,7 +36,7 @@ def write_page(path: str | Path, document: Mapping) -> None:
         name=document.get("name", "a run"),
         setup=setup(document),
         slices=document["slices"],
-        reference=REFERENCE_RECIPE,
+        reference=document["reference"],
         headline=HEADLINE,
         points=[_at(document, point) for point in _from_most(document)],
         curves=[
@@ -59,7 +59,7 @@ def figures(document: Mapping) -> dict[str, str]:
       document: what `compare` returned.
 
     Returns:
-      {file stem: text of an SVG file}: the differences to label_only on each slice with the most training pairs, and
+      {file stem: text of an SVG file}: the differences to the reference on each slice with the most training pairs, and
       where there are several numbers of pairs the curves of the values and of the differences.
     """
     drawn = {}
@@ -109,16 +109,16 @@ def _students(document):
 def _series(document):
     """{recipe: number of its colour and marker}, the same in every plot."""
     recipes = dict.fromkeys(each["recipe"] for each in document["cells"])
-    others = [recipe for recipe in recipes if recipe != REFERENCE_RECIPE]
-    return {REFERENCE_RECIPE: 0} | {recipe: number for number, recipe in enumerate(others, start=1)}
+    others = [recipe for recipe in recipes if recipe != document["reference"]]
+    return {document["reference"]: 0} | {recipe: number for number, recipe in enumerate(others, start=1)}
 
 
 def _differences(document, metric, slice_name, point) -> Markup | None:
-    """What each recipe adds to label_only; None where nothing was compared."""
+    """What each recipe adds to the reference; None where nothing was compared."""
     series, groups = _series(document), {}
     for student in _students(document):
         cells = _cells(document, point, student)
-        reference = next((each for each in cells if each["recipe"] == REFERENCE_RECIPE), None)
+        reference = next((each for each in cells if each["recipe"] == document["reference"]), None)
         rows = []
         for each in cells:
             figure = each["slices"][slice_name][metric]
@@ -130,7 +130,7 @@ def _differences(document, metric, slice_name, point) -> Markup | None:
             groups[student] = rows
     if not groups:
         return None
-    title = _title(f"{metric} less {REFERENCE_RECIPE}", document, slice_name, point)
+    title = _title(f"{metric} less {document['reference']}", document, slice_name, point)
     return plots.dots(title, groups, line=0.0, sign=True)
 
 
@@ -171,8 +171,8 @@ def _curves(document, metric, *, difference: bool) -> Iterator[tuple[str, Markup
                 if not lines:
                     continue
                 teacher = document["others"][slice_name].get(TEACHER, {}).get(metric, {}).get("value")
-                levels = {REFERENCE_RECIPE: 0.0} if difference else {} if teacher is None else {TEACHER: teacher}
-                head = f"{metric} less {REFERENCE_RECIPE}" if difference else metric
+                levels = {document["reference"]: 0.0} if difference else {} if teacher is None else {TEACHER: teacher}
+                head = f"{metric} less {document['reference']}" if difference else metric
                 stem = f"curve_{'difference_' if difference else ''}{metric}_{student}_{slice_name}"
                 yield (
                     f"{stem}_by_{kinds[axis]}_with_{other}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from jax_rele.evaluation.assemble import REFERENCE_RECIPE
 from jax_rele.evaluation.bootstrap import higher_is_better
 from jax_rele.evaluation.summary import cell
 
@@ -26,8 +25,8 @@ def markdown(
       columns: the metrics of the tables; the document holds all.
 
     Returns:
-      For every number of training pairs and every slice a table of the recipes with their difference to label_only and
-      the share of the teacher's value, then one sentence a comparison.
+      For every number of training pairs and every slice a table of the recipes with their difference to the reference
+      and the share of the teacher's value, then one sentence a comparison.
     """
     several = len(points(document)) > 1
     lines = [f"# {title}", "", setup(document), ""]
@@ -60,9 +59,9 @@ def findings(document: Mapping, point: Point | None = None) -> list[tuple[str, s
       point: the numbers of training pairs that are told of; None for all.
 
     Returns:
-      (kind, sentence) for each cell and slice with a difference to label_only. The kind is `better`, `worse` or `open`.
+      (kind, sentence) for each cell and slice with a difference to the reference; kind: `better`, `worse` or `open`.
     """
-    told = []
+    told, other = [], document["reference"]
     for each in document["cells"]:
         here = each["labelled"], each["teacher_labelled"]
         if point not in (None, here):
@@ -79,9 +78,7 @@ def findings(document: Mapping, point: Point | None = None) -> list[tuple[str, s
             }[kind]
             said = cell(difference, sign=True) if difference["value"] is not None else "undefined on these pairs"
             where = f"{slice_name}, {here[0]:,} + {here[1]:,} pairs"
-            told.append(
-                (kind, f"{each['student']} {each['recipe']} {verb} {REFERENCE_RECIPE} on {HEADLINE} ({where}): {said}.")
-            )
+            told.append((kind, f"{each['student']} {each['recipe']} {verb} {other} on {HEADLINE} ({where}): {said}."))
     return told
 
 
@@ -119,7 +116,7 @@ def _table(document, point, slice_name, columns) -> list[str]:
     head = ["model"]
     for column in columns:
         arrow = "↑" if higher_is_better(column) else "↓"
-        head += [f"{column} {arrow}", f"less {REFERENCE_RECIPE}"]
+        head += [f"{column} {arrow}", f"less {document['reference']}"]
     head += [f"of the teacher's {HEADLINE}"]
     rows = []
     for name, figures in document["others"][slice_name].items():

@@ -29,6 +29,8 @@ compare() {
 make attribute_world 0.05
 compare attribute_world --labelled 1000 --seeds 5
 mv tables/attribute_world tables/main
+compare attribute_world --labelled 1000 --seeds 5 --recipes score_kd mkd --reference score_kd
+mv tables/attribute_world tables/mkd_less_score_kd
 compare attribute_world --recipes label_only score_kd mkd --labelled 100 1000 10000 --seeds 3
 mv tables/attribute_world tables/labels
 
