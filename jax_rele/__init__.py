@@ -5,6 +5,11 @@
 `jax_rele.pipeline` runs a whole config; the command line is `jax-rele`.
 """
 
+import os
+
+# Otherwise transformers tells every user that it found no PyTorch, which nothing here needs.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
 from jax_rele import losses, models, rationale, types
 
 __version__ = "0.1.0"

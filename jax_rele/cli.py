@@ -35,8 +35,6 @@ PLANNED = ("adapt", "finetune", "score_prefix", "score", "generate", "distill")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit status: 0, 2 for a user's mistake, 130 for an interruption."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Otherwise it tells every user that it found no PyTorch, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if hasattr(sys.stdout, "reconfigure"):
         # Item texts hold any script; a terminal in another encoding must not end the run.
         sys.stdout.reconfigure(errors="replace")
