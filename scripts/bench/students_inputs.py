@@ -1,0 +1,159 @@
+"""Makes the folder that both sides of the students' benchmark read, and counts its padding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from students_work import Batch, Work, write_batches, write_pairs
+
+from jax_rele.data import SAMPLE, read_pairs
+from jax_rele.data.encoding import cross_rows, pad, tower_rows
+from jax_rele.data.tokenizer import load_tokenizer, train_tokenizer
+from jax_rele.inference.encode import padded_length
+from jax_rele.models import Encoder, EncoderConfig, to_hf
+from jax_rele.types import Pair
+
+NAMES = ("Exact", "Substitute", "Complement", "Irrelevant")
+
+
+def make(folder: Path, work: Work, weights: str) -> tuple[str, dict[str, str]]:
+    """Writes texts and batches.
+
+    Args:
+      folder: where to.
+      work: the sizes.
+      weights: the encoder's folder; "" for a tiny random one, which is written too.
+
+    Returns:
+      The encoder's folder, and for each student what it says of tokens and padding.
+    """
+    labelled = sample_pairs(max(work.pairs, work.train_batch * work.train_steps))
+    texts = [(pair.query, pair.item.title) for pair in labelled]
+    if not weights:
+        weights = random_encoder(Path(folder, "encoder"), [text for pair in texts for text in pair])
+    tokenizer = load_tokenizer(weights, ("pad", "cls", "sep"))
+    write_pairs(folder, texts[: work.pairs])
+    rows = {
+        "cross_encoder": _cross(tokenizer, labelled, work),
+        "two_tower": _towers(tokenizer, labelled, work),
+    }
+    told = {}
+    for name, (made, longest) in rows.items():
+        told[name] = _inference(folder, name, tokenizer, work, made, longest)
+    labels = np.array([NAMES.index(pair.label) for pair in labelled], np.int32)
+    _training(folder, tokenizer, work, rows, labels)
+    return weights, told
+
+
+def sample_pairs(count: int) -> list[Pair]:
+    """So many different pairs of a query and a title of the ESCI sample: its own ones, then each query with the title
+    of the next pair, of the one after that and so on."""
+    pairs, _ = read_pairs(SAMPLE, label_names=NAMES)
+    pairs = [pairs[place] for place in np.random.default_rng(0).permutation(len(pairs))]
+    found = []
+    for number in range(count):
+        turn, place = divmod(number, len(pairs))
+        pair, other = pairs[place], pairs[(place + turn) % len(pairs)]
+        found.append(Pair(str(number), pair.query, other.item, pair.label))
+    return found
+
+
+def random_encoder(folder: Path, texts: Sequence[str]) -> str:
+    """A tiny encoder and its tokenizer in the Hugging Face form."""
+    tokenizer = train_tokenizer(texts, 2048, encoder=True)
+    source = folder.with_name("tokenizer")
+    tokenizer.save_pretrained(source)
+    # A BERT reads which of the two texts a token is of.
+    path = source / "tokenizer_config.json"
+    names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | names))
+    model = Encoder(EncoderConfig(len(tokenizer), 512, layers=2, width=32, heads=2, mlp_width=64))
+    ids = jnp.zeros((1, 4), jnp.int32)
+
+    def outputs(model, ids):
+        return model.pool(model(ids, ids, ids == 0))
+
+    variables = jax.jit(lambda rng: model.init(rng, ids, method=outputs))(jax.random.key(0))
+    to_hf(model, variables, folder, source=source)
+    return str(folder)
+
+
+# ---- rows: {field: ragged values}, and the length of padded batches
+
+
+def _cross(tokenizer, pairs, work):
+    ids, types = cross_rows(tokenizer, pairs, ("title",), work.query_length, work.item_length)
+    return [{"tokens": ids, "token_types": types}], [work.query_length + work.item_length]
+
+
+def _towers(tokenizer, pairs, work):
+    sides = tower_rows(tokenizer, pairs, ("title",), work.query_length, work.item_length)
+    return [{"tokens": ids} for ids in sides], [work.query_length, work.item_length + 1]
+
+
+def _padded(rows, places, length: int, pad_id: int) -> Batch:
+    batch = {
+        name: pad([values[place] for place in places], length, pad_id if name == "tokens" else 0)
+        for name, values in rows.items()
+    }
+    lengths = np.array([len(rows["tokens"][place]) for place in places])
+    return {**batch, "valid": np.arange(length) < lengths[:, None]}
+
+
+def _by_length(rows, places) -> np.ndarray:
+    """The places, those with the longest tokens first."""
+    return places[np.argsort([-len(rows["tokens"][place]) for place in places], kind="stable")]
+
+
+def _inference(folder, name, tokenizer, work, sides, longest) -> str:
+    bucketed, padded, best = [], [], 0
+    for side, (rows, length) in enumerate(zip(sides, longest)):
+        places = np.arange(work.pairs)
+        order = _by_length(rows, places)
+        for start in range(0, work.pairs, work.batch):
+            tops = order[start : start + work.batch]
+            top = len(rows["tokens"][tops[0]])
+            best += top * len(tops)
+            for made, taken, to in (
+                (bucketed, tops, padded_length(top)),
+                (padded, places[start:][: work.batch], length),
+            ):
+                made.append(
+                    {**_padded(rows, taken, to, tokenizer.pad_token_id), "places": taken, "side": np.array(side)}
+                )
+    write_batches(folder, f"{name}.bucketed", bucketed)
+    write_batches(folder, f"{name}.padded", padded)
+    tokens = sum(int(batch["valid"].sum()) for batch in bucketed)
+    shares = [1 - tokens / sum(batch["valid"].size for batch in made) for made in (padded, bucketed)]
+    return (
+        f"{tokens / work.pairs / len(sides):.0f} tokens a row on the average; of what is computed {shares[0]:.0%} is "
+        f"padding where all are padded to {' and '.join(map(str, longest))}, {shares[1]:.0%} in our length buckets, "
+        f"{1 - tokens / best:.0%} where each batch is padded to its longest row, as sentence-transformers does"
+    )
+
+
+def _training(folder, tokenizer, work, rows, labels) -> None:
+    everything = np.arange(work.train_batch * work.train_steps)
+    pad_id = tokenizer.pad_token_id
+
+    def step(name, places, padded=False):
+        """A batch of both sides of a pair, each padded to a bucket or to the full length."""
+        sides, longest = rows[name]
+        batch = {"labels": labels[places]}
+        for number, (side, length) in enumerate(zip(sides, longest)):
+            top = length if padded else padded_length(max(len(side["tokens"][place]) for place in places))
+            batch |= {f"{key}{number}": x for key, x in _padded(side, places, top, pad_id).items()}
+        return batch
+
+    for name in rows:
+        write_batches(folder, f"{name}.step", [step(name, everything[: work.train_batch])])
+    order = _by_length(rows["cross_encoder"][0][0], everything)
+    for kind, places in (("steps_bucketed", order), ("steps_padded", everything)):
+        batches = np.split(places, work.train_steps)
+        made = [step("cross_encoder", each, kind == "steps_padded") for each in batches]
+        write_batches(folder, f"cross_encoder.{kind}", made)
