@@ -73,7 +73,7 @@ def run(
     if distributed.process_count() > 1:
         raise UserError("compare is one process; start it without a launcher")
     stages = tuple(pipeline.STAGES)
-    pipeline.run(config, stages[: stages.index("distill")], say=say)
+    pipeline.run(config, stages[: stages.index("distill")], say=say, whole=False)
     run_dir, schema = config.run_dir, config.labels.schema_
     signals = artefacts.load_signals(config, run_dir)
     known = artefacts.training_pairs(run_dir, signals)
@@ -179,7 +179,18 @@ def _fingerprint(config: Config, run_dir: Path, recipe: str) -> str:
     manifests = [json.loads((run_dir / name / pipeline.MANIFEST).read_text("utf-8")) for name in ("prepare", "score")]
     inputs = [[manifest["config_hash"], manifest["inputs"]] for manifest in manifests]
     objective = read["distill"]["objectives"].get(recipe)
-    return digest([own, objective, read["student"], read["labels"], read["rationale"], read["data"], inputs])
+    return digest(
+        [
+            own,
+            objective,
+            distill.external_inputs(config),
+            read["student"],
+            read["labels"],
+            read["rationale"],
+            read["data"],
+            inputs,
+        ]
+    )
 
 
 def _is_done(cell: Path, wanted: str) -> bool:

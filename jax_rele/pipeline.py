@@ -50,7 +50,7 @@ SHARED_SECONDS = 10.0
 """How long what process 0 writes may take to be seen by the others: network file systems keep listings for a while."""
 
 
-def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print) -> None:
+def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print, whole: bool = True) -> None:
     """Runs stages in order under `config.run_dir`, in as many processes as `distributed.together` has joined.
 
     Process 0 alone keeps the lock and the manifests and decides what is left to do; the others follow. They all see
@@ -60,6 +60,8 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print) -> N
       config: the run.
       names: which stages; by default all.
       say: receives one line per stage, in process 0.
+      whole: whether the config has to be that of every stage that the run has finished, and becomes the run's; without,
+        it has to be that of the named stages alone.
 
     Raises:
       UserError: a stage's folder belongs to another config or other inputs, an earlier stage is missing, another
@@ -70,7 +72,7 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print) -> N
     _refuse_differing(config, names)
     with _lock(run_dir) if distributed.is_main() else nullcontext():
         _refuse_unshared(run_dir)
-        distributed.on_main(partial(_begin, config, run_dir))
+        distributed.on_main(partial(_begin, config, run_dir, tuple(STAGES) if whole else names))
         for name in names:
             if name in _skipped(config):
                 if distributed.is_main():
@@ -140,10 +142,12 @@ def _holds(path: Path, text: str) -> bool:
         return False
 
 
-def _begin(config: Config, run_dir: Path) -> None:
-    for name in STAGES:
+def _begin(config: Config, run_dir: Path, names: Sequence[str]) -> None:
+    for name in names:
         _refuse_other(config, run_dir, name)
     artefacts.preflight(config)
+    if len(names) < len(STAGES) and (run_dir / CONFIG).exists():
+        return  # it is that of other stages too
     _write_atomically(run_dir / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 

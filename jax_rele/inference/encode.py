@@ -90,6 +90,8 @@ def predict(
       Numpy arrays with a row per pair. What is one per token is padded to the longest pair.
     """
     cross = isinstance(student.model, CrossEncoder)
+    if isinstance(pairs, str) or not len(pairs):
+        raise ValueError(f"predict needs a list of at least one pair, got {pairs!r:.80}")
     if isinstance(pairs, Mapping):
         sides = [""] if cross else ["query_", "item_"]
         rows = [_ragged(pairs[f"{side}tokens"], pairs[f"{side}valid"]) for side in sides]
@@ -128,12 +130,14 @@ def embed(student: Student, texts: Sequence[str | Item] | Mapping[str, np.ndarra
       [N, E]; with late interaction [N, L, E], zeros for padding.
 
     Raises:
-      ValueError: the student is none, or there is no such side.
+      ValueError: there is no text, the student is none, or there is no such side.
     """
     if isinstance(student.model, CrossEncoder):
         raise ValueError("a cross-encoder has no embeddings of query and item; use a two-tower")
     if side not in ("query", "item"):
         raise ValueError(f"side must be query or item, got {side!r}")
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError(f"embed needs a list of at least one text, got {texts!r:.80}")
     number = ("query", "item").index(side)
     if isinstance(texts, Mapping):
         rows = _ragged(texts["tokens"], texts["valid"])
@@ -253,8 +257,14 @@ def _ragged(tokens: np.ndarray, valid: np.ndarray) -> list[list[int]]:
 
 
 def _as_pair(pair: Pair | tuple[str, str]) -> Pair:
-    return pair if isinstance(pair, Pair) else Pair("", pair[0], _as_item(pair[1]))
+    if isinstance(pair, Pair):
+        return pair
+    if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[0], str):
+        raise TypeError(f"a pair is a Pair or (query, item), got {pair!r:.80}")
+    return Pair("", pair[0], _as_item(pair[1]))
 
 
 def _as_item(item: str | Item) -> Item:
+    if not isinstance(item, str | Item):
+        raise TypeError(f"an item is an Item or its text, got {item!r:.80}")
     return item if isinstance(item, Item) else Item("", item)

@@ -15,7 +15,9 @@ import optax
 from jax_rele import losses
 from jax_rele.config import Config
 from jax_rele.data.loader import batches, flatten_groups, split_streams, take_groups
+from jax_rele.errors import UserError
 from jax_rele.losses.combine import Term
+from jax_rele.models.partitioning import use
 from jax_rele.stages import artefacts, objectives, students, targets
 from jax_rele.training import (
     TrainState,
@@ -34,6 +36,13 @@ from jax_rele.types import Pair, Signals
 
 NEEDS = ("prepare", "score")
 READS = ("seed", "labels", "data", "rationale", "student", "distill")
+
+
+def external_inputs(config: Config) -> dict[str, str]:
+    """Hashes of the files that hold losses of the config's own: an edited loss makes another student."""
+    terms = [term for objective in config.distill.objectives.values() for term in objective.terms.values()]
+    found = {f"loss {term.loss}": objectives.source_hash(term.loss) for term in terms if ":" in term.loss}
+    return {name: value for name, value in found.items() if value}
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -162,6 +171,10 @@ def prepare(
             state = students.with_encoder(state, encoder, path)
         return state
 
+    def params_of(state):
+        params = state.trainable["params"]
+        return {name: params[path[0]] if path else params for name, path in paths.items()}
+
     step = make_train_step(
         apply,
         loss,
@@ -172,11 +185,34 @@ def prepare(
         watch=score_variance(config.labels.gains),
     )
 
-    def params_of(state):
-        params = state.trainable["params"]
-        return {name: params[path[0]] if path else params for name, path in paths.items()}
+    state = start(0)
+    if recipe in config.distill.objectives:
+        _try(
+            recipe,
+            step,
+            state,
+            jax.tree.map(np.asarray, flatten_groups({name: _first(x, rows_of_batch) for name, x in arrays.items()})),
+            mesh,
+        )
+    return Training(shard_step(step, mesh, state), start, data, mesh, params_of)
 
-    return Training(shard_step(step, mesh, start(0)), start, data, mesh, params_of)
+
+def _first(tree: Any, count: int) -> Any:
+    return jax.tree.map(lambda x: np.resize(x, (count, *x.shape[1:])), tree)
+
+
+def _try(recipe: str, step: Callable[..., Any], state: TrainState, batch: Any, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError where an objective of the config's own cannot be computed; takes shapes alone."""
+    try:
+        with use(mesh):
+            jax.eval_shape(step, state, batch)
+    except UserError:
+        raise
+    except Exception as error:
+        told = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"distill.objectives.{recipe}: its terms cannot be computed ({type(error).__name__}: {told})"
+        ) from None
 
 
 def fit(training: Training, config: Config, seed: int, directory: Path, title: str) -> TrainState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -96,10 +97,9 @@ def resolve(path: str, name: str) -> Callable[..., Any]:
         return getattr(losses, function)
     try:
         module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
-    except Exception as error:
-        raise UserError(
-            f"{path}: cannot import {where} ({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from None
+    except (Exception, SystemExit) as error:
+        told = next(iter(str(error).splitlines()), "")
+        raise UserError(f"{path}: cannot import {where or repr(name)} ({type(error).__name__}: {told})") from None
     found = getattr(module, function, None)
     if not callable(found):
         raise UserError(f"{path}: {where} has no function {function}")
@@ -110,6 +110,16 @@ def _is_loss(function: Callable[..., Any]) -> bool:
     """Whether it makes elements of a student's outputs."""
     parameters = inspect.signature(function).parameters
     return "where" in parameters and bool(OUTPUTS & set(parameters))
+
+
+def source_hash(name: str) -> str:
+    """Of the text of the file that holds a loss from outside; empty where there is none to read."""
+    where = name.rpartition(":")[0]
+    try:
+        file = where if where.endswith(".py") else importlib.util.find_spec(where).origin
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    except (ImportError, AttributeError, ValueError, TypeError, OSError):
+        return ""
 
 
 def _from_file(file: Path):

@@ -78,6 +78,15 @@ def test_embeddings_are_those_of_the_pairs(student):
         embed(student, ["red"], "title")
 
 
+def test_what_is_no_list_of_pairs_is_refused(student):
+    for wrong in ([], "red shoes"):
+        with pytest.raises(ValueError, match="predict needs a list of at least one pair"):
+            predict(student, wrong)
+    for wrong in (["red shoes"], [("red", None)]):
+        with pytest.raises(TypeError, match=r"is a Pair or|is an Item or"):
+            predict(student, wrong)
+
+
 def test_few_lengths_are_compiled_and_little_is_padding():
     assert [padded_length(n) for n in (1, 8, 9, 65, 512, 513)] == [8, 8, 16, 80, 512, 1024]
     assert {padded_length(n) for n in range(1, 513)} == set(LENGTHS)

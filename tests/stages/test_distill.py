@@ -141,6 +141,12 @@ def brier(logits, label_probs):
 
 def wants_more(logits, unheard_of):
     return logits[:, 0]
+
+def scalar(logits):
+    return logits.mean()
+
+def wrong(logits, labels):
+    raise RuntimeError("no idea")
 """
 
 
@@ -189,6 +195,25 @@ def test_a_mistake_in_an_objective_is_named(folder, tmp_path, terms, message):
     with pytest.raises(UserError, match=message) as error:
         distill.terms_of(config, folder, "two_tower", "mine")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "told"), [("scalar", "reduces to a scalar"), ("wrong", "no idea")])
+def test_a_loss_that_cannot_be_computed_is_named_before_anything_is_trained(folder, tmp_path, name, told):
+    (tmp_path / "mine.py").write_text(LOSSES)
+    config = config_of(objectives={"mine": {"terms": {"x": {"loss": f"{tmp_path}/mine.py:{name}"}}}}, recipes=["mine"])
+    terms = {"two_tower": distill.terms_of(config, folder, "two_tower", "mine")}
+    with pytest.raises(UserError, match=f"distill.objectives.mine: its terms cannot be computed.*{told}"):
+        distill.prepare(config, folder, "mine", terms, MANY, SAID)
+
+
+def test_an_edited_loss_is_another_input(tmp_path):
+    (tmp_path / "mine.py").write_text(LOSSES)
+    config = config_of(objectives={"mine": {"terms": {"x": {"loss": f"{tmp_path}/mine.py:brier"}}}}, recipes=["mine"])
+    before = distill.external_inputs(config)
+    assert len(before) == 1
+    (tmp_path / "mine.py").write_text(LOSSES + "# edited")
+    assert distill.external_inputs(config) != before
+    assert distill.external_inputs(config_of()) == {}
 
 
 def test_a_head_that_a_recipe_needs_and_a_student_lacks_is_named(folder):
