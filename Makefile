@@ -32,7 +32,7 @@ test: .venv/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/shellcheck scripts/launch/*.sh scripts/launch/*.sbatch
+	$(BIN)/shellcheck scripts/launch/*.sh scripts/launch/*.sbatch scripts/studies/*.sh
 
 parity: .venv-parity/.installed
 	.venv-parity/bin/python -m pytest tests/parity

@@ -11,32 +11,28 @@ config=$(cd "$(dirname "$0")/../.." && pwd)/configs/attribute_world.yaml
 mkdir -p "$folder"
 cd "$folder"
 
-# make NAME NOISE, then compare NAME OPTIONS...
-make() {
+# world NAME NOISE, then table TABLE NAME OPTIONS...
+world() {
   [[ -e worlds/$1/signals.jsonl ]] ||
     python -m jax_rele.data.attribute_world "worlds/$1" --labels 10000 --unlabelled 8000 --noise "$2"
 }
-compare() {
-  local name=$1
-  shift
+table() {
+  local to=tables/$1 name=$2
+  shift 2
   jax-rele compare "$config" --name "$name" --data.path "worlds/$name/pairs.jsonl" \
     --score.signals "worlds/$name/signals.jsonl" "$@"
   # A comparison writes to the same place whatever it is asked for.
-  mkdir -p "tables/$name"
-  cp -r "runs/$name/compare/"{comparison.md,comparison.json,comparison.html,figures} "tables/$name/"
+  rm -rf "$to"
+  mkdir -p "$to"
+  cp -r "runs/$name/compare/"{comparison.md,comparison.json,comparison.html,figures} "$to/"
 }
 
-make attribute_world 0.05
-compare attribute_world --labelled 1000 --seeds 5
-mv tables/attribute_world tables/main
-compare attribute_world --labelled 1000 --seeds 5 --recipes score_kd mkd --reference score_kd
-mv tables/attribute_world tables/mkd_less_score_kd
-compare attribute_world --recipes label_only score_kd mkd --labelled 100 1000 10000 --seeds 3
-mv tables/attribute_world tables/labels
+world attribute_world 0.05
+table main attribute_world --labelled 1000 --seeds 5
+table mkd_less_score_kd attribute_world --labelled 1000 --seeds 5 --recipes score_kd mkd --reference score_kd
+table labels attribute_world --recipes label_only score_kd mkd --labelled 100 1000 10000 --seeds 3
 
 # A noisier teacher: every one of its six verdicts is wrong with this chance.
-for noise in 0.2; do
-  make "noise_$noise" "$noise"
-  compare "noise_$noise" --recipes label_only score_kd mkd --labelled 1000 --seeds 3
-done
+world noise_0.2 0.2
+table noise_0.2 noise_0.2 --recipes label_only score_kd mkd --labelled 1000 --seeds 3
 echo "$folder/tables holds every table and figure"
