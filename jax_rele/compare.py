@@ -165,9 +165,7 @@ def _trained(
                 model, tokenizer = students.student_model(config, run_dir, student)
             state = distill.fit(training, config, seed, cell, f"{told} seed {seed}")
             ready = students.as_student(config, model, tokenizer, {"params": training.params_of(state)[student]})
-            _write(
-                cell, {split: label_probs(predict(ready, part)) for split, part in held_out.items()}, held_out, wanted
-            )
+            _write(cell, {split: label_probs(predict(ready, part)) for split, part in held_out.items()}, held_out)
             say(f"{told} seed {seed}: trained")
         yield tuple(_read(cell, split, part) for split, part in held_out.items())
 
@@ -207,7 +205,7 @@ def _is_done(cell: Path, wanted: str) -> bool:
     return (cell / "predictions.parquet").exists()
 
 
-def _write(cell: Path, probs: dict[str, np.ndarray], held_out: dict[str, list[Pair]], wanted: str) -> None:
+def _write(cell: Path, probs: dict[str, np.ndarray], held_out: dict[str, list[Pair]]) -> None:
     rows = [
         {"split": split, "pair_id": pair.pair_id, "label_probs": row.tolist()}
         for split, part in held_out.items()

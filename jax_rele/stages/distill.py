@@ -22,12 +22,12 @@ from jax_rele.stages import artefacts, objectives, students, targets
 from jax_rele.training import (
     TrainState,
     distributed,
-    init_state,
     make_mesh,
     make_optimizer,
     make_train_step,
     places_of_process,
     shard_step,
+    state_maker,
     train,
 )
 from jax_rele.training.checkpoint import clear, save_variables
@@ -165,8 +165,10 @@ def prepare(
         places = places_of_process(mesh, rows_of_batch)
         return batches(arrays, rows_of_batch, seed, flatten_groups, places, streams)
 
+    born = state_maker(init, "params", {}, tx, mesh)
+
     def start(seed):
-        state = init_state(init, "params", {}, tx, mesh, seed)
+        state = born(seed)
         for path in paths.values():
             state = students.with_encoder(state, encoder, path)
         return state

@@ -13,6 +13,7 @@ from jax_rele.training.sharding import (
     place,
     places_of_process,
     shard_step,
+    state_maker,
 )
 from jax_rele.training.state import TrainState, create_state
 from jax_rele.training.step import make_train_step
@@ -34,6 +35,7 @@ __all__ = [
     "place",
     "places_of_process",
     "shard_step",
+    "state_maker",
     "train",
     "use",
 ]

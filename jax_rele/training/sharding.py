@@ -64,9 +64,20 @@ def abstract(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any, coll
 
 def born_sharded(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any) -> Any:
     """Runs `make(*args)` under jit so that each device makes only its own shard; axis names are taken off."""
+    return _sharded_maker(make, mesh, *args)(*args)
+
+
+def _sharded_maker(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any) -> Callable[..., Any]:
+    """`born_sharded` for arguments like these, compiled once."""
     with use(mesh):
         out_shardings = shardings(jax.eval_shape(make, *args), mesh)
-        return jax.jit(lambda *xs: nn.unbox(make(*xs)), out_shardings=out_shardings)(*args)
+    compiled = jax.jit(lambda *xs: nn.unbox(make(*xs)), out_shardings=out_shardings)
+
+    def run(*args):
+        with use(mesh):
+            return compiled(*args)
+
+    return run
 
 
 def init_state(
@@ -77,7 +88,18 @@ def init_state(
     mesh: jax.sharding.Mesh,
     seed: int,
 ) -> TrainState:
-    """A sharded state at step 0.
+    """A sharded state at step 0: `state_maker` for one seed."""
+    return state_maker(init, trainable, frozen, tx, mesh)(seed)
+
+
+def state_maker(
+    init: Callable[[jax.Array], dict[str, Any]],
+    trainable: str,
+    frozen: dict[str, Any],
+    tx: Any,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[int], TrainState]:
+    """Makes `seed -> sharded state at step 0`, which compiles once; the seed is of the initial values and of dropout.
 
     Args:
       init: rng -> variable collections with logical axis names, e.g. `lambda rng: model.init(rng, tokens)`.
@@ -85,13 +107,13 @@ def init_state(
       frozen: collections that are only read, already on the mesh.
       tx: the optimizer; its state is sharded like what it belongs to.
       mesh: the devices.
-      seed: of the initial values and of dropout.
     """
 
     def make(seed):
         return create_state({trainable: init(jax.random.key(seed))[trainable]}, {}, tx, seed)
 
-    return dataclasses.replace(born_sharded(make, mesh, jnp.uint32(seed)), frozen=frozen)
+    born = _sharded_maker(make, mesh, jnp.uint32(0))
+    return lambda seed: dataclasses.replace(born(jnp.uint32(seed)), frozen=frozen)
 
 
 def _parts_of_process(mesh: jax.sharding.Mesh, process: int) -> tuple[list[int], int]:
