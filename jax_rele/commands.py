@@ -62,7 +62,15 @@ def predict(run_dir: Path, model: str, input_path: str, output_path: Path, *, em
         raise UserError(f"{output_path}: is a folder or the input itself; give another file to write")
     if not output_path.resolve().parent.is_dir():
         raise UserError(f"{output_path.resolve().parent}: no such folder to write to; create it first")
-    pairs, bad = read_pairs(input_path, label_names=config.labels.names, fields=config.data.fields, for_prediction=True)
+    pairs, bad = read_pairs(
+        input_path,
+        label_names=config.labels.names,
+        fields=config.data.fields,
+        for_prediction=True,
+        encoding=config.data.encoding,
+        max_characters=config.data.max_characters,
+        cache=config.cache,
+    )
     columns, types = {}, {}
     with pairs_bar(f"predict {model}", len(pairs)) as advance:
         if model == "teacher":

@@ -22,9 +22,10 @@ from jax_rele.evaluation.comparison import Cell, Held, compare
 from jax_rele.evaluation.comparison_page import figures, write_page
 from jax_rele.evaluation.comparison_text import markdown
 from jax_rele.inference import label_probs, predict
-from jax_rele.stages import artefacts, distill, evaluate, students
+from jax_rele.stages import artefacts, distill, evaluate, students, training_data
+from jax_rele.stages.training_data import TrainingData
 from jax_rele.training import distributed
-from jax_rele.types import Pair, Signals
+from jax_rele.types import Pair
 
 PREDICTIONS = pa.schema([("split", pa.string()), ("pair_id", pa.string()), ("label_probs", pa.list_(pa.float32()))])
 
@@ -75,19 +76,17 @@ def run(
     stages = tuple(pipeline.STAGES)
     pipeline.run(config, stages[: stages.index("distill")], say=say, whole=False)
     run_dir, schema = config.run_dir, config.labels.schema_
-    signals = artefacts.load_signals(config, run_dir)
-    known = artefacts.training_pairs(run_dir, signals)
-    train, unlabelled = ([pair for pair in known if (pair.label is None) == without] for without in (False, True))
+    data, train = training_data.open_data(config, run_dir), artefacts.load_pairs(run_dir, "train")
     held_out = {split: artefacts.load_pairs(run_dir, split) for split in ("validation", config.evaluate.split)}
-    points = _points(len(train), len(unlabelled), labelled, teacher_labelled)
+    points = _points(data.labelled, len(data) - data.labelled, labelled, teacher_labelled)
     numbers = [config.seed + number for number in range(seeds)]
 
     cells = []
     for point in points:
-        pairs = train[: point.labelled] + unlabelled[: point.teacher_labelled]
+        chosen = np.r_[: point.labelled, data.labelled : data.labelled + point.teacher_labelled]
         for student in config.distill.students:
             for recipe in config.distill.recipes:
-                found = list(_trained(config, run_dir, student, recipe, point, numbers, pairs, signals, held_out, say))
+                found = list(_trained(config, run_dir, student, recipe, point, numbers, data, chosen, held_out, say))
                 validation, test = zip(*found)
                 cells.append(Cell(student, recipe, point.labelled, point.teacher_labelled, test, validation))
 
@@ -146,8 +145,8 @@ def _trained(
     recipe: str,
     point: Point,
     seeds: Sequence[int],
-    pairs: list[Pair],
-    signals: Signals,
+    data: TrainingData,
+    chosen: np.ndarray,
     held_out: dict[str, list[Pair]],
     say,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -161,7 +160,7 @@ def _trained(
         if not _is_done(cell, wanted):
             if training is None:
                 terms = {student: distill.terms_of(config, run_dir, student, recipe)}
-                training = distill.prepare(config, run_dir, recipe, terms, pairs, signals)
+                training = distill.prepare(config, run_dir, recipe, terms, data, chosen)
                 model, tokenizer = students.student_model(config, run_dir, student)
             state = distill.fit(training, config, seed, cell, f"{told} seed {seed}")
             ready = students.as_student(config, model, tokenizer, {"params": training.params_of(state)[student]})
@@ -230,9 +229,8 @@ def _labels(pairs: list[Pair], schema) -> np.ndarray:
 def _others(config: Config, run_dir: Path, train, validation, pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Baselines and, where its figures can be had, the teacher: (evaluated, validation) label distributions."""
     schema, fields = config.labels.schema_, config.data.item_fields
-    labelled = [pair for pair in train if pair.label is not None]
     others = {
-        name: tuple(baseline(labelled, validation, asked, schema, fields) for asked in (pairs, validation))
+        name: tuple(baseline(train, validation, asked, schema, fields) for asked in (pairs, validation))
         for name, baseline in BASELINES.items()
     }
     _, teacher = evaluate.judgements(config, run_dir, pairs, validation, explain=False)

@@ -73,7 +73,7 @@ class Labels(_Section):
 
 
 class Splits(_Section):
-    """Shares of the queries; a query is never in two splits. Rows that bring a `split` keep it."""
+    """Shares of the queries; a query is never in two splits."""
 
     train: Share = 0.6
     """Share of the queries to train on."""
@@ -81,6 +81,12 @@ class Splits(_Section):
     """Share of the queries on which thresholds and temperatures are chosen."""
     test: Share = 0.2
     """Share of the queries that the reported figures come from."""
+    given: Literal["keep", "ignore"] = "keep"
+    """Whether rows that bring a `split` keep it. Where they bring train but no validation (or no test), its share is
+    taken out of their train."""
+    leakage: Literal["refuse", "drop"] = "refuse"
+    """What happens where the rows of one query bring two splits: an error, or the rows of the split that learns more
+    are set aside (train before validation before test)."""
 
     @model_validator(mode="after")
     def _check(self):
@@ -90,23 +96,61 @@ class Splits(_Section):
         return self
 
 
+class Candidates(_Section):
+    """Unlabelled pairs made of training queries and other items, for the teacher to judge."""
+
+    per_query: NonNegative = 3
+    """Pairs per training query."""
+    bm25: Share = 0.5
+    """Share of them whose item BM25 finds for the query."""
+    same_category: Share = 0.0
+    """Share whose item has the category of an item that was judged for the query."""
+    same_brand: Share = 0.0
+    """Share whose item has the brand of an item that was judged for the query. The rest is drawn at random."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        total = self.bm25 + self.same_category + self.same_brand
+        if total > 1.0 + 1e-6:
+            raise ValueError(f"bm25 + same_category + same_brand must be at most 1, got {total:g}")
+        return self
+
+
+class HuggingFace(_Section):
+    """How a Hugging Face data set is read."""
+
+    subset: str = ""
+    """Name of its configuration, where it has several."""
+    revision: str = ""
+    """Branch, tag or commit on the hub; empty for the newest."""
+    streaming: bool = False
+    """Whether rows are read as they arrive, without a copy of the data set on disk."""
+
+
 class Data(_Section):
-    """Where the pairs come from and how they are read."""
+    """Where the pairs come from and how they are read (docs/data.md)."""
 
     path: str = "sample"
-    """`sample` (the embedded ESCI pairs), or a JSONL, CSV, TSV or Parquet file, a folder of those, or a glob."""
+    """`sample` (the embedded ESCI pairs); a JSONL, CSV, TSV or Parquet file, a folder of those, or a glob, also at
+    gs:// or s3://; `hf:NAME`, a data set on the Hugging Face hub or a saved folder; `tfds:NAME`."""
+    manual_dir: str = ""
+    """Folder of the official files that a benchmark (tfds:esci, tfds:wands) is built from; empty: they are fetched."""
+    hugging_face: HuggingFace = HuggingFace()
     fields: dict[str, str] = Field(default_factory=dict)
     """Documented field -> its name in the file, e.g. {item: product}; the documented names are always accepted."""
     item_fields: Annotated[tuple[ItemField, ...], Field(min_length=1)] = ("brand", "color", "title")
     """The item's texts that models and baselines read, in this order: what is too long loses the end of the last."""
+    encoding: str = "utf-8"
+    """Encoding of text files; a row that is not in it is set aside."""
+    max_characters: Positive = 100_000
+    """A row with a longer text is set aside."""
+    conflicts: Literal["majority", "first", "last", "drop"] = "majority"
+    """Which label a query and item get that were judged differently: the most frequent (of equals the lower grade),
+    the first, the last, or none: all their rows are set aside."""
     splits: Splits = Splits()
-    """Shares of train, validation and test."""
     max_bad_share: Share = 0.1
     """More bad rows than this share stop the run; fewer are written to the quarantine table and counted."""
-    crossed_per_query: NonNegative = 3
-    """Unlabelled pairs made per training query, for the teacher to score."""
-    crossed_lexical_share: Share = 0.5
-    """Share of the unlabelled pairs whose item BM25 finds; the rest is drawn at random."""
+    candidates: Candidates = Candidates()
     tail_max_frequency: NonNegative = 1
     """A query is long-tail when its frequency, or that of its rarest word in the training split, is at most this."""
 
@@ -427,8 +471,11 @@ class Distill(_Section):
     """Temperature of the score distributions in the KL terms."""
     group_size: Positive = 4
     """Pairs of one query that a batch holds together: one labelled, the rest scored by the teacher."""
-    labelled_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of a batch's groups that hold labelled pairs; the rest are the teacher's alone, where there are such."""
+    labelled_share: Annotated[float, Field(gt=0, le=1)] | Schedule = 0.5
+    """Share of a batch's groups that hold labelled pairs; the rest are the teacher's alone, where there are such. A
+    number or a schedule."""
+    length_buckets: Positive = 1
+    """Lengths that batches are padded to: pairs of like length come together, and each length is one more compile."""
     together: bool = False
     """Whether the students of a recipe are trained in one pass over the signals, side by side in each step."""
     term_gradients: bool = False
@@ -450,6 +497,8 @@ class Distill(_Section):
                 raise ValueError(f"{path}: there is no recipe {name!r}; there are {', '.join(known)}")
         if clash := set(self.objectives) & set(RECIPES):
             raise ValueError(f"objectives: {sorted(clash)[0]} is the name of a recipe; choose another")
+        if isinstance(share := self.labelled_share, Schedule) and not (0 < share.start <= 1 and 0 < share.end <= 1):
+            raise ValueError(f"labelled_share must go from and to shares in (0, 1], got {share.start} and {share.end}")
         if self.term_gradients and self.optimization.micro_batches > 1:
             raise ValueError("term_gradients needs optimization.micro_batches 1")
         return self
@@ -491,6 +540,8 @@ class Config(_Section):
     """Name of the run and of its folder."""
     run_root: str = "runs"
     """Folder that holds the runs."""
+    cache_dir: str = ""
+    """Folder of what can be made again: token ids, converted benchmarks. Empty: `<run_root>/.cache`."""
     seed: NonNegative = 0
     """Seed of every random choice."""
     labels: Labels = Labels()
@@ -521,6 +572,10 @@ class Config(_Section):
     @property
     def run_dir(self) -> Path:
         return Path(self.run_root) / self.name
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.cache_dir) if self.cache_dir else Path(self.run_root) / ".cache"
 
 
 def describe(error: pydantic.ValidationError, source: str) -> str:

@@ -39,7 +39,7 @@ TOGETHER = ("adapt", "finetune", "score", "distill")
 TEACHER = ("annotate", "adapt", "finetune")
 """Stages that make our own teacher; where `score.signals` takes its place they are skipped and nothing needs them."""
 
-UNHASHED = ("name", "run_root", "mesh")
+UNHASHED = ("name", "run_root", "cache_dir", "mesh")
 """Fields that any stage may read and that do not change what it writes: a run may move, and go on on other devices."""
 
 PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")

@@ -107,6 +107,7 @@ class Pair:
       split: `train`, `validation` or `test`, or None before the data are split.
       tags: human segments of the query, or None where nobody tagged it.
       query_frequency: how often the query was typed, or None where unknown.
+      long_tail: whether the query is a rare one, or None where the data do not say.
     """
 
     pair_id: str
@@ -117,6 +118,7 @@ class Pair:
     split: str | None = None
     tags: tuple[Tag, ...] | None = None
     query_frequency: int | None = None
+    long_tail: bool | None = None
 
 
 @dataclass(frozen=True)

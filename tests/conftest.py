@@ -18,7 +18,7 @@ name: tiny
 labels:
   written_as: {E: Exact, S: Substitute, C: Complement, I: Irrelevant}
   gain_maps: {paper: [1.0, 0.1, 0.01, 0.0], esci_data: [1.0, 0.01, 0.1, 0.0]}
-data: {crossed_per_query: 1}
+data: {candidates: {per_query: 1}}
 teacher:
   random: {vocab_size: 600, layers: 1, width: 32, heads: 2, kv_heads: 1, mlp_width: 32}
   prompt_length: 48

@@ -18,7 +18,7 @@ from jax_rele.stages import students
 
 OPEN = """
 name: open
-data: {{path: {pairs}, fields: {{item: product, query_tags: queryner}}, crossed_per_query: 1}}
+data: {{path: {pairs}, fields: {{item: product, query_tags: queryner}}, candidates: {{per_query: 1}}}}
 labels:
   written_as: {{E: Exact, S: Substitute, C: Complement, I: Irrelevant}}
 run_root: {root}

@@ -152,7 +152,7 @@ def test_stages_read_no_other_sections_than_they_say(tiny, tmp_path, monkeypatch
         def __getattr__(self, name):
             path = self.prefix + name
             value = getattr(self.section, name)
-            if any(path == read or path.startswith(f"{read}.") for read in (*self.reads, *pipeline.UNHASHED)):
+            if any(path == read or path.startswith(f"{read}.") for read in (*self.reads, *pipeline.UNHASHED, "cache")):
                 return value
             assert any(read.startswith(f"{path}.") for read in self.reads), f"reads {path}, which is not in READS"
             return Watched(self.reads, value, f"{path}.")
@@ -222,7 +222,7 @@ def test_a_killed_distill_ends_like_an_unbroken_one(tiny, tmp_path):
         for recipe in ("label_only", "mkd"):
             logs = [
                 [
-                    {**json.loads(line), "pairs_per_second": 0}
+                    {**json.loads(line), "pairs_per_second": 0, "input_wait": 0}
                     for line in (path / "distill" / student / recipe / "metrics.jsonl").read_text().splitlines()
                 ]
                 for path in (run_dir, root / "tiny")
@@ -381,7 +381,7 @@ def test_explain_prints_rationale_verdicts_and_scores(tiny, capsys, monkeypatch)
         (b"", "no rows"),
         (b'{"query": "a"}\n', "item"),
         (b'{"query": "q", "item": {"id": "1", "title": "t"}, "label": "Great"}\n', "Great"),
-        (b'{"query": "q", "item": {"id": "1", "title": "t"}, "label": "E"}\n', "validation split"),
+        (b'{"query": "q", "item": {"id": "1", "title": "t"}, "label": "E"}\n', "all 1 rows have one query"),
         (b'{"query": "\xff", "item": {"id": "1", "title": "t"}, "label": "E"}\n', "UTF-8"),
     ],
 )

@@ -168,7 +168,10 @@ def _items(pairs: Sequence[Pair], fields: Sequence[str]) -> list[list[tuple[str,
 def _tokenize(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], **wanted: bool):
     """What the tokenizer says of each side: its (source, text) parts, joined by spaces, without special tokens."""
     joined = [" ".join(text for _, text in side) for side in sides]
-    return tokenizer(joined, add_special_tokens=False, verbose=False, **wanted) if joined else {"input_ids": []}
+    if not joined:
+        return {"input_ids": []}
+    unread = {"return_attention_mask": False, "return_token_type_ids": False}
+    return tokenizer(joined, add_special_tokens=False, verbose=False, **unread, **wanted)
 
 
 def _ids(

@@ -1,15 +1,17 @@
-"""Batches by Grain: shuffled by seed and epoch, endless, and exactly resumable."""
+"""Batches by Grain: what a process reads of the examples of each step, exactly resumable."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
-from jax_rele.data.encoding import pad
+from jax_rele.data.columns import Columns, take
+from jax_rele.data.order import Order, Stream, order
 
 STEPS = 1 << 40
 """No run takes so many."""
@@ -17,91 +19,99 @@ STEPS = 1 << 40
 Arrays = dict[str, Any]
 """A nested dict of arrays with the same number of rows."""
 
+Read = Callable[[np.ndarray, np.ndarray], Arrays]
+"""(numbers of all examples of a batch, places of it to read) -> what is read of them."""
 
-def batches(
-    arrays: Arrays,
-    batch_size: int,
-    seed: int,
-    transform: Callable[[Arrays, np.ndarray], Arrays] | None = None,
-    places: np.ndarray | None = None,
-    streams: Sequence[tuple[np.ndarray, int]] | None = None,
-) -> grain.DatasetIterator:
-    """An endless iterator over one process's rows of every batch.
 
-    Every epoch is a new shuffle of all rows, and a batch may span two epochs, so no row is dropped or repeated within
-    one epoch and every batch has the same shape. Batch t depends on the rows, `batch_size`, the seed and t alone: what
-    the processes read of it makes up the batch of a process that is alone, place by place, and the iterator's state
-    (`get_state`, `set_state`) is t in every process, so a run goes on with any number of them.
+def batches(read: Read, examples: Order, places: np.ndarray | None = None) -> grain.DatasetIterator:
+    """An iterator over one process's part of every batch.
+
+    What the processes read makes up, place by place, the batch of a process that is alone, and the iterator's state
+    (`get_state`, `set_state`) is the number of the step in every process: a run goes on with any number of them.
 
     Args:
-      arrays: rows, the same in every process.
-      batch_size: rows per batch over all processes.
-      seed: of the shuffles.
-      transform: `(rows, places) -> rows`, applied to what is read of a batch; places [rows] are their numbers in it.
-      places: the numbers in a batch of the rows to read, see `training.places_of_process`; None for all.
-      streams: (row numbers, how many of a batch) of rows that are shuffled and repeated apart, one behind the other in
-        every batch; what the first gives does not depend on the others. None: all rows are one stream.
+      read: reads examples, see `rows` and `Groups`.
+      examples: which are in which batch.
+      places: the numbers in a batch of the examples to read, see `training.places_of_process`; None for all.
     """
-    places = np.arange(batch_size) if places is None else places
-    if streams is None:
-        streams = [(np.arange(len(jax.tree.leaves(arrays)[0])), batch_size)]
-    if sum(count for _, count in streams) != batch_size:
-        raise ValueError(f"the streams' shares of a batch {[count for _, count in streams]} must sum to {batch_size}")
-    sources = [
-        (rows, grain.MapDataset.range(len(rows)).shuffle(seed=seed + number).repeat().batch(count))
-        for number, (rows, count) in enumerate(streams)
-    ]
-
-    def read(step: int) -> Arrays:
-        numbers = np.concatenate([rows[source[step]] for rows, source in sources])[places]
-        rows = jax.tree.map(lambda array: array[numbers], arrays)
-        return rows if transform is None else transform(rows, places)
-
-    steps = grain.MapDataset.range(STEPS)
-    return iter(steps.map(read).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    places = np.arange(examples.width) if places is None else places
+    steps = grain.MapDataset.range(STEPS if examples.steps is None else examples.steps)
+    read_step = steps.map(lambda step: read(examples.batch(step), places))
+    return iter(read_step.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
-def group_by_query(queries: Sequence[str], labelled: Sequence[bool], size: int) -> np.ndarray:
+def shuffled(count: int, batch_size: int, seed: int, epochs: int | None = None) -> Order:
+    """Batches of `batch_size` of `count` examples, see `order`."""
+    return order([Stream(np.arange(count), (batch_size,))], seed, epochs=epochs)
+
+
+def rows(arrays: Arrays) -> Read:
+    """Examples that are rows; without gaps: for orders without end."""
+    return lambda numbers, places: jax.tree.map(lambda array: array[numbers[places]], arrays)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Examples that are groups of pairs, e.g. of one query. A `Read`.
+
+    Attributes:
+      columns: a row per pair.
+      members: [G, size] int, the pairs of each group, -1 for empty places.
+      buckets: [G] int, in which of the `lengths` each group fits, from 1 on; None: all are read at full length.
+      lengths: how many lengths there are.
+    """
+
+    columns: Columns
+    members: np.ndarray
+    buckets: np.ndarray | None = None
+    lengths: int = 1
+
+    def __call__(self, numbers: np.ndarray, places: np.ndarray) -> Arrays:
+        """A batch of pairs, see `flatten_groups`, padded to the shortest length that all of the batch fits in."""
+        wanted = numbers[places]
+        members = np.where((wanted >= 0)[:, None], self.members[np.maximum(wanted, 0)], -1)
+        # Of the whole batch: every process must pad alike.
+        held = numbers[numbers >= 0]
+        bucket = self.lengths if self.buckets is None or not len(held) else int(self.buckets[held].max())
+        batch = take(self.columns, np.maximum(members, 0), lambda full: bucket_length(full, bucket, self.lengths))
+        return flatten_groups({**batch, "mask": members >= 0}, places)
+
+
+def bucket_length(full: int, bucket: int, lengths: int) -> int:
+    """Tokens of the rows of bucket 1 to `lengths`: as many equal steps up to the full length, in multiples of 8."""
+    return full if bucket >= lengths else min(full, -(-full * bucket // lengths // 8) * 8)
+
+
+def bucket_of(tokens: np.ndarray, full: int, lengths: int) -> np.ndarray:
+    """The first bucket, from 1 on, that rows of so many tokens fit in."""
+    limits = [bucket_length(full, bucket, lengths) for bucket in range(1, lengths + 1)]
+    return np.searchsorted(limits, tokens) + 1
+
+
+def group_by_query(queries: Sequence[Any] | np.ndarray, labelled: Sequence[bool], size: int) -> np.ndarray:
     """Deals the pairs of each query into groups of at most `size`, its labelled pairs spread over them evenly.
 
     Args:
-      queries: the query of each pair.
+      queries: the query of each pair, or a hash of it.
       labelled: whether the pair has a human label.
       size: pairs per group.
 
     Returns:
-      [groups, size] int row numbers, every row once, -1 for empty places.
+      [groups, size] int row numbers, every row once, -1 for empty places; in the order of each query's first row.
     """
-    members: dict[str, tuple[list[int], list[int]]] = {}
-    for row, (query, has_label) in enumerate(zip(queries, labelled)):
-        members.setdefault(query, ([], []))[0 if has_label else 1].append(row)
-    groups = []
-    for with_label, without in members.values():
-        rows = with_label + without
-        count = -(-len(rows) // size)
-        groups += [rows[start::count] for start in range(count)]
-    return pad(groups, size, -1, np.int64).reshape(-1, size)
-
-
-def take_groups(arrays: Arrays, groups: np.ndarray) -> Arrays:
-    """Gathers rows into [groups, size, ...] arrays and adds `mask` [groups, size]: False for empty places."""
-    gathered = jax.tree.map(lambda array: array[np.maximum(groups, 0)], arrays)
-    return {**gathered, "mask": groups >= 0}
-
-
-def split_streams(labelled: np.ndarray, count: int, share: float) -> list[tuple[np.ndarray, int]]:
-    """Groups with and without labelled pairs as the streams of `batches`.
-
-    Args:
-      labelled: [groups] bool, whether a group holds a labelled pair.
-      count: groups of a batch.
-      share: of a batch that holds labelled pairs; all of it where every group does.
-    """
-    with_label, without = np.flatnonzero(labelled), np.flatnonzero(~labelled)
-    if not len(without) or not len(with_label):
-        return [(np.arange(len(labelled)), count)]
-    first = min(max(1, round(share * count)), count)
-    return [(with_label, first), *([(without, count - first)] if first < count else [])]
+    if not len(queries):
+        return np.zeros((0, size), np.int64)
+    _, first, query = np.unique(np.asarray(queries), return_index=True, return_inverse=True)
+    order = np.lexsort((~np.asarray(labelled, bool), first[query]))  # stable: rows in order, labelled ones first
+    query = query[order]
+    begins = np.flatnonzero(np.r_[True, query[1:] != query[:-1]])
+    pairs = np.diff(np.r_[begins, len(query)])
+    groups = -(-pairs // size)
+    number = np.arange(len(query)) - np.repeat(begins, pairs)
+    base = np.repeat(np.cumsum(groups) - groups, pairs)
+    dealt = np.full((groups.sum(), size), -1, np.int64)
+    dealt[base + number % np.repeat(groups, pairs), number // np.repeat(groups, pairs)] = order
+    return dealt
 
 
 def flatten_groups(batch: Arrays, places: np.ndarray | None = None) -> Arrays:

@@ -4,7 +4,7 @@ A row of JSONL:
 
     {"pair_id"?, "query", "item": {"id"?, "title", "brand"?, "color"?, "category"?, "bullets"?, "description"?,
      "attributes"?: {name: value}}, "label"?, "locale"?, "split"?, "query_tags"?: {"tokens": [..], "labels": [BIO..]},
-     "query_frequency"?}
+     "query_frequency"?, "long_tail"?}
 
 A flat row (CSV, TSV, Parquet) spells the fields of the item with a dot (`item.title`, `item.attributes.size`) or bare
 (`title`, `attributes.size`, and `item_id` for `item.id`). `attributes` and `query_tags` may be JSON objects as text.
@@ -30,13 +30,17 @@ SPLITS = ("train", "validation", "test")
 """The names of the splits, in order."""
 
 FIELDS = (
-    *("pair_id", "query", "item", "label", "locale", "split", "query_tags", "query_frequency"),
+    *("pair_id", "query", "item", "label", "locale", "split", "query_tags", "query_frequency", "long_tail"),
     *(f"item.{field}" for field in ("id", *ITEM_FIELDS, "attributes")),
 )
 """The canonical names that `fields` maps to a file's names; `item.attributes.NAME` may be mapped as well."""
 
 _ATTRIBUTE = "item.attributes."
 _ABSENT = object()
+_TRUTHS = {
+    **dict.fromkeys(("true", "yes", "1", "1.0"), True),
+    **dict.fromkeys(("false", "no", "0", "0.0"), False),
+}
 
 
 class RowError(ValueError):
@@ -48,8 +52,8 @@ class Quarantined:
     """A row that was set aside.
 
     Attributes:
-      source: the file.
-      row: the line in a text file, the row in a Parquet file, both counted from 1.
+      source: the file, or the split of a data set.
+      row: the line in a text file, the row elsewhere, both counted from 1.
       reason: what is wrong.
       raw: the first characters of the row.
     """
@@ -113,10 +117,11 @@ def parse_row(
     label_names: Sequence[str],
     require_label: bool = False,
     for_prediction: bool = False,
+    max_characters: int | None = None,
 ) -> Pair:
     """Turns one row into a pair.
 
-    A missing `item.id` becomes a hash of the item's text, a missing `pair_id` a hash of query and item id.
+    A missing `item.id` becomes a hash of the item's text, a missing `pair_id` a hash of query, item id and locale.
 
     Args:
       row: the row, nested or flat.
@@ -127,6 +132,7 @@ def parse_row(
       label_names: the names of the label schema.
       require_label: refuse a row without label.
       for_prediction: read query, item, `pair_id` and locale alone; what a person said of the pair is not looked at.
+      max_characters: refuse a row that holds a longer text; None for any length.
 
     Raises:
       RowError: the row is no valid pair; says why.
@@ -134,17 +140,18 @@ def parse_row(
     names = _names(tuple(fields.items()))
     item = _parse_item(row, names, fields)
     query = _required(_find(row, names.flat["query"]), "query")
-    pair_id = _text(_find(row, names.flat["pair_id"]), "pair_id") or stable_id("pair", query, item.id)
     locale = _text(_find(row, names.flat["locale"]), "locale")
+    pair_id = _text(_find(row, names.flat["pair_id"]), "pair_id")
+    pair_id = pair_id or stable_id("pair", query, item.id, *([locale] if locale else []))
     if for_prediction:
-        return Pair(pair_id, query, item, locale=locale)
+        return _checked(Pair(pair_id, query, item, locale=locale), max_characters)
     split = _text(_find(row, names.flat["split"]), "split")
     if split and split not in SPLITS:
         raise RowError(f"unknown split {_shown(split)}: must be one of {list(SPLITS)}")
     label = _parse_label(_find(row, names.flat["label"]), label_map, label_names)
     if require_label and label is None:
         raise RowError("missing label")
-    return Pair(
+    pair = Pair(
         pair_id=pair_id,
         query=query,
         item=item,
@@ -153,7 +160,21 @@ def parse_row(
         split=split or None,
         tags=_parse_tags(_find(row, names.flat["query_tags"])),
         query_frequency=_parse_count(_find(row, names.flat["query_frequency"]), "query_frequency"),
+        long_tail=_parse_truth(_find(row, names.flat["long_tail"]), "long_tail"),
     )
+    return _checked(pair, max_characters)
+
+
+def _checked(pair: Pair, max_characters: int | None) -> Pair:
+    """The pair. Raises RowError where one of its texts is longer than that."""
+    item = pair.item
+    longest = max(len(pair.pair_id), len(pair.query), len(pair.locale), len(item.id), len(item.title), len(item.brand))
+    longest = max(longest, len(item.color), len(item.category), len(item.bullets), len(item.description))
+    for texts in (*item.attributes, *((tag.text, tag.type) for tag in pair.tags or ())):
+        longest = max(longest, *map(len, texts))
+    if max_characters is not None and longest > max_characters:
+        raise RowError(f"a text of {longest} characters, more than data.max_characters {max_characters}")
+    return pair
 
 
 def _parse_item(row: Mapping, names: _Names, fields: Mapping[str, str]) -> Item:
@@ -261,6 +282,13 @@ def _parse_count(value, name: str) -> int | None:
     return int(number)
 
 
+def _parse_truth(value, name: str) -> bool | None:
+    text = str(value).lower() if isinstance(value, bool) else _text(value, name).lower()
+    if text and text not in _TRUTHS:
+        raise RowError(f"{name} must be true or false, yes or no, 1 or 0, got {_shown(value)}")
+    return _TRUTHS.get(text)
+
+
 def _parse_object(value, name: str) -> Mapping | None:
     """An object, given as such or as JSON text; None for a missing one."""
     if isinstance(value, str):
@@ -283,12 +311,13 @@ def _required(value, name: str) -> str:
 
 
 def _text(value, name: str) -> str:
-    if value is None or _is_nan(value):
-        return ""
-    if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
-        raise RowError(f"{name} must be text, got {type(value).__name__}")
+    if type(value) is not str:
+        if value is None or _is_nan(value):
+            return ""
+        if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str):
+            raise RowError(f"{name} must be text, got {type(value).__name__}")
     try:
         value.encode()
     except UnicodeEncodeError:  # a lone surrogate, from "\ud800" in JSON: no table and no tokenizer takes it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from jax_rele.types import VERDICTS, Signals, Span
 
 _FLOATS = pa.list_(pa.float32())
 _SPAN = pa.struct([("source", pa.string()), ("start", pa.int32()), ("end", pa.int32()), ("dimension", pa.string())])
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),
         pa.field("label_probs", _FLOATS),
@@ -27,7 +27,9 @@ _SCHEMA = pa.schema(
         pa.field("rationale_embedding", _FLOATS),
     ]
 )
-_OPTIONAL = ("confidence", "rationale_embedding")
+"""Schema of a table of signals."""
+OPTIONAL = ("confidence", "rationale_embedding")
+"""Columns that a table may lack."""
 _LABELS, _DIMENSIONS = b"jax_rele.labels", b"jax_rele.dimensions"
 TOLERANCE = 1e-3
 """By how much the sum of a distribution may differ from 1."""
@@ -57,7 +59,7 @@ def write_signals(
         "confidence": np.asarray(signals.confidence, np.float32),
         "rationale_embedding": _embedding_lists(signals.rationale_embedding, len(signals.pair_ids)),
     }
-    write_table(path, columns, _SCHEMA.with_metadata(metadata))
+    write_table(path, columns, SCHEMA.with_metadata(metadata))
 
 
 def read_signals(path: str | os.PathLike, label_names: Sequence[str], dimensions: Sequence[str]) -> Signals:
@@ -69,8 +71,15 @@ def read_signals(path: str | os.PathLike, label_names: Sequence[str], dimensions
       UserError: a missing or damaged table, other label names or dimensions than the given ones, or as
         `validate_signals`.
     """
-    table = read_table(path, _SCHEMA, _OPTIONAL).combine_chunks()
-    metadata = table.schema.metadata or {}
+    table = read_table(path, SCHEMA, OPTIONAL)
+    check_metadata(table.schema.metadata or {}, label_names, dimensions, path)
+    return signals_of(table, label_names, dimensions, str(path))
+
+
+def check_metadata(
+    metadata: Mapping[bytes, bytes], label_names: Sequence[str], dimensions: Sequence[str], path: str | os.PathLike
+) -> None:
+    """Raises UserError where a table's metadata do not name these labels and dimensions."""
     for key, what, wanted in ((_LABELS, "labels", label_names), (_DIMENSIONS, "dimensions", dimensions)):
         if key not in metadata:
             raise UserError(f"{path}: the table does not say its {what}; write it with jax_rele.data.write_signals")
@@ -79,17 +88,21 @@ def read_signals(path: str | os.PathLike, label_names: Sequence[str], dimensions
                 f"{path}: the signals are for the {what} {json.loads(metadata[key])}, the config has {list(wanted)}; "
                 f"run the score stage again or set the config back"
             )
+
+
+def signals_of(table: pa.Table, label_names: Sequence[str], dimensions: Sequence[str], source: str) -> Signals:
+    """The rows of a table with the columns of `SCHEMA`. Raises UserError as `validate_signals`."""
     columns = {name: table[name].combine_chunks() for name in table.column_names}
     signals = Signals(
         pair_ids=tuple(columns["pair_id"].to_pylist()),
-        label_probs=_vectors(columns["label_probs"], len(label_names), str(path), "label_probs"),
-        verdict_probs=_verdict_array(columns["verdict_probs"], len(dimensions), str(path)),
+        label_probs=_vectors(columns["label_probs"], len(label_names), source, "label_probs"),
+        verdict_probs=_verdict_array(columns["verdict_probs"], len(dimensions), source),
         evidence=tuple(tuple(Span(**span) for span in spans or ()) for spans in columns["evidence"].to_pylist()),
         rationales=tuple(text or "" for text in columns["rationale"].to_pylist()),
         confidence=pc.fill_null(columns["confidence"], 1.0).to_numpy(zero_copy_only=False),
-        rationale_embedding=_embeddings(columns["rationale_embedding"], str(path)),
+        rationale_embedding=_embeddings(columns["rationale_embedding"], source),
     )
-    validate_signals(signals, label_names, dimensions, str(path))
+    validate_signals(signals, label_names, dimensions, source)
     return signals
 
 
@@ -235,7 +248,13 @@ def _vectors(lists: pa.ListArray, width: int, source: str, name: str) -> np.ndar
 
 def _verdict_array(lists: pa.ListArray, n_dimensions: int, source: str) -> np.ndarray:
     """N (lists of D (lists of V floats or null) or null) -> [N, D, V], NaN for null."""
-    probs = np.full((len(lists), n_dimensions, len(VERDICTS)), np.nan, np.float32)
+    shape = (len(lists), n_dimensions, len(VERDICTS))
+    inner = lists.flatten()
+    if not lists.null_count and not inner.null_count and not inner.flatten().null_count:
+        outer, widths = (pc.list_value_length(array).to_numpy() for array in (lists, inner))
+        if (outer == n_dimensions).all() and (widths == len(VERDICTS)).all():
+            return inner.flatten().to_numpy().astype(np.float32).reshape(shape)
+    probs = np.full(shape, np.nan, np.float32)
     for row in np.flatnonzero(lists.is_valid().to_numpy(zero_copy_only=False)):
         values = lists[row].as_py()
         if len(values) != n_dimensions or any(value is not None and len(value) != len(VERDICTS) for value in values):

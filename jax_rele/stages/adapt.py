@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from jax_rele import losses
 from jax_rele.config import Config
-from jax_rele.data import cross, recombine
+from jax_rele.data import candidates, recombine
 from jax_rele.data.encoding import Answer, AnswerEncoder, encode_prompts, language_rows
-from jax_rele.data.loader import batches
+from jax_rele.data.loader import batches, rows, shuffled
 from jax_rele.errors import UserError
 from jax_rele.models.weights import load_params
 from jax_rele.rationale import RuleAnnotator
@@ -72,13 +72,16 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     model, tokenizer = artefacts.teacher_model(config, run_dir)
     pairs = artefacts.load_pairs(run_dir, "train")
     annotator = RuleAnnotator.fit(pairs, config.rationale.dimensions, config.rationale.tag_map)
-    crossed = cross(
+    shares = config.data.candidates
+    crossed = candidates(
         pairs,
         [pair.item for pair in pairs],
         adapt.crossed_per_query,
         # Other random items than the pairs that the teacher will score.
         config.seed + 1,
-        lexical_share=config.data.crossed_lexical_share,
+        bm25=shares.bm25,
+        same_category=shares.same_category,
+        same_brand=shares.same_brand,
     )
     crossed += recombine(pairs, adapt.recombined_pairs, config.seed)
     # These pairs have no label, so the comparisons follow the prompt at once, whatever the order.
@@ -87,7 +90,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     prompts = encode_prompts(tokenizer, crossed, config.data.item_fields, teacher.prompt_length, teacher.instructions)
     answers = [encoder(rationale) for rationale in annotator.annotate(crossed)]
     check_packing(crossed, prompts, answers, adapt.pack_to, "adapt.pack_to")
-    rows = language_rows(
+    arrays = language_rows(
         prompts,
         answers,
         tokenizer.pad_token_id,
@@ -95,7 +98,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         prompt_weight=adapt.text_weight,
         kind_weights={"verdict": adapt.verdict_weight},
     )
-    counts = {"pairs": len(crossed), "rows": len(rows["targets"]), "steps": optimization.steps}
+    counts = {"pairs": len(crossed), "rows": len(arrays["targets"]), "steps": optimization.steps}
     if distributed.on_main((run_dir / artefacts.BASE).exists):
         return counts  # an earlier attempt ended between writing the base and saying so
 
@@ -112,7 +115,11 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     state = train(
         shard_step(step, mesh, state),
         state,
-        batches(rows, optimization.batch_size, config.seed, places=places_of_process(mesh, optimization.batch_size)),
+        batches(
+            rows(arrays),
+            shuffled(len(arrays["targets"]), optimization.batch_size, config.seed),
+            places_of_process(mesh, optimization.batch_size),
+        ),
         config=optimization,
         mesh=mesh,
         directory=directory,

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele.config import Config
 from jax_rele.data import RATIONALES as TABLE
-from jax_rele.data import read_pairs_table, read_signals, read_table
+from jax_rele.data import PairTable, read_signals, read_table
 from jax_rele.data.encoding import encode_prompts
 from jax_rele.data.tokenizer import load_tokenizer
 from jax_rele.errors import UserError
@@ -52,7 +52,7 @@ REPORT = "evaluate/report.html"
 
 def load_pairs(run_dir: Path, split: str) -> list[Pair]:
     """The labelled pairs of a split."""
-    return [pair for pair in read_pairs_table(run_dir / PAIRS) if pair.split == split and pair.label is not None]
+    return [pair for pair in PairTable(run_dir / PAIRS) if pair.split == split and pair.label is not None]
 
 
 def load_rationales(run_dir: Path) -> dict[str, Rationale]:
@@ -62,22 +62,6 @@ def load_rationales(run_dir: Path) -> dict[str, Rationale]:
         return {row["pair_id"]: parse(row["text"]) for row in read_table(path, TABLE).to_pylist()}
     except ParseError as error:
         raise UserError(f"{path}: damaged rationale ({error}); delete the folder {path.parent} and run again") from None
-
-
-def load_signals(config: Config, run_dir: Path) -> Signals:
-    """The teacher's signals."""
-    return read_signals(run_dir / SIGNALS, config.labels.names, config.rationale.dimensions)
-
-
-def training_pairs(run_dir: Path, signals: Signals) -> list[Pair]:
-    """The pairs to learn from, labelled ones first: those that the signals say something of.
-
-    Our own teacher judges all of them; of another's signals `score` has checked that none is missing, unless
-    `score.allow_missing`.
-    """
-    covered = set(signals.pair_ids)
-    pairs = load_pairs(run_dir, "train") + read_pairs_table(run_dir / UNLABELLED)
-    return [pair for pair in pairs if pair.pair_id in covered]
 
 
 def load_held_out(config: Config, run_dir: Path) -> Signals | None:

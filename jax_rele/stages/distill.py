@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,15 @@ import numpy as np
 import optax
 
 from jax_rele import losses
-from jax_rele.config import Config
-from jax_rele.data.loader import batches, flatten_groups, split_streams, take_groups
+from jax_rele.config import Config, Schedule
+from jax_rele.data.columns import Columns
+from jax_rele.data.loader import Groups, batches, bucket_of
+from jax_rele.data.order import Stream, order, shares
 from jax_rele.errors import UserError
 from jax_rele.losses.combine import Term
 from jax_rele.models.partitioning import use
 from jax_rele.stages import artefacts, objectives, students, targets
+from jax_rele.stages.training_data import TrainingData, open_data, queries
 from jax_rele.training import (
     TrainState,
     distributed,
@@ -32,7 +35,9 @@ from jax_rele.training import (
 )
 from jax_rele.training.checkpoint import clear, save_variables
 from jax_rele.training.collapse import alarm, score_variance
-from jax_rele.types import Pair, Signals
+
+WINDOW = 32
+"""Steps whose groups are dealt into batches by length, where there are several lengths."""
 
 NEEDS = ("prepare", "score")
 READS = ("seed", "labels", "data", "rationale", "student", "distill")
@@ -47,8 +52,6 @@ def external_inputs(config: Config) -> dict[str, str]:
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Trains and writes the students; those that an interrupted run has finished are kept."""
-    signals = artefacts.load_signals(config, run_dir)
-    pairs = artefacts.training_pairs(run_dir, signals)
     # What does not fit together is found before anything is trained.
     work = []
     for recipe in config.distill.recipes:
@@ -58,11 +61,12 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         for names in together:
             terms = {name: terms_of(config, run_dir, name, recipe) for name in names}
             work.append((recipe, terms))
+    data = open_data(config, run_dir)
     for recipe, terms in work:
         folders = {name: artefacts.student_dir(run_dir, name, recipe) for name in terms}
         if distributed.on_main(partial(_are_there, folders.values())):
             continue
-        training = prepare(config, run_dir, recipe, terms, pairs, signals)
+        training = prepare(config, run_dir, recipe, terms, data)
         directory = run_dir / "distill" / "together" / recipe if len(terms) > 1 else folders[next(iter(terms))]
         title = f"distill {' + '.join(terms)} {recipe}"
         state = fit(training, config, config.seed, directory, title)
@@ -72,7 +76,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     return {
         "students": len(config.distill.students) * len(config.distill.recipes),
         "steps each": config.distill.optimization.steps,
-        "pairs": len(pairs),
+        "pairs": len(data),
     }
 
 
@@ -112,8 +116,8 @@ def prepare(
     run_dir: Path,
     recipe: str,
     terms: Mapping[str, Mapping[str, Term]],
-    pairs: Sequence[Pair],
-    signals: Signals,
+    data: TrainingData,
+    chosen: np.ndarray | None = None,
 ) -> Training:
     """Everything of a training that does not depend on its seed.
 
@@ -123,8 +127,8 @@ def prepare(
       recipe: its name, for messages.
       terms: {student: its terms}. Several students are trained side by side in every step, each by its own terms and
         with an optimizer of its own, so that each becomes what it would have become alone.
-      pairs: labelled and unlabelled training pairs.
-      signals: of all of them.
+      data: labelled and unlabelled training pairs with their signals.
+      chosen: row numbers of those to learn from; None for all.
     """
     optimization, one = config.distill.optimization, len(terms) == 1
     mesh = make_mesh(config.mesh)
@@ -132,7 +136,7 @@ def prepare(
     for name in terms:
         models[name], tokenizer = students.student_model(config, run_dir, name)
         inits[name] = students.init_student(config, models[name], tokenizer)
-        made = targets.rows(config, name, recipe, models[name], tokenizer, terms[name], pairs, signals)
+        made = targets.columns(config, name, recipe, models[name], tokenizer, terms[name], data)
         inputs[name] = made.pop("inputs")
         fields |= made
     (first, model), *_ = models.items()
@@ -147,23 +151,16 @@ def prepare(
         tx = _one_each(tx)
         paths = {name: (name,) for name in terms}
 
-    # A batch holds so many groups, each of one query, that a recipe without a teacher sees the same labelled pairs in
-    # the same step as one that learns from the group's unlabelled pairs, and from other groups, too.
-    count = max(1, optimization.batch_size // config.distill.group_size)
     teacher = any(losses.needs_teacher(each) for each in terms.values())
-    groups, labelled = targets.groups_of(config, pairs, teacher), np.array([pair.label is not None for pair in pairs])
-    whole = groups if teacher else targets.groups_of(config, pairs, True)
-    streams = split_streams((labelled[whole] & (whole >= 0)).any(axis=1), count, config.distill.labelled_share)
-    if not teacher:
-        streams = streams[:1]
-    rows_of_batch = sum(share for _, share in streams)
-    while rows_of_batch * groups.shape[1] % (mesh.shape["data"] * mesh.shape["fsdp"]):
-        groups = np.pad(groups, ((0, 0), (0, 1)), constant_values=-1)  # so that every device has as many rows
-    arrays = take_groups({"inputs": inputs, **fields}, groups)
+    read, streams = _groups(config, {"inputs": inputs, **fields}, data, chosen, teacher, mesh)
 
-    def data(seed):
-        places = places_of_process(mesh, rows_of_batch)
-        return batches(arrays, rows_of_batch, seed, flatten_groups, places, streams)
+    def examples(seed):
+        window = WINDOW if read.lengths > 1 else 1
+        return order(streams, seed, sizes=read.buckets, window=window)
+
+    def batches_of(seed):
+        ordered = examples(seed)
+        return batches(read, ordered, places_of_process(mesh, ordered.width))
 
     born = state_maker(init, "params", {}, tx, mesh)
 
@@ -182,25 +179,74 @@ def prepare(
         loss,
         tx,
         micro_batches=optimization.micro_batches,
-        group_size=groups.shape[1],
+        group_size=read.members.shape[1],
         term_gradients=config.distill.term_gradients,
         watch=score_variance(config.labels.gains),
     )
 
     state = start(0)
     if recipe in config.distill.objectives:
-        _try(
-            recipe,
-            step,
-            state,
-            jax.tree.map(np.asarray, flatten_groups({name: _first(x, rows_of_batch) for name, x in arrays.items()})),
-            mesh,
-        )
-    return Training(shard_step(step, mesh, state), start, data, mesh, params_of)
+        first = examples(0)
+        _try(recipe, step, state, read(first.batch(0), np.arange(first.width)), mesh)
+    return Training(shard_step(step, mesh, state), start, batches_of, mesh, params_of)
 
 
-def _first(tree: Any, count: int) -> Any:
-    return jax.tree.map(lambda x: np.resize(x, (count, *x.shape[1:])), tree)
+def _groups(
+    config: Config,
+    columns: Columns,
+    data: TrainingData,
+    chosen: np.ndarray | None,
+    teacher: bool,
+    mesh: jax.sharding.Mesh,
+) -> tuple[Groups, list[Stream]]:
+    """The pairs in groups of one query, and the streams of groups with and without labelled pairs.
+
+    A batch holds so many groups that a recipe without a teacher sees the same labelled pairs in the same step as one
+    that learns from the group's unlabelled pairs, and from other groups, too.
+    """
+    distill = config.distill
+    known = queries(data)
+    chosen = np.arange(len(data)) if chosen is None else np.asarray(chosen)
+    query, labelled = known["query"][chosen], np.asarray(known["labelled"][chosen])
+    groups = whole = targets.groups_of(config, query, labelled, True)
+    if not teacher:
+        groups = targets.groups_of(config, query, labelled, False)
+    has_label = (labelled[whole] & (whole >= 0)).any(axis=1)
+    count = max(1, distill.optimization.batch_size // distill.group_size)
+    with_label, without = np.flatnonzero(has_label), np.flatnonzero(~has_label)
+    if len(with_label) and len(without):
+        first, second = shares(_shares(distill.labelled_share), count)
+        streams = [Stream(with_label, first), *([Stream(without, second)] if any(second) else [])]
+        streams = streams if teacher else streams[:1]
+    else:
+        streams = [Stream(np.arange(len(groups)), (count,))]
+    width = max(streams[0].counts) if len(streams) == 1 else count
+    while width * groups.shape[1] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        groups = np.pad(groups, ((0, 0), (0, 1)), constant_values=-1)  # so that every device has as many rows
+    buckets = _buckets(columns, chosen, distill.length_buckets)
+    members = np.where(groups >= 0, chosen[groups], -1)
+    if buckets is not None:
+        buckets = np.where(groups >= 0, buckets[groups], 1).max(axis=1)
+    return Groups(columns, members, buckets, distill.length_buckets), streams
+
+
+def _shares(share: float | Schedule) -> list[float]:
+    if isinstance(share, Schedule):
+        return np.linspace(share.start, share.end, share.steps + 1).tolist()
+    return [share]
+
+
+def _buckets(columns: Columns, rows: np.ndarray, lengths: int) -> np.ndarray | None:
+    """The first of the `lengths` that all of a row's tokens fit in, for each row."""
+    if lengths == 1:
+        return None
+    found = np.ones(len(rows), np.int64)
+    for name, column in columns.items():
+        if isinstance(column, Mapping):
+            found = np.maximum(found, _buckets(column, rows, lengths))
+        elif name.endswith("valid"):
+            found = np.maximum(found, bucket_of(column.lengths(rows), column.length, lengths))
+    return found
 
 
 def _try(recipe: str, step: Callable[..., Any], state: TrainState, batch: Any, mesh: jax.sharding.Mesh) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele import losses
 from jax_rele.config import Config
 from jax_rele.data.encoding import Answer, AnswerEncoder, encode_prompts, language_rows
-from jax_rele.data.loader import batches
+from jax_rele.data.loader import batches, rows, shuffled
 from jax_rele.errors import UserError
 from jax_rele.inference import label_words
 from jax_rele.models import Decoder
@@ -46,14 +46,14 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     pairs = artefacts.load_pairs(run_dir, "train")
     prompts, answers = encode(config, run_dir, tokenizer, pairs)
     check_packing(pairs, prompts, answers, finetune.pack_to, "finetune.pack_to")
-    rows = language_rows(
+    arrays = language_rows(
         prompts,
         answers,
         tokenizer.pad_token_id,
         finetune.pack_to,
         kind_weights={"label": finetune.label_weight},
     )
-    counts = {"pairs": len(pairs), "rows": len(rows["targets"]), "steps": optimization.steps}
+    counts = {"pairs": len(pairs), "rows": len(arrays["targets"]), "steps": optimization.steps}
     if distributed.on_main((run_dir / artefacts.LORA).exists):
         return counts  # an earlier attempt ended between writing the adapters and saying so
 
@@ -65,7 +65,11 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     state = train(
         shard_step(step, mesh, state),
         state,
-        batches(rows, optimization.batch_size, config.seed, places=places_of_process(mesh, optimization.batch_size)),
+        batches(
+            rows(arrays),
+            shuffled(len(arrays["targets"]), optimization.batch_size, config.seed),
+            places_of_process(mesh, optimization.batch_size),
+        ),
         config=optimization,
         mesh=mesh,
         directory=directory,
@@ -128,17 +132,17 @@ def held_out(
     pairs = artefacts.load_pairs(run_dir, "validation")
     prompts, answers = encode(config, run_dir, tokenizer, pairs)
     kind_weights = {"label": config.finetune.label_weight}
-    rows = language_rows(prompts, answers, tokenizer.pad_token_id, kind_weights=kind_weights)
+    held = language_rows(prompts, answers, tokenizer.pad_token_id, kind_weights=kind_weights)
     terms = {"loss": language_term(mesh)}
     words = label_words(tokenizer, config.labels.names)
     if words.scoring == "first_token":
         starts = [len(prompt) + answer.kinds.index("label") for prompt, answer in zip(prompts, answers)]
         schema = config.labels.schema_
-        rows |= {
+        held |= {
             "label_places": np.array(starts, np.int32) + len(words.common) - 1,
             "labels": np.array([schema.index(pair.label) for pair in pairs], np.int32),
         }
         terms["label_accuracy"] = losses.term(label_hits, label_tokens=np.array([rest[0] for rest in words.rests]))
     optimization = config.finetune.optimization
     batch_size = optimization.batch_size // optimization.micro_batches
-    return make_evaluate(model.apply, losses.combine(**terms), rows, batch_size, mesh)
+    return make_evaluate(model.apply, losses.combine(**terms), held, batch_size, mesh)

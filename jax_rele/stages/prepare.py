@@ -1,22 +1,20 @@
-"""prepare: read and check the pairs, split them by query, cross them into unlabelled pairs, train the tokenizers."""
+"""prepare: read and check the pairs, split them by query, make unlabelled candidates, train the tokenizers."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
 from jax_rele.config import Config
-from jax_rele.data import (
-    assign_splits,
-    check_quarantine,
-    cross,
-    read_pairs,
-    source_files,
-    write_pairs,
-    write_quarantine,
-)
+from jax_rele.data import SPLITS, PairTable, candidates, ingest, new_files, source_hash, write_pairs
 from jax_rele.data.tokenizer import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.inference import check_words
@@ -37,15 +35,13 @@ READS = (
     "student.init",
     "student.random.vocab_size",
 )
+TOKENIZER_PAIRS = 200_000
+"""Training pairs that tokenizers are trained on: the merges of a vocabulary of some thousands need no more."""
 
 
 def external_inputs(config: Config) -> dict[str, str]:
-    """A hash of the content of the data files, and of the weights that teacher and students start from."""
-    digest = hashlib.sha256()
-    for file in source_files(config.data.path):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    inputs = {f"data.path {config.data.path}": digest.hexdigest()[:16]}
+    """A hash of the content of the data, and of the weights that teacher and students start from."""
+    inputs = {f"data.path {config.data.path}": source_hash(config.data)}
     if config.teacher.init != "random":
         inputs[f"teacher.init {config.teacher.init}"] = _folder_hash(artefacts.base_folder(config))
     if config.student.init != "random":
@@ -67,56 +63,92 @@ def _folder_hash(folder: Path, ends: int = 1 << 20) -> str:
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Writes the pairs with their splits, the unlabelled pairs, the quarantine and the tokenizers."""
-    data, labels = config.data, config.labels
-    pairs, bad = read_pairs(data.path, label_names=labels.names, fields=data.fields, label_map=labels.written_as)
-    check_quarantine(len(pairs), bad, data.max_bad_share, data.path)
-    splits = data.splits
-    pairs = assign_splits(pairs, (splits.train, splits.validation, splits.test), config.seed)
-    train = [pair for pair in pairs if pair.split == "train"]
-    labelled = [pair for pair in pairs if pair.label is not None]
-    for split in ("train", "validation", "test"):
-        if not any(pair.split == split for pair in labelled):
-            raise UserError(
-                f"{data.path}: no labelled pair falls into the {split} split; change data.splits or add pairs"
-            )
-    unlabelled = [pair for pair in train if pair.label is None]
-    unlabelled += cross(
-        train,
-        [pair.item for pair in train],
-        data.crossed_per_query,
-        config.seed,
-        lexical_share=data.crossed_lexical_share,
-    )
+    """Writes the pairs with their splits, the unlabelled pairs, the quarantine and the tokenizers.
 
-    fields = data.item_fields
-    texts = [grammar.prompt(pair, fields) for pair in train] + _grammar_texts(config, len(train))
+    Memory holds a few numbers per row of the data; and, where `data.candidates` asks for pairs, the distinct queries
+    and items of the training split.
+    """
+    data, labels, folder = config.data, config.labels, (run_dir / artefacts.PAIRS).parent
+    # What is written becomes the stage's only when all of it is there: nothing of a run that fails stays.
+    with new_files(folder) as made:
+        found = ingest(data, labels, config.seed, config.cache, made)
+        in_train = found.splits == SPLITS.index("train")
+        labelled = {split: int((found.labelled & (found.splits == i)).sum()) for i, split in enumerate(SPLITS)}
+        for split, count in labelled.items():
+            if not count:
+                raise UserError(
+                    f"{data.path}: no labelled pair falls into the {split} split; change data.splits or add pairs"
+                )
+        train = found.pairs.select(in_train)
+        crossed = _candidates(config, train) if data.candidates.per_query else []
+        unlabelled = found.pairs.select(in_train & ~found.labelled)
+        write_pairs(made / Path(artefacts.UNLABELLED).name, chain(unlabelled, crossed))
+
+        teacher_tokenizer, student_tokenizer = _tokenizers(config, _sample(train))
+        teacher_tokenizer.save_pretrained(made / Path(artefacts.TEACHER_TOKENIZER).name)
+        student_tokenizer.save_pretrained(made / Path(artefacts.STUDENT_TOKENIZER).name)
+    return {"pairs": labelled, "unlabelled": len(unlabelled) + len(crossed), **found.counts}
+
+
+def _candidates(config: Config, train: PairTable) -> list[Pair]:
+    """Unlabelled pairs within each locale: a shopper is shown the items of one."""
+    shares = config.data.candidates
+    by_locale: dict[str, list[Pair]] = defaultdict(list)
+    for pair in _judged(train):
+        by_locale[pair.locale].append(pair)
+    crossed: dict[str, Pair] = {}
+    for _, judged in sorted(by_locale.items()):
+        items = list({id(pair.item): pair.item for pair in judged}.values())
+        found = candidates(
+            judged,
+            items,
+            shares.per_query,
+            config.seed,
+            bm25=shares.bm25,
+            same_category=shares.same_category,
+            same_brand=shares.same_brand,
+        )
+        for pair in found:  # one text may be a query in two locales
+            crossed.setdefault(pair.pair_id, pair)
+    return list(crossed.values())
+
+
+def _judged(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs; equal texts and items are one object."""
+    queries, items = {}, {}
+    return [
+        replace(pair, query=queries.setdefault(pair.query, pair.query), item=items.setdefault(pair.item, pair.item))
+        for pair in pairs
+    ]
+
+
+def _sample(pairs: PairTable) -> PairTable:
+    """At most `TOKENIZER_PAIRS` of the pairs, evenly spaced."""
+    count = min(len(pairs), TOKENIZER_PAIRS)
+    return pairs.select(np.arange(count) * len(pairs) // count)
+
+
+def _tokenizers(config: Config, train: PairTable) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+    """The tokenizers of teacher and students: trained on the pairs, or those of the weights that they start from."""
+    fields = config.data.item_fields
     if config.teacher.init == "random":
-        teacher_tokenizer = train_tokenizer(texts, config.teacher.random.vocab_size)
+        prompts = (grammar.prompt(pair, fields) for pair in train)
+        texts = chain(prompts, _grammar_texts(config, len(train)))
+        teacher = train_tokenizer(texts, config.teacher.random.vocab_size)
     else:
-        teacher_tokenizer = load_tokenizer(artefacts.base_folder(config), artefacts.DECODER_TOKENS)
-    check_words(teacher_tokenizer, labels.names)
+        teacher = load_tokenizer(artefacts.base_folder(config), artefacts.DECODER_TOKENS)
+    check_words(teacher, config.labels.names)
     if config.student.init == "random":
-        student_tokenizer = train_tokenizer(_plain_texts(train, fields), config.student.random.vocab_size, encoder=True)
+        student = train_tokenizer(_plain_texts(train, fields), config.student.random.vocab_size, encoder=True)
     else:
-        student_tokenizer = load_tokenizer(encoder_folder(config), artefacts.ENCODER_TOKENS)
-
-    # Everything has been read and checked: from here on things are written.
-    write_quarantine(run_dir / artefacts.QUARANTINE, bad)
-    write_pairs(run_dir / artefacts.PAIRS, pairs)
-    write_pairs(run_dir / artefacts.UNLABELLED, unlabelled)
-    teacher_tokenizer.save_pretrained(run_dir / artefacts.TEACHER_TOKENIZER)
-    student_tokenizer.save_pretrained(run_dir / artefacts.STUDENT_TOKENIZER)
-    by_split = Counter(pair.split for pair in labelled)
-    return {
-        "pairs": {split: by_split[split] for split in ("train", "validation", "test")},
-        "unlabelled": len(unlabelled),
-        "quarantined": len(bad),
-    }
+        student = load_tokenizer(encoder_folder(config), artefacts.ENCODER_TOKENS)
+    return teacher, student
 
 
-def _plain_texts(pairs: list[Pair], fields: tuple[str, ...]) -> list[str]:
-    return [pair.query for pair in pairs] + [text for pair in pairs for _, text in pair.item.texts(fields)]
+def _plain_texts(pairs: PairTable, fields: tuple[str, ...]) -> Iterator[str]:
+    for pair in pairs:
+        yield pair.query
+        yield from (text for _, text in pair.item.texts(fields))
 
 
 def _grammar_texts(config: Config, count: int) -> list[str]:

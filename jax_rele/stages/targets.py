@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele import losses
 from jax_rele.config import Config
 from jax_rele.data.augmented import encode_augmented
+from jax_rele.data.columns import Columns, Ragged
 from jax_rele.data.encoding import encode_evidence
 from jax_rele.data.loader import group_by_query
 from jax_rele.errors import UserError
@@ -21,7 +22,8 @@ from jax_rele.inference import embed_rationales
 from jax_rele.losses.combine import Term
 from jax_rele.models import CrossEncoder
 from jax_rele.rationale import parse, render
-from jax_rele.stages import students
+from jax_rele.stages import artefacts, students, training_data
+from jax_rele.stages.training_data import TrainingData, folder_hash
 from jax_rele.training import make_local_mesh
 from jax_rele.types import Pair, Signals
 
@@ -50,52 +52,129 @@ def check_needs(config: Config, student: str, recipe: str, terms: Mapping[str, T
         )
 
 
-def rows(
+def columns(
     config: Config,
     name: str,
     recipe: str,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     terms: Mapping[str, Term],
-    pairs: Sequence[Pair],
-    signals: Signals,
-) -> dict[str, Any]:
+    data: TrainingData,
+) -> Columns:
     """A row per pair of everything that a student's terms read, and `inputs`, its keyword arguments.
+
+    Each kind of them is made once for all recipes that read it, and found again by the content of pairs, signals and
+    tokenizer.
 
     Raises:
       UserError: signals that a term learns from are missing throughout, or do not fit the student's heads.
     """
+    student, dimensions = config.student, config.rationale.dimensions
+    read = {
+        "tokenizer": folder_hash(data.run_dir / artefacts.STUDENT_TOKENIZER),
+        "fields": config.data.item_fields,
+        "lengths": [student.query_length, student.item_length],
+    }
+    made = training_data.columns(
+        data,
+        f"inputs-{name}",
+        read,
+        lambda pairs, _: {"inputs": students.student_inputs(config, model, tokenizer, pairs)},
+        _fills("inputs", tokenizer, TOKENS[name]),
+    )
+    made = {"inputs": dict(made["inputs"])}
+    made |= training_data.columns(
+        data, "targets", config.labels.names, lambda pairs, signals: targets(config, pairs, signals)
+    )
     outputs, fields = losses.needs(terms)
-    ordered = in_order(pairs, signals)
-    made = targets(config, pairs, ordered)
-    inputs = students.student_inputs(config, model, tokenizer, pairs)
     if AUGMENTED & outputs:
-        # The label is what is to be predicted, so it is not read.
-        texts = [_without_label(text) for text in ordered.rationales]
-        lengths = config.student.query_length, config.student.item_length, config.student.rationale_length
-        inputs["augmented"] = encode_augmented(tokenizer, pairs, texts, config.data.item_fields, *lengths)
-        made["rationale_mask"] = np.array([bool(text) for text in texts])
+        found = training_data.columns(
+            data,
+            "augmented",
+            [read, student.rationale_length],
+            lambda pairs, signals: augmented(config, tokenizer, pairs, signals),
+            _fills("augmented", tokenizer, TOKENS["cross_encoder"]),
+        )
+        made["inputs"]["augmented"], made["rationale_mask"] = found["augmented"], found["rationale_mask"]
     if "evidence_tags" in fields:
         if not isinstance(model, CrossEncoder):
             raise UserError(f"distill: {name} reads no pair token by token, so it has no evidence_tags to learn from")
-        dimensions, lengths = config.rationale.dimensions, (config.student.query_length, config.student.item_length)
-        made |= encode_evidence(tokenizer, pairs, ordered.evidence, dimensions, config.data.item_fields, *lengths)
-        # Without a rationale there is no evidence to learn, not even that there is none.
-        made["evidence_tags_mask"] &= np.array([bool(text) for text in ordered.rationales])[:, None]
+        made |= training_data.columns(
+            data,
+            "evidence",
+            [read, dimensions],
+            lambda pairs, signals: evidence(config, tokenizer, pairs, signals),
+            {"evidence_tags": 0, "evidence_tags_mask": 0},
+        )
     if "rationale_embedding" in fields:
-        made |= _rationale_embeddings(config, model, tokenizer, ordered)
+        start = None
+
+        def embedded(_, signals):
+            nonlocal start
+            if signals.rationale_embedding is None and start is None:
+                start = _start_of_encoder(config, model, tokenizer)
+            return _rationale_embeddings(config, model, start, tokenizer, signals)
+
+        encoder = [student.init, student.random.model_dump(), student.rationale_length, student.dtype]
+        if student.init != "random":
+            encoder.append(folder_hash(students.encoder_folder(config)))
+        made |= training_data.columns(data, "embeddings", [read["tokenizer"], encoder], embedded)
+        _check_width(config, made["rationale_embedding"])
+    _check_there(recipe, fields, made)
+    return made
+
+
+TOKENS = {
+    "cross_encoder": {"tokens": True, "token_types": False, "valid": False},
+    "two_tower": {"query_tokens": True, "query_valid": False, "item_tokens": True, "item_valid": False},
+}
+"""What each student reads: arrays with a row of tokens per pair, and whether they are padded with the padding token."""
+
+
+def _fills(prefix: str, tokenizer: PreTrainedTokenizerBase, names: Mapping[str, bool]) -> dict[str, int]:
+    return {f"{prefix}.{name}": tokenizer.pad_token_id if padded else 0 for name, padded in names.items()}
+
+
+def _check_there(recipe: str, fields: Collection[str], made: Mapping[str, Any]) -> None:
+    """Raises UserError where there is nothing at all of what the terms learn from."""
     for field, mask, what in (
         ("verdict_probs", "verdict_probs_mask", "verdicts"),
         ("evidence_tags", "evidence_tags_mask", "evidence"),
         ("rationale_embedding", "rationale_embedding_mask", "rationales"),
         ("rationale_mask", "rationale_mask", "rationales"),
     ):
-        if field in fields and not made[mask].any():
+        if field not in fields:
+            continue
+        column = made[mask]
+        if not (len(column.values) if isinstance(column, Ragged) else column.any()):
             raise UserError(
                 f"distill.recipes: {recipe} learns from {what}, and the signals hold none; use label_only, score_kd or "
                 "margin_mse, or signals that have them (of our own teacher: teacher.order other than label_only)"
             )
-    return {"inputs": inputs, **made}
+
+
+def augmented(
+    config: Config, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], signals: Signals
+) -> dict[str, Any]:
+    """The cross-encoder's inputs with each pair's rationale behind it, and which pairs have one."""
+    # The label is what is to be predicted, so it is not read.
+    texts = [_without_label(text) for text in signals.rationales]
+    lengths = config.student.query_length, config.student.item_length, config.student.rationale_length
+    return {
+        "augmented": encode_augmented(tokenizer, pairs, texts, config.data.item_fields, *lengths),
+        "rationale_mask": np.array([bool(text) for text in texts]),
+    }
+
+
+def evidence(
+    config: Config, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], signals: Signals
+) -> dict[str, np.ndarray]:
+    """The evidence tags of the cross-encoder's tokens."""
+    dimensions, lengths = config.rationale.dimensions, (config.student.query_length, config.student.item_length)
+    made = encode_evidence(tokenizer, pairs, signals.evidence, dimensions, config.data.item_fields, *lengths)
+    # Without a rationale there is no evidence to learn, not even that there is none.
+    made["evidence_tags_mask"] &= np.array([bool(text) for text in signals.rationales])[:, None]
+    return made
 
 
 def targets(config: Config, pairs: Sequence[Pair], signals: Signals) -> dict[str, np.ndarray]:
@@ -104,7 +183,7 @@ def targets(config: Config, pairs: Sequence[Pair], signals: Signals) -> dict[str
     Args:
       config: the run.
       pairs: N of them.
-      signals: of these pairs in this order, see `in_order`.
+      signals: of these pairs in this order.
     """
     schema, verdict_probs = config.labels.schema_, signals.verdict_probs
     return {
@@ -117,33 +196,9 @@ def targets(config: Config, pairs: Sequence[Pair], signals: Signals) -> dict[str
     }
 
 
-def in_order(pairs: Sequence[Pair], signals: Signals) -> Signals:
-    """The signals of these pairs, in their order.
-
-    Raises:
-      UserError: a pair has none.
-    """
-    place = {pair_id: row for row, pair_id in enumerate(signals.pair_ids)}
-    missing = [pair.pair_id for pair in pairs if pair.pair_id not in place]
-    if missing:
-        raise UserError(
-            f"the signals lack {len(missing)} of {len(pairs)} pairs, the first is {missing[0]!r}; delete the folder of "
-            "the stage score and run it again"
-        )
-    rows = [place[pair.pair_id] for pair in pairs]
-
-    def take(values):
-        if values is None:
-            return None
-        return values[rows] if isinstance(values, np.ndarray) else tuple(values[row] for row in rows)
-
-    return Signals(**{field.name: take(getattr(signals, field.name)) for field in dataclasses.fields(signals)})
-
-
-def groups_of(config: Config, pairs: Sequence[Pair], teacher: bool) -> np.ndarray:
-    """[groups, size] rows of `pairs` by query, -1 for none; without a teacher, the same less their unlabelled pairs."""
-    labelled = np.array([pair.label is not None for pair in pairs])
-    groups = group_by_query([pair.query for pair in pairs], labelled, config.distill.group_size)
+def groups_of(config: Config, queries: np.ndarray, labelled: np.ndarray, teacher: bool) -> np.ndarray:
+    """[groups, size] rows by query, -1 for none; without a teacher, the same less the unlabelled pairs."""
+    groups = group_by_query(queries, labelled, config.distill.group_size)
     if teacher:
         return groups
     groups = np.where((groups >= 0) & labelled[groups], groups, -1)
@@ -157,24 +212,26 @@ def _without_label(text: str) -> str:
 
 
 def _rationale_embeddings(
-    config: Config, model: nn.Module, tokenizer: PreTrainedTokenizerBase, signals: Signals
+    config: Config, model: nn.Module, start: Any, tokenizer: PreTrainedTokenizerBase, signals: Signals
 ) -> dict[str, np.ndarray]:
     """The signals' own, or else those of the encoder that the student starts from, before it is trained."""
     embeddings = signals.rationale_embedding
     if embeddings is None:
-        start = _start_of_encoder(config, model, tokenizer)
         length = config.student.rationale_length
         embeddings = embed_rationales(model.encoder, start, tokenizer, signals.rationales, length)
+    return {
+        "rationale_embedding": np.nan_to_num(embeddings),
+        "rationale_embedding_mask": ~np.isnan(embeddings).any(axis=-1),
+    }
+
+
+def _check_width(config: Config, embeddings: np.ndarray) -> None:
     width = config.student.cross_encoder.latent_width
     if embeddings.shape[1] != width:
         raise UserError(
             f"student.cross_encoder.latent_width: the rationale embeddings have {embeddings.shape[1]} numbers, the "
             f"head {width}; set it to {embeddings.shape[1]}"
         )
-    return {
-        "rationale_embedding": np.nan_to_num(embeddings),
-        "rationale_embedding_mask": ~np.isnan(embeddings).any(axis=-1),
-    }
 
 
 def _start_of_encoder(config: Config, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -67,13 +67,16 @@ def train(
         start = int(state.step)
         with _Log(directory, start, config, title, alarm) as log:
             pending = None
+            ahead = _Ahead(batches, mesh)
             for number in range(start + 1, config.steps + 1):
-                batch = next(batches)
-                state, metrics = step(state, place(batch, mesh))
+                batch, pairs, waited = ahead.take()
+                state, metrics = step(state, batch)
+                if number < config.steps:
+                    ahead.fetch()
                 # Metrics are read one step late, so that the device never waits for the host.
                 if pending is not None:
                     log.record(*pending)
-                pending = (number, metrics, _rows(batch) * distributed.process_count())
+                pending = (number, metrics, pairs * distributed.process_count(), waited)
                 last = number == config.steps
                 measure = evaluate_every and (last or number % evaluate_every == 0)
                 save = checkpoints.should_save(number) or last
@@ -82,8 +85,33 @@ def train(
                     log.record(*pending, partial(evaluate, state) if measure else None)
                     pending = None
                 if save:
-                    checkpoint.save(checkpoints, number, state, batches)
+                    checkpoint.save(checkpoints, number, state, ahead)
     return state
+
+
+class _Ahead:
+    """The next batch on its way to the devices while they compute; its state is that of the batches taken."""
+
+    def __init__(self, batches: Iterator[Any], mesh: jax.sharding.Mesh):
+        self.batches, self.mesh = batches, mesh
+        self.state, self.fetched, self.waited = batches.get_state(), None, 0.0
+
+    def fetch(self) -> None:
+        begin = time.perf_counter()
+        rows = next(self.batches)
+        self.waited += time.perf_counter() - begin
+        self.fetched = place(rows, self.mesh), _rows(rows), self.batches.get_state()
+
+    def take(self) -> tuple[Any, int, float]:
+        """The batch, how many pairs it holds, and the seconds spent waiting for input since the last one."""
+        if self.fetched is None:
+            self.fetch()
+        batch, pairs, self.state = self.fetched
+        waited, self.fetched, self.waited = self.waited, None, 0.0
+        return batch, pairs, waited
+
+    def get_state(self) -> Any:
+        return self.state
 
 
 def _rows(batch: Any) -> int:
@@ -114,7 +142,7 @@ class _Log:
             self.path.write_text("".join(line + "\n" for line in kept), "utf-8")
             self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
         self.totals: dict[str, tuple[float, float]] = {}
-        self.loss = self.steps = self.pairs = 0
+        self.loss = self.steps = self.pairs = self.waited = 0
         self.clock = time.perf_counter()
         self.progress = make_progress(title, "loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} pairs/s")
         self.bar = self.progress.add_task(title, total=config.steps, completed=start, loss=math.nan, rate=0.0)
@@ -136,6 +164,7 @@ class _Log:
         step: int,
         metrics: dict[str, Any],
         pairs: int,
+        waited: float,
         measure: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         metrics = jax.tree.map(float, jax.device_get(metrics))
@@ -148,6 +177,7 @@ class _Log:
             )
         self.totals = losses.add_totals(self.totals, terms) if self.totals else terms
         self.loss, self.steps, self.pairs = self.loss + loss, self.steps + 1, self.pairs + pairs
+        self.waited += waited
         self.progress.advance(self.bar)
         if step % self.config.log_every and step != self.config.steps and measure is None:
             return
@@ -161,6 +191,8 @@ class _Log:
             **{name: value for name, value in losses.means(self.totals).items() if math.isfinite(value)},
             **{f"gradient/{name}": value for name, value in metrics.get("term_gradients", {}).items()},
             "pairs_per_second": self.pairs / (now - self.clock),
+            # At most this share of the time the devices had nothing to do for want of input.
+            "input_wait": self.waited / (now - self.clock),
         }
         if measure is not None:
             row |= {f"eval/{name}": value for name, value in measure().items()}
@@ -175,7 +207,8 @@ class _Log:
             if self.writes:
                 self.progress.console.print(f"{self.title}: {told}", markup=False, highlight=False, soft_wrap=True)
         self.progress.update(self.bar, loss=row["loss"], rate=row["pairs_per_second"])
-        self.totals, self.loss, self.steps, self.pairs, self.clock = {}, 0, 0, 0, time.perf_counter()
+        self.totals, self.loss, self.steps, self.pairs, self.waited = {}, 0, 0, 0, 0
+        self.clock = time.perf_counter()
 
 
 def _step_of(line: str) -> float:

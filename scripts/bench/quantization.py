@@ -24,7 +24,7 @@ import numpy as np
 
 from jax_rele import losses, pipeline
 from jax_rele.config import Config, Mesh, Optimization, from_dict
-from jax_rele.data import cross, recombine
+from jax_rele.data import candidates, loader, recombine
 from jax_rele.data.encoding import AnswerEncoder, encode_prompts, language_rows
 from jax_rele.data.loader import batches
 from jax_rele.models import Decoder, build_teacher
@@ -70,9 +70,7 @@ def rows_of_rationales(config: Config, run_dir: Path, tokenizer):
     train, held = (artefacts.load_pairs(run_dir, split) for split in ("train", "validation"))
     annotator = RuleAnnotator.fit(train, config.rationale.dimensions, config.rationale.tag_map)
     free = recombine(train, 8000, config.seed)
-    free += cross(
-        train, [pair.item for pair in train], 10, config.seed, lexical_share=config.data.crossed_lexical_share
-    )
+    free += candidates(train, [pair.item for pair in train], 10, config.seed, bm25=config.data.candidates.bm25)
     encoder = AnswerEncoder(tokenizer, config.teacher.order, config.teacher.value_length)
     prompts = encode_prompts(tokenizer, free, config.data.item_fields, config.teacher.prompt_length)
     answers = [encoder(rationale) for rationale in annotator.annotate(free)]
@@ -102,7 +100,7 @@ class Experiment:
     def train(self, state, rows, seed: int):
         if self.step is None:
             self.step = shard_step(make_train_step(self.model.apply, self.loss, self.tx), self.mesh, state)
-        data = batches(rows, self.optimization.batch_size, seed)
+        data = batches(loader.rows(rows), loader.shuffled(len(rows["targets"]), self.optimization.batch_size, seed))
         for _ in range(self.optimization.steps):
             state, _ = self.step(state, place(next(data), self.mesh))
         return state

@@ -13,7 +13,6 @@ from jax_rele.data.encoding import (
     encode_towers,
     language_rows,
 )
-from jax_rele.data.loader import batches, flatten_groups, group_by_query, take_groups
 from jax_rele.data.tokenizer import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.rationale import render
@@ -134,58 +133,3 @@ def test_evidence_tags_stand_at_the_tokens_of_their_spans(tokenizer):
     assert text(1, 1) == ["電池"]
     assert not tags[~mask].any()
     assert (mask <= cross["valid"]).all()
-
-
-# ---- batches
-
-
-def test_every_row_once_per_epoch_whatever_the_batch_size():
-    data = batches({"x": np.arange(10)}, 4, seed=0)
-    seen = np.concatenate([next(data)["x"] for _ in range(10)])
-    for epoch in range(4):
-        assert sorted(seen[10 * epoch : 10 * epoch + 10]) == list(range(10))
-    assert list(seen[:10]) != list(seen[10:20])
-
-
-@given(stop=st.integers(0, 12))
-def test_an_iterator_goes_on_where_its_state_was_taken(stop):
-    rows = {"x": np.arange(7), "inputs": {"y": np.arange(14).reshape(7, 2)}}
-    whole = batches(rows, 3, seed=1)
-    expected = [next(whole) for _ in range(stop + 3)][stop:]
-    first = batches(rows, 3, seed=1)
-    for _ in range(stop):
-        next(first)
-    second = batches(rows, 3, seed=1)
-    second.set_state(first.get_state())
-    for batch in expected:
-        got = next(second)
-        np.testing.assert_array_equal(got["x"], batch["x"])
-        np.testing.assert_array_equal(got["inputs"]["y"], batch["inputs"]["y"])
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), min_size=1, max_size=30), st.integers(1, 5))
-def test_groups_hold_every_row_once_and_one_query_each(rows, size):
-    queries, labelled = zip(*rows)
-    groups = group_by_query(queries, labelled, size)
-    assert sorted(groups[groups >= 0]) == list(range(len(rows)))
-    for group in groups:
-        members = group[group >= 0]
-        assert len({queries[row] for row in members}) == 1
-    for query in set(queries):
-        counts = [
-            sum(labelled[row] for row in group[group >= 0])
-            for group in groups
-            if queries[group[group >= 0][0]] == query
-        ]
-        assert max(counts) - min(counts) <= 1
-
-
-def test_flat_groups_know_their_company():
-    groups = np.array([[0, 1, -1], [2, -1, -1]])
-    batch = take_groups({"x": np.array([5, 6, 7]), "inputs": {"y": np.arange(6).reshape(3, 2)}}, groups)
-    flat = flatten_groups(batch)
-    np.testing.assert_array_equal(flat["mask"], [1, 1, 0, 1, 0, 0])
-    np.testing.assert_array_equal(flat["segments"], [0, 0, 0, 1, 1, 1])
-    np.testing.assert_array_equal(flat["segments_mask"], [1, 1, 0, 0, 0, 0])
-    np.testing.assert_array_equal(flat["x"][flat["mask"]], [5, 6, 7])
-    assert flat["inputs"]["y"].shape == (6, 2)

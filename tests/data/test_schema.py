@@ -45,6 +45,7 @@ def pairs(draw):
         split=draw(st.none() | st.sampled_from(SPLITS)),
         tags=tags,
         query_frequency=draw(st.none() | st.integers(0, 2**63 - 1)),
+        long_tail=draw(st.none() | st.booleans()),
     )
 
 
@@ -53,7 +54,10 @@ def as_row(pair):
     tags = {"tokens": [], "labels": []} if pair.tags == () else tags
     item = {field: getattr(pair.item, field) for field in ("id", *ITEM_FIELDS)}
     return {
-        **{name: getattr(pair, name) for name in ("pair_id", "query", "label", "locale", "split", "query_frequency")},
+        **{
+            name: getattr(pair, name)
+            for name in ("pair_id", "query", "label", "locale", "split", "query_frequency", "long_tail")
+        },
         "item": item | {"attributes": dict(pair.item.attributes)},
         "query_tags": tags,
     }
@@ -89,6 +93,9 @@ def test_ids_are_derived_from_content(pair):
     derived, again = parse(bare), parse(json.loads(json.dumps(bare)))
     assert derived == again
     assert derived.pair_id != derived.item.id
+    elsewhere = parse(bare | {"locale": pair.locale + "x"})
+    assert elsewhere.item == derived.item
+    assert elsewhere.pair_id != derived.pair_id
     other = parse(bare | {"query": bare["query"] + "x"})
     assert other.item == derived.item
     assert other.pair_id != derived.pair_id
@@ -179,6 +186,36 @@ def test_whole_frequencies(value):
     assert parse(row(query_frequency=value)).query_frequency in (0, 12)
 
 
+def test_long_tail_marks():
+    for value in (True, "true", "Yes", 1, "1", 1.0):
+        assert parse(row(long_tail=value)).long_tail is True
+    for value in (False, "False", "no", 0, " 0 ", 0.0):
+        assert parse(row(long_tail=value)).long_tail is False
+    for value in (None, "", float("nan")):
+        assert parse(row(long_tail=value)).long_tail is None
+    assert parse(row(rare="yes"), {"long_tail": "rare"}).long_tail is True
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"query": "x" * 21},
+        {"locale": "x" * 21},
+        {"pair_id": "x" * 21},
+        *({"item": {"id": "i", "title": "t", field: "x" * 21}} for field in ("id", *ITEM_FIELDS)),
+        {"item": {"id": "i", "title": "t", "attributes": {"a": "b", "x": "x" * 21}}},
+        {"item": {"id": "i", "title": "t", "attributes": {"x" * 21: "x"}}},
+        {"query_tags": {"tokens": ["x" * 21], "labels": ["B-a"]}},
+    ],
+)
+def test_long_texts(changes):
+    long = row(**changes)
+    with pytest.raises(RowError, match=r"^a text of 21 characters, more than data\.max_characters 20$"):
+        parse({"pair_id": "p"} | long, max_characters=20)
+    parse({"pair_id": "p"} | long, max_characters=21)
+    parse(long)
+
+
 BAD = {
     "missing query": [{"item": {"title": "t"}}, row(query=None), row(query=float("nan"))],
     "blank query": [row(query=""), row(query=" \0\t\u00a0")],
@@ -221,6 +258,8 @@ BAD = {
         row(query_frequency=value) for value in (-1, 1.5, "many", float("inf"), 2**63, "1e999999999")
     ],
     "query_frequency must be text, got bool": [row(query_frequency=True)],
+    "long_tail must be true or false, yes or no, 1 or 0, got": [row(long_tail=value) for value in ("maybe", 2, -1)],
+    "long_tail must be text, got list": [row(long_tail=[])],
 }
 
 

@@ -1,5 +1,6 @@
 """No query in two splits, whatever the order of the rows."""
 
+import hashlib
 import random
 import re
 from collections import Counter, defaultdict
@@ -71,9 +72,42 @@ def test_given_splits_are_kept_and_spread_over_their_query(pairs, data):
         pairs[i] = replace(pairs[i], split=split)
     assigned = try_assign(pairs)
     if assigned is not None:
+        lacking = set(SPLITS) - set(query_split.values())
         for each in assigned:
-            assert each.split == query_split.get(normalise_query(each.query), each.split)
+            given_split = query_split.get(normalise_query(each.query), each.split)
+            assert each.split == given_split or (given_split == "train" and each.split in lacking)
         assert assign_splits(assigned, SPLIT_OF_60_20_20, 0) == assigned
+
+
+@given(st.integers(2, 40), st.sampled_from([("validation",), ("test",), ("validation", "test")]), st.randoms())
+def test_what_is_not_given_is_taken_out_of_train(n_train, lacking, shuffler):
+    given_splits = [split for split in SPLITS if split not in lacking]
+    pairs = [pair(f"{split}{i}", f"{split} {i}", split=split) for split in given_splits for i in range(n_train)]
+    assigned = try_assign(pairs, (0.5, 0.2, 0.3))
+    shares = dict(zip(SPLITS, (0.5, 0.2, 0.3)))
+    if assigned is None:
+        assert n_train < 6
+        return
+    counts = Counter(each.split for each, before in zip(assigned, pairs) if before.split == "train")
+    for split in ("train", *lacking):
+        expected = n_train * shares[split] / (0.5 + sum(shares[name] for name in lacking))
+        assert abs(counts[split] - expected) <= 1
+    assert all(each.split == before.split for each, before in zip(assigned, pairs) if before.split != "train")
+    again = assign_splits(shuffler.sample(pairs, len(pairs)), (0.5, 0.2, 0.3), 0)
+    assert split_of(again) == split_of(assigned)
+
+
+def test_queries_without_a_split_are_divided_beside_given_ones():
+    """By the order of a list: each stratum by hash, strata interleaved, cut at the shares."""
+    pairs = [pair(i, f"q{i}", label="ES"[i % 3 == 0]) for i in range(50)]
+    hashes = {each.query: hashlib.blake2b(f"7 {each.query}".encode()).digest() for each in pairs}
+    places = []
+    for label in "ES":
+        queries = sorted((each.query for each in pairs if each.label == label), key=hashes.get)
+        places += [((rank + 0.5) / len(queries), hashes[query], query) for rank, query in enumerate(queries)]
+    order = [query for *_, query in sorted(places)]
+    expected = dict(zip(order, ["train"] * 30 + ["validation"] * 10 + ["test"] * 10))
+    assert {each.query: each.split for each in assign_splits(pairs, SPLIT_OF_60_20_20, 7)} == expected
 
 
 def test_strata_are_divided_alike():
@@ -101,6 +135,7 @@ def test_seeds_differ():
 
 def test_leakage_names_query_splits_and_pairs():
     pairs = [
+        pair(0, "red shoe"),
         pair(1, "Red  Shoe", split="train"),
         pair(2, "x", split="validation"),
         pair(3, "ｒｅｄ shoe ", split="test"),
@@ -115,9 +150,12 @@ def test_an_empty_split_is_refused():
     pairs = [pair(i, f"q{i}") for i in range(3)]
     with pytest.raises(UserError, match=r"the test split is empty: 3 of 3 queries .*data\.splits\.test"):
         assign_splits(pairs, (0.5, 0.5, 0.0), 0)
+    given_splits = [pair(1, "a", split="validation"), pair(2, "b", split="test")]
+    with pytest.raises(UserError, match="the train split is empty: 0 of 2 queries"):
+        assign_splits(given_splits, SPLIT_OF_60_20_20, 0)
     given_splits = [pair(1, "a", split="train"), pair(2, "b", split="test")]
     with pytest.raises(UserError, match="the validation split is empty: 0 of 2 queries"):
-        assign_splits(given_splits, SPLIT_OF_60_20_20, 0)
+        assign_splits(given_splits, (0.5, 0.0, 0.5), 0)
     with pytest.raises(UserError, match="the train split is empty"):
         assign_splits([], SPLIT_OF_60_20_20, 0)
 
@@ -139,6 +177,17 @@ def test_long_tail_by_given_frequency():
     assert long_tail(pairs, 5).tolist() == [True, True, False]
     assert long_tail([], 5).shape == (0,)
     assert long_tail([], 5).dtype == bool
+
+
+def test_a_mark_of_the_data_decides():
+    marks = [None, True, False, None, True]
+    frequencies = [0, 9, 0, 9, None]
+    pairs = [pair(i, "q", query_frequency=f, long_tail=m) for i, (f, m) in enumerate(zip(frequencies, marks))]
+    assert long_tail(pairs, 5).tolist() == [True, True, False, False, True]
+    pairs = [replace(each, query_frequency=None, split="train") for each in pairs]
+    pairs[1] = replace(pairs[1], query="r")
+    assert long_tail(pairs, 0).tolist() == [False, True, False, False, True]
+    assert long_tail(pairs, 1).tolist() == [True, True, False, True, True]
 
 
 word_lists = st.lists(st.sampled_from(["ab", "Ab", "c", "d", "-"]), min_size=1, max_size=3).map(" ".join)

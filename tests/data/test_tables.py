@@ -1,5 +1,6 @@
 """Tables: exact round trips, all or nothing on disk, damage found."""
 
+import errno
 import os
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from jax_rele.data import (
     write_quarantine,
     write_table,
 )
+from jax_rele.data.tables import new_files, pairs_to_arrow, write_batches
 from jax_rele.errors import UserError
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
@@ -42,6 +44,7 @@ pairs = st.builds(
     split=st.none() | st.sampled_from(SPLITS),
     tags=st.none() | st.lists(st.builds(Tag, text, text), max_size=3).map(tuple),
     query_frequency=st.none() | st.integers(0, 2**63 - 1),
+    long_tail=st.none() | st.booleans(),
 )
 SOME = [
     Pair(f"p{i}", "réd shoe", Item(str(i), "t", attributes=(("a", "b"),)), tags=None if i % 2 else (Tag("réd", "c"),))
@@ -107,15 +110,60 @@ def test_a_write_that_fails_half_way_leaves_the_old_table(tmp_path, monkeypatch)
     path = tmp_path / "pairs.parquet"
     write_pairs(path, SOME)
 
-    def full_disk(table, file, **_):
-        file.write(b"PAR1 and then")
-        raise OSError("No space left on device")
+    def stops(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(tables.pq, "write_table", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    def is_full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tables.pq.ParquetWriter, "write_table", stops)
+    with pytest.raises(OSError, match="Input/output"):
+        write_pairs(path, SOME[:1])
+    monkeypatch.setattr(tables.pq.ParquetWriter, "write_table", is_full)
+    with pytest.raises(UserError, match=rf"^{path}: the disk is full; make room, then run the same command again$"):
         write_pairs(path, SOME[:1])
     assert read_pairs_table(path) == SOME
     assert os.listdir(tmp_path) == ["pairs.parquet"]
+
+
+def write_and_fail(folder, error):
+    with new_files(folder) as made:
+        (made / "table").write_text("2")
+        raise error
+
+
+def test_new_files_appear_together_or_not_at_all(tmp_path):
+    folder = tmp_path / "stage"
+    (folder / ".making-left-by-a-kill").mkdir(parents=True)
+    with new_files(folder) as made:
+        (made / "table").write_text("1")
+        (made / "tokenizer").mkdir()
+        (made / "tokenizer" / "vocab").write_text("1")
+        assert os.listdir(folder) == [made.name]
+    assert sorted(os.listdir(folder)) == ["table", "tokenizer"]
+    for error, told in ((OSError(errno.ENOSPC, "full"), UserError), (KeyError(1), KeyError)):
+        with pytest.raises(told):
+            write_and_fail(folder, error)
+    with pytest.raises(UserError, match=r"stage: the disk is full"), new_files(folder):
+        raise Exception("No space left on device (os error 28)")  # as the tokenizers say it
+    assert sorted(os.listdir(folder)) == ["table", "tokenizer"]
+    assert (folder / "table").read_text() == "1"
+    with new_files(folder) as made:
+        (made / "tokenizer").mkdir()
+    assert os.listdir(folder / "tokenizer") == []
+
+
+def test_batches_become_row_groups_of_one_size(tmp_path):
+    parts = [pairs_to_arrow(SOME[start:stop]) for start, stop in ((0, 3), (3, 3), (3, 20), (20, 30))]
+    assert write_batches(tmp_path / "t.parquet", parts, PAIRS, rows=8) == 30
+    assert read_pairs_table(tmp_path / "t.parquet") == SOME
+    metadata = pq.ParquetFile(tmp_path / "t.parquet").metadata
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [8, 8, 8, 6]
+
+
+def test_tables_of_an_earlier_version_lack_the_long_tail(tmp_path):
+    pq.write_table(pairs_to_arrow(SOME).drop_columns("long_tail"), tmp_path / "t.parquet")
+    assert read_pairs_table(tmp_path / "t.parquet") == SOME
 
 
 def test_what_is_renamed_is_whole_and_on_disk(tmp_path, monkeypatch):

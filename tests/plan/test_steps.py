@@ -6,8 +6,9 @@ import pytest
 
 from jax_rele import losses
 from jax_rele.config import Mesh, from_dict
+from jax_rele.data import write_pairs, write_signals
 from jax_rele.data.encoding import Answer, language_rows
-from jax_rele.data.loader import flatten_groups, take_groups
+from jax_rele.data.loader import Groups
 from jax_rele.data.tokenizer import train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.models import build_student, build_teacher
@@ -15,6 +16,7 @@ from jax_rele.plan.abstract import bytes_per_chip, train_state
 from jax_rele.plan.steps import language_batch, steps, student_batch
 from jax_rele.rationale import render
 from jax_rele.stages import artefacts, objectives, students, targets
+from jax_rele.stages.training_data import open_data, queries
 from jax_rele.training import init_state, make_mesh, make_optimizer
 from jax_rele.types import Comparison, Item, Pair, Rationale, Signals
 
@@ -61,8 +63,10 @@ def test_a_planned_batch_of_the_teacher_is_that_of_the_stage(mesh, pack_to):
     ("name", "recipe"),
     [("cross_encoder", "mkd"), ("two_tower", "mkd"), ("cross_encoder", "lrkd"), ("cross_encoder", "crsd")],
 )
-def test_a_planned_batch_of_a_student_is_that_of_the_stage(config, mesh, name, recipe):
-    pairs = [Pair(f"p{n}", f"query {n // 4}", Item(f"i{n}", f"title {n}"), label="Exact") for n in range(16)]
+def test_a_planned_batch_of_a_student_is_that_of_the_stage(config, mesh, name, recipe, tmp_path):
+    pairs = [
+        Pair(f"p{n}", f"query {n // 4}", Item(f"i{n}", f"title {n}"), label="Exact", split="train") for n in range(16)
+    ]
     tokenizer = train_tokenizer([pair.query + " " + pair.item.title for pair in pairs], 300)
     labels, dimensions = len(config.labels.names), config.rationale.dimensions
     model = build_student(name, config.student, len(tokenizer), labels, len(dimensions))
@@ -74,8 +78,15 @@ def test_a_planned_batch_of_a_student_is_that_of_the_stage(config, mesh, name, r
         rationales=(render(Rationale((Comparison("brand", verdict="match"),), "Exact")),) * 16,
     )
     terms = objectives.terms(config, recipe, students.heads_of(model))
-    rows = targets.rows(config, name, recipe, model, tokenizer, terms, pairs, signals)
-    real = flatten_groups(take_groups(rows, targets.groups_of(config, pairs, True)))
+    for path, table in ((artefacts.PAIRS, pairs), (artefacts.UNLABELLED, [])):
+        write_pairs(tmp_path / path, table)
+    write_signals(tmp_path / artefacts.SIGNALS, signals, config.labels.names, dimensions)
+    tokenizer.save_pretrained(tmp_path / artefacts.STUDENT_TOKENIZER)
+    data = open_data(config.model_copy(update={"cache_dir": str(tmp_path)}), tmp_path)
+    columns = targets.columns(config, name, recipe, model, tokenizer, terms, data)
+    known = queries(data)
+    groups = targets.groups_of(config, known["query"], known["labelled"], True)
+    real = Groups(columns, groups)(np.arange(len(groups)), np.arange(len(groups)))
     planned = student_batch(config, model, mesh, 16, losses.needs(terms)[0])
     assert outline(planned, 16) == outline(real, 16)
 

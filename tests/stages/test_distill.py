@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from jax_rele.config import Config
+from jax_rele.data import take_signals, write_pairs, write_signals
 from jax_rele.data.tokenizer import train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.rationale import render
 from jax_rele.stages import artefacts, distill
-from jax_rele.stages.targets import groups_of, in_order, targets
+from jax_rele.stages.targets import groups_of, targets
+from jax_rele.stages.training_data import open_data
 from jax_rele.types import Comparison, Item, Pair, Rationale, Signals, Span
 
 CONFIG = Config.model_validate({"distill": {"group_size": 2}})
@@ -34,30 +36,25 @@ SIGNALS = Signals(
 )
 
 
-def test_every_pair_gets_its_own_signals_and_label():
-    SIGNALS.verdict_probs[1] = np.nan
-    made = targets(CONFIG, PAIRS, in_order(PAIRS, SIGNALS))
+QUERIES, LABELLED = np.array([1, 1, 2, 3, 1], np.uint64), np.array([pair.label is not None for pair in PAIRS])
+
+
+def test_labels_and_signals_become_arrays_where_they_are_there():
+    said = take_signals(SIGNALS, [IDS.index(pair.pair_id) for pair in PAIRS])
+    said.verdict_probs[2] = np.nan
+    made = targets(CONFIG, PAIRS, said)
     assert made["labels_mask"].tolist() == [True, False, True, False, False]
     assert made["labels"][[0, 2]].tolist() == [1, 3]
-    for row, pair in enumerate(PAIRS):
-        place = IDS.index(pair.pair_id)
-        np.testing.assert_array_equal(made["label_probs"][row], SIGNALS.label_probs[place])
-        if pair.pair_id != "c":
-            np.testing.assert_array_equal(made["verdict_probs"][row], SIGNALS.verdict_probs[place])
+    np.testing.assert_array_equal(made["label_probs"], said.label_probs)
     assert made["verdict_probs_mask"].all(axis=1).tolist() == [True, True, False, True, True]
 
 
-def test_missing_signals_are_named():
-    with pytest.raises(UserError, match="the signals lack 1 of 6 pairs, the first is 'f'"):
-        in_order([*PAIRS, Pair("f", "q", Item("6", "t"))], SIGNALS)
-
-
 def test_without_a_teacher_the_same_groups_hold_their_labelled_pairs_alone():
-    whole, labelled = groups_of(CONFIG, PAIRS, True), groups_of(CONFIG, PAIRS, False)
+    whole, labelled = (groups_of(CONFIG, QUERIES, LABELLED, teacher) for teacher in (True, False))
     assert len(whole) == len(labelled)
     assert sorted(whole[whole >= 0]) == [0, 1, 2, 3, 4]
     for group, kept in zip(whole, labelled):
-        assert set(kept[kept >= 0]) == {row for row in group if row >= 0 and PAIRS[row].label is not None}
+        assert set(kept[kept >= 0]) == {row for row in group if row >= 0 and LABELLED[row]}
 
 
 # ---- training
@@ -70,6 +67,7 @@ MANY = [
         f"{WORDS[n // 4 % 10]} {WORDS[n // 8 % 10]}",
         Item(f"i{n}", " ".join(DRAW.choice(WORDS, 4))),
         label=("Exact", "Substitute", "Irrelevant", None)[n % 4],
+        split="train",
     )
     for n in range(48)
 ]
@@ -105,9 +103,17 @@ def folder(tmp_path_factory):
     return folder
 
 
+def data_of(config, folder, pairs=MANY, said=SAID):
+    """What `prepare` and `score` leave of these pairs and signals."""
+    write_pairs(folder / artefacts.PAIRS, [pair for pair in pairs if pair.label is not None])
+    write_pairs(folder / artefacts.UNLABELLED, [pair for pair in pairs if pair.label is None])
+    write_signals(folder / artefacts.SIGNALS, said, config.labels.names, config.rationale.dimensions)
+    return open_data(config.model_copy(update={"cache_dir": str(folder / "cache")}), folder)
+
+
 def trained(config, folder, recipe, *names, tmp_path):
     terms = {name: distill.terms_of(config, folder, name, recipe) for name in names}
-    training = distill.prepare(config, folder, recipe, terms, MANY, SAID)
+    training = distill.prepare(config, folder, recipe, terms, data_of(config, folder))
     state = distill.fit(training, config, 0, tmp_path / "_".join([recipe, *names]), "test")
     lines = (tmp_path / "_".join([recipe, *names]) / "metrics.jsonl").read_text("utf-8").splitlines()
     return training.params_of(state), [json.loads(line) for line in lines]
@@ -203,7 +209,7 @@ def test_a_loss_that_cannot_be_computed_is_named_before_anything_is_trained(fold
     config = config_of(objectives={"mine": {"terms": {"x": {"loss": f"{tmp_path}/mine.py:{name}"}}}}, recipes=["mine"])
     terms = {"two_tower": distill.terms_of(config, folder, "two_tower", "mine")}
     with pytest.raises(UserError, match=f"distill.objectives.mine: its terms cannot be computed.*{told}"):
-        distill.prepare(config, folder, "mine", terms, MANY, SAID)
+        distill.prepare(config, folder, "mine", terms, data_of(config, folder))
 
 
 def test_an_edited_loss_is_another_input(tmp_path):
@@ -228,11 +234,11 @@ def test_signals_that_a_recipe_needs_and_nobody_gave_are_named(folder):
     config, silent = config_of(), dataclasses.replace(SAID, verdict_probs=np.full_like(SAID.verdict_probs, np.nan))
     terms = {"two_tower": distill.terms_of(config, folder, "two_tower", "mkd")}
     with pytest.raises(UserError, match="mkd learns from verdicts, and the signals hold none"):
-        distill.prepare(config, folder, "mkd", terms, MANY, silent)
+        distill.prepare(config, folder, "mkd", terms, data_of(config, folder, said=silent))
     silent = dataclasses.replace(SAID, rationales=("",) * 48)
     terms = {"cross_encoder": distill.terms_of(config, folder, "cross_encoder", "crsd")}
     with pytest.raises(UserError, match="crsd learns from rationales, and the signals hold none"):
-        distill.prepare(config, folder, "crsd", terms, MANY, silent)
+        distill.prepare(config, folder, "crsd", terms, data_of(config, folder, said=silent))
 
 
 def test_a_collapse_is_reported_while_the_student_trains(folder, tmp_path, capfd):
@@ -269,7 +275,7 @@ def test_every_recipe_sees_the_same_labelled_pairs_in_the_same_steps(folder):
         )
         said = dataclasses.replace(said, pair_ids=tuple(pair.pair_id for pair in pairs))
         terms = {"two_tower": distill.terms_of(config, folder, "two_tower", recipe)}
-        data = distill.prepare(config, folder, recipe, terms, pairs, said).data(3)
+        data = distill.prepare(config, folder, recipe, terms, data_of(config, folder, pairs, said)).data(3)
         seen[recipe] = []
         for _ in range(10):
             batch = next(data)

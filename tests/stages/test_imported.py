@@ -10,14 +10,14 @@ from jax_rele import cli, config
 from jax_rele.data import read_pairs_table, read_signals, read_table
 from jax_rele.errors import UserError
 from jax_rele.rationale import parse, render
-from jax_rele.stages import artefacts, imported
+from jax_rele.stages import artefacts, imported, training_data
 from jax_rele.types import VERDICTS, Comparison, Rationale
 
 TINY = """
 name: other
 run_root: {folder}/runs
 labels: {labels}
-data: {{path: {folder}/pairs.jsonl, item_fields: [title], crossed_per_query: {crossed}}}
+data: {{path: {folder}/pairs.jsonl, item_fields: [title], candidates: {{per_query: {per_query}}}}}
 rationale: {{dimensions: [category, color], tag_map: {{}}}}
 score: {{batch_size: 16, signals: {signals}}}
 student:
@@ -64,14 +64,14 @@ def write_lines(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def make(folder, signals=None, *, labels=FOUR, recipe="score_kd", crossed=0):
+def make(folder, signals=None, *, labels=FOUR, recipe="score_kd", per_query=0):
     """The config file of a run over `rows_of(labels)`, with signals.jsonl written from the given rows."""
     write_lines(folder / "pairs.jsonl", rows_of(labels))
     if signals is not None:
         write_lines(folder / "signals.jsonl", signals)
     file = folder / "other.yaml"
     path = folder / "signals.jsonl" if signals is not None else '""'
-    file.write_text(TINY.format(folder=folder, labels=labels, signals=path, recipe=recipe, crossed=crossed))
+    file.write_text(TINY.format(folder=folder, labels=labels, signals=path, recipe=recipe, per_query=per_query))
     return file
 
 
@@ -119,9 +119,9 @@ def test_rationales_become_verdicts_and_are_shown(tmp_path):
     run_dir = tmp_path / "runs" / "other"
     assert no_teacher(run_dir)
     settings = config.load(file)
-    signals = artefacts.load_signals(settings, run_dir)
-    pairs = artefacts.training_pairs(run_dir, signals)
-    assert signals.pair_ids == tuple(pair.pair_id for pair in pairs)
+    data = training_data.open_data(settings, run_dir)
+    signals = data.signals.take(data.places)
+    assert signals.pair_ids == tuple(pair.pair_id for pair in training_data.pairs_of(data))
     assert not np.isnan(signals.verdict_probs).any()
     assert all(signals.evidence)
     metrics = json.loads((run_dir / "evaluate" / "metrics.json").read_text())
@@ -201,8 +201,8 @@ def test_commands_say_that_there_is_no_teacher(scored, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A config file whose run has finished `prepare`, with one crossed pair a query."""
-    file = make(tmp_path_factory.mktemp("prepared"), crossed=1)
+    """A config file whose run has finished `prepare`, with one candidate a query."""
+    file = make(tmp_path_factory.mktemp("prepared"), per_query=1)
     assert jax_rele("prepare", file) == 0
     return file
 
@@ -255,9 +255,18 @@ def test_missing_pairs_are_an_error_or_left_out(prepared, tmp_path, capsys):
     settings = config.load(prepared)
     allowing = settings.model_copy(update={"score": settings.score.model_copy(update={"allow_missing": True})})
     found = imported.read(allowing, settings.run_dir, str(tmp_path / "s.jsonl"))
-    kept = artefacts.training_pairs(settings.run_dir, found.train)
     assert [pair.pair_id for pair in found.missing] == ["p1", learned[-1].pair_id]
-    assert not {pair.pair_id for pair in kept} & {"p1", learned[-1].pair_id}
+    copy = shutil.copytree(settings.run_dir, tmp_path / "copy")
+    imported.write(
+        allowing.model_copy(
+            update={
+                "score": settings.score.model_copy(update={"allow_missing": True, "signals": str(tmp_path / "s.jsonl")})
+            }
+        ),
+        copy,
+    )
+    kept = training_data.pairs_of(training_data.open_data(settings, copy))
+    assert {pair.pair_id for pair in kept} == {pair.pair_id for pair in learned} - {"p1", learned[-1].pair_id}
     write_lines(tmp_path / "none.jsonl", [{"pair_id": "unknown", "label": "Exact"}])
     with pytest.raises(UserError, match=r"no signals for .*; give it the pair_ids of this run"):
         imported.read(allowing, settings.run_dir, str(tmp_path / "none.jsonl"))

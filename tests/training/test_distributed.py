@@ -20,7 +20,7 @@ from flax import linen as nn
 
 from jax_rele import cli, config, losses, pipeline
 from jax_rele.data import read_signals
-from jax_rele.data.loader import batches, flatten_groups, take_groups
+from jax_rele.data.loader import Groups, batches, shuffled
 from jax_rele.errors import UserError
 from jax_rele.stages import score
 from jax_rele.training import (
@@ -65,7 +65,7 @@ def rows():
         "labels_mask": rng.random(PAIRS) < 0.7,
         "label_probs": rng.dirichlet(np.ones(LABELS), PAIRS).astype(np.float32),
     }
-    return take_groups(pairs, np.arange(PAIRS).reshape(-1, SIZE))
+    return Groups(pairs, np.arange(PAIRS).reshape(-1, SIZE))
 
 
 def init(rng):
@@ -82,7 +82,7 @@ def train_here(directory: Path, devices=None, dies: bool = False):
     """Trains as a stage does, in all processes of this run."""
     mesh, tx = make_mesh(config.Mesh(data=2, fsdp=2), devices), make_optimizer(OPTIMIZATION)
     groups = OPTIMIZATION.batch_size // SIZE
-    data = batches(rows(), groups, 0, flatten_groups, places_of_process(mesh, groups))
+    data = batches(rows(), shuffled(PAIRS // SIZE, groups, 0), places_of_process(mesh, groups))
     state = init_state(init, "params", {}, tx, mesh, 0)
     step = shard_step(make_train_step(Classifier().apply, objective(), tx), mesh, state)
 
@@ -211,14 +211,14 @@ def test_what_the_processes_read_makes_up_the_batch_of_one(data, fsdp, tensor, s
     mesh = SimpleNamespace(
         shape={"data": data, "fsdp": fsdp, "tensor": tensor}, devices=np.array(devices).reshape(data, fsdp, tensor)
     )
-    alone = batches(rows(), 8, 3, flatten_groups)
+    alone = batches(rows(), shuffled(PAIRS // SIZE, 8, 3))
     whole = [next(alone) for _ in range(3)]
     for process in range(4):
         places = places_of_process(mesh, 8, process)
         # The groups of a device, for each place along data x fsdp.
         by_row = np.arange(8).reshape(len(owners), -1)
         np.testing.assert_array_equal(places, by_row[(owners == process).any(axis=1)].ravel())
-        own = batches(rows(), 8, 3, flatten_groups, places)
+        own = batches(rows(), shuffled(PAIRS // SIZE, 8, 3), places)
         pairs = (places[:, None] * SIZE + np.arange(SIZE)).ravel()
         for expected in whole:
             chex.assert_trees_all_equal(jax.tree.map(lambda x: x[pairs], expected), next(own))  # noqa: B023

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jax_rele import config, losses
+from jax_rele.data import loader
 from jax_rele.data.loader import batches
 from jax_rele.training import (
     born_sharded,
@@ -76,7 +77,7 @@ def run(directory, mesh, step=None, evaluate=None):
     state = train(
         step or made,
         state,
-        batches(rows(50, 0), OPTIMIZATION.batch_size, seed=0),
+        batches(loader.rows(rows(50, 0)), loader.shuffled(50, OPTIMIZATION.batch_size, 0)),
         config=OPTIMIZATION,
         mesh=mesh,
         directory=directory,
@@ -85,7 +86,7 @@ def run(directory, mesh, step=None, evaluate=None):
         evaluate_every=3,
     )
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return state, [{**line, "pairs_per_second": 0} for line in lines]
+    return state, [{**line, "pairs_per_second": 0, "input_wait": 0} for line in lines]
 
 
 def test_figures_are_logged_and_a_resumed_run_repeats_them(tmp_path):

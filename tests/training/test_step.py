@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jax_rele import config, losses
+from jax_rele.data import loader
 from jax_rele.data.loader import batches
 from jax_rele.errors import UserError
 from jax_rele.models import CrossEncoder, Decoder, DecoderConfig, EncoderConfig, LoraSpec
@@ -45,6 +46,11 @@ def rows(seed=0):
     }
 
 
+def batches_of(batch_size):
+    arrays = rows()
+    return batches(loader.rows(arrays), loader.shuffled(len(arrays["labels"]), batch_size, seed=0))
+
+
 def init(rng):
     return MODEL.init(rng, **jax.tree.map(lambda x: x[:1], rows()["inputs"]))
 
@@ -73,7 +79,7 @@ def mesh_of(devices, data=-1, fsdp=1, tensor=1):
 
 def losses_of(mesh, directory):
     state, step = start(mesh)
-    data = batches(rows(), OPTIMIZATION.batch_size, seed=0)
+    data = batches_of(OPTIMIZATION.batch_size)
     state = train(step, state, data, config=OPTIMIZATION, mesh=mesh, directory=directory, title="test")
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return state, lines
@@ -129,7 +135,7 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
         train(
             dies,
             state,
-            batches(rows(), 8, seed=0),
+            batches_of(8),
             config=OPTIMIZATION,
             mesh=mesh,
             directory=broken,
@@ -138,7 +144,9 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
     (broken / "metrics.jsonl").open("a").write('{"step": 5, "lo')
     resumed, again = losses_of(mesh, broken)
     jax.tree.map(np.testing.assert_array_equal, whole.trainable, resumed.trainable)
-    assert [{**a, "pairs_per_second": 0} for a in lines] == [{**b, "pairs_per_second": 0} for b in again]
+    assert [{**a, "pairs_per_second": 0, "input_wait": 0} for a in lines] == [
+        {**b, "pairs_per_second": 0, "input_wait": 0} for b in again
+    ]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
@@ -149,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
         state, metrics = step(state, batch)
         return state, {**metrics, "loss": jnp.where(state.step >= 5, jnp.nan, metrics["loss"])}
 
-    data = batches(rows(), 8, seed=0)
+    data = batches_of(8)
     with pytest.raises(UserError, match=r"test: loss nan, .* at step 5; lower optimization.learning_rate \(0.003\)"):
         train(poisoned, state, data, config=OPTIMIZATION, mesh=mesh, directory=tmp_path, title="test")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["3"]
@@ -164,7 +172,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
             file.write_bytes(b"")
     state, step = start(mesh)
     with pytest.raises(UserError, match=rf"{re.escape(str(newest))}: damaged checkpoint"):
-        train(step, state, batches(rows(), 8, 0), config=OPTIMIZATION, mesh=mesh, directory=tmp_path, title="test")
+        train(step, state, batches_of(8), config=OPTIMIZATION, mesh=mesh, directory=tmp_path, title="test")
 
 
 def test_variables_move_between_meshes(tmp_path):
@@ -208,7 +216,7 @@ def test_only_the_adapters_learn():
 def test_one_compile_per_step_function():
     mesh = mesh_of(1)
     state, step = start(mesh)
-    data = batches(rows(), 8, seed=0)
+    data = batches_of(8)
     compiles = []
     for _ in range(4):
         state, _ = step(state, place(next(data), mesh))

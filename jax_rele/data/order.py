@@ -1,0 +1,139 @@
+"""Which examples are in which batch: arithmetic on step numbers, the same in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import grain
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Examples that are shuffled and repeated apart from others.
+
+    Attributes:
+      members: numbers of the examples; at least one.
+      counts: how many of them are in the batch of each step; the last number holds for all later steps.
+    """
+
+    members: np.ndarray
+    counts: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Most examples in a batch."""
+        return max(self.counts)
+
+    def before(self, step: int) -> int:
+        """Examples in the batches before a step."""
+        known = min(step, len(self.counts))
+        return int(sum(self.counts[:known])) + (step - known) * self.counts[-1]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The numbers of the examples of every batch.
+
+    Attributes:
+      batch: step, from 0 -> [width] int64; -1 for a place that holds nothing.
+      width: places of a batch.
+      steps: batches; None: without end.
+    """
+
+    batch: Callable[[int], np.ndarray]
+    width: int
+    steps: int | None
+
+
+def shares(share: Sequence[float], width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Counts of two streams that fill batches of `width`, the first with `share[step]` of all places so far.
+
+    Rounding errors are carried over, so that the mixture is exact in the long run for a share that ends as a whole
+    number of places; every batch has at least one example of the first.
+    """
+    total = np.concatenate([[0.0], np.cumsum(np.asarray(share, np.float64) * width)])
+    first = np.clip(np.diff(np.floor(total + 0.5)).astype(int), 1, width)
+    first[-1] = min(max(1, round(share[-1] * width)), width)
+    return tuple(first.tolist()), tuple((width - first).tolist())
+
+
+def order(
+    streams: Sequence[Stream],
+    seed: int,
+    *,
+    sizes: np.ndarray | None = None,
+    window: int = 1,
+    epochs: int | None = None,
+) -> Order:
+    """A new shuffle of every stream in each of its epochs, every example once.
+
+    Without `epochs` the streams go on for ever, and a batch may span two epochs: nothing is dropped, and nothing is
+    repeated within an epoch. With `epochs` every stream ends after so many, and places that are left over in the last
+    batches hold -1. Batch t depends on the arguments and t alone.
+
+    Args:
+      streams: the examples; a batch holds those of the first stream, then those of the second, and so on.
+      seed: of the shuffles. What a stream gives does not depend on the streams behind it.
+      sizes: of every example, by its number; larger than 1 `window`s deal examples of like size into the same batch.
+      window: steps whose examples are dealt by size; the order of the batches in a window is drawn again.
+      epochs: how often every example comes; None for no end.
+    """
+    sources = [
+        grain.MapDataset.range(len(stream.members)).shuffle(seed=seed + number).repeat()
+        for number, stream in enumerate(streams)
+    ]
+    ends = [None if epochs is None else epochs * len(stream.members) for stream in streams]
+    steps = None if epochs is None else max(_steps_to(stream, end) for stream, end in zip(streams, ends))
+    width = max(
+        sum(stream.counts[min(t, len(stream.counts) - 1)] for stream in streams)
+        for t in range(max(len(stream.counts) for stream in streams))
+    )
+
+    def numbers(which: int, start: int, stop: int) -> np.ndarray:
+        stop = stop if ends[which] is None else min(stop, ends[which])
+        places = [sources[which][place] for place in range(start, stop)]
+        return streams[which].members[np.asarray(places, np.int64)]
+
+    @lru_cache(maxsize=2)
+    def dealt(number: int) -> list[list[np.ndarray]]:
+        """For each step of a window the examples of each stream."""
+        first = number * window
+        last = first + window if steps is None else min(first + window, steps)
+        # The end of an epoch that is the last leaves gaps, which must stay in the last batch.
+        final = steps is not None and last == steps
+        ranks = np.arange(last - first) if final else np.random.default_rng([seed, number]).permutation(last - first)
+        batches: list[list[np.ndarray]] = [[] for _ in range(last - first)]
+        for which, stream in enumerate(streams):
+            found = numbers(which, stream.before(first), stream.before(last))
+            if sizes is not None:
+                found = found[np.argsort(sizes[found], kind="stable")]
+            start = 0
+            for place in ranks:
+                count = stream.before(first + place + 1) - stream.before(first + place)
+                batches[place].append(found[start : start + count])
+                start += count
+        return batches
+
+    def batch(step: int) -> np.ndarray:
+        if window > 1:
+            parts = dealt(step // window)[step % window]
+        else:
+            parts = [
+                numbers(which, stream.before(step), stream.before(step + 1)) for which, stream in enumerate(streams)
+            ]
+        found = np.concatenate(parts)
+        return np.concatenate([found, np.full(width - len(found), -1, np.int64)])
+
+    return Order(batch, width, steps)
+
+
+def _steps_to(stream: Stream, end: int) -> int:
+    """The first step before which there are `end` examples of a stream."""
+    step = 0
+    while step < len(stream.counts) and stream.before(step) < end:
+        step += 1
+    left = end - stream.before(step)
+    return step + max(0, -(-left // stream.counts[-1])) if left > 0 else step

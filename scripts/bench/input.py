@@ -1,0 +1,260 @@
+"""What input costs: memory, pairs a second, and how long a MiniLM-size student waits for its batches.
+
+    python scripts/bench/input.py [--pairs 5000000] [--steps 16] [--output docs/benchmarks/input.md]
+
+About 25 minutes on two CPU cores, 6 GB of disk. Pairs and signals of made-up words are written as `prepare` and `score`
+write them; then the columns that a cross-encoder learns from by `mkd` are made (tokens, evidence, labels, signals), the
+loader is run alone, and the student is trained for some steps. The last row is the whole; the rows before it show how
+memory grows. Each size runs in a process of its own. Memory is anonymous memory (RssAnon), as pages of mapped files are
+the system's to take back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+WORDS, CHUNK, CANDIDATES, TURNS = 20_000, 50_000, 9, 3
+LENGTHS = {"query_length": 16, "item_length": 48}
+MINILM = {"vocab_size": 30_522, "layers": 6, "width": 384, "heads": 12, "mlp_width": 1536}
+
+
+@contextmanager
+def peak(found: dict, name: str):
+    """Seconds, and the most anonymous memory in MB that was there meanwhile."""
+    done, most = threading.Event(), [0]
+
+    def watch():
+        while not done.wait(0.05):
+            most[0] = max(most[0], anonymous())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        found[name] = {"seconds": time.perf_counter() - begin}
+        done.set()
+        thread.join()
+        found[name]["mb"] = max(most[0], anonymous()) / 1024
+
+
+def anonymous() -> int:
+    status = Path("/proc/self/status").read_text("ascii")
+    return int(status.split("RssAnon:")[1].split()[0])
+
+
+def texts(rng, words, count, low, high):
+    lengths = rng.integers(low, high + 1, count)
+    # Frequent words are frequent, as in a language.
+    picked = words[np.minimum(rng.zipf(1.2, lengths.sum()), len(words)) - 1]
+    ends = np.cumsum(lengths)
+    return [" ".join(picked[end - length : end]) for end, length in zip(ends, lengths)]
+
+
+def write_tables(folder: Path, count: int, config) -> None:
+    """One labelled pair a query and `CANDIDATES` unlabelled ones, with the signals of all."""
+    from jax_rele.data import PAIRS
+    from jax_rele.data.signals import SCHEMA
+    from jax_rele.stages import artefacts
+
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    words = np.unique(["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(WORDS)])
+    rng.shuffle(words)
+    labels, dimensions = config.labels.names, config.rationale.dimensions
+    metadata = {b"jax_rele.labels": json.dumps(labels), b"jax_rele.dimensions": json.dumps(dimensions)}
+    paths = [folder / name for name in (artefacts.PAIRS, artefacts.UNLABELLED, artefacts.SIGNALS)]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with (
+        pq.ParquetWriter(paths[0], PAIRS, **options) as judged,
+        pq.ParquetWriter(paths[1], PAIRS, **options) as free,
+        pq.ParquetWriter(paths[2], SCHEMA.with_metadata(metadata), **options) as said,
+    ):
+        for start in range(0, count, CHUNK):
+            size = min(CHUNK, count - start)
+            number = np.arange(start, start + size)
+            queries = texts(rng, words, -(-size // (1 + CANDIDATES)), 1, 6)
+            titles, brands = texts(rng, words, size, 6, 22), texts(rng, words, size, 1, 1)
+            has_label = number % (1 + CANDIDATES) == 0
+            rows = [
+                {
+                    "pair_id": f"p{n}",
+                    "query": queries[i // (1 + CANDIDATES)],
+                    "item": {
+                        **dict.fromkeys(("color", "category", "bullets", "description"), ""),
+                        "id": f"i{n}",
+                        "title": title,
+                        "brand": brand,
+                        "attributes": [],
+                    },
+                    "label": labels[n % len(labels)] if labelled else None,
+                    "locale": "us",
+                    "split": "train",
+                    **dict.fromkeys(("tags", "query_frequency", "long_tail")),
+                }
+                for i, (n, title, brand, labelled) in enumerate(zip(number, titles, brands, has_label))
+            ]
+            table = pa.Table.from_pylist(rows, schema=PAIRS)
+            judged.write_table(table.filter(pa.array(has_label)), row_group_size=4096)
+            free.write_table(table.filter(pa.array(~has_label)), row_group_size=4096)
+            probs = rng.dirichlet(np.ones(len(labels)), size).astype(np.float32)
+            verdicts = rng.dirichlet(np.ones(3), (size, len(dimensions))).astype(np.float32)
+            said.write_table(
+                pa.Table.from_pydict(
+                    {
+                        "pair_id": [f"p{n}" for n in number],
+                        "label_probs": list(probs),
+                        "verdict_probs": [list(row) for row in verdicts],
+                        "evidence": [
+                            [{"source": "title", "start": 0, "end": title.index(" "), "dimension": "brand"}]
+                            for title in titles
+                        ],
+                        "rationale": [f"brand: - | {brand} | absent" for brand in brands],
+                        "confidence": np.ones(size, np.float32),
+                        "rationale_embedding": [None] * size,
+                    },
+                    schema=SCHEMA,
+                )
+            )
+
+
+def work(count: int, steps: int, folder: Path) -> dict:
+    """All that is measured at one size."""
+    import jax
+
+    from jax_rele.config import from_dict
+    from jax_rele.data import PairTable
+    from jax_rele.data.tokenizer import train_tokenizer
+    from jax_rele.stages import artefacts, distill
+    from jax_rele.stages.training_data import open_data, queries
+
+    steps_taken = max(steps, 1)
+    optimization = {"steps": steps_taken, "batch_size": 32, "learning_rate": 1e-5}
+    optimization |= dict.fromkeys(("log_every", "checkpoint_every"), steps_taken)
+    config = from_dict(
+        {
+            "cache_dir": str(folder / "cache"),
+            "student": {"random": MINILM, **LENGTHS},
+            "distill": {"recipes": ["mkd"], "length_buckets": 4, "optimization": optimization},
+        }
+    )
+    found: dict = {"pairs": count}
+    with peak(found, "write"):
+        write_tables(folder, count, config)
+    table = PairTable(folder / artefacts.UNLABELLED)
+    sample = [f"{pair.query} {pair.item.title}" for pair in table[: min(2000, len(table))]]
+    train_tokenizer(sample, 8000, encoder=True).save_pretrained(folder / artefacts.STUDENT_TOKENIZER)
+    with peak(found, "open"):
+        data = open_data(config, folder)
+    terms = {"cross_encoder": distill.terms_of(config, folder, "cross_encoder", "mkd")}
+    with peak(found, "columns"):
+        queries(data)
+        training = distill.prepare(config, folder, "mkd", terms, data)
+    with peak(found, "again"):
+        distill.prepare(config, folder, "mkd", terms, data)
+    batches = training.data(0)
+    next(batches)
+    read = 0
+    with peak(found, "loader"):
+        for _ in range(min(2000, count // 32)):
+            read += int(next(batches)["mask"].sum())
+    found["loader"]["pairs"] = read
+    found["disk_mb"] = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file()) / 2**20
+    del batches
+    if steps:
+        distill.fit(training, config, 0, folder / "first", "first")  # compiles
+        found["waits"], found["step_pairs"] = [], []
+        for turn in range(TURNS):
+            with peak(found, "train"):
+                distill.fit(training, config, 0, folder / f"train{turn}", "train")
+            (line,) = (folder / f"train{turn}" / "metrics.jsonl").read_text("utf-8").splitlines()
+            found["waits"].append(json.loads(line)["input_wait"])
+            found["step_pairs"].append(json.loads(line)["pairs_per_second"])
+    found["jax"] = jax.__version__
+    return found
+
+
+def report(rows: list[dict]) -> str:
+    phases = ("open", "columns", "loader", "train")
+    names = ("pairs", "columns made, pairs/s", "again, s", "loader, pairs/s", "peak MB: open", *phases[1:], "cache MB")
+    lines = [f"| {' | '.join(names)} |", "|---:" * len(names) + "|"]
+    for row in rows:
+        making = row["columns"]["seconds"] - row["again"]["seconds"]
+        cells = [
+            f"{row['pairs']:,}",
+            f"{row['pairs'] / making:,.0f}",
+            f"{row['again']['seconds']:.1f}",
+            f"{row['loader']['pairs'] / row['loader']['seconds']:,.0f}",
+            *(f"{row[phase]['mb']:.0f}" if phase in row else "–" for phase in phases),
+            f"{row['disk_mb']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    last = rows[-1]
+    waits, speed = (statistics.median(last[name]) for name in ("waits", "step_pairs"))
+    alone = last["loader"]["pairs"] / last["loader"]["seconds"]
+    cores = len(os.sched_getaffinity(0))
+    lines += [
+        "",
+        f"The student's steps take {speed:.1f} pairs/s, the loader alone gives {alone / speed:,.0f} times as many. "
+        f"Share of the training's time spent waiting for input: median {waits:.2%}, most {max(last['waits']):.2%}, over "
+        f"{len(last['waits'])} trainings.",
+        "",
+        f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, jax {last['jax']}.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5_000_000)
+    parser.add_argument("--steps", type=int, default=16, help="of the student, at the largest size")
+    parser.add_argument("--folder", default=None, help="where the tables go; a temporary folder by default")
+    parser.add_argument("--output", default=None, help="a Markdown file to write as well")
+    parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+            print(json.dumps(work(given.worker, given.steps, Path(folder))), flush=True)
+        return
+    sizes = [size for size in (given.pairs // 100, given.pairs // 10, given.pairs) if size >= 200]
+    rows = []
+    for size in sizes:
+        command = [
+            sys.executable,
+            __file__,
+            "--worker",
+            str(size),
+            "--steps",
+            str(given.steps if size == sizes[-1] else 0),
+        ]
+        if given.folder:
+            command += ["--folder", given.folder]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    text = report(rows)
+    print(text)
+    if given.output:
+        Path(given.output).write_text(f"# Input\n\n{__doc__.strip()}\n\n{text}\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""prepare: all of its tables or none, from any source, with candidates of training queries alone."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from jax_rele import config
+from jax_rele.data import PairTable, normalise_query, read_pairs_table, read_table, tables
+from jax_rele.data.tokenizer import load_tokenizer
+from jax_rele.errors import UserError
+from jax_rele.stages import artefacts, prepare
+
+LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
+MADE = ["pairs.parquet", "quarantine.parquet", "student_tokenizer", "teacher_tokenizer", "unlabelled.parquet"]
+
+
+def rows(n_queries=40, items=3, **more):
+    return [
+        {
+            "pair_id": f"p{q}-{i}",
+            "query": f"red shoe {q}",
+            "item": {"id": f"i{q}-{i}", "title": f"Shoe {q} {i}", "brand": f"b{q % 4}", "category": f"c{q % 3}"},
+            "label": LABELS[(q + i) % 4] if i else None,
+            **more,
+        }
+        for q in range(n_queries)
+        for i in range(items)
+    ]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def made(tmp_path, path, **data):
+    vocab = {"random": {"vocab_size": 320}}
+    values = {"name": "r", "run_root": str(tmp_path / "runs"), "data": {"path": str(path), **data}}
+    settings = config.from_dict({**values, "teacher": vocab, "student": vocab})
+    return settings, prepare.run(settings, settings.run_dir)
+
+
+def stage_dir(tmp_path):
+    return tmp_path / "runs" / "r" / "prepare"
+
+
+def test_tables_and_counts(tmp_path):
+    source = write(tmp_path / "rows.jsonl", [*rows(), rows()[0], {"query": "q"}])
+    settings, counts = made(tmp_path, source, candidates={"per_query": 4})
+    assert sorted(os.listdir(stage_dir(tmp_path))) == MADE
+    pairs = read_pairs_table(settings.run_dir / artefacts.PAIRS)
+    assert len(pairs) == 120
+    labelled = {split: [pair for pair in pairs if pair.split == split and pair.label] for split in counts["pairs"]}
+    assert counts == {
+        "pairs": {split: len(labelled[split]) for split in ("train", "validation", "test")},
+        "unlabelled": 24 * 5,
+        "quarantined": 1,
+        "duplicates": 1,
+        "conflicts": 0,
+        "leaked": 0,
+        "empty_shards": 0,
+    }
+    assert counts["pairs"] == {"train": 48, "validation": 16, "test": 16}
+    assert len(read_table(settings.run_dir / artefacts.QUARANTINE)) == 2
+    # Unlabelled are those of the data and the candidates; all are of training queries, none is judged.
+    unlabelled = PairTable(settings.run_dir / artefacts.UNLABELLED)
+    of_split = {normalise_query(pair.query): pair.split for pair in pairs}
+    assert {of_split[normalise_query(pair.query)] for pair in unlabelled} == {"train"}
+    assert [pair.pair_id for pair in unlabelled[:24]] == [
+        pair.pair_id for pair in pairs if pair.label is None and pair.split == "train"
+    ]
+    judged = {(normalise_query(pair.query), pair.item.id) for pair in pairs}
+    crossed = unlabelled[24:]
+    assert not judged & {(normalise_query(pair.query), pair.item.id) for pair in crossed}
+    held_out = {pair.item for pair in pairs if pair.split != "train"}
+    assert not held_out & {pair.item for pair in crossed}
+    load_tokenizer(settings.run_dir / artefacts.TEACHER_TOKENIZER, artefacts.DECODER_TOKENS)
+    load_tokenizer(settings.run_dir / artefacts.STUDENT_TOKENIZER, artefacts.ENCODER_TOKENS)
+
+
+def test_a_second_run_makes_the_same(tmp_path):
+    source = write(tmp_path / "rows.jsonl", rows())
+    made(tmp_path, source)
+    before = {path: path.read_bytes() for path in stage_dir(tmp_path).rglob("*") if path.is_file()}
+    made(tmp_path, source)
+    assert {path: path.read_bytes() for path in stage_dir(tmp_path).rglob("*") if path.is_file()} == before
+
+
+def test_without_candidates(tmp_path):
+    _, counts = made(tmp_path, write(tmp_path / "rows.jsonl", rows()), candidates={"per_query": 0})
+    assert counts["unlabelled"] == 24
+
+
+def test_tokenizers_are_trained_on_a_sample_of_many_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "TOKENIZER_PAIRS", 7)
+    seen = []
+    plain = prepare._plain_texts
+    monkeypatch.setattr(prepare, "_plain_texts", lambda pairs, fields: seen.extend(pairs) or plain(pairs, fields))
+    settings, _ = made(tmp_path, write(tmp_path / "rows.jsonl", rows()))
+    train = [pair for pair in read_pairs_table(settings.run_dir / artefacts.PAIRS) if pair.split == "train"]
+    assert seen == [train[i * len(train) // 7] for i in range(7)]
+
+
+def test_official_train_and_test_get_a_validation_split(tmp_path):
+    source = rows()
+    for row in source:
+        row["split"] = "test" if int(row["pair_id"][1:].split("-")[0]) < 10 else "train"
+    _, counts = made(tmp_path, write(tmp_path / "rows.jsonl", source))
+    assert counts["pairs"] == {"train": 44, "validation": 16, "test": 20}
+
+
+@pytest.mark.parametrize(
+    ("source", "data", "message"),
+    [
+        (rows(n_queries=1), {}, "all 3 rows have one query, 'red shoe 0'"),
+        (rows(items=1), {}, "no labelled pair falls into the train split"),
+        ([*rows(), *[{"query": "q"}] * 60], {}, "60 of 180 rows are bad"),
+        (rows(label="none"), {}, "none of its 120 rows is a valid pair"),
+        (rows(split="train"), {"splits": {"train": 0.5, "validation": 0.5, "test": 0}}, "the test split is empty"),
+    ],
+)
+def test_what_cannot_be_prepared_leaves_nothing(tmp_path, source, data, message):
+    with pytest.raises(UserError, match=message) as error:
+        made(tmp_path, write(tmp_path / "rows.jsonl", source), **data)
+    assert "\n" not in str(error.value)
+    assert os.listdir(stage_dir(tmp_path)) == []
+
+
+@pytest.mark.parametrize("after", range(1, 6))
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, after):
+    """Whichever of the writes meets it: what was written is taken away, and the next run starts afresh."""
+    source = write(tmp_path / "rows.jsonl", rows())
+    fsync, done = os.fsync, []
+
+    def full(descriptor):
+        done.append(descriptor)
+        if len(done) == after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(tables.os, "fsync", full)
+    with pytest.raises(UserError, match=r"the disk is full; make room") as error:
+        made(tmp_path, source)
+    assert "\n" not in str(error.value)
+    assert os.listdir(stage_dir(tmp_path)) == []
+    made(tmp_path, source)
+    assert sorted(os.listdir(stage_dir(tmp_path))) == MADE
+
+
+def test_what_a_kill_left_is_removed(tmp_path):
+    left = stage_dir(tmp_path) / ".making-abc"
+    left.mkdir(parents=True)
+    (left / "rows.parquet").write_bytes(b"PAR1")
+    made(tmp_path, write(tmp_path / "rows.jsonl", rows()))
+    assert sorted(os.listdir(stage_dir(tmp_path))) == MADE
+
+
+def test_inputs_change_with_the_content_of_the_source(tmp_path):
+    source = write(tmp_path / "rows.jsonl", rows())
+    settings = config.from_dict({"name": "r", "data": {"path": str(source)}})
+    before = prepare.external_inputs(settings)
+    assert before == prepare.external_inputs(settings)
+    assert list(before) == [f"data.path {source}"]
+    write(source, rows(n_queries=41))
+    assert prepare.external_inputs(settings) != before
+
+
+def test_candidates_stay_within_a_locale(tmp_path):
+    both = [row for name in ("us", "jp") for row in rows(30, locale=name)]
+    for row, place in zip(both, range(len(both))):
+        row["pair_id"], row["item"] = f"p{place}", {**row["item"], "id": f"{row['locale']}-{row['item']['id']}"}
+    settings, _ = made(tmp_path, write(tmp_path / "rows.jsonl", both), candidates={"per_query": 6})
+    found = [pair for pair in read_pairs_table(settings.run_dir / artefacts.UNLABELLED) if pair.pair_id[:2] == "x-"]
+    assert {pair.locale for pair in found} == {"us", "jp"}
+    assert all(pair.item.id.startswith(f"{pair.locale}-") for pair in found)
+    assert len({pair.pair_id for pair in found}) == len(found)
