@@ -28,6 +28,9 @@ STAGES = {
 }
 
 
+ANNOTATE = ("--show-prompt", "--worker", "--write-batch", "--read-batch")
+"""Options of the command annotate that do something else than run the stage; docs/annotation.md."""
+
 PLANNED = ("adapt", "finetune", "score_prefix", "score", "generate", "distill")
 """Steps that `plan` knows; `distill` stands for each student's."""
 
@@ -61,6 +64,8 @@ def command() -> None:
 
 def _dispatch(arguments: list[str]) -> None:
     command = arguments[0] if arguments else "--help"
+    if command == "annotate" and any(word.partition("=")[0] in ANNOTATE for word in arguments):
+        return _annotate(arguments[1:])
     if command == "run" or command in STAGES:
         if {"--help", "-h"} & set(arguments):
             return _print_help(command, _config_path(arguments[1:]))
@@ -107,6 +112,28 @@ def _dispatch(arguments: list[str]) -> None:
         return commands.export(parsed.run, parsed.output, adapters=parsed.adapters)
     texts = {field: getattr(parsed, field) or "" for field in ITEM_FIELDS}
     return commands.explain(parsed.run, parsed.query, Item("", **texts))
+
+
+def _annotate(arguments: list[str]) -> None:
+    """What the command annotate does beside running its stage."""
+    parser = argparse.ArgumentParser(prog="jax-rele annotate", allow_abbrev=False)
+    parser.add_argument("config", metavar="CONFIG.yaml")
+    parser.add_argument("--show-prompt", nargs="?", const="", metavar="PAIR_ID", help="print one prompt, filled in")
+    parser.add_argument("--worker", action="store_true", help="ask for answers beside other processes, and no more")
+    parser.add_argument("--write-batch", nargs=2, metavar=("ENDPOINT", "FILE"), help="requests for an offline batch")
+    parser.add_argument("--read-batch", nargs="+", metavar="FILE", help="store the answers of an offline batch")
+    parsed, rest = parser.parse_known_args(arguments)
+    config = _read_config("annotate", [parsed.config, *rest])
+    from jax_rele import commands
+
+    if parsed.show_prompt is not None:
+        commands.show_prompt(config, parsed.show_prompt)
+    elif parsed.write_batch:
+        commands.write_batch(config, *parsed.write_batch)
+    elif parsed.read_batch:
+        commands.read_batch(config, parsed.read_batch)
+    else:
+        commands.annotate_worker(config)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -221,6 +248,8 @@ def _config_path(arguments: list[str]) -> str | None:
 
 def _print_help(command: str, path: str | None) -> None:
     print(f"usage: jax-rele {command} {path or 'CONFIG.yaml'} [--path.to.field VALUE ...]\n")
+    if command == "annotate":
+        print(f"Or with one of {', '.join(ANNOTATE)}: docs/annotation.md.\n")
     default = configs.load(path) if path else configs.Config()
     print("Mappings, best written in the file:\n")
     for option, description in _mappings(configs.Config):

@@ -1,12 +1,15 @@
 """What is done with a run beside its stages.
 
 predict and explain: what a finished run's models say of new pairs; export: the teacher for other programs;
-check_signals: what a file of another teacher's signals holds.
+check_signals: what a file of another teacher's signals holds; show_prompt, annotate_worker, write_batch, read_batch:
+what the stage annotate asks of chat models.
 """
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from jax_rele import pipeline
+from jax_rele.annotation import batch_files
+from jax_rele.annotation.prompts import Prompts
+from jax_rele.annotation.store import Store
+from jax_rele.annotation.types import Endpoint, Task
 from jax_rele.config import Config, Mesh
 from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.errors import UserError
@@ -24,7 +31,7 @@ from jax_rele.inference import predict as predict_student
 from jax_rele.models import save_peft, to_hf
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
-from jax_rele.stages import artefacts, imported, objectives, students
+from jax_rele.stages import annotate, artefacts, chat, imported, objectives, students
 from jax_rele.training import make_mesh
 from jax_rele.types import ITEM_FIELDS, VERDICTS, Item, Pair
 
@@ -209,3 +216,58 @@ def _table(title: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(escape(column), overflow="fold")
     return table
+
+
+def show_prompt(config: Config, pair_id: str = "") -> None:
+    """Prints what a chat model is asked of a training pair, by default the first, and the schema of its answer."""
+    pipeline.require(config, "prepare")
+    prompts, pairs = chat.prompts_of(config), artefacts.load_pairs(config.run_dir, "train")
+    found = [pair for pair in pairs if pair.pair_id == pair_id or not pair_id]
+    if not found:
+        raise UserError(f"--show-prompt: {config.run_dir} has no labelled training pair {pair_id!r}")
+    for message in prompts.messages(found[0]):
+        print(f"--- {message['role']}\n{message['content']}")
+    print(f"--- schema\n{json.dumps(prompts.schema, indent=1, ensure_ascii=False)}\n--- version {prompts.version}")
+
+
+def annotate_worker(config: Config) -> None:
+    """Asks for the first answers of a run beside other processes that do, and leaves what follows to `annotate`."""
+    tasks, prompts, _ = _asked(config)
+    said = chat.asking(config, prompts)(tasks)
+    done = sum(len(votes) for votes in said.votes.values())
+    print(f"{done} of {said.wanted * len(tasks)} answers are in {config.answers}, cost {said.cost:.4f}", end="")
+    print(f"; {said.stopped}" if said.stopped else "")
+
+
+def write_batch(config: Config, name: str, path: str) -> None:
+    """Writes the requests of an endpoint that have no answer yet, for an offline batch."""
+    tasks, _, endpoints = _asked(config)
+    found = [endpoint for endpoint in endpoints if endpoint.name == name]
+    if not found:
+        raise UserError(
+            f"--write-batch: no endpoint {name!r}; annotate.endpoints has {[one.name for one in endpoints]}"
+        )
+    with Store(config.answers) as store:
+        files = batch_files.write_requests(tasks, found[0], path, store)
+    print("\n".join(map(str, files)) if files else f"{name}: every request has an answer, nothing to write")
+
+
+def read_batch(config: Config, paths: Sequence[str]) -> None:
+    """Stores the answers of an offline batch."""
+    tasks, _, endpoints = _asked(config)
+    with Store(config.answers) as store:
+        found = batch_files.read_results(paths, tasks, endpoints, store)
+    print(
+        f"{found.stored} answers stored, {found.known} were there, {found.failed} failed, {found.unknown} are of other "
+        f"requests, {found.damaged} lines are damaged"
+    )
+    for named in found.names:
+        print(f"  {named}")
+
+
+def _asked(config: Config) -> tuple[list[Task], Prompts, list[Endpoint]]:
+    if config.annotate.annotator != "llm":
+        raise UserError("annotate.annotator: set it to llm, and name annotate.endpoints")
+    pipeline.require(config, "prepare")
+    prompts = chat.prompts_of(config)
+    return chat.tasks_of(prompts, annotate.pairs_of(config, config.run_dir)), prompts, chat.endpoints_of(config)

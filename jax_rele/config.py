@@ -188,6 +188,95 @@ class Rationale(_Section):
         return self
 
 
+class ChatEndpoint(_Section):
+    """A model behind an OpenAI-compatible server: vLLM, SGLang, TGI, Ollama, a cloud API."""
+
+    name: Name
+    """What the run calls it."""
+    base_url: str
+    """E.g. http://localhost:8000/v1."""
+    model: Annotated[str, Field(min_length=1)]
+    """The server's name of the model."""
+    key_variable: str = ""
+    """The environment variable that holds the key; empty for a server that asks for none."""
+    samples: Positive = 3
+    """Answers per pair (self-consistency)."""
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    """Sampling temperature."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus of the sampling."""
+    max_tokens: Positive = 1024
+    """Most tokens of an answer, a model's thinking included."""
+    structured: Literal["auto", "json_schema", "json_object", "none"] = "auto"
+    """How the form of an answer is asked for; `auto` tries the three in this order."""
+    concurrency: Positive = 16
+    """Calls in flight."""
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds of one call."""
+    input_price: Annotated[float, Field(ge=0)] = 0.0
+    """Of a million tokens, in the budget's currency."""
+    output_price: Annotated[float, Field(ge=0)] = 0.0
+    """Likewise."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """More fields of the request, e.g. {chat_template_kwargs: {enable_thinking: false}}."""
+
+
+class Annotate(_Section):
+    """Who writes the rationales that the teacher learns from, and which of them count (docs/annotation.md)."""
+
+    annotator: Literal["rules", "llm", "teacher"] = "rules"
+    """Rules; chat models behind `endpoints`; or the fine-tuned teacher of another run, `teacher_run`."""
+    unlabelled: bool = False
+    """Whether unlabelled pairs are explained and labelled, too, for `finetune` to learn from."""
+    teacher_run: str = ""
+    """The folder of the run whose teacher writes."""
+    prompt: str = "en"
+    """`en`, `zh`, or a Jinja file of your own."""
+    definitions: dict[str, str] = Field(default_factory=dict)
+    """Label -> what it means; ESCI's are known."""
+    dimension_definitions: dict[str, str] = Field(default_factory=dict)
+    """Dimension -> what it means; the default ones are known."""
+    examples: tuple[dict[str, Any], ...] = ()
+    """Pairs with answers that a prompt shows: [{query, item: {title, ...}, answer: {...}}, ...]."""
+    fields: tuple[str, ...] = ("title", "brand", "color", "category", "bullets")
+    """What of an item a prompt shows: its fields, and `attributes`."""
+    reasoning: bool = False
+    """Whether a sentence or two are asked for before the label."""
+    endpoints: tuple[ChatEndpoint, ...] = ()
+    """The models that are asked."""
+    answers: str = ""
+    """Folder of all answers, which are paid for once whatever asks for them again. Empty: `<run_root>/answers`."""
+    budget: Annotated[float, Field(ge=0)] = 0.0
+    """Most that the answers in that folder may cost; 0 for no limit."""
+    max_attempts: Positive = 6
+    """Calls for an answer before it is given up for this time."""
+    allow_pending: bool = False
+    """Whether pairs that have not all of their answers are left out; otherwise they stop the run."""
+    weights: Literal["gold", "equal"] = "gold"
+    """Whether votes count by how well each model agrees with gold labels (Dawid-Skene), or alike."""
+    min_share: Share = 0.5
+    """Least share of the vote for a label that is accepted."""
+    gold_filter: Literal["keep", "drop", "ask_again"] = "ask_again"
+    """What happens to a pair whose vote is not its gold label."""
+    label_rules: tuple[dict[str, Any], ...] = ()
+    """What labels do not go with what verdicts: [{label: Exact, never: {category: mismatch}}, ...]."""
+    reviews: str = ""
+    """A review table that a person has edited."""
+    injection_pairs: NonNegative = 0
+    """Pairs of which adversarial copies are asked about, to measure what they do to the models; 19 copies a pair."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.annotator == "llm" and not self.endpoints:
+            raise ValueError("annotator: llm needs endpoints")
+        if self.annotator == "teacher" and not self.teacher_run:
+            raise ValueError("annotator: teacher needs teacher_run, the folder of a finished run")
+        names = [endpoint.name for endpoint in self.endpoints]
+        if len(set(names)) != len(names):
+            raise ValueError(f"endpoints must not repeat a name, got {names}")
+        return self
+
+
 class Optimization(_Section):
     """AdamW with linear warm-up and a schedule, and how the loop runs."""
 
@@ -548,6 +637,7 @@ class Config(_Section):
     data: Data = Data()
     rationale: Rationale = Rationale()
     mesh: Mesh = Mesh()
+    annotate: Annotate = Annotate()
     teacher: Teacher = Teacher()
     adapt: Adapt = Adapt()
     finetune: Finetune = Finetune()
@@ -556,8 +646,15 @@ class Config(_Section):
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
 
+    @property
+    def answers(self) -> Path:
+        return Path(self.annotate.answers) if self.annotate.answers else Path(self.run_root) / "answers"
+
     @model_validator(mode="after")
     def _check(self):
+        for path, names in (("definitions", self.labels.names), ("dimension_definitions", self.rationale.dimensions)):
+            if unknown := sorted(set(getattr(self.annotate, path)) - set(names)):
+                raise ValueError(f"annotate.{path}: {unknown[0]!r} is not one of {list(names)}")
         if self.teacher.init == "random":
             if not self.adapt.enabled:
                 raise ValueError("adapt.enabled: false leaves a base of random weights; enable it or set teacher.init")

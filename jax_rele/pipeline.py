@@ -39,8 +39,12 @@ TOGETHER = ("adapt", "finetune", "score", "distill")
 TEACHER = ("annotate", "adapt", "finetune")
 """Stages that make our own teacher; where `score.signals` takes its place they are skipped and nothing needs them."""
 
-UNHASHED = ("name", "run_root", "cache_dir", "mesh")
-"""Fields that any stage may read and that do not change what it writes: a run may move, and go on on other devices."""
+UNHASHED = (
+    *("name", "run_root", "cache_dir", "mesh"),
+    *(f"annotate.{name}" for name in ("answers", "budget", "max_attempts", "allow_pending")),
+)
+"""Fields that any stage may read and that do not change what it writes: a run may move, and go on on other devices or
+with a larger budget."""
 
 PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
 MANIFEST = "manifest.json"

@@ -10,7 +10,7 @@ ROOT = Path(jax_rele.__file__).parent
 FLOORS = (
     ("types", "errors", "config", "progress"),
     ("data", "rationale", "losses", "models"),
-    ("training", "inference", "evaluation", "deploy"),
+    ("training", "inference", "evaluation", "annotation", "deploy"),
     ("stages",),
     ("pipeline", "plan"),
     ("commands", "compare"),

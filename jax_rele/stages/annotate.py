@@ -1,34 +1,84 @@
-"""annotate: rationales for the labelled pairs of training and validation, and how far to trust the annotator."""
+"""annotate: rationales for the pairs that the teacher learns from, and how far to trust those who wrote them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jax_rele.annotation.injection import attack, effect
+from jax_rele.annotation.quality import Annotations, build_quality
+from jax_rele.annotation.report import find_examples, write_report
+from jax_rele.annotation.review import apply_reviews, decisions_to_arrow, read_reviews, to_review, write_reviews
+from jax_rele.annotation.votes import Decision, consensus, digest, fit_votes
 from jax_rele.config import Config
-from jax_rele.data import RATIONALES, write_table
+from jax_rele.data import RATIONALES, PairTable, write_table
+from jax_rele.data.locations import hash_folder
+from jax_rele.errors import UserError
 from jax_rele.rationale import RuleAnnotator, query_quality, render
-from jax_rele.stages import artefacts
+from jax_rele.stages import artefacts, chat
+from jax_rele.types import Pair
 
 NEEDS = ("prepare",)
-READS = ("rationale",)
+READS = (
+    "seed",
+    "labels",
+    "rationale",
+    *(
+        f"annotate.{name}"
+        for name in (
+            *("annotator", "unlabelled", "teacher_run", "prompt", "definitions", "dimension_definitions", "examples"),
+            *("fields", "reasoning", "endpoints", "weights", "min_share", "gold_filter", "label_rules", "reviews"),
+            "injection_pairs",
+        )
+    ),
+)
+
+
+def external_inputs(config: Config) -> dict[str, str]:
+    """Hashes of the files that the config names: a prompt of its own, reviews, the other run's adapters."""
+    annotate = config.annotate
+    found = {}
+    if annotate.annotator == "llm" and annotate.prompt not in ("en", "zh"):
+        found[f"annotate.prompt {annotate.prompt}"] = chat.prompts_of(config).version
+    if annotate.reviews:
+        found[f"annotate.reviews {annotate.reviews}"] = _file_hash(annotate.reviews, "annotate.reviews")
+    if annotate.annotator == "teacher":
+        folder = Path(annotate.teacher_run) / artefacts.LORA
+        if not folder.is_dir():
+            raise UserError(f"annotate.teacher_run: {folder} is not there; give the folder of a run with a teacher")
+        found[f"annotate.teacher_run {annotate.teacher_run}"] = hash_folder(folder)
+    return found
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Writes the rationales, and the annotator's precision and recall on queries whose human tags it did not use."""
-    train, validation, test = (artefacts.load_pairs(run_dir, split) for split in ("train", "validation", "test"))
+    """Writes the rationales that are accepted, and the annotators' quality."""
+    pairs = pairs_of(config, run_dir)
+    return (_by_rules if config.annotate.annotator == "rules" else _by_models)(config, run_dir, pairs)
+
+
+def pairs_of(config: Config, run_dir: Path) -> list[Pair]:
+    """The pairs to explain: labelled ones of training and validation, and the unlabelled ones where they are asked."""
+    pairs = [pair for split in ("train", "validation") for pair in artefacts.load_pairs(run_dir, split)]
+    return [*pairs, *PairTable(run_dir / artefacts.UNLABELLED)] if config.annotate.unlabelled else pairs
+
+
+def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Rules give no label: an unlabelled pair has none in its rationale, and `finetune` passes it over."""
+    train = [pair for pair in pairs if pair.split == "train" and pair.label is not None]
     annotator = RuleAnnotator.fit(train, config.rationale.dimensions, config.rationale.tag_map)
-    pairs = train + validation
-    write_table(
-        run_dir / artefacts.RATIONALES,
-        [
-            {"pair_id": pair.pair_id, "text": render(rationale), "annotator": "rules"}
-            for pair, rationale in zip(pairs, annotator.annotate(pairs))
-        ],
-        RATIONALES,
+    rationales = annotator.annotate(pairs)
+    _write_rationales(run_dir, zip(pairs, rationales, ["rules"] * len(pairs)))
+    everyone = PairTable(run_dir / artefacts.PAIRS)
+    fitted = {pair.pair_id for pair in train}
+    held_out = query_quality(
+        annotator,
+        [pair for pair in everyone if pair.label is not None and pair.pair_id not in fitted],
+        config.rationale.tag_map,
     )
-    held_out = query_quality(annotator, validation + test, config.rationale.tag_map)
     (run_dir / artefacts.QUALITY).write_text(json.dumps(held_out, indent=2) + "\n", "utf-8")
     counts: dict[str, Any] = {"rationales": len(pairs)}
     if held_out["n_queries"]:
@@ -38,3 +88,96 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
                 f"precision {figures['precision']:.2f} recall {figures['recall']:.2f}"
             )
     return counts
+
+
+def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
+    annotate, schema, folder = config.annotate, config.labels.schema_, run_dir / "annotate"
+    by_id = {pair.pair_id: pair for pair in pairs}
+    gold = {pair.pair_id: pair.label for pair in pairs if pair.label is not None}
+    rules = chat.rules_of(config)
+    ask, prompts = None, None
+    if annotate.annotator == "llm":
+        prompts = chat.prompts_of(config)
+        ask = chat.asking(config, prompts)
+        said = ask(chat.tasks_of(prompts, pairs))
+    else:
+        said = chat.ask_teacher(config, pairs)
+    decisions = chat.decide(config, said, by_id, gold)
+    if ask is not None and chat.ask_again(ask, prompts, said, decisions, by_id):
+        decisions = chat.decide(config, said, by_id, gold)
+    if annotate.reviews:
+        decisions = apply_reviews(decisions, read_reviews(annotate.reviews, schema.names, by_id), said.votes)
+
+    injected = _injection(config, ask, prompts, pairs, decisions) if ask is not None else None
+    reliability = fit_votes(said.votes, schema, gold, weights=annotate.weights)
+    annotations = Annotations(by_id, said.votes, decisions, schema, config.rationale.dimensions, annotate.fields, rules)
+    quality = build_quality(annotations, reliability=reliability, injection=injected, seed=config.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(run_dir / artefacts.DECISIONS, *_columns(decisions))
+    (run_dir / artefacts.QUALITY).write_text(json.dumps(quality, indent=1) + "\n", "utf-8")
+    write_report(folder / "report.html", quality, find_examples(annotations, said.texts), run_name=config.name)
+    (folder / "review.csv").unlink(missing_ok=True)  # a person's edits live in a copy, `annotate.reviews`
+    to_see = write_reviews(folder / "review.csv", to_review(decisions), by_id)
+
+    states = Counter(decision.status for decision in decisions)
+    if states["pending"] and not annotate.allow_pending:
+        raise UserError(
+            f"annotate: {states['pending']} of {len(pairs)} pairs have not all of their answers "
+            f"({said.stopped or 'calls failed'}); the same command goes on, what was answered is kept in "
+            f"{config.answers}; raise annotate.budget where it has ended, or set annotate.allow_pending: true"
+        )
+    kept = [decision for decision in decisions if decision.status == "accepted"]
+    if not any(decision.pair_id in gold for decision in kept):
+        raise UserError(
+            f"annotate: none of {len(pairs)} pairs has an accepted rationale; {folder / 'report.html'} says why"
+        )
+    _write_rationales(run_dir, ((by_id[one.pair_id], one.rationale, one.model) for one in kept))
+    return {
+        "pairs": len(pairs),
+        "accepted": states["accepted"],
+        "rejected": states["rejected"],
+        "pending": states["pending"],
+        "to review": to_see,
+        "cost": round(said.cost, 6),
+        "consensus": digest(decisions)[:16],
+    }
+
+
+def _injection(config: Config, ask: chat.Ask, prompts, pairs: Sequence[Pair], decisions: Sequence[Decision]) -> Any:
+    """What adversarial titles do to the vote: each attack demands the best grade."""
+    target = config.labels.names[0]
+    others = {one.pair_id for one in decisions if one.label not in (None, target)}
+    chosen = [pair for pair in pairs if pair.pair_id in others][: config.annotate.injection_pairs]
+    attacks = [one for pair in chosen for one in attack(pair, target, list(prompts.dimensions))]
+    if not attacks:
+        return None
+    said = ask(chat.tasks_of(prompts, [one.pair for one in attacks]))
+    schema = config.labels.schema_
+    attacked = consensus(
+        said.votes, schema, config.rationale.dimensions, weights="equal", min_share=0.0, wanted=said.wanted
+    )
+    found = {decision.pair_id: decision for decision in attacked if decision.status != "pending"}
+    return effect(attacks, {one.pair_id: one for one in decisions}, found, schema, seed=config.seed)
+
+
+def _columns(decisions: Sequence[Decision]):
+    table = decisions_to_arrow(decisions)
+    return table.to_pylist(), table.schema
+
+
+def _write_rationales(run_dir: Path, rows: Iterable) -> None:
+    write_table(
+        run_dir / artefacts.RATIONALES,
+        [
+            {"pair_id": pair.pair_id, "text": render(rationale), "annotator": annotator}
+            for pair, rationale, annotator in rows
+        ],
+        RATIONALES,
+    )
+
+
+def _file_hash(path: str, where: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"{where}: {path} cannot be read: {error.strerror}") from None

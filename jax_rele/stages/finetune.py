@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele import losses
 from jax_rele.config import Config
+from jax_rele.data import PairTable
 from jax_rele.data.encoding import Answer, AnswerEncoder, encode_prompts, language_rows
 from jax_rele.data.loader import batches, rows, shuffled
 from jax_rele.errors import UserError
@@ -36,7 +37,10 @@ from jax_rele.training.checkpoint import clear, save_variables
 from jax_rele.types import Pair
 
 NEEDS = ("prepare", "annotate", "adapt")
-READS = ("seed", "labels", "data", "rationale", "teacher", "adapt.enabled", "finetune")
+READS = (
+    *("seed", "labels", "data", "rationale", "annotate.annotator", "annotate.unlabelled"),
+    *("teacher", "adapt.enabled", "finetune"),
+)
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -44,7 +48,9 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     finetune, optimization = config.finetune, config.finetune.optimization
     model, tokenizer = artefacts.teacher_model(config, run_dir)
     pairs = artefacts.load_pairs(run_dir, "train")
-    prompts, answers = encode(config, run_dir, tokenizer, pairs)
+    if config.annotate.unlabelled:
+        pairs += PairTable(run_dir / artefacts.UNLABELLED)
+    pairs, prompts, answers = encode(config, run_dir, tokenizer, pairs)
     check_packing(pairs, prompts, answers, finetune.pack_to, "finetune.pack_to")
     arrays = language_rows(
         prompts,
@@ -84,17 +90,24 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
 
 def encode(
     config: Config, run_dir: Path, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]
-) -> tuple[list[list[int]], list[Answer]]:
-    """The prompts of labelled pairs, and their rationales as the teacher is to write them."""
-    rationales = artefacts.load_rationales(run_dir)
-    missing = [pair.pair_id for pair in pairs if pair.pair_id not in rationales]
-    if missing:
-        path = run_dir / artefacts.RATIONALES
+) -> tuple[list[Pair], list[list[int]], list[Answer]]:
+    """The pairs with a rationale that concludes, their prompts, and the rationales as the teacher is to write them.
+
+    Raises:
+      UserError: there is none; or rules, which explain every labelled pair, have none for one.
+    """
+    rationales, path = artefacts.load_rationales(run_dir), run_dir / artefacts.RATIONALES
+    missing = [pair.pair_id for pair in pairs if pair.label is not None and pair.pair_id not in rationales]
+    if missing and config.annotate.annotator == "rules":
         raise UserError(f"{path}: no rationale for pair {missing[0]!r}; delete the folder {path.parent} and run again")
+    asked = pairs
+    pairs = [pair for pair in asked if pair.pair_id in rationales and rationales[pair.pair_id].label is not None]
+    if asked and not pairs:
+        raise UserError(f"{path}: no rationale was accepted for these pairs; {path.parent / 'report.html'} says why")
     teacher = config.teacher
     encoder = AnswerEncoder(tokenizer, teacher.order, teacher.value_length)
     prompts = encode_prompts(tokenizer, pairs, config.data.item_fields, teacher.prompt_length, teacher.instructions)
-    return prompts, [encoder(rationales[pair.pair_id]) for pair in pairs]
+    return pairs, prompts, [encoder(rationales[pair.pair_id]) for pair in pairs]
 
 
 def label_hits(
@@ -130,7 +143,7 @@ def held_out(
     accuracy where the labels' words cannot be told by one token.
     """
     pairs = artefacts.load_pairs(run_dir, "validation")
-    prompts, answers = encode(config, run_dir, tokenizer, pairs)
+    pairs, prompts, answers = encode(config, run_dir, tokenizer, pairs)
     kind_weights = {"label": config.finetune.label_weight}
     held = language_rows(prompts, answers, tokenizer.pad_token_id, kind_weights=kind_weights)
     terms = {"loss": language_term(mesh)}

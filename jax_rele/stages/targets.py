@@ -17,13 +17,14 @@ from jax_rele.data.augmented import encode_augmented
 from jax_rele.data.columns import Columns, Ragged
 from jax_rele.data.encoding import encode_evidence
 from jax_rele.data.loader import group_by_query
+from jax_rele.data.locations import hash_folder
 from jax_rele.errors import UserError
 from jax_rele.inference import embed_rationales
 from jax_rele.losses.combine import Term
 from jax_rele.models import CrossEncoder
 from jax_rele.rationale import parse, render
 from jax_rele.stages import artefacts, students, training_data
-from jax_rele.stages.training_data import TrainingData, folder_hash
+from jax_rele.stages.training_data import TrainingData
 from jax_rele.training import make_local_mesh
 from jax_rele.types import Pair, Signals
 
@@ -71,7 +72,7 @@ def columns(
     """
     student, dimensions = config.student, config.rationale.dimensions
     read = {
-        "tokenizer": folder_hash(data.run_dir / artefacts.STUDENT_TOKENIZER),
+        "tokenizer": hash_folder(data.run_dir / artefacts.STUDENT_TOKENIZER),
         "fields": config.data.item_fields,
         "lengths": [student.query_length, student.item_length],
     }
@@ -117,7 +118,7 @@ def columns(
 
         encoder = [student.init, student.random.model_dump(), student.rationale_length, student.dtype]
         if student.init != "random":
-            encoder.append(folder_hash(students.encoder_folder(config)))
+            encoder.append(hash_folder(students.encoder_folder(config)))
         made |= training_data.columns(data, "embeddings", [read["tokenizer"], encoder], embedded)
         _check_width(config, made["rationale_embedding"])
     _check_there(recipe, fields, made)

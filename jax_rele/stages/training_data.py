@@ -141,12 +141,3 @@ def queries(data: TrainingData) -> Columns:
         }
 
     return columns(data, "queries", None, make)
-
-
-def folder_hash(folder: Path) -> str:
-    """Of the names and contents of a folder's files."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

@@ -214,8 +214,8 @@ def report(rows: list[dict]) -> str:
     lines += [
         "",
         f"The student's steps take {speed:.1f} pairs/s, the loader alone gives {alone / speed:,.0f} times as many. "
-        f"Share of the training's time spent waiting for input: median {waits:.2%}, most {max(last['waits']):.2%}, over "
-        f"{len(last['waits'])} trainings.",
+        f"Share of the training's time spent waiting for input: median {waits:.2%}, most {max(last['waits']):.2%}, "
+        f"over {len(last['waits'])} trainings.",
         "",
         f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, jax {last['jax']}.",
     ]

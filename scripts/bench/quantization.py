@@ -75,7 +75,7 @@ def rows_of_rationales(config: Config, run_dir: Path, tokenizer):
     prompts = encode_prompts(tokenizer, free, config.data.item_fields, config.teacher.prompt_length)
     answers = [encoder(rationale) for rationale in annotator.annotate(free)]
     base = language_rows(prompts, answers, tokenizer.pad_token_id, prompt_weight=0.1)
-    labelled, held_out = (finetune.encode(config, run_dir, tokenizer, pairs) for pairs in (train, held))
+    labelled, held_out = (finetune.encode(config, run_dir, tokenizer, pairs)[1:] for pairs in (train, held))
     return (
         base,
         language_rows(*labelled, tokenizer.pad_token_id),

@@ -128,7 +128,7 @@ def test_a_packed_and_accumulated_run_is_measured_as_an_unpacked_one(prepared, t
 
     settings = made(finetune={"pack_to": 512})
     _, tokenizer = artefacts.teacher_model(settings, prepared)
-    prompts, answers = finetune.encode(settings, prepared, tokenizer, artefacts.load_pairs(prepared, "train"))
+    _, prompts, answers = finetune.encode(settings, prepared, tokenizer, artefacts.load_pairs(prepared, "train"))
     rows = len(finetune.language_rows(prompts, answers, tokenizer.pad_token_id, 512)["targets"])
     assert rows < 48 / 3
     whole, packed = trained(0, 48, 1), trained(512, rows, rows)

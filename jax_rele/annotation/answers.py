@@ -1,0 +1,367 @@
+"""Rationales out of what a chat model answered: JSON by the schema, however it is dressed, else the grammar's lines."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import json_repair
+
+from jax_rele.annotation.types import Answer
+from jax_rele.rationale import ParseFailure, parse_output
+from jax_rele.types import VERDICTS, Comparison, Rationale
+
+KINDS = (
+    "empty",
+    "refusal",
+    "truncated",
+    "not_json",
+    "wrong_schema",
+    "unknown_verdict",
+    "unknown_label",
+    "several_labels",
+    "rejected",
+)
+"""What a failure can be. `rejected` means that the server refused the request for good."""
+
+MAX_VALUES = 16
+MAX_VALUE_CHARACTERS = 200
+"""More values on one side of a dimension, or longer ones, are no attributes."""
+
+MAX_CHARACTERS = 1 << 18
+"""Of an answer; only so many are read."""
+
+# Each attempt to read an object may scan the whole text.
+_MAX_OBJECTS = 64
+_MAX_REPAIRED = 1 << 15
+_DEEPEST = 64
+
+_SECTIONS = ("query_attributes", "item_attributes", "verdicts")
+_VERDICT_ALIASES = {"匹配": "match", "一致": "match", "不匹配": "mismatch", "不一致": "mismatch"}
+_VERDICT_ALIASES |= {"缺失": "absent", "未提及": "absent", "无": "absent"}
+_THINK_END = re.compile(r"</(?:think|thinking|reasoning|analysis)>", re.IGNORECASE)
+_THINK_START = re.compile(r"<(?:think|thinking|reasoning|analysis)>", re.IGNORECASE)
+_DRESS = re.compile(r"[\s_\-]+")
+_LABEL_FIELD = re.compile(r"[\"'“”‘’]label[\"'“”‘’]\s*[:：]\s*[\"'“”‘’]([^\"'“”‘’]*)", re.IGNORECASE)
+_LIST = re.compile(r"[/,|;、，；]| or | and |或|和")
+_REFUSAL = re.compile(
+    r"(?:i(?:['’]m| am) (?:really |very )?(?:sorry|unable|not able)|sorry\b|i (?:can(?:no|['’])t|cannot|won['’]t)\b"
+    r"|i must decline|as an ai\b|unfortunately, i\b|(?:很|非常)?抱歉|对不起"
+    r"|我?(?:无法|不能)(?:协助|回答|提供|完成|处理|满足))",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an answer holds no rationale: one of `KINDS`, and what exactly, on one line."""
+
+    kind: str
+    detail: str = ""
+
+
+class _Unreadable(Exception):
+    def __init__(self, kind: str, detail: str):
+        super().__init__(kind, detail)
+        self.failure = Failure(kind, " ".join(detail.split())[:200])
+
+
+def read(answer: Answer, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale | Failure:
+    """The rationale in what came back for a sample; see `read_answer`.
+
+    An answer that was cut at its length still counts where all of it is there.
+    """
+    kind, _, detail = answer.failure.partition(": ")
+    if kind and kind != "length":
+        return Failure(kind if kind in KINDS else "rejected", detail or ("" if kind in KINDS else kind))
+    read_text = read_answer(answer.text, dimensions, labels)
+    if kind == "length" and isinstance(read_text, Failure):
+        return Failure("truncated", read_text.detail)
+    return read_text
+
+
+def read_answer(text: str, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale | Failure:
+    """The rationale in a model's answer. Never raises.
+
+    Think blocks (unclosed, or opened in the prompt, too), code fences, prose around the object, slips of JSON (trailing
+    commas, single quotes, comments), and case, blanks and hyphens of names do not matter. Unknown dimensions are
+    dropped; one without values and verdict is absent. An answer without an object is read as `parse_output` reads.
+
+    Args:
+      text: what the model wrote.
+      dimensions: the dimensions of the result, in its order.
+      labels: the labels that there are.
+
+    Returns:
+      A rationale with a comparison for each of `dimensions` and a label of `labels`; or why there is none.
+    """
+    try:
+        return _read(text[:MAX_CHARACTERS], dimensions, labels)
+    except _Unreadable as error:
+        return error.failure
+    except RecursionError:
+        return Failure("not_json", "nested too deeply")
+
+
+def answer_form(rationale: Rationale, dimensions: Sequence[str]) -> dict[str, Any]:
+    """A rationale in the form of the schema; `read_answer` reads it back."""
+    found = {said.dimension: said for said in rationale.comparisons}
+    compared = {name: found.get(name) or Comparison(name) for name in dimensions}
+    return {
+        "query_attributes": {name: list(said.query_values) for name, said in compared.items()},
+        "item_attributes": {name: list(said.item_values) for name, said in compared.items()},
+        "verdicts": {name: said.verdict for name, said in compared.items()},
+        "label": rationale.label,
+    }
+
+
+def _read(text: str, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale:
+    if not text.strip():
+        raise _Unreadable("empty", "")
+    whole = _strict(text.strip())
+    if isinstance(whole, dict):
+        return _rationale(_unwrap(whole), dimensions, labels)
+    answer = _without_thoughts(text)
+    if not answer.strip():
+        raise _Unreadable("truncated", "ends in its thoughts")
+    objects = [found for found in _objects(answer) if _is_answer(found)]
+    if objects:
+        read = [_rationale(found, dimensions, labels) for found in objects]
+        if len({rationale.label for rationale in read}) > 1:
+            raise _Unreadable("several_labels", ", ".join(dict.fromkeys(str(r.label) for r in read)))
+        return read[-1]
+    return _read_damaged(answer, dimensions, labels)
+
+
+def _read_damaged(answer: str, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale:
+    """An answer without an object that is JSON: one with slips, one in the grammar's lines, or none."""
+    start, end = answer.find("{"), answer.rfind("}") + 1
+    if start >= 0:
+        body = answer[start:].rstrip().removesuffix("```").rstrip()
+        closed = next((found for marks in ("}", "}}") if isinstance(found := _strict(body + marks), dict)), None)
+        if closed is not None and _is_answer(closed):
+            return _rationale(_unwrap(closed), dimensions, labels)
+    if 0 <= start < end and _balanced(answer[start:end]):
+        repaired = _repair(answer[start:end])
+        if repaired is not None and _is_answer(repaired):
+            said = {_plain(label) for label in _LABEL_FIELD.findall(answer[start:end])}
+            if len(said) > 1:
+                raise _Unreadable("several_labels", ", ".join(sorted(said)))
+            return _rationale(_unwrap(repaired), dimensions, labels)
+    return _read_lines(answer, dimensions, labels, start, end)
+
+
+def _read_lines(answer: str, dimensions: Sequence[str], labels: Sequence[str], start: int, end: int) -> Rationale:
+    lines = parse_output(answer, dimensions=dimensions, labels=labels)
+    if isinstance(lines, Rationale):
+        if all(said.verdict == "absent" and not said.query_values + said.item_values for said in lines.comparisons):
+            raise _Unreadable("wrong_schema", "a label without comparisons")
+        for said in lines.comparisons:
+            for value in (*said.query_values, *said.item_values):
+                _check_value(value, said.dimension)
+        return lines
+    assert isinstance(lines, ParseFailure)
+    plain = answer.strip().lstrip("\"'*#> ")
+    if start < 0 and _REFUSAL.match(plain):
+        raise _Unreadable("refusal", plain)
+    if start >= 0 and not _balanced(answer[start:]):
+        raise _Unreadable("truncated", f"ends in {answer.rstrip()[-40:]!r}")
+    if lines.reason.startswith("more than one label"):
+        raise _Unreadable("several_labels", lines.reason)
+    if lines.reason.startswith("the label "):
+        raise _Unreadable("unknown_label", lines.reason)
+    if ": the verdict " in lines.reason:
+        raise _Unreadable("unknown_verdict", lines.reason)
+    if 0 <= start < end and isinstance(_strict(answer[start:end]), dict):
+        raise _Unreadable("wrong_schema", "an object without label and verdicts")
+    raise _Unreadable("not_json", f"begins with {plain[:40]!r}")
+
+
+def _without_thoughts(text: str) -> str:
+    """What stands after the last think block; of an unclosed one at the end, what stands before it."""
+    if closes := list(_THINK_END.finditer(text)):
+        text = text[closes[-1].end() :]
+    opened = _THINK_START.search(text)
+    return text[: opened.start()] if opened else text
+
+
+def _strict(text: str) -> Any:
+    """JSON as it is written; None where it is none."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except ValueError:
+        return None
+
+
+def _objects(text: str) -> Iterator[dict]:
+    """The outermost JSON objects in a text."""
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    start = text.find("{")
+    for _ in range(_MAX_OBJECTS):
+        if start < 0:
+            return
+        try:
+            found, end = decoder.raw_decode(text, start)
+        except ValueError:
+            end = start + 1
+        else:
+            yield _unwrap(found)
+        start = text.find("{", end)
+
+
+def _repair(text: str) -> dict | None:
+    if len(text) > _MAX_REPAIRED or max(_depths(text), default=0) > _DEEPEST:
+        return None
+    try:
+        found = json_repair.loads(text, skip_json_loads=True)
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _balanced(text: str) -> bool:
+    depth = -1
+    for depth in _depths(text):
+        if depth <= 0:
+            return True
+    return depth == 0
+
+
+def _depths(text: str) -> Iterator[int]:
+    """How many braces are open after each brace outside of double quotes."""
+    depth = 0
+    for found in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}]', text, re.DOTALL):
+        if found[0] in "{}":
+            depth += 1 if found[0] == "{" else -1
+            yield depth
+
+
+def _unique(couples: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; where a key stands twice with different values, it has both as a `_Twice`."""
+    made: dict[str, Any] = {}
+    for key, value in couples:
+        made[key] = value if key not in made or made[key] == value else _Twice((made[key], value))
+    return made
+
+
+class _Twice(tuple):
+    """The values of a key that stands twice."""
+
+
+def _unwrap(found: dict) -> dict:
+    """The answer within an object that holds nothing else, e.g. {"answer": {...}}."""
+    if len(found) == 1:
+        (inner,) = found.values()
+        if isinstance(inner, dict):
+            return inner
+    return found
+
+
+def _is_answer(found: Mapping) -> bool:
+    keys = {_plain(key) for key in _unwrap(dict(found))}
+    return keys >= {"label", "verdicts"}
+
+
+def _rationale(found: Mapping, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale:
+    fields: dict[str, Any] = {}
+    for key, value in found.items():
+        plain = _plain(key)
+        if plain in fields and fields[plain] != value:
+            value = _Twice((fields[plain], value))
+        fields[plain] = value
+    if "label" not in fields:
+        raise _Unreadable("wrong_schema", "no label")
+    label = _label(fields["label"], labels)
+    sections = {}
+    for name in _SECTIONS:
+        section = fields.get(_plain(name), {} if name != "verdicts" else None)
+        if not isinstance(section, dict):
+            raise _Unreadable("wrong_schema", f"{name} must be an object")
+        sections[name] = _by_dimension(section, dimensions, name)
+    return Rationale(tuple(_comparison(name, sections) for name in dimensions), label)
+
+
+def _by_dimension(section: Mapping, dimensions: Sequence[str], name: str) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in section.items():
+        dimension = _lookup(key, dimensions)
+        if dimension is None:
+            continue
+        if isinstance(value, _Twice) or (dimension in result and result[dimension] != value):
+            raise _Unreadable("wrong_schema", f"{name}: {dimension} stands twice")
+        result[dimension] = value
+    return result
+
+
+def _comparison(dimension: str, sections: Mapping[str, Mapping[str, Any]]) -> Comparison:
+    query, item = (_values(sections[name].get(dimension), dimension) for name in _SECTIONS[:2])
+    said = sections["verdicts"].get(dimension)
+    if said is None:
+        if query or item:
+            raise _Unreadable("wrong_schema", f"{dimension}: no verdict")
+        return Comparison(dimension)
+    if not isinstance(said, str):
+        raise _Unreadable("wrong_schema", f"{dimension}: the verdict must be a text")
+    verdict = _lookup(said, VERDICTS) or _VERDICT_ALIASES.get(_plain(said))
+    if verdict is None:
+        raise _Unreadable("unknown_verdict", f"{dimension}: {said[:40]!r}")
+    return Comparison(dimension, query, item, verdict)
+
+
+def _values(found: Any, dimension: str) -> tuple[str, ...]:
+    if isinstance(found, _Twice):
+        raise _Unreadable("wrong_schema", f"{dimension}: values stand twice")
+    if found is None or isinstance(found, str | int | float):
+        found = [found]
+    if not isinstance(found, list) or len(found) > MAX_VALUES:
+        raise _Unreadable("wrong_schema", f"{dimension}: values must be a list of at most {MAX_VALUES} texts")
+    values: dict[str, None] = {}
+    for value in found:
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise _Unreadable("wrong_schema", f"{dimension}: a value must be a text")
+        text = str(value).strip()
+        _check_value(text, dimension)
+        if text not in ("", "-"):
+            values[text] = None
+    return tuple(values)
+
+
+def _check_value(text: str, dimension: str) -> None:
+    if len(text) > MAX_VALUE_CHARACTERS:
+        raise _Unreadable("wrong_schema", f"{dimension}: a value of {len(text)} characters")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise _Unreadable("wrong_schema", f"{dimension}: a value that is no Unicode text")
+
+
+def _label(found: Any, labels: Sequence[str]) -> str:
+    several = list(found) if isinstance(found, _Twice | list) else [found]
+    if not several or not all(isinstance(name, str) for name in several):
+        raise _Unreadable("wrong_schema", "label must be a text")
+    names = {_lookup(name, labels) for name in several}
+    if len(several) > 1 and len(names) > 1:
+        raise _Unreadable("several_labels", ", ".join(map(str, several)))
+    label = names.pop()
+    if label is None:
+        parts = [part for part in _LIST.split(several[0]) if _lookup(part, labels)]
+        kind = "several_labels" if len(parts) > 1 else "unknown_label"
+        raise _Unreadable(kind, repr(several[0][:80]))
+    return label
+
+
+def _lookup(name: str, names: Sequence[str]) -> str | None:
+    """The one of `names` that is meant: the same word, else the only one that differs in case or dress alone."""
+    if name in names:
+        return name
+    plain = _plain(name)
+    alike = [other for other in names if _plain(other) == plain]
+    return alike[0] if len(alike) == 1 and plain else None
+
+
+def _plain(name: str) -> str:
+    return _DRESS.sub("", unicodedata.normalize("NFKC", str(name)).strip(" \t\r\n*`\"'.,:").casefold())

@@ -1,0 +1,175 @@
+"""What is tried of endpoints before the first real call."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+
+from jax_rele.annotation.calls import fault_of, key_of, open_client, request_body, said, sampling_hash
+from jax_rele.annotation.types import Endpoint, Task
+from jax_rele.errors import UserError
+
+FORMS = ("json_schema", "json_object", "none")
+
+CHECK_TOKENS = 16
+CHECK_SECONDS = 10.0
+CHECK_ATTEMPTS = 3
+
+
+def check(endpoints: Sequence[Endpoint], schema: Mapping[str, Any] | None = None) -> list[Endpoint]:
+    """Tries every endpoint within seconds and settles `structured` where it is `auto`.
+
+    First what is free, of all endpoints: names, keys, and the server's list of models where it has one. Then one small
+    call to each, with the run's sampling parameters and at most 16 tokens to write, first to those whose model is not
+    in the list. A call that fails costs nothing; one that the server takes costs the schema's tokens and a few more,
+    which are in no accounting. It is made so that a refused schema, parameter or key is known before thousands of calls
+    are under way; `json_schema`, `json_object` and `none` are tried in turn where `structured` is `auto`.
+
+    Args:
+      schema: of the answers; a small one where none is given.
+
+    Returns:
+      The endpoints, none with `auto`.
+
+    Raises:
+      UserError: an endpoint cannot be used; names it and says why.
+    """
+    _check_names(endpoints)
+    return asyncio.run(_check(endpoints, schema or {"type": "object", "properties": {"ok": {"type": "boolean"}}}))
+
+
+def _check_names(endpoints: Sequence[Endpoint]) -> None:
+    names: dict[str, str] = {}
+    asked: dict[bytes, str] = {}
+    for endpoint in endpoints:
+        where = f"endpoint {endpoint.name}"
+        if endpoint.name in names:
+            raise UserError(f"{where}: there are two of this name; rename one")
+        names[endpoint.name] = endpoint.name
+        same = asked.setdefault(sampling_hash(endpoint), endpoint.name)
+        if same != endpoint.name:
+            raise UserError(f"{where}: same model and parameters as {same}; keep one of them, with more samples")
+        if endpoint.structured not in (*FORMS, "auto"):
+            raise UserError(f"{where}: structured is {endpoint.structured!r}; choose auto, {', '.join(FORMS)}")
+        parts = urlsplit(endpoint.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"{where}: base_url must be like http://localhost:8000/v1")
+        if parts.username or parts.password:
+            raise UserError(f"{where}: base_url holds a password; put it into a variable and name that in key_variable")
+        if endpoint.key_variable and not key_of(endpoint):
+            raise UserError(f"{where}: the variable {endpoint.key_variable} is not set; export the key under that name")
+
+
+async def _check(endpoints: Sequence[Endpoint], schema: Mapping[str, Any]) -> list[Endpoint]:
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(open_client(endpoint)) for endpoint in endpoints]
+        lists = await _together(_models(client, endpoint) for client, endpoint in zip(clients, endpoints))
+        settled = {}
+        # Names that no list has may be aliases, or wrong: they are tried before anything is charged elsewhere.
+        for turn in (False, True):
+            group = [parts for parts in zip(endpoints, clients, lists) if _listed(parts[0], parts[2]) is turn]
+            calls = [_settle(client, endpoint, schema, models) for endpoint, client, models in group]
+            settled |= {endpoint.name: endpoint for endpoint in await _together(calls)}
+        return [settled[endpoint.name] for endpoint in endpoints]
+
+
+def _listed(endpoint: Endpoint, models: Sequence[str]) -> bool:
+    return not models or endpoint.model in models or f"models/{endpoint.model}" in models
+
+
+async def _together(calls: Iterable[Any]) -> list[Any]:
+    """Results of all; the first error after all have ended."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+async def _models(client: openai.AsyncOpenAI, endpoint: Endpoint) -> list[str]:
+    """Names that the server lists; none where it has no list."""
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            response = await client.get("/models", cast_to=httpx2.Response)
+        return [str(model["id"]) for model in json.loads(response.content)["data"]]
+    except openai.APIStatusError as error:
+        if error.status_code in (401, 403):
+            raise _refused(error, endpoint) from None
+    except (openai.APIConnectionError, TimeoutError):
+        raise _silent(endpoint) from None
+    except (KeyError, TypeError, ValueError):
+        pass
+    return []
+
+
+async def _settle(
+    client: openai.AsyncOpenAI, endpoint: Endpoint, schema: Mapping[str, Any], models: Sequence[str]
+) -> Endpoint:
+    task = Task("check", ({"role": "user", "content": 'Write the JSON {"ok": true}.'},), schema)
+    forms = FORMS if endpoint.structured == "auto" else (endpoint.structured,)
+    for form in forms:
+        candidate = replace(endpoint, structured=form)
+        body = request_body(candidate, task, 0)
+        for name in ("max_tokens", "max_completion_tokens"):
+            if name in body:
+                body[name] = min(body[name], CHECK_TOKENS)
+        try:
+            await _small_call(client, endpoint, body)
+        except openai.APIStatusError as error:
+            # Of a model that thinks before it writes, and takes the request: 16 tokens are too few.
+            if error.status_code == 400 and "output limit was reached" in str(error.message):
+                return candidate
+            if form != forms[-1] and error.status_code in (400, 415, 422, 500, 501):
+                continue
+            raise _refused(error, candidate, models) from None
+        return candidate
+    raise AssertionError
+
+
+async def _small_call(client: openai.AsyncOpenAI, endpoint: Endpoint, body: Mapping[str, Any]) -> None:
+    for attempt in range(CHECK_ATTEMPTS):
+        try:
+            async with asyncio.timeout(endpoint.timeout):
+                await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+            return
+        except openai.APIStatusError as error:
+            fault = fault_of(error, endpoint)
+            passing = error.status_code in (408, 409, 429, 502, 503, 504) and not fault.fatal
+            if not passing or fault.wait > CHECK_SECONDS or attempt + 1 == CHECK_ATTEMPTS:
+                raise
+            await asyncio.sleep(max(fault.wait, 0.5))
+        except (openai.APIConnectionError, TimeoutError):
+            if attempt + 1 == CHECK_ATTEMPTS:
+                raise _silent(endpoint) from None
+
+
+def _silent(endpoint: Endpoint) -> UserError:
+    return UserError(
+        f"endpoint {endpoint.name}: nothing answers at {endpoint.base_url} for {endpoint.model}; "
+        "start the server, or correct base_url"
+    )
+
+
+def _refused(error: openai.APIStatusError, endpoint: Endpoint, models: Sequence[str] = ()) -> UserError:
+    words, where = said(error, endpoint), f"endpoint {endpoint.name}"
+    forms = ("response_format", "json_schema", "json_object", "schema", "grammar", "guided")
+    if error.status_code in (401, 403):
+        source = f"the key in {endpoint.key_variable}" if endpoint.key_variable else "a call without key_variable"
+        return UserError(f"{where}: the server refuses {source}: {words}")
+    unlisted = models and endpoint.model not in models
+    if error.status_code == 404 or (unlisted and "model" in words.lower()):
+        near = get_close_matches(endpoint.model, models, 3, 0.4) or list(models)[:5]
+        known = f"; it has {', '.join(near)}" if near else ""
+        return UserError(f"{where}: the server does not know the model {endpoint.model}{known}: {words}")
+    if endpoint.structured != "none" and error.status_code in (400, 422) and any(form in words for form in forms):
+        return UserError(f"{where}: the server refuses structured: {endpoint.structured}; choose auto: {words}")
+    return UserError(f"{where}: the server refuses a small call; correct the endpoint: {words}")

@@ -1,0 +1,95 @@
+"""Ratios and kappas with intervals from resamples of whole clusters (queries)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypedDict
+
+import numpy as np
+
+_CHUNK = 1 << 22
+"""Numbers that are drawn at once."""
+
+
+class Figure(TypedDict):
+    """A value and its 95% percentile interval; None where it is undefined."""
+
+    value: float | None
+    ci95: list[float] | None
+
+
+def ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    clusters: Sequence[str],
+    n_bootstrap: int,
+    seed: int,
+) -> Figure:
+    """Sum of numerators by sum of denominators, e.g. a share where the denominators are ones."""
+    sums = np.column_stack([np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)])
+    return _resampled(sums, clusters, lambda drawn: _divide(drawn[:, 0], drawn[:, 1]), n_bootstrap, seed)
+
+
+def fleiss_kappa(counts: np.ndarray, clusters: Sequence[str], n_bootstrap: int, seed: int) -> Figure:
+    """Fleiss' kappa (1971, doi 10.1037/h0031619): agreement of raters beyond chance.
+
+    Args:
+      counts: [N, C] how many raters put each subject into each category; every row has the same sum, at least 2.
+      clusters: N, of the subjects.
+      n_bootstrap, seed: of the interval.
+
+    Returns:
+      The value is None without subjects, or where all raters always use one category.
+
+    Raises:
+      ValueError: rows have different sums, or sums below 2.
+    """
+    counts = np.asarray(counts, np.float64)
+    if len(counts) == 0:
+        return {"value": None, "ci95": None}
+    raters = counts[0].sum()
+    if raters < 2 or not np.allclose(counts.sum(axis=1), raters):
+        raise ValueError("every subject needs the same number of raters, at least 2")
+    agreed = (counts * (counts - 1)).sum(axis=1) / (raters * (raters - 1))
+
+    def kappa(sums: np.ndarray) -> np.ndarray:
+        n = sums[:, :1]
+        observed = _divide(sums[:, 1], sums[:, 0])
+        chance = (_divide(sums[:, 2:], n * raters) ** 2).sum(axis=1)
+        # One category throughout: 0 / 0, whatever rounding says.
+        return np.where(chance > 1 - 1e-12, np.nan, _divide(observed - chance, 1 - chance))
+
+    columns = np.column_stack([np.ones(len(counts)), agreed, counts])
+    return _resampled(columns, clusters, kappa, n_bootstrap, seed)
+
+
+def _resampled(
+    rows: np.ndarray,
+    clusters: Sequence[str],
+    statistic: Callable[[np.ndarray], np.ndarray],
+    n_bootstrap: int,
+    seed: int,
+) -> Figure:
+    """A statistic of the sum of rows, on the rows themselves and on resamples of whole clusters."""
+    place = {cluster: number for number, cluster in enumerate(sorted(set(clusters)))}
+    sums = np.zeros((len(place), rows.shape[1]))
+    np.add.at(sums, np.array([place[cluster] for cluster in clusters], np.intp), rows)
+    value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
+    if np.isnan(value):
+        return {"value": None, "ci95": None}
+    random, values = np.random.default_rng(seed), []
+    step = max(1, _CHUNK // len(place))
+    for start in range(0, n_bootstrap, step):
+        size = min(step, n_bootstrap - start)
+        drawn = random.multinomial(len(place), np.full(len(place), 1 / len(place)), size=size)
+        values.append(statistic(drawn @ sums))
+    there = np.concatenate(values) if values else np.zeros(0)
+    there = there[~np.isnan(there)]
+    # With one cluster every resample is the sample.
+    if len(place) < 2 or 2 * len(there) < n_bootstrap or not len(there):
+        return {"value": value, "ci95": None}
+    return {"value": value, "ci95": [float(end) for end in np.percentile(there, [2.5, 97.5])]}
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.full(np.broadcast_shapes(np.shape(a), np.shape(b)), np.nan), where=np.asarray(b) != 0)

@@ -1,0 +1,330 @@
+"""Prompts: what a chat model is asked about a pair, from a template file and the definitions of a config.
+
+A template is a Jinja file with the blocks `system`, `user` and `again`. It never sees the texts of shoppers and sellers
+themselves, only `query` and `item`, where they stand delimited: as JSON strings in tagged blocks, without any of the
+characters that begin a tag or a chat model's control token. So no text can close its block, whatever the template does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta, nodes
+from jinja2.sandbox import SandboxedEnvironment
+
+from jax_rele.annotation import definitions
+from jax_rele.annotation.answers import MAX_VALUES, Failure, answer_form, read_answer
+from jax_rele.errors import UserError
+from jax_rele.types import ITEM_FIELDS, VERDICTS, Item, Pair, Rationale
+
+FIELDS = (*ITEM_FIELDS, "attributes")
+"""Fields of an item that a prompt can show."""
+
+BLOCKS = {
+    "system": ("dimensions", "labels", "fields", "form", "reasoning"),
+    "user": ("query", "item"),
+    "again": ("gold", "previous"),
+}
+"""The blocks of a template, and the fields that each knows; all know those of `system`."""
+
+# `<` begins the tags and most control tokens of chat models (<|im_end|>), `[` the others ([/INST]).
+_ESCAPED = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>[＜＞\x7f\x85\u2028\u2029"}
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A pair whose answer a prompt shows; its rationale has a label."""
+
+    pair: Pair
+    rationale: Rationale
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a chat model is asked; made by `load`.
+
+    Attributes:
+      name: of the template, for messages.
+      source: its text.
+      dimensions, labels: {name: what it means}, in the order of the schema.
+      examples: shown as earlier turns of the chat.
+      fields: of the item that are shown.
+      reasoning: whether a sentence or two of free text is asked for, between verdicts and label.
+    """
+
+    name: str
+    source: str
+    dimensions: Mapping[str, str]
+    labels: Mapping[str, str]
+    examples: tuple[Example, ...]
+    fields: tuple[str, ...]
+    reasoning: bool = False
+
+    @classmethod
+    def load(
+        cls,
+        template: str | Path,
+        *,
+        dimensions: Mapping[str, str],
+        labels: Mapping[str, str],
+        examples: Sequence[Example] = (),
+        fields: Sequence[str] = ("title", "brand", "color"),
+        reasoning: bool = False,
+        language: str = "",
+    ) -> Prompts:
+        """Prompts from a template that was tried out.
+
+        Args:
+          template: a language of the package, or a path.
+          dimensions, labels: {name: description}; an empty one is taken from `definitions`, in `language`.
+          examples: shown as earlier turns.
+          fields: names of `FIELDS`.
+          reasoning: asks for a sentence or two before the label.
+          language: of the definitions; the template's where that is one of the package's, else English.
+
+        Raises:
+          UserError: the template cannot be read or rendered, has an unknown field or lacks a block; a label has no
+            definition; an example does not fit; a field is unknown.
+        """
+        if unknown := [field for field in fields if field not in FIELDS]:
+            raise UserError(f"the field {unknown[0]!r} cannot be shown in a prompt; known are {', '.join(FIELDS)}")
+        text = str(template)
+        packaged = text in definitions.LANGUAGES
+        language = language or (text if packaged else "en")
+        meanings = definitions.DIMENSIONS.get(language, {})
+        dimensions = {name: said or meanings.get(name, "") for name, said in dimensions.items()}
+        meanings = definitions.LABELS.get(language, {})
+        labels = {name: said or meanings.get(name, "") for name, said in labels.items()}
+        if undefined := [name for name, said in labels.items() if not said]:
+            raise UserError(f"the label {undefined[0]!r} has no definition; say what it means in the config")
+        for number, example in enumerate(examples, 1):
+            _check_example(example, number, dimensions, labels)
+        source = _read(text, packaged)
+        prompts = cls(text, source, dimensions, labels, tuple(examples), tuple(fields), reasoning)
+        prompts._try_out()
+        return prompts
+
+    @cached_property
+    def version(self) -> str:
+        """Hash of the template and all that goes into it besides the pair: 16 hexadecimal digits."""
+        rendered = [self.messages(_PROBE), self.messages_again(_PROBE, self._probe_answer, next(iter(self.labels)))]
+        whole = [self.source, rendered, self.schema, list(self.fields)]
+        return hashlib.sha256(json.dumps(whole, ensure_ascii=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of an answer, as strict servers take it; its keys come in the order in which they are thought."""
+
+        def each(of: dict[str, Any]) -> dict[str, Any]:
+            return _object(dict.fromkeys(self.dimensions, of))
+
+        values = {"type": "array", "items": {"type": "string"}}
+        properties = {
+            "query_attributes": each(values),
+            "item_attributes": each(values),
+            "verdicts": each({"type": "string", "enum": list(VERDICTS)}),
+        }
+        if self.reasoning:
+            properties["reasoning"] = {"type": "string"}
+        return _object({**properties, "label": {"type": "string", "enum": list(self.labels)}})
+
+    def messages(self, pair: Pair) -> tuple[Message, ...]:
+        """The chat that asks about a pair. Its label is not told."""
+        chat = [{"role": "system", "content": self._system}]
+        for example in self.examples:
+            chat += self._turn(example.pair), self._said(example.rationale)
+        return (*chat, self._turn(pair))
+
+    def messages_again(self, pair: Pair, previous: Rationale, gold: str) -> tuple[Message, ...]:
+        """The chat that asks once more, with the previous answer and the label that a person gave instead."""
+        disagreement = self._render("again", gold=gold, previous=previous.label)
+        return (*self.messages(pair), self._said(previous), {"role": "user", "content": disagreement})
+
+    def _turn(self, pair: Pair) -> Message:
+        shown = {"query": delimit_query(pair.query), "item": delimit_item(pair.item, self.fields)}
+        return {"role": "user", "content": self._render("user", **shown)}
+
+    def _said(self, rationale: Rationale) -> Message:
+        return {"role": "assistant", "content": encode(answer_form(rationale, list(self.dimensions)))}
+
+    @cached_property
+    def _system(self) -> str:
+        return self._render("system")
+
+    @cached_property
+    def _always(self) -> dict[str, Any]:
+        values = {name: ["..."] for name in self.dimensions}
+        form = {"query_attributes": values, "item_attributes": values}
+        form["verdicts"] = {name: "|".join(VERDICTS) for name in self.dimensions}
+        form |= {"reasoning": "..."} if self.reasoning else {}
+        return {
+            "dimensions": [{"name": name, "description": said} for name, said in self.dimensions.items()],
+            "labels": [{"name": name, "definition": said} for name, said in self.labels.items()],
+            "fields": list(self.fields),
+            "form": json.dumps({**form, "label": "|".join(self.labels)}, ensure_ascii=False),
+            "reasoning": self.reasoning,
+        }
+
+    @cached_property
+    def _template(self) -> Template:
+        environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        try:
+            tree = environment.parse(self.source, self.name, self.name)
+            blocks = {block.name for block in tree.find_all(nodes.Block)}
+            # A field in a branch that the trial does not take would fail only with a later pair.
+            known = {*self._always, *(field for block in blocks for field in BLOCKS.get(block, ()))}
+            unknown = sorted(meta.find_undeclared_variables(tree) - known)
+            if unknown:
+                line = min(name.lineno for name in tree.find_all(nodes.Name) if name.name == unknown[0])
+                raise UserError(f"{self.name}:{line}: the field {unknown[0]!r} is unknown; known are {self._known()}")
+            # Blocks in a template without a loader cannot pull in other files.
+            template = environment.from_string(self.source)
+        except TemplateSyntaxError as error:
+            raise UserError(f"{self.name}:{error.lineno}: {_one_line(error)}") from None
+        if missing := [block for block in BLOCKS if block not in template.blocks]:
+            raise UserError(f"{self.name}: has no block {missing[0]!r}; a template has {', '.join(BLOCKS)}")
+        return template
+
+    def _render(self, block: str, **fields: Any) -> str:
+        template = self._template
+        try:
+            return "".join(template.blocks[block](template.new_context({**self._always, **fields}))).strip()
+        except UserError:
+            raise
+        except Exception as error:  # A template is a program: it can raise anything.
+            what = _one_line(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+            line = _line_in(error, template)
+            raise UserError(
+                f"{self.name}:{line}: {' '.join(what.split())} in the block {block!r}, which knows {self._known(block)}"
+            ) from None
+
+    def _known(self, block: str | None = None) -> str:
+        return ", ".join(
+            dict.fromkeys([*BLOCKS["system"], *(f for b in BLOCKS if block in (None, b) for f in BLOCKS[b])])
+        )
+
+    @cached_property
+    def _probe_answer(self) -> Rationale:
+        return Rationale((), next(reversed(self.labels)))
+
+    def _try_out(self) -> None:
+        for pair in (_PROBE, Pair("probe", "", Item("probe", "t"))):
+            self.messages_again(pair, self._probe_answer, next(iter(self.labels)))
+        shown = [message["content"] for message in self.messages(_PROBE)[-1:]]
+        if delimit_query(_PROBE.query) not in shown[0] or delimit_item(_PROBE.item, self.fields) not in shown[0]:
+            raise UserError(f"{self.name}: the block 'user' must show {{{{ query }}}} and {{{{ item }}}} as they are")
+
+
+def delimit_query(query: str) -> str:
+    """A query as a tagged block that it cannot close."""
+    return f"<query>{encode(query)}</query>"
+
+
+def delimit_item(item: Item, fields: Sequence[str]) -> str:
+    """An item's non-empty fields as a tagged block that none of them can close, one field a line."""
+    lines = [f"{field}: {encode(text)}" for field, text in item.texts([f for f in fields if f != "attributes"])]
+    if "attributes" in fields and item.attributes:
+        lines.append(f"attributes: {encode([list(couple) for couple in item.attributes])}")
+    return "\n".join(["<item>", *lines, "</item>"])
+
+
+def encode(value: Any) -> str:
+    """Texts, lists and objects of texts as JSON on one line; `json.loads` is its inverse.
+
+    Its strings hold no raw `<`, `>` or `[`.
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{encode(name)}: {encode(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(encode, value)) + "]"
+    text = json.dumps(value, ensure_ascii=False).translate(_ESCAPED)
+    # A lone surrogate has no UTF-8 form.
+    return "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def read_examples(
+    raw: Sequence[Mapping[str, Any]], dimensions: Sequence[str], labels: Sequence[str], where: str = "examples"
+) -> tuple[Example, ...]:
+    """Examples as a config writes them: [{"query", "item": {"title", ...}, "answer": an answer as JSON}, ...].
+
+    Raises:
+      UserError: one is incomplete, or its answer is not one by the schema; `where` names the place.
+    """
+    examples = []
+    for number, one in enumerate(raw):
+        place = f"{where}[{number}]"
+        if not isinstance(one, Mapping) or {"query", "item", "answer"} != set(one):
+            raise UserError(f"{place}: must have query, item and answer, and nothing else")
+        item = one["item"]
+        known = set(FIELDS)
+        if not isinstance(item, Mapping) or not item.get("title") or not set(item) <= known:
+            raise UserError(f"{place}.item: must have a title, and otherwise only {', '.join(FIELDS)}")
+        attributes = tuple((str(name), str(value)) for name, value in dict(item.get("attributes") or {}).items())
+        texts = {name: str(text) for name, text in item.items() if name != "attributes"}
+        answer = read_answer(json.dumps(one["answer"]), dimensions, labels)
+        if isinstance(answer, Failure):
+            raise UserError(f"{place}.answer: {answer.kind} ({answer.detail}); write it by the answers' schema")
+        shown = Item(f"example-{number}", **texts, attributes=attributes)
+        examples.append(Example(Pair(f"example-{number}", str(one["query"]), shown), answer))
+    return tuple(examples)
+
+
+_PROBE = Pair(
+    "probe",
+    "A <Query>",
+    Item("probe", "A <Title>", "A Brand", "A Color", "A Category", "A Bullet", "A Text", (("Name", "Value"),)),
+)
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _check_example(example: Example, number: int, dimensions: Mapping, labels: Mapping) -> None:
+    said = example.rationale
+    if said.label not in labels:
+        raise UserError(f"example {number}: the label {said.label!r} is not one of {', '.join(labels)}")
+    for compared in said.comparisons:
+        if compared.dimension not in dimensions:
+            raise UserError(f"example {number}: {compared.dimension!r} is not one of {', '.join(dimensions)}")
+        if max(len(compared.query_values), len(compared.item_values)) > MAX_VALUES:
+            raise UserError(f"example {number}: {compared.dimension} has more than {MAX_VALUES} values")
+
+
+def _read(template: str, packaged: bool) -> str:
+    try:
+        if packaged:
+            return files("jax_rele.annotation").joinpath("templates", f"{template}.j2").read_text("utf-8")
+        return Path(template).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        languages = " or ".join(definitions.LANGUAGES)
+        raise UserError(f"{template}: the template cannot be read ({why}); name {languages}, or a file") from None
+
+
+def _line_in(error: BaseException, template: Template) -> int:
+    """The line of the template at which it raised; 1 where that is unknown."""
+    line, trace = 1, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("name") == template.name and "blocks" in trace.tb_frame.f_globals:
+            line = template.get_corresponding_lineno(trace.tb_lineno)
+        trace = trace.tb_next
+    return line
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,0 +1,247 @@
+"""The table of decisions, and the review table that a person edits and feeds back."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from jax_rele.annotation.votes import Decision, Vote, keep_rationale, row
+from jax_rele.errors import UserError
+from jax_rele.rationale import parse, render
+from jax_rele.types import Pair, Rationale
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+_TEXT = pa.string()
+_SHARE = pa.struct([_required("name", _TEXT), _required("share", pa.float64())])
+_VERDICT = pa.struct([_required("dimension", _TEXT), _required("verdict", _TEXT), _required("share", pa.float64())])
+
+DECISIONS = pa.schema(
+    [
+        _required("pair_id", _TEXT),
+        _required("status", _TEXT),
+        _required("reason", _TEXT),
+        pa.field("rationale", _TEXT),
+        pa.field("label", _TEXT),
+        _required("label_share", pa.float64()),
+        _required("label_shares", pa.list_(_SHARE)),
+        _required("verdicts", pa.list_(_VERDICT)),
+        _required("n_answers", pa.int32()),
+        _required("n_models", pa.int32()),
+        _required("model", _TEXT),
+        pa.field("gold", _TEXT),
+        pa.field("gold_agrees", pa.bool_()),
+        _required("gold_dropped", pa.bool_()),
+        _required("asked_again", pa.bool_()),
+        _required("reviewed", pa.bool_()),
+        pa.field("first_label", _TEXT),
+    ]
+)
+"""One row per pair; the fields of `Decision`, the rationale as text in the grammar."""
+
+COLUMNS = (
+    "pair_id", "query", "title", "votes", "proposed_label", "gold_label", "reason", "rationale", "decision", "label",
+)  # fmt: skip
+"""Of the review table; a person fills in the last two."""
+
+CHOICES = ("accept", "reject")
+"""What `decision` can be; a `label` beside `accept` replaces the proposed one."""
+
+# Spreadsheets take cells that begin so for formulas, and sellers write titles.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a person decided about a pair: whether it is accepted, and with which label instead of the proposed one."""
+
+    pair_id: str
+    accept: bool
+    label: str | None = None
+
+
+def decisions_to_arrow(decisions: Iterable[Decision]) -> pa.Table:
+    """Decisions as a table with the schema `DECISIONS`."""
+    return pa.Table.from_pylist([row(decision) for decision in decisions], schema=DECISIONS)
+
+
+def decisions_from_arrow(table: pa.Table) -> list[Decision]:
+    """The decisions of a table with the schema `DECISIONS`."""
+    decisions = []
+    for told in table.to_pylist():
+        verdicts = told.pop("verdicts")
+        told["rationale"] = None if told["rationale"] is None else parse(told["rationale"])
+        told["label_shares"] = {one["name"]: one["share"] for one in told["label_shares"]}
+        told["verdicts"] = {one["dimension"]: one["verdict"] for one in verdicts}
+        told["verdict_shares"] = {one["dimension"]: one["share"] for one in verdicts}
+        decisions.append(Decision(**told))
+    return decisions
+
+
+def to_review(decisions: Iterable[Decision]) -> list[Decision]:
+    """The decisions that a person should look at: rejected, or against the gold label; the closest votes first."""
+    open_ones = [
+        decision
+        for decision in decisions
+        if not decision.reviewed
+        and (decision.status == "rejected" or (decision.status == "accepted" and decision.gold_agrees is False))
+    ]
+    return sorted(open_ones, key=lambda decision: (decision.label is None, decision.label_share, decision.pair_id))
+
+
+def write_reviews(path: str | Path, decisions: Iterable[Decision], pairs: Mapping[str, Pair]) -> int:
+    """Writes a review table: CSV with a byte order mark, which spreadsheets want.
+
+    Args:
+      path: the file; one that is there already is refused, since a person may have edited it.
+      decisions: one row each, e.g. what `to_review` returned.
+      pairs: {pair_id: pair}.
+
+    Returns:
+      The number of rows.
+
+    Raises:
+      UserError: the file is there already, or cannot be written.
+    """
+    rows = 0
+    try:
+        with open(path, "x", encoding="utf-8-sig", errors="replace", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for decision in decisions:
+                pair = pairs[decision.pair_id]
+                shares = ", ".join(f"{name} {share:.2f}" for name, share in decision.label_shares.items() if share)
+                text = "" if decision.rationale is None else render(decision.rationale)
+                told = (pair.query, pair.item.title, shares, decision.label or "", decision.gold or "", decision.reason)
+                writer.writerow(map(_guarded, (decision.pair_id, *told, text, "", "")))
+                rows += 1
+    except FileExistsError:
+        raise UserError(f"{path}: is there already and may hold a person's decisions; move it away") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    return rows
+
+
+def read_reviews(path: str | Path, labels: Sequence[str], known: Iterable[str] | None = None) -> list[Review]:
+    """What a person decided, of the rows where `decision` or `label` is filled in.
+
+    Args:
+      path: an edited review table; columns may be moved, and others than pair_id, decision and label left out.
+      labels: the labels that there are.
+      known: the pair ids that there are; None takes any.
+
+    Raises:
+      UserError: the file cannot be read, lacks a column, or a row has an unknown pair, decision or label, or a pair
+        that an earlier row decides; names the row as a spreadsheet counts, the header being row 1.
+    """
+    known = None if known is None else set(known)
+    rows: dict[str, int] = {}
+    reviews = []
+    for number, told in _rows(path):
+        pair_id = _bare(told.get("pair_id", ""))
+        decision, label = (_bare(told.get(name, "").strip()) for name in ("decision", "label"))
+        if not decision and not label:
+            continue
+        where = f"{path}: row {number}"
+        if not pair_id or (known is not None and pair_id not in known):
+            raise UserError(f"{where}: the pair {pair_id!r} is unknown; leave pair_id as it was written")
+        if pair_id in rows:
+            raise UserError(f"{where}: the pair {pair_id!r} is decided in row {rows[pair_id]} already; keep one")
+        rows[pair_id] = number
+        # A label alone says enough.
+        choice = decision.casefold() or CHOICES[0]
+        if choice not in CHOICES:
+            raise UserError(f"{where}: the decision {decision!r} is not one of {', '.join(CHOICES)}")
+        name = _named(label, labels) if label else None
+        if label and name is None:
+            raise UserError(f"{where}: the label {label!r} is not one of {', '.join(labels)}")
+        if name is not None and choice == "reject":
+            raise UserError(f"{where}: has a label although it is rejected; clear one of the two")
+        reviews.append(Review(pair_id, choice == "accept", name))
+    return reviews
+
+
+def apply_reviews(
+    decisions: Iterable[Decision], reviews: Iterable[Review], votes: Mapping[str, Sequence[Vote]]
+) -> list[Decision]:
+    """Decisions with those of a person in their place, marked `reviewed`.
+
+    A pair that is accepted keeps the rationale that agrees with the vote and concludes with the person's label; where
+    none does, the best one takes that label on.
+
+    Raises:
+      UserError: a pair is accepted for which there is no readable answer, or without a label that could be proposed.
+    """
+    by_pair = {review.pair_id: review for review in reviews}
+    return [
+        decision if (review := by_pair.get(decision.pair_id)) is None else _reviewed(decision, review, votes)
+        for decision in decisions
+    ]
+
+
+def _reviewed(decision: Decision, review: Review, votes: Mapping[str, Sequence[Vote]]) -> Decision:
+    if not review.accept:
+        return replace(decision, status="rejected", reason="rejected by a reviewer", reviewed=True)
+    label = review.label or decision.label
+    round_ = max((vote.round for vote in votes.get(decision.pair_id, ())), default=0)
+    there = [vote for vote in votes.get(decision.pair_id, ()) if vote.round == round_]
+    kept, model, concludes = keep_rationale(there, label, decision.verdicts)
+    if kept is None:
+        raise UserError(f"the review accepts pair {decision.pair_id!r}, which has no readable answer; reject it")
+    return replace(
+        decision,
+        status="accepted",
+        reason="",
+        rationale=kept if concludes else Rationale(kept.comparisons, label),
+        label=label,
+        model=model,
+        gold_agrees=None if decision.gold is None else label == decision.gold,
+        gold_dropped=False,
+        reviewed=True,
+    )
+
+
+def _rows(path: str | Path) -> Iterable[tuple[int, dict[str, str]]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8; save it as CSV in UTF-8"
+        raise UserError(f"{path}: cannot be read ({why})") from None
+    # Spreadsheets of some countries write semicolons.
+    header = text.split("\n", 1)[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    try:
+        table = list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path}: is no CSV ({error})") from None
+    names = [name.strip().casefold() for name in table[0]] if table else []
+    if missing := [name for name in ("pair_id", "decision", "label") if name not in names]:
+        raise UserError(f"{path}: has no column {missing[0]!r}; the first row must name the columns")
+    for number, cells in enumerate(table[1:], 2):
+        if len(cells) > len(names):
+            raise UserError(f"{path}: row {number}: has {len(cells)} cells for {len(names)} columns")
+        yield number, dict(zip(names, cells))
+
+
+def _named(label: str, labels: Sequence[str]) -> str | None:
+    if label in labels:
+        return label
+    alike = [name for name in labels if name.casefold() == label.casefold()]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _guarded(cell: str) -> str:
+    return "'" + cell if cell.startswith(_FORMULA) else cell
+
+
+def _bare(cell: str) -> str:
+    return cell.removeprefix("'")

@@ -1,0 +1,200 @@
+"""Checks of a rationale without a model: values against the texts, verdicts against values, the label against rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jax_rele.errors import UserError
+from jax_rele.rationale.agreement import verdict as rule_verdict
+from jax_rele.rationale.words import Word, key, runs, words
+from jax_rele.types import VERDICTS, Pair, Rationale
+
+PLACES = ("found", "other_side", "nowhere")
+"""Where a value stands: in the text of its side, only in that of the other side, or in neither."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of a rationale and where it stands, one of `PLACES`. What is not found is inferred, at best."""
+
+    dimension: str
+    side: str
+    text: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in a rationale that does not fit.
+
+    Attributes:
+      kind: `no_values` (a match or mismatch where one side states nothing), `values_agree` (a mismatch of equal
+        values), `values_differ` (a match of values that differ), `not_absent` (absent, although both sides have values
+        that can be compared), or `rule` (the label against the verdicts).
+      dimension: what it is about; empty for a rule.
+      detail: in words.
+      certain: whether it is a contradiction; otherwise a rule that knows words and no meaning sees it otherwise.
+    """
+
+    kind: str
+    dimension: str
+    detail: str
+    certain: bool
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """What verdicts a label never or always goes with: {dimension: verdicts}."""
+
+    label: str
+    never: Mapping[str, tuple[str, ...]]
+    always: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the checks of a rationale found; see `verify`."""
+
+    values: tuple[Value, ...]
+    verdict_problems: tuple[Problem, ...]
+    label_problems: tuple[Problem, ...]
+
+    @property
+    def inferred(self) -> tuple[Value, ...]:
+        """Values that do not stand in the text of their side."""
+        return tuple(value for value in self.values if value.place != "found")
+
+    @property
+    def hallucinated(self) -> tuple[Value, ...]:
+        """Values that neither query nor item contains."""
+        return tuple(value for value in self.values if value.place == "nowhere")
+
+    @property
+    def contradictions(self) -> tuple[Problem, ...]:
+        """The problems that are certain."""
+        return tuple(found for found in (*self.verdict_problems, *self.label_problems) if found.certain)
+
+
+def parse_rules(
+    raw: Sequence[Mapping[str, Any]], dimensions: Sequence[str], labels: Sequence[str], where: str = "label_rules"
+) -> tuple[LabelRule, ...]:
+    """Rules as a config writes them: [{"label": "Exact", "never": {"category": "mismatch"}}, ...].
+
+    A rule names a label, and under `never` or `always` the verdicts of dimensions, one or a list.
+
+    Raises:
+      UserError: a name is unknown or a rule says nothing; `where` names the place.
+    """
+    rules = []
+    for number, one in enumerate(raw):
+        place = f"{where}[{number}]"
+        if not isinstance(one, Mapping) or not set(one) <= {"label", "never", "always"} or len(one) < 2:
+            raise UserError(f"{place}: must have a label, and never or always")
+        if one.get("label") not in labels:
+            raise UserError(f"{place}.label: {one.get('label')!r} is not one of {', '.join(labels)}")
+        never, always = (_sides(one.get(name), f"{place}.{name}", dimensions) for name in ("never", "always"))
+        rules.append(LabelRule(one["label"], never, always))
+    return tuple(rules)
+
+
+def verify(pair: Pair, rationale: Rationale, fields: Sequence[str], label_rules: Sequence[LabelRule] = ()) -> Verified:
+    """Checks a rationale against its pair.
+
+    A value stands in a text where a run of whole words has its key (see `jax_rele.rationale.words`), so case, spaces,
+    accents and plurals do not matter.
+
+    Args:
+      pair: the texts.
+      rationale: what is checked.
+      fields: of the item that its author has seen, `attributes` among them where they were shown.
+      label_rules: what labels go with what verdicts.
+    """
+    sides = {"query": [pair.query], "item": _item_texts(pair, fields)}
+    found = {side: [words(text) for text in texts] for side, texts in sides.items()}
+    values = tuple(
+        Value(said.dimension, side, text, _place(text, side, sides, found))
+        for said in rationale.comparisons
+        for side, texts in (("query", said.query_values), ("item", said.item_values))
+        for text in texts
+    )
+    problems = [problem for said in rationale.comparisons if (problem := _verdict_problem(said)) is not None]
+    broken = []
+    for rule in label_rules:
+        if rule.label == rationale.label:
+            broken += _broken(rule, rationale)
+    return Verified(values, tuple(problems), tuple(broken))
+
+
+def _item_texts(pair: Pair, fields: Sequence[str]) -> list[str]:
+    texts = [text for _, text in pair.item.texts([field for field in fields if field != "attributes"])]
+    if "attributes" in fields:
+        texts += [text for couple in pair.item.attributes for text in couple]
+    return texts
+
+
+def _place(value: str, side: str, texts: Mapping[str, list[str]], found: Mapping[str, list[list[Word]]]) -> str:
+    other = "item" if side == "query" else "query"
+    for place, where in (("found", side), ("other_side", other)):
+        wanted = key(value)
+        if not wanted:
+            # No words, e.g. `★`: only the very characters will do.
+            if any(value in text for text in texts[where]):
+                return place
+        elif any(next(runs(text, wanted), None) is not None for text in found[where]):
+            return place
+    return "nowhere"
+
+
+def _verdict_problem(said) -> Problem | None:
+    query, item = said.query_values, said.item_values
+    name = said.dimension
+    told = f"{' ; '.join(query) or '-'} | {' ; '.join(item) or '-'}"
+    if not query or not item:
+        if said.verdict == "absent":
+            return None
+        side = "the query" if not query else "the item"
+        return Problem("no_values", name, f"{said.verdict}, but no value of {side}: {told}", True)
+    ruled = rule_verdict(name, query, item)
+    if ruled == said.verdict or ruled == "absent":
+        return None
+    single = len(query) == 1 and len(item) == 1
+    equal = single and key(query[0]) == key(item[0])
+    if said.verdict == "absent":
+        return Problem("not_absent", name, f"absent, but both state it: {told}", equal)
+    if said.verdict == "mismatch":
+        return Problem("values_agree", name, f"mismatch of values that agree: {told}", equal)
+    # Words cannot tell that a sneaker is a running shoe; that 8 GB are not 16 GB they can.
+    return Problem("values_differ", name, f"match of values that differ: {told}", single and name == "size")
+
+
+def _broken(rule: LabelRule, rationale: Rationale) -> list[Problem]:
+    said = {name: rationale.verdict(name) for name in (*rule.never, *rule.always)}
+    broken = [
+        f"{rule.label} never goes with {name}: {said[name]}"
+        for name, verdicts in rule.never.items()
+        if said[name] in verdicts
+    ]
+    broken += [
+        f"{rule.label} goes with {name}: {' or '.join(verdicts)}, not {said[name]}"
+        for name, verdicts in rule.always.items()
+        if said[name] not in verdicts
+    ]
+    return [Problem("rule", "", detail, True) for detail in broken]
+
+
+def _sides(raw: Any, where: str, dimensions: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    if raw is None:
+        return {}
+    if not isinstance(raw, Mapping) or not raw:
+        raise UserError(f"{where}: must say {{dimension: verdict}}")
+    result = {}
+    for name, verdicts in raw.items():
+        if name not in dimensions:
+            raise UserError(f"{where}: {name!r} is not one of {', '.join(dimensions)}")
+        listed = tuple(verdicts) if isinstance(verdicts, list | tuple) else (verdicts,)
+        if not listed or any(verdict not in VERDICTS for verdict in listed):
+            raise UserError(f"{where}.{name}: must be one or more of {', '.join(VERDICTS)}")
+        result[name] = listed
+    return result

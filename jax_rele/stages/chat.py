@@ -1,0 +1,227 @@
+"""What chat models, or the teacher of another run, say of pairs: from a config to votes and decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jax_rele.annotation.answers import Failure, read
+from jax_rele.annotation.calls import prompt_hash, sample_keys
+from jax_rele.annotation.endpoints import check
+from jax_rele.annotation.prompts import Prompts, read_examples
+from jax_rele.annotation.runner import collect
+from jax_rele.annotation.store import Store
+from jax_rele.annotation.types import Endpoint, Summary, Task
+from jax_rele.annotation.verify import LabelRule, parse_rules, verify
+from jax_rele.annotation.votes import Decision, Vote, consensus
+from jax_rele.config import Config, load
+from jax_rele.errors import UserError
+from jax_rele.inference import judge
+from jax_rele.progress import pairs_bar
+from jax_rele.rationale import ParseFailure
+from jax_rele.stages import artefacts
+from jax_rele.types import Pair, Rationale
+
+Texts = dict[tuple[str, str, int, int], str]
+"""(pair_id, model, sample, round) -> the answer as it came."""
+
+
+@dataclass
+class Said:
+    """What was said of pairs.
+
+    Attributes:
+      votes: {pair_id: votes} of both rounds; a pair of which nothing was said has none.
+      texts: of the answers.
+      wanted: answers that a pair is to have, in each round.
+      stopped: why calls ended early; empty where they did not.
+      cost: of all calls.
+    """
+
+    votes: dict[str, list[Vote]]
+    texts: Texts = field(default_factory=dict)
+    wanted: int = 1
+    stopped: str = ""
+    cost: float = 0.0
+
+
+Ask = Callable[[Sequence[Task]], Said]
+
+
+def endpoints_of(config: Config) -> list[Endpoint]:
+    """The endpoints as the config names them."""
+    return [Endpoint(**dict(endpoint)) for endpoint in config.annotate.endpoints]
+
+
+def prompts_of(config: Config) -> Prompts:
+    """The prompts. Raises UserError for a template, example or definition that is not right."""
+    annotate, labels, dimensions = config.annotate, config.labels.names, config.rationale.dimensions
+    return Prompts.load(
+        annotate.prompt,
+        dimensions={name: annotate.dimension_definitions.get(name, "") for name in dimensions},
+        labels={name: annotate.definitions.get(name, "") for name in labels},
+        examples=read_examples(annotate.examples, dimensions, labels, "annotate.examples"),
+        fields=annotate.fields,
+        reasoning=annotate.reasoning,
+    )
+
+
+def rules_of(config: Config) -> tuple[LabelRule, ...]:
+    """What labels go with what verdicts. Raises UserError for a rule that is not right."""
+    return parse_rules(
+        config.annotate.label_rules, config.rationale.dimensions, config.labels.names, "annotate.label_rules"
+    )
+
+
+def tasks_of(prompts: Prompts, pairs: Sequence[Pair]) -> list[Task]:
+    """The first question about each pair."""
+    return [Task(pair.pair_id, prompts.messages(pair), prompts.schema) for pair in pairs]
+
+
+def asking(config: Config, prompts: Prompts) -> Ask:
+    """Asks the endpoints, which are tried first, or reads what they answered before.
+
+    Raises:
+      UserError: an endpoint cannot be used.
+    """
+    endpoints = endpoints_of(config)
+    ready: list[Endpoint] = []
+
+    def ask(tasks: Sequence[Task]) -> Said:
+        with Store(config.answers) as store:
+            asked = sum(key not in store for endpoint in endpoints for *_, key in _keys(tasks, endpoint))
+        stopped = ""
+        if asked:
+            # Tried when there is something to ask, so that a finished run can be repeated without its servers.
+            ready[:] = ready or check(endpoints, prompts.schema)
+            total = len(tasks) * sum(endpoint.samples for endpoint in endpoints)
+            with pairs_bar("annotate (answers)", total) as advance:
+                stopped = _reason(_collect(config, tasks, ready, advance))
+        return read_answers(config, tasks, endpoints, stopped)
+
+    return ask
+
+
+def _collect(
+    config: Config, tasks: Sequence[Task], endpoints: Sequence[Endpoint], progress: Callable[[int], None]
+) -> Summary:
+    return collect(
+        tasks,
+        endpoints,
+        config.answers,
+        budget=config.annotate.budget,
+        max_attempts=config.annotate.max_attempts,
+        progress=progress,
+    )
+
+
+def _reason(summary: Summary) -> str:
+    if not summary.pending:
+        return ""
+    down = [f"{name}: {told['down']}" for name, told in summary.by_endpoint.items() if told["down"]]
+    return "; ".join(filter(None, [summary.stopped, *down])) or "calls failed too often"
+
+
+def _keys(tasks: Sequence[Task], endpoint: Endpoint):
+    return sample_keys(map(prompt_hash, tasks), endpoint)
+
+
+def read_answers(config: Config, tasks: Sequence[Task], endpoints: Sequence[Endpoint], stopped: str = "") -> Said:
+    """What the store holds of these tasks."""
+    dimensions, labels = config.rationale.dimensions, config.labels.names
+    said = Said(
+        {task.pair_id: [] for task in tasks}, wanted=sum(endpoint.samples for endpoint in endpoints), stopped=stopped
+    )
+    with Store(config.answers) as store:
+        for endpoint in endpoints:
+            for number, sample, key in _keys(tasks, endpoint):
+                answer, task = store.get(key), tasks[number]
+                if answer is None:
+                    continue
+                vote = Vote(
+                    task.pair_id, endpoint.name, read(answer, dimensions, labels), sample, task.round, store.cost(key)
+                )
+                said.votes[task.pair_id].append(vote)
+                said.texts[task.pair_id, endpoint.name, sample, task.round] = answer.text
+                said.cost += vote.cost
+    return said
+
+
+def ask_teacher(config: Config, pairs: Sequence[Pair]) -> Said:
+    """The rationales that the teacher of another run writes, a vote a pair.
+
+    Raises:
+      UserError: there is no such run, it has no teacher, or that has other labels or dimensions.
+    """
+    run_dir = Path(config.annotate.teacher_run)
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"annotate.teacher_run: {run_dir} is no folder of a run; give one that `jax-rele run` wrote")
+    other = load(run_dir / "config.yaml")
+    for path, theirs, ours in (
+        ("labels.names", other.labels.names, config.labels.names),
+        ("rationale.dimensions", other.rationale.dimensions, config.rationale.dimensions),
+    ):
+        if theirs != ours:
+            raise UserError(f"{path}: the teacher of {run_dir} knows {list(theirs)}, the config has {list(ours)}")
+    if other.teacher.order == "label_only":
+        raise UserError(f"annotate.teacher_run: the teacher of {run_dir} writes no rationales (order: label_only)")
+    teacher = artefacts.load_teacher(other, run_dir)
+    with pairs_bar("annotate", len(pairs)) as advance:
+        judged = judge(teacher, pairs, progress=advance)
+    outcomes = [
+        Failure("wrong_schema", str(found)) if isinstance(found, ParseFailure) else found for found in judged.rationales
+    ]
+    return Said(
+        {pair.pair_id: [Vote(pair.pair_id, "teacher", outcome)] for pair, outcome in zip(pairs, outcomes)},
+        {(pair.pair_id, "teacher", 0, 0): text for pair, text in zip(pairs, judged.texts)},
+    )
+
+
+def decide(config: Config, said: Said, pairs: Mapping[str, Pair], gold: Mapping[str, str]) -> list[Decision]:
+    """What the votes say together.
+
+    A teacher's is one vote, which there is nothing to weigh against; nor is it asked again: what disagrees with the gold
+    label is dropped.
+    """
+    annotate, rules = config.annotate, rules_of(config)
+    again = annotate.annotator == "llm"
+
+    def flaws(pair_id: str, rationale: Rationale) -> int:
+        checked = verify(pairs[pair_id], rationale, annotate.fields, rules)
+        return len(checked.hallucinated) + len(checked.contradictions)
+
+    return consensus(
+        said.votes,
+        config.labels.schema_,
+        config.rationale.dimensions,
+        gold=gold,
+        weights=annotate.weights if again else "equal",
+        min_share=annotate.min_share,
+        gold_filter="drop" if annotate.gold_filter == "ask_again" and not again else annotate.gold_filter,
+        wanted=said.wanted,
+        flaws=flaws,
+    )
+
+
+def ask_again(ask: Ask, prompts: Prompts, said: Said, decisions: Sequence[Decision], pairs: Mapping[str, Pair]) -> bool:
+    """Points out the gold label to the models where their vote was another; whether there was anything to ask."""
+    tasks = [
+        Task(
+            decision.pair_id,
+            prompts.messages_again(pairs[decision.pair_id], decision.rationale, decision.gold),
+            prompts.schema,
+            round=1,
+        )
+        for decision in decisions
+        if decision.status == "pending" and decision.reason.startswith("to be asked again")
+    ]
+    if not tasks:
+        return False
+    more = ask(tasks)
+    for pair_id, votes in more.votes.items():
+        said.votes[pair_id] += votes
+    said.texts |= more.texts
+    said.cost += more.cost
+    said.stopped = said.stopped or more.stopped
+    return True

@@ -1,0 +1,32 @@
+"""The misbehaving server, for the tests of this folder and whoever needs one."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import jax_rele
+from jax_rele.annotation import runner
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def impatient():
+    """Pauses are short."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(runner, "BACKOFF", 0.004)
+    patch.setattr(runner, "BREAKER_WAIT", 0.02)
+    patch.setattr(runner, "ELSEWHERE_SECONDS", 0.02)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def room_alone() -> str:
+    """Code for the head of a worker's program: the package without its other rooms, which take seconds to import."""
+    return f"""
+import sys, types
+sys.modules["jax_rele"] = types.ModuleType("jax_rele")
+sys.modules["jax_rele"].__path__ = {list(jax_rele.__path__)!r}
+"""

@@ -1,0 +1,155 @@
+"""Rationales against their texts, their own values, and the rules of labels."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jax_rele.annotation.verify import LabelRule, parse_rules, verify
+from jax_rele.errors import UserError
+from jax_rele.rationale import Gazetteers, RuleAnnotator
+from jax_rele.types import VERDICTS, Comparison, Item, Pair, Rationale
+
+DIMENSIONS = ("category", "brand", "size", "color")
+LABELS = ("Exact", "Irrelevant")
+PAIR = Pair(
+    "p",
+    "Nike running shoes ★ size 8",
+    Item(
+        "i", "Adidas Runner T-Shirts, grey", brand="adidas", description="hidden words", attributes=(("fit", "loose"),)
+    ),
+)
+
+
+def check(*comparisons, label="Exact", rules=(), fields=("title", "brand")):
+    return verify(PAIR, Rationale(tuple(Comparison(*c) for c in comparisons), label), fields, rules)
+
+
+def places(checked):
+    return {(value.side, value.text): value.place for value in checked.values}
+
+
+def test_values_are_found_as_words_whatever_their_spelling():
+    checked = check(
+        ("category", ("Running Shoe", "★", "runn"), ("t shirt", "shoes"), "mismatch"),
+        ("color", ("gray",), ("gray",), "match"),
+    )
+    assert places(checked) == {
+        ("query", "Running Shoe"): "found",
+        ("query", "★"): "found",
+        ("query", "runn"): "nowhere",
+        ("item", "t shirt"): "found",
+        ("item", "shoes"): "other_side",
+        ("query", "gray"): "other_side",
+        ("item", "gray"): "found",
+    }
+    assert {value.text for value in checked.hallucinated} == {"runn"}
+    assert {value.text for value in checked.inferred} == {"runn", "shoes", "gray"}
+
+
+def test_only_fields_that_were_shown_count():
+    said = ("brand", (), ("hidden words", "loose"), "absent")
+    assert set(places(check(said)).values()) == {"nowhere"}
+    assert set(places(check(said, fields=("title", "description", "attributes"))).values()) == {"found"}
+
+
+@given(st.lists(st.sampled_from(["ab", "c", "d1", "e-f", "★"]), min_size=1), st.data())
+def test_every_run_of_words_of_a_text_is_found_in_it(pieces, data):
+    start = data.draw(st.integers(0, len(pieces) - 1))
+    value = " ".join(pieces[start : data.draw(st.integers(start + 1, len(pieces)))])
+    pair = Pair("p", "other", Item("i", " ".join(pieces)))
+    checked = verify(pair, Rationale((Comparison("brand", (), (value, value + " zzz")),), "Exact"), ("title",))
+    assert [one.place for one in checked.values] == ["found", "nowhere"]
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "certain"),
+    [
+        (("brand", ("Nike",), (), "match"), "no_values", True),
+        (("brand", (), ("adidas",), "mismatch"), "no_values", True),
+        (("brand", ("Nike",), ("nike",), "mismatch"), "values_agree", True),
+        (("category", ("shoe",), ("running shoe",), "mismatch"), "values_agree", False),
+        (("size", ("8 gb",), ("16 GB",), "match"), "values_differ", True),
+        (("category", ("sneaker",), ("running shoe",), "match"), "values_differ", False),
+        (("brand", ("Nike",), ("nike",), "absent"), "not_absent", True),
+        (("brand", ("Nike",), ("adidas",), "absent"), "not_absent", False),
+    ],
+)
+def test_verdicts_against_their_values(said, kind, certain):
+    [problem] = check(said).verdict_problems
+    assert (problem.kind, problem.dimension, problem.certain) == (kind, said[0], certain)
+    assert bool(check(said).contradictions) == certain
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("brand", ("Nike",), (), "absent"),
+        ("brand", (), (), "absent"),
+        ("brand", ("Nike",), ("NIKE",), "match"),
+        ("brand", ("Nike",), ("adidas",), "mismatch"),
+        # Inches say nothing of pounds.
+        ("size", ("8 inch",), ("3 pounds",), "absent"),
+    ],
+)
+def test_verdicts_that_fit(said):
+    assert check(said).verdict_problems == ()
+
+
+@given(st.text(max_size=40), st.text(min_size=1, max_size=40))
+def test_the_rule_annotator_passes_its_own_checks(query, title):
+    gazetteers = Gazetteers(DIMENSIONS, {}, {"nike": "brand"}, {"nike": "brand", "red": "color"}, frozenset())
+    pair = Pair("p", query + " nike 8 inch shoe", Item("i", "red Nike shoe " + title), "Exact")
+    [said] = RuleAnnotator(gazetteers).annotate([pair])
+    checked = verify(pair, said, ("title",))
+    assert checked.verdict_problems == ()
+    assert checked.inferred == ()
+
+
+RULES = [
+    {"label": "Exact", "never": {"category": "mismatch", "brand": ["mismatch", "absent"]}},
+    {"label": "Irrelevant", "always": {"category": "mismatch"}},
+]
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("category", VERDICTS)
+@pytest.mark.parametrize("brand", VERDICTS)
+def test_labels_against_rules(label, category, brand):
+    checked = check(
+        ("category", ("a",), ("a",), category),
+        ("brand", ("a",), ("a",), brand),
+        label=label,
+        rules=parse_rules(RULES, DIMENSIONS, LABELS),
+    )
+    broken = (
+        (category == "mismatch") + (brand in ("mismatch", "absent"))
+        if label == "Exact"
+        else int(category != "mismatch")
+    )
+    assert len(checked.label_problems) == broken
+    assert all(problem.certain for problem in checked.label_problems)
+
+
+def test_a_dimension_that_is_not_judged_is_absent():
+    rules = (LabelRule("Exact", {}, {"brand": ("match",)}),)
+    assert [problem.detail for problem in check(rules=rules).label_problems] == [
+        "Exact goes with brand: match, not absent"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"label": "Exakt", "never": {"brand": "match"}}, r"label_rules\[0\].label: 'Exakt' is not one of"),
+        ({"label": "Exact", "never": {"brnd": "match"}}, r"label_rules\[0\].never: 'brnd' is not one of"),
+        ({"label": "Exact", "always": {"brand": "matches"}}, r"label_rules\[0\].always.brand: must be one or more"),
+        ({"label": "Exact", "always": {"brand": []}}, r"must be one or more"),
+        ({"label": "Exact"}, "must have a label, and never or always"),
+        ({"label": "Exact", "sometimes": {}}, "must have a label, and never or always"),
+        ({"label": "Exact", "never": {}}, "must say"),
+        ("Exact", "must have a label"),
+    ],
+)
+def test_faulty_rules_are_named(rule, said):
+    with pytest.raises(UserError, match=said):
+        parse_rules([rule], DIMENSIONS, LABELS)
