@@ -181,8 +181,8 @@ def ask_teacher(config: Config, pairs: Sequence[Pair]) -> Said:
 def decide(config: Config, said: Said, pairs: Mapping[str, Pair], gold: Mapping[str, str]) -> list[Decision]:
     """What the votes say together.
 
-    A teacher's is one vote, which there is nothing to weigh against; nor is it asked again: what disagrees with the gold
-    label is dropped.
+    A teacher's is one vote, which there is nothing to weigh against; nor is it asked again: what disagrees with the
+    gold label is dropped.
     """
     annotate, rules = config.annotate, rules_of(config)
     again = annotate.annotator == "llm"
