@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pydantic
 import tyro
@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"jax-rele: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("jax-rele: interrupted; the same command goes on from where it was", file=sys.stderr)
         return 130
@@ -251,7 +254,7 @@ def _print_help(command: str, path: str | None) -> None:
     if command == "annotate":
         print(f"Or with one of {', '.join(ANNOTATE)}: docs/annotation.md.\n")
     default = configs.load(path) if path else configs.Config()
-    print("Mappings, best written in the file:\n")
+    print("Fields that hold mappings, best written in the file:\n")
     for option, description in _mappings(configs.Config):
         print(f"  --{option} {{...}}\n      {description}")
     print()
@@ -260,18 +263,26 @@ def _print_help(command: str, path: str | None) -> None:
         prog=f"jax-rele {command} {path or 'CONFIG.yaml'}",
         default=default,
         args=["--help"],
-        config=(tyro.conf.FlagConversionOff,),
+        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
         use_underscores=True,
     )
 
 
 def _mappings(section: type[pydantic.BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(path, description) of every field that is a dict; tyro shows them only where they hold something."""
+    """(path, description) of every field that is or holds dicts; tyro shows them only where they hold something."""
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel):
             yield from _mappings(field.annotation, f"{prefix}{name}.")
-        elif get_origin(field.annotation) is dict:
+        elif get_origin(field.annotation) is dict or _holds_mappings(field.annotation):
             yield f"{prefix}{name}", field.description
+
+
+def _holds_mappings(annotation: Any) -> bool:
+    """Whether it is a tuple of mappings, e.g. of sections, or may be a section."""
+    inner = get_args(annotation) if get_origin(annotation) is not Literal else ()
+    return any(
+        get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)) for kind in inner
+    )
 
 
 def _positive(text: str) -> int:
@@ -315,6 +326,8 @@ def _put(values: dict[str, Any], option: str, given: list[str]) -> None:
             if not read:
                 raise UserError(f"command line: --{option} needs a value")
             is_list = get_origin(field.annotation) is tuple
+            if field.annotation is str and len(given) == 1:
+                read = given  # `hf:` and `yes` are texts, whatever YAML makes of them
             one = read[0] if len(read) == 1 and not (is_list and not isinstance(read[0], list)) else read
             node[part] = one
             return

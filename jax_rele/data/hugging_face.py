@@ -28,7 +28,10 @@ def load(name: str, options: HuggingFace) -> dict[str, Any]:
       UserError: no such data set, it cannot be reached, or the folder is no saved data set.
     """
     import datasets
+    import huggingface_hub
 
+    # One line says what went wrong; the hub's own warnings of every retry do not help.
+    huggingface_hub.utils.logging.set_verbosity_error()
     try:
         if folder := saved_folder(name):
             found = datasets.load_from_disk(str(folder))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import accumulate
 
 import grain
 import numpy as np
@@ -16,21 +18,37 @@ class Stream:
 
     Attributes:
       members: numbers of the examples; at least one.
-      counts: how many of them are in the batch of each step; the last number holds for all later steps.
+      counts: how many of them are in the batch of each step.
+      cycle: so many of the last counts are repeated for all later steps.
     """
 
     members: np.ndarray
     counts: tuple[int, ...]
+    cycle: int = 1
+
+    def __post_init__(self):
+        if not len(self.members) or min(self.counts, default=-1) < 0 or not any(self.counts):
+            raise ValueError(f"a stream needs members, and counts that are not all 0, got {self.counts[:9]}")
+        if not 0 < self.cycle <= len(self.counts):
+            raise ValueError(f"a cycle must be of 1 to {len(self.counts)} counts, got {self.cycle}")
 
     @property
     def width(self) -> int:
         """Most examples in a batch."""
         return max(self.counts)
 
+    @cached_property
+    def _sums(self) -> list[int]:
+        return [0, *accumulate(self.counts)]
+
     def before(self, step: int) -> int:
         """Examples in the batches before a step."""
-        known = min(step, len(self.counts))
-        return int(sum(self.counts[:known])) + (step - known) * self.counts[-1]
+        known, sums = len(self.counts), self._sums
+        if step <= known:
+            return sums[step]
+        cycles, rest = divmod(step - known, self.cycle)
+        head = known - self.cycle
+        return sums[-1] + cycles * (sums[-1] - sums[head]) + sums[head + rest] - sums[head]
 
 
 @dataclass(frozen=True)
@@ -48,16 +66,23 @@ class Order:
     steps: int | None
 
 
-def shares(share: Sequence[float], width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Counts of two streams that fill batches of `width`, the first with `share[step]` of all places so far.
+CYCLE = 100
+"""Steps after which the counts of a share that is no whole number of places begin again."""
 
-    Rounding errors are carried over, so that the mixture is exact in the long run for a share that ends as a whole
-    number of places; every batch has at least one example of the first.
+
+def shares(share: Sequence[float], width: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Counts of two streams that fill batches of `width`, and how many of the last ones are repeated (`Stream.cycle`).
+
+    The first stream has `share[step]` of the places, the last share for ever. Rounding errors are carried over from
+    batch to batch, so the mixture is never more than a place off, and in the long run by less than 1 in 100 x width;
+    but every batch has at least one example of the first.
     """
-    total = np.concatenate([[0.0], np.cumsum(np.asarray(share, np.float64) * width)])
-    first = np.clip(np.diff(np.floor(total + 0.5)).astype(int), 1, width)
-    first[-1] = min(max(1, round(share[-1] * width)), width)
-    return tuple(first.tolist()), tuple((width - first).tolist())
+    last = share[-1] * width
+    cycle = 1 if abs(last - round(last)) < 1e-9 else CYCLE
+    wanted = np.asarray([*share[:-1], *[share[-1]] * cycle], np.float64)
+    total = np.concatenate([[0.0], np.cumsum(wanted * width)])
+    first = np.clip(np.diff(np.floor(total + 0.5 - 1e-9)).astype(int), 1, width)
+    return tuple(first.tolist()), tuple((width - first).tolist()), cycle
 
 
 def order(
@@ -87,10 +112,9 @@ def order(
     ]
     ends = [None if epochs is None else epochs * len(stream.members) for stream in streams]
     steps = None if epochs is None else max(_steps_to(stream, end) for stream, end in zip(streams, ends))
-    width = max(
-        sum(stream.counts[min(t, len(stream.counts) - 1)] for stream in streams)
-        for t in range(max(len(stream.counts) for stream in streams))
-    )
+    # Where the counts change, they are those of streams that fill each other up.
+    longest = max(len(stream.counts) for stream in streams)
+    width = max(sum(stream.before(t + 1) - stream.before(t) for stream in streams) for t in range(longest))
 
     def numbers(which: int, start: int, stop: int) -> np.ndarray:
         stop = stop if ends[which] is None else min(stop, ends[which])
@@ -132,8 +156,9 @@ def order(
 
 def _steps_to(stream: Stream, end: int) -> int:
     """The first step before which there are `end` examples of a stream."""
-    step = 0
-    while step < len(stream.counts) and stream.before(step) < end:
-        step += 1
-    left = end - stream.before(step)
-    return step + max(0, -(-left // stream.counts[-1])) if left > 0 else step
+    if not any(stream.counts[-stream.cycle :]) and stream.before(len(stream.counts)) < end:
+        raise ValueError("a stream whose counts end in zeros never ends")
+    low, high = 0, 1
+    while stream.before(high) < end:
+        low, high = high, 2 * high
+    return low + bisect_left(range(low, high + 1), end, key=stream.before)

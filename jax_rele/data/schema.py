@@ -29,6 +29,8 @@ from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 SPLITS = ("train", "validation", "test")
 """The names of the splits, in order."""
 
+_SPLITS_TOO = dict.fromkeys(("valid", "val", "dev"), "validation")
+
 FIELDS = (
     *("pair_id", "query", "item", "label", "locale", "split", "query_tags", "query_frequency", "long_tail"),
     *(f"item.{field}" for field in ("id", *ITEM_FIELDS, "attributes")),
@@ -118,6 +120,7 @@ def parse_row(
     require_label: bool = False,
     for_prediction: bool = False,
     max_characters: int | None = None,
+    with_split: bool = True,
 ) -> Pair:
     """Turns one row into a pair.
 
@@ -131,6 +134,7 @@ def parse_row(
       label_map: label in the row -> name of the label schema. Names of the schema are always accepted as they are.
       label_names: the names of the label schema.
       require_label: refuse a row without label.
+      with_split: whether the row's split is read.
       for_prediction: read query, item, `pair_id` and locale alone; what a person said of the pair is not looked at.
       max_characters: refuse a row that holds a longer text; None for any length.
 
@@ -145,9 +149,12 @@ def parse_row(
     pair_id = pair_id or stable_id("pair", query, item.id, *([locale] if locale else []))
     if for_prediction:
         return _checked(Pair(pair_id, query, item, locale=locale), max_characters)
-    split = _text(_find(row, names.flat["split"]), "split")
+    split = _text(_find(row, names.flat["split"]), "split") if with_split else ""
+    split = _SPLITS_TOO.get(split.lower(), split.lower())
     if split and split not in SPLITS:
-        raise RowError(f"unknown split {_shown(split)}: must be one of {list(SPLITS)}")
+        raise RowError(
+            f"unknown split {_shown(split)}: must be one of {list(SPLITS)}, or set data.splits.given: ignore"
+        )
     label = _parse_label(_find(row, names.flat["label"]), label_map, label_names)
     if require_label and label is None:
         raise RowError("missing label")

@@ -133,6 +133,7 @@ def parse_shards(
                     require_label=require_label,
                     for_prediction=for_prediction,
                     max_characters=data.max_characters,
+                    with_split=data.splits.given == "keep",
                 )
             except RowError as error:
                 n_bad += 1

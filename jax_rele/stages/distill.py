@@ -215,8 +215,10 @@ def _groups(
     count = max(1, distill.optimization.batch_size // distill.group_size)
     with_label, without = np.flatnonzero(has_label), np.flatnonzero(~has_label)
     if len(with_label) and len(without):
-        first, second = shares(_shares(distill.labelled_share), count)
-        streams = [Stream(with_label, first), *([Stream(without, second)] if any(second) else [])]
+        first, second, cycle = shares(_shares(distill.labelled_share), count)
+        streams = [Stream(with_label, first, cycle)]
+        if any(second):
+            streams.append(Stream(without, second, cycle))
         streams = streams if teacher else streams[:1]
     else:
         streams = [Stream(np.arange(len(groups)), (count,))]

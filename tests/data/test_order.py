@@ -67,18 +67,23 @@ def test_what_a_stream_gives_does_not_depend_on_those_behind_it():
 )
 def test_a_scheduled_mixture_has_its_proportions(start, end, width, steps):
     share = np.linspace(start, end, steps + 1)
-    first, second = (np.array(counts) for counts in shares(share, width))
-    assert (first + second == width).all()
-    assert (first >= 1).all()
-    if (share * width >= 1).all():
-        # Carried rounding errors: never more than one place off, whatever the step.
-        drift = np.cumsum(first[:-1]) - np.cumsum(share[:-1] * width)
-        assert np.abs(drift).max(initial=0) <= 1.0
+    first, second, cycle = shares(share, width)
+    streams = [Stream(np.arange(3), first, cycle), Stream(np.arange(3), second, cycle)] if any(second) else []
+    for stream, wanted in zip(streams, (share, 1 - share)):
+        counts = np.diff([stream.before(step) for step in range(steps + 400)])
+        if (share * width >= 1).all():
+            # Carried rounding errors: never more than one place off while the share changes, nor long after.
+            whole = np.concatenate([wanted, np.full(len(counts), wanted[-1])])[: len(counts)] * width
+            drift = np.abs(np.cumsum(counts) - np.cumsum(whole))
+            assert drift[: steps + 100].max() <= 1.0
+            assert drift.max() <= 1.0 + 0.5 * (1 + len(counts) / 100)  # half a place a cycle
+    assert all(a + b == width for a, b in zip(first, second))
+    assert min(first) >= 1
 
 
 def test_the_last_share_holds_for_ever():
-    first, second = shares([0.75, 0.5, 0.25], 8)
-    assert (first[-1], second[-1]) == (2, 6)
+    first, second, cycle = shares([0.75, 0.5, 0.25], 8)
+    assert (first[-1], second[-1], cycle) == (2, 6, 1)
     examples = order([Stream(np.arange(50), first), Stream(np.arange(100, 150), second)], 0)
     for step in (2, 3, 10, 50):
         batch = examples.batch(step)
@@ -112,3 +117,22 @@ def test_a_step_does_not_depend_on_those_before_it(window):
     expected = [whole.batch(step) for step in range(60)]
     for step in (59, 0, 31, 7, 8):
         np.testing.assert_array_equal(made().batch(step), expected[step])
+
+
+@pytest.mark.parametrize(("share", "width"), [(0.3, 16), (1 / 3, 16), (0.9, 5)])
+def test_a_share_that_is_no_whole_number_of_places_is_kept(share, width):
+    first, _, cycle = shares([share], width)
+    stream = Stream(np.arange(9), first, cycle)
+    assert stream.before(10_000) / (10_000 * width) == pytest.approx(share, abs=0.5 / (100 * width))
+    assert set(np.diff([stream.before(step) for step in range(500)])) == {int(share * width), int(share * width) + 1}
+
+
+def test_what_can_never_give_a_batch_is_refused():
+    with pytest.raises(ValueError, match="needs members"):
+        Stream(np.arange(0), (3,))
+    with pytest.raises(ValueError, match="not all 0"):
+        Stream(np.arange(3), (0,))
+    with pytest.raises(ValueError, match="cycle"):
+        Stream(np.arange(3), (1,), 2)
+    with pytest.raises(ValueError, match="never ends"):
+        order([Stream(np.arange(3), (1, 0))], 0, epochs=1)

@@ -242,7 +242,7 @@ BAD = {
     "query_tags must be a JSON object, got the text '[[[[": [row(query_tags="[" * 100_000)],
     "item.attributes.a must be text, got dict": [row(item={"title": "t", "attributes": {"a": {}}})],
     "blank name of an attribute": [row(item={"title": "t", "attributes": {" ": "a"}})],
-    "unknown split 'dev': must be one of ['train', 'validation', 'test']": [row(split="dev")],
+    "unknown split 'held out': must be one of ['train', 'validation', 'test']": [row(split="Held out")],
     "label must be text, got list": [row(label=["Exact"])],
     "query_tags must be an object, got list": [row(query_tags=["B-a"])],
     "query_tags must hold the lists tokens and labels": [
@@ -323,3 +323,9 @@ def test_columns_are_checked():
         check_columns(["query", "title"], {"item.title": "name", "item.brand": "title"}, "f.csv")
     with pytest.raises(UserError, match="no column holds the label"):
         check_columns(["query", "title"], {}, "f.csv", require_label=True)
+
+
+def test_other_names_of_splits_are_known_and_a_split_may_go_unread():
+    for written, split in (("dev", "validation"), ("Valid", "validation"), ("Test", "test"), ("train", "train")):
+        assert parse(row(split=written)).split == split
+    assert parse(row(split="whatever"), with_split=False).split is None

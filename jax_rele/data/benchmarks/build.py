@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def _build(builder: type[Benchmark], config: str | None, data_dir: Path, manual_
             try:
                 # TFDS writes into a folder of another name and renames it when it is whole, and does nothing where
                 # another process was first.
-                made.download_and_prepare(download_config=options)
+                with redirect_stdout(io.StringIO()):  # it tells of downloads where there are none
+                    made.download_and_prepare(download_config=options)
             except OSError:
                 # Where the file system knows no locks, another process may have been first.
                 if not _is_built(made):

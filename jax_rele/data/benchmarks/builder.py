@@ -82,9 +82,24 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if line := _other_encoding(path):
+            raise UserError(f"{path}: line {line} is not UTF-8; save the file in UTF-8, or fetch it again") from error
         raise UserError(
             f"{path}: the file cannot be read ({one_line(error)}); if it is damaged, fetch it again"
         ) from error
+
+
+def _other_encoding(path: Path) -> int:
+    """The first line of a text file that is not UTF-8; 0 where all are, or it is no text."""
+    if path.suffix != ".csv":
+        return 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
 
 
 def notice(official: bool) -> str:

@@ -25,6 +25,9 @@ from jax_rele.data.benchmarks.official import OfficialFile, check_columns, check
 from jax_rele.data.splits import normalise_query
 from jax_rele.errors import UserError
 
+ONE_LINE = {"id", "query_id", "product_id", "query", "query_class", "label"}
+"""Columns whose texts never hold a line break."""
+
 QUERIES, PRODUCTS, LABELS = "query.csv", "product.csv", "label.csv"
 SPLITS = ("train", "validation", "test")
 
@@ -91,7 +94,7 @@ class Wands(Benchmark):
         official = all(tables[file.name].num_rows == file.rows for file in self.FILES)
         queries, products, labels = (tables[name] for name in (QUERIES, PRODUCTS, LABELS))
         if not labels.num_rows:
-            raise UserError(f"{paths[LABELS]}: no judgement in it")
+            raise UserError(f"{paths[LABELS]}: no judgement in it; fetch it again, or give the rows you want")
         query_of = pc.index_in(labels["query_id"], value_set=queries["query_id"])
         split_of_query = [split_of(query or "") for query in queries["query"].to_pylist()]
         splits = [split_of("") if i is None else split_of_query[i] for i in query_of.to_pylist()]
@@ -207,4 +210,12 @@ def _read(file: OfficialFile, path: Path) -> pa.Table:
             convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(file.columns, pa.string())),
         )
     check_columns(file, path, table.column_names)
+    for name in ONE_LINE & set(file.columns):
+        broken = pc.indices_nonzero(pc.match_substring(table[name], "\n"))
+        if len(broken):
+            value = table[name][broken[0].as_py()].as_py().splitlines()[0]
+            raise UserError(
+                f"{path}: a quote that is never closed swallows rows (about line {broken[0].as_py() + 2}, the column "
+                f"{name} begins with {value!r}); close it, or fetch the file again"
+            )
     return table.select(file.columns)

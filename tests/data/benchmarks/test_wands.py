@@ -163,8 +163,19 @@ def test_another_encoding_is_named(tmp_path):
     write_wands(tmp_path)
     path = tmp_path / "product.csv"
     path.write_bytes(path.read_bytes().replace(b"green", "grün".encode("latin-1")))
-    with pytest.raises(UserError, match=r"product\.csv: the file cannot be read .*UTF"):
+    with pytest.raises(UserError, match=r"product\.csv: line \d+ is not UTF-8; save the file in UTF-8"):
         benchmarks.rows("wands", str(tmp_path), tmp_path / "cache")
+
+
+def test_a_quote_that_is_never_closed_is_named(tmp_path):
+    write_wands(tmp_path)
+    lines = (tmp_path / "label.csv").read_text("utf-8").splitlines(keepends=True)
+    place = 20
+    start, label = lines[place].rsplit("\t", 1)
+    lines[place] = f'{start}\t"{label}'
+    (tmp_path / "label.csv").write_text("".join(lines), "utf-8")
+    with pytest.raises(UserError, match=r"label\.csv: a quote that is never closed swallows rows \(about line 21, "):
+        list(benchmarks.rows("wands", str(tmp_path), tmp_path / "cache"))
 
 
 def test_a_description_of_ten_megabytes_is_read(tmp_path):
