@@ -1,7 +1,14 @@
 """Before anything touches JAX: eight devices on the CPU, so that every test can shard. And one whole tiny run."""
 
 import json
+import os
+import tempfile
 from pathlib import Path
+
+# Tests and the processes that they start compile many of the same programs: each is compiled once, for later runs of
+# the tests too. Before JAX is imported, which reads the variables.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"jax_rele_tests_{os.getuid()}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import hypothesis
 import jax
