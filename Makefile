@@ -35,10 +35,10 @@ lint: .venv/.installed
 	$(BIN)/shellcheck scripts/launch/*.sh scripts/launch/*.sbatch scripts/studies/*.sh
 
 parity: .venv-parity/.installed
-	.venv-parity/bin/python -m pytest tests/parity
+	.venv-parity/bin/python -m pytest -n 0 tests/parity
 
 plan-tpu: .venv-tpu/.installed
-	.venv-tpu/bin/python -m pytest tests/plan
+	.venv-tpu/bin/python -m pytest -n 0 tests/plan
 
 clean:
 	rm -rf .venv .venv-* runs build *.egg-info
