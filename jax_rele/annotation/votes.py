@@ -24,6 +24,9 @@ STATUSES = ("accepted", "rejected", "pending")
 GOLD_FILTERS = ("keep", "drop", "ask_again")
 WEIGHTS = ("gold", "equal")
 
+TO_ASK_AGAIN = "to be asked again"
+"""How the reason of a pending decision begins that waits for answers of round 1."""
+
 _CAUTIOUS = ("absent", "mismatch", "match")
 """Which verdict wins a tie: the one that claims the least."""
 
@@ -257,7 +260,7 @@ def _decide(
     if gold_filter == "drop":
         return Decision(**{**told, "status": "rejected", "reason": against, "gold_dropped": True})
     if not rounds[1]:
-        return Decision(**{**told, "status": "pending", "reason": f"to be asked again: {against}"})
+        return Decision(**{**told, "status": "pending", "reason": f"{TO_ASK_AGAIN}: {against}"})
     # How reliable a model is once it was told the gold label is not known; its reliability before has to do.
     again = _count(pair_id, rounds[1], labels, dimensions, gold, *rules)
     told = dict(vars(again)) | {"first_label": first.label, "asked_again": True}

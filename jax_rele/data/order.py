@@ -32,11 +32,6 @@ class Stream:
         if not 0 < self.cycle <= len(self.counts):
             raise ValueError(f"a cycle must be of 1 to {len(self.counts)} counts, got {self.cycle}")
 
-    @property
-    def width(self) -> int:
-        """Most examples in a batch."""
-        return max(self.counts)
-
     @cached_property
     def _sums(self) -> list[int]:
         return [0, *accumulate(self.counts)]

@@ -14,7 +14,7 @@ from jax_rele.annotation.runner import collect
 from jax_rele.annotation.store import Store
 from jax_rele.annotation.types import Endpoint, Summary, Task
 from jax_rele.annotation.verify import LabelRule, parse_rules, verify
-from jax_rele.annotation.votes import Decision, Vote, consensus
+from jax_rele.annotation.votes import TO_ASK_AGAIN, Decision, Vote, consensus
 from jax_rele.config import Config, load
 from jax_rele.errors import UserError
 from jax_rele.inference import judge
@@ -89,8 +89,9 @@ def asking(config: Config, prompts: Prompts) -> Ask:
     ready: list[Endpoint] = []
 
     def ask(tasks: Sequence[Task]) -> Said:
+        hashes = [prompt_hash(task) for task in tasks]
         with Store(config.answers) as store:
-            asked = sum(key not in store for endpoint in endpoints for *_, key in _keys(tasks, endpoint))
+            asked = sum(key not in store for endpoint in endpoints for *_, key in sample_keys(hashes, endpoint))
         stopped = ""
         if asked:
             # Tried when there is something to ask, so that a finished run can be repeated without its servers.
@@ -98,7 +99,7 @@ def asking(config: Config, prompts: Prompts) -> Ask:
             total = len(tasks) * sum(endpoint.samples for endpoint in endpoints)
             with pairs_bar("annotate (answers)", total) as advance:
                 stopped = _reason(_collect(config, tasks, ready, advance))
-        return read_answers(config, tasks, endpoints, stopped)
+        return _read_answers(config, tasks, hashes, endpoints, stopped)
 
     return ask
 
@@ -123,11 +124,9 @@ def _reason(summary: Summary) -> str:
     return "; ".join(filter(None, [summary.stopped, *down])) or "calls failed too often"
 
 
-def _keys(tasks: Sequence[Task], endpoint: Endpoint):
-    return sample_keys(map(prompt_hash, tasks), endpoint)
-
-
-def read_answers(config: Config, tasks: Sequence[Task], endpoints: Sequence[Endpoint], stopped: str = "") -> Said:
+def _read_answers(
+    config: Config, tasks: Sequence[Task], hashes: Sequence[bytes], endpoints: Sequence[Endpoint], stopped: str
+) -> Said:
     """What the store holds of these tasks."""
     dimensions, labels = config.rationale.dimensions, config.labels.names
     said = Said(
@@ -135,7 +134,7 @@ def read_answers(config: Config, tasks: Sequence[Task], endpoints: Sequence[Endp
     )
     with Store(config.answers) as store:
         for endpoint in endpoints:
-            for number, sample, key in _keys(tasks, endpoint):
+            for number, sample, key in sample_keys(hashes, endpoint):
                 answer, task = store.get(key), tasks[number]
                 if answer is None:
                     continue
@@ -214,7 +213,7 @@ def ask_again(ask: Ask, prompts: Prompts, said: Said, decisions: Sequence[Decisi
             round=1,
         )
         for decision in decisions
-        if decision.status == "pending" and decision.reason.startswith("to be asked again")
+        if decision.status == "pending" and decision.reason.startswith(TO_ASK_AGAIN)
     ]
     if not tasks:
         return False
