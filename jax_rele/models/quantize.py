@@ -113,10 +113,45 @@ def _nf4_levels() -> jax.Array:
     return qwix.dequantize(qwix.QArray(places, jnp.ones(1, jnp.float32), qtype="nf4"))
 
 
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[..., in] times [in, out] of the same dtype; both products of the backward pass read that dtype too.
+
+    A CPU multiplies bfloat16 in hardware where the result is float32, and slowly otherwise. Devices that sum over a
+    sharded axis would send twice the bytes for it, so elsewhere the result is made in the dtype of `x`.
+    """
+    return _contract(x, kernel, ((x.ndim - 1,), (0,)))
+
+
+def _contract(left: jax.Array, right: jax.Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
+    def narrow(left, right):
+        return jax.lax.dot_general(left, right, (axes, ((), ())))
+
+    def wide(left, right):
+        return jax.lax.dot_general(left, right, (axes, ((), ())), preferred_element_type=jnp.float32).astype(left.dtype)
+
+    if left.dtype != jnp.bfloat16:
+        return narrow(left, right)
+    return jax.lax.platform_dependent(left, right, cpu=wide, default=narrow)
+
+
+def _product_forward(x, kernel):
+    return product(x, kernel), (x, kernel)
+
+
+def _product_backward(kept, slope):
+    x, kernel = kept
+    leading = tuple(range(x.ndim - 1))
+    return _contract(slope, kernel, ((slope.ndim - 1,), (1,))), _contract(x, slope, (leading, leading))
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 def multiply(x: jax.Array, kernel: Any) -> jax.Array:
     """[..., in] times a kernel [in, out], quantized or not, in the dtype of `x`."""
     if not is_quantized(kernel):
-        return x @ kernel.astype(x.dtype)
+        return product(x, kernel.astype(x.dtype))
     # The backward pass restores the kernel once more. Otherwise those of all layers would be kept for it in full.
     return jax.checkpoint(lambda x, kernel: x @ dequantize(kernel, x.dtype), prevent_cse=False)(x, kernel)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from jax_rele.config import Config
 from jax_rele.data import RATIONALES, long_tail, read_pairs_table, read_rationale, write_table
 from jax_rele.evaluation import BASELINES, Example, build_metrics, table, verdict_lines, write_report
 from jax_rele.inference import Judgements, judge, label_probs, predict
-from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence
+from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence, grammar
 from jax_rele.stages import artefacts, objectives, students
 from jax_rele.types import VERDICTS, Pair
 
@@ -33,25 +35,79 @@ READS = (
 )
 
 
+SHOWN = 3
+"""Rationales that are printed."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the models of a run say of some pairs, and what that is worth.
+
+    Attributes:
+      metrics: as `build_metrics` returns them, with `training_seeds` and `rationales`.
+      baselines, models: [N, C] label distributions by name.
+      judged: what the teacher says.
+      verdicts: [N, D] places in `VERDICTS`, of each student that has learnt them.
+    """
+
+    metrics: dict[str, Any]
+    baselines: dict[str, np.ndarray]
+    models: dict[str, np.ndarray]
+    judged: Judgements
+    verdicts: dict[str, np.ndarray]
+
+
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Writes metrics, predictions, the teacher's rationales and the report; prints the table."""
     schema, directory = config.labels.schema_, run_dir / "evaluate"
+    pairs = artefacts.load_pairs(run_dir, config.evaluate.split)
+    found = measure(config, run_dir, pairs, config.evaluate.split)
+    metrics, probs = found.metrics, {**found.baselines, **found.models}
+    write_report(
+        run_dir / artefacts.REPORT,
+        metrics,
+        _examples(config, pairs, found.judged, found.models, found.verdicts),
+        run_name=config.name,
+        labels=np.array([schema.index(pair.label) for pair in pairs]),
+        probs=probs,
+        training_seeds=[config.seed],
+    )
+    _write_tables(directory, pairs, schema, probs, found.judged)
+    text = table(metrics) + "\n\n" + "\n".join(f"- {line}" for line in verdict_lines(metrics)) + "\n"
+    text += _first_rationales(pairs, found.judged)
+    (directory / "table.md").write_text(text, "utf-8")
+    (run_dir / artefacts.METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", "utf-8")
+    print(text)
+    return {
+        "pairs": len(pairs),
+        "rationales that parse": f"{metrics['rationales']['parsed']}/{metrics['rationales']['written']}",
+        "report": str(run_dir / artefacts.REPORT),
+    }
+
+
+def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Measured:
+    """Judges labelled pairs by every baseline and model of a run.
+
+    Args:
+      config, run_dir: of the run; its students are trained.
+      pairs: what to judge, of a split of the run or from elsewhere.
+      name: what the metrics call them.
+    """
+    schema = config.labels.schema_
     everyone = read_pairs_table(run_dir / artefacts.PAIRS)
     train, validation = (artefacts.load_pairs(run_dir, split) for split in ("train", "validation"))
-    pairs = artefacts.load_pairs(run_dir, config.evaluate.split)
-
     judged, both = judgements(config, run_dir, pairs, validation)
     probs = {} if both is None else {"teacher": both[0]}
     validation_probs = {} if both is None else {"teacher": both[1]}
     verdicts: dict[str, np.ndarray] = {}
-    for name in config.distill.students:
+    for student_name in config.distill.students:
         for recipe in config.distill.recipes:
-            student = students.load_student(config, run_dir, name, recipe)
-            outputs = predict(student, pairs)
-            probs[f"{name}:{recipe}"] = label_probs(outputs)
-            validation_probs[f"{name}:{recipe}"] = label_probs(predict(student, validation))
+            student = students.load_student(config, run_dir, student_name, recipe)
+            outputs, key = predict(student, pairs), f"{student_name}:{recipe}"
+            probs[key] = label_probs(outputs)
+            validation_probs[key] = label_probs(predict(student, validation))
             if objectives.learns_verdicts(config, recipe):
-                verdicts[f"{name}:{recipe}"] = np.asarray(outputs.verdict_logits).argmax(axis=-1)
+                verdicts[key] = np.asarray(outputs.verdict_logits).argmax(axis=-1)
 
     def simple(asked: list[Pair]) -> dict[str, np.ndarray]:
         # They read the texts that the models read, so that a difference is not one of input.
@@ -59,9 +115,11 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         return {name: baseline(train, validation, asked, schema, fields) for name, baseline in BASELINES.items()}
 
     baselines = simple(pairs)
+    known = {pair.pair_id for pair in everyone}
+    everyone += [pair for pair in pairs if pair.pair_id not in known]
     tail = dict(zip((pair.pair_id for pair in everyone), long_tail(everyone, config.data.tail_max_frequency)))
     metrics = build_metrics(
-        config.evaluate.split,
+        name,
         pairs,
         validation,
         baselines=baselines,
@@ -76,28 +134,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     )
     metrics["training_seeds"] = [config.seed]
     metrics["rationales"] = rationale_figures(config, train, pairs, judged)
-
-    examples = _examples(config, pairs, judged, probs, verdicts)
-    labels = np.array([schema.index(pair.label) for pair in pairs])
-    write_report(
-        run_dir / artefacts.REPORT,
-        metrics,
-        examples,
-        run_name=config.name,
-        labels=labels,
-        probs={**baselines, **probs},
-        training_seeds=[config.seed],
-    )
-    _write_tables(directory, pairs, schema, {**baselines, **probs}, judged)
-    text = table(metrics) + "\n\n" + "\n".join(f"- {line}" for line in verdict_lines(metrics)) + "\n"
-    (directory / "table.md").write_text(text, "utf-8")
-    (run_dir / artefacts.METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", "utf-8")
-    print(text)
-    return {
-        "pairs": len(pairs),
-        "rationales that parse": f"{metrics['rationales']['parsed']}/{metrics['rationales']['written']}",
-        "report": str(run_dir / artefacts.REPORT),
-    }
+    return Measured(metrics, baselines, probs, judged, verdicts)
 
 
 def judgements(
@@ -211,6 +248,23 @@ def _examples(config, pairs, judged, probs, verdicts) -> list[Example]:
             )
         )
     return examples
+
+
+def _first_rationales(pairs: list[Pair], judged: Judgements) -> str:
+    """The first pairs as the teacher explains them, as Markdown: nobody chose them."""
+    shown = [(pair, text) for pair, text in zip(pairs, judged.texts) if text][:SHOWN]
+    if not shown:
+        return ""
+    # Indented, not fenced: no line of the texts can end the block.
+    blocks = [
+        indent(
+            f"query: {grammar.escape(pair.query)}\ntitle: {grammar.escape(pair.item.title)}\n"
+            f"people say: {pair.label}\n{text}",
+            " " * 4,
+        )
+        for pair, text in shown
+    ]
+    return f"\nThe teacher's words on the first {len(shown)} of the pairs:\n\n" + "\n\n".join(blocks) + "\n"
 
 
 def _write_tables(directory: Path, pairs, schema, probs, judged: Judgements) -> None:

@@ -19,6 +19,7 @@ from jax_rele.models.quantize import (
     dequantize_params,
     from_checkpoint,
     multiply,
+    product,
     quantize_kernel,
     quantize_params,
     stored_bytes,
@@ -202,3 +203,37 @@ def test_without_qwix_one_line_says_what_to_install(monkeypatch, kernel):
     monkeypatch.setitem(sys.modules, "qwix", None)
     with pytest.raises(UserError, match=r'^teacher.quantize: needs the package qwix; run .* "jax_rele\[quant\]"'):
         quantize_kernel(kernel, "int8")
+
+
+# ---- products of kernels that are not quantized
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_product_and_its_gradients_are_those_of_the_formula(dtype):
+    rng = np.random.default_rng(0)
+    x, kernel, slope = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((2, 7, 512), (512, 24), (2, 7, 24)))
+    y, back = jax.vjp(product, x, kernel)
+    by_x, by_kernel = back(slope)
+    x64, kernel64, slope64 = (np.asarray(array, np.float64) for array in (x, kernel, slope))
+    # One rounding of a sum that is exact but for float32, however many terms it has.
+    tolerance = {"rtol": 2**-8 if dtype == "bfloat16" else 1e-5, "atol": 1e-4}
+    for found, expected in (
+        (y, x64 @ kernel64),
+        (by_x, slope64 @ kernel64.T),
+        (by_kernel, np.einsum("bli,blo->io", x64, slope64)),
+    ):
+        assert found.dtype == dtype
+        np.testing.assert_allclose(np.asarray(found, np.float64), expected, **tolerance)
+
+
+def test_a_cpu_is_asked_for_float32_sums_of_bfloat16_and_a_tpu_is_not():
+    x, kernel = jnp.zeros((8, 64), jnp.bfloat16), jnp.zeros((64, 32), jnp.bfloat16)
+
+    def lowered(platform):
+        step = jax.jit(jax.grad(lambda x, kernel: product(x, kernel).astype(jnp.float32).sum(), argnums=(0, 1)))
+        return step.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+
+    for platform, made in (("cpu", "f32"), ("tpu", "bf16")):
+        products = [line for line in lowered(platform).splitlines() if "dot_general" in line]
+        assert products
+        assert all(line.rstrip().endswith(f"x{made}>") or f"x{made}> loc" in line for line in products)
