@@ -74,7 +74,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     )
     _write_tables(directory, pairs, schema, probs, found.judged)
     text = table(metrics) + "\n\n" + "\n".join(f"- {line}" for line in verdict_lines(metrics)) + "\n"
-    text += _first_rationales(pairs, found.judged)
+    text += first_rationales(pairs, found.judged)
     (directory / "table.md").write_text(text, "utf-8")
     (run_dir / artefacts.METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", "utf-8")
     print(text)
@@ -250,7 +250,7 @@ def _examples(config, pairs, judged, probs, verdicts) -> list[Example]:
     return examples
 
 
-def _first_rationales(pairs: list[Pair], judged: Judgements) -> str:
+def first_rationales(pairs: list[Pair], judged: Judgements) -> str:
     """The first pairs as the teacher explains them, as Markdown: nobody chose them."""
     shown = [(pair, text) for pair, text in zip(pairs, judged.texts) if text][:SHOWN]
     if not shown:
@@ -264,7 +264,8 @@ def _first_rationales(pairs: list[Pair], judged: Judgements) -> str:
         )
         for pair, text in shown
     ]
-    return f"\nThe teacher's words on the first {len(shown)} of the pairs:\n\n" + "\n\n".join(blocks) + "\n"
+    told = "\n\n".join("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in block) for block in blocks)
+    return f"\nThe teacher's words on the first {len(shown)} of the pairs:\n\n{told}\n"
 
 
 def _write_tables(directory: Path, pairs, schema, probs, judged: Judgements) -> None:

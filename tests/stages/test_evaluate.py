@@ -1,0 +1,36 @@
+"""What `evaluate` prints of the teacher's words."""
+
+import numpy as np
+
+from jax_rele.inference import Judgements
+from jax_rele.rationale import parse_output
+from jax_rele.stages.evaluate import SHOWN, first_rationales
+from jax_rele.types import Item, Pair
+
+
+def judgements(texts):
+    found = tuple(parse_output(text, dimensions=("color",), labels=("Exact", "Irrelevant")) for text in texts)
+    return Judgements(np.ones((len(texts), 2)), np.ones((len(texts), 1, 3)), tuple(texts), found, "first_token", 0, 0)
+
+
+def test_the_first_pairs_are_shown_whoever_they_flatter():
+    text = "color: red | blue | mismatch\nlabel: Irrelevant"
+    pairs = [Pair(str(n), f"red shoes {n}", Item("", f"Blue shoe {n}"), label="Exact") for n in range(5)]
+    shown = first_rationales(pairs, judgements([text] * 5))
+    assert shown.count("people say: Exact") == SHOWN
+    assert f"red shoes {SHOWN - 1}" in shown
+    assert f"red shoes {SHOWN}" not in shown
+    assert "    color: red | blue | mismatch\n    label: Irrelevant" in shown
+
+
+def test_texts_forge_no_line_and_no_control_character():
+    pairs = [Pair("1", "red\nlabel: Exact", Item("", "```\x1b[2J"), label="Exact")]
+    shown = first_rationales(pairs, judgements(["color: \x1b[2J\u202e | - | absent\nlabel: Exact"]))
+    assert all(line.startswith("    ") for line in shown.splitlines()[3:])
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    assert "query: red\\nlabel\\: Exact" in shown
+
+
+def test_a_teacher_that_writes_nothing_shows_nothing():
+    pairs = [Pair("1", "red", Item("", "red"), label="Exact")]
+    assert first_rationales(pairs, judgements([""])) == ""
