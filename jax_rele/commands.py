@@ -29,6 +29,8 @@ from jax_rele.errors import UserError
 from jax_rele.inference import judge, label_probs
 from jax_rele.inference import predict as predict_student
 from jax_rele.models import save_peft, to_hf
+from jax_rele.models.embedded import EMBEDDED
+from jax_rele.models.files import HUB
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.stages import annotate, artefacts, chat, imported, objectives, students
@@ -184,7 +186,10 @@ def export(run_dir: Path, output: Path, *, adapters: bool = False) -> None:
     model, _ = artefacts.teacher_model(config, run_dir)
     variables, own = artefacts.load_lora(model, run_dir, mesh), config.teacher.init == "random"
     if adapters:
-        save_peft(model, variables, output, base=None if own else config.teacher.init.removeprefix("hf:"))
+        named = config.teacher.init.removeprefix(HUB)
+        # PEFT knows the hub's names and folders.
+        base = str(artefacts.base_folder(config)) if named.startswith(EMBEDDED) else named
+        save_peft(model, variables, output, base=None if own else base)
         print(f"{output}: the teacher's adapters")
     else:
         variables |= artefacts.load_base(config, model, run_dir, mesh)

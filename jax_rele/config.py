@@ -371,7 +371,8 @@ class Teacher(_Section):
     """The decoder language model that judges and explains (ELLM-rele)."""
 
     init: Annotated[str, Field(min_length=1)] = "random"
-    """Where the base comes from: `random`, `hf:ORG/NAME` on the Hugging Face hub, or a folder in its form."""
+    """Where the base comes from: `random`; `embedded:decoder`, the package's own; `hf:ORG/NAME` on the Hugging Face
+    hub; or a folder in its form."""
     random: RandomDecoder = RandomDecoder()
     """The shape where `init` is `random`."""
     instructions: str = ""
@@ -493,7 +494,8 @@ class Student(_Section):
     """The encoder of both students and their heads."""
 
     init: Annotated[str, Field(min_length=1)] = "random"
-    """Where the encoder comes from: `random`, `hf:ORG/NAME` on the Hugging Face hub, or a folder in its form."""
+    """Where the encoder comes from: `random`; `embedded:encoder`, the package's own; `hf:ORG/NAME` on the Hugging Face
+    hub; or a folder in its form."""
     random: RandomEncoder = RandomEncoder()
     """The shape where `init` is `random`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -655,6 +657,10 @@ class Config(_Section):
         for path, names in (("definitions", self.labels.names), ("dimension_definitions", self.rationale.dimensions)):
             if unknown := sorted(set(getattr(self.annotate, path)) - set(names)):
                 raise ValueError(f"annotate.{path}: {unknown[0]!r} is not one of {list(names)}")
+        if self.teacher.init == "embedded:encoder":
+            raise ValueError("teacher.init: embedded:encoder is for students; set it to embedded:decoder")
+        if self.student.init == "embedded:decoder":
+            raise ValueError("student.init: embedded:decoder is for the teacher; set it to embedded:encoder")
         if self.teacher.init == "random":
             if not self.adapt.enabled:
                 raise ValueError("adapt.enabled: false leaves a base of random weights; enable it or set teacher.init")
