@@ -14,7 +14,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-DEMO = str(Path(__file__).resolve().parent.parent / "configs" / "demo.yaml")
+DEMO = str(Path(__file__).resolve().parent.parent / "configs" / "demo_from_scratch.yaml")
 
 
 def test_the_help_names_every_command(capsys):

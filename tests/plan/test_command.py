@@ -12,7 +12,7 @@ from jax_rele import cli
 from jax_rele.plan import command
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
-DEMO = str(CONFIGS / "demo.yaml")
+DEMO = str(CONFIGS / "demo_from_scratch.yaml")
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 
 from jax_rele import cli
 
-DEMO = str(Path(__file__).resolve().parent.parent.parent / "configs" / "demo.yaml")
+DEMO = str(Path(__file__).resolve().parent.parent.parent / "configs" / "demo_from_scratch.yaml")
 TEACHER = {"layers": 2, "width": 256, "heads": 4, "kv_heads": 2, "head_dim": 128, "mlp_width": 512}
 
 
