@@ -49,8 +49,8 @@ def draw(work: Path, output: Path) -> None:
         color = colors.get(name.rpartition("_")[0], "0.5")
         right.axhline(value, color=color, linewidth=0.8, linestyle="--")
         right.annotate(name, (0, value), fontsize=6, color=color, va="bottom")
-    right.set(title="held-out figures", xlabel="step")
-    right.legend(fontsize=7, loc="lower right")
+    right.set(title="held-out figures", xlabel="step", xlim=(0, None))
+    right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     fig.savefig(output, metadata={"Date": None})
