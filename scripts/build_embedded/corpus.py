@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,13 +133,13 @@ def _sample() -> list[Pair]:
 
 def _judged(folder: Path) -> list[Pair]:
     path = folder / ESCI
-    sources = {row["pair_id"]: row.get("source") for row in _rows(path) if "pair_id" in row}
+    sources = {str(row.get("pair_id")): row.get("source") for row in _rows(path)}
     demo = config.load(DEMO)
     pairs, _ = read_pairs(
         path, label_names=demo.labels.names, fields=demo.data.fields, label_map=demo.labels.written_as
     )
     pairs = [pair for pair in pairs if pair.locale == LOCALE]
-    return [replace(pair, label=None) if sources[pair.pair_id] in ONE_SIDED else pair for pair in pairs]
+    return [replace(pair, label=None) if sources.get(pair.pair_id) in ONE_SIDED else pair for pair in pairs]
 
 
 def _tagged(folder: Path) -> tuple[list[Pair], list[Pair]]:
@@ -159,14 +159,24 @@ def _tagged(folder: Path) -> tuple[list[Pair], list[Pair]]:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file, one for each line."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the folder that holds {ESCI} and {QUERYNER}")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line)
-            except ValueError:
-                raise UserError(f"{path}: line {number} is not JSON; mend or remove it") from None
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise UserError(f"{path}: line {number} is not JSON; mend or remove it") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number} is not a JSON object; mend or remove it")
+        yield row
+
+
+def check_positive(arguments: argparse.Namespace, zero: Sequence[str] = ()) -> None:
+    """Raises UserError for a number that is not positive; those named in `zero` may be 0."""
+    for name, value in vars(arguments).items():
+        if isinstance(value, (int, float)) and (value < 0 or (value == 0 and name not in zero)):
+            raise UserError(f"--{name.replace('_', '-')} {value}: give a positive number")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import random
 import sys
 import time
@@ -28,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from corpus import DEMO, Corpus, check, load
+from corpus import DEMO, Corpus, check, check_positive, load
 from examples import ORDERS, Rules, Writer, dense, fit_rules, made_up, only_asked, short, texts
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
@@ -44,6 +45,7 @@ from jax_rele.data.tokenizer import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.inference import check_words
 from jax_rele.models import Decoder, DecoderConfig
+from jax_rele.models.files import read_json
 from jax_rele.models.rope import Rope
 from jax_rele.training import TrainState, create_state, make_mesh, make_train_step, shard_step, train
 from jax_rele.training.optimizer import learning_rate, make_optimizer
@@ -58,6 +60,9 @@ TEXT_WEIGHT = 0.1
 JUDGED_SHARE, WORDS_SHARE, DENSE_SHARE, SHORT_SHARE = 0.06, 0.08, 0.14, 0.36
 """Shares of the examples: judged pairs, repeated; the word task on made-up pairs, and on short texts; rationales of
 short pairs. The rest are rationales of made-up pairs."""
+
+LOG_EVERY = 40
+"""Steps between two lines of the log, or fewer, as that divides the steps between checkpoints."""
 
 HELD_OUT = 200
 """Pairs of each held-out figure."""
@@ -220,16 +225,28 @@ def initial(model: Decoder, init: str, seed: int) -> dict[str, Any]:
     return variables
 
 
-def build(arguments: argparse.Namespace) -> None:
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises UserError for what would otherwise fail after the data are read."""
+    check_positive(arguments, zero=("seed",))
+    for part, whole in (("kv_heads", "heads"), ("heads", "width")):
+        if getattr(arguments, whole) % getattr(arguments, part):
+            names = (f"--{name.replace('_', '-')} {getattr(arguments, name)}" for name in (part, whole))
+            raise UserError("{}: does not divide {}".format(*names))
     if arguments.output.exists():
         raise UserError(f"{arguments.output}: exists already; remove it or give another folder")
+    if arguments.work.exists() and not arguments.work.is_dir():
+        raise UserError(f"{arguments.work}: is no folder; give another for --work")
+
+
+def build(arguments: argparse.Namespace) -> None:
+    check_arguments(arguments)
     demo = config.load(DEMO)
     corpus = load(arguments.folder)
     print(json.dumps(check(corpus)), flush=True)
     arguments.work.mkdir(parents=True, exist_ok=True)
     settings = {name: str(value) for name, value in vars(arguments).items() if name not in ("work", "output")}
     path = arguments.work / "settings.json"
-    if path.exists() and json.loads(path.read_text()) != settings:
+    if path.exists() and read_json(path) != settings:
         raise UserError(f"{arguments.work}: was begun with other settings ({path.name}); give another --work folder")
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -269,7 +286,7 @@ def build(arguments: argparse.Namespace) -> None:
         warmup_share=0.05,
         schedule="linear",
         checkpoint_every=arguments.checkpoint_every,
-        log_every=arguments.checkpoint_every // 5,
+        log_every=math.gcd(arguments.checkpoint_every, LOG_EVERY),
     )
     mesh, tx = make_mesh(config.Mesh()), make_tx(arguments.optimizer, optimization)
     loss = losses.combine(tokens=losses.term(losses.next_token_cross_entropy, chunk_size=512))
@@ -295,6 +312,9 @@ def build(arguments: argparse.Namespace) -> None:
         evaluate=measured,
         evaluate_every=arguments.evaluate_every,
     )
+    # What `to_hf` takes the token ids of from.
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    (folder / "config.json").write_text(json.dumps(ids) + "\n", "utf-8")
     ship(model, state.trainable, folder, arguments.output, "decoder")
 
 

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from corpus import Corpus, check, load
+from corpus import Corpus, check, check_positive, load
 from encoder_figures import PAIR_LENGTHS, TEXT_LENGTHS, figures, make_measure
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
@@ -310,6 +310,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     output, work = arguments.output, arguments.work or arguments.output.with_name(arguments.output.name + ".work")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: exists and is not empty; choose another --output or remove it")
+    check_positive(arguments, zero=("seed", "data_seed", "dropout", "crossed", "recombined"))
     if arguments.width % arguments.heads:
         raise UserError(f"--width: {arguments.width} is no multiple of --heads ({arguments.heads})")
     if not arguments.minilm.is_dir():

@@ -31,10 +31,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a JSON file for all figures")
     arguments = parser.parse_args()
     config = pipeline.read_config(arguments.run).model_copy(update={"mesh": Mesh()})
-    pairs = load(arguments.folder).held_out
-    learnt = {key(pair.query) for pair in artefacts.load_pairs(arguments.run, "train")}
-    if shared := sorted(learnt & {key(pair.query) for pair in pairs}):
-        raise UserError(f"{arguments.run}: has learnt from queries that are held out, e.g. {shared[0]!r}")
+    train = artefacts.load_pairs(arguments.run, "train")
+    queries, products = {key(pair.query) for pair in train}, {pair.item.id for pair in train}
+    held_out = load(arguments.folder).held_out
+    pairs = [pair for pair in held_out if key(pair.query) not in queries and pair.item.id not in products]
+    print(f"{len(pairs)} of {len(held_out)} pairs; of the others the run has learnt from the query or the product")
+    if not pairs:
+        raise UserError(f"{arguments.run}: has learnt from every held-out pair; give another run")
     metrics = measure(config, arguments.run, pairs, "held out, outside the sample").metrics
     if arguments.output:
         arguments.output.write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")

@@ -142,6 +142,8 @@ def test_builds_a_folder_that_loads(built):
     verify(output)
     model, variables = from_hf(output, dtype=jnp.float32)
     assert model.config.family == "qwen3"
+    raw = json.loads((output / "config.json").read_text("utf-8"))
+    assert [raw[f"{name}_token_id"] for name in ("pad", "bos", "eos")] == [0, 1, 2]
     assert {str(array.dtype) for array in load_file(output / "model.safetensors").values()} == {"float16"}
     assert np.isfinite(np.asarray(model.apply(variables, jnp.ones((1, 4), jnp.int32)).hidden)).all()
     assert '"demo_queries_learnt": 0' in said
@@ -173,6 +175,8 @@ def test_killed_and_resumed_equals_unbroken(built, data, tmp_path):
         (lambda data: (data / "queryner" / "queryner.jsonl").unlink(), "queryner.jsonl: no such file"),
         (lambda data: (data / "queryner" / "queryner.jsonl").write_text("{"), "line 1 is not JSON"),
         (lambda data: (data / "queryner" / "queryner.jsonl").write_text('{"query": "a"}\n'), "line 1"),
+        (lambda data: (data / "queryner" / "queryner.jsonl").write_text("[1, 2]\n"), "line 1 is not a JSON object"),
+        (lambda data: (data / "queryner" / "queryner.jsonl").write_bytes(b"\xff\xfe\n"), "line 1 is not JSON"),
         (lambda data: (data / "esci" / "esci_pairs.jsonl").write_text('{"pair_id": "1"}\n'), "esci_pairs.jsonl"),
     ],
 )
@@ -184,6 +188,22 @@ def test_bad_input_is_one_line(tmp_path, broken, told):
     assert len(said.stderr.strip().splitlines()) == 1
     assert told in said.stderr
     assert not (tmp_path / "decoder").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--steps", "-1"), "--steps -1: give a positive number"),
+        (("--heads", "0"), "--heads 0: give a positive number"),
+        (("--kv-heads", "2", "--heads", "3"), "--kv-heads 2: does not divide --heads 3"),
+        (("--width", "33"), "--heads 2: does not divide --width 33"),
+    ],
+)
+def test_a_bad_flag_is_one_line_and_leaves_nothing(data, tmp_path, flags, told):
+    said = run(data, tmp_path, *flags)
+    assert said.returncode == 1
+    assert said.stderr.strip() == f"error: {told}"
+    assert not (tmp_path / "work").exists()
 
 
 def test_other_settings_or_a_full_folder_are_refused(built, data):
