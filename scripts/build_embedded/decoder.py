@@ -136,17 +136,18 @@ def make_measure(
         picked = outputs.output_embedding[columns]
         return jnp.einsum("ble,ce->blc", outputs.hidden, picked, preferred_element_type=jnp.float32)
 
-    def over(variables, name: str) -> tuple[list[list[int]], np.ndarray]:
+    def over(variables, name: str) -> np.ndarray:
         prompts, answers = tasks[name]
         full = [[*prompt, *answer.ids] for prompt, answer in zip(prompts, answers)]
         array = pad(full, max(map(len, full)), tokenizer.pad_token_id)
-        parts = [logits(variables, array[n : n + 50]) for n in range(0, len(array) // 50 * 50, 50)]
-        return full, np.concatenate(jax.device_get(parts))
+        parts = [logits(variables, array[n : n + 50]) for n in range(0, len(array), 50)]
+        return np.concatenate(jax.device_get(parts))
 
-    def verdicts(name: str, full, found=None) -> tuple[list[int], list[int]]:
+    def verdicts(name: str, found: np.ndarray | None = None) -> tuple[list[int], list[int]]:
+        """The right verdicts of a task, and those that have the largest of the logits `found`."""
         prompts, answers = tasks[name]
         truth, said = [], []
-        for row in range(len(found) if found is not None else len(full)):
+        for row in range(len(prompts)):
             places = [n for n, kind in enumerate(answers[row].kinds) if kind == "verdict"]
             starts = [n for n in places if answers[row].ids[n] in first["verdict"]]
             if name == "asked":
@@ -161,20 +162,20 @@ def make_measure(
     def measure(state: TrainState) -> dict[str, float]:
         figures = {}
         for name in ("words", "asked"):
-            truth, said = verdicts(name, *over(state.variables, name))
+            truth, said = verdicts(name, over(state.variables, name))
             figures[name] = float(np.mean(np.equal(truth, said)))
         prompts, _ = tasks["auc"]
-        _, found = over(state.variables, "auc")
-        place = [len(prompt) + len(writer.ids("label:", "fixed")) - 1 for prompt in prompts[: len(found)]]
+        found = over(state.variables, "auc")
+        place = [len(prompt) + len(writer.ids("label:", "fixed")) - 1 for prompt in prompts]
         of_labels = found[np.arange(len(found)), place, n_verdicts:]
-        exact = np.array([pair.label == rules.labels[0] for pair in judged[: len(found)]])
+        exact = np.array([pair.label == rules.labels[0] for pair in judged])
         probs = np.exp(of_labels - of_labels.max(-1, keepdims=True))
         figures["auc"] = float(roc_auc_score(exact, probs[:, 0] / probs.sum(-1)))
         return figures
 
     majority = {}
     for name in ("words", "asked"):
-        truth, _ = verdicts(name, crossed)
+        truth, _ = verdicts(name)
         majority[name] = float(np.bincount(truth).max() / len(truth))
     by_rules = rules.probs(judged, rules.annotator.annotate(judged))[:, 0]
     majority["auc_rules"] = float(roc_auc_score([pair.label == rules.labels[0] for pair in judged], by_rules))
