@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
-from transformers import AutoTokenizer, BertModel
+from transformers import AutoTokenizer
 
 from jax_rele.data.tokenizer import load_tokenizer, train_tokenizer
 from jax_rele.models import Encoder, EncoderConfig, from_hf, to_hf
@@ -105,13 +105,6 @@ def test_the_folder_is_that_of_a_bert_in_float16(built):
     assert read["token_type_ids"] == [0] * (tokens.index("[SEP]") + 1) + [1] * (len(tokens) - tokens.index("[SEP]") - 1)
     assert tokenizer.tokenize("RED Shoes") == tokenizer.tokenize("red shoes")
 
-    torch = pytest.importorskip("torch")
-    theirs = BertModel.from_pretrained(built, dtype=torch.float32).eval()
-    ids, types = (np.array([read[name]]) for name in ("input_ids", "token_type_ids"))
-    ours = model.apply(variables, ids, types, ids == ids)
-    with torch.no_grad():
-        wanted = theirs(input_ids=torch.tensor(ids), token_type_ids=torch.tensor(types)).last_hidden_state
-    assert np.abs(np.asarray(ours) - wanted.numpy()).max() < 1e-4
     assert AutoTokenizer.from_pretrained(built)("red shoes", "cable")["input_ids"][0] == tokenizer.cls_token_id
 
 
