@@ -26,14 +26,15 @@ from jax_rele.annotation.types import Endpoint, Task
 from jax_rele.config import Config, Mesh
 from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.errors import UserError
-from jax_rele.inference import judge, label_probs
-from jax_rele.inference import predict as predict_student
 from jax_rele.models import save_peft, to_hf
-from jax_rele.models.embedded import EMBEDDED
+from jax_rele.models.bundled import BUNDLED
 from jax_rele.models.files import HUB
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.stages import annotate, artefacts, chat, imported, objectives, students
+from jax_rele.students import label_probs
+from jax_rele.students import predict as predict_student
+from jax_rele.teacher import judge
 from jax_rele.training import make_mesh
 from jax_rele.types import ITEM_FIELDS, VERDICTS, Item, Pair
 
@@ -188,7 +189,7 @@ def export(run_dir: Path, output: Path, *, adapters: bool = False) -> None:
     if adapters:
         named = config.teacher.init.removeprefix(HUB)
         # PEFT knows the hub's names and folders.
-        base = str(artefacts.base_folder(config)) if named.startswith(EMBEDDED) else named
+        base = str(artefacts.base_folder(config)) if named.startswith(BUNDLED) else named
         save_peft(model, variables, output, base=None if own else base)
         print(f"{output}: the teacher's adapters")
     else:

@@ -21,9 +21,9 @@ from jax_rele.evaluation.assemble import REFERENCE_RECIPE
 from jax_rele.evaluation.comparison import Cell, Held, compare
 from jax_rele.evaluation.comparison_page import figures, write_page
 from jax_rele.evaluation.comparison_text import markdown
-from jax_rele.inference import label_probs, predict
 from jax_rele.stages import artefacts, distill, evaluate, students, training_data
 from jax_rele.stages.training_data import TrainingData
+from jax_rele.students import label_probs, predict
 from jax_rele.training import distributed
 from jax_rele.types import Pair
 

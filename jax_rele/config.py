@@ -131,7 +131,7 @@ class Data(_Section):
     """Where the pairs come from and how they are read (docs/data.md)."""
 
     path: str = "sample"
-    """`sample` (the embedded ESCI pairs); a JSONL, CSV, TSV or Parquet file, a folder of those, or a glob, also at
+    """`sample` (the bundled ESCI pairs); a JSONL, CSV, TSV or Parquet file, a folder of those, or a glob, also at
     gs:// or s3://; `hf:NAME`, a data set on the Hugging Face hub or a saved folder; `tfds:NAME`."""
     manual_dir: str = ""
     """Folder of the official files that a benchmark (tfds:esci, tfds:wands) is built from; empty: they are fetched."""
@@ -371,7 +371,7 @@ class Teacher(_Section):
     """The decoder language model that judges and explains (ELLM-rele)."""
 
     init: Annotated[str, Field(min_length=1)] = "random"
-    """Where the base comes from: `random`; `embedded:decoder`, the package's own; `hf:ORG/NAME` on the Hugging Face
+    """Where the base comes from: `random`; `bundled:decoder`, the package's own; `hf:ORG/NAME` on the Hugging Face
     hub; or a folder in its form."""
     random: RandomDecoder = RandomDecoder()
     """The shape where `init` is `random`."""
@@ -494,7 +494,7 @@ class Student(_Section):
     """The encoder of both students and their heads."""
 
     init: Annotated[str, Field(min_length=1)] = "random"
-    """Where the encoder comes from: `random`; `embedded:encoder`, the package's own; `hf:ORG/NAME` on the Hugging Face
+    """Where the encoder comes from: `random`; `bundled:encoder`, the package's own; `hf:ORG/NAME` on the Hugging Face
     hub; or a folder in its form."""
     random: RandomEncoder = RandomEncoder()
     """The shape where `init` is `random`."""
@@ -657,10 +657,10 @@ class Config(_Section):
         for path, names in (("definitions", self.labels.names), ("dimension_definitions", self.rationale.dimensions)):
             if unknown := sorted(set(getattr(self.annotate, path)) - set(names)):
                 raise ValueError(f"annotate.{path}: {unknown[0]!r} is not one of {list(names)}")
-        if self.teacher.init == "embedded:encoder":
-            raise ValueError("teacher.init: embedded:encoder is for students; set it to embedded:decoder")
-        if self.student.init == "embedded:decoder":
-            raise ValueError("student.init: embedded:decoder is for the teacher; set it to embedded:encoder")
+        if self.teacher.init == "bundled:encoder":
+            raise ValueError("teacher.init: bundled:encoder is for students; set it to bundled:decoder")
+        if self.student.init == "bundled:decoder":
+            raise ValueError("student.init: bundled:decoder is for the teacher; set it to bundled:encoder")
         if self.teacher.init == "random":
             if not self.adapt.enabled:
                 raise ValueError("adapt.enabled: false leaves a base of random weights; enable it or set teacher.init")

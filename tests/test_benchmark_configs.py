@@ -21,7 +21,7 @@ FEW_STEPS = [
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """The folder of ESCI's files, and that of WANDS'."""
-    sys.path.insert(0, str(Path(__file__).parent / "data" / "benchmarks"))
+    sys.path.insert(0, str(Path(__file__).parent / "data" / "sources" / "benchmarks"))
     try:
         import official
     finally:

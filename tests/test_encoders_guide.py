@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jax_rele.data.tokenizer import train_tokenizer
+from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.models import Encoder, EncoderConfig, from_hf, to_hf
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "encoders.md").read_text("utf-8")

@@ -8,9 +8,9 @@ import jax_rele
 
 ROOT = Path(jax_rele.__file__).parent
 FLOORS = (
-    ("types", "errors", "config", "progress"),
+    ("types", "errors", "config", "progress", "io"),
     ("data", "rationale", "losses", "models"),
-    ("training", "inference", "evaluation", "annotation", "deploy"),
+    ("training", "teacher", "students", "evaluation", "annotation", "deploy"),
     ("stages",),
     ("pipeline", "plan"),
     ("commands", "compare"),

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from jax_rele.data import read_foreign
+from jax_rele.data import read_external_signals
 from jax_rele.types import Item, LabelSchema, Pair
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "signals.md").read_text("utf-8")
@@ -17,7 +17,9 @@ def test_the_rows_are_read(tmp_path):
     (tmp_path / "signals.jsonl").write_text("\n".join(rows))
     pairs = [Pair(json.loads(row)["pair_id"], "red shoes", Item("1", "crimson boots")) for row in rows]
     dimensions = ("category", "brand", "color")
-    found = read_foreign(tmp_path / "signals.jsonl", pairs, schema=SCHEMA, dimensions=dimensions, fields=("title",))
+    found = read_external_signals(
+        tmp_path / "signals.jsonl", pairs, schema=SCHEMA, dimensions=dimensions, fields=("title",)
+    )
     assert found.signals.label_probs.argmax(axis=1).tolist() == [0, 1, 3]
     assert len(found.signals.evidence[2]) == 4
 

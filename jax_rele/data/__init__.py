@@ -1,15 +1,10 @@
 """Pairs from files to tables: reading, splitting, candidates, and the tables that the stages hand on."""
 
-from jax_rele.data.candidates import candidates
-from jax_rele.data.foreign import Foreign, read_foreign, read_rationale
-from jax_rele.data.ingest import Ingested, ingest
-from jax_rele.data.pair_table import PairTable
-from jax_rele.data.recombining import recombine
-from jax_rele.data.schema import FIELDS, SPLITS, Quarantined, RowError, parse_row
-from jax_rele.data.signals import read_signals, take_signals, validate_signals, write_signals
-from jax_rele.data.sources import SAMPLE, check_bad_share, read_pairs, source_hash
-from jax_rele.data.splits import assign_splits, long_tail, normalise_query
-from jax_rele.data.tables import (
+from jax_rele.data.pairs.candidates import candidates
+from jax_rele.data.pairs.ingest import Ingested, ingest
+from jax_rele.data.pairs.splits import assign_splits, long_tail, normalise_query
+from jax_rele.data.pairs.table import PairTable
+from jax_rele.data.parquet import (
     PAIRS,
     QUARANTINE,
     RATIONALES,
@@ -21,6 +16,11 @@ from jax_rele.data.tables import (
     write_quarantine,
     write_table,
 )
+from jax_rele.data.rows import FIELDS, SPLITS, Quarantined, RowError, parse_row
+from jax_rele.data.signals.external import ExternalSignals, read_external_signals, read_rationale
+from jax_rele.data.signals.table import read_signals, take_signals, validate_signals, write_signals
+from jax_rele.data.sources.shards import SAMPLE, check_bad_share, read_pairs, source_hash
+from jax_rele.data.synthetic.recombination import recombine
 
 __all__ = [
     "FIELDS",
@@ -29,7 +29,7 @@ __all__ = [
     "RATIONALES",
     "SAMPLE",
     "SPLITS",
-    "Foreign",
+    "ExternalSignals",
     "Ingested",
     "PairTable",
     "Quarantined",
@@ -43,7 +43,7 @@ __all__ = [
     "new_files",
     "normalise_query",
     "parse_row",
-    "read_foreign",
+    "read_external_signals",
     "read_pairs",
     "read_pairs_table",
     "read_rationale",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from flax import linen as nn
 
 from jax_rele import config
 from jax_rele.errors import UserError
@@ -13,7 +12,6 @@ from jax_rele.models.encoder_families import encoder_config
 from jax_rele.models.families import decoder_config
 from jax_rele.models.lora import LoraSpec
 from jax_rele.models.rope import Rope
-from jax_rele.models.students import CrossEncoder, TwoTower
 
 
 def lora_spec(lora: config.Lora) -> LoraSpec:
@@ -68,28 +66,8 @@ def build_teacher(teacher: config.Teacher, vocab_size: int) -> Decoder:
     )
 
 
-def build_student(
-    name: config.StudentName, student: config.Student, vocab_size: int, labels: int, dimensions: int
-) -> nn.Module:
-    """The student called `name`, without weights.
-
-    Args:
-      name: which student.
-      student: what it is to be; the encoder's shape is that of `student.random`, or of the weights at `student.init`.
-      vocab_size: tokens of its tokenizer.
-      labels, dimensions: how many there are.
-
-    Raises:
-      UserError: the weights' config is missing, not supported, or has fewer tokens or positions than are needed.
-    """
-    encoder = build_encoder(student, vocab_size)
-    if name == "cross_encoder":
-        return CrossEncoder(encoder, labels, dimensions, student.cross_encoder.latent_width)
-    return TwoTower(encoder, labels, dimensions, **student.two_tower.model_dump(), told_apart=student.init == "random")
-
-
 def build_encoder(student: config.Student, vocab_size: int) -> EncoderConfig:
-    """The encoder of the students; see `build_student`."""
+    """The encoder of the students; see `jax_rele.students.build_student`."""
     computed = {"dropout": student.dropout, "dtype": jnp.dtype(student.dtype)}
     length = student.query_length + student.item_length
     if student.init == "random":

@@ -137,7 +137,7 @@ def encoder_config(source: Mapping[str, Any] | str | Path, **overrides: Any) -> 
     """The encoder that a Hugging Face config describes.
 
     Args:
-      source: the config as a dict, or its folder, or `hf:ORG/NAME` or `embedded:NAME`.
+      source: the config as a dict, or its folder, or `hf:ORG/NAME` or `bundled:NAME`.
       overrides: fields of `EncoderConfig` that the config does not decide, e.g. `dtype`, `dropout`.
 
     Raises:

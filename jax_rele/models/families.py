@@ -175,7 +175,7 @@ def decoder_config(source: Mapping[str, Any] | str | Path, **overrides: Any) -> 
     """The decoder that a Hugging Face config describes.
 
     Args:
-      source: the config as a dict, or its folder, or `hf:ORG/NAME` or `embedded:NAME`.
+      source: the config as a dict, or its folder, or `hf:ORG/NAME` or `bundled:NAME`.
       overrides: fields of `DecoderConfig` that the config does not decide, e.g. `dtype`, `attention`, `lora`.
 
     Raises:

@@ -26,10 +26,10 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 
 from jax_rele.errors import UserError
-from jax_rele.models import embedded
+from jax_rele.models import bundled
 
 HUB = "hf:"
-"""What a name on the Hugging Face hub begins with; what begins neither so nor as embedded weights is a folder."""
+"""What a name on the Hugging Face hub begins with; what begins neither so nor as bundled weights is a folder."""
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """What numpy's dtypes are called in safetensors."""
@@ -45,14 +45,14 @@ def resolve(source: str | Path, patterns: Sequence[str]) -> Path:
     """The local folder of a model.
 
     Args:
-      source: a folder, `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` on the Hugging Face hub, or `embedded:NAME`.
+      source: a folder, `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` on the Hugging Face hub, or `bundled:NAME`.
       patterns: names of the files that are needed; only these are downloaded, into the hub's own cache.
 
     Raises:
-      UserError: there is no such folder, the hub does not give it, or the embedded weights are not whole.
+      UserError: there is no such folder, the hub does not give it, or the bundled weights are not whole.
     """
-    if str(source).startswith(embedded.EMBEDDED):
-        return embedded.folder(str(source))
+    if str(source).startswith(bundled.BUNDLED):
+        return bundled.folder(str(source))
     if not str(source).startswith(HUB):
         folder = Path(source)
         if not folder.is_dir():
@@ -103,7 +103,7 @@ def read_config(source: Mapping[str, Any] | str | Path) -> tuple[str, dict[str, 
     """What a message calls a Hugging Face config, and the config.
 
     Args:
-      source: the config as a dict, or its folder, or `hf:ORG/NAME` or `embedded:NAME`.
+      source: the config as a dict, or its folder, or `hf:ORG/NAME` or `bundled:NAME`.
 
     Raises:
       UserError: the config is missing or not readable.

@@ -112,7 +112,7 @@ def from_hf(
 
     Args:
       source: a folder in the Hugging Face form (config.json and safetensors), `hf:ORG/NAME` on the hub, or
-        `embedded:decoder` or `embedded:encoder`, which the package brings along.
+        `bundled:decoder` or `bundled:encoder`, which the package brings along.
       dtype: of parameters and activations, e.g. `jnp.bfloat16`; norms, softmax and rotations are computed in float32.
         An override `param_dtype` gives the parameters another.
       mesh: where the parameters live, sharded by `partitioning.RULES`. None: on the default device.

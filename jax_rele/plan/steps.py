@@ -15,12 +15,7 @@ import numpy as np
 from jax_rele import losses
 from jax_rele.config import Adapt, Config, Finetune
 from jax_rele.errors import UserError
-from jax_rele.inference.cache import bucket, new_cache, prefill, row_parts
-from jax_rele.inference.engine import STEP_TOKENS
-from jax_rele.inference.generate import Sampling, decode, new_slots
-from jax_rele.inference.program import Program
-from jax_rele.inference.scoring import first_token_probs
-from jax_rele.models import CrossEncoder, Decoder, build_student, build_teacher
+from jax_rele.models import Decoder, build_teacher
 from jax_rele.models.partitioning import check_heads, use
 from jax_rele.models.quantize import quantize_params
 from jax_rele.plan.abstract import array, born, rows, train_state
@@ -31,6 +26,12 @@ from jax_rele.stages.adapt import language_loss
 from jax_rele.stages.artefacts import check_encoder, init_decoder
 from jax_rele.stages.students import heads_of
 from jax_rele.stages.targets import AUGMENTED
+from jax_rele.students import CrossEncoder, build_student
+from jax_rele.teacher.continuous_batching import STEP_TOKENS
+from jax_rele.teacher.decoding import Sampling, decode, new_slots
+from jax_rele.teacher.kv_cache import bucket, new_cache, prefill, row_parts
+from jax_rele.teacher.label_scores import first_token_probs
+from jax_rele.teacher.template import DecodingTemplate
 from jax_rele.training import make_optimizer, make_train_step, shard_step
 from jax_rele.types import VERDICTS
 
@@ -265,12 +266,12 @@ def _generate(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str
     return Step("generate", shape, count * width, held, {"": lower}, operations, operations)
 
 
-def _program(config: Config, model: Decoder) -> Program:
+def _program(config: Config, model: Decoder) -> DecodingTemplate:
     """A program of the size of the config's template."""
     free = [s for s in grammar.template(config.rationale.dimensions, config.teacher.order) if s.kind != "label"]
     slots = [segment for segment in free if segment.kind != "fixed"]
     longest = max(_length(config, segment) for segment in free if segment.kind == "fixed")
-    return Program(
+    return DecodingTemplate(
         lead=(0,) * longest,
         value_length=config.teacher.value_length,
         is_choice=np.array([segment.kind == "verdict" for segment in slots]),

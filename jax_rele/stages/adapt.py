@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax_rele import losses
 from jax_rele.config import Config
 from jax_rele.data import candidates, recombine
-from jax_rele.data.encoding import Answer, AnswerEncoder, encode_prompts, language_rows
-from jax_rele.data.loader import batches, rows, shuffled
+from jax_rele.data.batches.loader import batches, rows, shuffled
+from jax_rele.data.tokens.encoding import Answer, AnswerEncoder, encode_prompts, language_rows
 from jax_rele.errors import UserError
 from jax_rele.models.weights import load_params
 from jax_rele.rationale import RuleAnnotator
@@ -22,10 +22,10 @@ from jax_rele.stages import artefacts
 from jax_rele.training import (
     distributed,
     init_state,
+    local_row_indices,
     make_mesh,
     make_optimizer,
     make_train_step,
-    places_of_process,
     shard_step,
     train,
 )
@@ -118,7 +118,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         batches(
             rows(arrays),
             shuffled(len(arrays["targets"]), optimization.batch_size, config.seed),
-            places_of_process(mesh, optimization.batch_size),
+            local_row_indices(mesh, optimization.batch_size),
         ),
         config=optimization,
         mesh=mesh,

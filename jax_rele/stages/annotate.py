@@ -16,7 +16,7 @@ from jax_rele.annotation.review import apply_reviews, decisions_to_arrow, read_r
 from jax_rele.annotation.votes import Decision, consensus, digest, fit_votes
 from jax_rele.config import Config
 from jax_rele.data import RATIONALES, PairTable, write_table
-from jax_rele.data.locations import hash_folder
+from jax_rele.data.sources.files import hash_folder
 from jax_rele.errors import UserError
 from jax_rele.rationale import RuleAnnotator, query_quality, render
 from jax_rele.stages import artefacts, chat

@@ -19,17 +19,17 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele.config import Config
 from jax_rele.data import RATIONALES as TABLE
 from jax_rele.data import PairTable, read_signals, read_table
-from jax_rele.data.encoding import encode_prompts
-from jax_rele.data.tokenizer import load_tokenizer
+from jax_rele.data.tokens.encoding import encode_prompts
+from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.errors import UserError
-from jax_rele.inference import Teacher, check_lengths, check_words
 from jax_rele.models import Decoder, build_teacher
 from jax_rele.models.build import build_encoder
 from jax_rele.models.partitioning import check_heads
 from jax_rele.models.quantize import check_available, quantize_params
 from jax_rele.models.weights import NEEDED, SIDE_FILES, check_weights, load_params, resolve
 from jax_rele.rationale import ParseError, parse
-from jax_rele.training import abstract, make_local_mesh, make_mesh, places_of_process
+from jax_rele.teacher import Teacher, check_lengths, check_verbalizers
+from jax_rele.training import abstract, local_row_indices, make_local_mesh, make_mesh
 from jax_rele.training.checkpoint import load_variables
 from jax_rele.types import Pair, Rationale, Signals
 
@@ -112,7 +112,7 @@ def preflight(config: Config) -> None:
         check_available()
     tokenizer = load_tokenizer(folder, DECODER_TOKENS)
     build_teacher(teacher, len(tokenizer))
-    check_words(tokenizer, config.labels.names)
+    check_verbalizers(tokenizer, config.labels.names)
     check_lengths(
         tokenizer,
         config.labels.names,
@@ -155,7 +155,7 @@ def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
                 "batch_size or micro_batches, or `mesh`"
             )
     # Several processes divide the groups themselves.
-    places_of_process(mesh, max(1, config.distill.optimization.batch_size // config.distill.group_size))
+    local_row_indices(mesh, max(1, config.distill.optimization.batch_size // config.distill.group_size))
     local = make_local_mesh(config.mesh)
     parts = local.shape["data"] * local.shape["fsdp"]
     if config.score.batch_size % parts:

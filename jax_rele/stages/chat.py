@@ -17,10 +17,10 @@ from jax_rele.annotation.verify import LabelRule, parse_rules, verify
 from jax_rele.annotation.votes import TO_ASK_AGAIN, Decision, Vote, consensus
 from jax_rele.config import Config, load
 from jax_rele.errors import UserError
-from jax_rele.inference import judge
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.stages import artefacts
+from jax_rele.teacher import judge
 from jax_rele.types import Pair, Rationale
 
 Texts = dict[tuple[str, str, int, int], str]

@@ -14,9 +14,9 @@ import optax
 
 from jax_rele import losses
 from jax_rele.config import Config, Schedule
-from jax_rele.data.columns import Columns
-from jax_rele.data.loader import Groups, batches, bucket_of
-from jax_rele.data.order import Stream, order, shares
+from jax_rele.data.batches.loader import Groups, batches, bucket_of
+from jax_rele.data.batches.sampler import Stream, order, shares
+from jax_rele.data.tokens.token_cache import Columns
 from jax_rele.errors import UserError
 from jax_rele.losses.combine import Term
 from jax_rele.models.partitioning import use
@@ -25,12 +25,12 @@ from jax_rele.stages.training_data import TrainingData, open_data, queries
 from jax_rele.training import (
     TrainState,
     distributed,
+    local_row_indices,
+    make_init_fn,
     make_mesh,
     make_optimizer,
     make_train_step,
-    places_of_process,
     shard_step,
-    state_maker,
     train,
 )
 from jax_rele.training.checkpoint import clear, save_variables
@@ -160,9 +160,9 @@ def prepare(
 
     def batches_of(seed):
         ordered = examples(seed)
-        return batches(read, ordered, places_of_process(mesh, ordered.width))
+        return batches(read, ordered, local_row_indices(mesh, ordered.width))
 
-    born = state_maker(init, "params", {}, tx, mesh)
+    born = make_init_fn(init, "params", {}, tx, mesh)
 
     def start(seed):
         state = born(seed)

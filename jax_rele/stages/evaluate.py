@@ -15,9 +15,10 @@ import pyarrow as pa
 from jax_rele.config import Config
 from jax_rele.data import RATIONALES, long_tail, read_pairs_table, read_rationale, write_table
 from jax_rele.evaluation import BASELINES, Example, build_metrics, table, verdict_lines, write_report
-from jax_rele.inference import Judgements, judge, label_probs, predict
 from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence, grammar
 from jax_rele.stages import artefacts, objectives, students
+from jax_rele.students import label_probs, predict
+from jax_rele.teacher import Judgements, judge
 from jax_rele.types import VERDICTS, Pair
 
 NEEDS = ("prepare", "annotate", "adapt", "finetune", "score", "distill")

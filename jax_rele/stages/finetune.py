@@ -14,22 +14,22 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele import losses
 from jax_rele.config import Config
 from jax_rele.data import PairTable
-from jax_rele.data.encoding import Answer, AnswerEncoder, encode_prompts, language_rows
-from jax_rele.data.loader import batches, rows, shuffled
+from jax_rele.data.batches.loader import batches, rows, shuffled
+from jax_rele.data.tokens.encoding import Answer, AnswerEncoder, encode_prompts, language_rows
 from jax_rele.errors import UserError
-from jax_rele.inference import label_words
 from jax_rele.models import Decoder
 from jax_rele.stages import artefacts
 from jax_rele.stages.adapt import check_packing, language_loss, language_term
+from jax_rele.teacher import make_verbalizers
 from jax_rele.training import (
     TrainState,
     distributed,
     init_state,
+    local_row_indices,
     make_evaluate,
     make_mesh,
     make_optimizer,
     make_train_step,
-    places_of_process,
     shard_step,
     train,
 )
@@ -74,7 +74,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         batches(
             rows(arrays),
             shuffled(len(arrays["targets"]), optimization.batch_size, config.seed),
-            places_of_process(mesh, optimization.batch_size),
+            local_row_indices(mesh, optimization.batch_size),
         ),
         config=optimization,
         mesh=mesh,
@@ -147,7 +147,7 @@ def held_out(
     kind_weights = {"label": config.finetune.label_weight}
     held = language_rows(prompts, answers, tokenizer.pad_token_id, kind_weights=kind_weights)
     terms = {"loss": language_term(mesh)}
-    words = label_words(tokenizer, config.labels.names)
+    words = make_verbalizers(tokenizer, config.labels.names)
     if words.scoring == "first_token":
         starts = [len(prompt) + answer.kinds.index("label") for prompt, answer in zip(prompts, answers)]
         schema = config.labels.schema_

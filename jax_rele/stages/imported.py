@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from jax_rele.config import Config
-from jax_rele.data import SPLITS, Foreign, read_foreign, read_pairs_table, take_signals, write_signals
+from jax_rele.data import SPLITS, ExternalSignals, read_external_signals, read_pairs_table, take_signals, write_signals
 from jax_rele.errors import UserError
 from jax_rele.stages import artefacts
 from jax_rele.types import Pair, Signals
 
 
 @dataclass(frozen=True)
-class Imported:
+class MatchedSignals:
     """What a file says of a run's pairs.
 
     Attributes:
@@ -31,7 +31,7 @@ class Imported:
     held_out: Signals
     missing: list[Pair]
     pairs: dict[str, list[Pair]]
-    file: Foreign
+    file: ExternalSignals
 
 
 def write(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -44,17 +44,17 @@ def write(config: Config, run_dir: Path) -> dict[str, Any]:
     return counts(found)
 
 
-def read(config: Config, run_dir: Path, path: str) -> Imported:
+def read(config: Config, run_dir: Path, path: str) -> MatchedSignals:
     """Reads a file of signals for the pairs of a run.
 
     Raises:
-      UserError: as `read_foreign`; or pairs to learn from have no signals, unless `score.allow_missing`.
+      UserError: as `read_external_signals`; or pairs to learn from have no signals, unless `score.allow_missing`.
     """
     everyone = read_pairs_table(run_dir / artefacts.PAIRS)
     pairs = {split: [pair for pair in everyone if pair.split == split and pair.label is not None] for split in SPLITS}
     pairs["unlabelled"] = read_pairs_table(run_dir / artefacts.UNLABELLED)
     learned, held_out = pairs["train"] + pairs["unlabelled"], pairs["validation"] + pairs["test"]
-    file = read_foreign(
+    file = read_external_signals(
         path,
         learned + held_out,
         schema=config.labels.schema_,
@@ -76,10 +76,10 @@ def read(config: Config, run_dir: Path, path: str) -> Imported:
     def of(wanted: list[Pair]) -> Signals:
         return take_signals(file.signals, [place[pair.pair_id] for pair in wanted if pair.pair_id in place])
 
-    return Imported(of(learned), of(held_out), missing, pairs, file)
+    return MatchedSignals(of(learned), of(held_out), missing, pairs, file)
 
 
-def counts(found: Imported) -> dict[str, Any]:
+def counts(found: MatchedSignals) -> dict[str, Any]:
     """What was read in numbers, for the manifest."""
     told: dict[str, Any] = {
         "pairs": len(found.train.pair_ids),
@@ -93,7 +93,7 @@ def counts(found: Imported) -> dict[str, Any]:
     return told
 
 
-def summary(config: Config, found: Imported) -> list[str]:
+def summary(config: Config, found: MatchedSignals) -> list[str]:
     """What a user should look at before students learn from the signals, a line each."""
     covered, signals, schema = set(found.file.signals.pair_ids), found.train, config.labels.schema_
     lines = [

@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerFast
 
 from jax_rele.config import Config
 from jax_rele.data import SPLITS, PairTable, candidates, ingest, new_files, source_hash, write_pairs
-from jax_rele.data.tokenizer import load_tokenizer, train_tokenizer
+from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
-from jax_rele.inference import check_words
 from jax_rele.models.weights import NEEDED, SIDE_FILES
 from jax_rele.rationale import grammar, render
 from jax_rele.stages import artefacts
 from jax_rele.stages.students import encoder_folder
+from jax_rele.teacher import check_verbalizers
 from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
 
 NEEDS = ()
@@ -137,7 +137,7 @@ def _tokenizers(config: Config, train: PairTable) -> tuple[PreTrainedTokenizerFa
         teacher = train_tokenizer(texts, config.teacher.random.vocab_size)
     else:
         teacher = load_tokenizer(artefacts.base_folder(config), artefacts.DECODER_TOKENS)
-    check_words(teacher, config.labels.names)
+    check_verbalizers(teacher, config.labels.names)
     if config.student.init == "random":
         student = train_tokenizer(_plain_texts(train, fields), config.student.random.vocab_size, encoder=True)
     else:

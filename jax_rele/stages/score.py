@@ -16,10 +16,10 @@ import jax
 from jax_rele.config import Config
 from jax_rele.data import join_tables, read_pairs_table, read_signals, write_signals
 from jax_rele.errors import UserError
-from jax_rele.inference import Judgements, Teacher, check_words, judge
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
 from jax_rele.stages import artefacts, imported
+from jax_rele.teacher import Judgements, Teacher, check_verbalizers, judge
 from jax_rele.training import distributed
 from jax_rele.types import Pair, Signals
 
@@ -59,7 +59,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     distributed.barrier("score: every shard is written")
     if not distributed.is_main():
         return {}
-    return {"label scoring": check_words(teacher.tokenizer, config.labels.names), **join(config, run_dir, shards)}
+    return {"label scoring": check_verbalizers(teacher.tokenizer, config.labels.names), **join(config, run_dir, shards)}
 
 
 def by_query(pairs: Iterable[Pair]) -> list[Pair]:

@@ -13,12 +13,11 @@ from flax import linen as nn
 from transformers import PreTrainedTokenizerBase
 
 from jax_rele.config import Config
-from jax_rele.data.tokenizer import load_tokenizer
+from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.errors import UserError
-from jax_rele.inference import Student, encode_inputs
-from jax_rele.models import CrossEncoder, build_student
 from jax_rele.models.weights import NEEDED, SIDE_FILES, load_params, resolve
 from jax_rele.stages import artefacts
+from jax_rele.students import CrossEncoder, Student, build_student, encode_inputs
 from jax_rele.training import TrainState, abstract, make_local_mesh
 from jax_rele.training.checkpoint import load_variables
 from jax_rele.types import Item, Pair

@@ -13,18 +13,17 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele import losses
 from jax_rele.config import Config
-from jax_rele.data.augmented import encode_augmented
-from jax_rele.data.columns import Columns, Ragged
-from jax_rele.data.encoding import encode_evidence
-from jax_rele.data.loader import group_by_query
-from jax_rele.data.locations import hash_folder
+from jax_rele.data.batches.loader import group_by_query
+from jax_rele.data.sources.files import hash_folder
+from jax_rele.data.tokens.augmented import encode_augmented
+from jax_rele.data.tokens.encoding import encode_evidence
+from jax_rele.data.tokens.token_cache import Columns, Ragged
 from jax_rele.errors import UserError
-from jax_rele.inference import embed_rationales
 from jax_rele.losses.combine import Term
-from jax_rele.models import CrossEncoder
 from jax_rele.rationale import parse, render
 from jax_rele.stages import artefacts, students, training_data
 from jax_rele.stages.training_data import TrainingData
+from jax_rele.students import CrossEncoder, embed_rationales
 from jax_rele.training import make_local_mesh
 from jax_rele.types import Pair, Signals
 

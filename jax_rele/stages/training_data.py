@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from jax_rele.config import Config
 from jax_rele.data import PairTable
-from jax_rele.data.columns import Columns, cached
-from jax_rele.data.signal_table import SignalTable
-from jax_rele.data.splits import normalise_query
+from jax_rele.data.pairs.splits import normalise_query
+from jax_rele.data.signals.lazy_table import SignalTable
+from jax_rele.data.tokens.token_cache import Columns, cached
 from jax_rele.stages import artefacts
 from jax_rele.types import Pair, Signals
 

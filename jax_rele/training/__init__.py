@@ -6,14 +6,14 @@ from jax_rele.training.loop import train
 from jax_rele.training.optimizer import learning_rate, make_optimizer
 from jax_rele.training.sharding import (
     abstract,
-    born_sharded,
+    init_sharded,
     init_state,
+    local_row_indices,
+    make_init_fn,
     make_local_mesh,
     make_mesh,
     place,
-    places_of_process,
     shard_step,
-    state_maker,
 )
 from jax_rele.training.state import TrainState, create_state
 from jax_rele.training.step import make_train_step
@@ -23,19 +23,19 @@ __all__ = [
     "RULES",
     "TrainState",
     "abstract",
-    "born_sharded",
     "create_state",
+    "init_sharded",
     "init_state",
     "learning_rate",
+    "local_row_indices",
     "make_evaluate",
+    "make_init_fn",
     "make_local_mesh",
     "make_mesh",
     "make_optimizer",
     "make_train_step",
     "place",
-    "places_of_process",
     "shard_step",
-    "state_maker",
     "train",
     "use",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jax_rele import losses
-from jax_rele.training.sharding import place, places_of_process, use
+from jax_rele.training.sharding import local_row_indices, place, use
 from jax_rele.training.state import TrainState
 from jax_rele.training.step import Batch, Loss
 
@@ -29,7 +29,7 @@ def make_evaluate(
       A function with the attribute `compiled`. The means are exact: the last batch is filled up with rows that count
       for nothing.
     """
-    count, places = len(jax.tree.leaves(rows)[0]), places_of_process(mesh, batch_size)
+    count, places = len(jax.tree.leaves(rows)[0]), local_row_indices(mesh, batch_size)
 
     @jax.jit
     def totals(variables, batch):

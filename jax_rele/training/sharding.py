@@ -62,13 +62,13 @@ def abstract(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any, coll
     )
 
 
-def born_sharded(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any) -> Any:
+def init_sharded(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any) -> Any:
     """Runs `make(*args)` under jit so that each device makes only its own shard; axis names are taken off."""
     return _sharded_maker(make, mesh, *args)(*args)
 
 
 def _sharded_maker(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any) -> Callable[..., Any]:
-    """`born_sharded` for arguments like these, compiled once."""
+    """`init_sharded` for arguments like these, compiled once."""
     with use(mesh):
         out_shardings = shardings(jax.eval_shape(make, *args), mesh)
     compiled = jax.jit(lambda *xs: nn.unbox(make(*xs)), out_shardings=out_shardings)
@@ -88,11 +88,11 @@ def init_state(
     mesh: jax.sharding.Mesh,
     seed: int,
 ) -> TrainState:
-    """A sharded state at step 0: `state_maker` for one seed."""
-    return state_maker(init, trainable, frozen, tx, mesh)(seed)
+    """A sharded state at step 0: `make_init_fn` for one seed."""
+    return make_init_fn(init, trainable, frozen, tx, mesh)(seed)
 
 
-def state_maker(
+def make_init_fn(
     init: Callable[[jax.Array], dict[str, Any]],
     trainable: str,
     frozen: dict[str, Any],
@@ -125,7 +125,7 @@ def _parts_of_process(mesh: jax.sharding.Mesh, process: int) -> tuple[list[int],
     return held, len(by_row)
 
 
-def places_of_process(mesh: jax.sharding.Mesh, rows: int, process: int | None = None) -> np.ndarray:
+def local_row_indices(mesh: jax.sharding.Mesh, rows: int, process: int | None = None) -> np.ndarray:
     """The numbers of the rows that a process's devices hold of a batch of `rows`, ascending; by default this process's.
 
     Each place along data x fsdp holds an equal run of rows. Processes hold the same ones where the tensor axis spans
@@ -141,7 +141,7 @@ def places_of_process(mesh: jax.sharding.Mesh, rows: int, process: int | None = 
 
 
 def place(batch: Any, mesh: jax.sharding.Mesh) -> Any:
-    """This process's numpy rows of a batch (see `places_of_process`) -> global arrays split by rows over the mesh.
+    """This process's numpy rows of a batch (see `local_row_indices`) -> global arrays split by rows over the mesh.
 
     Raises UserError where the rows do not divide evenly over the devices.
     """

@@ -70,7 +70,7 @@ def texts(rng, words, count, low, high):
 def write_tables(folder: Path, count: int, config) -> None:
     """One labelled pair a query and `CANDIDATES` unlabelled ones, with the signals of all."""
     from jax_rele.data import PAIRS
-    from jax_rele.data.signals import SCHEMA
+    from jax_rele.data.signals.table import SCHEMA
     from jax_rele.stages import artefacts
 
     rng = np.random.default_rng(0)
@@ -142,7 +142,7 @@ def work(count: int, steps: int, folder: Path) -> dict:
 
     from jax_rele.config import from_dict
     from jax_rele.data import PairTable
-    from jax_rele.data.tokenizer import train_tokenizer
+    from jax_rele.data.tokens.tokenizers import train_tokenizer
     from jax_rele.stages import artefacts, distill
     from jax_rele.stages.training_data import open_data, queries
 

@@ -16,16 +16,16 @@ from shapes import FOLLOW, LABELS, Shape, packed, prompts, score_rows
 
 from jax_rele import config, losses
 from jax_rele.data import SAMPLE, read_pairs
-from jax_rele.data.encoding import AnswerEncoder
-from jax_rele.data.tokenizer import train_tokenizer
-from jax_rele.inference.engine import generate
-from jax_rele.inference.generate import Sampling
-from jax_rele.inference.program import Program, compile_program
-from jax_rele.inference.scoring import score
-from jax_rele.inference.words import Words
+from jax_rele.data.tokens.encoding import AnswerEncoder
+from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.models import Decoder, DecoderConfig, LoraSpec, to_hf
 from jax_rele.rationale import grammar
-from jax_rele.training import born_sharded, init_state, make_mesh, make_optimizer, make_train_step, place, shard_step
+from jax_rele.teacher.continuous_batching import generate
+from jax_rele.teacher.decoding import Sampling
+from jax_rele.teacher.label_scores import score
+from jax_rele.teacher.template import DecodingTemplate, compile_template
+from jax_rele.teacher.verbalizers import Words
+from jax_rele.training import init_sharded, init_state, make_mesh, make_optimizer, make_train_step, place, shard_step
 
 DIMENSIONS = ("category", "brand", "model", "color", "material", "size")
 
@@ -59,7 +59,7 @@ def open_side(shape: Shape, device: str, folder: str) -> tuple[str, dict[str, An
     """What is to be told of this side, and its cases by name; its random weights are left in `folder`, if not ""."""
     mesh = make_mesh(config.Mesh())
     model = decoder(shape, device)
-    base = born_sharded(init(model), mesh, jax.random.key(0))
+    base = init_sharded(init(model), mesh, jax.random.key(0))
     if folder:
         to_hf(model, base, folder)
     about = f"jax {jax.__version__}, flax {flax.__version__}, " + (
@@ -141,7 +141,7 @@ def plain(
 ) -> Iterator[Callable[[], list[list[int]]]]:
     """Free text, token by token, behind prompts of `length` tokens."""
     last = shape.vocab_size - 1
-    program = Program(
+    program = DecodingTemplate(
         lead=(),
         value_length=tokens,
         is_choice=np.array([False]),
@@ -176,7 +176,7 @@ def guided(
     example = "".join(segment.text or " match mismatch absent" for segment in segments)
     tokenizer = train_tokenizer(corpus + [example] * 20, min(shape.vocab_size, 8192))
     encoder = AnswerEncoder(tokenizer, "rationale_first", value_length)
-    program = compile_program(tokenizer, encoder, segments, shape.vocab_size)
+    program = compile_template(tokenizer, encoder, segments, shape.vocab_size)
     texts = prompts(shape, rows, length).tolist()
 
     def run():

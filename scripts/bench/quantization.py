@@ -24,9 +24,10 @@ import numpy as np
 
 from jax_rele import losses, pipeline
 from jax_rele.config import Config, Mesh, Optimization, from_dict
-from jax_rele.data import candidates, loader, recombine
-from jax_rele.data.encoding import AnswerEncoder, encode_prompts, language_rows
-from jax_rele.data.loader import batches
+from jax_rele.data import candidates, recombine
+from jax_rele.data.batches import loader
+from jax_rele.data.batches.loader import batches
+from jax_rele.data.tokens.encoding import AnswerEncoder, encode_prompts, language_rows
 from jax_rele.models import Decoder, build_teacher
 from jax_rele.models.quantize import dequantize_params, quantize_params, stored_bytes
 from jax_rele.rationale import RuleAnnotator
@@ -197,7 +198,7 @@ PAGE = """# The accuracy of a quantized base
 
     python scripts/bench/quantization.py --output docs/benchmarks/quantization.md
 
-A small decoder is trained in float32 on rule rationales of the embedded sample's texts. Its projections are then kept
+A small decoder is trained in float32 on rule rationales of the bundled sample's texts. Its projections are then kept
 in float32, bfloat16 (activations too), int8 (a scale an output channel) or nf4 (a scale a tile of 64 weights), and
 adapters are trained over each on rationales of labelled pairs. Cells are the median over the seeds and, in brackets,
 the least and the largest; differences are taken within a seed. Losses are nats a token, over completions of pairs whose

@@ -12,10 +12,10 @@ import numpy as np
 from students_work import Batch, Work, write_batches, write_pairs
 
 from jax_rele.data import SAMPLE, read_pairs
-from jax_rele.data.encoding import cross_rows, pad, tower_rows
-from jax_rele.data.tokenizer import load_tokenizer, train_tokenizer
-from jax_rele.inference.encode import padded_length
+from jax_rele.data.tokens.encoding import cross_rows, pad, tower_rows
+from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.models import Encoder, EncoderConfig, to_hf
+from jax_rele.students.predict import padded_length
 from jax_rele.types import Pair
 
 NAMES = ("Exact", "Substitute", "Complement", "Irrelevant")

@@ -17,10 +17,10 @@ from flax import linen as nn
 from students_work import CLIP_NORM, LABELS, LEARNING_RATE, WEIGHT_DECAY, Batch, Work, heads, read_batches, read_pairs
 
 from jax_rele import config, losses
-from jax_rele.data.tokenizer import load_tokenizer
-from jax_rele.inference import Student, embed, encode_inputs, predict
-from jax_rele.models import CrossEncoder, TwoTower, from_hf
+from jax_rele.data.tokens.tokenizers import load_tokenizer
+from jax_rele.models import from_hf
 from jax_rele.stages.students import with_encoder
+from jax_rele.students import CrossEncoder, Student, TwoTower, embed, encode_inputs, predict
 from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, place, shard_step
 from jax_rele.types import Item, Pair
 
@@ -50,7 +50,7 @@ def student(
     if name == "cross_encoder":
         model = CrossEncoder(encoder.config, LABELS, DIMENSIONS)
     else:
-        model = TwoTower(encoder.config, LABELS, DIMENSIONS, embedding_width=0, view_width=16, told_apart=False)
+        model = TwoTower(encoder.config, LABELS, DIMENSIONS, embedding_width=0, view_width=16, distinguish_sides=False)
     tokenizer = load_tokenizer(weights, ("pad", "cls", "sep"))
     lengths = work.query_length, work.item_length
     inputs = encode_inputs(model, tokenizer, [Pair("", "a", Item("", "b"))], ("title",), *lengths)

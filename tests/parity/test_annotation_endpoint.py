@@ -19,7 +19,7 @@ from jax_rele.annotation.review import decisions_from_arrow
 from jax_rele.annotation.store import Store
 from jax_rele.cli import main
 from jax_rele.data import read_table
-from jax_rele.data.tokenizer import train_tokenizer
+from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.stages import annotate, artefacts, chat
 
 MAX_TOKENS = 24

@@ -7,16 +7,17 @@ import pytest
 from jax_rele import losses
 from jax_rele.config import Mesh, from_dict
 from jax_rele.data import write_pairs, write_signals
-from jax_rele.data.encoding import Answer, language_rows
-from jax_rele.data.loader import Groups
-from jax_rele.data.tokenizer import train_tokenizer
+from jax_rele.data.batches.loader import Groups
+from jax_rele.data.tokens.encoding import Answer, language_rows
+from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.errors import UserError
-from jax_rele.models import build_student, build_teacher
+from jax_rele.models import build_teacher
 from jax_rele.plan.abstract import bytes_per_chip, train_state
 from jax_rele.plan.steps import language_batch, steps, student_batch
 from jax_rele.rationale import render
 from jax_rele.stages import artefacts, objectives, students, targets
 from jax_rele.stages.training_data import open_data, queries
+from jax_rele.students import build_student
 from jax_rele.training import init_state, make_mesh, make_optimizer
 from jax_rele.types import Comparison, Item, Pair, Rationale, Signals
 

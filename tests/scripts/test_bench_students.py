@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jax_rele.data.tokenizer import load_tokenizer
+from jax_rele.data.tokens.tokenizers import load_tokenizer
 
 BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 

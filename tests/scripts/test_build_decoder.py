@@ -1,4 +1,4 @@
-"""The command that builds the embedded decoder, on a slice of data made from the sample."""
+"""The command that builds the bundled decoder, on a slice of data made from the sample."""
 
 import json
 import signal
@@ -14,11 +14,11 @@ from safetensors.numpy import load_file
 from jax_rele.config import Rationale
 from jax_rele.errors import UserError
 from jax_rele.models import from_hf
-from jax_rele.models.embedded import verify
+from jax_rele.models.bundled import verify
 from jax_rele.rationale.words import key, words
 from jax_rele.types import Item, Pair
 
-SCRIPTS = Path(__file__).parents[2] / "scripts" / "build_embedded"
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "build_bundled"
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
 TINY = (
     *("--layers", "2", "--width", "32", "--heads", "2", "--kv-heads", "1", "--mlp-width", "64", "--vocab-size", "600"),
@@ -27,7 +27,7 @@ TINY = (
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from build_embedded_data import write_data  # noqa: E402
+from build_bundled_data import write_data  # noqa: E402
 
 sys.path.remove(str(Path(__file__).parent))
 
@@ -109,7 +109,7 @@ def test_another_case_plural_or_space_is_the_same_query(scripts, divided):
 
 def test_the_word_task_says_which_words_the_item_has(scripts, divided, built):
     folder, _ = built
-    from jax_rele.data.tokenizer import load_tokenizer
+    from jax_rele.data.tokens.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(folder / "decoder", ("eos",))
     writer = scripts["examples"].Writer(tokenizer, 128, 16)

@@ -1,4 +1,4 @@
-"""The embedded encoder's build: the command at the tiniest size, going on after a kill, what it never reads."""
+"""The bundled encoder's build: the command at the tiniest size, going on after a kill, what it never reads."""
 
 import json
 import os
@@ -15,12 +15,12 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from jax_rele.data.tokenizer import load_tokenizer, train_tokenizer
+from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.models import Encoder, EncoderConfig, from_hf, to_hf
 from jax_rele.rationale.words import key
 from jax_rele.types import Item, Pair
 
-SCRIPTS = Path(__file__).parents[2] / "scripts" / "build_embedded"
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "build_bundled"
 SIZES = {
     "vocab-size": 600,
     "crossed": 2,
@@ -52,7 +52,7 @@ def modules():
 def data(tmp_path_factory):
     """The folder of the data, and a tiny random BERT in MiniLM's place."""
     sys.path.insert(0, str(Path(__file__).parent))
-    from build_embedded_data import write_data
+    from build_bundled_data import write_data
 
     sys.path.remove(str(Path(__file__).parent))
     folder = write_data(tmp_path_factory.mktemp("data"))

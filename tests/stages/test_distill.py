@@ -9,7 +9,7 @@ import pytest
 
 from jax_rele.config import Config
 from jax_rele.data import take_signals, write_pairs, write_signals
-from jax_rele.data.tokenizer import train_tokenizer
+from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.rationale import render
 from jax_rele.stages import artefacts, distill

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from jax_rele.inference import Judgements
 from jax_rele.rationale import parse_output
 from jax_rele.stages.evaluate import SHOWN, first_rationales
+from jax_rele.teacher import Judgements
 from jax_rele.types import Item, Pair
 
 

@@ -11,9 +11,9 @@ from flax import linen as nn
 
 from jax_rele import config
 from jax_rele.errors import UserError
-from jax_rele.inference import label_words
 from jax_rele.models.weights import to_hf
 from jax_rele.stages import adapt, annotate, artefacts, finetune, prepare
+from jax_rele.teacher import make_verbalizers
 from jax_rele.training import init_state, make_mesh, make_optimizer
 from jax_rele.training.checkpoint import save_variables
 
@@ -146,7 +146,7 @@ def test_the_label_is_read_where_it_is_predicted(prepared, monkeypatch, order):
     monkeypatch.setattr(finetune, "make_evaluate", lambda apply, loss, rows, *_: seen.update(rows))
     finetune.held_out(settings, prepared, model, tokenizer, make_mesh(settings.mesh))
     pairs = artefacts.load_pairs(prepared, "validation")
-    words = label_words(tokenizer, settings.labels.names)
+    words = make_verbalizers(tokenizer, settings.labels.names)
     told = np.array([rest[0] for rest in words.rests])
     places = seen["label_places"]
     np.testing.assert_array_equal(seen["targets"][np.arange(len(pairs)), places], told[seen["labels"]])

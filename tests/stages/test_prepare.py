@@ -7,8 +7,9 @@ import os
 import pytest
 
 from jax_rele import config
-from jax_rele.data import PairTable, normalise_query, read_pairs_table, read_table, tables
-from jax_rele.data.tokenizer import load_tokenizer
+from jax_rele.data import PairTable, normalise_query, read_pairs_table, read_table
+from jax_rele.data import parquet as tables
+from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.stages import artefacts, prepare
 

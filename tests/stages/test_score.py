@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from jax_rele.config import from_dict
 from jax_rele.data import read_signals
 from jax_rele.errors import UserError
-from jax_rele.inference import Judgements
 from jax_rele.rationale import ParseFailure
 from jax_rele.stages import score
+from jax_rele.teacher import Judgements
 from jax_rele.types import Comparison, Item, LabelSchema, Pair, Rationale
 
 SCHEMA = LabelSchema(("Exact", "Other"), (1.0, 0.0), ("Exact",))

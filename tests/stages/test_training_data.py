@@ -7,7 +7,7 @@ import pytest
 
 from jax_rele.config import Config
 from jax_rele.data import write_pairs, write_signals
-from jax_rele.data.tokenizer import train_tokenizer
+from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.stages import artefacts, students, targets, training_data
 from jax_rele.stages.training_data import open_data, pairs_of, queries
 from jax_rele.types import Item, Pair, Signals

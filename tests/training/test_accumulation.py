@@ -11,9 +11,10 @@ from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_rele import config, losses
-from jax_rele.data.loader import flatten_groups
+from jax_rele.data.batches.loader import flatten_groups
 from jax_rele.errors import UserError
-from jax_rele.models import CrossEncoder, Decoder, DecoderConfig, EncoderConfig, LoraSpec
+from jax_rele.models import Decoder, DecoderConfig, EncoderConfig, LoraSpec
+from jax_rele.students import CrossEncoder
 from jax_rele.training import create_state, make_mesh, make_train_step, place, use
 
 ROWS, LENGTH, VOCABULARY, LABELS = 16, 12, 40, 3

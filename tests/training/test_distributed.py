@@ -20,17 +20,17 @@ from flax import linen as nn
 
 from jax_rele import cli, config, losses, pipeline
 from jax_rele.data import read_signals
-from jax_rele.data.loader import Groups, batches, shuffled
+from jax_rele.data.batches.loader import Groups, batches, shuffled
 from jax_rele.errors import UserError
 from jax_rele.stages import score
 from jax_rele.training import (
     abstract,
     distributed,
     init_state,
+    local_row_indices,
     make_mesh,
     make_optimizer,
     make_train_step,
-    places_of_process,
     shard_step,
     train,
 )
@@ -82,7 +82,7 @@ def train_here(directory: Path, devices=None, dies: bool = False):
     """Trains as a stage does, in all processes of this run."""
     mesh, tx = make_mesh(config.Mesh(data=2, fsdp=2), devices), make_optimizer(OPTIMIZATION)
     groups = OPTIMIZATION.batch_size // SIZE
-    data = batches(rows(), shuffled(PAIRS // SIZE, groups, 0), places_of_process(mesh, groups))
+    data = batches(rows(), shuffled(PAIRS // SIZE, groups, 0), local_row_indices(mesh, groups))
     state = init_state(init, "params", {}, tx, mesh, 0)
     step = shard_step(make_train_step(Classifier().apply, objective(), tx), mesh, state)
 
@@ -214,7 +214,7 @@ def test_what_the_processes_read_makes_up_the_batch_of_one(data, fsdp, tensor, s
     alone = batches(rows(), shuffled(PAIRS // SIZE, 8, 3))
     whole = [next(alone) for _ in range(3)]
     for process in range(4):
-        places = places_of_process(mesh, 8, process)
+        places = local_row_indices(mesh, 8, process)
         # The groups of a device, for each place along data x fsdp.
         by_row = np.arange(8).reshape(len(owners), -1)
         np.testing.assert_array_equal(places, by_row[(owners == process).any(axis=1)].ravel())
@@ -228,7 +228,7 @@ def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
     devices = np.array([SimpleNamespace(process_index=owner) for owner in range(4)]).reshape(4, 1, 1)
     mesh = SimpleNamespace(shape={"data": 4, "fsdp": 1, "tensor": 1}, devices=devices)
     with pytest.raises(UserError, match="mesh: 6 rows or groups of a step do not divide over data x fsdp = 4 devices"):
-        places_of_process(mesh, 6)
+        local_row_indices(mesh, 6)
 
 
 # ---- start-up

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from jax_rele import config, losses
-from jax_rele.data import loader
-from jax_rele.data.loader import batches
+from jax_rele.data.batches import loader
+from jax_rele.data.batches.loader import batches
 from jax_rele.training import (
-    born_sharded,
     create_state,
+    init_sharded,
     make_evaluate,
     make_mesh,
     make_optimizer,
@@ -57,7 +57,7 @@ def mesh_of(devices):
 def start(mesh):
     tx = make_optimizer(OPTIMIZATION)
     make = lambda: create_state({"params": {"kernel": jnp.ones((6, 3))}}, {}, tx)  # noqa: E731
-    state = born_sharded(make, mesh)
+    state = init_sharded(make, mesh)
     step = make_train_step(apply, LOSS, tx, micro_batches=OPTIMIZATION.micro_batches)
     return state, shard_step(step, mesh, state), make_evaluate(apply, LOSS, rows(37, 1), 8, mesh)
 

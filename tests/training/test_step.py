@@ -11,10 +11,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jax_rele import config, losses
-from jax_rele.data import loader
-from jax_rele.data.loader import batches
+from jax_rele.data.batches import loader
+from jax_rele.data.batches.loader import batches
 from jax_rele.errors import UserError
-from jax_rele.models import CrossEncoder, Decoder, DecoderConfig, EncoderConfig, LoraSpec
+from jax_rele.models import Decoder, DecoderConfig, EncoderConfig, LoraSpec
+from jax_rele.students import CrossEncoder
 from jax_rele.training import (
     RULES,
     abstract,

@@ -1,0 +1,1 @@
+"""Which examples are in which batch, and the loader."""

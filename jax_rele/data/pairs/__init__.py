@@ -1,0 +1,1 @@
+"""Pairs from rows to tables: ingest, duplicates, splits, candidates."""

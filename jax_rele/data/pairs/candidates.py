@@ -1,0 +1,174 @@
+"""Unlabelled pairs for the teacher to judge: training queries with items that nobody judged for them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from jax_rele.data.pairs.splits import normalise_query, words
+from jax_rele.data.rows import stable_id
+from jax_rele.types import Item, Pair
+
+_LEXICAL_FIELDS = ("title", "brand", "color", "category")
+
+
+def candidates(
+    judged: Sequence[Pair],
+    catalogue: Sequence[Item],
+    per_query: int,
+    seed: int,
+    *,
+    bm25: float = 0.5,
+    same_category: float = 0.0,
+    same_brand: float = 0.0,
+) -> list[Pair]:
+    """Pairs every training query with items of four sources, in set proportions, none of them judged for the query.
+
+    The sources choose in this order, and none chooses an item that was chosen already: BM25 (Robertson & Zaragoza,
+    2009) over title, brand, color and category, which takes items that share a word with the query only; items of the
+    category of an item judged for the query; items of the brand of one; all items. All but BM25 draw at random.
+    `per_query` is divided by the largest remainder, ties to the source that comes first. Where a source runs out,
+    items of the last take its place; where the catalogue runs out, a query gets fewer pairs. The result does not
+    depend on the order of `judged` and `catalogue`.
+
+    Args:
+      judged: the pairs of the training split, and of no other; each of their (normalised) queries gets candidates.
+      catalogue: the items to choose from; of several with one id one counts.
+      per_query: pairs for each query.
+      seed: another seed draws other items.
+      bm25: share of `per_query` that BM25 chooses.
+      same_category: share whose item has the (normalised) category of an item judged for the query.
+      same_brand: share whose item has the (normalised) brand of one. What the three leave is drawn from all items.
+
+    Returns:
+      Pairs with `label` None, `split` `train`, the tags of their query, and a `pair_id` that starts with `x-`; those of
+      a query lie together, in the order of the sources.
+
+    Raises:
+      ValueError: `per_query` is negative, or the shares are none or sum to more than 1.
+    """
+    counts = _counts(per_query, (bm25, same_category, same_brand))
+    items = _distinct(catalogue)
+    positions = {item.id: i for i, item in enumerate(items)}
+    by_query: dict[str, list[Pair]] = defaultdict(list)
+    for pair in sorted(judged, key=lambda pair: pair.pair_id):
+        by_query[normalise_query(pair.query)].append(pair)
+    lexical = _lexical(items, by_query) if counts[0] else None
+    fields = [(field, n) for field, n in zip(("category", "brand"), counts[1:], strict=True) if n]
+    # the positions of the items that have a value, by field and value
+    holders = {field: _positions_by_value(items, field) for field, _ in fields}
+    made = []
+    for query, group in by_query.items():
+        taken = {positions[pair.item.id] for pair in group if pair.item.id in positions}
+        chosen = lexical(query, taken, counts[0]) if lexical else []
+        for field, n in fields:
+            values = sorted({normalise_query(getattr(pair.item, field)) for pair in group} & holders[field].keys())
+            pools = [holders[field][value] for value in values]
+            chosen += _draw(pools, taken.union(chosen), n, f"{seed} {field} {query}")
+        chosen += _draw([range(len(items))], taken.union(chosen), per_query - len(chosen), f"{seed} {query}")
+        # the first pair that somebody tagged, so that the tags fit the spelling of the query
+        model = next((pair for pair in group if pair.tags is not None), group[0])
+        made += [
+            Pair(
+                pair_id=stable_id("x", query, items[i].id),
+                query=model.query,
+                item=items[i],
+                locale=model.locale,
+                split="train",
+                tags=model.tags,
+                query_frequency=model.query_frequency,
+                long_tail=model.long_tail,
+            )
+            for i in chosen
+        ]
+    return made
+
+
+def _counts(total: int, shares: Sequence[float]) -> list[int]:
+    """`total` divided by `shares` and the rest that they leave, by the largest remainder; the rest's is not told."""
+    rest = 1 - sum(shares)
+    if not (total >= 0 and all(0 <= share <= 1 for share in shares) and rest > -1e-6):
+        raise ValueError(f"need per_query >= 0 and shares that sum to at most 1, got {total} and {list(shares)}")
+    quotas = [total * share for share in (*shares, max(rest, 0.0))]
+    counts = [int(quota) for quota in quotas]
+    # rounded, so that equal remainders are equal: 5 * (1 - 0.9) is not 5 * 0.1 in floating point
+    by_remainder = sorted(range(len(quotas)), key=lambda i: (round(counts[i] - quotas[i], 9), i))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return counts[:-1]
+
+
+def _distinct(catalogue: Iterable[Item]) -> list[Item]:
+    """The items by id; of several that differ under one id, one that their content alone decides."""
+    kept: dict[str, Item] = {}
+    for item in catalogue:
+        other = kept.setdefault(item.id, item)
+        if other is not item and other != item:
+            kept[item.id] = max(other, item, key=repr)
+    return [kept[name] for name in sorted(kept)]
+
+
+def _positions_by_value(items: Sequence[Item], field: str) -> dict[str, list[int]]:
+    """For every (normalised) text that items have in `field`, their positions; the empty text is none."""
+    found = defaultdict(list)
+    for i, item in enumerate(items):
+        if value := normalise_query(getattr(item, field)):
+            found[value].append(i)
+    return dict(found)
+
+
+def _lexical(items: Sequence[Item], queries: Iterable[str]) -> Callable[[str, set[int], int], list[int]] | None:
+    """A function of (query, taken, n): the n best items by BM25 outside `taken`, ties by position.
+
+    It returns positions of items that share a word with the query only. None where no item has a word.
+    """
+    # Words that no query asks for need no place in the index, yet count for the length of a text: all are one word.
+    vocabulary = {"": 0}
+    for query in queries:
+        for word in words(query):
+            vocabulary.setdefault(word, len(vocabulary))
+    texts = (words(" ".join(text for _, text in item.texts(_LEXICAL_FIELDS))) for item in items)
+    rows = [[vocabulary.get(word, 0) for word in text] for text in texts]
+    if not any(rows):
+        return None
+    # Not at the top: to import it runs a computation, and processes join their run before any.
+    import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets its own logger to DEBUG
+    index = bm25s.BM25(backend="numpy")  # the default backend depends on what else is installed
+    index.index((rows, vocabulary), show_progress=False)
+
+    # Not `index.retrieve`: which of equal scores it cuts off depends on the machine's partition algorithm.
+    def best(query: str, taken: set[int], n: int) -> list[int]:
+        asked = words(query)
+        if not asked:
+            return []
+        scores = index.get_scores(asked)
+        hits = np.flatnonzero(scores > 0)
+        wanted = n + len(taken)
+        if len(hits) > wanted:
+            found = scores[hits]
+            hits = hits[found >= np.partition(found, -wanted)[-wanted]]
+        ranked = hits[np.argsort(-scores[hits], kind="stable")]
+        return [i for i in ranked[:wanted].tolist() if i not in taken][:n]
+
+    return best
+
+
+def _draw(pools: Sequence[Sequence[int]], taken: set[int], n: int, key: str) -> list[int]:
+    """n members of the pools outside `taken`, or all if they are fewer; no pool shares one with another.
+
+    The pools' members, `n`, the size of `taken` and `key` alone decide which are drawn.
+    """
+    ends = np.cumsum([len(pool) for pool in pools])
+    if n <= 0 or not pools or not ends[-1]:
+        return []
+    rng = np.random.default_rng(list(hashlib.blake2b(key.encode()).digest()))
+    drawn = rng.choice(ends[-1], min(ends[-1], n + len(taken)), replace=False)
+    which = np.searchsorted(ends, drawn, side="right")
+    members = (pools[pool][place - ends[pool]] for pool, place in zip(which, drawn, strict=True))  # from the pool's end
+    return [int(i) for i in members if i not in taken][:n]

@@ -1,0 +1,306 @@
+"""A source of any size to a table of pairs with their splits, and a table of the rows that were set aside.
+
+The rows are read once. Valid ones go to a temporary table, and of each a few numbers stay in memory (40 bytes), from
+which duplicates, conflicts and splits are decided; a second pass over the temporary table writes what is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jax_rele.config import Data, Labels
+from jax_rele.data.pairs import deduplicate as judgements
+from jax_rele.data.pairs.splits import NO_SPLIT, divide, last_given, leak_error, query_key
+from jax_rele.data.pairs.table import PairTable
+from jax_rele.data.parquet import PAIRS, QUARANTINE, ROWS, WRITTEN, pairs_to_arrow, whole, write_batches
+from jax_rele.data.rows import SPLITS, Quarantined
+from jax_rele.data.sources.shards import Shard, check_bad_share, open_shards, parse_shards, raw_text
+from jax_rele.errors import UserError
+from jax_rele.types import ITEM_FIELDS, Pair
+
+LEAKED, BAD = 3, 4
+"""What becomes of a row, beside the fates of `judgements`."""
+
+_FACTS = {
+    "query": np.uint64,
+    "judgement": np.uint64,
+    "content": np.uint64,
+    "label": np.int16,
+    "given": np.int8,
+    "shard": np.int32,
+    "row": np.int64,
+}
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What `ingest` has written.
+
+    Attributes:
+      pairs: the pairs with their splits, in the order of the source.
+      splits: [len(pairs)] places in `SPLITS`.
+      labelled: [len(pairs)] bool, which have a label.
+      counts: rows that were quarantined as bad, duplicates, conflicts and leaked, and shards that were empty.
+    """
+
+    pairs: PairTable
+    splits: np.ndarray
+    labelled: np.ndarray
+    counts: dict[str, int]
+
+
+def ingest(data: Data, labels: Labels, seed: int, cache: Path, folder: Path) -> Ingested:
+    """Reads the source of a config, and writes `pairs.parquet` and `quarantine.parquet` into a folder.
+
+    Every row ends as a pair, or in the quarantine with a reason: it is bad, a duplicate, in conflict with another
+    judgement of the same query and item, or leaked (its query is in another given split too). Of two different pairs
+    with one `pair_id` the second is bad. Bad rows alone count towards `data.max_bad_share`.
+
+    Args:
+      data: the source and how it is read.
+      labels: the label schema, and how the source writes its labels.
+      seed: of the splits.
+      cache: folder of what can be made again.
+      folder: where to write; it must be there.
+
+    Raises:
+      UserError: the source cannot be read or holds no valid row, too many rows are bad, the given splits leak, or a
+        split comes out empty.
+    """
+    shards = open_shards(data, cache)
+    with _quarantine(folder / "quarantine.parquet") as set_aside:
+        facts, bad, counts = _spool(shards, data, labels, seed, folder / "rows.parquet", set_aside)
+        spool = PairTable(folder / "rows.parquet")
+        fates, instead = _fates(facts, spool, data)
+        n_rows, n_bad = len(fates) + sum(bad.values()), int((fates == BAD).sum()) + sum(bad.values())
+        examples = [*bad][:3]
+        examples += [_reason(i, facts, fates, instead, shards, data, labels) for i in np.flatnonzero(fates == BAD)[:1]]
+        check_bad_share(n_rows, n_bad, examples, data.max_bad_share, data.path)
+        kept = fates == judgements.KEPT
+        splits = _split(facts, spool, kept, data)
+        places = np.full(len(kept), NO_SPLIT, np.int8)
+        places[kept] = splits
+
+        def second_pass() -> Iterator[pa.Table]:
+            for start, table in _row_groups(folder / "rows.parquet"):
+                rows = slice(start, start + table.num_rows)
+                for i in np.flatnonzero(~kept[rows]):
+                    one = _reason(start + i, facts, fates, instead, shards, data, labels)
+                    raw = {name: value for name, value in table.slice(i, 1).to_pylist()[0].items() if value is not None}
+                    set_aside(Quarantined(**{**asdict(one), "raw": raw_text(raw)}))
+                names = pa.array(SPLITS).take(pa.array(places[rows][kept[rows]]))
+                table = table.filter(pa.array(kept[rows]))
+                yield table.set_column(table.schema.get_field_index("split"), PAIRS.field("split"), names)
+
+        write_batches(folder / "pairs.parquet", second_pass(), PAIRS)
+    del spool
+    (folder / "rows.parquet").unlink()
+    check_disjoint(folder / "pairs.parquet")
+    fate_counts = Counter(fates.tolist())
+    return Ingested(
+        pairs=PairTable(folder / "pairs.parquet"),
+        splits=splits,
+        labelled=facts["label"][kept] != judgements.UNLABELLED,
+        counts={
+            "quarantined": n_bad,
+            "duplicates": fate_counts[judgements.DUPLICATE],
+            "conflicts": fate_counts[judgements.CONFLICT],
+            "leaked": fate_counts[LEAKED],
+            **counts,
+        },
+    )
+
+
+def check_disjoint(path: Path) -> None:
+    """Raises ValueError where a normalised query is in two splits of a table of pairs."""
+    key_of = lru_cache(1 << 16)(lambda query: query_key(query, 0))
+    keys, splits = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
+    for _, table in _row_groups(path, ["query", "split"]):
+        keys.append(np.array([key_of(query) for query in table.column("query").to_pylist()], np.uint64))
+        splits.append(pc.index_in(table.column("split"), pa.array(SPLITS)).to_numpy())
+    key, split = np.concatenate(keys), np.concatenate(splits)
+    order = np.lexsort((split, key))
+    key, split = key[order], split[order]
+    if ((key[1:] == key[:-1]) & (split[1:] != split[:-1])).any():
+        raise ValueError(f"{path}: a query is in two splits")
+
+
+def _spool(
+    shards: Sequence[Shard],
+    data: Data,
+    labels: Labels,
+    seed: int,
+    path: Path,
+    set_aside: Callable[[Quarantined], None],
+) -> tuple[dict[str, np.ndarray], dict[Quarantined, int], dict[str, int]]:
+    """The first pass: the facts of the valid rows, the first bad row of each reason with their number, other counts."""
+    facts: dict[str, list[np.ndarray]] = {name: [] for name in _FACTS}
+    first_bad: dict[str, Quarantined] = {}
+    bad: Counter[str] = Counter()
+    seen: set[int] = set()
+    key_of = lru_cache(1 << 16)(lambda query: query_key(query, seed))
+    grades = {None: judgements.UNLABELLED} | {name: place for place, name in enumerate(labels.names)}
+    givens = {None: NO_SPLIT} | {name: place for place, name in enumerate(SPLITS)}
+
+    def tables() -> Iterator[pa.Table]:
+        pairs: list[Pair] = []
+        chunk: list[tuple] = []
+        parsed = parse_shards(shards, data, label_names=labels.names, label_map=labels.written_as)
+        for place, number, pair, _ in parsed:
+            seen.add(place)
+            if isinstance(pair, Quarantined):
+                set_aside(pair)
+                # Reasons quote values: past some hundred kinds they are counted together.
+                reason = pair.reason if pair.reason in bad or len(bad) < 256 else "others"
+                bad[reason] += 1
+                first_bad.setdefault(reason, pair)
+                continue
+            key = key_of(pair.query)
+            judged = _hash(f"{key}\x1f{pair.item.id}\x1f{pair.locale}")
+            pairs.append(pair)
+            chunk.append((key, judged, _content(pair), grades[pair.label], givens[pair.split], place, number))
+            if len(pairs) == ROWS:
+                yield flush(pairs, chunk)
+                pairs, chunk = [], []
+        yield flush(pairs, chunk)
+
+    def flush(pairs: list[Pair], chunk: list[tuple]) -> pa.Table:
+        for (name, kind), values in zip(_FACTS.items(), zip(*chunk)):
+            facts[name].append(np.array(values, kind))
+        return pairs_to_arrow(pairs)
+
+    write_batches(path, tables(), PAIRS)
+    counts = {"empty_shards": len(shards) - len(seen)}
+    arrays = {name: np.concatenate(facts.pop(name)) for name in _FACTS}
+    return arrays, {first_bad[reason]: count for reason, count in bad.items()}, counts
+
+
+def _fates(facts: dict[str, np.ndarray], spool: PairTable, data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """[N] what becomes of each row, and [N] the row that is kept instead of it or stands in its way, -1 for none."""
+    n_rows = len(facts["query"])
+    fates, instead = np.full(n_rows, judgements.KEPT, np.int8), np.arange(n_rows)
+    # Ranks of texts by their bytes are those of Python's order: by code points.
+    facts["rank"] = pc.rank(spool.column("pair_id"), sort_keys="ascending", tiebreaker="dense").to_numpy()
+    if data.splits.given == "ignore":
+        facts["given"] = np.full(n_rows, NO_SPLIT, np.int8)
+    facts["last"] = last_given(facts["query"], facts["given"])
+    leaked = (facts["given"] != NO_SPLIT) & (facts["given"] != facts["last"])
+    if leaked.any() and data.splits.leakage == "refuse":
+        row = int(np.flatnonzero(leaked)[0])
+        same = (facts["query"] == facts["query"][row]) & (facts["given"] > facts["given"][row])
+        raise UserError(f"{data.path}: {leak_error(spool[row], spool[int(np.flatnonzero(same)[0])])}")
+    fates[leaked] = LEAKED
+
+    left = np.flatnonzero(~leaked)
+    names = ("judgement", "label", "rank", "content")
+    fates[left], other = judgements.resolve(*(facts[name][left] for name in names), data.conflicts)
+    instead[left] = np.where(other < 0, -1, left[other])
+
+    left = np.flatnonzero(fates == judgements.KEPT)
+    _, first, inverse = np.unique(facts["rank"][left], return_index=True, return_inverse=True)
+    instead[left] = left[first[inverse]]
+    fates[left[instead[left] != left]] = BAD
+    return fates, instead
+
+
+def _split(facts: dict[str, np.ndarray], spool: PairTable, kept: np.ndarray, data: Data) -> np.ndarray:
+    """[kept] places in `SPLITS`."""
+    query, label, rank, given = (facts[name][kept] for name in ("query", "label", "rank", "given"))
+    if not len(query):
+        raise UserError(f"{data.path}: no row is left after conflicts were dropped; change data.conflicts")
+    if (query == query[0]).all():
+        text = spool[int(np.flatnonzero(kept)[0])].query
+        raise UserError(
+            f"{data.path}: all {len(kept)} rows have one query, {text[:80]!r}; pairs are split by query, so there must "
+            f"be at least three: add queries, or check data.fields.query"
+        )
+    splits = data.splits
+    try:
+        return divide(query, label, rank, given, (splits.train, splits.validation, splits.test))
+    except UserError as error:
+        raise UserError(f"{data.path}: {error}") from None
+
+
+def _reason(
+    row: int,
+    facts: dict[str, np.ndarray],
+    fates: np.ndarray,
+    instead: np.ndarray,
+    shards: Sequence[Shard],
+    data: Data,
+    labels: Labels,
+) -> Quarantined:
+    """Why a row was set aside."""
+    source, number, other = shards[facts["shard"][row]].name, int(facts["row"][row]), instead[row]
+    where = "another row"
+    if other >= 0:
+        other_source = shards[facts["shard"][other]].name
+        where = f"row {facts['row'][other]}" + ("" if other_source == source else f" of {other_source}")
+    if fates[row] == BAD:
+        reason = f"duplicate pair_id, first seen at {where}"
+    elif fates[row] == LEAKED:
+        reason = f"leaked: the query is in the split {SPLITS[facts['last'][row]]} too (data.splits.leakage: drop)"
+    elif fates[row] == judgements.DUPLICATE:
+        reason = f"duplicate: {where} judges the same query and item and is kept"
+    elif other >= 0:
+        name = labels.names[facts["label"][other]]
+        reason = f"conflict: {where} gives the same query and item the label {name!r}, which is kept"
+    else:
+        reason = "conflict: the same query and item are judged differently (data.conflicts: drop)"
+    return Quarantined(source, number, reason, "")
+
+
+def _row_groups(path: Path, columns: list[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
+    """The row groups of a table, each with the number of its first row."""
+    start = 0
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for group in range(file.metadata.num_row_groups):
+            table = file.read_row_group(group, columns=columns)
+            yield start, table
+            start += table.num_rows
+
+
+@contextmanager
+def _quarantine(path: Path) -> Iterator[Callable[[Quarantined], None]]:
+    """A table of rows that were set aside, written as they come."""
+    held: list[Quarantined] = []
+
+    def flush(writer: pq.ParquetWriter) -> None:
+        writer.write_table(pa.Table.from_pylist([asdict(one) for one in held], schema=QUARANTINE))
+        held.clear()
+
+    with (
+        whole(path) as file,
+        pq.ParquetWriter(file, QUARANTINE, **WRITTEN) as writer,
+    ):
+
+        def set_aside(one: Quarantined) -> None:
+            held.append(one)
+            if len(held) == ROWS:
+                flush(writer)
+
+        yield set_aside
+        flush(writer)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _content(pair: Pair) -> int:
+    """A hash of what a pair says, the same on every machine."""
+    item = pair.item
+    texts = [pair.query, *(getattr(item, field) for field in ITEM_FIELDS)]
+    texts += [repr((item.attributes, pair.tags, pair.query_frequency, pair.long_tail))]
+    return _hash("\x1f".join(texts))

@@ -1,0 +1,195 @@
+"""Splits by query, and the slice of rare queries."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from jax_rele.data.rows import SPLITS
+from jax_rele.errors import UserError
+from jax_rele.types import Pair
+
+NO_SPLIT = -1
+"""Stands for "brings no split" where splits are given as places in `SPLITS`."""
+
+
+def normalise_query(query: str) -> str:
+    """The form in which two queries are the same query: NFKC, case-folded, white space collapsed."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", query).casefold())
+    return " ".join(folded.split())
+
+
+def words(text: str) -> list[str]:
+    """The words of a text after `normalise_query`: runs of letters, digits and underscores."""
+    return re.findall(r"\w+", normalise_query(text))
+
+
+def query_key(query: str, seed: int) -> int:
+    """64 bits that stand for a normalised query, and order queries at random by the seed."""
+    text = f"{seed} {normalise_query(query)}"
+    return int.from_bytes(hashlib.blake2b(text.encode()).digest()[:8])
+
+
+def last_given(queries: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """The split of those that the rows of a query bring from which least is learned: test, then validation, then train.
+
+    Args:
+      queries: [N] `query_key`s.
+      given: [N] places in `SPLITS`, `NO_SPLIT` for none. A row that brings another one than its query's last leaks.
+
+    Returns:
+      [N] places in `SPLITS`, `NO_SPLIT` where no row of the query brings one.
+    """
+    keys, inverse = np.unique(queries, return_inverse=True)
+    last = np.full(len(keys), NO_SPLIT, np.int8)
+    np.maximum.at(last, inverse, given)
+    return last[inverse]
+
+
+def divide(
+    queries: np.ndarray,
+    labels: np.ndarray,
+    ranks: np.ndarray,
+    given: np.ndarray,
+    fractions: tuple[float, float, float],
+) -> np.ndarray:
+    """Gives every row a split such that no query is in two of them.
+
+    Rows that bring a split keep it, and so do all rows of the same query; but where some bring train and none brings
+    validation (or test), the queries of train are divided in proportion to the fractions of train and of what lacks.
+    Queries that bring no split are divided by the fractions.
+
+    Queries are divided so: they are ordered by their key within each stratum, the strata are interleaved in proportion
+    to their sizes, and the list is cut at the fractions. The counts of queries are thus exact to one query, every
+    stratum is divided alike, and the result depends on neither the order of the rows nor the machine. (Hashing each
+    query to a split on its own would be stable when data are added, but its counts vary too much on a few hundred
+    queries.) A query's stratum is the label of its row with the smallest rank.
+
+    Args:
+      queries: [N] `query_key`s.
+      labels: [N] integers.
+      ranks: [N] place of each row's `pair_id` in their order.
+      given: [N] places in `SPLITS`, `NO_SPLIT` for none; those of one query do not differ.
+      fractions: shares of the queries for train, validation and test; they sum to 1.
+
+    Returns:
+      [N] places in `SPLITS`.
+
+    Raises:
+      UserError: the fractions are no shares, or a split comes out empty.
+    """
+    if len(fractions) != 3 or not all(0 <= share <= 1 for share in fractions) or abs(sum(fractions) - 1) > 1e-6:
+        raise UserError(f"the fractions of train, validation and test must be shares that sum to 1, got {fractions}")
+    keys, inverse = np.unique(queries, return_inverse=True)
+    order = np.lexsort((ranks, inverse))
+    strata = labels[order[np.searchsorted(inverse[order], np.arange(len(keys)))]]
+    brought = np.full(len(keys), NO_SPLIT, np.int8)
+    np.maximum.at(brought, inverse, given)
+
+    found = brought.copy()
+    lacking = [place in (0, *np.setdiff1d(range(len(SPLITS)), brought)) for place in range(len(SPLITS))]
+    shares = np.where(lacking, fractions, 0.0)
+    for part, cut in ((brought == NO_SPLIT, fractions), (brought == 0, shares / (shares.sum() or 1.0))):
+        in_order = _interleave(keys, strata, np.flatnonzero(part))
+        n_train, n_before_test = (round(len(in_order) * share) for share in (cut[0], cut[0] + cut[1]))
+        if sum(cut):
+            found[in_order] = np.repeat([0, 1, 2], np.diff([0, n_train, n_before_test, len(in_order)]))
+    for place, split in enumerate(SPLITS):
+        if not (found == place).any():
+            raise UserError(
+                f"the {split} split is empty: {(brought == NO_SPLIT).sum()} of {len(keys)} queries bring no split and "
+                f"are divided by the fractions {tuple(fractions)}; raise data.splits.{split}, add queries, or give "
+                f"rows the split {split}"
+            )
+    return found[inverse]
+
+
+def assign_splits(pairs: Sequence[Pair], fractions: tuple[float, float, float], seed: int) -> list[Pair]:
+    """Gives every pair a split such that no query is in two of them, as `divide` does it.
+
+    Args:
+      pairs: the pairs.
+      fractions: shares of the queries for train, validation and test; they sum to 1.
+      seed: another seed gives another split.
+
+    Returns:
+      The pairs in the same order, with `split` set.
+
+    Raises:
+      UserError: a query is in two of the given splits, the fractions are no shares, or a split comes out empty.
+    """
+    queries = np.array([query_key(pair.query, seed) for pair in pairs], np.uint64)
+    given = np.array([SPLITS.index(pair.split) if pair.split else NO_SPLIT for pair in pairs], np.int8)
+    for row in np.flatnonzero((given != NO_SPLIT) & (given != last_given(queries, given))):
+        one = pairs[row]
+        two = next(pairs[i] for i in np.flatnonzero(queries == queries[row]) if pairs[i].split not in (None, one.split))
+        raise leak_error(one, two)
+    names = sorted({pair.label or "" for pair in pairs})
+    labels = np.array([names.index(pair.label or "") for pair in pairs], np.int64)
+    # NumPy's texts drop trailing NULs, ids may not: ranks by Python's order.
+    ranks = np.empty(len(pairs), np.int64)
+    ranks[sorted(range(len(pairs)), key=lambda row: pairs[row].pair_id)] = np.arange(len(pairs))
+    places = divide(queries, labels, ranks, given, fractions)
+    return [replace(pair, split=SPLITS[place]) for pair, place in zip(pairs, places)]
+
+
+def leak_error(one: Pair, two: Pair) -> UserError:
+    """The error for two pairs of one query that bring two splits."""
+    (split, pair_id), (other, other_id) = sorted((pair.split, pair.pair_id) for pair in (one, two))
+    return UserError(
+        f"the query {normalise_query(one.query)[:80]!r} is in two splits: {split} (pair_id {pair_id!r}) and {other} "
+        f"(pair_id {other_id!r}); give all pairs of a query one split, set data.splits.leakage to drop, or "
+        f"data.splits.given to ignore"
+    )
+
+
+def long_tail(pairs: Sequence[Pair], max_frequency: int) -> np.ndarray:
+    """Which pairs have a rare query.
+
+    A pair's own `long_tail` mark decides where it has one. Where all other pairs have a `query_frequency`, their query
+    is rare if that is at most `max_frequency`. Otherwise it is rare if its rarest word is in at most `max_frequency` of
+    the distinct queries and titles of the training split. A training query counts itself, so compare shares within a
+    split only.
+
+    Args:
+      pairs: the pairs of all splits.
+      max_frequency: the largest frequency that counts as rare.
+
+    Returns:
+      [len(pairs)] bool.
+
+    Raises:
+      ValueError: marks and frequencies are missing and no pair is in the training split.
+    """
+    if all(pair.long_tail is not None or pair.query_frequency is not None for pair in pairs):
+        marks = (pair.query_frequency <= max_frequency if pair.long_tail is None else pair.long_tail for pair in pairs)
+        return np.fromiter(marks, bool, len(pairs))
+    queries, titles = set(), set()
+    for pair in pairs:
+        if pair.split == "train":
+            queries.add(normalise_query(pair.query))
+            titles.add(normalise_query(pair.item.title))
+    if not queries:
+        raise ValueError("no pair is in the training split: call assign_splits first")
+    frequency = Counter(word for texts in (queries, titles) for text in texts for word in set(words(text)))
+
+    def is_rare(pair: Pair) -> bool:
+        if pair.long_tail is not None:
+            return pair.long_tail
+        return min((frequency[word] for word in words(pair.query)), default=0) <= max_frequency
+
+    return np.fromiter(map(is_rare, pairs), bool, len(pairs))
+
+
+def _interleave(keys: np.ndarray, strata: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """The members in an order of which every prefix holds the strata in proportion to their sizes, nearly."""
+    members = members[np.lexsort((keys[members], strata[members]))]
+    _, starts, sizes = np.unique(strata[members], return_index=True, return_counts=True)
+    ranks = np.arange(len(members)) - np.repeat(starts, sizes)
+    return members[np.lexsort((keys[members], (ranks + 0.5) / np.repeat(sizes, sizes)))]

@@ -1,0 +1,121 @@
+"""A table of pairs as a sequence that is read from disk as it is used."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jax_rele.data.parquet import LATER, PAIRS, pairs_from_arrow
+from jax_rele.data.rows import one_line
+from jax_rele.errors import UserError
+from jax_rele.types import Pair
+
+_CHUNK = 1024
+
+
+class PairTable(Sequence[Pair]):
+    """The pairs of a Parquet table, or some of them, as a sequence; a few row groups are in memory at a time.
+
+    Reading in the order of the table, or nearby, is fast; each jump to a row group that is not held reads that group.
+    It may be read by several threads, and sent to another process.
+
+    Args:
+      path: a table with the schema `PAIRS`.
+      rows: [M] which rows, in this order; None for all.
+      held_groups: how many row groups are kept in memory, the ones used last.
+
+    Raises:
+      UserError: no such table, a damaged one, or one of something else; damage inside a row group where it is read.
+    """
+
+    def __init__(self, path: str | os.PathLike, rows: np.ndarray | None = None, held_groups: int = 4):
+        self.path = Path(path)
+        self._held_groups = held_groups
+        self._held: OrderedDict[int, pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+        try:
+            self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: no such table; run the stage that writes it") from None
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self._damaged(error) from error
+        columns = self._file.schema_arrow.names
+        missing = [name for name in PAIRS.names if name not in (*columns, *LATER)]
+        if missing:
+            raise UserError(f"{self.path}: the table has no column {missing}, only {columns}; it is no table of pairs")
+        self._names = [name for name in PAIRS.names if name in columns]
+        metadata = self._file.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._ends = np.cumsum([0, *sizes], dtype=np.int64)
+        self._rows = np.arange(self._ends[-1]) if rows is None else np.asarray(rows, np.int64)
+
+    def __reduce__(self):
+        return PairTable, (self.path, self._rows, self._held_groups)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        """One pair, or for a slice a list of pairs."""
+        if isinstance(index, slice):
+            return list(self._pairs(self._rows[index]))
+        return next(self._pairs(self._rows[[index]]))
+
+    def __iter__(self) -> Iterator[Pair]:
+        return self._pairs(self._rows)
+
+    def select(self, places: np.ndarray) -> PairTable:
+        """The pairs at some places of this sequence, [M] integers, or [len] bool for those that are true."""
+        return PairTable(self.path, self._rows[places], self._held_groups)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """[len] one column, e.g. `split`, without making pairs."""
+        try:
+            return self._file.read(columns=[name]).column(name).take(self._rows)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self._damaged(error) from error
+
+    def _pairs(self, rows: np.ndarray) -> Iterator[Pair]:
+        groups = np.searchsorted(self._ends, rows, side="right") - 1
+        # Neighbours of one group are read together, but not so many that their objects take the place of the table.
+        starts = np.flatnonzero(np.diff(groups, prepend=-1))
+        for start, stop in zip(starts, [*starts[1:], len(rows)]):
+            for first in range(start, stop, _CHUNK):
+                some = rows[first : min(first + _CHUNK, stop)] - self._ends[groups[start]]
+                yield from pairs_from_arrow(_take(self._group(int(groups[start])), some))
+
+    def _group(self, group: int) -> pa.Table:
+        with self._lock:
+            if group not in self._held:
+                self._held[group] = self._read(group)
+                if len(self._held) > self._held_groups:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(group)
+            return self._held[group]
+
+    def _read(self, group: int) -> pa.Table:
+        try:
+            table = self._file.read_row_group(group, columns=self._names)
+            table.validate(full=True)
+            for name in LATER:
+                if name not in self._names:
+                    table = table.append_column(PAIRS.field(name), pa.nulls(table.num_rows, PAIRS.field(name).type))
+            return table.select(PAIRS.names).cast(PAIRS).combine_chunks()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(f"{self.path}: the table is damaged ({one_line(error)}); delete it and run the stage again")
+
+
+def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return table.slice(int(rows[0]), len(rows))
+    return table.take(rows)

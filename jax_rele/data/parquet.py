@@ -1,0 +1,302 @@
+"""Parquet tables: written whole or not at all, with checksums, and read with the damage named."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jax_rele.data.rows import Quarantined, one_line
+from jax_rele.errors import UserError
+from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+_TEXT = pa.string()
+WRITTEN = {"compression": "zstd", "write_page_checksum": True}
+"""How every table is written."""
+ROWS = 4096
+"""Rows of a row group of a table of pairs."""
+
+PAIRS = pa.schema(
+    [
+        _required("pair_id", _TEXT),
+        _required("query", _TEXT),
+        _required(
+            "item",
+            pa.struct(
+                [
+                    *(_required(field, _TEXT) for field in ("id", *ITEM_FIELDS)),
+                    _required("attributes", pa.map_(_TEXT, _required("value", _TEXT))),
+                ]
+            ),
+        ),
+        pa.field("label", _TEXT),
+        _required("locale", _TEXT),
+        pa.field("split", _TEXT),
+        pa.field("tags", pa.list_(pa.struct([_required("text", _TEXT), _required("type", _TEXT)]))),
+        pa.field("query_frequency", pa.int64()),
+        pa.field("long_tail", pa.bool_()),
+    ]
+)
+"""Schema of a table of pairs."""
+
+LATER = ("long_tail",)
+"""Columns of pairs that tables of earlier versions lack."""
+
+QUARANTINE = pa.schema(
+    [_required("source", _TEXT), _required("row", pa.int64()), _required("reason", _TEXT), _required("raw", _TEXT)]
+)
+"""Schema of the rows that were set aside."""
+
+RATIONALES = pa.schema([_required("pair_id", _TEXT), _required("text", _TEXT), _required("annotator", _TEXT)])
+"""Schema of rationales: the text in the grammar, and who wrote it."""
+
+
+def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, Sequence], schema: pa.Schema) -> None:
+    """Writes a Parquet table in one step: a reader sees the old file or the whole new one, also after a crash.
+
+    Args:
+      path: the file; its folder is made if need be.
+      data: rows (mappings) or columns (a mapping of sequences), with just the names of the schema.
+      schema: the columns; its metadata are written too.
+
+    Raises:
+      ValueError, TypeError: the data do not fit the schema.
+    """
+    path = Path(path)
+    if isinstance(data, Mapping):
+        _check_names(data, schema)
+        table = pa.Table.from_pydict(dict(data), schema=schema)
+    else:
+        rows = list(data)
+        for row in rows:
+            _check_names(row, schema)
+        table = pa.Table.from_pylist(rows, schema=schema)
+    with whole(path) as file:
+        pq.write_table(table, file, **WRITTEN)
+
+
+def join_tables(path: str | os.PathLike, parts: Iterable[str | os.PathLike]) -> None:
+    """Writes the rows of tables of one schema as one table, in one step, with one of them in memory at a time.
+
+    Raises:
+      UserError: as `read_table`, for a part.
+      ValueError: there are no parts, or their schemas differ.
+    """
+    tables = map(read_table, parts)
+    first = next(tables, None)
+    if first is None:
+        raise ValueError(f"{path}: no parts to join")
+    with whole(Path(path)) as file, pq.ParquetWriter(file, first.schema, **WRITTEN) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
+
+
+def write_batches(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, rows: int = ROWS) -> int:
+    """Writes tables one after the other as one, in one step, in row groups of `rows`; returns the number of rows.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    with whole(path) as file, pq.ParquetWriter(file, schema, **WRITTEN) as writer:
+        total, held, n_held = 0, [], 0
+        for table in tables:
+            held.append(table)
+            n_held += table.num_rows
+            total += table.num_rows
+            if n_held >= rows:
+                joined = pa.concat_tables(held)
+                cut = n_held - n_held % rows
+                writer.write_table(joined.slice(0, cut), row_group_size=rows)
+                held, n_held = [joined.slice(cut)], n_held - cut
+        if n_held:
+            writer.write_table(pa.concat_tables(held), row_group_size=rows)
+    return total
+
+
+@contextmanager
+def new_files(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder` whose content is moved there when all of it has been written; otherwise it is removed.
+
+    What was there under the same names is replaced. What a killed process left of such a folder is removed.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".making-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with _full_disk_named(folder), tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as made:
+        yield Path(made)
+        for path in sorted(Path(made).iterdir()):
+            target = folder / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(path, target)
+        _sync(folder)
+
+
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # Libraries in other languages raise errors without a number.
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+        if not full:
+            raise
+        raise UserError(f"{path}: the disk is full; make room, then run the same command again") from error
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when all of it is on disk. Raises UserError where the disk is full."""
+    with _full_disk_named(path), _replacing(path) as file:
+        yield file
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, as os.replace is atomic within one file system only.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_table(path: str | os.PathLike, schema: pa.Schema | None = None, optional: Collection[str] = ()) -> pa.Table:
+    """Reads a Parquet table.
+
+    Args:
+      path: the file.
+      schema: the columns to return, cast to its types; None for all as they are. The file's metadata are kept.
+      optional: columns of the schema that the file may lack; they are then nulls.
+
+    Raises:
+      UserError: no such file, a damaged one, or one without the columns of the schema.
+    """
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        table.validate(full=True)  # the checksums do not cover the footer; also finds invalid UTF-8
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such table; run the stage that writes it") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: the table is damaged ({one_line(error)}); delete it and run the stage again"
+        ) from error
+    if schema is None:
+        return table
+    for name in optional:
+        if name not in table.column_names:
+            table = table.append_column(schema.field(name), pa.nulls(table.num_rows, schema.field(name).type))
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise UserError(
+            f"{path}: the table has no column {missing}, only {table.column_names}; check that it is the right file"
+        )
+    try:
+        return table.select(schema.names).cast(schema).replace_schema_metadata(table.schema.metadata)
+    except (ValueError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: the columns have other types than expected ({one_line(error)}); write the table again"
+        ) from error
+
+
+def read_schema(path: str | os.PathLike) -> pa.Schema:
+    """The columns and metadata of a Parquet file. Raises UserError for a missing or damaged one."""
+    try:
+        return pq.read_schema(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{path}: no Parquet file ({one_line(error)}); if it is damaged, write it again") from error
+
+
+def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:
+    """Writes pairs as a table, a row group at a time; `read_pairs_table` gives back the same ones.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    write_batches(Path(path), map(pairs_to_arrow, in_chunks(pairs, ROWS)), PAIRS)
+
+
+def read_pairs_table(path: str | os.PathLike) -> list[Pair]:
+    """Reads a table of pairs. Raises UserError as `read_table` does."""
+    table = read_table(path, PAIRS, optional=LATER)
+    return [pair for batch in table.to_batches(max_chunksize=ROWS) for pair in pairs_from_arrow(batch)]
+
+
+def in_chunks(values: Iterable, size: int) -> Iterator[list]:
+    """Lists of `size` values, the last one of what is left."""
+    values = iter(values)
+    while chunk := list(itertools.islice(values, size)):
+        yield chunk
+
+
+def pairs_to_arrow(pairs: Sequence[Pair]) -> pa.Table:
+    """Pairs as a table with the schema `PAIRS`."""
+    items = [pair.item for pair in pairs]
+    item = PAIRS.field("item").type
+    columns = {field.name: pa.array([getattr(item, field.name) for item in items], field.type) for field in item}
+    arrays = {
+        "item": pa.StructArray.from_arrays(list(columns.values()), fields=list(item)),
+        "tags": [None if pair.tags is None else [vars(tag) for tag in pair.tags] for pair in pairs],
+    }
+    for name in PAIRS.names:
+        if name not in arrays:
+            arrays[name] = [getattr(pair, name) for pair in pairs]
+    return pa.Table.from_pydict(arrays, schema=PAIRS)
+
+
+def pairs_from_arrow(batch: pa.RecordBatch | pa.Table) -> list[Pair]:
+    """The pairs of a table with the schema `PAIRS`."""
+    return [_pair(row) for row in batch.to_pylist()]
+
+
+def write_quarantine(path: str | os.PathLike, bad: Iterable[Quarantined]) -> None:
+    """Writes the rows that were set aside; a table without rows if there are none."""
+    write_table(path, map(asdict, bad), QUARANTINE)
+
+
+def _check_names(data: Mapping, schema: pa.Schema) -> None:
+    if set(data) != set(schema.names):  # pyarrow would drop unknown names and fill in missing ones
+        raise ValueError(f"the schema has the columns {schema.names}, the data {list(data)}")
+
+
+def _pair(row: dict) -> Pair:
+    item = {**row["item"], "attributes": tuple(row["item"]["attributes"])}
+    tags = None if row["tags"] is None else tuple(Tag(**tag) for tag in row["tags"])
+    return Pair(**{**row, "item": Item(**item), "tags": tags})

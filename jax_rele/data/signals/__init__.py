@@ -1,0 +1,1 @@
+"""Tables of a teacher's signals, our own and external ones."""

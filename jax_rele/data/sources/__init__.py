@@ -1,0 +1,1 @@
+"""Where pairs come from: files, buckets, Hugging Face, TFDS and benchmarks."""

@@ -1,0 +1,147 @@
+"""Building a benchmark once, and reading its rows."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from jax_rele.data.rows import one_line
+from jax_rele.data.sources.benchmarks.builder import Benchmark
+from jax_rele.data.sources.benchmarks.esci import Esci
+from jax_rele.data.sources.benchmarks.official import facts, locate, sha256
+from jax_rele.data.sources.benchmarks.wands import Wands
+from jax_rele.errors import UserError
+
+BENCHMARKS: dict[str, type[Benchmark]] = {"esci": Esci, "wands": Wands}
+"""The benchmarks by name, as after `tfds:`."""
+
+_READ_AT_ONCE = 1024
+_log = logging.getLogger(__name__)
+
+
+def content_hash(name: str, manual_dir: str) -> str:
+    """A hash of what a benchmark is built from: its files' content and the builder's version.
+
+    Where the files are to be fetched, what is known of the official ones stands for their content.
+
+    Args:
+      name: e.g. `esci/task1_us`, `wands`.
+      manual_dir: the folder of the official files; empty if they are fetched.
+
+    Raises:
+      UserError: an unknown name, or missing files.
+    """
+    builder, _ = _parse(name)
+    if manual_dir:
+        paths = locate(builder.name, builder.FILES, manual_dir, builder.INSIDE)
+        content: Mapping = {file: sha256(path) for file, path in paths.items()}
+    else:
+        content = facts(builder.FILES)
+    text = json.dumps([builder.name, str(builder.VERSION), content], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def rows(name: str, manual_dir: str, cache: Path) -> Iterator[dict[str, Any]]:
+    """The rows of all splits of a benchmark, as `parse_row` takes them; each names its `split`.
+
+    The benchmark is built at the first call, into `cache/tfds/<content_hash>`, a TFDS `data_dir`. A build that fails or
+    is killed leaves nothing that is taken for whole.
+
+    Args:
+      name: e.g. `esci/task1_us`, `wands`.
+      manual_dir: the folder of the official files; empty: they are fetched.
+      cache: the folder of what can be made again.
+
+    Raises:
+      UserError: an unknown name; missing, damaged or wrong files; no network; a full disk.
+    """
+    builder, config = _parse(name)
+    data_dir = Path(cache) / "tfds" / content_hash(name, manual_dir)
+    if not _is_built(_open(builder, config, data_dir)):
+        _build(builder, config, data_dir, manual_dir)
+    return _read(_open(builder, config, data_dir))
+
+
+def _parse(name: str) -> tuple[type[Benchmark], str | None]:
+    benchmark, _, config = name.partition("/")
+    builder = BENCHMARKS.get(benchmark)
+    if builder is None:
+        raise UserError(f"data.path tfds:{name}: no such benchmark; there are {', '.join(BENCHMARKS)}")
+    if config not in (known := list(builder.builder_configs) or [""]):
+        listed = ", ".join(f"tfds:{benchmark}/{each}" if each else f"tfds:{benchmark}" for each in known)
+        raise UserError(f"data.path tfds:{name}: no such configuration; there are {listed}")
+    return builder, config or None
+
+
+def _open(builder: type[Benchmark], config: str | None, data_dir: Path) -> Benchmark:
+    return builder(config=config, data_dir=data_dir, file_format="array_record")
+
+
+def _is_built(builder: Benchmark) -> bool:
+    # `is_prepared` says the same, and warns where it is not so.
+    return (Path(builder.data_dir) / "dataset_info.json").is_file()
+
+
+def _build(builder: type[Benchmark], config: str | None, data_dir: Path, manual_dir: str) -> None:
+    try:
+        with _alone(data_dir):
+            made = _open(builder, config, data_dir)
+            options = tfds.download.DownloadConfig(manual_dir=Path(manual_dir).expanduser() if manual_dir else None)
+            try:
+                # TFDS writes into a folder of another name and renames it when it is whole, and does nothing where
+                # another process was first.
+                with redirect_stdout(io.StringIO()):  # it tells of downloads where there are none
+                    made.download_and_prepare(download_config=options)
+            except OSError:
+                # Where the file system knows no locks, another process may have been first.
+                if not _is_built(made):
+                    raise
+            _log.info("%s: %s", builder.name, made.info.metadata["notice"])
+    except (OSError, RuntimeError) as error:
+        if "No space left on device" in str(error):
+            raise UserError(f"{data_dir}: the disk is full; make room, or set cache_dir to another disk") from error
+        if isinstance(error, OSError) or "write() failed" in str(error):  # so says ArrayRecord
+            raise UserError(f"{data_dir}: cannot be written ({one_line(error)}); check cache_dir") from error
+        raise
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process builds in a folder, and removes what a killed one left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            yield
+            return
+        for left in folder.rglob("incomplete.*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _read(builder: Benchmark) -> Iterator[dict[str, Any]]:
+    for split, info in builder.info.splits.items():
+        if not info.shard_lengths:
+            continue
+        source = builder.as_data_source(split=split)
+        for start in range(0, len(source), _READ_AT_ONCE):
+            try:
+                examples = source.__getitems__(range(start, min(start + _READ_AT_ONCE, len(source))))
+            except (OSError, ValueError, IndexError, RuntimeError) as error:
+                raise UserError(
+                    f"{builder.data_dir}: the built benchmark is damaged ({one_line(error)}); delete the folder"
+                ) from error
+            for example in examples:
+                row = {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
+                yield {**row, "split": split}

@@ -1,0 +1,190 @@
+"""Where files of pairs lie: on this machine or in another file system, plain or compressed."""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import hashlib
+import io
+import lzma
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from jax_rele.data.rows import one_line
+from jax_rele.errors import UserError
+
+TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+PARQUET = ".parquet"
+SUFFIXES = f"{', '.join(TEXT_SUFFIXES)} (each also compressed: .gz, .bz2, .xz, .zst), {PARQUET}"  # for messages
+_CONTENT_KEYS = ("etag", "ETag", "md5Hash", "md5", "crc32c", "generation", "Content-MD5", "content_md5")
+_TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "Last-Modified", "created")
+
+
+def _zstd(stream: BinaryIO, mode: str) -> BinaryIO:
+    return io.BufferedReader(pa.CompressedInputStream(stream, "zstd"))
+
+
+_DECOMPRESS: dict[str, Callable[[BinaryIO, str], BinaryIO]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstd,
+}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of rows.
+
+    Attributes:
+      name: for messages.
+      path: in its file system.
+      system: an fsspec file system; None for this machine's.
+    """
+
+    name: str
+    path: str
+    system: Any = None
+
+    @property
+    def suffix(self) -> str:
+        """The suffix that says the format, without that of a compression; empty for an unknown one."""
+        stem, suffix = os.path.splitext(self._base)
+        if suffix in _DECOMPRESS:
+            suffix = os.path.splitext(stem)[1]
+            return suffix if suffix in TEXT_SUFFIXES else ""
+        return suffix if suffix in (*TEXT_SUFFIXES, PARQUET) else ""
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """The bytes of the file, uncompressed."""
+        with open(self.path, "rb") if self.system is None else self.system.open(self.path, "rb") as stream:
+            compression = os.path.splitext(self._base)[1]
+            if compression in _DECOMPRESS:
+                with _DECOMPRESS[compression](stream, "rb") as plain:
+                    yield plain
+            else:
+                yield stream
+
+    @property
+    def _base(self) -> str:
+        # The part of a web address after the path is no part of the name.
+        path = self.path if self.system is None else urlsplit(self.path).path
+        return os.path.basename(path).lower()
+
+
+def find_files(path: str | os.PathLike) -> list[File]:
+    """The files that a file, a folder or a glob pattern stands for, sorted by name.
+
+    Raises:
+      UserError: there is none, one has an unknown suffix, or the file system cannot be reached.
+    """
+    name = os.fspath(path)
+    files = _remote_files(name) if "://" in name else _local_files(name)
+    for file in files:
+        if not file.suffix:
+            raise UserError(f"{file.name}: unknown suffix; convert the file to one of {SUFFIXES}")
+    return files
+
+
+def fingerprint(files: Sequence[File]) -> str:
+    """A hash that changes with the content of the files.
+
+    Of files on this machine the content is read; for others the file system says it: a checksum or version where it has
+    one, otherwise size and time.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(_content_hash(file))
+    return digest.hexdigest()[:16]
+
+
+def hash_folder(folder: Path) -> str:
+    """A hash of the names and the content of all files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\n".encode() + _content_hash(File(str(path), str(path))))
+    return digest.hexdigest()[:16]
+
+
+def _content_hash(file: File) -> bytes:
+    if file.system is None:
+        status = os.stat(file.path)
+        return _file_hash(file.path, status.st_size, status.st_mtime_ns, status.st_ino)
+    try:
+        info = file.system.info(file.path)
+    except Exception as error:
+        raise unreachable(file.name, error) from error
+    known = [(key, str(info[key])) for key in _CONTENT_KEYS if info.get(key)]
+    known = known or [(key, str(info[key])) for key in _TIME_KEYS if info.get(key)]
+    return repr((file.name, info.get("size"), known)).encode()
+
+
+@lru_cache(maxsize=100_000)
+def _file_hash(path: str, *_: int) -> bytes:
+    """Read once in a process, unless size, time or place change."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _local_files(path: str) -> list[File]:
+    name = os.path.expanduser(path)
+    if os.path.isfile(name):
+        names = [name]
+    elif os.path.isdir(name):
+        names = sorted(entry.path for entry in os.scandir(name) if entry.is_file() and entry.name[0] not in "._")
+        names = [file for file in names if File(file, file).suffix]
+        if not names:
+            raise UserError(f"{path}: the folder holds no file of pairs; known suffixes are {SUFFIXES}")
+    elif glob.has_magic(name):
+        names = sorted(file for file in glob.glob(name, recursive=True) if os.path.isfile(file))
+        if not names:
+            raise UserError(f"{path}: no file matches the pattern; check the path")
+    else:
+        raise UserError(f"{path}: no such file; check the path, or use 'sample' for the bundled sample")
+    return [File(file, file) for file in names]
+
+
+def _remote_files(path: str) -> list[File]:
+    import fsspec
+
+    try:
+        system, root = fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        protocol = path.partition("://")[0]
+        package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp"}
+        advice = f"pip install {package[protocol]}" if protocol in package else one_line(error)
+        raise UserError(f"{path}: a package that reads {protocol}:// is not installed; {advice}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {one_line(error)}; check the part before ://") from None
+    try:
+        if system.isfile(root):
+            inside = [root]
+        elif system.isdir(root):
+            listed = (entry["name"] for entry in system.ls(root, detail=True) if entry["type"] == "file")
+            inside = [name for name in sorted(listed) if PurePosixPath(name).name[0] not in "._"]
+            inside = [name for name in inside if File(name, name, system).suffix]
+        elif "*" in root or (glob.has_magic(root) and "http" not in path.partition("://")[0]):
+            inside = sorted(name for name in system.glob(root) if system.isfile(name))
+        else:
+            inside = []
+    except Exception as error:  # each file system has its own
+        raise unreachable(path, error) from error
+    if not inside:
+        raise UserError(f"{path}: no file of pairs is there; check the address; known suffixes are {SUFFIXES}")
+    return [File(system.unstrip_protocol(name), name, system) for name in inside]
+
+
+def unreachable(name: str, error: Exception) -> UserError:
+    """The error for what another machine does not give."""
+    said = one_line(error) or type(error).__name__
+    return UserError(f"{name}: cannot be reached ({said}); check the address, the network and your credentials")

@@ -1,0 +1,304 @@
+"""Sources of pairs: what `data.path` names, as shards of rows, and the rows as pairs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from jax_rele.config import Data
+from jax_rele.data.rows import Quarantined, RowError, check_columns, check_mapping, parse_row
+from jax_rele.data.sources import hugging_face
+from jax_rele.data.sources import tfds as prepared
+from jax_rele.data.sources.files import File, find_files, fingerprint
+from jax_rele.data.sources.readers import Row, checked_encoding, read_file
+from jax_rele.errors import UserError
+from jax_rele.types import Pair
+
+SAMPLE = "sample"
+"""The name of the bundled sample: 477 pairs of the Amazon ESCI data set, with human query tags (QueryNER) for 185."""
+
+_SAMPLE_FILE = str(Path(__file__).parents[1] / "sample" / "esci_tiny_us.jsonl")
+_SAMPLE_FIELDS = {"item": "product", "query_tags": "queryner"}
+_SAMPLE_LABELS = {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"}
+_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+_RAW_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a source: a file, or a split of a data set.
+
+    Attributes:
+      name: for messages.
+      rows: gives its rows, from the first one at each call.
+      uniform: whether all rows have the same columns.
+      split: the split of rows that bring none, or None.
+    """
+
+    name: str
+    rows: Callable[[], Iterator[Row]]
+    uniform: bool = True
+    split: str | None = None
+
+
+def open_shards(data: Data, cache: Path) -> list[Shard]:
+    """The shards of the source that `data.path` names, in order.
+
+    Args:
+      data: the path, and how it is read.
+      cache: folder of what can be made again: benchmarks are converted there.
+
+    Raises:
+      UserError: there is no such source.
+    """
+    kind, name = _kind(data.path)
+    if kind == "hf":
+        splits = hugging_face.load(name, data.hugging_face)
+        return [
+            Shard(f"{data.path} {split}", partial(hugging_face.rows, part, f"{data.path} {split}"), True, _split(split))
+            for split, part in splits.items()
+        ]
+    if kind == "benchmark":
+        from jax_rele.data.sources import benchmarks
+
+        return [Shard(data.path, lambda: _counted(benchmarks.rows(name, data.manual_dir, cache)))]
+    if kind == "tfds":
+        splits = prepared.load(name)
+        return [
+            Shard(f"{data.path} {split}", partial(prepared.rows, part, f"{data.path} {split}"), True, _split(split))
+            for split, part in splits.items()
+        ]
+    checked_encoding(data.encoding)
+    return [
+        Shard(file.name, partial(read_file, file, data.encoding, data.max_characters), "json" not in file.suffix)
+        for file in _files(data.path)
+    ]
+
+
+def source_hash(data: Data) -> str:
+    """What changes when the content of the source does. Raises UserError where there is no such source."""
+    kind, name = _kind(data.path)
+    if kind == "hf":
+        return hugging_face.fingerprint(name, data.hugging_face)
+    if kind == "benchmark":
+        from jax_rele.data.sources import benchmarks
+
+        return benchmarks.content_hash(name, data.manual_dir)
+    if kind == "tfds":
+        return prepared.version(name)
+    return fingerprint(_files(data.path))
+
+
+def parse_shards(
+    shards: Sequence[Shard],
+    data: Data,
+    *,
+    label_names: Sequence[str],
+    label_map: Mapping[str, str],
+    require_label: bool = False,
+    for_prediction: bool = False,
+) -> Iterator[tuple[int, int, Pair | Quarantined, object]]:
+    """Every row of the shards, in order: the place of its shard, its number there, the pair or what is wrong, the raw.
+
+    A shard without rows is passed over.
+
+    Raises:
+      UserError: a shard cannot be read, one has no column for a field that every pair needs, or no row of any is valid.
+    """
+    fields, label_map = dict(data.fields), dict(label_map)
+    if data.path == SAMPLE:
+        fields = _SAMPLE_FIELDS | fields
+        label_map = {code: name for code, name in _SAMPLE_LABELS.items() if name in label_names} | label_map
+    check_mapping(fields, label_map, label_names)
+    n_good, n_bad, first_bad, columns = 0, 0, None, {}
+    for place, shard in enumerate(shards):
+        checked = not shard.uniform
+        for number, row, raw in shard.rows():
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                if not checked:  # all rows have the same columns: no need to read on without the right ones
+                    check_columns(row, fields, shard.name, require_label)
+                    checked = True
+                if not n_good and len(columns) < 100:
+                    columns.update(dict.fromkeys(row))
+                pair = parse_row(
+                    row,
+                    fields=fields,
+                    label_map=label_map,
+                    label_names=label_names,
+                    require_label=require_label,
+                    for_prediction=for_prediction,
+                    max_characters=data.max_characters,
+                    with_split=data.splits.given == "keep",
+                )
+            except RowError as error:
+                n_bad += 1
+                bad = Quarantined(shard.name, number, str(error), raw_text(raw))
+                first_bad = first_bad or bad
+                yield place, number, bad, raw
+            else:
+                n_good += 1
+                if shard.split and pair.split is None and not for_prediction:
+                    pair = replace(pair, split=shard.split)
+                yield place, number, pair, raw
+    if not n_good:
+        _refuse(
+            data.path,
+            shards,
+            columns,
+            first_bad,
+            n_bad,
+            partial(check_columns, columns, fields, require_label=require_label),
+        )
+
+
+def read_pairs(
+    path: str | os.PathLike,
+    *,
+    label_names: Sequence[str],
+    fields: Mapping[str, str] | None = None,
+    label_map: Mapping[str, str] | None = None,
+    require_label: bool = False,
+    for_prediction: bool = False,
+    encoding: str = "utf-8",
+    max_characters: int = 100_000,
+    cache: str | os.PathLike = ".cache",
+) -> tuple[list[Pair], list[Quarantined]]:
+    """Reads pairs, in the order of the shards and their rows; bad rows are set aside with their reason.
+
+    Args:
+      path: as `data.path` in a config: `sample` (the bundled sample), or a file (`.jsonl`, `.json` with one object a
+        line, `.csv`, `.tsv`, each also compressed; `.parquet`), a folder of such files, or a glob pattern, here or in
+        another file system; or `hf:NAME`, `tfds:NAME`.
+      label_names: the names of the label schema.
+      fields: canonical name -> name in the file, see `parse_row`. The sample brings its own.
+      label_map: label in the file -> name of the label schema.
+      require_label: set rows without label aside.
+      for_prediction: read what a model needs and nothing else; the same pair may come twice.
+      encoding: of text files.
+      max_characters: set rows with a longer text aside.
+      cache: where a benchmark is converted.
+
+    Returns:
+      The pairs, with distinct `pair_id`s (the second row with the same one is set aside) unless they are for
+      prediction, and the rows set aside.
+
+    Raises:
+      UserError: no such source, an unknown suffix, a damaged file, no column for a field that every pair needs, or no
+        valid row.
+    """
+    data = Data(path=os.fspath(path), fields=dict(fields or {}), encoding=encoding, max_characters=max_characters)
+    pairs: list[Pair] = []
+    bad: list[Quarantined] = []
+    first_seen: dict[str, tuple[str, int]] = {}
+    shards = open_shards(data, Path(cache))
+    parsed = parse_shards(
+        shards,
+        data,
+        label_names=label_names,
+        label_map=label_map or {},
+        require_label=require_label,
+        for_prediction=for_prediction,
+    )
+    for place, number, pair, raw in parsed:
+        if isinstance(pair, Quarantined):
+            bad.append(pair)
+        elif pair.pair_id in first_seen and not for_prediction:
+            source, (where, first) = shards[place].name, first_seen[pair.pair_id]
+            reason = f"duplicate pair_id, first seen at {'' if where == source else f'{where} '}row {first}"
+            bad.append(Quarantined(source, number, reason, raw_text(raw)))
+        else:
+            first_seen[pair.pair_id] = (shards[place].name, number)
+            pairs.append(pair)
+    return pairs, bad
+
+
+def read_rows(file: str | os.PathLike) -> Iterator[tuple[int, Mapping | RowError]]:
+    """The number of each row of a file, from 1, and the row as it is, or what is wrong with it.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    for number, row, _ in read_file(File(str(file), str(file))):
+        yield number, row
+
+
+def check_bad_share(
+    n_rows: int, n_bad: int, examples: Sequence[Quarantined], max_bad_share: float, source: str
+) -> None:
+    """Raises UserError if more than `max_bad_share` (0 to 1) of the rows are bad; names the examples' reasons."""
+    if not n_bad or n_bad / n_rows <= max_bad_share:
+        return
+    reasons = "; ".join(f"row {row.row} of {row.source}: {row.reason}" for row in examples)
+    raise UserError(
+        f"{source}: {n_bad} of {n_rows} rows are bad ({n_bad / n_rows:.1%}), more than data.max_bad_share "
+        f"{max_bad_share:.1%} ({reasons}); mend them, or raise data.max_bad_share"
+    )
+
+
+def raw_text(raw) -> str:
+    """The first characters of a row, for the quarantine."""
+    if isinstance(raw, bytes):
+        text = raw[: 4 * _RAW_CHARACTERS].decode(errors="replace").rstrip("\r\n")
+    elif isinstance(raw, RowError):
+        text = ""
+    else:
+        text = json.dumps(raw, default=str, skipkeys=True, ensure_ascii=False)
+        text = text[: 2 * _RAW_CHARACTERS].encode(errors="replace").decode()
+    return text[:_RAW_CHARACTERS]
+
+
+def _kind(path: str) -> tuple[str, str]:
+    prefix, colon, name = path.partition(":")
+    if not colon or prefix not in ("hf", "tfds"):
+        return "files", path
+    if not name:
+        raise UserError(f"{path}: give a name after the colon, e.g. {prefix}:NAME")
+    if prefix == "tfds":
+        from jax_rele.data.sources.benchmarks import BENCHMARKS
+
+        if name.partition("/")[0].partition(":")[0] in BENCHMARKS:
+            return "benchmark", name
+    return prefix, name
+
+
+def _files(path: str) -> list[File]:
+    return [File(SAMPLE, _SAMPLE_FILE)] if path == SAMPLE else find_files(path)
+
+
+def _split(name: str) -> str | None:
+    return _SPLITS.get(name.lower())
+
+
+def _counted(rows: Iterable[Mapping]) -> Iterator[Row]:
+    for number, row in enumerate(rows, 1):
+        yield number, row, row
+
+
+def _refuse(
+    path: str,
+    shards: Sequence[Shard],
+    columns: Mapping,
+    first: Quarantined | None,
+    n_bad: int,
+    check: Callable[[str], None],
+) -> None:
+    """Raises the UserError for a source without a valid row."""
+    if first is None and len(shards) == 1:
+        raise UserError(f"{shards[0].name}: the file has no rows; give one with pairs in it")
+    if first is None:
+        raise UserError(f"{path}: none of the {len(shards)} files has a row; give one with pairs in it")
+    if first.raw.lstrip().startswith("["):
+        raise UserError(f"{first.source}: the file is one JSON array; write one object a line (jq -c '.[]' does it)")
+    if columns:
+        check(first.source)
+    where = f"row {first.row}" if first.source == path else f"row {first.row} of {first.source}"
+    raise UserError(
+        f"{path}: none of its {n_bad} rows is a valid pair ({where}: {first.reason}); mend the rows, or map names in "
+        f"data.fields and labels in labels.written_as"
+    )

@@ -1,0 +1,1 @@
+"""Generated pairs: the attribute world and recombined texts."""

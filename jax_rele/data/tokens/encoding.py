@@ -1,0 +1,366 @@
+"""Pairs and rationales -> arrays of token ids, for the teacher and for the students."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from jax_rele.data.tokens.packing import assign, lay_out
+from jax_rele.errors import UserError
+from jax_rele.rationale import grammar
+from jax_rele.rationale.evidence import token_tags
+from jax_rele.types import QUERY, Pair, Rationale, Span
+
+
+def pad(rows: Sequence[Sequence[int]], length: int, value: int, dtype=np.int32) -> np.ndarray:
+    """Ragged rows -> [N, length], cut or filled up with `value` on the right."""
+    array = np.full((len(rows), length), value, dtype)
+    for row, target in zip(rows, array):
+        target[: min(len(row), length)] = row[:length]
+    return array
+
+
+# ---- teacher
+
+MIN_PAIR_TOKENS = 8
+"""Fewest tokens of a prompt that must be left for query and item."""
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    fields: Sequence[str],
+    length: int,
+    instructions: str = "",
+) -> list[list[int]]:
+    """The token ids of each pair's prompt, at most `length`: where it is longer, the end of the item's texts goes.
+
+    Args:
+      tokenizer: the teacher's; where it has a token for the beginning of a text, prompts begin with it.
+      pairs: what to judge.
+      fields: the item's texts.
+      length: most tokens.
+      instructions: text before the query.
+
+    Raises:
+      UserError: the instructions leave no room for a query and an item.
+    """
+    last = "judge:\n"
+    tail = tokenizer.encode(last, add_special_tokens=False)
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    before = instructions.rstrip() + "\n" if instructions.strip() else ""
+    keep = length - len(tail) - len(begin)
+    used = len(tokenizer.encode(before, add_special_tokens=False))
+    if keep - used < MIN_PAIR_TOKENS:
+        raise UserError(
+            f"teacher.prompt_length: of {length} tokens the instructions take {used} and leave fewer than "
+            f"{MIN_PAIR_TOKENS} for query and item; make it larger or teacher.instructions shorter"
+        )
+    heads = [before + grammar.prompt(pair, fields).removesuffix(last) for pair in pairs]
+    ids = tokenizer(heads, add_special_tokens=False)["input_ids"] if heads else []
+    return [[*begin, *row[:keep], *tail] for row in ids]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A rationale as tokens.
+
+    Attributes:
+      ids: token ids, ending with the tokenizer's end token.
+      kinds: for each token the kind of its segment (`grammar.KINDS`); the end token is `fixed`.
+    """
+
+    ids: list[int]
+    kinds: list[str]
+
+
+class AnswerEncoder:
+    """Tokenizes rationales segment by segment, so that the fixed parts and choices are always the same tokens.
+
+    Decoding can therefore force the fixed parts, and the position of every verdict and of the label is known.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, order: str, value_length: int):
+        self.order, self.value_length, self.end = order, value_length, tokenizer.eos_token_id
+        # A run's rationales share few distinct segments.
+        self._ids = cache(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+
+    def segment_ids(self, text: str, kind: str) -> tuple[int, ...]:
+        """Token ids of one segment; values longer than `value_length` are cut."""
+        ids = self._ids(text)
+        return ids[: self.value_length] if kind in ("query_values", "item_values") else ids
+
+    def __call__(self, rationale: Rationale) -> Answer:
+        ids, kinds = [], []
+        for segment in grammar.segments(rationale, self.order):
+            new = self.segment_ids(segment.text, segment.kind)
+            ids += new
+            kinds += [segment.kind] * len(new)
+        return Answer([*ids, self.end], [*kinds, "fixed"])
+
+
+def language_rows(
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Answer],
+    pad_id: int,
+    pack_to: int = 0,
+    *,
+    prompt_weight: float = 0.0,
+    kind_weights: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Rows for next-token training: prompt and answer joined and shifted by one, as `make_train_step` takes them.
+
+    Args:
+      prompts: token ids.
+      answers: the completions.
+      pad_id: fills rows up.
+      pack_to: tokens of a row that holds several examples, no fewer than the longest takes. 0: one example a row, in
+        order.
+      prompt_weight: weight of the loss on a prompt token; 0 trains on completions alone.
+      kind_weights: weight of the loss on an answer token by kind, 1 where a kind is not named.
+
+    Returns:
+      `inputs`: `tokens` [rows, length] int32 and, where rows are packed, `segments` and `positions`, which rows of one
+      text do without; `targets`, `targets_mask` and `token_weights` as in `packing.lay_out`.
+
+    Raises:
+      ValueError: an example is longer than `pack_to`.
+    """
+    kind_weights = kind_weights or {}
+    examples = [[*prompt, *answer.ids] for prompt, answer in zip(prompts, answers)]
+    weights = [
+        [prompt_weight] * len(prompt) + [kind_weights.get(kind, 1.0) for kind in answer.kinds]
+        for prompt, answer in zip(prompts, answers)
+    ]
+    sizes = [len(example) - 1 for example in examples]
+    rows = assign(sizes, pack_to) if pack_to else [[number] for number in range(len(sizes))]
+    # A multiple of 8, as devices like it.
+    length = pack_to or -(-max(sizes, default=1) // 8) * 8
+    arrays = lay_out(examples, weights, rows, length, pad_id)
+    names = ("tokens", "segments", "positions") if pack_to else ("tokens",)
+    return {
+        "inputs": {name: arrays[name] for name in names},
+        **{name: arrays[name] for name in ("targets", "targets_mask", "token_weights")},
+    }
+
+
+# ---- students
+
+Sources = list[tuple[str, tuple[int, int]]]
+"""For each token the text that it comes from (`Span.source`) and its characters there."""
+
+
+def _queries(pairs: Sequence[Pair]) -> list[list[tuple[str, str]]]:
+    return [[(QUERY, pair.query)] for pair in pairs]
+
+
+def _items(pairs: Sequence[Pair], fields: Sequence[str]) -> list[list[tuple[str, str]]]:
+    return [list(pair.item.texts(fields)) for pair in pairs]
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], **wanted: bool):
+    """What the tokenizer says of each side: its (source, text) parts, joined by spaces, without special tokens."""
+    joined = [" ".join(text for _, text in side) for side in sides]
+    if not joined:
+        return {"input_ids": []}
+    unread = {"return_attention_mask": False, "return_token_type_ids": False}
+    return tokenizer(joined, add_special_tokens=False, verbose=False, **unread, **wanted)
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], length: int
+) -> list[list[int]]:
+    # A sentencepiece vocabulary finds its pieces wherever a text spells them out, `</s>` too: sellers forge no markers.
+    unknown = tokenizer.pad_token_id if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+    special = {*tokenizer.all_special_ids} - {unknown}
+    rows = [ids[:length] for ids in _tokenize(tokenizer, sides)["input_ids"]]
+    return [
+        ids if special.isdisjoint(ids) else [unknown if token in special else token for token in ids] for ids in rows
+    ]
+
+
+def _sources(
+    tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], length: int
+) -> list[Sources]:
+    """Where the tokens of `_ids` come from."""
+    if not sides:
+        return []
+    rows = []
+    for side, offsets in zip(sides, _tokenize(tokenizer, sides, return_offsets_mapping=True)["offset_mapping"]):
+        begins = [0, *accumulate(len(text) + 1 for _, text in side)]
+        row = []
+        for start, end in offsets[:length]:
+            # By its last character: a token may begin with the space before its word.
+            place = bisect_right(begins, max(end - 1, start), hi=len(side)) - 1
+            begin = begins[place]
+            row.append((side[place][0], (max(start - begin, 0), max(end - begin, 0))))
+        rows.append(row)
+    return rows
+
+
+def _markers(tokenizer: PreTrainedTokenizerBase, texts: int) -> list[list[int]]:
+    """The tokens that a tokenizer puts before, between and after one or two texts.
+
+    They are `[CLS] A [SEP] B [SEP]` for BERT, `<s> A </s></s> B </s>` for RoBERTa. A tokenizer that puts none gets the
+    former.
+    """
+    encoded = tokenizer(*["a"] * texts)
+    markers: list[list[int]] = [[] for _ in range(texts + 1)]
+    place = 0
+    for token, side in zip(encoded["input_ids"], encoded.sequence_ids(0)):
+        if side is None:
+            markers[place].append(token)
+        else:
+            place = side + 1
+    return markers if any(markers) else [[tokenizer.cls_token_id], *[[tokenizer.sep_token_id]] * texts]
+
+
+def _room(markers: Sequence[Sequence[int]], query_length: int, item_length: int) -> tuple[int, int]:
+    """Tokens of query and item beside the markers: those before the item count as the query's."""
+    before, between, after = map(len, markers)
+    return max(query_length - before - between, 0), max(item_length - after, 0)
+
+
+def tower_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    fields: Sequence[str],
+    query_length: int,
+    item_length: int,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The two-tower's inputs before padding, as the tokenizer writes one text, e.g. `[CLS] text [SEP]`.
+
+    Args:
+      tokenizer: the encoder's.
+      pairs: what to judge.
+      fields: the item's texts, which are joined by spaces.
+      query_length: most tokens of a query.
+      item_length: one less than the most tokens of an item.
+
+    Returns:
+      The token ids of the queries and of the items. What is too long loses its end, not its markers.
+    """
+    before, after = _markers(tokenizer, 1)
+    taken = len(before) + len(after)
+    sides = ((_queries(pairs), query_length), (_items(pairs, fields), item_length + 1))
+    queries, items = (
+        [[*before, *ids, *after] for ids in _ids(tokenizer, side, max(length - taken, 0))] for side, length in sides
+    )
+    return queries, items
+
+
+def cross_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    fields: Sequence[str],
+    query_length: int,
+    item_length: int,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The cross-encoder's inputs before padding, as the tokenizer writes a pair, e.g. `[CLS] query [SEP] item [SEP]`.
+
+    Args:
+      tokenizer: the encoder's.
+      pairs: what to judge.
+      fields: the item's texts, which are joined by spaces.
+      query_length: most tokens of a query with the markers around it.
+      item_length: most tokens of an item with the markers after it.
+
+    Returns:
+      The token ids of each pair, and their types: 0 up to the item, 1 from there on. What is too long loses its end.
+    """
+    before, between, after = markers = _markers(tokenizer, 2)
+    query_room, item_room = _room(markers, query_length, item_length)
+    rows, types = [], []
+    for query, item in zip(
+        _ids(tokenizer, _queries(pairs), query_room), _ids(tokenizer, _items(pairs, fields), item_room)
+    ):
+        rows.append([*before, *query, *between, *item, *after])
+        first = len(before) + len(query) + len(between)
+        types.append([0] * first + [1] * (len(rows[-1]) - first))
+    return rows, types
+
+
+def encode_towers(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    fields: Sequence[str],
+    query_length: int,
+    item_length: int,
+) -> dict[str, np.ndarray]:
+    """The two-tower's inputs: `tower_rows`, padded.
+
+    Returns:
+      `query_tokens` [N, query_length], `item_tokens` [N, item_length + 1] int32, and `query_valid`, `item_valid` bool.
+    """
+    inputs = {}
+    sides = zip(("query", "item"), tower_rows(tokenizer, pairs, fields, query_length, item_length))
+    for (side, rows), length in zip(sides, (query_length, item_length + 1)):
+        inputs[f"{side}_tokens"] = pad(rows, length, tokenizer.pad_token_id)
+        inputs[f"{side}_valid"] = pad([[True] * len(row) for row in rows], length, False, bool)
+    return inputs
+
+
+def encode_cross(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    fields: Sequence[str],
+    query_length: int,
+    item_length: int,
+) -> dict[str, np.ndarray]:
+    """The cross-encoder's inputs: `cross_rows`, padded.
+
+    Returns:
+      `tokens`, `token_types` [N, query_length + item_length] int32 and `valid` bool.
+    """
+    rows, types = cross_rows(tokenizer, pairs, fields, query_length, item_length)
+    length = query_length + item_length
+    return {
+        "tokens": pad(rows, length, tokenizer.pad_token_id),
+        "token_types": pad(types, length, 0),
+        "valid": pad([[True] * len(row) for row in rows], length, False, bool),
+    }
+
+
+def encode_evidence(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    evidence: Sequence[Sequence[Span]],
+    dimensions: Sequence[str],
+    fields: Sequence[str],
+    query_length: int,
+    item_length: int,
+) -> dict[str, np.ndarray]:
+    """The evidence tags of the cross-encoder's tokens.
+
+    Returns:
+      `evidence_tags` [N, query_length + item_length] int32, 0 for none and 1 + d for dimension d, and
+      `evidence_tags_mask` bool, True for tokens of the texts.
+    """
+    markers = _markers(tokenizer, 2)
+    before, between, after = ([0] * len(ids) for ids in markers)
+    query_room, item_room = _room(markers, query_length, item_length)
+    queries = _sources(tokenizer, _queries(pairs), query_room)
+    items = _sources(tokenizer, _items(pairs, fields), item_room)
+    tags, masks = [], []
+    for query, item, spans in zip(queries, items, evidence):
+        tags.append([*before, *_tags(query, spans, dimensions), *between, *_tags(item, spans, dimensions), *after])
+        masks.append([*before, *[1] * len(query), *between, *[1] * len(item), *after])
+    length = query_length + item_length
+    return {"evidence_tags": pad(tags, length, 0), "evidence_tags_mask": pad(masks, length, False, bool)}
+
+
+def _tags(tokens: Sources, spans: Sequence[Span], dimensions: Sequence[str]) -> list[int]:
+    tags = [0] * len(tokens)
+    for source in dict.fromkeys(source for source, _ in tokens):
+        places = [place for place, (name, _) in enumerate(tokens) if name == source]
+        found = token_tags(spans, source, [tokens[place][1] for place in places], dimensions)
+        for place, tag in zip(places, found):
+            tags[place] = tag
+    return tags

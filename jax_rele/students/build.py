@@ -1,0 +1,31 @@
+"""A student from the config."""
+
+from __future__ import annotations
+
+from flax import linen as nn
+
+from jax_rele import config
+from jax_rele.models.build import build_encoder
+from jax_rele.students.models import CrossEncoder, TwoTower
+
+
+def build_student(
+    name: config.StudentName, student: config.Student, vocab_size: int, labels: int, dimensions: int
+) -> nn.Module:
+    """The student called `name`, without weights.
+
+    Args:
+      name: which student.
+      student: what it is to be; the encoder's shape is that of `student.random`, or of the weights at `student.init`.
+      vocab_size: tokens of its tokenizer.
+      labels, dimensions: how many there are.
+
+    Raises:
+      UserError: the weights' config is missing, not supported, or has fewer tokens or positions than are needed.
+    """
+    encoder = build_encoder(student, vocab_size)
+    if name == "cross_encoder":
+        return CrossEncoder(encoder, labels, dimensions, student.cross_encoder.latent_width)
+    return TwoTower(
+        encoder, labels, dimensions, **student.two_tower.model_dump(), distinguish_sides=student.init == "random"
+    )

@@ -1,0 +1,25 @@
+"""The teacher at inference: label probabilities, guided decoding of rationales, judgements of pairs."""
+
+from jax_rele.teacher.continuous_batching import Written, generate
+from jax_rele.teacher.decoding import Sampling
+from jax_rele.teacher.judge import Judgements, Teacher, check_lengths, judge, sample
+from jax_rele.teacher.label_scores import score
+from jax_rele.teacher.template import DecodingTemplate, compile_template
+from jax_rele.teacher.verbalizers import Verbalizers, check_verbalizers, make_verbalizers
+
+__all__ = [
+    "DecodingTemplate",
+    "Judgements",
+    "Sampling",
+    "Teacher",
+    "Verbalizers",
+    "Written",
+    "check_lengths",
+    "check_verbalizers",
+    "compile_template",
+    "generate",
+    "judge",
+    "make_verbalizers",
+    "sample",
+    "score",
+]

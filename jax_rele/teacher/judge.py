@@ -1,0 +1,312 @@
+"""The teacher at work: pairs in, rationales and distributions out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from jax_rele.data.tokens.encoding import AnswerEncoder, encode_prompts
+from jax_rele.errors import UserError
+from jax_rele.models import Decoder
+from jax_rele.rationale import ParseFailure, grammar, parse_output
+from jax_rele.teacher.continuous_batching import Written, generate, row_key
+from jax_rele.teacher.decoding import Sampling, draw
+from jax_rele.teacher.kv_cache import row_parts
+from jax_rele.teacher.label_scores import score
+from jax_rele.teacher.template import DecodingTemplate, compile_template
+from jax_rele.teacher.verbalizers import Verbalizers, check_verbalizers, make_verbalizers
+from jax_rele.types import VERDICTS, LabelSchema, Pair, Rationale
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A decoder with what it takes to read pairs and write rationales.
+
+    Attributes:
+      model, variables: the decoder and its parameters, `lora` included.
+      tokenizer: the decoder's.
+      schema: the labels to choose from.
+      dimensions: the aspects to compare, in order.
+      fields: the item's texts in the prompt.
+      order: one of `grammar.ORDERS`.
+      prompt_length, value_length: most tokens of a prompt and of a slot of values.
+      batch_size: rows per forward pass, and slots of the decoder.
+      instructions: text before the query of every prompt.
+      mesh: the devices that the variables live on; None for one device.
+    """
+
+    model: Decoder
+    variables: dict
+    tokenizer: PreTrainedTokenizerBase
+    schema: LabelSchema
+    dimensions: tuple[str, ...]
+    fields: tuple[str, ...]
+    order: str
+    prompt_length: int
+    value_length: int
+    batch_size: int
+    instructions: str = ""
+    mesh: jax.sharding.Mesh | None = None
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """What the teacher says of N pairs.
+
+    Attributes:
+      label_probs: [N, C].
+      verdict_probs: [N, D, V]; NaN where no rationale was asked for.
+      texts: the rationales as written; where none was asked for, the label's line alone.
+      rationales: the parsed texts, or why they do not parse.
+      label_scoring: how labels were told apart: by their `first_token`, or by their `full` log-probability.
+      tokens_decoded: tokens and verdicts that the model decided.
+      tokens_emitted: tokens of the rationales, those included that were forced and the labels that scoring chose.
+    """
+
+    label_probs: np.ndarray
+    verdict_probs: np.ndarray
+    texts: tuple[str, ...]
+    rationales: tuple[Rationale | ParseFailure, ...]
+    label_scoring: str
+    tokens_decoded: int
+    tokens_emitted: int
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The tokens around what a teacher writes.
+
+    Attributes:
+      words: the labels.
+      before_label: fixed tokens between what stands before the label and its words.
+      follow: the token behind the label.
+      comparisons: what is decoded; None for a label alone.
+      end: the token behind the whole.
+    """
+
+    words: Verbalizers
+    before_label: tuple[int, ...]
+    follow: int
+    comparisons: DecodingTemplate | None
+    end: int
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of an answer."""
+        label = len(self.before_label) + len(self.words.common) + max(map(len, self.words.rests))
+        return label + (self.comparisons.longest if self.comparisons else 0) + 1
+
+
+def _form(tokenizer, label_names, dimensions, order: str, value_length: int, vocab_size: int) -> _Form:
+    encoder = AnswerEncoder(tokenizer, order, value_length)
+    segments = grammar.template(dimensions, order)
+    label = next(place for place, segment in enumerate(segments) if segment.kind == "label")
+    before, after = segments[: label - 1], segments[label + 1 :]
+    free = before or after
+    return _Form(
+        words=make_verbalizers(tokenizer, label_names),
+        before_label=encoder.segment_ids(segments[label - 1].text, "fixed"),
+        follow=encoder.segment_ids(after[0].text, "fixed")[0] if after else encoder.end,
+        comparisons=compile_template(tokenizer, encoder, free, vocab_size) if free else None,
+        end=encoder.end,
+    )
+
+
+def check_lengths(
+    tokenizer: PreTrainedTokenizerBase,
+    label_names: Sequence[str],
+    dimensions: Sequence[str],
+    *,
+    order: str,
+    prompt_length: int,
+    value_length: int,
+    max_length: int,
+) -> None:
+    """Raises UserError where the longest prompt and answer exceed a context of `max_length`; 0 is no limit."""
+    form = _form(tokenizer, label_names, dimensions, order, value_length, len(tokenizer))
+    if 0 < max_length < prompt_length + form.longest:
+        raise UserError(
+            f"teacher.prompt_length: {prompt_length} tokens of a prompt and up to {form.longest} of a rationale exceed "
+            f"the model's context of {max_length}; lower prompt_length or value_length, or compare fewer dimensions"
+        )
+
+
+def judge(
+    teacher: Teacher, pairs: Sequence[Pair], *, write: bool = True, progress: Callable[[int], None] = lambda pairs: None
+) -> Judgements:
+    """Judges pairs, in order; what the teacher writes is what it holds most likely.
+
+    Args:
+      teacher: the decoder and its settings.
+      pairs: what to judge.
+      write: whether to write rationales. Without, orders that put the label first are scored from the prompt alone;
+        with `rationale_first` a rationale is written all the same, for the label follows from it.
+      progress: called with the number of pairs after each batch.
+
+    Raises:
+      UserError: labels or verdicts that the tokenizer does not tell apart, a context that is too short, or a batch that
+        does not divide over the devices.
+    """
+    return sample(teacher, pairs, 1, Sampling(), write=write, progress=progress)[0]
+
+
+def sample(
+    teacher: Teacher,
+    pairs: Sequence[Pair],
+    samples: int,
+    sampling: Sampling,
+    *,
+    write: bool = True,
+    progress: Callable[[int], None] = lambda pairs: None,
+) -> tuple[Judgements, ...]:
+    """Judges every pair several times, each time with labels, verdicts and values drawn anew.
+
+    Args:
+      teacher, pairs, write: as for `judge`.
+      samples: how often.
+      sampling: how it is drawn. What is drawn of a pair depends on its prompt, the seed and which of the samples it is,
+        not on the other pairs.
+      progress: called with the number of judgements after each batch.
+
+    Returns:
+      For each of the samples the judgements of all pairs, in order.
+
+    Raises:
+      UserError: as `judge`.
+    """
+    form = _checked_form(teacher)
+    prompts = encode_prompts(teacher.tokenizer, pairs, teacher.fields, teacher.prompt_length, teacher.instructions)
+    program, label_last = form.comparisons, teacher.order == "rationale_first"
+    run = {"batch_size": teacher.batch_size, "mesh": teacher.mesh}
+    written: list[list[Written]] | None = None
+
+    def decode(leads):
+        return generate(
+            teacher.model, teacher.variables, program, prompts, leads, sampling=sampling, progress=progress, **run
+        )[0]
+
+    rows = [[prompt] for prompt in prompts]
+    if label_last:
+        written = decode([[program.lead] * samples for _ in prompts])
+        rows = [[[*prompt, *program.tokens(one.slots)] for one in several] for prompt, several in zip(prompts, written)]
+    writes = write and teacher.order == "label_first"
+    probs = score(
+        teacher.model,
+        teacher.variables,
+        [[*row, *form.before_label, *form.words.common] for several in rows for row in several],
+        form.words,
+        form.follow,
+        groups=[pair.query for pair, several in zip(pairs, rows) for _ in several],
+        progress=(lambda rows: None) if writes or label_last else lambda rows: progress(rows * samples),
+        **run,
+    )
+    # [pairs, samples, labels]; where the label comes first, all samples of a pair have the same distribution.
+    shape = (len(pairs), samples, len(teacher.schema))
+    probs = np.broadcast_to(probs.reshape(shape[0], len(rows[0]) if rows else samples, shape[2]), shape)
+    labels = _drawn_labels(prompts, probs, sampling)
+    if writes:
+        before = [[(*form.before_label, *form.words.tokens(label), *program.lead) for label in row] for row in labels]
+        written = decode(before)
+    return tuple(
+        _judgements(
+            teacher, form, probs[:, one], labels[:, one], None if written is None else [row[one] for row in written]
+        )
+        for one in range(samples)
+    )
+
+
+def _checked_form(teacher: Teacher) -> _Form:
+    config = teacher.model.config
+    check_verbalizers(teacher.tokenizer, teacher.schema.names)
+    check_lengths(
+        teacher.tokenizer,
+        teacher.schema.names,
+        teacher.dimensions,
+        order=teacher.order,
+        prompt_length=teacher.prompt_length,
+        value_length=teacher.value_length,
+        max_length=config.max_length,
+    )
+    parts = row_parts(teacher.mesh)
+    if teacher.batch_size % parts:
+        raise UserError(
+            f"score.batch_size: {teacher.batch_size} rows do not divide over data x fsdp = {parts} devices; take a "
+            "multiple of it, or change `mesh`"
+        )
+    return _form(
+        teacher.tokenizer,
+        teacher.schema.names,
+        teacher.dimensions,
+        teacher.order,
+        teacher.value_length,
+        config.vocab_size,
+    )
+
+
+def _drawn_labels(prompts: Sequence[Sequence[int]], probs: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """[N, samples] labels, from [N, samples, C] distributions."""
+    count, samples, labels = probs.shape
+    rows = max(1, count * samples)
+    # Few shapes, so that few are compiled.
+    padded = np.ones((1 << (rows - 1).bit_length(), labels), np.float32)
+    padded[: count * samples] = probs.reshape(-1, labels)
+    keys = np.zeros((len(padded), 2), np.uint32)
+    for row in range(count * samples):
+        keys[row] = row_key(prompts[row // samples], row % samples)
+    # No decision of the decoder has this number.
+    number = np.full(len(padded), 2**32 - 1, np.uint32)
+    drawn = np.asarray(draw(np.log(padded), keys, number, **sampling.arguments))
+    return drawn[: count * samples].reshape(count, samples)
+
+
+def _judgements(
+    teacher: Teacher, form: _Form, probs: np.ndarray, labels: np.ndarray, written: list[Written] | None
+) -> Judgements:
+    count, program = len(probs), form.comparisons
+    order, dimensions = (teacher.order, teacher.dimensions) if written is not None else ("label_only", ())
+    template = grammar.template(dimensions, order)
+    decoded = cache(lambda ids: teacher.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    names = [grammar.escape(name) for name in teacher.schema.names]
+    verdict_probs = np.full((count, len(teacher.dimensions), len(VERDICTS)), np.nan, np.float32)
+    texts, emitted = [], 0
+    for row, label in enumerate(labels.tolist()):
+        one = written[row] if written is not None else None
+        texts.append(_text(template, names[label], one, decoded))
+        emitted += len(form.before_label) + len(form.words.tokens(label)) + 1
+        if one is not None:
+            verdict_probs[row] = one.probs[program.is_choice]
+            emitted += len(program.tokens(one.slots))
+    return Judgements(
+        label_probs=np.array(probs),
+        verdict_probs=verdict_probs,
+        texts=tuple(texts),
+        # Dimensions that nobody judged are not absent, they are not there.
+        rationales=tuple(parse_output(text, dimensions=dimensions, labels=teacher.schema.names) for text in texts),
+        label_scoring=form.words.scoring,
+        tokens_decoded=sum(one.decided for one in written or ()),
+        tokens_emitted=emitted,
+    )
+
+
+def _text(template, label: str, written: Written | None, decoded: Callable[[tuple[int, ...]], str]) -> str:
+    """The template with its slots filled by what was written."""
+    parts = []
+    slots = iter(zip(written.slots, written.choices) if written else ())
+    for segment in template:
+        if segment.kind == "fixed":
+            parts.append(segment.text)
+            continue
+        if segment.kind == "label":
+            text = label
+        else:
+            ids, choice = next(slots)
+            # The tokenizer may fold case; a word is known by its place.
+            text = decoded(ids) if choice < 0 else VERDICTS[choice]
+        # Some tokenizers drop the space in front when they decode.
+        parts.append(text if text.startswith(" ") else " " + text)
+    return "".join(parts)

@@ -1,0 +1,194 @@
+"""What the bundled bases may learn from, and what they must never see.
+
+    python scripts/build_bundled/corpus.py FOLDER        prints the counts and the check
+
+FOLDER holds `esci/esci_pairs.jsonl`, judgements of the Amazon ESCI data set with product texts, and
+`queryner/queryner.jsonl`, ESCI queries with human tags (QueryNER). Of the judgements those of the locale `us` are used.
+
+Set apart are: the queries of the demo's validation and test splits; a share of the judged pairs outside the bundled
+sample, by query, on which the bases are measured; and QueryNER's own test queries. Queries count as the same when their
+words do, whatever their case, spaces, accents and plurals (`jax_rele.rationale.words.key`). Products of pairs that are
+set apart are set apart too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jax_rele import config
+from jax_rele.data import RowError, ingest, parse_row, read_pairs
+from jax_rele.data.pairs.splits import query_key
+from jax_rele.errors import UserError
+from jax_rele.rationale.words import key
+from jax_rele.types import Item, Pair
+
+ESCI, QUERYNER = Path("esci/esci_pairs.jsonl"), Path("queryner/queryner.jsonl")
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+LOCALE = "us"
+ONE_SIDED = ("Grandi9",)
+"""Values of a row's `source` that only ever judge Exact: their pairs are read without their label."""
+
+HELD_OUT_SHARE = 0.4
+"""Of the queries of judged pairs outside the sample."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts to learn from and texts to be measured on; no query and no product is in both.
+
+    Attributes:
+      judged: pairs to learn from; the label is None where it is not used.
+      queries: tagged queries to learn from, each with an empty item.
+      held_out: judged pairs outside the sample, all with a label.
+      held_out_queries: tagged queries, each with an empty item.
+      demo: the pairs of the demo's validation and test splits.
+      apart: the keys of every query that must not be learnt from.
+    """
+
+    judged: list[Pair]
+    queries: list[Pair]
+    held_out: list[Pair]
+    held_out_queries: list[Pair]
+    demo: list[Pair]
+    apart: frozenset[str]
+
+    def allowed(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """The pairs whose query may be learnt from: one that was cut from texts may happen to be set apart."""
+        return [pair for pair in pairs if key(pair.query) not in self.apart]
+
+
+def load(folder: Path, seed: int = 0) -> Corpus:
+    """Reads a folder and divides it; another seed holds out other judged pairs.
+
+    Raises:
+      UserError: a file is missing or has no usable row, or nothing is left to learn from.
+    """
+    demo = [pair for pair in _sample() if pair.split != "train"]
+    judged = _judged(folder)
+    in_sample = {key(pair.query) for pair in _sample()}
+    held_out = [
+        pair
+        for pair in judged
+        if pair.label is not None
+        and key(pair.query) not in in_sample
+        and query_key(key(pair.query), seed) % 1000 < 1000 * HELD_OUT_SHARE
+    ]
+    queries, held_out_queries = _tagged(folder)
+    apart = frozenset(key(pair.query) for pair in (*demo, *held_out, *held_out_queries))
+    products = {pair.item.id for pair in (*demo, *held_out)}
+    corpus = Corpus(
+        judged=[pair for pair in judged if key(pair.query) not in apart and pair.item.id not in products],
+        queries=[pair for pair in queries if key(pair.query) not in apart],
+        held_out=held_out,
+        held_out_queries=held_out_queries,
+        demo=demo,
+        apart=apart,
+    )
+    for name in ("judged", "queries", "held_out", "held_out_queries"):
+        if not getattr(corpus, name):
+            raise UserError(f"{folder}: too few rows: none is left for {name}; give the whole folder")
+    check(corpus)
+    return corpus
+
+
+def check(corpus: Corpus) -> dict[str, int]:
+    """The counts of a corpus. Raises UserError where something set apart is to be learnt from."""
+    learnt = [*corpus.judged, *corpus.queries]
+    queries = {key(pair.query) for pair in learnt}
+    products = {pair.item.id for pair in corpus.judged}
+    leaks = {
+        "demo_queries_learnt": len({key(pair.query) for pair in corpus.demo} & queries),
+        "demo_products_learnt": len({pair.item.id for pair in corpus.demo} & products),
+        "held_out_queries_learnt": len({key(p.query) for p in (*corpus.held_out, *corpus.held_out_queries)} & queries),
+        "held_out_products_learnt": len({pair.item.id for pair in corpus.held_out} & products),
+    }
+    if any(leaks.values()):
+        raise UserError(f"texts that are set apart would be learnt from: {leaks}")
+    return {
+        "judged": len(corpus.judged),
+        "judged_with_label": sum(pair.label is not None for pair in corpus.judged),
+        "products": len(products),
+        "tagged_queries": len(corpus.queries),
+        "demo": len(corpus.demo),
+        "held_out": len(corpus.held_out),
+        "held_out_queries": len(corpus.held_out_queries),
+        **leaks,
+    }
+
+
+def _sample() -> list[Pair]:
+    """The bundled sample as the demo splits it."""
+    demo = config.load(DEMO)
+    with tempfile.TemporaryDirectory() as folder:
+        found = ingest(demo.data, demo.labels, demo.seed, Path(folder), Path(folder))
+        return list(found.pairs)
+
+
+def _judged(folder: Path) -> list[Pair]:
+    path = folder / ESCI
+    sources = {str(row.get("pair_id")): row.get("source") for row in _rows(path)}
+    demo = config.load(DEMO)
+    pairs, _ = read_pairs(
+        path, label_names=demo.labels.names, fields=demo.data.fields, label_map=demo.labels.written_as
+    )
+    pairs = [pair for pair in pairs if pair.locale == LOCALE]
+    return [replace(pair, label=None) if sources.get(pair.pair_id) in ONE_SIDED else pair for pair in pairs]
+
+
+def _tagged(folder: Path) -> tuple[list[Pair], list[Pair]]:
+    """QueryNER's queries, each once: those to learn from, and those of its test split."""
+    path = folder / QUERYNER
+    parts: tuple[dict[str, Pair], dict[str, Pair]] = {}, {}
+    for number, row in enumerate(_rows(path), 1):
+        tags = {"tokens": row.get("tokens"), "labels": row.get("labels")}
+        made = {"query": row.get("query"), "item": {"title": "-"}, "query_tags": tags}
+        try:
+            pair = parse_row(made, fields={}, label_map={}, label_names=())
+        except RowError as error:
+            raise UserError(f"{path}: line {number}: {error}; mend or remove it") from None
+        pair = replace(pair, pair_id=f"q-{number}", item=Item("", ""))
+        parts[row.get("split") == "test"].setdefault(key(pair.query), pair)
+    return list(parts[0].values()), list(parts[1].values())
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file, one for each line."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the folder that holds {ESCI} and {QUERYNER}")
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise UserError(f"{path}: line {number} is not JSON; mend or remove it") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number} is not a JSON object; mend or remove it")
+        yield row
+
+
+def check_positive(arguments: argparse.Namespace, zero: Sequence[str] = ()) -> None:
+    """Raises UserError for a number that is not positive; those named in `zero` may be 0."""
+    for name, value in vars(arguments).items():
+        if isinstance(value, (int, float)) and (value < 0 or (value == 0 and name not in zero)):
+            raise UserError(f"--{name.replace('_', '-')} {value}: give a positive number")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="of what is held out")
+    arguments = parser.parse_args()
+    print(json.dumps(check(load(arguments.folder, arguments.seed)), indent=2))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,459 @@
+"""Trains the small encoder that the package ships: product language, distilled from all-MiniLM-L6-v2 and from rules.
+
+    python scripts/build_bundled/encoder.py FOLDER --output DIR
+
+FOLDER is that of `corpus.py`; only the part that may be learnt from is trained on. DIR is written in the Hugging Face
+form in float16. The command run again goes on where it was; `--work` (default: DIR.work) keeps what that takes,
+`metrics.jsonl` and `progress.log` (figures on the held-out part over time) and `log.json` (the last ones, with 95%
+intervals over resampled queries).
+
+The encoder learns to embed single texts as MiniLM does, reduced to its width, and to read pairs of query and item: how
+near MiniLM finds them, the rule annotator's verdicts and their evidence, and which words occur on both sides. The heads
+are thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import encoder_teacher as teacher
+import encoder_texts as material
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from corpus import Corpus, check, check_positive, load
+from encoder_figures import PAIR_LENGTHS, TEXT_LENGTHS, figures, make_measure
+from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec
+from shipping import ship
+
+from jax_rele import config, losses
+from jax_rele.data.batches.loader import batches
+from jax_rele.data.batches.sampler import Stream, order
+from jax_rele.data.tokens.tokenizers import load_tokenizer
+from jax_rele.errors import UserError
+from jax_rele.evaluation.bootstrap import interval
+from jax_rele.models import Encoder, EncoderConfig
+from jax_rele.models.encoder import dense
+from jax_rele.training import TrainState, create_state, make_mesh, make_train_step, shard_step, train
+from jax_rele.training.optimizer import learning_rate
+from jax_rele.types import VERDICTS
+
+MAX_LENGTH = 128
+LENGTHS = tuple(zip(TEXT_LENGTHS, PAIR_LENGTHS))
+"""Tokens of texts and of pairs that batches are padded to: few combinations, as each is compiled."""
+
+WINDOW = 32
+"""Steps whose rows are dealt into batches by length."""
+
+WEIGHTS = {"embedding": 5.0, "similarity": 10.0, "cosine": 0.5, "verdict": 1.0, "evidence": 0.5, "occurs": 1.0}
+UNASKED, OF_ITEM = 0.1, 0.3
+"""How much a verdict counts on a dimension that the query does not ask for, and an item's word that occurs."""
+
+ADAM_SHARE = 0.4
+"""Word vectors that are known from the start are lost where they are learnt as fast as kernels."""
+
+TABLE_SIZE, BRANCH = 0.05, 0.3
+"""Root mean square of the word table at first, and what the kernels that a layer adds by are scaled by."""
+
+RESAMPLES = 1000
+
+
+# ---- model and objective
+
+
+@partial(jax.tree_util.register_dataclass)
+@dataclass(frozen=True)
+class Outputs:
+    """What is learnt: of texts `embedding` [B, W]; of pairs `cosine` [B], `verdict_logits` [B, D, V], `token_logits`
+    [B, L, 1 + D] and `occurs_logits` [B, L, 2]."""
+
+    embedding: jax.Array
+    cosine: jax.Array
+    verdict_logits: jax.Array
+    token_logits: jax.Array
+    occurs_logits: jax.Array
+
+
+class Learner(nn.Module):
+    """An encoder, pooled as the two-tower and the cross-encoder pool it, with heads that only serve to train it."""
+
+    encoder: EncoderConfig
+
+    def setup(self):
+        dimensions = len(material.DIMENSIONS)
+        self.reader = Encoder(self.encoder, name="encoder")
+        self.cosine_head = dense(1, ("embed", "head"), "cosine_head")
+        self.verdict_head = dense(dimensions * len(VERDICTS), ("embed", "head"), "verdict_head")
+        self.evidence_head = dense(1 + dimensions, ("embed", "head"), "evidence_head")
+        self.occurs_head = dense(2, ("embed", "head"), "occurs_head")
+
+    def embed(self, tokens, types, valid, *, deterministic: bool = True):
+        """[B, L] -> [B, W] unit vectors."""
+        hidden = self.reader(tokens, types, valid, deterministic=deterministic)
+        weights = valid[..., None].astype(hidden.dtype)
+        mean = (hidden * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1.0)
+        return mean * jax.lax.rsqrt(jnp.sum(mean**2, axis=-1, keepdims=True) + 1e-12)
+
+    def judge(self, tokens, types, valid, *, deterministic: bool = True):
+        """[B, L] -> the fields of `Outputs` that are of pairs."""
+        hidden = self.reader(tokens, types, valid, deterministic=deterministic)
+        pooled = self.reader.pool(hidden)
+        return {
+            "cosine": self.cosine_head(pooled)[:, 0],
+            "verdict_logits": self.verdict_head(pooled).reshape(len(tokens), -1, len(VERDICTS)),
+            "token_logits": self.evidence_head(hidden),
+            "occurs_logits": self.occurs_head(hidden),
+        }
+
+    def __call__(self, text: Mapping[str, jax.Array], pair: Mapping[str, jax.Array], *, deterministic: bool = True):
+        """`text` and `pair` hold `tokens`, `types` and `valid` [B, L]."""
+        embedding = self.embed(**text, deterministic=deterministic)
+        return Outputs(embedding=embedding, **self.judge(**pair, deterministic=deterministic))
+
+
+def distance(embedding, target):
+    """[B]: one less the cosine."""
+    return 1.0 - (embedding * target).sum(axis=-1)
+
+
+def similarity_error(embedding, target):
+    """[B]: the mean squared error of a text's cosines with the others of the batch."""
+    found, wanted = (jnp.einsum("iw,jw->ij", x, x, precision="highest") for x in (embedding, target))
+    return ((found - wanted) ** 2).sum(axis=-1) / max(1, len(embedding) - 1)
+
+
+def squared_error(cosine, wanted_cosine):
+    """[B]."""
+    return (cosine - wanted_cosine) ** 2
+
+
+def objective(weights: Mapping[str, float]):
+    """The loss."""
+    return losses.combine(
+        embedding=losses.term(distance, weight=weights["embedding"]),
+        similarity=losses.term(similarity_error, weight=weights["similarity"]),
+        cosine=losses.term(squared_error, weight=weights["cosine"]),
+        verdict=losses.term(losses.verdict_cross_entropy, weight=weights["verdict"], confidence="asked"),
+        evidence=losses.term(losses.evidence_tagging, weight=weights["evidence"]),
+        occurs=losses.term(
+            losses.evidence_tagging,
+            weight=weights["occurs"],
+            token_logits="occurs_logits",
+            evidence_tags="occurs",
+            confidence="occurs_weight",
+        ),
+    )
+
+
+def optimizer(optimization: config.Optimization) -> optax.GradientTransformation:
+    """Muon for the layers' kernels, AdamW for everything else, with updates `ADAM_SHARE` as large."""
+    rate = learning_rate(optimization)
+
+    def matrices(params):
+        def numbers(path, leaf):
+            names = [str(getattr(key, "key", "")) for key in path]
+            return optax.contrib.MuonDimensionNumbers(1, 2) if leaf.ndim == 3 and "kernel" in names else None
+
+        return jax.tree_util.tree_map_with_path(numbers, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(optimization.clip_norm),
+        optax.contrib.muon(
+            # optax counts steps from 0, the schedule from 1.
+            lambda count: rate(count + 1),
+            adam_learning_rate=lambda count: ADAM_SHARE * rate(count + 1),
+            weight_decay=optimization.weight_decay,
+            adam_b2=0.98,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=matrices,
+        ),
+    )
+
+
+# ---- rows
+
+
+def prepare(corpus: Corpus, folder: Path, arguments: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Everything that is read while training; made once and kept in `folder` with the tokenizer."""
+    done = folder / "arrays.npz"
+    if done.is_file():
+        with np.load(done) as stored:
+            return dict(stored)
+    gathered = material.gather(
+        corpus,
+        crossed=arguments.crossed,
+        recombined=arguments.recombined,
+        held_out=arguments.held_out,
+        seed=arguments.data_seed,
+    )
+    texts = list(gathered.texts)
+    material.train_word_piece(texts, arguments.vocab_size, folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer", ("pad", "cls", "sep"))
+    embed = partial(teacher.embeddings, folder=arguments.minilm, cache=folder / "minilm.npz")
+
+    def cosines(pairs):
+        sides = [embed(side) for side in ([p.query for p in pairs], [material.item_text(p.item) for p in pairs])]
+        return np.einsum("nw,nw->n", *(side.astype(np.float32) for side in sides))
+
+    arrays = material.prefixed("text", material.text_arrays(tokenizer, texts, list(gathered.texts.values())))
+    arrays["text_targets"] = embed(texts)
+    vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    arrays["word_targets"] = embed([token.removeprefix("##") for token in vocabulary])
+    for name, pairs in (("pair", gathered.pairs), ("crossed", gathered.held_out_pairs), ("judged", corpus.held_out)):
+        made = material.pair_arrays(tokenizer, pairs, gathered.annotator)
+        arrays |= material.prefixed(name, {**made, "cosines": cosines(pairs)})
+        if name != "pair":
+            queries, items = [pair.query for pair in pairs], [material.item_text(pair.item) for pair in pairs]
+            for side, (whole, number) in {"query": (queries, 0), "item": (items, 1)}.items():
+                arrays |= material.prefixed(
+                    f"{name}_{side}", material.text_arrays(tokenizer, whole, [number] * len(whole))
+                )
+    arrays["judged_overlap"] = np.array([material.overlap(pair) for pair in corpus.held_out])
+    arrays["judged_exact"] = np.array([pair.label == "Exact" for pair in corpus.held_out])
+    arrays["judged_queries"] = np.unique([pair.query for pair in corpus.held_out], return_inverse=True)[1]
+    partial_file = folder / ".arrays.partial.npz"
+    np.savez(partial_file, **arrays)
+    os.replace(partial_file, done)
+    return arrays
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+
+
+def reader(arrays: Mapping[str, np.ndarray], targets: np.ndarray) -> Callable[[np.ndarray, np.ndarray], dict]:
+    """(numbers of as many texts as pairs, texts first; places, which are all) -> a batch."""
+    count, cosines = len(targets), arrays["pair_cosines"]
+    standard = (cosines - cosines.mean()) / max(cosines.std(), 1e-6)
+    eye = np.eye(len(VERDICTS), dtype=np.float32)
+    weight_of = np.array([0.0, 1.0, OF_ITEM], np.float32)
+
+    def read(numbers, places):
+        half = len(numbers) // 2
+        texts, pairs = numbers[:half], numbers[half:] - count
+        text_lengths, pair_lengths = arrays["text_lengths"][texts], arrays["pair_lengths"][pairs]
+        needed = text_lengths.max(), pair_lengths.max()
+        of_text, of_pair = next(both for both in LENGTHS if both[0] >= needed[0] and both[1] >= needed[1])
+        text_valid = np.arange(of_text) < text_lengths[:, None]
+        pair_valid = np.arange(of_pair) < pair_lengths[:, None]
+        owners = arrays["pair_owners"][pairs, :of_pair]
+        return {
+            "inputs": {
+                "text": {
+                    "tokens": arrays["text_tokens"][texts, :of_text],
+                    "types": np.where(text_valid, arrays["text_sides"][texts, None], 0).astype(np.int32),
+                    "valid": text_valid,
+                },
+                "pair": {
+                    "tokens": arrays["pair_tokens"][pairs, :of_pair],
+                    "types": arrays["pair_types"][pairs, :of_pair].astype(np.int32),
+                    "valid": pair_valid,
+                },
+            },
+            "target": targets[texts],
+            "wanted_cosine": standard[pairs].astype(np.float32),
+            "verdict_probs": eye[arrays["pair_verdicts"][pairs]],
+            "asked": np.where(arrays["pair_asked"][pairs], 1.0, UNASKED).astype(np.float32),
+            "evidence_tags": arrays["pair_evidence"][pairs, :of_pair].astype(np.int32),
+            "evidence_tags_mask": owners > 0,
+            "occurs": arrays["pair_occurs"][pairs, :of_pair].astype(np.int32),
+            "occurs_weight": weight_of[owners],
+        }
+
+    return read
+
+
+# ---- the whole
+
+
+def initial(
+    learner: Learner,
+    inputs: Mapping[str, Any],
+    word_vectors: np.ndarray,
+    tx: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+) -> TrainState:
+    """The state at step 0: the word table is what MiniLM makes of each token [V, W], and layers add little.
+
+    In every layer keys begin as queries, so that a token attends to itself and to its likes wherever they stand: which
+    words occur on both sides is then found within a hundred steps, and otherwise not within some hundreds.
+    """
+    words = jnp.asarray(word_vectors * (TABLE_SIZE * word_vectors.shape[1] ** 0.5))
+
+    def make():
+        params = nn.unbox(learner.init(jax.random.key(seed), **inputs))["params"]
+        layers = params["encoder"]["layers"]
+        for name in ("output", "down"):
+            layers[name]["kernel"] *= BRANCH
+        layers["key"] = jax.tree.map(jnp.copy, layers["query"])
+        params["encoder"]["word_embedding"] = words
+        return create_state({"params": params}, {}, tx, seed)
+
+    return jax.jit(make, out_shardings=NamedSharding(mesh, PartitionSpec()))()
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Trains and writes the encoder; gives the last figures."""
+    output, work = arguments.output, arguments.work or arguments.output.with_name(arguments.output.name + ".work")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output}: exists and is not empty; choose another --output or remove it")
+    check_positive(arguments, zero=("seed", "data_seed", "dropout", "crossed", "recombined"))
+    if arguments.width % arguments.heads:
+        raise UserError(f"--width: {arguments.width} is no multiple of --heads ({arguments.heads})")
+    if not arguments.minilm.is_dir():
+        raise UserError(f"--minilm: {arguments.minilm}: no such folder")
+    corpus = load(arguments.folder, arguments.data_seed)
+    prepared = arguments.prepared or work / "prepared"
+    _settle(prepared, arguments, OF_DATA)
+    _settle(work, arguments, OF_TRAINING)
+    begin = time.perf_counter()
+    arrays = prepare(corpus, prepared, arguments)
+    tokenizer = load_tokenizer(prepared / "tokenizer", ("pad", "cls", "sep"))
+    axes = teacher.principal(arrays["text_targets"], arguments.width)
+    targets, words = (unit(arrays[name].astype(np.float32) @ axes) for name in ("text_targets", "word_targets"))
+
+    encoder = EncoderConfig(
+        vocab_size=len(tokenizer),
+        max_length=MAX_LENGTH,
+        layers=arguments.layers,
+        width=arguments.width,
+        heads=arguments.heads,
+        mlp_width=arguments.mlp_width,
+        dropout=arguments.dropout,
+    )
+    optimization = config.Optimization(
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        warmup_share=0.05,
+        checkpoint_every=arguments.checkpoint_every,
+        log_every=math.gcd(20, arguments.checkpoint_every),
+    )
+    learner, mesh, tx = Learner(encoder), make_mesh(config.Mesh()), optimizer(optimization)
+    read = reader(arrays, targets)
+    rows, pairs = len(targets), len(arrays["pair_tokens"])
+    streams = [
+        Stream(np.arange(rows), (arguments.batch_size,)),
+        Stream(np.arange(rows, rows + pairs), (arguments.batch_size,)),
+    ]
+    sizes = np.concatenate([arrays["text_lengths"], arrays["pair_lengths"]])
+    ordered = order(streams, arguments.seed, sizes=sizes, window=WINDOW)
+    first = read(ordered.batch(0), np.arange(arguments.batch_size))
+    state = initial(learner, first["inputs"], words, tx, mesh, arguments.seed)
+    measure = make_measure(learner, arrays)
+    log = work / "progress.log"
+
+    def evaluate(state):
+        found = {name: float(value[0]) for name, value in figures(measure(state.trainable["params"]), arrays).items()}
+        line = {"step": int(state.step), "seconds": round(time.perf_counter() - begin)}
+        line |= {name: round(value, 4) for name, value in found.items()}
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return found
+
+    state = train(
+        shard_step(make_train_step(learner.apply, objective(WEIGHTS), tx), mesh, state),
+        state,
+        batches(read, ordered, np.arange(arguments.batch_size)),
+        config=optimization,
+        mesh=mesh,
+        directory=work,
+        title="encoder",
+        evaluate=evaluate,
+        evaluate_every=arguments.evaluate_every,
+    )
+    # What is measured is what is written.
+    params = jax.tree.map(lambda x: x.astype(jnp.float16), nn.unbox(state.trainable["params"]["encoder"]))
+    rounded = {**state.trainable["params"], "encoder": jax.tree.map(lambda x: x.astype(jnp.float32), params)}
+    samples = figures(measure(rounded), arrays, RESAMPLES)
+    log_of = {
+        "settings": _said(arguments, (*OF_DATA, *OF_TRAINING)),
+        "corpus": check(corpus),
+        "texts": rows,
+        "pairs": pairs,
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "figures": {name: interval(values) for name, values in samples.items()},
+        "auc_less_minilm": interval(samples["auc"] - samples["auc_minilm"]),
+        "auc_less_overlap": interval(samples["auc"] - samples["auc_overlap"]),
+    }
+    (work / "log.json").write_text(json.dumps(log_of, indent=2) + "\n", "utf-8")
+    ship(Encoder(encoder), {"params": params}, prepared / "tokenizer", output, "encoder")
+    return log_of
+
+
+OF_DATA = ("folder", "data_seed", "vocab_size", "crossed", "recombined", "held_out", "minilm")
+OF_TRAINING = (
+    *("seed", "layers", "width", "heads", "mlp_width", "dropout", "steps", "batch_size", "learning_rate"),
+    *("checkpoint_every", "evaluate_every"),
+)
+
+
+def _said(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def _settle(folder: Path, arguments: argparse.Namespace, names: tuple[str, ...]) -> None:
+    """Notes in a folder what it is made with. Raises UserError where it was made with something else."""
+    path, said = folder / "settings.json", _said(arguments, names)
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        known = json.loads(path.read_text("utf-8"))
+        changed = [name for name in names if known.get(name) != said[name]]
+        if changed:
+            name = changed[0]
+            raise UserError(
+                f"{folder}: made with --{name.replace('_', '-')} {known.get(name)}, not {said[name]}; remove the "
+                "folder or give another"
+            )
+    else:
+        path.write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("folder", type=Path)
+    add("--output", type=Path, required=True, help="the encoder's folder; must not exist or be empty")
+    add("--work", type=Path, help="what it takes to go on, and the logs")
+    add("--prepared", type=Path, help="texts, tokenizer and embeddings, to be shared by several trainings")
+    add("--minilm", type=Path, default=None, help=f"all-MiniLM-L6-v2; default: that of the package {teacher.PACKAGE}")
+    add("--seed", type=int, default=0, help="of the training")
+    add("--data-seed", type=int, default=0, help="of what is held out and of the pairs")
+    add("--vocab-size", type=int, default=8192)
+    add("--crossed", type=int, default=4, help="pairs of each query with items that nobody judged for it")
+    add("--recombined", type=int, default=20000, help="pairs of made-up texts")
+    add("--held-out", type=int, default=1000, help="crossed pairs to measure on")
+    add("--layers", type=int, default=2)
+    add("--width", type=int, default=256)
+    add("--heads", type=int, default=4)
+    add("--mlp-width", type=int, default=1024)
+    add("--dropout", type=float, default=0.0)
+    add("--steps", type=int, default=2800)
+    add("--batch-size", type=int, default=64, help="texts, and pairs, of a step")
+    add("--learning-rate", type=float, default=4e-3, help="of the kernels, at its peak")
+    add("--checkpoint-every", type=int, default=200)
+    add("--evaluate-every", type=int, default=400)
+    arguments = parser.parse_args()
+    arguments.minilm = arguments.minilm or teacher.default_folder()
+    print(json.dumps(run(arguments)["figures"], indent=2))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,257 @@
+"""What the bundled encoder is trained on: texts of products and queries, and pairs with what rules say of them."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from corpus import DEMO, Corpus
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from jax_rele import config
+from jax_rele.data import candidates, recombine
+from jax_rele.data.tokens.encoding import cross_rows, encode_evidence, pad
+from jax_rele.rationale import RuleAnnotator, find_evidence
+from jax_rele.rationale.words import key, words
+from jax_rele.types import VERDICTS, Item, Pair
+
+FIELDS = config.load(DEMO).data.item_fields
+DIMENSIONS = tuple(config.load(DEMO).rationale.dimensions)
+
+QUERY_LENGTH, ITEM_LENGTH, TEXT_LENGTH = 24, 72, 64
+"""Most tokens of a pair's query and item, with the markers, and of a text that is read alone."""
+
+PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+
+ALPHABET = 200
+"""Letters that have tokens of their own, the most frequent ones."""
+
+MIN_WORDS, MAX_WORDS = 3, 40
+"""Of a piece of prose."""
+
+QUERY_SIDE, ITEM_SIDE = 0, 1
+"""Token types of a text that is read alone, as the two-tower gives them."""
+
+MARKER, QUERY_WORD, ITEM_WORD = 0, 1, 2
+"""Whose word a token of a pair is of."""
+
+
+def item_text(item: Item) -> str:
+    """The texts of an item as the students read them."""
+    return " ".join(text for _, text in item.texts(FIELDS))
+
+
+def overlap(pair: Pair) -> float:
+    """The share of the query's distinct words that stand in the item."""
+    asked, stated = ({word.norm for word in words(text)} for text in (pair.query, item_text(pair.item)))
+    return len(asked & stated) / max(1, len(asked))
+
+
+def catalogue(pairs: Iterable[Pair]) -> list[Item]:
+    """The items of pairs, each once."""
+    return list({pair.item.id: pair.item for pair in pairs if pair.item.title}.values())
+
+
+def prose(item: Item) -> Iterator[str]:
+    """The bullets and the description of an item in pieces like sentences."""
+    for field in (item.bullets, item.description):
+        plain = re.sub(r"<[^>]*>|&\w+;", " ", field)
+        for piece in re.split(r"(?<=[.!?])\s+|[\n•;]+", plain):
+            found = piece.split()
+            for start in range(0, len(found), MAX_WORDS):
+                if len(part := found[start : start + MAX_WORDS]) >= MIN_WORDS:
+                    yield " ".join(part)
+
+
+@dataclass(frozen=True)
+class Material:
+    """Texts to learn from.
+
+    Attributes:
+      texts: each with its side; among them are all queries and items of the pairs.
+      pairs: judged, crossed and recombined pairs.
+      annotator: knows the phrases of the training pairs.
+      held_out_pairs: crossed pairs of queries and items that are held out.
+    """
+
+    texts: dict[str, int]
+    pairs: list[Pair]
+    annotator: RuleAnnotator
+    held_out_pairs: list[Pair]
+
+
+def gather(corpus: Corpus, *, crossed: int, recombined: int, held_out: int, seed: int) -> Material:
+    """Everything that is learnt from a corpus; nothing in it is a query that the corpus sets apart.
+
+    Args:
+      corpus: what may be learnt from.
+      crossed: pairs of each query with items that nobody judged for it.
+      recombined: pairs of made-up texts.
+      held_out: at most this many crossed pairs to measure on.
+      seed: of what is drawn.
+    """
+    settings = config.load(DEMO).rationale
+    judged, asked = corpus.judged, [*corpus.judged, *corpus.queries]
+    # Most of them share words with the query: among random items there is little to tell apart.
+    met = candidates(asked, catalogue(judged), crossed, seed, bm25=0.6, same_brand=0.1)
+    pairs = [*judged, *met]
+    pairs += recombine(pairs, recombined, seed)
+    pairs = corpus.allowed(pairs)
+    texts = {item_text(pair.item): ITEM_SIDE for pair in pairs}
+    for item in catalogue(judged):
+        texts |= dict.fromkeys([item.title, *prose(item)], ITEM_SIDE)
+    texts |= dict.fromkeys([pair.query for pair in pairs], QUERY_SIDE)
+    measured = [*corpus.held_out, *corpus.held_out_queries]
+    apart = candidates(measured, catalogue(corpus.held_out), 2, seed, bm25=0.5)
+    random.Random(seed).shuffle(apart)
+    return Material(
+        texts={text: side for text, side in texts.items() if key(text) not in corpus.apart},
+        pairs=pairs,
+        annotator=RuleAnnotator.fit(asked, settings.dimensions, settings.tag_map),
+        held_out_pairs=apart[:held_out],
+    )
+
+
+def prefixed(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays by their names with another before it."""
+    return {f"{name}_{key}": value for key, value in arrays.items()}
+
+
+def train_word_piece(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
+    """Writes a lower-casing WordPiece tokenizer of BERT's form, `[CLS] A [SEP] B [SEP]`, trained on texts."""
+    normalizer, texts = normalizers.BertNormalizer(lowercase=True), list(texts)
+    letters = Counter(letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace())
+    alphabet = sorted(sorted(letters), key=lambda letter: -letters[letter])[:ALPHABET]
+    learner = _word_piece(models.WordPiece(unk_token=UNKNOWN), normalizer)
+    # The trainer numbers letters as it happens to meet them, and breaks ties by number: it is told all of them first.
+    pieces = [PAD, UNKNOWN, CLS, SEP, *alphabet, *[f"##{letter}" for letter in alphabet]]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=pieces,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    tokenizer = _word_piece(models.WordPiece(learner.get_vocab(), unk_token=UNKNOWN), normalizer)
+    tokenizer.add_special_tokens([PAD, UNKNOWN, CLS, SEP])
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}",
+        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (CLS, SEP)],
+    )
+    # Texts are written by sellers and shoppers: `[SEP]` in a title is no marker.
+    tokenizer.encode_special_tokens = True
+    saved = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        cls_token=CLS,
+        sep_token=SEP,
+        do_lower_case=True,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    saved.save_pretrained(folder)
+    # What `to_hf` takes the ids of from.
+    (folder / "config.json").write_text(json.dumps({"pad_token_id": tokenizer.token_to_id(PAD)}), "utf-8")
+
+
+def _word_piece(model: models.WordPiece, normalizer: normalizers.Normalizer) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def text_arrays(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], sides: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Texts that are read alone: `tokens` [N, TEXT_LENGTH] int32, `sides` and `lengths` [N]."""
+    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    rows = [[tokenizer.cls_token_id, *row[: TEXT_LENGTH - 2], tokenizer.sep_token_id] for row in ids]
+    return {
+        "tokens": pad(rows, TEXT_LENGTH, tokenizer.pad_token_id),
+        "sides": np.asarray(sides, np.int32),
+        "lengths": np.array([len(row) for row in rows], np.int32),
+    }
+
+
+def pair_arrays(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], annotator: RuleAnnotator
+) -> dict[str, np.ndarray]:
+    """Pairs as the cross-encoder reads them, and what rules say of them.
+
+    Returns:
+      `tokens` [N, L] int32, `types` [N, L], `lengths` [N]; `verdicts` [N, D], places in `VERDICTS`; `asked` [N, D]
+      bool, whether the query asks for the dimension; `evidence` [N, L], tags as of `encode_evidence`; `occurs` [N, L],
+      1 for a token whose word stands on the other side too; `owners` [N, L], whose word a token is of. Tables without
+      a dtype are int8.
+    """
+    rows, types = cross_rows(tokenizer, pairs, FIELDS, QUERY_LENGTH, ITEM_LENGTH)
+    rationales = annotator.annotate(pairs)
+    compared = [[c for name in DIMENSIONS for c in r.comparisons if c.dimension == name] for r in rationales]
+    spans = [find_evidence(pair, rationale, FIELDS) for pair, rationale in zip(pairs, rationales)]
+    lengths = QUERY_LENGTH, ITEM_LENGTH
+    parts = range(0, len(pairs), 4096)
+    evidence = [
+        encode_evidence(tokenizer, pairs[i : i + 4096], spans[i : i + 4096], DIMENSIONS, FIELDS, *lengths)
+        for i in parts
+    ]
+    occurs, owners = occurrences(tokenizer, pairs)
+    length = sum(lengths)
+    return {
+        "tokens": pad(rows, length, tokenizer.pad_token_id),
+        "types": pad(types, length, 0, np.int8),
+        "lengths": np.array([len(row) for row in rows], np.int32),
+        "verdicts": np.array([[VERDICTS.index(c.verdict) for c in row] for row in compared], np.int8),
+        "asked": np.array([[bool(c.query_values) for c in row] for row in compared], bool),
+        "evidence": np.concatenate([each["evidence_tags"] for each in evidence]).astype(np.int8),
+        "occurs": pad(occurs, length, 0, np.int8),
+        "owners": pad(owners, length, MARKER, np.int8),
+    }
+
+
+def occurrences(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> tuple[list[list[int]], list[list[int]]]:
+    """For each token of `[CLS] query [SEP] item [SEP]` whether its word is one of the other side, and whose it is.
+
+    Words are compared by their normal forms (`jax_rele.rationale.words`); what is cut off is not there.
+    """
+    whole = list(dict.fromkeys(text for pair in pairs for text in (pair.query, item_text(pair.item))))
+    found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    word_of = {text: _word_of_tokens(text, offsets) for text, offsets in zip(whole, found)}
+    occurs, owners = [], []
+    for pair in pairs:
+        query = word_of[pair.query][: QUERY_LENGTH - 2]
+        item = word_of[item_text(pair.item)][: ITEM_LENGTH - 1]
+        both = {*query} & {*item} - {""}
+        occurs.append([0, *[word in both for word in query], 0, *[word in both for word in item], 0])
+        of_query = [QUERY_WORD if word else MARKER for word in query]
+        owners.append([MARKER, *of_query, MARKER, *[ITEM_WORD if word else MARKER for word in item], MARKER])
+    return occurs, owners
+
+
+def _word_of_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:
+    """The normal form of the word that each token is of, "" for none."""
+    found, place, norms = _words(text), 0, []
+    for start, _ in offsets:
+        while place < len(found) and found[place].end <= start:
+            place += 1
+        inside = place < len(found) and found[place].start <= start
+        norms.append(found[place].norm if inside else "")
+    return norms
+
+
+@lru_cache(maxsize=1 << 14)
+def _words(text: str):
+    return words(text)

@@ -1,0 +1,72 @@
+"""One row is kept of those that judge the same thing, whatever their order."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jax_rele.data.pairs.deduplicate import CONFLICT, DUPLICATE, KEPT, UNLABELLED, resolve
+
+RULES = ("majority", "first", "last", "drop")
+rows = st.tuples(st.integers(0, 4), st.integers(UNLABELLED, 3), st.integers(0, 5), st.integers(0, 3))
+tables = st.lists(rows, max_size=20)
+
+
+def run(table, rule):
+    judgements, labels, ranks, contents = np.array(table, np.int64).reshape(-1, 4).T
+    fates, instead = resolve(judgements.astype(np.uint64), labels.astype(np.int16), ranks, contents, rule)
+    return fates.tolist(), instead.tolist()
+
+
+def expected(table, rule):
+    """Row by row, by the words of the rule."""
+    fates, instead = [KEPT] * len(table), list(range(len(table)))
+    for judgement in {row[0] for row in table}:
+        group = [i for i, row in enumerate(table) if row[0] == judgement]
+        given_labels = [table[i][1] for i in group if table[i][1] != UNLABELLED]
+        if len(set(given_labels)) > 1 and rule == "drop":
+            for i in group:
+                fates[i], instead[i] = CONFLICT, -1
+            continue
+        winner = UNLABELLED
+        if given_labels:
+            votes = Counter(given_labels)
+            majority = max(votes, key=lambda label: (votes[label], label))
+            winner = {"first": given_labels[0], "last": given_labels[-1]}.get(rule, majority)
+        best = min((i for i in group if table[i][1] == winner), key=lambda i: (*table[i][2:], i))
+        for i in group:
+            instead[i] = best
+            if i != best:
+                fates[i] = DUPLICATE if table[i][1] in (winner, UNLABELLED) else CONFLICT
+    return fates, instead
+
+
+@given(tables, st.sampled_from(RULES))
+def test_the_rule(table, rule):
+    assert run(table, rule) == expected(table, rule)
+
+
+@given(tables, st.sampled_from(["majority", "drop"]), st.randoms())
+def test_the_order_of_rows_does_not_matter(table, rule, shuffler):
+    fates, _ = run(table, rule)
+    shuffled = shuffler.sample(table, len(table))
+    again, _ = run(shuffled, rule)
+    assert sorted(zip(table, fates)) == sorted(zip(shuffled, again))
+
+
+@pytest.mark.parametrize(
+    ("rule", "labels", "kept"),
+    [
+        ("majority", [0, 1, 1], 1),
+        ("majority", [0, 1, UNLABELLED], 1),  # of equals the lower grade
+        ("first", [UNLABELLED, 2, 1, 1], 1),
+        ("last", [1, 1, 0, UNLABELLED], 2),
+        ("drop", [1, 1], 0),
+        ("majority", [UNLABELLED, UNLABELLED], 0),
+    ],
+)
+def test_examples(rule, labels, kept):
+    fates, _ = run([(7, label, rank, 0) for rank, label in enumerate(labels)], rule)
+    assert [i for i, fate in enumerate(fates) if fate == KEPT] == [kept]

@@ -1,0 +1,249 @@
+"""From a source to tables: every row ends once, no query is in two splits, nothing is written half."""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jax_rele.config import Data, Labels
+from jax_rele.data import SPLITS, PairTable, ingest, normalise_query, parse_row, read_table, write_pairs
+from jax_rele.data.pairs.ingest import check_disjoint
+from jax_rele.errors import UserError
+from jax_rele.types import Item, Pair
+
+NAMES = ("Exact", "Substitute", "Irrelevant")
+SCHEMA = Labels(names=NAMES, gains=(1.0, 0.5, 0.0), positive=("Exact",))
+
+
+def run(folder, source, seed=0, **data):
+    folder.mkdir(parents=True, exist_ok=True)
+    found = ingest(Data(path=str(source), **data), SCHEMA, seed, folder / "cache", folder)
+    bad = [row["reason"].partition(":")[0] for row in read_table(folder / "quarantine.parquet").to_pylist()]
+    assert sorted(path.name for path in folder.iterdir()) == ["pairs.parquet", "quarantine.parquet"]
+    return found, bad
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def row(i, query, label=None, item="i", **more):
+    return {"pair_id": f"p{i}", "query": query, "item": {"id": item, "title": "t"}, "label": label, **more}
+
+
+def plain(n, **more):
+    """One row for each of n queries."""
+    return [row(i, f"query {i}", NAMES[i % 3], **more) for i in range(n)]
+
+
+def refusal(tmp_path, source, **data):
+    with pytest.raises(UserError) as error:
+        run(tmp_path / "made", source, **data)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+spellings = st.sampled_from([str, str.upper, lambda query: f"  {query} "])
+
+
+@st.composite
+def sources(draw):
+    """Rows of some queries, repeated, contradicted, spoilt and with splits of their own."""
+    rows = []
+    for i in range(draw(st.integers(8, 30))):
+        query = draw(spellings)(f"query {draw(st.integers(0, 9))}")
+        label = draw(st.sampled_from([None, *NAMES]))
+        rows.append(row(i, query, label, item=draw(st.sampled_from("ab")), locale=draw(st.sampled_from(["", "us"]))))
+        kind = draw(st.integers(0, 11))
+        if kind == 0:
+            rows[-1]["label"] = "none of these"
+        elif kind == 1:
+            rows[-1]["pair_id"] = "p0"
+        elif kind in (2, 3):
+            rows[-1]["split"] = draw(st.sampled_from(SPLITS))
+        elif kind == 4:
+            del rows[-1]["pair_id"]
+    return rows
+
+
+def attempt(folder, rows, **options):
+    """What comes of the rows and the reasons of those set aside; None where they are too few for a run."""
+    source = write(folder / "rows.jsonl", rows)
+    try:
+        return run(folder / "made", source, max_bad_share=1.0, **options)
+    except UserError as error:
+        message = str(error)
+    assert any(told in message for told in ("is empty", "one query", "no row is left", "none of its"))
+    return None
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@given(sources(), st.sampled_from(["majority", "first", "last", "drop"]), st.sampled_from(["keep", "ignore"]))
+def test_every_row_ends_once_and_no_query_is_in_two_splits(tmp_path_factory, rows, conflicts, given_splits):
+    folder = tmp_path_factory.mktemp("ingest")
+    options = {"splits": {"given": given_splits, "leakage": "drop"}, "conflicts": conflicts}
+    made = attempt(folder, rows, **options)
+    if made is None:
+        return
+    found, bad = made
+    pairs = list(found.pairs)
+    counts = found.counts
+    assert len(pairs) + len(bad) == len(rows)
+    assert len(bad) == sum(counts[name] for name in ("quarantined", "duplicates", "conflicts", "leaked"))
+    reasons = Counter(bad)
+    assert counts["quarantined"] == reasons["unknown label 'none of these'"] + sum(
+        count for reason, count in reasons.items() if reason.startswith("duplicate pair_id")
+    )
+    assert [counts["duplicates"], counts["conflicts"], counts["leaked"]] == [
+        reasons[name] for name in ("duplicate", "conflict", "leaked")
+    ]
+    set_aside = read_table(folder / "made" / "quarantine.parquet").to_pylist()
+    assert len({(one["source"], one["row"]) for one in set_aside}) == len(set_aside)
+    # No row twice, no pair twice, no query in two splits.
+    assert len({pair.pair_id for pair in pairs}) == len(pairs)
+    judged = {(normalise_query(pair.query), pair.item.id, pair.locale) for pair in pairs}
+    assert len(judged) == len(pairs)
+    splits = {(normalise_query(pair.query), pair.split) for pair in pairs}
+    assert len(splits) == len({query for query, _ in splits})
+    assert [SPLITS[place] for place in found.splits] == [pair.split for pair in pairs]
+    assert found.labelled.tolist() == [pair.label is not None for pair in pairs]
+    # What is kept is as it was read, in its order.
+    numbers = {one["row"] for one in set_aside}
+    kept = [
+        parse_row(one, fields={}, label_map={}, label_names=NAMES) for i, one in enumerate(rows, 1) if i not in numbers
+    ]
+    assert [replace(pair, split=None) for pair in pairs] == [replace(pair, split=None) for pair in kept]
+    again, _ = attempt(folder, rows, **options)
+    assert list(again.pairs) == pairs
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(sources(), st.sampled_from(["majority", "drop"]), st.randoms())
+def test_the_order_of_rows_changes_nothing(tmp_path_factory, rows, conflicts, shuffler):
+    rows = [one for one in rows if one.get("pair_id") != "p0" or one is rows[0]]
+    found = []
+    for part in (rows, shuffler.sample(rows, len(rows))):
+        made = attempt(tmp_path_factory.mktemp("ingest"), part, splits={"leakage": "drop"}, conflicts=conflicts)
+        found.append(made and (sorted(made[0].pairs, key=lambda pair: pair.pair_id), made[0].counts))
+    assert found[0] == found[1]
+
+
+def test_who_wins_is_told(tmp_path):
+    rows = plain(12)
+    rows += [row(20, "QUERY  0", "Irrelevant"), row(21, "query 0", "Irrelevant"), row(22, "query 1", "Substitute")]
+    found, _ = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows))
+    assert found.counts == {"quarantined": 0, "duplicates": 2, "conflicts": 1, "leaked": 0, "empty_shards": 0}
+    told = {one["row"]: one for one in read_table(tmp_path / "made" / "quarantine.parquet").to_pylist()}
+    assert {number: one["reason"] for number, one in told.items()} == {
+        1: "conflict: row 13 gives the same query and item the label 'Irrelevant', which is kept",
+        14: "duplicate: row 13 judges the same query and item and is kept",
+        15: "duplicate: row 2 judges the same query and item and is kept",
+    }
+    assert json.loads(told[1]["raw"])["pair_id"] == "p0"
+    assert {one["source"] for one in told.values()} == {str(tmp_path / "rows.jsonl")}
+
+
+def test_leaks_are_refused_or_dropped(tmp_path):
+    rows = plain(9, split="train") + [row(20 + i, f"held {i}", "Exact", split=SPLITS[1 + i % 2]) for i in range(4)]
+    rows += [row(30, "Query 0", "Exact", item="j", split="test"), row(31, "query 0", "Exact", item="k")]
+    rows += [row(32, "query 0", "Exact", item="l", split="validation")]
+    source = write(tmp_path / "rows.jsonl", rows)
+    message = refusal(tmp_path, source)
+    assert f"{source}: the query 'query 0' is in two splits: test (pair_id 'p30') and train (pair_id 'p0')" in message
+    assert "data.splits.leakage" in message
+    found, bad = run(tmp_path / "dropped", source, splits={"leakage": "drop"})
+    assert bad == ["leaked", "leaked"]
+    assert found.counts["leaked"] == 2
+    assert {pair.pair_id for pair in found.pairs if pair.split == "test" and "uery" in pair.query} == {"p30", "p31"}
+    found, _ = run(tmp_path / "ignored", source, splits={"given": "ignore"})
+    assert (len(found.pairs), found.counts["leaked"]) == (len(rows), 0)
+
+
+def test_the_share_of_bad_rows_does_not_count_duplicates(tmp_path):
+    rows = plain(10) * 5 + [{"query": "no title"}]
+    source = write(tmp_path / "rows.jsonl", rows)
+    found, _ = run(tmp_path / "made", source, max_bad_share=0.02)
+    assert (found.counts["duplicates"], found.counts["quarantined"]) == (40, 1)
+    assert "1 of 51 rows are bad (2.0%), more than data.max_bad_share 1.0% (row 51 of " in refusal(
+        tmp_path, source, max_bad_share=0.01
+    )
+    rows = [*plain(10), row(3, "another query"), row(3, "a third")]
+    source = write(tmp_path / "ids.jsonl", rows)
+    message = refusal(tmp_path, source, max_bad_share=0.1)
+    assert "2 of 12 rows are bad" in message
+    assert "duplicate pair_id, first seen at row 4" in message
+
+
+def test_one_query_in_all_rows_is_said(tmp_path):
+    source = write(tmp_path / "rows.jsonl", [row(i, "Red  Shoe", "Exact", item=str(i)) for i in range(5000)])
+    message = refusal(tmp_path, source)
+    assert message.startswith(f"{source}: all 5000 rows have one query, 'Red  Shoe'; pairs are split by query")
+
+
+def test_empty_shards_are_counted(tmp_path):
+    for i in range(12):
+        write(tmp_path / "in" / f"{i:02d}.jsonl", plain(12)[i : i + 1] if i % 2 else [])
+    found, _ = run(tmp_path / "made", tmp_path / "in")
+    assert (len(found.pairs), found.counts["empty_shards"]) == (6, 6)
+    for path in (tmp_path / "in").iterdir():
+        path.write_text("")
+    assert "none of the 12 files has a row" in refusal(tmp_path, tmp_path / "in")
+
+
+def test_more_rows_than_a_row_group(tmp_path):
+    rows = [row(i, f"query {i % 700}", NAMES[i % 3], item=str(i)) for i in range(9000)]
+    rows += [{"query": str(i)} for i in range(4200)]
+    found, bad = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows), max_bad_share=0.5)
+    assert len(bad) == 4200
+    assert [pair.pair_id for pair in found.pairs] == [f"p{i}" for i in range(9000)]
+    metadata = pq.ParquetFile(tmp_path / "made" / "pairs.parquet").metadata
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [4096, 4096, 808]
+    counts = Counter(pair.split for pair in found.pairs)
+    assert np.allclose([counts[split] / 9000 for split in SPLITS], (0.6, 0.2, 0.2), atol=0.01)
+
+
+def test_a_long_text_is_in_no_table(tmp_path):
+    rows = [*plain(12), row(20, "long", "Exact", item="x" * 10_000_000)]
+    found, bad = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows))
+    assert (len(found.pairs), bad) == (12, ["a text of 10000000 characters, more than data.max_characters 100000"])
+    assert sum(path.stat().st_size for path in (tmp_path / "made").iterdir()) < 50_000
+
+
+def test_a_leak_in_what_was_written_is_found(tmp_path):
+    def pair(i, query, split):
+        return Pair(str(i), query, Item("i", "t"), split=split)
+
+    path = tmp_path / "pairs.parquet"
+    pairs = [pair(i, f"q{i}", SPLITS[i % 3]) for i in range(9)]
+    write_pairs(path, [*pairs, pair(9, "Q1", "validation")])
+    check_disjoint(path)
+    write_pairs(path, [*pairs, pair(9, "Q1 ", "test")])
+    with pytest.raises(ValueError, match="a query is in two splits"):
+        check_disjoint(path)
+
+
+def test_what_fails_leaves_no_table(tmp_path, monkeypatch):
+    source = write(tmp_path / "rows.jsonl", plain(12))
+    made = tmp_path / "made"
+    made.mkdir()
+    monkeypatch.setattr(PairTable, "column", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(made, source)
+    assert "pairs.parquet" not in {path.name for path in made.iterdir()}
+
+
+def test_splits_are_checked_in_what_was_written(tmp_path, monkeypatch):
+    rows = [row(i, f"query {i % 6}", NAMES[i % 3], item=str(i)) for i in range(24)]
+    monkeypatch.setattr(
+        sys.modules["jax_rele.data.pairs.ingest"], "divide", lambda query, *_: np.arange(len(query)) // 8
+    )
+    with pytest.raises(ValueError, match="a query is in two splits"):
+        run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows))

@@ -1,0 +1,135 @@
+"""Tokens of teacher and students, and the batches that they come in."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jax_rele.data.tokens.encoding import (
+    AnswerEncoder,
+    encode_cross,
+    encode_evidence,
+    encode_prompts,
+    encode_towers,
+    language_rows,
+)
+from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
+from jax_rele.errors import UserError
+from jax_rele.rationale import render
+from jax_rele.types import Comparison, Item, Pair, Rationale, Span
+
+RATIONALE = Rationale(
+    (Comparison("brand", ("acme",), ("acme corp", "zeta"), "match"), Comparison("color", (), ("red",), "absent")),
+    "Exact",
+)
+PAIRS = [
+    Pair("1", "acme shoes", Item("a", "Acme Corp red shoes", brand="Acme", color="red")),
+    Pair("2", "電池 ✅ pack", Item("b", "Battery " * 40)),
+]
+FIELDS = ("title", "brand", "color")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([render(RATIONALE), "acme corp shoes red battery match mismatch absent"] * 20, 400)
+
+
+@given(st.text())
+def test_any_text_survives_the_tokenizer_but_for_case(tokenizer, text):
+    lower = tokenizer.backend_tokenizer.normalizer.normalize_str(text)
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == lower
+    assert not text.isascii() or lower == text.lower()
+
+
+@given(st.text(alphabet="<>/s pad|", max_size=30))
+def test_no_text_makes_special_tokens(tokenizer, text):
+    assert set(tokenizer.encode(text, add_special_tokens=False)).isdisjoint(tokenizer.all_special_ids)
+
+
+def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "t")
+    loaded = load_tokenizer(tmp_path / "t", ("pad", "cls"))
+    text = "Acme </s> <pad> ✅ shoes"
+    assert loaded.encode(text, add_special_tokens=False) == tokenizer.encode(text, add_special_tokens=False)
+    assert loaded.pad_token_id == tokenizer.pad_token_id
+    settings = tmp_path / "t" / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace('"pad_token"', '"other"'))
+    # A decoder's padding is masked, so any token will do; an encoder's classification token is one that it knows.
+    assert load_tokenizer(tmp_path / "t", ("pad", "eos")).pad_token_id == tokenizer.eos_token_id
+    settings.write_text(settings.read_text().replace('"cls_token"', '"third"'))
+    with pytest.raises(UserError, match="unsuitable tokenizer: it has no cls token"):
+        load_tokenizer(tmp_path / "t", ("eos", "cls"))
+    (tmp_path / "t" / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="damaged tokenizer"):
+        load_tokenizer(tmp_path / "t", ())
+    with pytest.raises(UserError, match="no such tokenizer folder"):
+        load_tokenizer(tmp_path / "u", ())
+
+
+@pytest.mark.parametrize("order", ["rationale_first", "label_first", "label_only"])
+def test_an_answer_is_the_rendered_rationale(tokenizer, order):
+    answer = AnswerEncoder(tokenizer, order, 50)(RATIONALE)
+    assert tokenizer.decode(answer.ids[:-1]) == render(RATIONALE, order).lower()
+    assert answer.ids[-1] == tokenizer.eos_token_id
+    by_kind = {kind: [i for i, k in zip(answer.ids, answer.kinds) if k == kind] for kind in set(answer.kinds)}
+    assert tokenizer.decode(by_kind["label"]) == " exact"
+    if order != "label_only":
+        assert tokenizer.decode(by_kind["verdict"]) == " match absent"
+
+
+def test_long_values_are_cut(tokenizer):
+    long = Rationale((Comparison("brand", ("a b c d e f g h i j",), (), "absent"),))
+    answer = AnswerEncoder(tokenizer, "rationale_first", 4)(long)
+    assert answer.kinds.count("query_values") == 4
+
+
+def test_language_rows_predict_the_next_token_of_the_completion(tokenizer):
+    prompts = encode_prompts(tokenizer, PAIRS, FIELDS, 40)
+    encoder = AnswerEncoder(tokenizer, "label_first", 8)
+    answers = [encoder(RATIONALE)] * 2
+    rows = language_rows(prompts, answers, 0, kind_weights={"verdict": 3.0})
+    for row, prompt in enumerate(prompts):
+        whole = [*prompt, *answers[row].ids]
+        np.testing.assert_array_equal(rows["inputs"]["tokens"][row][: len(whole) - 1], whole[:-1])
+        np.testing.assert_array_equal(rows["targets"][row][rows["targets_mask"][row]], answers[row].ids)
+    weights = rows["token_weights"][0]
+    assert sorted(set(weights)) == [0.0, 1.0, 3.0]
+    assert (weights == 3).sum() == answers[0].kinds.count("verdict")
+    rows = language_rows(prompts, answers, 0, prompt_weight=0.1)
+    assert rows["targets_mask"][0].sum() == len(prompts[0]) + len(answers[0].ids) - 1
+
+
+def test_student_inputs_hold_query_and_item(tokenizer):
+    cross = encode_cross(tokenizer, PAIRS, FIELDS, 12, 30)
+    assert cross["tokens"].shape == (2, 42)
+    valid, types = cross["valid"][0], cross["token_types"][0]
+    text = tokenizer.decode(cross["tokens"][0][valid & (types == 0)], skip_special_tokens=True)
+    assert text.strip() == "acme shoes"
+    text = tokenizer.decode(cross["tokens"][0][valid & (types == 1)], skip_special_tokens=True)
+    assert text.strip() == "acme corp red shoes acme red"
+    towers = encode_towers(tokenizer, PAIRS, FIELDS, 12, 30)
+    assert towers["query_tokens"].shape == (2, 12)
+    for side in ("query", "item"):
+        for tokens, valid in zip(towers[f"{side}_tokens"], towers[f"{side}_valid"]):
+            ids = tokens[valid]
+            assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+            assert not tokens[~valid].any()
+
+
+def test_evidence_tags_stand_at_the_tokens_of_their_spans(tokenizer):
+    spans = [
+        (Span("query", 0, 4, "brand"), Span("title", 10, 13, "color"), Span("brand", 0, 4, "brand")),
+        (Span("query", 0, 2, "brand"),),
+    ]
+    cross = encode_cross(tokenizer, PAIRS, FIELDS, 12, 30)
+    evidence = encode_evidence(tokenizer, PAIRS, spans, ("brand", "color"), FIELDS, 12, 30)
+    tags, mask = evidence["evidence_tags"], evidence["evidence_tags_mask"]
+
+    def text(row, tag):
+        return tokenizer.decode(cross["tokens"][row][tags[row] == tag]).split()
+
+    assert text(0, 1) == ["acme", "acme"]
+    assert text(0, 2) == ["red"]
+    assert text(1, 1) == ["電池"]
+    assert not tags[~mask].any()
+    assert (mask <= cross["valid"]).all()

@@ -1,0 +1,137 @@
+"""Students at work: order, lengths and duplicates of what is asked do not change an answer."""
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jax_rele.data.tokens.tokenizers import train_tokenizer
+from jax_rele.models import Encoder, EncoderConfig
+from jax_rele.students import CrossEncoder, Student, TwoTower, embed, embed_rationales, encode_inputs, predict
+from jax_rele.students import predict as encode
+from jax_rele.students.predict import LENGTHS, _apply, padded_length
+from jax_rele.types import Item, Pair
+
+WORDS = ["red", "shoes", "blue", "running", "shirt", "battery", "charger", "small", "large", "cotton", "leather"]
+RNG = np.random.default_rng(0)
+CONFIG = EncoderConfig(vocab_size=400, max_length=64, layers=1, width=32, heads=2, mlp_width=32)
+MODELS = {
+    "cross": CrossEncoder(CONFIG, labels=4, dimensions=3),
+    "cosine": TwoTower(CONFIG, labels=4, dimensions=3, embedding_width=16, view_width=8),
+    "maxsim": TwoTower(CONFIG, labels=4, dimensions=3, embedding_width=16, view_width=8, head="maxsim"),
+}
+
+
+def text(words):
+    return " ".join(RNG.choice(WORDS, words))
+
+
+PAIRS = [Pair(f"p{n}", text(1 + n % 5), Item(f"i{n}", text(1 + 3 * n % 17))) for n in range(21)]
+TOKENIZER = train_tokenizer([pair.query + " " + pair.item.title for pair in PAIRS], 400)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def student(request):
+    model = MODELS[request.param]
+    inputs = encode_inputs(model, TOKENIZER, PAIRS[:1], ("title",), 16, 40)
+    variables = jax.jit(lambda rng: nn.unbox(model.init(rng, **inputs)))(jax.random.key(0))
+    return Student(model, variables, TOKENIZER, ("title",), 16, 40, batch_size=4)
+
+
+def test_answers_are_those_of_one_padded_batch_in_input_order(student):
+    inputs = encode_inputs(student.model, TOKENIZER, PAIRS, ("title",), 16, 40)
+    whole = student.model.apply(student.variables, **inputs)
+    told = []
+    found = predict(student, PAIRS, progress=told.append)
+    assert sum(told) == len(PAIRS)
+    np.testing.assert_allclose(found.logits, whole.logits, atol=2e-6)
+    np.testing.assert_allclose(found.verdict_logits, whole.verdict_logits, atol=2e-6)
+    if found.token_logits is not None:
+        valid = inputs["valid"][:, : found.token_logits.shape[1]]
+        whole = np.asarray(whole.token_logits)[:, : valid.shape[1]]
+        np.testing.assert_allclose(np.where(valid[..., None], found.token_logits - whole, 0), 0, atol=2e-6)
+
+
+def test_texts_and_arrays_are_taken_too(student):
+    found = predict(student, PAIRS).logits
+    texts = predict(student, [(pair.query, pair.item.title) for pair in PAIRS]).logits
+    arrays = predict(student, encode_inputs(student.model, TOKENIZER, PAIRS, ("title",), 16, 40)).logits
+    np.testing.assert_array_equal(found, texts)
+    np.testing.assert_array_equal(found, arrays)
+
+
+def test_embeddings_are_those_of_the_pairs(student):
+    if isinstance(student.model, CrossEncoder):
+        with pytest.raises(ValueError, match="a cross-encoder has no embeddings"):
+            embed(student, ["red"], "query")
+        return
+    found = predict(student, PAIRS)
+    queries = embed(student, [pair.query for pair in PAIRS], "query")
+    items = embed(student, [pair.item for pair in PAIRS[:7]], "item")
+    width = queries.shape[1]
+    np.testing.assert_allclose(
+        queries, found.query_embedding[:, :width] if queries.ndim == 3 else found.query_embedding
+    )
+    width = items.shape[1]
+    expected = found.item_embedding[:7]
+    np.testing.assert_allclose(items, expected[:, :width] if items.ndim == 3 else expected, atol=1e-6)
+    with pytest.raises(ValueError, match="side must be query or item, got 'title'"):
+        embed(student, ["red"], "title")
+
+
+def test_what_is_no_list_of_pairs_is_refused(student):
+    for wrong in ([], "red shoes"):
+        with pytest.raises(ValueError, match="predict needs a list of at least one pair"):
+            predict(student, wrong)
+    for wrong in (["red shoes"], [("red", None)]):
+        with pytest.raises(TypeError, match=r"is a Pair or|is an Item or"):
+            predict(student, wrong)
+
+
+def test_few_lengths_are_compiled_and_little_is_padding():
+    assert [padded_length(n) for n in (1, 8, 9, 65, 512, 513)] == [8, 8, 16, 80, 512, 1024]
+    assert {padded_length(n) for n in range(1, 513)} == set(LENGTHS)
+    assert len(LENGTHS) <= 20
+    assert all(padded_length(n) - n < max(8, n / 4) for n in range(1, 513))
+
+
+def test_a_few_pairs_do_not_fill_a_batch(student, monkeypatch):
+    shapes = []
+
+    def apply(model, variables, *inputs, **named):
+        shapes.append(inputs[0].shape)
+        return _apply(model, variables, *inputs, **named)
+
+    monkeypatch.setattr(encode, "_apply", apply)
+    many = predict(student, PAIRS).logits
+    assert {shape[0] for shape in shapes} == {4}
+    shapes.clear()
+    few = predict(student, PAIRS[:1]).logits
+    assert {shape[0] for shape in shapes} == {1}
+    np.testing.assert_allclose(few, many[:1], atol=2e-6)
+
+
+def test_a_batch_is_given_to_the_device_before_the_last_is_fetched(student, monkeypatch):
+    events = []
+
+    def apply(*inputs, **named):
+        events.append("run")
+        return _apply(*inputs, **named)
+
+    monkeypatch.setattr(encode, "_apply", apply)
+    predict(student, PAIRS[:12], progress=lambda rows: events.append(rows))
+    # A two-tower's last three batches are comparisons; what is embedded before is not told.
+    assert events[-6:] == ["run", "run", 4, "run", 4, 4]
+
+
+def test_a_rationale_embedding_is_the_mean_of_its_tokens():
+    model, texts = Encoder(CONFIG), ["red shoes", "", "small battery charger"]
+    ids = np.zeros((1, 4), np.int32)
+    params = jax.jit(lambda rng: nn.unbox(model.init(rng, ids, ids, ids == 0)))(jax.random.key(0))["params"]
+    found = embed_rationales(CONFIG, params, TOKENIZER, texts, 32)
+    assert np.isnan(found[1]).all()
+    row = np.array(
+        [[TOKENIZER.cls_token_id, *TOKENIZER(texts[2], add_special_tokens=False)["input_ids"], TOKENIZER.sep_token_id]]
+    )
+    hidden = model.apply({"params": params}, row, np.zeros_like(row), np.ones_like(row, bool))
+    np.testing.assert_allclose(found[2], hidden[0].mean(axis=0), atol=1e-5)

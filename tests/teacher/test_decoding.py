@@ -1,0 +1,278 @@
+"""Decoding along a program: equal to decoding without a cache, whatever the slots, and as random as it says."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from jax_rele.data.tokens.encoding import AnswerEncoder
+from jax_rele.rationale import grammar
+from jax_rele.rationale.grammar import Segment
+from jax_rele.teacher import Sampling, compile_template
+from jax_rele.teacher import continuous_batching as engine
+from jax_rele.teacher import decoding as generate
+from jax_rele.teacher.decoding import decode, draw, in_nucleus, insert
+
+GREEDY = Sampling()
+WARM = Sampling(temperature=1.0, top_p=0.9, seed=3)
+DIMENSIONS = ("category", "brand")
+PROMPTS = [
+    [int(token) for token in np.random.default_rng(length).integers(40, 200, length)]
+    for length in (3, 9, 31, 12, 30, 7, 5, 22)
+]
+
+
+@pytest.fixture(scope="module")
+def program(teacher):
+    encoder = AnswerEncoder(teacher.tokenizer, "rationale_first", 4)
+    segments = grammar.template(DIMENSIONS, "rationale_first")[:-2]
+    return compile_template(teacher.tokenizer, encoder, segments, teacher.model.config.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def write(teacher, program):
+    """(prompts, samples) -> what was written, and the forward passes."""
+
+    def run(prompts, samples=1, sampling=GREEDY, batch_size=4, program=program, **options):
+        leads = [[program.lead] * samples for _ in prompts]
+        return generate(
+            teacher.model,
+            teacher.variables,
+            program,
+            prompts,
+            leads,
+            batch_size=batch_size,
+            sampling=sampling,
+            **options,
+        )
+
+    return run
+
+
+def slots_of(written):
+    return [[one.slots for one in several] for several in written]
+
+
+def test_greedy_decoding_equals_decoding_without_a_cache(teacher, program, write, naive):
+    """Each token is the argmax of a full uncached pass among those that may stand there; probabilities likewise."""
+    written, _ = write(PROMPTS)
+    values = np.flatnonzero(program.value_tokens)
+    first = program.words[:, 0]
+    for prompt, (one,) in zip(PROMPTS, written):
+        logits = naive.logits(teacher.model, teacher.variables, [*prompt, *program.tokens(one.slots)])
+        place = len(prompt) + len(program.lead)
+        decided = 0
+        for decision, (ids, is_choice) in enumerate(zip(one.slots, program.is_choice)):
+            end = program.tails[decision, 0]
+            if is_choice:
+                scores = logits[place - 1, first]
+                assert one.choices[decision] == scores.argmax()
+                np.testing.assert_allclose(one.probs[decision], naive.softmax(scores), atol=1e-5)
+                decided += 1
+            else:
+                assert 1 <= len(ids) <= 4
+                for number, token in enumerate(ids):
+                    allowed = values if number == 0 else np.append(values, end)
+                    assert token == allowed[logits[place + number - 1, allowed].argmax()]
+                if len(ids) < 4:
+                    allowed = np.append(values, end)
+                    assert end == allowed[logits[place + len(ids) - 1, allowed].argmax()]
+                decided += len(ids) + (len(ids) < 4)
+            place += len(ids) + program.tail_lengths[decision]
+        assert one.decided == decided
+
+
+def test_what_is_drawn_does_not_depend_on_the_company(write):
+    together = slots_of(write(PROMPTS, 2, WARM)[0])
+    order = np.random.default_rng(0).permutation(len(PROMPTS))
+    shuffled = slots_of(write([PROMPTS[row] for row in order], 2, WARM)[0])
+    assert shuffled == [together[row] for row in order]
+    assert slots_of(write(PROMPTS, 2, WARM, batch_size=16)[0]) == together
+    assert slots_of(write(PROMPTS[2:3], 4, WARM)[0])[0][:2] == together[2]
+
+
+def test_wide_steps_write_what_narrow_ones_write(write, program, monkeypatch):
+    written, passes = zip(*(_with_width(write, monkeypatch, width) for width in (1, 2, program.longest_run)))
+    assert slots_of(written[0]) == slots_of(written[1]) == slots_of(written[2])
+    assert passes[0] > passes[1] > passes[2]
+
+
+def _with_width(write, monkeypatch, width):
+    monkeypatch.setattr(engine, "step_width", lambda program, rows: width)
+    return write(PROMPTS[:4])
+
+
+def test_forced_text_takes_no_step_of_its_own_and_decoding_stops_early(write, program, monkeypatch):
+    """Where a step reads whole runs, each pass is a decision of every row, and the last decision ends it."""
+    monkeypatch.setattr(engine, "step_width", lambda program, rows: program.longest_run)
+    assert len(program.lead) <= program.longest_run
+    written, passes = write(PROMPTS[:4], batch_size=16)
+    assert passes == max(one.decided for (one,) in written)
+    assert all(one.decided < len(program.tokens(one.slots)) for (one,) in written)
+
+
+def test_a_finished_row_gives_its_slot_to_the_next(teacher, program, monkeypatch):
+    """No more passes than when every slot is at work until the last row begins (Graham's bound for lists)."""
+    width = program.longest_run
+    monkeypatch.setattr(engine, "step_width", lambda program, rows: width)
+    # One sample in three has much to read before it decides.
+    leads = [[(7,) * 30 * width + program.lead, program.lead, program.lead]] * len(PROMPTS)
+    done = []
+    written, passes = generate(
+        teacher.model,
+        teacher.variables,
+        program,
+        PROMPTS,
+        leads,
+        batch_size=4,
+        sampling=GREEDY,
+        progress=done.append,
+    )
+    works = [
+        one.decided - 1 + -(-len(lead) // width)
+        for several, own in zip(written, leads)
+        for one, lead in zip(several, own)
+    ]
+    assert sum(works) / 4 <= passes <= sum(works) / 4 + max(works)
+    in_turns = sum(max(works[start : start + 4]) for start in range(0, len(works), 4))
+    assert sum(works) / 4 + max(works) < in_turns
+    assert sum(done) == len(works)
+
+
+def test_samples_share_the_reading_of_their_prompt(write, monkeypatch):
+    rows = []
+    prefill = engine.prefill
+    monkeypatch.setattr(engine, "prefill", lambda *args: rows.append(np.asarray(args[4])) or prefill(*args))
+    written, _ = write(PROMPTS, 6, WARM)
+    read = [tuple(row[row > 0].tolist()) for tokens in rows for row in tokens if row.any()]
+    assert sorted(read) == sorted(map(tuple, PROMPTS))
+    assert all(len({one.slots for one in several}) > 1 for several in written)
+
+
+def test_fewer_samples_are_the_first_of_more(write):
+    more, fewer = slots_of(write(PROMPTS[:3], 5, WARM)[0]), slots_of(write(PROMPTS[:3], 2, WARM)[0])
+    assert [several[:2] for several in more] == fewer
+
+
+def test_another_seed_draws_others(write):
+    assert slots_of(write(PROMPTS, 1, WARM)[0]) != slots_of(write(PROMPTS, 1, Sampling(1.0, 0.9, 4))[0])
+
+
+def test_leads_of_samples_may_differ(teacher, program, write, naive):
+    """As where the label that stands before the comparisons was drawn for each sample."""
+    leads = [[(7, 8, *program.lead), (11, *program.lead)]]
+    assert len(leads[0][0]) <= program.longest_run
+    (several,), _ = generate(
+        teacher.model, teacher.variables, program, PROMPTS[2:3], leads, batch_size=4, sampling=GREEDY
+    )
+    values = np.flatnonzero(program.value_tokens)
+    for one, lead in zip(several, leads[0]):
+        scores = naive.logits(teacher.model, teacher.variables, [*PROMPTS[2], *lead])[-1]
+        assert one.slots[0][0] == values[scores[values].argmax()]
+
+
+def test_what_all_prompts_begin_with_is_read_once(teacher, program, write, naive, monkeypatch):
+    begin = list(range(10, 34))
+    prompts = [begin + prompt[:8] for prompt in PROMPTS]
+    read = []
+    base_cache = engine.base_cache
+    monkeypatch.setattr(engine, "base_cache", lambda *args: read.append(args[2]) or base_cache(*args))
+    written, _ = write(prompts)
+    assert read == [tuple(begin)]
+    values = np.flatnonzero(program.value_tokens)
+    for prompt, (one,) in zip(prompts, written):
+        scores = naive.logits(teacher.model, teacher.variables, [*prompt, *program.lead])[-1]
+        assert one.slots[0][0] == values[scores[values].argmax()]
+
+
+def test_one_compile_for_decoding_and_one_per_length_of_prompts(write):
+    write(PROMPTS)
+    write(PROMPTS, sampling=WARM)
+    decoded, inserted = decode._cache_size(), insert._cache_size()
+    together = slots_of(write(PROMPTS, batch_size=8)[0])
+    assert together == slots_of(write(PROMPTS)[0])
+    assert decode._cache_size() == decoded + 1
+    assert insert._cache_size() == inserted + 1
+    write(PROMPTS[::-1], batch_size=8)
+    write(PROMPTS)
+    for seed in (1, 2):
+        write(PROMPTS, sampling=Sampling(0.5 + seed, 0.5 / seed, seed))
+    assert (decode._cache_size(), insert._cache_size()) == (decoded + 1, inserted + 1)
+
+
+def test_nothing_to_write(write):
+    assert write([]) == ([], 0)
+
+
+def test_a_verdict_is_drawn_as_often_as_it_is_likely(teacher, write):
+    """600 samples of one verdict against the distribution that decoding records."""
+    encoder = AnswerEncoder(teacher.tokenizer, "rationale_first", 4)
+    segments = [Segment("fixed", "brand:"), Segment("verdict", "")]
+    verdict = compile_template(teacher.tokenizer, encoder, segments, teacher.model.config.vocab_size)
+    ((*several,),), _ = write(PROMPTS[2:3], 600, Sampling(temperature=8.0, seed=5), batch_size=64, program=verdict)
+    logits = np.log(several[0].probs[0].astype(np.float64)) / 8.0
+    expected = np.exp(logits) / np.exp(logits).sum()
+    counts = np.bincount([one.choices[0] for one in several], minlength=3)
+    assert expected.min() > 0.05
+    assert chisquare(counts, 600 * expected).pvalue > 0.01
+
+
+nucleus = jax.jit(in_nucleus)
+LOGITS = st.lists(st.integers(-20, 20).map(lambda quarters: quarters / 4), min_size=1, max_size=12)
+
+
+@given(LOGITS, st.floats(0.01, 1.0))
+def test_the_nucleus_is_the_smallest_likely_set(logits, top_p):
+    """Against a loop over the tokens from the most likely on."""
+    probs = np.exp(np.array(logits, np.float64)) / np.exp(np.array(logits, np.float64)).sum()
+    expected, total = set(), 0.0
+    for token in np.argsort(-np.array(logits), kind="stable"):
+        if total >= top_p - 1e-6 and expected:
+            break
+        expected.add(int(token))
+        total += probs[token]
+    padded = np.full(12, -1e30, np.float32)
+    padded[: len(logits)] = logits
+    found = set(np.flatnonzero(np.asarray(nucleus(padded, top_p))).tolist())
+    # Sums in float32 may fall on either side of top_p where they meet it.
+    assert found == expected or abs(sum(probs[list(found & expected)]) - top_p) < 1e-5
+
+
+def test_draws_follow_temperature_and_nucleus():
+    logits = np.array([2.0, 1.0, 0.5, 0.0, -1.0], np.float32)
+    rows = 4000
+    drawn = draw(
+        np.tile(logits, (rows, 1)),
+        # Each of the three numbers matters: with one left out, draws would repeat and be too far from the mean.
+        np.stack([np.arange(rows) // 256, np.arange(rows) // 16 % 16], axis=1).astype(np.uint32),
+        (np.arange(rows) % 16).astype(np.int32),
+        **Sampling(temperature=2.0, top_p=0.8, seed=1).arguments,
+    )
+    probs = np.exp(logits.astype(np.float64) / 2.0)
+    probs /= probs.sum()
+    assert probs[:3].sum() < 0.8 < probs[:4].sum()
+    expected = probs[:4] / probs[:4].sum()
+    counts = np.bincount(np.asarray(drawn), minlength=5)
+    assert counts[4] == 0
+    assert chisquare(counts[:4], rows * expected).pvalue > 0.01
+
+
+def test_prompts_of_one_length_have_random_numbers_of_their_own():
+    assert len({engine.row_key(prompt, 0) for prompt in ([1, 2], [2, 1], [1, 3])}) == 3
+
+
+def test_a_draw_depends_on_its_own_row_alone():
+    rng = np.random.default_rng(0)
+    logits, key = rng.normal(size=(20, 6)).astype(np.float32), rng.integers(0, 9, (20, 2)).astype(np.uint32)
+    decision, order = np.arange(20, dtype=np.int32), rng.permutation(20)
+    drawn = np.asarray(draw(logits, key, decision, **WARM.arguments))
+    again = draw(logits[order], key[order], decision[order], **WARM.arguments)
+    np.testing.assert_array_equal(again, drawn[order])
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}])
+def test_impossible_sampling_is_refused(wrong):
+    with pytest.raises(ValueError, match="temperature must not be negative"):
+        Sampling(**wrong)
