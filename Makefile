@@ -1,11 +1,14 @@
-# make demo | test | lint; make parity | plan-tpu need more than the tests: torch with peft and sentence-transformers, libtpu.
-# Each makes its own virtual environment, so that none changes what another installs.
+# make demo | test | test-all | lint. make parity | plan-tpu need more: torch with peft and sentence-transformers; libtpu.
+# Each installs into its own virtual environment. make smoke PYTHON=python3.13 checks another Python with the newest jax.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_ARGS ?=
+TEST_ARGS ?=
+SMOKE_TESTS ?= tests/losses tests/models/test_decoder.py tests/models/test_encoder.py tests/training/test_step.py tests/students \
+  tests/data/batches tests/rationale tests/test_cli.py tests/test_config.py
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint parity plan-tpu clean
+.PHONY: demo test test-slow test-all smoke lint parity plan-tpu clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -27,7 +30,18 @@ demo: .venv/.installed
 	$(BIN)/jax-rele run configs/demo.yaml $(DEMO_ARGS)
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
+
+test-slow: .venv/.installed
+	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+
+test-all: test test-slow
+
+# Without constraints.txt: a user of a newer Python gets newer packages.
+smoke:
+	$(PYTHON) -m venv .venv-smoke
+	.venv-smoke/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	.venv-smoke/bin/python -m pytest -m "not slow" $(SMOKE_TESTS) $(TEST_ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -16,6 +16,8 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+SAMPLE = Path(__file__).parent.parent / "jax_rele" / "data" / "sample" / "esci_tiny_us.jsonl"
+
 # The first example of a property often compiles.
 hypothesis.settings.register_profile("jax_rele", deadline=None)
 hypothesis.settings.load_profile("jax_rele")
@@ -40,14 +42,36 @@ evaluate: {bootstrap_samples: 50, report_pairs: 20}
 """
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """(config file, run folder) of a finished run on the first 150 pairs of the sample, three of a query among them."""
-    from jax_rele import cli, config
+def pytest_collection_modifyitems(items):
+    """A test that needs the whole tiny run is slow."""
+    for item in items:
+        if "tiny" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
 
-    folder = tmp_path_factory.mktemp("tiny")
-    sample = Path(config.__file__).parent / "data" / "sample" / "esci_tiny_us.jsonl"
-    lines = sample.read_text("utf-8").splitlines()[:150]
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, worker_id):
+    """(config file, run folder) of a finished run on the first 150 pairs of the sample, three of a query among them.
+
+    It is made once for all workers of a test run.
+    """
+    from jax_rele.io import lock
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    folder = shared / "tiny"
+    with lock(shared / "tiny.lock"):
+        if not (folder / "finished").exists():
+            _run_tiny(folder)
+            (folder / "finished").touch()
+    return folder / "tiny.yaml", folder / "runs" / "tiny"
+
+
+def _run_tiny(folder):
+    from jax_rele import cli
+
+    folder.mkdir()
+    lines = SAMPLE.read_text("utf-8").splitlines()[:150]
     again = json.loads(lines[0])
     # One query with several items, so that nDCG is defined.
     for number, other in enumerate(lines[1:4]):
@@ -67,4 +91,3 @@ def tiny(tmp_path_factory):
         )
     )
     assert cli.main(["run", str(file)]) == 0
-    return file, folder / "runs" / "tiny"
