@@ -8,6 +8,8 @@ import pytest
 
 from jax_rele import cli, config
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(config.__file__).resolve().parent.parent / "configs"
 NAMES = sorted(path.stem for kind in ("esci_task*", "wands_*") for path in CONFIGS.glob(f"{kind}.yaml"))
 FEW_STEPS = [

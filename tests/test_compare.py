@@ -7,6 +7,8 @@ import pytest
 
 from jax_rele import cli
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ("--students", "two_tower", "--recipes", "label_only", "score_kd")
 
 

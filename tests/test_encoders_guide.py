@@ -13,6 +13,8 @@ from flax import linen as nn
 from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.models import Encoder, EncoderConfig, from_hf, to_hf
 
+pytestmark = pytest.mark.slow
+
 GUIDE = (Path(__file__).parent.parent / "docs" / "encoders.md").read_text("utf-8")
 
 

@@ -16,6 +16,8 @@ from jax_rele.models import Encoder, EncoderConfig, from_hf, load_peft, to_hf
 from jax_rele.rationale import parse
 from jax_rele.stages import students
 
+pytestmark = pytest.mark.slow
+
 OPEN = """
 name: open
 data: {{path: {pairs}, fields: {{item: product, query_tags: queryner}}, candidates: {{per_query: 1}}}}

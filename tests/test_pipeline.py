@@ -18,6 +18,8 @@ from jax_rele.data import read_pairs, read_signals, read_table
 from jax_rele.rationale import parse
 from jax_rele.types import VERDICTS
 
+pytestmark = pytest.mark.slow
+
 MODELS = ["teacher", "cross_encoder:label_only", "cross_encoder:mkd", "two_tower:label_only", "two_tower:mkd"]
 METRICS = ["auc", "neg_ap", "macro_f1", "micro_f1", "spearman", "ndcg_paper", "ndcg_esci_data", "ece", "ece_calibrated"]
 

@@ -9,6 +9,8 @@ import pytest
 from jax_rele import cli, config
 from jax_rele.plan.topology import parse_topology
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(config.__file__).resolve().parent.parent / "configs"
 TOPOLOGIES = {"qwen3_8b_v5e_4x4": "v5e:4x4", "qwen3_8b_v6e_2x4": "v6e:2x4", "qwen3_8b_gpu_8x80gb": "gpu:8xH100"}
 

@@ -15,6 +15,8 @@ from flax import linen as nn
 
 from jax_rele.models import Decoder, DecoderConfig, from_hf, to_hf
 
+pytestmark = pytest.mark.slow
+
 GUIDE = (Path(__file__).parent.parent / "docs" / "weights.md").read_text("utf-8")
 # Sizes that eight devices divide.
 TINY = DecoderConfig(vocab_size=32, layers=2, width=16, heads=4, kv_heads=2, head_dim=8, mlp_width=24, max_length=64)

@@ -2,7 +2,7 @@
 
 from jax_rele.students.build import build_student
 from jax_rele.students.models import CrossEncoder, TwoTower
-from jax_rele.students.predict import Student, embed, embed_rationales, encode_inputs, label_probs, predict
+from jax_rele.students.prediction import Student, embed, embed_rationales, encode_inputs, label_probs, predict
 
 __all__ = [
     "CrossEncoder",

@@ -2,7 +2,7 @@
 
 from jax_rele.teacher.continuous_batching import Written, generate
 from jax_rele.teacher.decoding import Sampling
-from jax_rele.teacher.judge import Judgements, Teacher, check_lengths, judge, sample
+from jax_rele.teacher.judging import Judgements, Teacher, check_lengths, judge, sample
 from jax_rele.teacher.label_scores import score
 from jax_rele.teacher.template import DecodingTemplate, compile_template
 from jax_rele.teacher.verbalizers import Verbalizers, check_verbalizers, make_verbalizers

@@ -24,7 +24,7 @@ from jax_rele.teacher.continuous_batching import generate
 from jax_rele.teacher.decoding import Sampling
 from jax_rele.teacher.label_scores import score
 from jax_rele.teacher.template import DecodingTemplate, compile_template
-from jax_rele.teacher.verbalizers import Words
+from jax_rele.teacher.verbalizers import Verbalizers
 from jax_rele.training import init_sharded, init_state, make_mesh, make_optimizer, make_train_step, place, shard_step
 
 DIMENSIONS = ("category", "brand", "model", "color", "material", "size")
@@ -130,7 +130,7 @@ def sft(shape: Shape, device: str, base: Any, mesh: Any, remat: str) -> Iterator
 def scored(shape: Shape, model: Decoder, base: Any, share: bool, items: int) -> Iterator[Callable[[], np.ndarray]]:
     """Label distributions of all pairs; without `share` no row shares its prefix."""
     rows, queries = score_rows(shape, items)
-    words = Words((), tuple((token,) for token in LABELS))
+    words = Verbalizers((), tuple((token,) for token in LABELS))
     groups = queries if share else range(len(rows))
     yield lambda: score(model, base, rows, words, FOLLOW, groups=groups, batch_size=shape.score_batch)
 

@@ -15,7 +15,7 @@ from jax_rele.data import SAMPLE, read_pairs
 from jax_rele.data.tokens.encoding import cross_rows, pad, tower_rows
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.models import Encoder, EncoderConfig, to_hf
-from jax_rele.students.predict import padded_length
+from jax_rele.students.prediction import padded_length
 from jax_rele.types import Pair
 
 NAMES = ("Exact", "Substitute", "Complement", "Irrelevant")

@@ -14,7 +14,7 @@ cd "$folder"
 # world NAME NOISE, then table TABLE NAME OPTIONS...
 world() {
   [[ -e worlds/$1/signals.jsonl ]] ||
-    python -m jax_rele.data.attribute_world "worlds/$1" --labels 10000 --unlabelled 8000 --noise "$2"
+    python -m jax_rele.data.synthetic.attribute_world "worlds/$1" --labels 10000 --unlabelled 8000 --noise "$2"
 }
 table() {
   local to=tables/$1 name=$2

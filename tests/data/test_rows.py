@@ -285,6 +285,7 @@ junk = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(pairs(), st.data())
 def test_whatever_a_row_holds_it_is_a_pair_or_a_row_error(pair, data):
     spoilt = as_row(pair)

@@ -133,6 +133,7 @@ def test_windows_reach_so_far_and_no_further():
     assert change[9:].max() < 1e-6
 
 
+@pytest.mark.slow
 def test_each_layer_has_its_own_window_and_frequencies():
     config = CONFIGS["modernbert"]
     expected = ready(config)(TOKENS, TYPES, VALID)

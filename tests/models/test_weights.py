@@ -383,6 +383,7 @@ print(sum(leaf.nbytes for leaf in jax.tree.leaves(variables)), loading, writing)
 """
 
 
+@pytest.mark.slow
 def test_neither_loading_nor_writing_holds_a_second_copy(tmp_path):
     def write(path, layers, width, vocab_size):
         config = DecoderConfig(vocab_size, layers, width, 8, 8, width // 8, 3 * width, max_length=64)

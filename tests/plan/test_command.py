@@ -11,6 +11,8 @@ import pytest
 from jax_rele import cli
 from jax_rele.plan import command
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 DEMO = str(CONFIGS / "demo_from_scratch.yaml")
 

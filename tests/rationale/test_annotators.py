@@ -237,6 +237,7 @@ def test_the_verdict_on_the_category_follows_the_label(sample, dimensions, tag_m
     assert share("I", "mismatch") > 2 * share("E", "mismatch")
 
 
+@pytest.mark.slow
 def test_annotation_is_fast(sample, dimensions, tag_map):
     annotator = RuleAnnotator.fit(sample, dimensions, tag_map)
     start = time.process_time()
@@ -244,6 +245,7 @@ def test_annotation_is_fast(sample, dimensions, tag_map):
     assert time.process_time() - start < 5
 
 
+@pytest.mark.slow
 def test_annotation_does_not_depend_on_the_order_of_sets():
     code = """
 from jax_rele.rationale import RuleAnnotator, render

@@ -12,6 +12,8 @@ import pytest
 
 from jax_rele.models import Decoder, DecoderConfig, LoraSpec
 
+pytestmark = pytest.mark.slow
+
 BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 
 

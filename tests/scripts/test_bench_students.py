@@ -10,6 +10,8 @@ import pytest
 
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 
 

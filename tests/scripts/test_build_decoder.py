@@ -29,6 +29,8 @@ TINY = (
 sys.path.insert(0, str(Path(__file__).parent))
 from build_bundled_data import write_data  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 sys.path.remove(str(Path(__file__).parent))
 
 

@@ -20,6 +20,8 @@ from jax_rele.models import Encoder, EncoderConfig, from_hf, to_hf
 from jax_rele.rationale.words import key
 from jax_rele.types import Item, Pair
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "build_bundled"
 SIZES = {
     "vocab-size": 600,

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = Path(__file__).resolve().parents[2] / "scripts" / "launch"
 GKE = {
     "NAME": "run1",

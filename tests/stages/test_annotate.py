@@ -24,6 +24,8 @@ from jax_rele.data import read_pairs_table, read_table
 from jax_rele.rationale import parse
 from jax_rele.stages import artefacts, finetune
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("Exact", "Substitute", "Irrelevant")
 DIMENSIONS = ("category", "color")
 FAULTS = {"429": 0.1, "429_after": 0.05, "500": 0.1, "cut": 0.05, "malformed": 0.05}

@@ -17,6 +17,8 @@ from jax_rele.stages.targets import groups_of, targets
 from jax_rele.stages.training_data import open_data
 from jax_rele.types import Comparison, Item, Pair, Rationale, Signals, Span
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Config.model_validate({"distill": {"group_size": 2}})
 PAIRS = [
     Pair("a", "q1", Item("1", "t"), label="Substitute"),

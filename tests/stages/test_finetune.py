@@ -17,6 +17,8 @@ from jax_rele.teacher import make_verbalizers
 from jax_rele.training import init_state, make_mesh, make_optimizer
 from jax_rele.training.checkpoint import save_variables
 
+pytestmark = pytest.mark.slow
+
 OPTIMIZATION = {"steps": 2, "batch_size": 8, "checkpoint_every": 1, "log_every": 1}
 VALUES = {
     "name": "tiny",

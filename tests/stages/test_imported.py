@@ -13,6 +13,8 @@ from jax_rele.rationale import parse, render
 from jax_rele.stages import artefacts, imported, training_data
 from jax_rele.types import VERDICTS, Comparison, Rationale
 
+pytestmark = pytest.mark.slow
+
 TINY = """
 name: other
 run_root: {folder}/runs

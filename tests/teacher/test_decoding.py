@@ -10,9 +10,8 @@ from scipy.stats import chisquare
 from jax_rele.data.tokens.encoding import AnswerEncoder
 from jax_rele.rationale import grammar
 from jax_rele.rationale.grammar import Segment
-from jax_rele.teacher import Sampling, compile_template
+from jax_rele.teacher import Sampling, compile_template, generate
 from jax_rele.teacher import continuous_batching as engine
-from jax_rele.teacher import decoding as generate
 from jax_rele.teacher.decoding import decode, draw, in_nucleus, insert
 
 GREEDY = Sampling()

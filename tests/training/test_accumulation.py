@@ -94,6 +94,7 @@ def test_parts_of_unequal_counts_make_the_whole_batch(trainable, micro_batches):
     assert parts[1]["terms"]["tokens"][1] == batch["targets_mask"].sum()
 
 
+@pytest.mark.slow
 def test_groups_stay_whole():
     batch = grouped_batch(4)
     whole = stepped(STUDENT, RANKING, batch, "params")

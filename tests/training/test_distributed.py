@@ -37,6 +37,8 @@ from jax_rele.training import (
 from jax_rele.training.checkpoint import load_variables, save_variables
 from jax_rele.types import StudentOutputs
 
+pytestmark = pytest.mark.slow
+
 LABELS, WIDTH, PAIRS, SIZE = 3, 6, 40, 2
 OPTIMIZATION = config.Optimization(steps=8, batch_size=8, learning_rate=1e-2, checkpoint_every=2, log_every=1)
 KILLED_AT = 6

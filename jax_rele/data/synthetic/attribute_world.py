@@ -1,6 +1,6 @@
 """A generated catalogue with known attributes, hidden rules for the label, and a teacher whose noise is a number.
 
-    python -m jax_rele.data.attribute_world worlds/attribute [--labels 1000 --unlabelled 8000 --noise 0.1 --seed 0]
+    python -m jax_rele.data.synthetic.attribute_world worlds/attribute [--labels 1000] [--unlabelled 8000] [--noise 0.1]
 
 writes pairs.jsonl, the teacher's signals.jsonl (docs/signals.md), and world.json with the words and the rule.
 
@@ -191,7 +191,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes a world. Returns the exit status: 0, or 2 for a user's mistake."""
     parser = _Parser(
-        prog="python -m jax_rele.data.attribute_world", description="Writes a generated catalogue and its teacher."
+        prog="python -m jax_rele.data.synthetic.attribute_world",
+        description="Writes a generated catalogue and its teacher.",
     )
     parser.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER", help="folder to write; files in it are replaced")
     parser.add_argument("--seed", type=int, default=0, help="of every draw (%(default)s)")

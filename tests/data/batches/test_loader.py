@@ -64,6 +64,7 @@ def test_every_pair_once_per_epoch_over_the_processes(
     assert all(lengths == shapes[0] for lengths in shapes)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     stops=st.lists(st.integers(0, 9), min_size=1, max_size=4),

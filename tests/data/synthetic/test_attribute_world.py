@@ -162,6 +162,7 @@ def test_a_seed_decides_everything():
 # ---- how hard it is
 
 
+@pytest.mark.slow
 def test_word_overlap_is_weak_and_the_rule_is_perfect():
     found = table("test")
     exact = found.labels == 0

@@ -138,7 +138,7 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(tmp_pat
         import sys, time
         import numpy as np
         from pathlib import Path
-        from jax_rele.data.columns import cached
+        from jax_rele.data.tokens.token_cache import cached
         def make():
             yield {{"x": np.arange(10)}}
             print("half", flush=True)

@@ -72,8 +72,8 @@ def test_unknown_names_are_refused(folder, tmp_path, name):
 KILLED = """
 import os, sys
 from pathlib import Path
-from jax_rele.data import benchmarks
-from jax_rele.data.benchmarks import Wands
+from jax_rele.data.sources import benchmarks
+from jax_rele.data.sources.benchmarks import Wands
 
 whole = Wands._rows
 

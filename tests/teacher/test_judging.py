@@ -12,7 +12,7 @@ from jax_rele.errors import UserError
 from jax_rele.models.partitioning import shardings
 from jax_rele.rationale import ParseFailure, grammar, parse, render
 from jax_rele.teacher import Sampling, judge, sample
-from jax_rele.teacher import judge as teacher_module
+from jax_rele.teacher import judging as teacher_module
 from jax_rele.teacher.decoding import decode
 from jax_rele.teacher.label_scores import first_token_probs
 from jax_rele.training import make_mesh

@@ -8,8 +8,8 @@ from flax import linen as nn
 from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.models import Encoder, EncoderConfig
 from jax_rele.students import CrossEncoder, Student, TwoTower, embed, embed_rationales, encode_inputs, predict
-from jax_rele.students import predict as encode
-from jax_rele.students.predict import LENGTHS, _apply, padded_length
+from jax_rele.students import prediction as encode
+from jax_rele.students.prediction import LENGTHS, _apply, padded_length
 from jax_rele.types import Item, Pair
 
 WORDS = ["red", "shoes", "blue", "running", "shirt", "battery", "charger", "small", "large", "cotton", "leather"]
