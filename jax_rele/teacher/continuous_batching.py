@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_rele.data.tokens.encoding import pad
+from jax_rele.data.tokens.packing import pad
 from jax_rele.models import Decoder
 from jax_rele.teacher.decoding import Sampling, decode, insert, new_slots
 from jax_rele.teacher.kv_cache import (

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jax_rele.data.tokens.encoding import pad
+from jax_rele.data.tokens.packing import pad
 from jax_rele.models import Decoder
 from jax_rele.models.partitioning import use
 from jax_rele.types import DecoderOutputs

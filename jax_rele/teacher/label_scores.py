@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_rele.data.tokens.encoding import pad
+from jax_rele.data.tokens.packing import pad
 from jax_rele.losses import next_token_cross_entropy
 from jax_rele.models import Decoder
 from jax_rele.teacher.kv_cache import base_cache, on, prefill, read, row_count, row_parts

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from jax_rele.data.tokens.encoding import AnswerEncoder, pad
+from jax_rele.data.tokens.packing import pad
+from jax_rele.data.tokens.prompts import AnswerEncoder
 from jax_rele.rationale.grammar import VALUE_DELIMITERS, Segment
 from jax_rele.teacher.verbalizers import verdict_words
 

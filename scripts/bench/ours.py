@@ -16,7 +16,7 @@ from shapes import FOLLOW, LABELS, Shape, packed, prompts, score_rows
 
 from jax_rele import config, losses
 from jax_rele.data import SAMPLE, read_pairs
-from jax_rele.data.tokens.encoding import AnswerEncoder
+from jax_rele.data.tokens.prompts import AnswerEncoder
 from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.models import Decoder, DecoderConfig, LoraSpec, to_hf
 from jax_rele.rationale import grammar

@@ -12,7 +12,8 @@ import numpy as np
 from students_work import Batch, Work, write_batches, write_pairs
 
 from jax_rele.data import SAMPLE, read_pairs
-from jax_rele.data.tokens.encoding import cross_rows, pad, tower_rows
+from jax_rele.data.tokens.packing import pad
+from jax_rele.data.tokens.student_inputs import cross_rows, tower_rows
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.models import Encoder, EncoderConfig, to_hf
 from jax_rele.students.prediction import padded_length

@@ -40,7 +40,8 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele import config, losses
 from jax_rele.data import candidates
 from jax_rele.data.batches.loader import batches, rows, shuffled
-from jax_rele.data.tokens.encoding import language_rows, pad
+from jax_rele.data.tokens.packing import pad
+from jax_rele.data.tokens.prompts import language_rows
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder, DecoderConfig

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_rele.data.tokens.encoding import pad
+from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.models import Encoder, from_hf

@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from jax_rele import config
 from jax_rele.data import candidates, recombine
-from jax_rele.data.tokens.encoding import cross_rows, encode_evidence, pad
+from jax_rele.data.tokens.packing import pad
+from jax_rele.data.tokens.student_inputs import cross_rows, encode_evidence
 from jax_rele.rationale import RuleAnnotator, find_evidence
 from jax_rele.rationale.words import key, words
 from jax_rele.types import VERDICTS, Item, Pair

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data import candidates, recombine
-from jax_rele.data.tokens.encoding import Answer, AnswerEncoder, encode_prompts
+from jax_rele.data.tokens.prompts import Answer, AnswerEncoder, encode_prompts
 from jax_rele.rationale import RuleAnnotator, grammar
 from jax_rele.rationale.words import words
 from jax_rele.types import Item, Pair, Rationale

@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 
 from jax_rele import config
 from jax_rele.data import candidates
-from jax_rele.data.tokens.encoding import pad
+from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.models import from_hf

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from jax_rele.data.tokens.encoding import pad
+from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.models import from_hf
 from jax_rele.models.files import resolve

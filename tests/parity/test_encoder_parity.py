@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from jax_rele.data.tokens.encoding import cross_rows, pad, tower_rows
+from jax_rele.data.tokens.packing import pad
+from jax_rele.data.tokens.student_inputs import cross_rows, tower_rows
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.models import Encoder, from_hf, to_hf
 from jax_rele.types import Item, Pair

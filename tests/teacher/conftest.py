@@ -12,7 +12,7 @@ from flax import linen as nn
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from jax_rele.data.tokens.encoding import pad
+from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.models import Decoder, DecoderConfig
 from jax_rele.rationale import grammar, render

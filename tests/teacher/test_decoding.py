@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from jax_rele.data.tokens.encoding import AnswerEncoder
+from jax_rele.data.tokens.prompts import AnswerEncoder
 from jax_rele.rationale import grammar
 from jax_rele.rationale.grammar import Segment
 from jax_rele.teacher import Sampling, compile_template, generate

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jax_rele.config import Mesh
-from jax_rele.data.tokens.encoding import encode_prompts
+from jax_rele.data.tokens.prompts import encode_prompts
 from jax_rele.errors import UserError
 from jax_rele.models.partitioning import shardings
 from jax_rele.rationale import ParseFailure, grammar, parse, render

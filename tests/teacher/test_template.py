@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_rele.data.tokens.encoding import AnswerEncoder
+from jax_rele.data.tokens.prompts import AnswerEncoder
 from jax_rele.rationale import grammar
 from jax_rele.teacher import compile_template
 from jax_rele.teacher.template import value_tokens

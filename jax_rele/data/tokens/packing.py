@@ -1,10 +1,18 @@
-"""Several examples in one row of tokens, each with its own segment number and positions."""
+"""Rows of tokens: padding them, and packing several examples into one, each with its segment number and positions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+
+
+def pad(rows: Sequence[Sequence[int]], length: int, value: int, dtype=np.int32) -> np.ndarray:
+    """Ragged rows -> [N, length], cut or filled up with `value` on the right."""
+    array = np.full((len(rows), length), value, dtype)
+    for row, target in zip(rows, array):
+        target[: min(len(row), length)] = row[:length]
+    return array
 
 
 def assign(sizes: Sequence[int], length: int) -> list[list[int]]:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_rele import losses
-from jax_rele.data.tokens.encoding import Answer, language_rows
 from jax_rele.data.tokens.packing import assign, lay_out
+from jax_rele.data.tokens.prompts import Answer, language_rows
 from jax_rele.models import Decoder, DecoderConfig
 
 LENGTH, PAD = 24, 99

@@ -5,14 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_rele.data.tokens.encoding import (
-    AnswerEncoder,
-    encode_cross,
-    encode_evidence,
-    encode_prompts,
-    encode_towers,
-    language_rows,
-)
+from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, language_rows
+from jax_rele.data.tokens.student_inputs import encode_cross, encode_evidence, encode_towers
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.rationale import render

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer, XLMRobertaTokenizer
 
-from jax_rele.data.tokens.encoding import cross_rows, encode_cross, encode_evidence, encode_towers, tower_rows
+from jax_rele.data.tokens.student_inputs import cross_rows, encode_cross, encode_evidence, encode_towers, tower_rows
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.types import Item, Pair, Span
 

@@ -1,157 +1,17 @@
-"""Pairs and rationales -> arrays of token ids, for the teacher and for the students."""
+"""Pairs, evidence and texts beside them -> arrays of token ids for the students' encoder."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from jax_rele.data.tokens.packing import assign, lay_out
-from jax_rele.errors import UserError
-from jax_rele.rationale import grammar
+from jax_rele.data.tokens.packing import pad
 from jax_rele.rationale.evidence import token_tags
-from jax_rele.types import QUERY, Pair, Rationale, Span
-
-
-def pad(rows: Sequence[Sequence[int]], length: int, value: int, dtype=np.int32) -> np.ndarray:
-    """Ragged rows -> [N, length], cut or filled up with `value` on the right."""
-    array = np.full((len(rows), length), value, dtype)
-    for row, target in zip(rows, array):
-        target[: min(len(row), length)] = row[:length]
-    return array
-
-
-# ---- teacher
-
-MIN_PAIR_TOKENS = 8
-"""Fewest tokens of a prompt that must be left for query and item."""
-
-
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    fields: Sequence[str],
-    length: int,
-    instructions: str = "",
-) -> list[list[int]]:
-    """The token ids of each pair's prompt, at most `length`: where it is longer, the end of the item's texts goes.
-
-    Args:
-      tokenizer: the teacher's; where it has a token for the beginning of a text, prompts begin with it.
-      pairs: what to judge.
-      fields: the item's texts.
-      length: most tokens.
-      instructions: text before the query.
-
-    Raises:
-      UserError: the instructions leave no room for a query and an item.
-    """
-    last = "judge:\n"
-    tail = tokenizer.encode(last, add_special_tokens=False)
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    before = instructions.rstrip() + "\n" if instructions.strip() else ""
-    keep = length - len(tail) - len(begin)
-    used = len(tokenizer.encode(before, add_special_tokens=False))
-    if keep - used < MIN_PAIR_TOKENS:
-        raise UserError(
-            f"teacher.prompt_length: of {length} tokens the instructions take {used} and leave fewer than "
-            f"{MIN_PAIR_TOKENS} for query and item; make it larger or teacher.instructions shorter"
-        )
-    heads = [before + grammar.prompt(pair, fields).removesuffix(last) for pair in pairs]
-    ids = tokenizer(heads, add_special_tokens=False)["input_ids"] if heads else []
-    return [[*begin, *row[:keep], *tail] for row in ids]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A rationale as tokens.
-
-    Attributes:
-      ids: token ids, ending with the tokenizer's end token.
-      kinds: for each token the kind of its segment (`grammar.KINDS`); the end token is `fixed`.
-    """
-
-    ids: list[int]
-    kinds: list[str]
-
-
-class AnswerEncoder:
-    """Tokenizes rationales segment by segment, so that the fixed parts and choices are always the same tokens.
-
-    Decoding can therefore force the fixed parts, and the position of every verdict and of the label is known.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, order: str, value_length: int):
-        self.order, self.value_length, self.end = order, value_length, tokenizer.eos_token_id
-        # A run's rationales share few distinct segments.
-        self._ids = cache(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
-
-    def segment_ids(self, text: str, kind: str) -> tuple[int, ...]:
-        """Token ids of one segment; values longer than `value_length` are cut."""
-        ids = self._ids(text)
-        return ids[: self.value_length] if kind in ("query_values", "item_values") else ids
-
-    def __call__(self, rationale: Rationale) -> Answer:
-        ids, kinds = [], []
-        for segment in grammar.segments(rationale, self.order):
-            new = self.segment_ids(segment.text, segment.kind)
-            ids += new
-            kinds += [segment.kind] * len(new)
-        return Answer([*ids, self.end], [*kinds, "fixed"])
-
-
-def language_rows(
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Answer],
-    pad_id: int,
-    pack_to: int = 0,
-    *,
-    prompt_weight: float = 0.0,
-    kind_weights: dict[str, float] | None = None,
-) -> dict[str, Any]:
-    """Rows for next-token training: prompt and answer joined and shifted by one, as `make_train_step` takes them.
-
-    Args:
-      prompts: token ids.
-      answers: the completions.
-      pad_id: fills rows up.
-      pack_to: tokens of a row that holds several examples, no fewer than the longest takes. 0: one example a row, in
-        order.
-      prompt_weight: weight of the loss on a prompt token; 0 trains on completions alone.
-      kind_weights: weight of the loss on an answer token by kind, 1 where a kind is not named.
-
-    Returns:
-      `inputs`: `tokens` [rows, length] int32 and, where rows are packed, `segments` and `positions`, which rows of one
-      text do without; `targets`, `targets_mask` and `token_weights` as in `packing.lay_out`.
-
-    Raises:
-      ValueError: an example is longer than `pack_to`.
-    """
-    kind_weights = kind_weights or {}
-    examples = [[*prompt, *answer.ids] for prompt, answer in zip(prompts, answers)]
-    weights = [
-        [prompt_weight] * len(prompt) + [kind_weights.get(kind, 1.0) for kind in answer.kinds]
-        for prompt, answer in zip(prompts, answers)
-    ]
-    sizes = [len(example) - 1 for example in examples]
-    rows = assign(sizes, pack_to) if pack_to else [[number] for number in range(len(sizes))]
-    # A multiple of 8, as devices like it.
-    length = pack_to or -(-max(sizes, default=1) // 8) * 8
-    arrays = lay_out(examples, weights, rows, length, pad_id)
-    names = ("tokens", "segments", "positions") if pack_to else ("tokens",)
-    return {
-        "inputs": {name: arrays[name] for name in names},
-        **{name: arrays[name] for name in ("targets", "targets_mask", "token_weights")},
-    }
-
-
-# ---- students
+from jax_rele.types import QUERY, Item, Pair, Span
 
 Sources = list[tuple[str, tuple[int, int]]]
 """For each token the text that it comes from (`Span.source`) and its characters there."""
@@ -356,6 +216,49 @@ def encode_evidence(
     return {"evidence_tags": pad(tags, length, 0), "evidence_tags_mask": pad(masks, length, False, bool)}
 
 
+def decode_evidence(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    tags: np.ndarray,
+    dimensions: Sequence[str],
+    fields: Sequence[str],
+    query_length: int,
+    item_length: int,
+) -> tuple[tuple[Span, ...], ...]:
+    """The spans that evidence tags mark: the inverse of `encode_evidence`, at the precision of tokens.
+
+    Args:
+      tokenizer, pairs, dimensions, fields, query_length, item_length: as for `encode_evidence`.
+      tags: [N, L] int, 0 for none and 1 + d for dimension d.
+
+    Returns:
+      For each pair its spans, in order; neighbouring tokens with one tag in one text are one span.
+    """
+    before, between, _ = markers = _markers(tokenizer, 2)
+    query_room, item_room = _room(markers, query_length, item_length)
+    queries = _sources(tokenizer, _queries(pairs), query_room)
+    items = _sources(tokenizer, _items(pairs, fields), item_room)
+    spans = []
+    for query, item, row in zip(queries, items, tags):
+        item_start = len(before) + len(query) + len(between)
+        both = [(query, row[len(before) :]), (item, row[item_start:])]
+        spans.append(tuple(sorted(span for tokens, part in both for span in _merge_tags(tokens, part, dimensions))))
+    return tuple(spans)
+
+
+def _merge_tags(tokens: Sources, tags: np.ndarray, dimensions: Sequence[str]) -> list[Span]:
+    spans: list[Span] = []
+    previous = 0
+    for (source, (start, end)), tag in zip(tokens, tags):
+        if tag:
+            dimension = dimensions[tag - 1]
+            if tag == previous and spans[-1].source == source:
+                start = spans.pop().start
+            spans.append(Span(source, start, end, dimension))
+        previous = tag
+    return spans
+
+
 def _tags(tokens: Sources, spans: Sequence[Span], dimensions: Sequence[str]) -> list[int]:
     tags = [0] * len(tokens)
     for source in dict.fromkeys(source for source, _ in tokens):
@@ -364,3 +267,35 @@ def _tags(tokens: Sources, spans: Sequence[Span], dimensions: Sequence[str]) -> 
         for place, tag in zip(places, found):
             tags[place] = tag
     return tags
+
+
+def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> list[list[int]]:
+    """Token ids of each text as the tokenizer writes one, e.g. `[CLS] text [SEP]`, at most `length`, not padded."""
+    return tower_rows(tokenizer, [Pair("", text, Item("", "")) for text in texts], (), length, 2)[0]
+
+
+def encode_augmented(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    texts: Sequence[str],
+    fields: Sequence[str],
+    query_length: int,
+    item_length: int,
+    text_length: int,
+) -> dict[str, np.ndarray]:
+    """The cross-encoder's inputs with a text behind each pair: `[CLS] query [SEP] item [SEP] text [SEP]`.
+
+    Returns:
+      `tokens`, `token_types` [N, query_length + item_length + text_length] int32 and `valid` bool. The text has the
+      item's token type; one that is too long loses its end.
+    """
+    rows, types = cross_rows(tokenizer, pairs, fields, query_length, item_length)
+    for row, kinds, text in zip(rows, types, text_rows(tokenizer, texts, text_length + 1)):
+        row += text[1:]
+        kinds += [1] * (len(text) - 1)
+    length = query_length + item_length + text_length
+    return {
+        "tokens": pad(rows, length, tokenizer.pad_token_id),
+        "token_types": pad(types, length, 0),
+        "valid": pad([[True] * len(row) for row in rows], length, False, bool),
+    }
