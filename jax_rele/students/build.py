@@ -6,11 +6,12 @@ from flax import linen as nn
 
 from jax_rele import config
 from jax_rele.models.build import build_encoder
-from jax_rele.students.models import CrossEncoder, TwoTower
+from jax_rele.students.cross_encoder import CrossEncoder
+from jax_rele.students.two_tower import TwoTower
 
 
 def build_student(
-    name: config.StudentName, student: config.Student, vocab_size: int, labels: int, dimensions: int
+    name: config.StudentName, student: config.StudentConfig, vocab_size: int, labels: int, dimensions: int
 ) -> nn.Module:
     """The student called `name`, without weights.
 

@@ -1,7 +1,7 @@
-"""The students at work: pairs or texts in, numpy arrays out, in order.
+"""Predictions and embeddings of students: pairs or texts in, numpy arrays out, in input order.
 
 Texts are sorted by length and run in batches that are padded to the next of a few lengths, so each compiles once per
-length. The next batch is given to the device before the last one's results are fetched. The two-tower reads every
+length. The next batch is dispatched before the results of the last one are fetched. The two-tower encodes every
 distinct query and item once.
 """
 
@@ -17,18 +17,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
-from jax_rele.data.tokens.augmented import text_rows
-from jax_rele.data.tokens.encoding import cross_rows, encode_cross, encode_towers, pad, tower_rows
+from jax_rele.data.tokens.packing import pad
+from jax_rele.data.tokens.student_inputs import (
+    decode_evidence,
+    text_rows,
+    tower_rows,
+)
 from jax_rele.models import Encoder, EncoderConfig
-from jax_rele.students import CrossEncoder
+from jax_rele.students.base import InputSpec, StudentModel
 from jax_rele.teacher.kv_cache import row_count
-from jax_rele.types import Item, Pair, StudentOutputs
+from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, Span, StudentOutputs
 
 LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 256, 32), *range(256, 513, 64))
-"""To which rows are padded; a longer row is padded to a multiple of the last. Each is one more program to compile; of a
-row of more than 32 tokens less than a fifth is padding."""
+"""To which rows are padded; a longer row is padded to a multiple of the last. Each is one more program to compile; less
+than a fifth of a row of more than 32 tokens is padding."""
 
 AHEAD = 1
 """Batches that are on the device while another one's results are fetched."""
@@ -36,7 +41,7 @@ AHEAD = 1
 
 @dataclass(frozen=True)
 class Student:
-    """A student with what it takes to read pairs.
+    """A trained student: a model, its parameters and how pairs become its inputs.
 
     Attributes:
       model, variables: the Linen module and its parameters.
@@ -44,33 +49,81 @@ class Student:
       fields: the item's texts that it reads.
       query_length, item_length: most tokens of a side.
       batch_size: most rows per forward pass.
+      schema: the labels; None for a student that only embeds.
+      dimensions: names of the D dimensions.
+      has_verdicts, has_evidence: whether its recipe trained these heads.
     """
 
-    model: nn.Module
+    model: StudentModel
     variables: dict
     tokenizer: PreTrainedTokenizerBase
     fields: tuple[str, ...]
     query_length: int
     item_length: int
     batch_size: int = 64
+    schema: LabelSchema | None = None
+    dimensions: tuple[str, ...] = ()
+    has_verdicts: bool = False
+    has_evidence: bool = False
+
+    def predict(
+        self, pairs: Sequence[Pair | tuple[str, str]], *, progress: Callable[[int], None] = lambda pairs: None
+    ) -> Predictions:
+        """Judges pairs, in order; each a `Pair`, or the texts of a query and an item. `progress` is called after each
+        batch with its number of pairs."""
+        if self.schema is None:
+            raise ValueError("predict needs a student with a label schema, as load_student gives it")
+        outputs = predict(self, pairs, progress=progress)
+        probs = label_probs(outputs)
+        verdict_probs = evidence = None
+        if self.has_verdicts and outputs.verdict_logits is not None:
+            verdict_probs = softmax(np.asarray(outputs.verdict_logits, np.float64), axis=-1)
+        if self.has_evidence and outputs.token_logits is not None:
+            tags = np.asarray(outputs.token_logits).argmax(axis=-1)
+            lengths = self.query_length, self.item_length
+            as_pairs = [_as_pair(pair) for pair in pairs]
+            evidence = decode_evidence(self.tokenizer, as_pairs, tags, self.dimensions, self.fields, *lengths)
+        return Predictions(self.schema.expected_gain(probs), probs, verdict_probs, evidence, outputs)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """How the student's pairs become tokens."""
+        return InputSpec(self.fields, self.query_length, self.item_length)
+
+    def embed(self, texts: Sequence[str | Item], side: str) -> np.ndarray:
+        """[N, E] embeddings of a two-tower's queries or items, see `embed`."""
+        return embed(self, texts, side)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A student's predictions for N pairs.
+
+    Attributes:
+      scores: [N] expected gains.
+      label_probs: [N, C].
+      verdict_probs: [N, D, V]; None where the student's recipe teaches no verdicts.
+      evidence: spans of each pair; None where the student's recipe teaches no evidence.
+      outputs: the raw outputs of the model.
+    """
+
+    scores: np.ndarray
+    label_probs: np.ndarray
+    verdict_probs: np.ndarray | None
+    evidence: tuple[tuple[Span, ...], ...] | None
+    outputs: StudentOutputs
+
+    @property
+    def verdicts(self) -> list[tuple[str, ...]] | None:
+        """The likeliest verdict of each dimension, a tuple of names per pair."""
+        if self.verdict_probs is None:
+            return None
+        return [tuple(VERDICTS[index] for index in row) for row in self.verdict_probs.argmax(axis=-1)]
 
 
 @partial(jax.jit, static_argnames=("model", "method", "side"))
 def _apply(model: nn.Module, variables: dict, *inputs: jax.Array, method: str | None = None, side: int | None = None):
     return model.apply(variables, *inputs, **({} if side is None else {"side": side}), method=method)
-
-
-def encode_inputs(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    fields: Sequence[str],
-    query_length: int,
-    item_length: int,
-) -> dict[str, np.ndarray]:
-    """The keyword arguments of `model` for these pairs, at full length."""
-    encode = encode_cross if isinstance(model, CrossEncoder) else encode_towers
-    return encode(tokenizer, pairs, fields, query_length, item_length)
 
 
 def predict(
@@ -79,43 +132,51 @@ def predict(
     *,
     progress: Callable[[int], None] = lambda pairs: None,
 ) -> StudentOutputs:
-    """Judges pairs, in order.
+    """Predicts for pairs, in order.
 
     Args:
       student: the student.
-      pairs: at least one; a `Pair`, or the texts of a query and an item; or the model's arrays, as `encode_inputs`
-        makes them.
-      progress: told after each batch how many pairs it judged.
+      pairs: at least one; a `Pair`, or the texts of a query and an item; or the model's arrays, as `padded_inputs`
+        returns them.
+      progress: called after each batch with its number of pairs.
 
     Returns:
       Numpy arrays with a row per pair. What is one per token is padded to the longest pair.
     """
-    cross = isinstance(student.model, CrossEncoder)
     if isinstance(pairs, str) or not len(pairs):
         raise ValueError(f"predict needs a list of at least one pair, got {pairs!r:.80}")
+    model = student.model
     if isinstance(pairs, Mapping):
-        sides = [""] if cross else ["query_", "item_"]
-        rows = [_ragged(pairs[f"{side}tokens"], pairs[f"{side}valid"]) for side in sides]
-        types = _ragged(pairs["token_types"], pairs["valid"]) if cross else None
+        rows = {
+            name: _ragged(pairs[name], pairs[name.replace("token_types", "valid").replace("tokens", "valid")])
+            for name in model.batch_spec(student.input_spec)
+            if not name.endswith("valid")
+        }
     else:
-        lengths, wanted = (student.query_length, student.item_length), [_as_pair(pair) for pair in pairs]
-        if cross:
-            ids, types = cross_rows(student.tokenizer, wanted, student.fields, *lengths)
-            rows = [ids]
-        else:
-            rows, types = list(tower_rows(student.tokenizer, wanted, student.fields, *lengths)), None
-    if cross:
-        return _in_buckets(student, rows[0], types, progress=progress)
+        rows = model.tokenize(student.tokenizer, [_as_pair(pair) for pair in pairs], student.input_spec)
+    if not model.embeds:
+        return _in_buckets(student, rows["tokens"], rows["token_types"], progress=progress)
+    return _predict_towers(student, rows["query_tokens"], rows["item_tokens"], progress)
+
+
+def _predict_towers(
+    student: Student,
+    query_rows: Sequence[Sequence[int]],
+    item_rows: Sequence[Sequence[int]],
+    progress: Callable[[int], None],
+) -> StudentOutputs:
+    """Compares the embeddings of the distinct queries and items."""
+    rows = query_rows, item_rows
     query, item = (_distinct(student, side, number) for number, side in enumerate(rows))
     size = row_count(len(rows[0]), student.batch_size)
 
-    def compared():
+    def compare_batches():
         for start in range(0, len(rows[0]), size):
-            places = np.arange(start, min(start + size, len(rows[0])))
-            both = (_filled(side[0][side[1][places]], size) for side in (query, item))
-            yield len(places), _apply(student.model, student.variables, *both, method="compare")
+            indices = np.arange(start, min(start + size, len(rows[0])))
+            embeddings = (_fill_rows(side[0][side[1][indices]], size) for side in (query, item))
+            yield len(indices), _apply(student.model, student.variables, *embeddings, method="compare")
 
-    outputs = list(_fetched(compared(), progress))
+    outputs = list(_fetch_batches(compare_batches(), progress))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *outputs)
 
 
@@ -133,7 +194,7 @@ def embed(student: Student, texts: Sequence[str | Item] | Mapping[str, np.ndarra
     Raises:
       ValueError: there is no text, the student is none, or there is no such side.
     """
-    if isinstance(student.model, CrossEncoder):
+    if not student.model.embeds:
         raise ValueError("a cross-encoder has no embeddings of query and item; use a two-tower")
     if side not in ("query", "item"):
         raise ValueError(f"side must be query or item, got {side!r}")
@@ -159,9 +220,9 @@ def embed_rationales(
     """[N, W] mean of the token vectors of each text, cut to `length` tokens; NaN for an empty text."""
     rows = text_rows(tokenizer, texts, length)
     student = Student(Encoder(encoder), {"params": params}, tokenizer, (), 0, 0, batch_size)
-    found = _in_buckets(student, rows, [[0] * len(row) for row in rows], reduce=_mean_of_tokens)
-    found[[not text for text in texts]] = np.nan
-    return found
+    outputs = _in_buckets(student, rows, [[0] * len(row) for row in rows], reduce=_mean_of_tokens)
+    outputs[[not text for text in texts]] = np.nan
+    return outputs
 
 
 def label_probs(outputs: StudentOutputs) -> np.ndarray:
@@ -185,31 +246,31 @@ def _in_buckets(
     reduce: Callable[[Any, np.ndarray], Any] = lambda outputs, valid: outputs,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Any:
-    """Runs the model over ragged rows, the longest first so that memory is known at once; results in input order."""
+    """Runs the model over ragged rows, the longest first to show a lack of memory at once; results in input order."""
     order = np.argsort([-len(row) for row in rows], kind="stable")
-    # One number of rows for all batches of a call; a few rows do not wait for a whole batch of padding.
+    # One number of rows for all batches of a call; few rows are not padded to a whole batch.
     size = row_count(len(rows), student.batch_size)
     method = None if side is None else "encode"
 
     def run():
         for start in range(0, len(rows), size):
-            places = order[start : start + size]
-            lengths = np.array([len(rows[place]) for place in places])
+            indices = order[start : start + size]
+            lengths = np.array([len(rows[index]) for index in indices])
             length = padded_length(lengths[0])
             valid = np.arange(length) < lengths[:, None]
-            inputs = [pad([rows[place] for place in places], length, student.tokenizer.pad_token_id or 0), valid]
+            inputs = [pad([rows[index] for index in indices], length, student.tokenizer.pad_token_id or 0), valid]
             if types is not None:
-                inputs.insert(1, pad([types[place] for place in places], length, 0))
-            filled = [_filled(x, size) for x in inputs]
+                inputs.insert(1, pad([types[index] for index in indices], length, 0))
+            filled = [_fill_rows(x, size) for x in inputs]
             outputs = _apply(student.model, student.variables, *filled, method=method, side=side)
-            yield len(places), reduce(outputs, filled[-1])
+            yield len(indices), reduce(outputs, filled[-1])
 
-    found = list(_fetched(run(), progress))
+    outputs = list(_fetch_batches(run(), progress))
     back = np.argsort(order, kind="stable")
-    return jax.tree.map(lambda *xs: _joined(xs)[back], *found)
+    return jax.tree.map(lambda *xs: _concatenate(xs)[back], *outputs)
 
 
-def _fetched(batches: Iterable[tuple[int, Any]], progress: Callable[[int], None]) -> Iterator[Any]:
+def _fetch_batches(batches: Iterable[tuple[int, Any]], progress: Callable[[int], None]) -> Iterator[Any]:
     """The first so many rows of each batch, on the host; by then the device has the next batches."""
     waiting: deque[tuple[int, Any]] = deque()
 
@@ -227,7 +288,7 @@ def _fetched(batches: Iterable[tuple[int, Any]], progress: Callable[[int], None]
         yield fetch()
 
 
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+def _concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of one array; what is one per token is padded with zeros to the longest."""
     if parts[0].ndim > 1 and len({part.shape[1] for part in parts}) > 1:
         longest = max(part.shape[1] for part in parts)
@@ -248,13 +309,13 @@ def _distinct(student: Student, rows: Sequence[Sequence[int]], side: int) -> tup
     return _in_buckets(student, list(numbers), side=side), of_row
 
 
-def _filled(x: np.ndarray, rows: int) -> np.ndarray:
+def _fill_rows(x: np.ndarray, rows: int) -> np.ndarray:
     """So many rows, the last one repeated."""
     return np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)]) if len(x) < rows else x
 
 
 def _ragged(tokens: np.ndarray, valid: np.ndarray) -> list[list[int]]:
-    return [np.asarray(row)[np.asarray(keep)].tolist() for row, keep in zip(tokens, valid)]
+    return [np.asarray(row)[np.asarray(mask)].tolist() for row, mask in zip(tokens, valid)]
 
 
 def _as_pair(pair: Pair | tuple[str, str]) -> Pair:

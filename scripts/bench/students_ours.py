@@ -19,8 +19,8 @@ from students_work import CLIP_NORM, LABELS, LEARNING_RATE, WEIGHT_DECAY, Batch,
 from jax_rele import config, losses
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.models import from_hf
-from jax_rele.stages.students import with_encoder
-from jax_rele.students import CrossEncoder, Student, TwoTower, embed, encode_inputs, predict
+from jax_rele.runs.students import with_encoder
+from jax_rele.students import CrossEncoder, InputSpec, Student, TwoTower, embed, padded_inputs, predict
 from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, place, shard_step
 from jax_rele.types import Item, Pair
 
@@ -53,7 +53,7 @@ def student(
         model = TwoTower(encoder.config, LABELS, DIMENSIONS, embedding_width=0, view_width=16, distinguish_sides=False)
     tokenizer = load_tokenizer(weights, ("pad", "cls", "sep"))
     lengths = work.query_length, work.item_length
-    inputs = encode_inputs(model, tokenizer, [Pair("", "a", Item("", "b"))], ("title",), *lengths)
+    inputs = padded_inputs(model, tokenizer, [Pair("", "a", Item("", "b"))], InputSpec(("title",), *lengths))
     return model, lambda rng: model.init(rng, **inputs), variables["params"]
 
 
@@ -131,13 +131,13 @@ def train(
     work: Work, folder: str, weights: str, name: str, kind: str, dropout: float, times: int
 ) -> Iterator[Callable[[], list[float]]]:
     """Steps as the stage `distill` takes them, over all batches, `times` times; the loss of each."""
-    mesh = make_mesh(config.Mesh())
+    mesh = make_mesh(config.MeshConfig())
     model, init, encoder = student(work, weights, name, mesh=mesh, dropout=dropout)
     tx = make_optimizer(
-        config.Optimization(
+        config.OptimizationConfig(
             learning_rate=LEARNING_RATE,
             schedule="constant",
-            warmup_share=0,
+            warmup_fraction=0,
             weight_decay=WEIGHT_DECAY,
             clip_norm=CLIP_NORM,
         )

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from jax_rele.models import EncoderConfig
 from jax_rele.students import CrossEncoder, TwoTower
-from jax_rele.students.models import late_interaction
+from jax_rele.students.two_tower import late_interaction
 
 CONFIG = EncoderConfig(vocab_size=40, max_length=20, layers=2, width=32, heads=4, mlp_width=48)
 RNG = np.random.default_rng(0)

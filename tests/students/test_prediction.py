@@ -7,7 +7,16 @@ from flax import linen as nn
 
 from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.models import Encoder, EncoderConfig
-from jax_rele.students import CrossEncoder, Student, TwoTower, embed, embed_rationales, encode_inputs, predict
+from jax_rele.students import (
+    CrossEncoder,
+    InputSpec,
+    Student,
+    TwoTower,
+    embed,
+    embed_rationales,
+    padded_inputs,
+    predict,
+)
 from jax_rele.students import prediction as encode
 from jax_rele.students.prediction import LENGTHS, _apply, padded_length
 from jax_rele.types import Item, Pair
@@ -28,18 +37,19 @@ def text(words):
 
 PAIRS = [Pair(f"p{n}", text(1 + n % 5), Item(f"i{n}", text(1 + 3 * n % 17))) for n in range(21)]
 TOKENIZER = train_tokenizer([pair.query + " " + pair.item.title for pair in PAIRS], 400)
+SPEC = InputSpec(("title",), 16, 40)
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def student(request):
     model = MODELS[request.param]
-    inputs = encode_inputs(model, TOKENIZER, PAIRS[:1], ("title",), 16, 40)
+    inputs = padded_inputs(model, TOKENIZER, PAIRS[:1], SPEC)
     variables = jax.jit(lambda rng: nn.unbox(model.init(rng, **inputs)))(jax.random.key(0))
     return Student(model, variables, TOKENIZER, ("title",), 16, 40, batch_size=4)
 
 
 def test_answers_are_those_of_one_padded_batch_in_input_order(student):
-    inputs = encode_inputs(student.model, TOKENIZER, PAIRS, ("title",), 16, 40)
+    inputs = padded_inputs(student.model, TOKENIZER, PAIRS, SPEC)
     whole = student.model.apply(student.variables, **inputs)
     told = []
     found = predict(student, PAIRS, progress=told.append)
@@ -55,7 +65,7 @@ def test_answers_are_those_of_one_padded_batch_in_input_order(student):
 def test_texts_and_arrays_are_taken_too(student):
     found = predict(student, PAIRS).logits
     texts = predict(student, [(pair.query, pair.item.title) for pair in PAIRS]).logits
-    arrays = predict(student, encode_inputs(student.model, TOKENIZER, PAIRS, ("title",), 16, 40)).logits
+    arrays = predict(student, padded_inputs(student.model, TOKENIZER, PAIRS, SPEC)).logits
     np.testing.assert_array_equal(found, texts)
     np.testing.assert_array_equal(found, arrays)
 

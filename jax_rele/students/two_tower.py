@@ -1,114 +1,28 @@
-"""The two deployable students: `CrossEncoder` reads query and item together, `TwoTower` reads them apart."""
+"""The representation-based student: one embedding for the query and one for the item."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from transformers import PreTrainedTokenizerBase
 
+from jax_rele.data.tokens.student_inputs import tower_rows
 from jax_rele.models.encoder import Encoder, EncoderConfig, dense
-from jax_rele.types import VERDICTS, StudentOutputs
-
-
-class CrossEncoder(nn.Module):
-    """Interaction-based student: `[CLS] query [SEP] item [SEP]` through one encoder.
-
-    Attributes:
-      encoder: shape of the encoder.
-      labels: number of relevance grades (C).
-      dimensions: number of dimensions (D).
-      latent_width: R, of the latent-reasoning extractor: it sums the pair up in a vector that is trained towards the
-        embedding of the teacher's rationale and that the heads read too, also when the student is served (after LRKD,
-        arXiv 2601.21611). 0: none.
-    """
-
-    encoder: EncoderConfig
-    labels: int
-    dimensions: int
-    latent_width: int = 0
-
-    def setup(self):
-        width, dtype = self.encoder.width, self.encoder.dtype
-        self.reader = Encoder(self.encoder, name="encoder")
-        self.dropout = nn.Dropout(self.encoder.dropout)
-        if self.latent_width:
-            self.latent_scores = dense(1, ("embed", "head"), "latent_scores", dtype)
-            self.latent_up = dense(width, ("embed", "embed_out"), "latent_up", dtype)
-            self.latent_down = dense(self.latent_width, ("embed", "embedding"), "latent_down", dtype)
-            self.latent_fusion = dense(width, ("embedding", "embed"), "latent_fusion", dtype)
-        self.label_head = dense(self.labels, ("embed", "head"), "label_head", dtype)
-        self.label_of_verdicts = dense(self.labels, ("dimension", "head"), "label_of_verdicts", dtype)
-        self.verdict_head = dense(self.dimensions * len(VERDICTS), ("embed", "head"), "verdict_head", dtype)
-        self.evidence_head = dense(1 + self.dimensions, ("embed", "head"), "evidence_head", dtype)
-
-    def __call__(
-        self,
-        tokens: jax.Array,
-        token_types: jax.Array,
-        valid: jax.Array,
-        *,
-        augmented: Mapping[str, jax.Array] | None = None,
-        deterministic: bool = True,
-    ) -> StudentOutputs:
-        """Judges pairs.
-
-        Args:
-          tokens, token_types: [B, L] int; type 0 is the query, 1 the item.
-          valid: [B, L] bool; False for padding.
-          augmented: `tokens`, `token_types` and `valid` [B, La] of the same pairs followed by their rationales; only in
-            training, where a loss compares how the student reads both.
-          deterministic: False turns on dropout (rng `dropout`).
-
-        Returns:
-          `StudentOutputs` with logits [B, C], verdict_logits [B, D, V], token_logits [B, L, 1 + D], attention [B, L],
-          representation [B, W], and where there are such latent [B, R], augmented_representation and augmented_logits.
-        """
-        x, attention = self.reader(tokens, token_types, valid, deterministic=deterministic, attention=True)
-        representation, latent = self._represent(x, valid, deterministic)
-        logits, verdict_logits = self._judge(representation)
-        augmented_representation = augmented_logits = None
-        if augmented is not None:
-            y = self.reader(**augmented, deterministic=deterministic)
-            augmented_representation, _ = self._represent(y, augmented["valid"], deterministic)
-            augmented_logits, _ = self._judge(augmented_representation)
-        return StudentOutputs(
-            logits=logits,
-            verdict_logits=verdict_logits,
-            token_logits=self.evidence_head(x),
-            attention=attention[-1],
-            representation=representation,
-            augmented_representation=augmented_representation,
-            augmented_logits=augmented_logits,
-            latent=latent,
-        )
-
-    def _judge(self, representation: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Label logits [B, C] and verdict logits [B, D, V]. The label follows from the verdicts too, so that what
-        teaches the student to compare attributes teaches it to judge."""
-        verdict_logits = self.verdict_head(representation).reshape(-1, self.dimensions, len(VERDICTS))
-        verdicts = jax.nn.softmax(verdict_logits.astype(jnp.float32)).reshape(len(representation), -1)
-        return self.label_head(representation) + self.label_of_verdicts(verdicts), verdict_logits
-
-    def _represent(self, x: jax.Array, valid: jax.Array, deterministic: bool) -> tuple[jax.Array, jax.Array | None]:
-        """What the heads read [B, W], and the latent in it [B, R]."""
-        pooled = self.dropout(self.reader.pool(x), deterministic=deterministic)
-        if not self.latent_width:
-            return pooled, None
-        scores = jnp.where(valid, self.latent_scores(x)[..., 0].astype(jnp.float32), -jnp.inf)
-        summary = jnp.einsum("bl,blw->bw", jax.nn.softmax(scores), x)
-        latent = self.latent_down(nn.gelu(self.latent_up(summary)))
-        return pooled + self.latent_fusion(latent), latent
+from jax_rele.students.base import BatchSpec, InputSpec, RaggedInputs, TokenArray, traced_heads
+from jax_rele.types import VERDICTS, Pair, StudentOutputs
 
 
 class TwoTower(nn.Module):
-    """Representation-based student: query and item are encoded apart, so items can be encoded offline.
+    """Representation-based student: query and item are encoded separately, so items can be encoded offline.
 
-    Everything that `compare` needs follows from what `encode` gives; the verdict on a dimension compares the two
-    embeddings' linear views on that dimension. The label logits follow from the embeddings by one of three heads:
+    `compare` reads the outputs of `encode` alone. The verdict on a dimension compares linear projections ("views") of
+    the two embeddings for that dimension. The label logits are computed from the embeddings by one of three heads:
 
     - `cosine`: affine in their cosine, each grade with a learned scale, so an index that finds the nearest items finds
       the most relevant ones;
@@ -122,9 +36,9 @@ class TwoTower(nn.Module):
       dimensions: number of dimensions (D).
       embedding_width: E, of the projection; 0: no projection, E is the encoder's width.
       view_width: width of a dimension's view (K).
-      towers: `shared`: both sides read with the same weights; `separate`: each has its own.
-      distinguish_sides: whether the sides have different token types. Shared weights that were trained without them
-        do better without.
+      towers: `shared`: both sides use the same weights; `separate`: each has its own.
+      distinguish_sides: whether the sides have different token types. Pretrained weights that never saw
+        them are better without.
       pooling: an embedding is the `mean` of the tokens or the `first` token.
       normalize: whether embeddings have unit length; otherwise the cosine is an inner product.
       head: `cosine`, `mlp` or `maxsim`.
@@ -156,7 +70,7 @@ class TwoTower(nn.Module):
             self.mlp_up = dense(width, ("embedding", "mlp"), "mlp_up")
             self.mlp_down = dense(self.labels, ("mlp", "head"), "mlp_down")
         else:
-            # The first grade is the best one: it starts out rising with the cosine, the others falling.
+            # The first grade is the best one: its slope starts positive, the others' negative.
             slope = nn.with_logical_partitioning(
                 lambda _, shape: jnp.full(shape, -4.0 / (shape[0] - 1), jnp.float32).at[0].set(4.0), ("head",)
             )
@@ -189,22 +103,22 @@ class TwoTower(nn.Module):
         return _unit(x) if self.normalize else x
 
     def compare(self, query: jax.Array, item: jax.Array) -> StudentOutputs:
-        """Judges pairs of what `encode` gave; row i of `query` with row i of `item`."""
+        """Scores pairs of outputs of `encode`: row i of `query` with row i of `item`."""
         if self.head == "maxsim":
             logits = late_interaction(query, item)[:, None] * self.label_slope + self.label_bias
-            whole = _unit(query.sum(axis=1)), _unit(item.sum(axis=1))
+            pooled = _unit(query.sum(axis=1)), _unit(item.sum(axis=1))
         else:
             chex.assert_equal_shape([query, item])
-            whole = query, item
+            pooled = query, item
             if self.head == "mlp":
                 features = jnp.concatenate([query, item, jnp.abs(query - item), query * item], axis=-1)
                 logits = self.mlp_down(nn.gelu(self.mlp_up(features)))
             else:
                 logits = jnp.sum(query * item, axis=-1, keepdims=True) * self.label_slope + self.label_bias
-        u, v = (_unit(self.views(x).reshape(-1, self.dimensions, self.view_width)) for x in whole)
-        # Of the size of 1 whatever the width, or the products would hardly tell anything at first.
-        both, scale = u * v, self.view_width**0.5
-        features = [scale**2 * both, scale * jnp.abs(u - v), scale * both.sum(axis=-1, keepdims=True)]
+        u, v = (_unit(self.views(x).reshape(-1, self.dimensions, self.view_width)) for x in pooled)
+        # Scaled so that features have a magnitude of about 1 whatever the width; the products alone would be tiny.
+        product, scale = u * v, self.view_width**0.5
+        features = [scale**2 * product, scale * jnp.abs(u - v), scale * product.sum(axis=-1, keepdims=True)]
         return StudentOutputs(
             logits=logits,
             verdict_logits=jnp.einsum("bdf,dfv->bdv", jnp.concatenate(features, axis=-1), self.verdict_kernel)
@@ -224,7 +138,7 @@ class TwoTower(nn.Module):
         *,
         deterministic: bool = True,
     ) -> StudentOutputs:
-        """Judges pairs.
+        """Scores pairs.
 
         Args:
           query_tokens, query_valid: [B, Lq].
@@ -237,6 +151,37 @@ class TwoTower(nn.Module):
         query = self.encode(query_tokens, query_valid, 0, deterministic=deterministic)
         item = self.encode(item_tokens, item_valid, 1, deterministic=deterministic)
         return self.compare(query, item)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether query and item have embeddings of their own."""
+        return True
+
+    @nn.nowrap
+    def tokenize(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], spec: InputSpec) -> RaggedInputs:
+        """`query_tokens` and `item_tokens` of each pair, not padded."""
+        queries, items = tower_rows(tokenizer, pairs, spec.fields, spec.query_length, spec.item_length)
+        return {"query_tokens": queries, "item_tokens": items}
+
+    @nn.nowrap
+    def batch_spec(self, spec: InputSpec) -> BatchSpec:
+        """The arrays of a padded batch."""
+        arrays = {}
+        for side, length in (("query", spec.query_length), ("item", spec.item_length + 1)):
+            arrays[f"{side}_tokens"] = TokenArray(length, np.int32, is_token=True)
+            arrays[f"{side}_valid"] = TokenArray(length, bool)
+        return arrays
+
+    @nn.nowrap
+    def dummy_inputs(self) -> dict[str, Any]:
+        """Inputs of the smallest shape, for initialisation and for tracing."""
+        ids, valid = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
+        return {"query_tokens": ids, "query_valid": valid, "item_tokens": ids, "item_valid": valid}
+
+    @property
+    def heads(self) -> set[str]:
+        """The fields of `StudentOutputs` that the student can fill in training."""
+        return traced_heads(self)
 
 
 def late_interaction(query: jax.Array, item: jax.Array) -> jax.Array:

@@ -1,0 +1,94 @@
+"""What every student offers: its inputs for pairs, the arrays of a batch, and the heads that losses can read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from jax_rele.data.tokens.packing import pad
+from jax_rele.models.encoder import EncoderConfig
+from jax_rele.types import Pair
+
+RaggedInputs = dict[str, list[list[int]]]
+"""Rows of token ids (or types), one per pair, by the name of the array."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How pairs become tokens.
+
+    Attributes:
+      fields: the item's texts that are read.
+      query_length, item_length: most tokens of a side.
+      rationale_length: most tokens of a rationale that is read after the pair.
+    """
+
+    fields: tuple[str, ...]
+    query_length: int
+    item_length: int
+    rationale_length: int = 0
+
+
+@dataclass(frozen=True)
+class TokenArray:
+    """A [batch, length] array of a student's inputs; `is_token`: padded with the tokenizer's padding token, not 0."""
+
+    length: int
+    dtype: Any
+    is_token: bool = False
+
+
+BatchSpec = dict[str, TokenArray]
+"""A student's keyword arguments by name."""
+
+
+class StudentModel(Protocol):
+    """A Linen module that judges pairs; `StudentOutputs` says what it returns."""
+
+    encoder: EncoderConfig
+    labels: int
+    dimensions: int
+
+    def tokenize(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], spec: InputSpec) -> RaggedInputs:
+        """The pairs as ragged rows, not padded."""
+
+    def batch_spec(self, spec: InputSpec) -> BatchSpec:
+        """The arrays of a padded batch: what training reads, the token cache stores and `plan` compiles."""
+
+    def dummy_inputs(self) -> dict[str, Any]:
+        """Inputs of the smallest shape."""
+
+    @property
+    def embeds(self) -> bool:
+        """Whether query and item have embeddings of their own."""
+
+    @property
+    def heads(self) -> set[str]:
+        """The fields of `StudentOutputs` that the student can fill in training."""
+
+
+def padded_inputs(
+    model: StudentModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], spec: InputSpec
+) -> dict[str, np.ndarray]:
+    """The keyword arguments of `model` for these pairs, at full length."""
+    rows, arrays = model.tokenize(tokenizer, pairs, spec), {}
+    for name, array in model.batch_spec(spec).items():
+        if name in rows:
+            arrays[name] = pad(rows[name], array.length, tokenizer.pad_token_id if array.is_token else 0)
+        else:  # `valid` goes with `tokens`
+            tokens = rows[name.replace("valid", "tokens")]
+            arrays[name] = pad([[True] * len(row) for row in tokens], array.length, False, bool)
+    return arrays
+
+
+def traced_heads(model: StudentModel) -> set[str]:
+    """The fields of `StudentOutputs` that are not None where the model reads its `dummy_inputs`."""
+    inputs = model.dummy_inputs()
+    outputs = jax.eval_shape(lambda rng: model.init_with_output(rng, **inputs)[0], jax.random.key(0))
+    return {field.name for field in dataclasses.fields(outputs) if getattr(outputs, field.name) is not None}
