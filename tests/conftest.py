@@ -25,7 +25,7 @@ hypothesis.settings.load_profile("jax_rele")
 TINY = """
 name: tiny
 labels:
-  written_as: {E: Exact, S: Substitute, C: Complement, I: Irrelevant}
+  aliases: {E: Exact, S: Substitute, C: Complement, I: Irrelevant}
   gain_maps: {paper: [1.0, 0.1, 0.01, 0.0], esci_data: [1.0, 0.01, 0.1, 0.0]}
 data: {candidates: {per_query: 1}}
 teacher:

@@ -1,12 +1,16 @@
 """The config tree: what it accepts, and what it says about what it does not."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from jax_rele import config
+from jax_rele.config.load import RENAMED
+from jax_rele.data.rows import SPLITS
 from jax_rele.errors import UserError
+from jax_rele.rationale.grammar import ORDERS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -24,17 +28,19 @@ def test_a_config_survives_yaml():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"teachr": {}}, "teachr: unknown key"),
-        ({"teacher": {"lora": {"rnk": 3}}}, "teacher.lora.rnk: unknown key"),
+        ({"teachr": {}}, "teachr: unknown key; did you mean teacher?"),
+        ({"teacher": {"lora": {"rnk": 3}}}, "teacher.lora.rnk: unknown key; did you mean teacher.lora.rank?"),
+        ({"distill": {"labelled_share": 0.5}}, "distill.labelled_share: .* is called distill.labelled_fraction"),
+        ({"labels": {"written_as": {}}}, "labels.written_as: unknown key; labels.written_as is called labels.aliases"),
         ({"teacher": {"random": {"width": "wide"}}}, "teacher.random.width: .*valid integer.*'wide'"),
         ({"teacher": {"random": {"heads": 3}}}, r"teacher.random: heads \(3\) must be a multiple of kv_heads \(2\)"),
         ({"student": {"random": {"heads": 3}}}, r"student.random: width \(64\) must be a multiple of heads \(3\)"),
         ({"labels": {"positive": ["Exat"]}}, "labels: positive must name some but not all of"),
-        ({"labels": {"written_as": {"E": "Exat"}}}, "labels: written_as maps 'E' to 'Exat'"),
+        ({"labels": {"aliases": {"E": "Exat"}}}, "labels: aliases maps 'E' to 'Exat'"),
         ({"labels": {"gain_maps": {"a": [1.0]}}}, "labels: gain_maps.a must hold 4 numbers, got 1"),
         ({"data": {"splits": {"train": 0.9}}}, r"data.splits: train \+ validation \+ test must be 1, got 1.3"),
         ({"rationale": {"dimensions": ["a", "a"]}}, "rationale: dimensions must be distinct"),
-        ({"rationale": {"dimensions": ["category"]}}, "rationale: tag_map points at names that are not in dimensions"),
+        ({"rationale": {"dimensions": ["category"]}}, "rationale: tag_map maps to names that are not in dimensions"),
         ({"distill": {"recipes": ["mdk"]}}, "distill: recipes: there is no recipe 'mdk'; there are label_only"),
         ({"distill": {"recipes": []}}, "distill: students and recipes must each name at least one"),
         ({"mesh": {"data": -1, "fsdp": -1}}, "mesh: axes must be positive, and at most one -1"),
@@ -85,6 +91,13 @@ def test_an_empty_file_is_the_default(tmp_path):
     assert config.load(tmp_path / "c.yaml") == config.Config()
 
 
-def test_the_digest_does_not_depend_on_the_order_of_keys():
-    assert config.digest({"a": 1, "b": [1, 2]}) == config.digest({"b": [1, 2], "a": 1})
-    assert config.digest({"a": 1}) != config.digest({"a": 2})
+def test_the_config_and_the_code_have_the_same_names():
+    assert get_args(config.TeacherConfig.model_fields["order"].annotation) == ORDERS
+    assert tuple(config.SplitsConfig.model_fields)[:3] == SPLITS
+
+
+def test_renamed_keys_lead_to_keys_that_exist():
+    paths = config.flatten(config.Config().model_dump())
+    for old, current in RENAMED.items():
+        assert old not in paths
+        assert any(path == current or path.startswith(f"{current}.") for path in paths), current

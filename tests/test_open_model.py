@@ -10,11 +10,11 @@ import pytest
 from flax import linen as nn
 from safetensors.numpy import load_file, save_file
 
-from jax_rele import cli, pipeline
+from jax_rele import cli
 from jax_rele.data import read_signals
 from jax_rele.models import Encoder, EncoderConfig, from_hf, load_peft, to_hf
 from jax_rele.rationale import parse
-from jax_rele.stages import students
+from jax_rele.runs import pipeline, students
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ OPEN = """
 name: open
 data: {{path: {pairs}, fields: {{item: product, query_tags: queryner}}, candidates: {{per_query: 1}}}}
 labels:
-  written_as: {{E: Exact, S: Substitute, C: Complement, I: Irrelevant}}
+  aliases: {{E: Exact, S: Substitute, C: Complement, I: Irrelevant}}
 run_root: {root}
 teacher:
   init: {folder}

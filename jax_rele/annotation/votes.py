@@ -104,16 +104,16 @@ def consensus(
     *,
     gold: Mapping[str, str] | None = None,
     weights: str = "gold",
-    min_share: float = 0.5,
+    min_vote_fraction: float = 0.5,
     gold_filter: str = "keep",
-    wanted: int = 0,
+    expected_answers: int = 0,
     reliability: Reliability | None = None,
     flaws: Callable[[str, Rationale], int] | None = None,
 ) -> list[Decision]:
     """Decides every pair.
 
     A pair is pending while answers are wanting; rejected where no answer can be read, where the label's share is below
-    `min_share`, where no rationale concludes with the label that the vote says, or by the gold filter; else accepted.
+    `min_vote_fraction`, where no rationale concludes with the label of the vote, or by the gold filter; else accepted.
     Ties go to the lower grade, and among verdicts to the one that claims the least. The rationale kept concludes with
     the label and agrees with the vote on the most verdicts; of several the one with the fewest flaws, then the one that
     most answers are, then the one whose text has the lowest hash.
@@ -128,7 +128,7 @@ def consensus(
       dimensions: of the verdicts.
       gold: {pair_id: label}.
       weights: `gold` learns them (see `fit_reliability`; equal where there is too little gold), `equal` does not.
-      min_share: of the label that is accepted.
+      min_vote_fraction: of the label that is accepted.
       gold_filter: one of `GOLD_FILTERS`.
       wanted: answers that a pair should have in a round; 0 where whatever is there is all.
       reliability: of the models, fitted before; by default it is fitted here, on round 0.
@@ -142,7 +142,7 @@ def consensus(
     gold = gold or {}
     if reliability is None:
         reliability = fit_votes(votes, labels, gold, weights=weights)
-    rules = (reliability, min_share, wanted, flaws)
+    rules = (reliability, min_vote_fraction, expected_answers, flaws)
     return [
         _decide(pair_id, votes[pair_id], labels, dimensions, gold.get(pair_id), gold_filter, rules)
         for pair_id in sorted(votes)
@@ -154,10 +154,10 @@ def fit_votes(
 ) -> Reliability:
     """How far each model can be trusted, from its votes for labels in round 0; see `fit_reliability`."""
     names = sorted({vote.model for each in votes.values() for vote in each})
-    shares = {
+    fractions = {
         pair_id: model_shares((vote for vote in each if vote.round == 0), labels) for pair_id, each in votes.items()
     }
-    return fit_reliability(shares, names, labels, gold if weights == "gold" else {})
+    return fit_reliability(fractions, names, labels, gold if weights == "gold" else {})
 
 
 def model_shares(votes: Iterable[Vote], labels: LabelSchema) -> dict[str, np.ndarray]:
@@ -169,10 +169,10 @@ def model_shares(votes: Iterable[Vote], labels: LabelSchema) -> dict[str, np.nda
     return {model: counts[model] / counts[model].sum() for model in sorted(counts)}
 
 
-def verdict_plurality(shares: Mapping[str, float]) -> str:
+def verdict_plurality(fractions: Mapping[str, float]) -> str:
     """The verdict with the largest share; of several the one that claims the least."""
-    most = max(shares.values())
-    return next(name for name in _CAUTIOUS if shares.get(name, 0.0) >= most - TIE)
+    most = max(fractions.values())
+    return next(name for name in _CAUTIOUS if fractions.get(name, 0.0) >= most - TIE)
 
 
 def verdict_shares(
@@ -185,15 +185,15 @@ def verdict_shares(
             by_model.setdefault(vote.model, []).append(vote.outcome)
     models = sorted(by_model)
     total = sum(weights[model] for model in models)
-    told = {}
+    by_dimension = {}
     for dimension in dimensions:
-        shares = dict.fromkeys(VERDICTS, 0.0)
+        fractions = dict.fromkeys(VERDICTS, 0.0)
         for model in models:
-            counts = Counter(said.verdict(dimension) for said in by_model[model])
+            counts = Counter(rationale.verdict(dimension) for rationale in by_model[model])
             for verdict in VERDICTS:
-                shares[verdict] += weights[model] / total * counts[verdict] / len(by_model[model])
-        told[dimension] = shares
-    return told
+                fractions[verdict] += weights[model] / total * counts[verdict] / len(by_model[model])
+        by_dimension[dimension] = fractions
+    return by_dimension
 
 
 def keep_rationale(
@@ -209,17 +209,17 @@ def keep_rationale(
     readable = [(vote.outcome, vote) for vote in votes if isinstance(vote.outcome, Rationale)]
     if not readable:
         return None, "", False
-    counts = Counter(said for said, _ in readable)
+    counts = Counter(rationale for rationale, _ in readable)
 
     def rank(one: tuple[Rationale, Vote]) -> tuple:
-        said, vote = one
-        agreed = sum(said.verdict(name) == verdict for name, verdict in verdicts.items())
-        flawed = 0 if flaws is None else flaws(vote.pair_id, said)
-        text = render(said).encode(errors="replace")
-        return said.label != label, -agreed, flawed, -counts[said], hashlib.sha256(text).digest(), vote.model
+        rationale, vote = one
+        agreed = sum(rationale.verdict(name) == verdict for name, verdict in verdicts.items())
+        flawed = 0 if flaws is None else flaws(vote.pair_id, rationale)
+        text = render(rationale).encode(errors="replace")
+        return rationale.label != label, -agreed, flawed, -counts[rationale], hashlib.sha256(text).digest(), vote.model
 
-    said, vote = min(readable, key=rank)
-    return said, vote.model, said.label == label
+    rationale, vote = min(readable, key=rank)
+    return rationale, vote.model, rationale.label == label
 
 
 def digest(decisions: Iterable[Decision]) -> str:
@@ -230,15 +230,15 @@ def digest(decisions: Iterable[Decision]) -> str:
 
 def row(decision: Decision) -> dict:
     """A decision as a row of the table `DECISIONS` (see `review`)."""
-    told = dict(vars(decision))
-    told["rationale"] = None if decision.rationale is None else render(decision.rationale)
-    told["label_shares"] = [{"name": name, "share": share} for name, share in decision.label_shares.items()]
-    told["verdicts"] = [
+    fields = dict(vars(decision))
+    fields["rationale"] = None if decision.rationale is None else render(decision.rationale)
+    fields["label_shares"] = [{"name": name, "share": fraction} for name, fraction in decision.label_shares.items()]
+    fields["verdicts"] = [
         {"dimension": name, "verdict": verdict, "share": decision.verdict_shares[name]}
         for name, verdict in decision.verdicts.items()
     ]
-    del told["verdict_shares"]
-    return told
+    del fields["verdict_shares"]
+    return fields
 
 
 def _decide(
@@ -252,22 +252,22 @@ def _decide(
 ) -> Decision:
     rounds = [[vote for vote in votes if vote.round == number] for number in (0, 1)]
     first = _count(pair_id, rounds[0], labels, dimensions, gold, *rules)
-    told = dict(vars(first)) | {"first_label": first.label}
+    fields = dict(vars(first)) | {"first_label": first.label}
     disagrees = gold is not None and first.label is not None and first.label != gold
     if first.status == "pending" or not disagrees or gold_filter == "keep":
-        return Decision(**told)
+        return Decision(**fields)
     against = f"the vote says {first.label}, the gold label is {gold}"
     if gold_filter == "drop":
-        return Decision(**{**told, "status": "rejected", "reason": against, "gold_dropped": True})
+        return Decision(**{**fields, "status": "rejected", "reason": against, "gold_dropped": True})
     if not rounds[1]:
-        return Decision(**{**told, "status": "pending", "reason": f"{TO_ASK_AGAIN}: {against}"})
+        return Decision(**{**fields, "status": "pending", "reason": f"{TO_ASK_AGAIN}: {against}"})
     # How reliable a model is once it was told the gold label is not known; its reliability before has to do.
     again = _count(pair_id, rounds[1], labels, dimensions, gold, *rules)
-    told = dict(vars(again)) | {"first_label": first.label, "asked_again": True}
+    fields = dict(vars(again)) | {"first_label": first.label, "asked_again": True}
     if again.status == "accepted" and again.label != gold:
         reason = f"asked again, the vote says {again.label}, the gold label is {gold}"
-        told |= {"status": "rejected", "reason": reason, "gold_dropped": True}
-    return Decision(**told)
+        fields |= {"status": "rejected", "reason": reason, "gold_dropped": True}
+    return Decision(**fields)
 
 
 def _count(
@@ -277,30 +277,30 @@ def _count(
     dimensions: Sequence[str],
     gold: str | None,
     reliability: Reliability,
-    min_share: float,
-    wanted: int,
+    min_vote_fraction: float,
+    expected_answers: int,
     flaws: Callable[[str, Rationale], int] | None,
 ) -> Decision:
     """The decision by the answers of one round, the gold filter aside."""
-    shares = model_shares(votes, labels)
-    if not shares:
+    fractions = model_shares(votes, labels)
+    if not fractions:
         failures = Counter(vote.outcome.kind for vote in votes)
-        said = ", ".join(f"{count} {kind}" for kind, count in sorted(failures.items()))
-        reason, status = f"no readable answer: {said}", "rejected"
-        if len(votes) < max(wanted, 1):
-            reason, status = f"{len(votes)} of {max(wanted, 1)} answers", "pending"
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(failures.items()))
+        reason, status = f"no readable answer: {counted}", "rejected"
+        if len(votes) < max(expected_answers, 1):
+            reason, status = f"{len(votes)} of {max(expected_answers, 1)} answers", "pending"
         return Decision(pair_id, status, reason, gold=gold)
-    posterior = label_posterior(shares, reliability, pair_id)
-    place = plurality(posterior, labels)
-    label = labels.names[place]
+    posterior = label_posterior(fractions, reliability, pair_id)
+    index = plurality(posterior, labels)
+    label = labels.names[index]
     by_verdict = verdict_shares(votes, dimensions, reliability.weights)
     verdicts = {name: verdict_plurality(each) for name, each in by_verdict.items()}
     rationale, model, concludes = keep_rationale(votes, label, verdicts, flaws)
     status, reason = "accepted", ""
-    if len(votes) < wanted:
-        status, reason = "pending", f"{len(votes)} of {wanted} answers"
-    elif posterior[place] < min_share - TIE:
-        status, reason = "rejected", f"disagreement: {label} has a share of {posterior[place]:.2f}"
+    if len(votes) < expected_answers:
+        status, reason = "pending", f"{len(votes)} of {expected_answers} answers"
+    elif posterior[index] < min_vote_fraction - TIE:
+        status, reason = "rejected", f"disagreement: {label} has a share of {posterior[index]:.2f}"
     elif not concludes:
         status, reason = "rejected", f"no rationale concludes {label}, as the vote does"
     return Decision(
@@ -309,12 +309,12 @@ def _count(
         reason,
         rationale=rationale,
         label=label,
-        label_share=float(posterior[place]),
-        label_shares={name: float(share) for name, share in zip(labels.names, posterior)},
+        label_share=float(posterior[index]),
+        label_shares={name: float(fraction) for name, fraction in zip(labels.names, posterior)},
         verdicts=verdicts,
         verdict_shares={name: float(by_verdict[name][verdict]) for name, verdict in verdicts.items()},
         n_answers=sum(isinstance(vote.outcome, Rationale) for vote in votes),
-        n_models=len(shares),
+        n_models=len(fractions),
         model=model,
         gold=gold,
         gold_agrees=None if gold is None else label == gold,

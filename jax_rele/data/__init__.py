@@ -19,7 +19,7 @@ from jax_rele.data.parquet import (
 from jax_rele.data.rows import FIELDS, SPLITS, Quarantined, RowError, parse_row
 from jax_rele.data.signals.external import ExternalSignals, read_external_signals, read_rationale
 from jax_rele.data.signals.table import read_signals, take_signals, validate_signals, write_signals
-from jax_rele.data.sources.shards import SAMPLE, check_bad_share, read_pairs, source_hash
+from jax_rele.data.sources.shards import SAMPLE, check_bad_fraction, read_pairs, source_hash
 from jax_rele.data.synthetic.recombination import recombine
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
     "RowError",
     "assign_splits",
     "candidates",
-    "check_bad_share",
+    "check_bad_fraction",
     "ingest",
     "join_tables",
     "long_tail",

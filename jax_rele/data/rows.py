@@ -51,7 +51,7 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A row that was set aside.
+    """A quarantined row.
 
     Attributes:
       source: the file, or the split of a data set.
@@ -94,9 +94,7 @@ def check_mapping(fields: Mapping[str, str], label_map: Mapping[str, str], label
             )
     for theirs, label in label_map.items():
         if label not in label_names:
-            raise UserError(
-                f"labels.written_as: {theirs!r} is mapped to {label!r}, which is none of {list(label_names)}"
-            )
+            raise UserError(f"labels.aliases: {theirs!r} is mapped to {label!r}, which is none of {list(label_names)}")
 
 
 def check_columns(columns: Iterable[str], fields: Mapping[str, str], source: str, require_label: bool = False) -> None:
@@ -135,7 +133,7 @@ def parse_row(
       label_names: the names of the label schema.
       require_label: refuse a row without label.
       with_split: whether the row's split is read.
-      for_prediction: read query, item, `pair_id` and locale alone; what a person said of the pair is not looked at.
+      for_prediction: read query, item, `pair_id` and locale alone; human labels are ignored.
       max_characters: refuse a row that holds a longer text; None for any length.
 
     Raises:
@@ -153,7 +151,7 @@ def parse_row(
     split = _SPLITS_TOO.get(split.lower(), split.lower())
     if split and split not in SPLITS:
         raise RowError(
-            f"unknown split {_shown(split)}: must be one of {list(SPLITS)}, or set data.splits.given: ignore"
+            f"unknown split {_shown(split)}: must be one of {list(SPLITS)}, or set data.splits.existing: ignore"
         )
     label = _parse_label(_find(row, names.flat["label"]), label_map, label_names)
     if require_label and label is None:
@@ -192,14 +190,14 @@ def _parse_item(row: Mapping, names: _Names, fields: Mapping[str, str]) -> Item:
             "{item.title: COLUMN}"
         )
     candidates = names.flat if value is None else names.nested
-    found = {field: _find(row, candidates[f"item.{field}"], _ABSENT) for field in ("id", *ITEM_FIELDS)}
-    if value is None and all(text is _ABSENT for text in found.values()):
+    raw_values = {field: _find(row, candidates[f"item.{field}"], _ABSENT) for field in ("id", *ITEM_FIELDS)}
+    if value is None and all(text is _ABSENT for text in raw_values.values()):
         raise RowError("missing item")
-    found = {field: None if text is _ABSENT else text for field, text in found.items()}
-    if isinstance(found["bullets"], list | tuple):
-        found["bullets"] = _joined(found["bullets"], "item.bullets")
-    texts = {field: _text(text, f"item.{field}") for field, text in found.items()}
-    texts["title"] = _required(found["title"], "title")
+    raw_values = {field: None if text is _ABSENT else text for field, text in raw_values.items()}
+    if isinstance(raw_values["bullets"], list | tuple):
+        raw_values["bullets"] = _joined(raw_values["bullets"], "item.bullets")
+    texts = {field: _text(text, f"item.{field}") for field, text in raw_values.items()}
+    texts["title"] = _required(raw_values["title"], "title")
     attributes = _parse_attributes(row, candidates["item.attributes"], fields)
     texts["id"] = texts["id"] or stable_id("item", *(texts[field] for field in ITEM_FIELDS), attributes)
     return Item(**texts, attributes=attributes)
@@ -241,7 +239,7 @@ def _parse_label(value, label_map: Mapping[str, str], label_names: Sequence[str]
     if label in label_map:
         return label_map[label]
     raise RowError(
-        f"unknown label {_shown(label)}: must be one of {list(label_names)} or of labels.written_as {dict(label_map)}"
+        f"unknown label {_shown(label)}: must be one of {list(label_names)} or of labels.aliases {dict(label_map)}"
     )
 
 
@@ -281,10 +279,10 @@ def _parse_count(value, name: str) -> int | None:
         return None
     try:
         number = Decimal(text)
-        whole = 0 <= number < 2**63 and number == number.to_integral_value()
+        is_integer = 0 <= number < 2**63 and number == number.to_integral_value()
     except ArithmeticError:
-        whole = False
-    if not whole:
+        is_integer = False
+    if not is_integer:
         raise RowError(f"{name} must be a whole number from 0 on, got {_shown(value)}")
     return int(number)
 
@@ -367,12 +365,12 @@ def _get(row: Mapping, name: str):
 @lru_cache(maxsize=8)
 def _names(items: tuple[tuple[str, str], ...]) -> _Names:
     fields = dict(items)
-    taken = set(fields.values())
-    taken_in_item = {theirs for field, theirs in fields.items() if field.startswith("item.")}
+    used_names = set(fields.values())
+    used_in_item = {theirs for field, theirs in fields.items() if field.startswith("item.")}
 
     def top(field: str, *canonical: str) -> tuple[str, ...]:
         mine = [fields[field]] if field in fields else []
-        return (*mine, *(name for name in canonical if name not in taken and name not in mine))
+        return (*mine, *(name for name in canonical if name not in used_names and name not in mine))
 
     nested, flat = {}, {}
     for field in FIELDS:
@@ -382,8 +380,8 @@ def _names(items: tuple[tuple[str, str], ...]) -> _Names:
         if field.startswith("item."):
             key = field.removeprefix("item.")
             mine = [fields[field]] if field in fields else []
-            inner = [*mine, *([] if key in taken_in_item and key not in mine else [key])]
+            inner = [*mine, *([] if key in used_in_item and key not in mine else [key])]
             paths = [f"{item}.{name}" for name in inner for item in nested["item"]]
-            nested[field] = (*mine, *(path for path in paths if path not in taken))
+            nested[field] = (*mine, *(path for path in paths if path not in used_names))
             flat[field] = tuple(dict.fromkeys((*nested[field], *top(field, "item_id" if key == "id" else key))))
     return _Names(nested, flat)

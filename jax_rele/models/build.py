@@ -14,12 +14,12 @@ from jax_rele.models.lora import LoraSpec
 from jax_rele.models.rope import Rope
 
 
-def lora_spec(lora: config.Lora) -> LoraSpec:
+def lora_spec(lora: config.LoraConfig) -> LoraSpec:
     """The adapters of a config."""
     return LoraSpec(lora.rank, lora.alpha, lora.dropout, lora.targets, lora.rank_stabilized)
 
 
-def build_teacher(teacher: config.Teacher, vocab_size: int) -> Decoder:
+def build_teacher(teacher: config.TeacherConfig, vocab_size: int) -> Decoder:
     """The teacher's decoder with its adapters, without weights.
 
     Args:
@@ -66,7 +66,7 @@ def build_teacher(teacher: config.Teacher, vocab_size: int) -> Decoder:
     )
 
 
-def build_encoder(student: config.Student, vocab_size: int) -> EncoderConfig:
+def build_encoder(student: config.StudentConfig, vocab_size: int) -> EncoderConfig:
     """The encoder of the students; see `jax_rele.students.build_student`."""
     computed = {"dropout": student.dropout, "dtype": jnp.dtype(student.dtype)}
     length = student.query_length + student.item_length

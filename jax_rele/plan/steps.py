@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rele import losses
-from jax_rele.config import Adapt, Config, Finetune
+from jax_rele.config import AdaptConfig, Config, FinetuneConfig
+from jax_rele.distillation.targets import AUGMENTED
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder, build_teacher
 from jax_rele.models.partitioning import check_heads, use
@@ -21,12 +22,11 @@ from jax_rele.models.quantize import quantize_params
 from jax_rele.plan.abstract import array, born, rows, train_state
 from jax_rele.plan.flops import flops
 from jax_rele.rationale import grammar
-from jax_rele.stages import objectives
+from jax_rele.runs import objectives
+from jax_rele.runs.artefacts import check_encoder, init_decoder
+from jax_rele.runs.students import input_spec
 from jax_rele.stages.adapt import language_loss
-from jax_rele.stages.artefacts import check_encoder, init_decoder
-from jax_rele.stages.students import heads_of
-from jax_rele.stages.targets import AUGMENTED
-from jax_rele.students import CrossEncoder, build_student
+from jax_rele.students import build_student
 from jax_rele.teacher.continuous_batching import STEP_TOKENS
 from jax_rele.teacher.decoding import Sampling, decode, new_slots
 from jax_rele.teacher.kv_cache import bucket, new_cache, prefill, row_parts
@@ -128,7 +128,7 @@ def _finetune(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str
 
 def _language_step(
     name: str,
-    section: Adapt | Finetune,
+    section: AdaptConfig | FinetuneConfig,
     config: Config,
     model: Decoder,
     trainable: str,
@@ -312,7 +312,7 @@ def _distill(config: Config, name: str, mesh: jax.sharding.Mesh) -> Step:
     model = build_student(name, student, vocab_size, len(config.labels.names), len(config.rationale.dimensions))
     count = max(1, optimization.batch_size // config.distill.group_size) * config.distill.group_size
     recipe = "mkd" if "mkd" in config.distill.recipes else config.distill.recipes[-1]
-    terms = objectives.terms(config, recipe, heads_of(model))
+    terms = objectives.terms(config, recipe, model.heads)
     batch = student_batch(config, model, mesh, count, losses.needs(terms)[0])
     one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch["inputs"])
     tx = make_optimizer(optimization)
@@ -332,7 +332,7 @@ def _distill(config: Config, name: str, mesh: jax.sharding.Mesh) -> Step:
 
     with use(mesh):
         operations = flops(step, state, batch)
-    length = student.query_length + student.item_length + (not isinstance(model, CrossEncoder))
+    length = sum(array.length for array in model.batch_spec(input_spec(config)).values() if array.is_token)
     held = {"trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
     shape = f"{count} pairs of {length} tokens, recipe {recipe}"
     return Step(name, shape, count * length, held, {"": lower}, operations, operations)
@@ -342,7 +342,6 @@ def student_batch(
     config: Config, model: Any, mesh: jax.sharding.Mesh, count: int, outputs: Collection[str]
 ) -> dict[str, Any]:
     """A batch of a student's training, as `stages.distill` feeds it where the terms read these outputs."""
-    query, item = config.student.query_length, config.student.item_length
     labels, dimensions = len(config.labels.names), len(config.rationale.dimensions)
     make = partial(rows, mesh, count)
     batch = {
@@ -356,28 +355,21 @@ def student_batch(
         "segments": make(np.int32),
         "segments_mask": make(bool),
     }
-    if isinstance(model, CrossEncoder):
-        ids, valid = make(np.int32, query + item), make(bool, query + item)
-        inputs = {"tokens": ids, "token_types": ids, "valid": valid}
-        if "token_logits" in outputs or "attention" in outputs:
-            batch |= {"evidence_tags": ids, "evidence_tags_mask": valid}
-        if "latent" in outputs:
-            batch |= {
-                "rationale_embedding": make(np.float32, model.latent_width),
-                "rationale_embedding_mask": make(bool),
-            }
-        if AUGMENTED & set(outputs):
-            longer = query + item + config.student.rationale_length
-            ids, valid = make(np.int32, longer), make(bool, longer)
-            inputs["augmented"] = {"tokens": ids, "token_types": ids, "valid": valid}
-            batch["rationale_mask"] = make(bool)
-        return {"inputs": inputs, **batch}
-    return {
-        "inputs": {
-            "query_tokens": make(np.int32, query),
-            "query_valid": make(bool, query),
-            "item_tokens": make(np.int32, item + 1),
-            "item_valid": make(bool, item + 1),
-        },
-        **batch,
-    }
+    spec = model.batch_spec(input_spec(config))
+    inputs = {name: make(array.dtype, array.length) for name, array in spec.items()}
+    outputs = set(outputs) & model.heads
+    if "token_logits" in outputs or "attention" in outputs:
+        batch |= {
+            "evidence_tags": make(np.int32, spec["tokens"].length),
+            "evidence_tags_mask": make(bool, spec["tokens"].length),
+        }
+    if "latent" in outputs:
+        batch |= {
+            "rationale_embedding": make(np.float32, model.latent_width),
+            "rationale_embedding_mask": make(bool),
+        }
+    if AUGMENTED & outputs:
+        extra = config.student.rationale_length
+        inputs["augmented"] = {name: make(array.dtype, array.length + extra) for name, array in spec.items()}
+        batch["rationale_mask"] = make(bool)
+    return {"inputs": inputs, **batch}

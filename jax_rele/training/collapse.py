@@ -51,7 +51,7 @@ def alarm(row: Mapping[str, float]) -> str:
             who = key.removesuffix("score_variance").removesuffix("/")
             return (
                 f"step {row['step']}: all pairs have the same score (standard deviation {value**0.5:.0e}"
-                f"{f' of {who}' if who else ''}): the student has collapsed; lower learning_rate, raise warmup_share, "
-                "or give it more labelled pairs"
+                f"{f' of {who}' if who else ''}): the student has collapsed; lower learning_rate, raise "
+                "warmup_fraction, or give it more labelled pairs"
             )
     return ""

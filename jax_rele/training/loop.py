@@ -15,7 +15,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from jax_rele import losses
-from jax_rele.config import Optimization
+from jax_rele.config import OptimizationConfig
 from jax_rele.errors import UserError
 from jax_rele.progress import make_progress
 from jax_rele.training import checkpoint, distributed
@@ -29,7 +29,7 @@ def train(
     state: TrainState,
     batches: Iterator[Any],
     *,
-    config: Optimization,
+    config: OptimizationConfig,
     mesh: jax.sharding.Mesh,
     directory: Path,
     title: str,
@@ -127,7 +127,12 @@ class _Log:
     """Progress bar, JSONL and TensorBoard behind one `record`; sums terms over the steps between two lines."""
 
     def __init__(
-        self, directory: Path, start: int, config: Optimization, title: str, alarm: Callable[[dict[str, float]], str]
+        self,
+        directory: Path,
+        start: int,
+        config: OptimizationConfig,
+        title: str,
+        alarm: Callable[[dict[str, float]], str],
     ):
         self.config, self.title, self.directory, self.alarm = config, title, directory, alarm
         self.alarmed = False
@@ -202,7 +207,7 @@ class _Log:
             for key, value in row.items():
                 if key != "step":
                     self.board.add_scalar(key, value, step)
-        if not self.alarmed and step > self.config.warmup_share * self.config.steps and (told := self.alarm(row)):
+        if not self.alarmed and step > self.config.warmup_fraction * self.config.steps and (told := self.alarm(row)):
             self.alarmed = True
             if self.writes:
                 self.progress.console.print(f"{self.title}: {told}", markup=False, highlight=False, soft_wrap=True)

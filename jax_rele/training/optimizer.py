@@ -5,16 +5,16 @@ from __future__ import annotations
 import jax
 import optax
 
-from jax_rele.config import Optimization
+from jax_rele.config import OptimizationConfig
 
 UNDECAYED = ("bias", "scale")
 """Leaf names that weight decay leaves alone: norms and biases."""
 
 
-def learning_rate(config: Optimization) -> optax.Schedule:
+def learning_rate(config: OptimizationConfig) -> optax.Schedule:
     """Warm-up from 0 to the peak; then a cosine or a line down to a tenth of it at the last step, or no change."""
     peak, last = config.learning_rate, 0.1 * config.learning_rate
-    warmup = max(1, round(config.steps * config.warmup_share))
+    warmup = max(1, round(config.steps * config.warmup_fraction))
     steps = max(config.steps, warmup + 1)
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, last)
@@ -30,7 +30,7 @@ def _decayed(params):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make_optimizer(config: Optimization) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizationConfig) -> optax.GradientTransformation:
     """Clipping to a global norm, then AdamW (Loshchilov & Hutter, arXiv 1711.05101)."""
     rate = learning_rate(config)
     return optax.chain(

@@ -23,7 +23,7 @@ BATCH = PartitionSpec(("data", "fsdp"))
 """How every array of a batch is split: by rows."""
 
 
-def make_mesh(sizes: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(sizes: config.MeshConfig, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
     """A mesh over all devices. Raises UserError where the axes do not multiply to the number of devices."""
     devices = jax.devices() if devices is None else devices
     shape = [sizes.data, sizes.fsdp, sizes.tensor]
@@ -36,7 +36,7 @@ def make_mesh(sizes: config.Mesh, devices: list[jax.Device] | None = None) -> ja
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def make_local_mesh(sizes: config.Mesh) -> jax.sharding.Mesh:
+def make_local_mesh(sizes: config.MeshConfig) -> jax.sharding.Mesh:
     """A mesh over this process's own devices, for work that no other takes part in.
 
     A process that is alone has all of them. Otherwise the tensor and then the fsdp axis keep as much of their size as
@@ -45,7 +45,7 @@ def make_local_mesh(sizes: config.Mesh) -> jax.sharding.Mesh:
     shape, local = make_mesh(sizes).shape, jax.local_devices()
     tensor = math.gcd(shape["tensor"], len(local))
     fsdp = math.gcd(shape["fsdp"], len(local) // tensor)
-    return make_mesh(config.Mesh(data=-1, fsdp=fsdp, tensor=tensor), local)
+    return make_mesh(config.MeshConfig(data=-1, fsdp=fsdp, tensor=tensor), local)
 
 
 def abstract(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any, collection: str) -> Any:

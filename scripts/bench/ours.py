@@ -57,7 +57,7 @@ def init(model: Decoder) -> Callable[[jax.Array], Any]:
 
 def open_side(shape: Shape, device: str, folder: str) -> tuple[str, dict[str, Any]]:
     """What is to be told of this side, and its cases by name; its random weights are left in `folder`, if not ""."""
-    mesh = make_mesh(config.Mesh())
+    mesh = make_mesh(config.MeshConfig())
     model = decoder(shape, device)
     base = init_sharded(init(model), mesh, jax.random.key(0))
     if folder:
@@ -110,7 +110,7 @@ def stream(shape: Shape) -> Iterator[Callable[[], None]]:
 def sft(shape: Shape, device: str, base: Any, mesh: Any, remat: str) -> Iterator[Callable[[], float]]:
     """A LoRA step as the stage `finetune` takes it."""
     model = decoder(shape, device, remat=remat, lora=LoraSpec(shape.rank, 2.0 * shape.rank))
-    tx = make_optimizer(config.Optimization(steps=1000, learning_rate=1e-4))
+    tx = make_optimizer(config.OptimizationConfig(steps=1000, learning_rate=1e-4))
     state = init_state(init(model), "lora", base, tx, mesh, 0)
     batch = packed(shape)
     inputs = {name: batch.pop(name) for name in ("tokens", "positions", "segments")}

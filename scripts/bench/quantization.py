@@ -22,16 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_rele import losses, pipeline
-from jax_rele.config import Config, Mesh, Optimization, from_dict
+from jax_rele import losses
+from jax_rele.config import Config, MeshConfig, OptimizationConfig, from_dict
 from jax_rele.data import candidates, recombine
 from jax_rele.data.batches import loader
 from jax_rele.data.batches.loader import batches
-from jax_rele.data.tokens.encoding import AnswerEncoder, encode_prompts, language_rows
+from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, language_rows
 from jax_rele.models import Decoder, build_teacher
 from jax_rele.models.quantize import dequantize_params, quantize_params, stored_bytes
 from jax_rele.rationale import RuleAnnotator
-from jax_rele.stages import artefacts, finetune
+from jax_rele.runs import artefacts, pipeline
+from jax_rele.stages import finetune
 from jax_rele.training import init_state, make_evaluate, make_mesh, make_optimizer, make_train_step, place, shard_step
 
 KINDS = ("float32", "bfloat16", "int8", "nf4")
@@ -40,7 +41,7 @@ CONFIG = {
         "names": ["Exact", "Substitute", "Complement", "Irrelevant"],
         "gains": [1.0, 0.1, 0.01, 0.0],
         "positive": ["Exact"],
-        "written_as": {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"},
+        "aliases": {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"},
     },
     "data": {
         "path": "sample",
@@ -62,8 +63,8 @@ CONFIG = {
         "order": "rationale_first",
     },
 }
-BASE = Optimization(steps=300, batch_size=16, learning_rate=4e-3)
-TUNING = Optimization(steps=80, batch_size=16, learning_rate=4e-3)
+BASE = OptimizationConfig(steps=300, batch_size=16, learning_rate=4e-3)
+TUNING = OptimizationConfig(steps=80, batch_size=16, learning_rate=4e-3)
 
 
 def rows_of_rationales(config: Config, run_dir: Path, tokenizer):
@@ -89,7 +90,7 @@ def rows_of_rationales(config: Config, run_dir: Path, tokenizer):
 class Experiment:
     """Training and measuring of one kind of base; compiled once for all seeds."""
 
-    def __init__(self, model: Decoder, collection: str, optimization: Optimization, mesh: jax.sharding.Mesh):
+    def __init__(self, model: Decoder, collection: str, optimization: OptimizationConfig, mesh: jax.sharding.Mesh):
         self.model, self.collection, self.optimization, self.mesh = model, collection, optimization, mesh
         self.tx, self.step, self.measures = make_optimizer(optimization), None, {}
         self.loss = losses.combine(loss=losses.term(losses.next_token_cross_entropy))
@@ -130,7 +131,7 @@ def error(params: dict, kept: dict) -> float:
 
 def run(seeds: int) -> tuple[dict[str, list[dict[str, float]]], str]:
     """One dict of figures for each kind and seed, and what they were measured on."""
-    mesh = make_mesh(Mesh())
+    mesh = make_mesh(MeshConfig())
     with tempfile.TemporaryDirectory() as folder:
         config = from_dict({**CONFIG, "name": "quantization", "run_root": folder})
         pipeline.run(config, ("prepare", "annotate"))

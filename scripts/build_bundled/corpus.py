@@ -135,9 +135,7 @@ def _judged(folder: Path) -> list[Pair]:
     path = folder / ESCI
     sources = {str(row.get("pair_id")): row.get("source") for row in _rows(path)}
     demo = config.load(DEMO)
-    pairs, _ = read_pairs(
-        path, label_names=demo.labels.names, fields=demo.data.fields, label_map=demo.labels.written_as
-    )
+    pairs, _ = read_pairs(path, label_names=demo.labels.names, fields=demo.data.fields, label_map=demo.labels.aliases)
     pairs = [pair for pair in pairs if pair.locale == LOCALE]
     return [replace(pair, label=None) if sources.get(pair.pair_id) in ONE_SIDED else pair for pair in pairs]
 

@@ -70,7 +70,12 @@ HELD_OUT = 200
 
 
 def make_rows(
-    corpus: Corpus, rules: Rules, tokenizer: PreTrainedTokenizerBase, teacher: config.Teacher, count: int, seed: int
+    corpus: Corpus,
+    rules: Rules,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: config.TeacherConfig,
+    count: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Packed rows of `count` examples, as `language_rows` makes them."""
     rng, draws = random.Random(seed), np.random.default_rng(seed)
@@ -109,7 +114,12 @@ def make_rows(
 
 
 def make_measure(
-    model: Decoder, corpus: Corpus, rules: Rules, tokenizer: PreTrainedTokenizerBase, teacher: config.Teacher, seed: int
+    model: Decoder,
+    corpus: Corpus,
+    rules: Rules,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: config.TeacherConfig,
+    seed: int,
 ) -> tuple[Callable[[TrainState], dict[str, float]], dict[str, float]]:
     """A function that measures a state on the held-out pairs, and what always saying the commonest answer reaches."""
     writer = Writer(tokenizer, teacher.prompt_length, teacher.value_length)
@@ -186,7 +196,7 @@ def make_measure(
 # ---- training
 
 
-def make_tx(name: str, optimization: config.Optimization) -> optax.GradientTransformation:
+def make_tx(name: str, optimization: config.OptimizationConfig) -> optax.GradientTransformation:
     """AdamW, or Muon (Jordan et al., 2024) on the layers' matrices with AdamW on the rest."""
     if name == "adamw":
         return make_optimizer(optimization)
@@ -281,16 +291,16 @@ def build(arguments: argparse.Namespace) -> None:
     print(f"majority {json.dumps(majority)}", flush=True)
     (arguments.work / "majority.json").write_text(json.dumps(majority, indent=2) + "\n")
 
-    optimization = config.Optimization(
+    optimization = config.OptimizationConfig(
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
-        warmup_share=0.05,
+        warmup_fraction=0.05,
         schedule="linear",
         checkpoint_every=arguments.checkpoint_every,
         log_every=math.gcd(arguments.checkpoint_every, LOG_EVERY),
     )
-    mesh, tx = make_mesh(config.Mesh()), make_tx(arguments.optimizer, optimization)
+    mesh, tx = make_mesh(config.MeshConfig()), make_tx(arguments.optimizer, optimization)
     loss = losses.combine(tokens=losses.term(losses.next_token_cross_entropy, chunk_size=512))
     state = create_state(initial(model, arguments.init, arguments.seed), {}, tx, arguments.seed)
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))

@@ -40,7 +40,7 @@ from shipping import ship
 
 from jax_rele import config, losses
 from jax_rele.data.batches.loader import batches
-from jax_rele.data.batches.sampler import Stream, order
+from jax_rele.data.batches.sampler import Stream, shuffle_streams
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.evaluation.bootstrap import interval
@@ -157,7 +157,7 @@ def objective(weights: Mapping[str, float]):
     )
 
 
-def optimizer(optimization: config.Optimization) -> optax.GradientTransformation:
+def optimizer(optimization: config.OptimizationConfig) -> optax.GradientTransformation:
     """Muon for the layers' kernels, AdamW for everything else, with updates `ADAM_SHARE` as large."""
     rate = learning_rate(optimization)
 
@@ -334,15 +334,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         mlp_width=arguments.mlp_width,
         dropout=arguments.dropout,
     )
-    optimization = config.Optimization(
+    optimization = config.OptimizationConfig(
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
-        warmup_share=0.05,
+        warmup_fraction=0.05,
         checkpoint_every=arguments.checkpoint_every,
         log_every=math.gcd(20, arguments.checkpoint_every),
     )
-    learner, mesh, tx = Learner(encoder), make_mesh(config.Mesh()), optimizer(optimization)
+    learner, mesh, tx = Learner(encoder), make_mesh(config.MeshConfig()), optimizer(optimization)
     read = reader(arrays, targets)
     rows, pairs = len(targets), len(arrays["pair_tokens"])
     streams = [
@@ -350,7 +350,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         Stream(np.arange(rows, rows + pairs), (arguments.batch_size,)),
     ]
     sizes = np.concatenate([arrays["text_lengths"], arrays["pair_lengths"]])
-    ordered = order(streams, arguments.seed, sizes=sizes, window=WINDOW)
+    ordered = shuffle_streams(streams, arguments.seed, sizes=sizes, window=WINDOW)
     first = read(ordered.batch(0), np.arange(arguments.batch_size))
     state = initial(learner, first["inputs"], words, tx, mesh, arguments.seed)
     measure = make_measure(learner, arrays)

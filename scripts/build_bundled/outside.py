@@ -15,12 +15,11 @@ from pathlib import Path
 
 from corpus import load
 
-from jax_rele import pipeline
-from jax_rele.config import Mesh
+from jax_rele.config import MeshConfig
 from jax_rele.errors import UserError
 from jax_rele.evaluation import table, verdict_lines
 from jax_rele.rationale.words import key
-from jax_rele.stages import artefacts
+from jax_rele.runs import artefacts, pipeline
 from jax_rele.stages.evaluate import measure
 
 
@@ -30,7 +29,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--output", type=Path, help="a JSON file for all figures")
     arguments = parser.parse_args()
-    config = pipeline.read_config(arguments.run).model_copy(update={"mesh": Mesh()})
+    config = pipeline.read_config(arguments.run).model_copy(update={"mesh": MeshConfig()})
     train = artefacts.load_pairs(arguments.run, "train")
     queries, products = {key(pair.query) for pair in train}, {pair.item.id for pair in train}
     held_out = load(arguments.folder).held_out

@@ -84,13 +84,13 @@ def test_pairs_of_one_query_are_not_independent():
     assert ratio([1.0], [0.0], ["q"], 100, 0) == {"value": None, "ci95": None}
 
 
-def said(label, brand=(("nike",), ("nike",), "match")):
+def answer(label, brand=(("nike",), ("nike",), "match")):
     return Rationale((Comparison("category", ("shoe",), ("shoe",), "match"), Comparison("brand", *brand)), label)
 
 
-EXACT, OTHER = said("Exact"), said("Irrelevant", (("nike", "adidas"), ("adidas",), "mismatch"))
-HALLUCINATED = said("Exact", (("nike",), ("puma",), "match"))
-CONTRADICTORY = said("Exact", (("nike",), ("Nike",), "mismatch"))
+EXACT, OTHER = answer("Exact"), answer("Irrelevant", (("nike", "adidas"), ("adidas",), "mismatch"))
+HALLUCINATED = answer("Exact", (("nike",), ("puma",), "match"))
+CONTRADICTORY = answer("Exact", (("nike",), ("Nike",), "mismatch"))
 
 
 def annotations(texts=("nike shoe", "nike shoe"), **rules):
@@ -112,7 +112,7 @@ def annotations(texts=("nike shoe", "nike shoe"), **rules):
         for p in votes
     }
     gold = {"a": "Exact", "b": "Irrelevant", "c": "Irrelevant"}
-    decisions = consensus(votes, LABELS, DIMENSIONS, gold=gold, weights="equal", min_share=0.6, **rules)
+    decisions = consensus(votes, LABELS, DIMENSIONS, gold=gold, weights="equal", min_vote_fraction=0.6, **rules)
     rules = parse_rules([{"label": "Exact", "never": {"brand": "mismatch"}}], DIMENSIONS, LABELS.names)
     return Annotations(pairs, votes, decisions, LABELS, DIMENSIONS, ("title",), rules)
 
@@ -157,15 +157,21 @@ def test_figures_by_hand():
 
 
 def test_what_was_asked_again_does_not_count_as_accuracy():
-    given_ = annotations()
+    arguments = annotations()
     votes = {
-        **given_.votes,
-        "c": [*given_.votes["c"], *(Vote("c", m, OTHER, n, 1) for m, n in (("x", 0), ("x", 1), ("y", 0)))],
+        **arguments.votes,
+        "c": [*arguments.votes["c"], *(Vote("c", m, OTHER, n, 1) for m, n in (("x", 0), ("x", 1), ("y", 0)))],
     }
     decisions = consensus(
-        votes, LABELS, DIMENSIONS, gold={"c": "Irrelevant"}, weights="equal", gold_filter="ask_again", min_share=0.6
+        votes,
+        LABELS,
+        DIMENSIONS,
+        gold={"c": "Irrelevant"},
+        weights="equal",
+        gold_filter="ask_again",
+        min_vote_fraction=0.6,
     )
-    again = Annotations(given_.pairs, votes, decisions, LABELS, DIMENSIONS, ("title",))
+    again = Annotations(arguments.pairs, votes, decisions, LABELS, DIMENSIONS, ("title",))
     whole = build_quality(again, n_bootstrap=0)["slices"]["all"]
     assert whole["marks"] == {"gold_agrees": 1, "gold_dropped": 0, "asked_again": 1, "reviewed": 0}
     assert {name: each["accuracy"]["value"] for name, each in whole["models"].items()} == {"x": 0, "y": 0, CONSENSUS: 0}
@@ -208,14 +214,14 @@ class Tags(HTMLParser):
 
 def test_the_page_shows_every_kind_and_escapes_everything(tmp_path):
     nasty = "<script>alert(1)</script><b>\"'&"
-    given_ = annotations((nasty + " nike shoe", nasty + " nike shoe"))
+    arguments = annotations((nasty + " nike shoe", nasty + " nike shoe"))
     injected = effect(
-        attack(given_.pairs["b"], "Exact", DIMENSIONS), {d.pair_id: d for d in given_.decisions}, {}, LABELS
+        attack(arguments.pairs["b"], "Exact", DIMENSIONS), {d.pair_id: d for d in arguments.decisions}, {}, LABELS
     )
-    fitted = fit_votes(given_.votes, LABELS, {})
-    quality = build_quality(given_, reliability=fitted, injection=injected, n_bootstrap=50)
+    fitted = fit_votes(arguments.votes, LABELS, {})
+    quality = build_quality(arguments, reliability=fitted, injection=injected, n_bootstrap=50)
     texts = {("d", "x", 0, 0): nasty + "I'm sorry \ud800"}
-    examples = find_examples(given_, texts)
+    examples = find_examples(arguments, texts)
     kinds = {example.kind for example in examples}
     assert kinds >= {"parse failure: refusal", "parse failure: empty", "disagreement", "against the gold label"}
     assert kinds >= {"value that stands nowhere", "verdict against its values", "label against the rules"}
@@ -257,8 +263,8 @@ def test_sentences_say_no_more_than_intervals_do():
 @settings(max_examples=20)
 @given(st.none() | st.floats(0, 1e6))
 def test_money(amount):
-    said = money(amount)
+    answer = money(amount)
     if amount is None:
-        assert said == "–"
+        assert answer == "–"
     else:
-        assert float(said) == pytest.approx(amount, rel=1e-3)
+        assert float(answer) == pytest.approx(amount, rel=1e-3)

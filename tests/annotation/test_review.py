@@ -26,13 +26,13 @@ LABELS = LabelSchema(("Exact", "Substitute", "Irrelevant"), (1.0, 0.1, 0.0), ("E
 NASTY = ['=HYPERLINK("x")', "'quoted'", "+1", "-2", "@x", 'a "b", c\nd;e', "\u2028", " padded ", "中文"]
 
 
-def said(label, verdict="match"):
+def rationale_(label, verdict="match"):
     return Rationale((Comparison("brand", ("=a",), ("b|;",), verdict),), label)
 
 
 def votes_of(**outcomes):
     return {
-        p: [Vote(p, m, said(o) if isinstance(o, str) else o) for m, o in zip("ab", each)]
+        p: [Vote(p, m, rationale_(o) if isinstance(o, str) else o) for m, o in zip("ab", each)]
         for p, each in outcomes.items()
     }
 
@@ -47,21 +47,21 @@ PAIRS = {p: Pair(p, "a query", Item("i", "a title")) for p in VOTES}
 
 
 def decide(votes=VOTES):
-    return consensus(votes, LABELS, ["brand"], gold={"gold": "Irrelevant"}, weights="equal", min_share=0.6)
+    return consensus(votes, LABELS, ["brand"], gold={"gold": "Irrelevant"}, weights="equal", min_vote_fraction=0.6)
 
 
 @pytest.fixture
 def edit(tmp_path):
     """Writes the table of all decisions, with cells replaced: {pair_id: (decision, label)}."""
 
-    def edit(told, delimiter=",", encoding="utf-8-sig", decisions=None, pairs=PAIRS):
+    def edit(fields, delimiter=",", encoding="utf-8-sig", decisions=None, pairs=PAIRS):
         path = tmp_path / "review.csv"
         path.unlink(missing_ok=True)
         write_reviews(path, decide() if decisions is None else decisions, pairs)
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
         for row in rows:
-            row["decision"], row["label"] = told.get(row["pair_id"], ("", ""))
+            row["decision"], row["label"] = fields.get(row["pair_id"], ("", ""))
         with open(path, "w", encoding=encoding, newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, delimiter=delimiter)
             writer.writeheader()
@@ -96,13 +96,13 @@ def test_an_untouched_table_says_nothing(edit):
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_what_a_person_wrote_is_read_and_applied(edit, delimiter):
-    told = {
+    fields = {
         "split": ("accept", "substitute"),
         "none": ("Reject", ""),
         "gold": ("", "Irrelevant"),
         "agreed": ("accept", ""),
     }
-    reviews = read_reviews(edit(told, delimiter), LABELS.names, PAIRS)
+    reviews = read_reviews(edit(fields, delimiter), LABELS.names, PAIRS)
     assert set(reviews) == {
         Review("split", True, "Substitute"),
         Review("none", False),
@@ -116,7 +116,7 @@ def test_what_a_person_wrote_is_read_and_applied(edit, delimiter):
         "gold": ("accepted", "Irrelevant", True),
         "agreed": ("accepted", "Exact", True),
     }
-    assert after["split"].rationale == said("Substitute")
+    assert after["split"].rationale == rationale_("Substitute")
     assert after["gold"].gold_agrees is True
     assert to_review(after.values()) == []
 
@@ -139,9 +139,9 @@ def test_pairs_without_a_review_stay_as_they_are():
         ({"split": ("reject", "Exact")}, "row 5: has a label although it is rejected"),
     ],
 )
-def test_a_wrong_row_is_named(edit, told, said):
-    with pytest.raises(UserError, match=said) as caught:
-        read_reviews(edit(told), LABELS.names, PAIRS)
+def test_a_wrong_row_is_named(edit, fields, rationale_):
+    with pytest.raises(UserError, match=rationale_) as caught:
+        read_reviews(edit(fields), LABELS.names, PAIRS)
     assert "\n" not in str(caught.value)
 
 
@@ -175,7 +175,7 @@ def test_wrong_tables_are_named(edit, tmp_path):
 def test_no_text_runs_as_a_formula_or_moves_a_cell(tmp_path_factory, texts):
     texts = [text for text in texts if text.strip("\x00")]
     path = tmp_path_factory.mktemp("r") / "review.csv"
-    votes = {text: [Vote(text, "a", said("Exact"))] for text in texts}
+    votes = {text: [Vote(text, "a", rationale_("Exact"))] for text in texts}
     write_reviews(path, decide(votes), {text: Pair(text, text, Item("i", text)) for text in texts})
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))

@@ -17,7 +17,7 @@ LABELS = LabelSchema(("Exact", "Substitute", "Irrelevant"), (1.0, 0.1, 0.0), ("E
 DIMENSIONS = ("category", "brand")
 
 
-def said(label, *verdicts):
+def rationale_(label, *verdicts):
     verdicts = verdicts or ("match", "absent")
     return Rationale(tuple(Comparison(d, ("a",), ("b",), v) for d, v in zip(DIMENSIONS, verdicts)), label)
 
@@ -26,13 +26,13 @@ def decide(*outcomes, **settings):
     """Outcomes as (model, label or rationale or failure[, round])."""
     votes = []
     for number, (model, outcome, *round_) in enumerate(outcomes):
-        outcome = said(outcome) if isinstance(outcome, str) else outcome
+        outcome = rationale_(outcome) if isinstance(outcome, str) else outcome
         votes.append(Vote("p", model, outcome, number, *round_))
     [decision] = consensus({"p": votes}, LABELS, DIMENSIONS, weights="equal", **settings)
     return decision
 
 
-outcomes = st.builds(said, st.sampled_from(LABELS.names), *[st.sampled_from(VERDICTS)] * 2) | st.just(Failure("empty"))
+outcomes = st.builds(rationale_, st.sampled_from(LABELS.names), *[st.sampled_from(VERDICTS)] * 2) | st.just(Failure("empty"))
 one_vote = st.tuples(st.sampled_from(["a", "b", "c"]), outcomes, st.integers(0, 1))
 many_votes = st.dictionaries(st.sampled_from("pqrs"), st.lists(one_vote, max_size=6), min_size=1)
 
@@ -43,10 +43,10 @@ def votes_of(drawn):
 
 @settings(max_examples=150)
 @given(many_votes, st.sampled_from(["keep", "drop", "ask_again"]), st.integers(0, 4), st.randoms())
-def test_every_pair_ends_once_whatever_the_order(drawn, gold_filter, wanted, random):
+def test_every_pair_ends_once_whatever_the_order(drawn, gold_filter, expected_answers, random):
     votes = votes_of(drawn)
     gold = dict.fromkeys("pq", "Exact")
-    rules = {"gold": gold, "gold_filter": gold_filter, "wanted": wanted, "min_share": 0.5}
+    rules = {"gold": gold, "gold_filter": gold_filter, "expected_answers": expected_answers, "min_vote_fraction": 0.5}
     decisions = consensus(votes, LABELS, DIMENSIONS, **rules)
     assert [each.pair_id for each in decisions] == sorted(votes)
     for each in decisions:
@@ -95,14 +95,14 @@ def test_ties_go_to_the_lower_grade(labels, winner):
 
 def test_thirds_that_rounding_parts_are_a_tie():
     assert plurality(np.array([1 / 3 + 1e-16, 1 / 3, 1 / 3]), LABELS) == 2
-    shares = LabelSchema(("low", "high", "top"), (0.0, 0.5, 1.0), ("top",))
-    assert plurality([0.4, 0.4, 0.2], shares) == 0
+    fractions = LabelSchema(("low", "high", "top"), (0.0, 0.5, 1.0), ("top",))
+    assert plurality([0.4, 0.4, 0.2], fractions) == 0
 
 
 def test_ties_of_verdicts_go_to_the_one_that_claims_the_least():
     first = ("match", "mismatch", "absent")
     winners = {
-        frozenset(two): decide(("a", said("Exact", two[0], "match")), ("b", said("Exact", two[1], "match")))
+        frozenset(two): decide(("a", rationale_("Exact", two[0], "match")), ("b", rationale_("Exact", two[1], "match")))
         for two in itertools.permutations(first, 2)
     }
     assert {two: each.verdicts["category"] for two, each in winners.items()} == {
@@ -113,15 +113,15 @@ def test_ties_of_verdicts_go_to_the_one_that_claims_the_least():
 
 
 def test_the_rationale_kept_agrees_with_the_vote_in_most_places():
-    lone, usual = said("Exact", "match", "match"), said("Exact", "match", "mismatch")
-    wrong = said("Irrelevant", "match", "mismatch")
+    lone, usual = rationale_("Exact", "match", "match"), rationale_("Exact", "match", "mismatch")
+    wrong = rationale_("Irrelevant", "match", "mismatch")
     decision = decide(("a", lone), ("a", usual), ("a", usual), ("b", wrong), ("b", usual), ("b", usual))
     assert decision.rationale == usual
     assert decision.verdicts == {"category": "match", "brand": "mismatch"}
     assert decision.verdict_shares["brand"] == pytest.approx((2 / 3 + 1) / 2)
     # The label comes first, however many verdicts agree.
-    halves = [said("Exact", "match", "mismatch"), said("Exact", "mismatch", "match")]
-    decision = decide(("a", halves[0]), ("b", halves[1]), ("c", said("Irrelevant", "match", "match")))
+    halves = [rationale_("Exact", "match", "mismatch"), rationale_("Exact", "mismatch", "match")]
+    decision = decide(("a", halves[0]), ("b", halves[1]), ("c", rationale_("Irrelevant", "match", "match")))
     assert decision.verdicts == {"category": "match", "brand": "match"}
     assert decision.rationale in halves
 
@@ -131,10 +131,10 @@ def test_of_rationales_that_agree_as_much_the_sound_and_the_common_one_is_kept()
         return Rationale((Comparison("category", ("a",), (value,), "match"),), "Exact")
 
     common, rare = valued("common"), [valued(f"rare{n}") for n in range(20)]
-    votes = [("a", common), ("b", common), *(("c", said) for said in rare)]
+    votes = [("a", common), ("b", common), *(("c", rationale_) for rationale_ in rare)]
     assert decide(*votes).rationale == common
-    kept = decide(*votes, flaws=lambda pair_id, said: said != rare[7] and pair_id == "p").rationale
-    assert kept == rare[7]
+    selected = decide(*votes, flaws=lambda pair_id, rationale_: rationale_ != rare[7] and pair_id == "p").rationale
+    assert selected == rare[7]
 
 
 def test_failures_do_not_vote():
@@ -145,17 +145,17 @@ def test_failures_do_not_vote():
 
 
 def test_a_pair_is_pending_while_answers_are_wanting():
-    assert decide(("a", "Exact"), wanted=2).status == "pending"
-    assert decide(("a", "Exact"), ("b", Failure("empty")), wanted=2).status == "accepted"
+    assert decide(("a", "Exact"), expected_answers=2).status == "pending"
+    assert decide(("a", "Exact"), ("b", Failure("empty")), expected_answers=2).status == "accepted"
     assert decide().status == "pending"
-    assert decide(("a", Failure("empty")), wanted=2).reason == "1 of 2 answers"
+    assert decide(("a", Failure("empty")), expected_answers=2).reason == "1 of 2 answers"
 
 
 def test_the_gold_filter():
     votes = [("a", "Exact"), ("b", "Exact")]
     gold = {"p": "Irrelevant"}
-    kept = decide(*votes, gold=gold)
-    assert (kept.status, kept.gold_agrees, kept.gold_dropped) == ("accepted", False, False)
+    selected = decide(*votes, gold=gold)
+    assert (selected.status, selected.gold_agrees, selected.gold_dropped) == ("accepted", False, False)
     dropped = decide(*votes, gold=gold, gold_filter="drop")
     assert (dropped.status, dropped.gold_dropped, dropped.label) == ("rejected", True, "Exact")
     waiting = decide(*votes, gold=gold, gold_filter="ask_again")
@@ -165,7 +165,7 @@ def test_the_gold_filter():
     assert (moved.asked_again, moved.gold_agrees, moved.gold_dropped) == (True, True, False)
     stubborn = decide(*votes, ("a", "Exact", 1), ("b", "Exact", 1), gold=gold, gold_filter="ask_again")
     assert (stubborn.status, stubborn.asked_again, stubborn.gold_dropped) == ("rejected", True, True)
-    early = decide(*votes, ("a", "Irrelevant", 1), gold=gold, gold_filter="ask_again", wanted=2)
+    early = decide(*votes, ("a", "Irrelevant", 1), gold=gold, gold_filter="ask_again", expected_answers=2)
     assert (early.status, early.reason) == ("pending", "1 of 2 answers")
     # Those that agree are never asked again, and answers of the second round never count for them.
     agrees = decide(*votes, ("a", "Irrelevant", 1), gold={"p": "Exact"}, gold_filter="ask_again")
@@ -179,7 +179,7 @@ def simulated(n, accuracies, seed=0, samples=1):
     for number, true in enumerate(truth):
         votes[f"p{number}"] = [
             Vote(
-                f"p{number}", model, said(LABELS.names[true if random.random() < right else random.integers(3)]), sample
+                f"p{number}", model, rationale_(LABELS.names[true if random.random() < right else random.integers(3)]), sample
             )
             for model, right in accuracies.items()
             for sample in range(samples)
@@ -212,19 +212,19 @@ def test_learnt_weights_beat_equal_ones_where_models_differ(learnt):
 
 def expected_confusion(votes, gold, models):
     """Dawid-Skene in float64, with the same smoothing at the end: an oracle for the library and what is made of it."""
-    said_by = {p: {v.model: LABELS.index(v.outcome.label) for v in each} for p, each in votes.items()}
+    votes_by = {p: {v.model: LABELS.index(v.outcome.label) for v in each} for p, each in votes.items()}
     size = len(LABELS)
-    probs = {p: np.bincount(list(each.values()), minlength=size) / len(each) for p, each in said_by.items()}
+    probs = {p: np.bincount(list(each.values()), minlength=size) / len(each) for p, each in votes_by.items()}
     for _ in range(60):
         probs |= {p: np.eye(size)[LABELS.index(label)] for p, label in gold.items()}
         prior = np.mean(list(probs.values()), axis=0)
         counts = {m: np.zeros((size, size)) for m in models}
-        for p, each in said_by.items():
-            for model, place in each.items():
-                counts[model][:, place] += probs[p]
+        for p, each in votes_by.items():
+            for model, index in each.items():
+                counts[model][:, index] += probs[p]
         errors = {m: c / c.sum(axis=1, keepdims=True) for m, c in counts.items()}
-        for p, each in said_by.items():
-            like = prior * np.prod([errors[m][:, place] for m, place in each.items()], axis=0)
+        for p, each in votes_by.items():
+            like = prior * np.prod([errors[m][:, index] for m, index in each.items()], axis=0)
             probs[p] = like / like.sum()
     smooth = {m: c + 1 / size for m, c in counts.items()}
     return {m: c / c.sum(axis=1, keepdims=True) for m, c in smooth.items()}
@@ -232,31 +232,31 @@ def expected_confusion(votes, gold, models):
 
 def test_the_confusion_is_that_of_dawid_and_skene(learnt):
     votes, _, gold, fitted = learnt
-    wanted = expected_confusion(votes, gold, fitted.confusion)
+    expected_answers = expected_confusion(votes, gold, fitted.confusion)
     for model, matrix in fitted.confusion.items():
         # The library stops early, and one imagined answer of each label is in its prior.
-        np.testing.assert_allclose(matrix, wanted[model], atol=0.03)
+        np.testing.assert_allclose(matrix, expected_answers[model], atol=0.03)
         np.testing.assert_allclose(matrix.sum(axis=1), 1)
 
 
 def test_a_pair_is_decided_without_its_own_gold_label():
     votes, gold = simulated(80, {"a": 0.8, "b": 0.4})
     wrong = {**gold, "p0": next(name for name in LABELS.names if name != gold["p0"])}
-    one, other = (fit_votes(votes, LABELS, told) for told in (gold, wrong))
-    shares = model_shares(votes["p0"], LABELS)
-    np.testing.assert_array_equal(label_posterior(shares, one, "p0"), label_posterior(shares, other, "p0"))
+    one, other = (fit_votes(votes, LABELS, fields) for fields in (gold, wrong))
+    fractions = model_shares(votes["p0"], LABELS)
+    np.testing.assert_array_equal(label_posterior(fractions, one, "p0"), label_posterior(fractions, other, "p0"))
     # It does tell about others.
     pair_id = next(pair_id for pair_id in gold if fold_of(pair_id) != fold_of("p0"))
-    shares = model_shares(votes[pair_id], LABELS)
-    assert (label_posterior(shares, one, pair_id) != label_posterior(shares, other, pair_id)).any()
+    fractions = model_shares(votes[pair_id], LABELS)
+    assert (label_posterior(fractions, one, pair_id) != label_posterior(fractions, other, pair_id)).any()
 
 
 def test_the_posterior_is_bayes_rule():
     confusion = {"a": np.array([[0.8, 0.1, 0.1], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]])}
     known = Reliability("gold", 9, {"a": 1.0}, {"a": 0.7}, confusion, np.array([0.5, 0.3, 0.2]))
-    wanted = known.prior * confusion["a"][:, 1]
+    expected_answers = known.prior * confusion["a"][:, 1]
     one = label_posterior({"a": np.array([0.0, 1.0, 0.0])}, known)
-    np.testing.assert_allclose(one, wanted / wanted.sum())
+    np.testing.assert_allclose(one, expected_answers / expected_answers.sum())
     # Samples of one model are one answer, however many there are.
     half = known.prior * np.sqrt(confusion["a"][:, 0] * confusion["a"][:, 1])
     np.testing.assert_allclose(label_posterior({"a": np.array([0.5, 0.5, 0.0])}, known), half / half.sum())
@@ -264,8 +264,8 @@ def test_the_posterior_is_bayes_rule():
 
 def test_what_was_said_after_the_gold_label_was_told_teaches_nothing():
     votes, gold = simulated(60, {"a": 0.9, "b": 0.4})
-    told = {p: [*each, Vote(p, "b", said(gold[p]), 0, 1)] for p, each in votes.items()}
-    assert fit_votes(told, LABELS, gold).accuracy == fit_votes(votes, LABELS, gold).accuracy
+    fields = {p: [*each, Vote(p, "b", rationale_(gold[p]), 0, 1)] for p, each in votes.items()}
+    assert fit_votes(fields, LABELS, gold).accuracy == fit_votes(votes, LABELS, gold).accuracy
 
 
 def test_too_little_gold_gives_equal_weights():
@@ -280,16 +280,16 @@ def test_a_label_that_nobody_says_and_a_model_that_says_little(monkeypatch):
     monkeypatch.setattr(reliability_module, "MAX_FITTED", 50)
     votes, truth = simulated(120, {"a": 0.9, "b": 0.5})
     # Nobody says Substitute; b answers two pairs.
-    shares = {}
+    fractions = {}
     for number, (pair_id, each) in enumerate(votes.items()):
-        told = {
+        fields = {
             v.model: np.eye(3)[0 if v.outcome.label == "Exact" else 2] for v in each if v.model == "a" or number < 2
         }
-        shares[pair_id] = told
-    fitted = fit_reliability(shares, ["a", "b"], LABELS, truth)
+        fractions[pair_id] = fields
+    fitted = fit_reliability(fractions, ["a", "b"], LABELS, truth)
     for matrix in fitted.confusion.values():
         assert np.isfinite(np.log(matrix)).all()
-    decided = label_posterior(shares["p0"], fitted, "p0")
+    decided = label_posterior(fractions["p0"], fitted, "p0")
     assert np.isfinite(decided).all()
     assert decided.sum() == pytest.approx(1)
 
@@ -298,6 +298,6 @@ def test_a_vote_for_what_no_rationale_concludes_is_rejected():
     # A model that says Exact where the truth is Substitute, as gold labels show.
     confusion = {"a": np.array([[0.1, 0.8, 0.1], [0.9, 0.05, 0.05], [0.1, 0.1, 0.8]])}
     known = Reliability("gold", 9, {"a": 1.0}, {"a": 0.3}, confusion, np.full(3, 1 / 3))
-    [decision] = consensus({"p": [Vote("p", "a", said("Exact"))]}, LABELS, DIMENSIONS, reliability=known)
+    [decision] = consensus({"p": [Vote("p", "a", rationale_("Exact"))]}, LABELS, DIMENSIONS, reliability=known)
     assert decision.label == "Substitute"
     assert (decision.status, decision.reason) == ("rejected", "no rationale concludes Substitute, as the vote does")

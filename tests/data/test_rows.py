@@ -160,16 +160,16 @@ def test_a_column_that_is_mapped_to_one_field_is_not_read_as_another():
 
 
 def test_labels():
-    written_as = {"E": "Exact", "1": "Exact", "true": "Exact", "Exact": "Irrelevant"}
+    aliases = {"E": "Exact", "1": "Exact", "true": "Exact", "Exact": "Irrelevant"}
     for label in ("Exact", "E", 1, "1", True, " E "):
-        assert parse(row(label=label), label_map=written_as).label == "Exact"
+        assert parse(row(label=label), label_map=aliases).label == "Exact"
     for label in (None, "", " "):
         assert parse(row(label=label)).label is None
         with pytest.raises(RowError, match="missing label"):
             parse(row(label=label), require_label=True)
     for label in ("e", "exact", "X", 2):
         with pytest.raises(RowError, match=r"unknown label .*'Exact', 'Irrelevant'.*\{'E': 'Exact'"):
-            parse(row(label=label), label_map=written_as)
+            parse(row(label=label), label_map=aliases)
 
 
 def test_bio():
@@ -306,7 +306,7 @@ def test_mapping_is_checked():
     for fields in ({"titel": "t"}, {"item.attributes.": "t"}, {"title": "t"}):
         with pytest.raises(UserError, match=r"data\.fields: .* is no field of a pair"):
             check_mapping(fields, {}, LABELS)
-    with pytest.raises(UserError, match=r"labels\.written_as: 'E' is mapped to 'exact'"):
+    with pytest.raises(UserError, match=r"labels\.aliases: 'E' is mapped to 'exact'"):
         check_mapping({}, {"E": "exact"}, LABELS)
 
 

@@ -146,7 +146,7 @@ def test_blocks_cover_any_length_with_little_to_spare(length):
 
 def test_on_a_mesh_each_device_runs_its_own_rows_and_heads():
     arrays, mask, allowed = example("all", 24, rows=4)
-    with use(make_mesh(config.Mesh(data=2, fsdp=2, tensor=2))) as _:
+    with use(make_mesh(config.MeshConfig(data=2, fsdp=2, tensor=2))) as _:
         agree(run(arrays, mask, "splash"), formula(*arrays, allowed))
         rows = jax.sharding.PartitionSpec(("data", "fsdp"), None, "tensor")
         split = [jax.device_put(x, rows) for x in arrays[:3]]
@@ -157,14 +157,14 @@ def test_on_a_mesh_each_device_runs_its_own_rows_and_heads():
 
 def test_on_a_mesh_rows_that_do_not_divide_are_not_split():
     arrays, mask, allowed = example("segments", 24, rows=3)
-    with use(make_mesh(config.Mesh(data=4, fsdp=1, tensor=2))):
+    with use(make_mesh(config.MeshConfig(data=4, fsdp=1, tensor=2))):
         agree(run(arrays, mask, "splash"), formula(*arrays, allowed))
 
 
 def test_heads_that_do_not_divide_over_the_mesh_are_refused_in_one_line():
     arrays, mask, _ = example("causal", 24, heads=8, kv_heads=2)
     message = "^mesh: 2 key and value heads do not divide over tensor = 4; change `mesh` in the config$"
-    with use(make_mesh(config.Mesh(data=2, fsdp=1, tensor=4))), pytest.raises(UserError, match=message):
+    with use(make_mesh(config.MeshConfig(data=2, fsdp=1, tensor=4))), pytest.raises(UserError, match=message):
         attention(*arrays[:3], mask, "splash")
 
 

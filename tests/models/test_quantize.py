@@ -155,7 +155,7 @@ def test_bytes_are_a_quarter_and_an_eighth_and_the_scales(variables, quantized):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_mesh_it_is_sharded_like_the_kernels_and_computes_the_same(variables, quantized, kind):
-    mesh = make_mesh(config.Mesh(data=1, fsdp=4, tensor=2))
+    mesh = make_mesh(config.MeshConfig(data=1, fsdp=4, tensor=2))
     boxed = {"params": jax.eval_shape(lambda rng: Decoder(CONFIG).init(rng, TOKENS), jax.random.key(0))["params"]}
     placed = jax.device_put(variables["params"], shardings(boxed, mesh)["params"])
     split = quantize_params(placed, kind)
@@ -170,7 +170,7 @@ def test_on_a_mesh_it_is_sharded_like_the_kernels_and_computes_the_same(variable
 
 
 def test_restoring_a_sharded_kernel_moves_nothing():
-    mesh = make_mesh(config.Mesh(data=1, fsdp=4, tensor=2))
+    mesh = make_mesh(config.MeshConfig(data=1, fsdp=4, tensor=2))
     place = jax.sharding.NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
     quantized = quantize_kernel(jax.ShapeDtypeStruct((1024, 64), jnp.float32, sharding=place), "nf4")
     assert quantized.scale.sharding.spec == PartitionSpec("fsdp", "tensor")

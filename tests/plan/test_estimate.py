@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_rele.config import Mesh
+from jax_rele.config import MeshConfig
 from jax_rele.plan.abstract import array, bytes_per_chip
 from jax_rele.plan.estimate import RESERVE, estimate
 from jax_rele.plan.steps import Step
@@ -16,7 +16,7 @@ ROWS, WIDTH = 64, 128
 
 @pytest.fixture(scope="module")
 def step():
-    mesh = make_mesh(Mesh(data=1, fsdp=8, tensor=1))
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8, tensor=1))
     x = array(mesh, (ROWS, WIDTH), jnp.float32, ("batch", None))
     w = array(mesh, (WIDTH, WIDTH), jnp.float32, ("embed", None))
 

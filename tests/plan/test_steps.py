@@ -5,18 +5,19 @@ import numpy as np
 import pytest
 
 from jax_rele import losses
-from jax_rele.config import Mesh, from_dict
+from jax_rele.config import MeshConfig, from_dict
 from jax_rele.data import write_pairs, write_signals
 from jax_rele.data.batches.loader import Groups
-from jax_rele.data.tokens.encoding import Answer, language_rows
+from jax_rele.data.tokens.prompts import Answer, language_rows
 from jax_rele.data.tokens.tokenizers import train_tokenizer
+from jax_rele.distillation import targets
+from jax_rele.distillation.dataset import open_data, queries
 from jax_rele.errors import UserError
 from jax_rele.models import build_teacher
 from jax_rele.plan.abstract import bytes_per_chip, train_state
 from jax_rele.plan.steps import language_batch, steps, student_batch
 from jax_rele.rationale import render
-from jax_rele.stages import artefacts, objectives, students, targets
-from jax_rele.stages.training_data import open_data, queries
+from jax_rele.runs import artefacts, objectives
 from jax_rele.students import build_student
 from jax_rele.training import init_state, make_mesh, make_optimizer
 from jax_rele.types import Comparison, Item, Pair, Rationale, Signals
@@ -26,7 +27,7 @@ SHAPE = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "ml
 
 @pytest.fixture(scope="module")
 def mesh():
-    return make_mesh(Mesh(data=2, fsdp=2, tensor=2))
+    return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_a_planned_batch_of_a_student_is_that_of_the_stage(config, mesh, name, r
         evidence=((),) * 16,
         rationales=(render(Rationale((Comparison("brand", verdict="match"),), "Exact")),) * 16,
     )
-    terms = objectives.terms(config, recipe, students.heads_of(model))
+    terms = objectives.terms(config, recipe, model.heads)
     for path, table in ((artefacts.PAIRS, pairs), (artefacts.UNLABELLED, [])):
         write_pairs(tmp_path / path, table)
     write_signals(tmp_path / artefacts.SIGNALS, signals, config.labels.names, dimensions)
@@ -151,7 +152,7 @@ def test_what_learns_is_float32_whatever_the_activations_are(config, mesh):
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(config, sizes, names, told):
-    mesh = make_mesh(Mesh(**sizes))
+    mesh = make_mesh(MeshConfig(**sizes))
     with pytest.raises(UserError, match=told):
         [make() for _, make in steps(config, mesh, "gpu", names)]
 

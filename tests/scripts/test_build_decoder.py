@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_rele.config import Rationale
+from jax_rele.config import RationaleConfig
 from jax_rele.errors import UserError
 from jax_rele.models import from_hf
 from jax_rele.models.bundled import verify
@@ -126,7 +126,7 @@ def test_the_word_task_says_which_words_the_item_has(scripts, divided, built):
 
 
 def test_grades_of_rules_are_distributions_that_prefer_pairs_that_share_words(scripts, divided):
-    rationale = Rationale()
+    rationale = RationaleConfig()
     rules = scripts["examples"].fit_rules(divided, LABELS, rationale.dimensions, rationale.tag_map, 0)
     title = divided.judged[0].item.title
     pairs = [Pair("1", " ".join(title.split()[:3]), Item("1", title)), Pair("2", "zzz qqq", Item("2", title))]

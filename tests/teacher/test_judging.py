@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jax_rele.config import Mesh
+from jax_rele.config import MeshConfig
 from jax_rele.data.tokens.prompts import encode_prompts
 from jax_rele.errors import UserError
 from jax_rele.models.partitioning import shardings
@@ -244,7 +244,7 @@ def test_labels_of_the_same_tokens_are_refused(teacher, pairs):
 
 
 def on_mesh(teacher, **sizes):
-    mesh = make_mesh(Mesh(**sizes))
+    mesh = make_mesh(MeshConfig(**sizes))
     boxed = jax.eval_shape(lambda: teacher.model.init(jax.random.key(0), np.zeros((1, 4), np.int32)))
     variables = jax.device_put(teacher.variables, shardings(boxed, mesh))
     return dataclasses.replace(teacher, variables=variables, mesh=mesh, batch_size=8)

@@ -27,7 +27,7 @@ LANGUAGE = losses.combine(tokens=losses.term(losses.next_token_cross_entropy))
 
 
 def mesh_of(devices, **axes):
-    return make_mesh(config.Mesh(**axes), jax.devices()[:devices])
+    return make_mesh(config.MeshConfig(**axes), jax.devices()[:devices])
 
 
 def language_batch(seed=0):

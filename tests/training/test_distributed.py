@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from flax import linen as nn
 
-from jax_rele import cli, config, losses, pipeline
+from jax_rele import cli, config, losses
 from jax_rele.data import read_signals
 from jax_rele.data.batches.loader import Groups, batches, shuffled
 from jax_rele.errors import UserError
+from jax_rele.runs import pipeline
 from jax_rele.stages import score
 from jax_rele.training import (
     abstract,
@@ -40,7 +41,7 @@ from jax_rele.types import StudentOutputs
 pytestmark = pytest.mark.slow
 
 LABELS, WIDTH, PAIRS, SIZE = 3, 6, 40, 2
-OPTIMIZATION = config.Optimization(steps=8, batch_size=8, learning_rate=1e-2, checkpoint_every=2, log_every=1)
+OPTIMIZATION = config.OptimizationConfig(steps=8, batch_size=8, learning_rate=1e-2, checkpoint_every=2, log_every=1)
 KILLED_AT = 6
 GAINS = np.array([1.0, 0.5, 0.0], np.float32)
 LAUNCHER = Path(__file__).resolve().parents[2] / "scripts" / "launch" / "local.sh"
@@ -82,7 +83,7 @@ def objective():
 
 def train_here(directory: Path, devices=None, dies: bool = False):
     """Trains as a stage does, in all processes of this run."""
-    mesh, tx = make_mesh(config.Mesh(data=2, fsdp=2), devices), make_optimizer(OPTIMIZATION)
+    mesh, tx = make_mesh(config.MeshConfig(data=2, fsdp=2), devices), make_optimizer(OPTIMIZATION)
     groups = OPTIMIZATION.batch_size // SIZE
     data = batches(rows(), shuffled(PAIRS // SIZE, groups, 0), local_row_indices(mesh, groups))
     state = init_state(init, "params", {}, tx, mesh, 0)
@@ -162,7 +163,7 @@ def assert_same_training(one: Path, other: Path):
     for a, b in zip(expected, got, strict=True):
         for key in ("loss", "grad_norm", "term/label", "term/margin"):
             assert b[key] == pytest.approx(a[key], abs=1e-5), (a["step"], key)
-    mesh = make_mesh(config.Mesh(), jax.devices()[:1])
+    mesh = make_mesh(config.MeshConfig(), jax.devices()[:1])
     variables = [
         load_variables(path / "variables", abstract(init, mesh, jax.random.key(0), collection="params"))
         for path in (one, other)

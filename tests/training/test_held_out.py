@@ -24,7 +24,7 @@ from jax_rele.training import (
 )
 from jax_rele.types import StudentOutputs
 
-OPTIMIZATION = config.Optimization(
+OPTIMIZATION = config.OptimizationConfig(
     steps=11, batch_size=16, micro_batches=2, learning_rate=0.1, checkpoint_every=4, log_every=2
 )
 
@@ -51,7 +51,7 @@ LOSS = losses.combine(loss=losses.term(losses.cross_entropy), accuracy=losses.te
 
 
 def mesh_of(devices):
-    return make_mesh(config.Mesh(), jax.devices()[:devices])
+    return make_mesh(config.MeshConfig(), jax.devices()[:devices])
 
 
 def start(mesh):

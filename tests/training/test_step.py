@@ -31,7 +31,7 @@ from jax_rele.training.checkpoint import load_variables, save_variables
 
 LABELS, DIMENSIONS, LENGTH, ROWS = 3, 2, 8, 40
 MODEL = CrossEncoder(EncoderConfig(30, LENGTH, 2, 32, 4, 48), LABELS, DIMENSIONS)
-OPTIMIZATION = config.Optimization(steps=9, batch_size=8, learning_rate=3e-3, checkpoint_every=3, log_every=3)
+OPTIMIZATION = config.OptimizationConfig(steps=9, batch_size=8, learning_rate=3e-3, checkpoint_every=3, log_every=3)
 LOSS = losses.combine(label=losses.term(losses.cross_entropy), tags=losses.term(losses.evidence_tagging))
 
 
@@ -75,7 +75,7 @@ def start(mesh):
 
 
 def mesh_of(devices, data=-1, fsdp=1, tensor=1):
-    return make_mesh(config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[:devices])
+    return make_mesh(config.MeshConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[:devices])
 
 
 def losses_of(mesh, directory):

@@ -1,7 +1,7 @@
-"""A source of any size to a table of pairs with their splits, and a table of the rows that were set aside.
+"""Reads a source of any size into a table of pairs with their splits and a table of quarantined rows.
 
 The rows are read once. Valid ones go to a temporary table, and of each a few numbers stay in memory (40 bytes), from
-which duplicates, conflicts and splits are decided; a second pass over the temporary table writes what is kept.
+which duplicates, conflicts and splits are decided; a second pass over the temporary table writes the selected rows.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jax_rele.config import Data, Labels
-from jax_rele.data.pairs import deduplicate as judgements
-from jax_rele.data.pairs.splits import NO_SPLIT, divide, last_given, leak_error, query_key
+from jax_rele.config import DataConfig, LabelsConfig
+from jax_rele.data.pairs import deduplicate
+from jax_rele.data.pairs.splits import NO_SPLIT, divide, leak_error, query_key, strictest_source_splits
 from jax_rele.data.pairs.table import PairTable
-from jax_rele.data.parquet import PAIRS, QUARANTINE, ROWS, WRITTEN, pairs_to_arrow, whole, write_batches
+from jax_rele.data.parquet import PAIRS, QUARANTINE, ROWS, WRITE_OPTIONS, open_atomically, pairs_to_arrow, write_batches
 from jax_rele.data.rows import SPLITS, Quarantined
-from jax_rele.data.sources.shards import Shard, check_bad_share, open_shards, parse_shards, raw_text
+from jax_rele.data.sources.shards import Shard, check_bad_fraction, open_shards, parse_shards, raw_text
 from jax_rele.errors import UserError
 from jax_rele.types import ITEM_FIELDS, Pair
 
 LEAKED, BAD = 3, 4
-"""What becomes of a row, beside the fates of `judgements`."""
+"""Row statuses beyond those of `deduplicate`."""
 
 _FACTS = {
     "query": np.uint64,
@@ -49,7 +49,7 @@ class Ingested:
 
     Attributes:
       pairs: the pairs with their splits, in the order of the source.
-      splits: [len(pairs)] places in `SPLITS`.
+      splits: [len(pairs)] indices in `SPLITS`.
       labelled: [len(pairs)] bool, which have a label.
       counts: rows that were quarantined as bad, duplicates, conflicts and leaked, and shards that were empty.
     """
@@ -60,12 +60,12 @@ class Ingested:
     counts: dict[str, int]
 
 
-def ingest(data: Data, labels: Labels, seed: int, cache: Path, folder: Path) -> Ingested:
+def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folder: Path) -> Ingested:
     """Reads the source of a config, and writes `pairs.parquet` and `quarantine.parquet` into a folder.
 
     Every row ends as a pair, or in the quarantine with a reason: it is bad, a duplicate, in conflict with another
     judgement of the same query and item, or leaked (its query is in another given split too). Of two different pairs
-    with one `pair_id` the second is bad. Bad rows alone count towards `data.max_bad_share`.
+    with one `pair_id` the second is bad. Bad rows alone count towards `data.max_bad_fraction`.
 
     Args:
       data: the source and how it is read.
@@ -82,41 +82,43 @@ def ingest(data: Data, labels: Labels, seed: int, cache: Path, folder: Path) -> 
     with _quarantine(folder / "quarantine.parquet") as set_aside:
         facts, bad, counts = _spool(shards, data, labels, seed, folder / "rows.parquet", set_aside)
         spool = PairTable(folder / "rows.parquet")
-        fates, instead = _fates(facts, spool, data)
-        n_rows, n_bad = len(fates) + sum(bad.values()), int((fates == BAD).sum()) + sum(bad.values())
+        statuses, replacements = _row_statuses(facts, spool, data)
+        n_rows, n_bad = len(statuses) + sum(bad.values()), int((statuses == BAD).sum()) + sum(bad.values())
         examples = [*bad][:3]
-        examples += [_reason(i, facts, fates, instead, shards, data, labels) for i in np.flatnonzero(fates == BAD)[:1]]
-        check_bad_share(n_rows, n_bad, examples, data.max_bad_share, data.path)
-        kept = fates == judgements.KEPT
-        splits = _split(facts, spool, kept, data)
-        places = np.full(len(kept), NO_SPLIT, np.int8)
-        places[kept] = splits
+        examples += [
+            _reason(i, facts, statuses, replacements, shards, data, labels) for i in np.flatnonzero(statuses == BAD)[:1]
+        ]
+        check_bad_fraction(n_rows, n_bad, examples, data.max_bad_fraction, data.path)
+        is_selected = statuses == deduplicate.SELECTED
+        splits = _split(facts, spool, is_selected, data)
+        split_indices = np.full(len(is_selected), NO_SPLIT, np.int8)
+        split_indices[is_selected] = splits
 
         def second_pass() -> Iterator[pa.Table]:
             for start, table in _row_groups(folder / "rows.parquet"):
                 rows = slice(start, start + table.num_rows)
-                for i in np.flatnonzero(~kept[rows]):
-                    one = _reason(start + i, facts, fates, instead, shards, data, labels)
+                for i in np.flatnonzero(~is_selected[rows]):
+                    one = _reason(start + i, facts, statuses, replacements, shards, data, labels)
                     raw = {name: value for name, value in table.slice(i, 1).to_pylist()[0].items() if value is not None}
                     set_aside(Quarantined(**{**asdict(one), "raw": raw_text(raw)}))
-                names = pa.array(SPLITS).take(pa.array(places[rows][kept[rows]]))
-                table = table.filter(pa.array(kept[rows]))
+                names = pa.array(SPLITS).take(pa.array(split_indices[rows][is_selected[rows]]))
+                table = table.filter(pa.array(is_selected[rows]))
                 yield table.set_column(table.schema.get_field_index("split"), PAIRS.field("split"), names)
 
         write_batches(folder / "pairs.parquet", second_pass(), PAIRS)
     del spool
     (folder / "rows.parquet").unlink()
     check_disjoint(folder / "pairs.parquet")
-    fate_counts = Counter(fates.tolist())
+    status_counts = Counter(statuses.tolist())
     return Ingested(
         pairs=PairTable(folder / "pairs.parquet"),
         splits=splits,
-        labelled=facts["label"][kept] != judgements.UNLABELLED,
+        labelled=facts["label"][is_selected] != deduplicate.UNLABELLED,
         counts={
             "quarantined": n_bad,
-            "duplicates": fate_counts[judgements.DUPLICATE],
-            "conflicts": fate_counts[judgements.CONFLICT],
-            "leaked": fate_counts[LEAKED],
+            "duplicates": status_counts[deduplicate.DUPLICATE],
+            "conflicts": status_counts[deduplicate.CONFLICT],
+            "leaked": status_counts[LEAKED],
             **counts,
         },
     )
@@ -138,8 +140,8 @@ def check_disjoint(path: Path) -> None:
 
 def _spool(
     shards: Sequence[Shard],
-    data: Data,
-    labels: Labels,
+    data: DataConfig,
+    labels: LabelsConfig,
     seed: int,
     path: Path,
     set_aside: Callable[[Quarantined], None],
@@ -150,15 +152,15 @@ def _spool(
     bad: Counter[str] = Counter()
     seen: set[int] = set()
     key_of = lru_cache(1 << 16)(lambda query: query_key(query, seed))
-    grades = {None: judgements.UNLABELLED} | {name: place for place, name in enumerate(labels.names)}
-    givens = {None: NO_SPLIT} | {name: place for place, name in enumerate(SPLITS)}
+    grades = {None: deduplicate.UNLABELLED} | {name: index for index, name in enumerate(labels.names)}
+    split_codes = {None: NO_SPLIT} | {name: index for index, name in enumerate(SPLITS)}
 
     def tables() -> Iterator[pa.Table]:
         pairs: list[Pair] = []
         chunk: list[tuple] = []
-        parsed = parse_shards(shards, data, label_names=labels.names, label_map=labels.written_as)
-        for place, number, pair, _ in parsed:
-            seen.add(place)
+        parsed = parse_shards(shards, data, label_names=labels.names, label_map=labels.aliases)
+        for index, number, pair, _ in parsed:
+            seen.add(index)
             if isinstance(pair, Quarantined):
                 set_aside(pair)
                 # Reasons quote values: past some hundred kinds they are counted together.
@@ -169,7 +171,7 @@ def _spool(
             key = key_of(pair.query)
             judged = _hash(f"{key}\x1f{pair.item.id}\x1f{pair.locale}")
             pairs.append(pair)
-            chunk.append((key, judged, _content(pair), grades[pair.label], givens[pair.split], place, number))
+            chunk.append((key, judged, _content(pair), grades[pair.label], split_codes[pair.split], index, number))
             if len(pairs) == ROWS:
                 yield flush(pairs, chunk)
                 pairs, chunk = [], []
@@ -186,48 +188,48 @@ def _spool(
     return arrays, {first_bad[reason]: count for reason, count in bad.items()}, counts
 
 
-def _fates(facts: dict[str, np.ndarray], spool: PairTable, data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """[N] what becomes of each row, and [N] the row that is kept instead of it or stands in its way, -1 for none."""
+def _row_statuses(facts: dict[str, np.ndarray], spool: PairTable, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """[N] the status of each row, and [N] the row that replaces it or conflicts with it, -1 for none."""
     n_rows = len(facts["query"])
-    fates, instead = np.full(n_rows, judgements.KEPT, np.int8), np.arange(n_rows)
+    statuses, replacements = np.full(n_rows, deduplicate.SELECTED, np.int8), np.arange(n_rows)
     # Ranks of texts by their bytes are those of Python's order: by code points.
     facts["rank"] = pc.rank(spool.column("pair_id"), sort_keys="ascending", tiebreaker="dense").to_numpy()
-    if data.splits.given == "ignore":
+    if data.splits.existing == "ignore":
         facts["given"] = np.full(n_rows, NO_SPLIT, np.int8)
-    facts["last"] = last_given(facts["query"], facts["given"])
+    facts["last"] = strictest_source_splits(facts["query"], facts["given"])
     leaked = (facts["given"] != NO_SPLIT) & (facts["given"] != facts["last"])
     if leaked.any() and data.splits.leakage == "refuse":
         row = int(np.flatnonzero(leaked)[0])
         same = (facts["query"] == facts["query"][row]) & (facts["given"] > facts["given"][row])
         raise UserError(f"{data.path}: {leak_error(spool[row], spool[int(np.flatnonzero(same)[0])])}")
-    fates[leaked] = LEAKED
+    statuses[leaked] = LEAKED
 
-    left = np.flatnonzero(~leaked)
+    remaining = np.flatnonzero(~leaked)
     names = ("judgement", "label", "rank", "content")
-    fates[left], other = judgements.resolve(*(facts[name][left] for name in names), data.conflicts)
-    instead[left] = np.where(other < 0, -1, left[other])
+    statuses[remaining], other = deduplicate.resolve(*(facts[name][remaining] for name in names), data.conflicts)
+    replacements[remaining] = np.where(other < 0, -1, remaining[other])
 
-    left = np.flatnonzero(fates == judgements.KEPT)
-    _, first, inverse = np.unique(facts["rank"][left], return_index=True, return_inverse=True)
-    instead[left] = left[first[inverse]]
-    fates[left[instead[left] != left]] = BAD
-    return fates, instead
+    remaining = np.flatnonzero(statuses == deduplicate.SELECTED)
+    _, first, inverse = np.unique(facts["rank"][remaining], return_index=True, return_inverse=True)
+    replacements[remaining] = remaining[first[inverse]]
+    statuses[remaining[replacements[remaining] != remaining]] = BAD
+    return statuses, replacements
 
 
-def _split(facts: dict[str, np.ndarray], spool: PairTable, kept: np.ndarray, data: Data) -> np.ndarray:
+def _split(facts: dict[str, np.ndarray], spool: PairTable, is_selected: np.ndarray, data: DataConfig) -> np.ndarray:
     """[kept] places in `SPLITS`."""
-    query, label, rank, given = (facts[name][kept] for name in ("query", "label", "rank", "given"))
+    query, label, rank, source_splits = (facts[name][is_selected] for name in ("query", "label", "rank", "given"))
     if not len(query):
         raise UserError(f"{data.path}: no row is left after conflicts were dropped; change data.conflicts")
     if (query == query[0]).all():
-        text = spool[int(np.flatnonzero(kept)[0])].query
+        text = spool[int(np.flatnonzero(is_selected)[0])].query
         raise UserError(
-            f"{data.path}: all {len(kept)} rows have one query, {text[:80]!r}; pairs are split by query, so there must "
-            f"be at least three: add queries, or check data.fields.query"
+            f"{data.path}: all {len(is_selected)} rows have one query, {text[:80]!r}; pairs are split by query, so "
+            f"there must be at least three: add queries, or check data.fields.query"
         )
     splits = data.splits
     try:
-        return divide(query, label, rank, given, (splits.train, splits.validation, splits.test))
+        return divide(query, label, rank, source_splits, (splits.train, splits.validation, splits.test))
     except UserError as error:
         raise UserError(f"{data.path}: {error}") from None
 
@@ -235,23 +237,23 @@ def _split(facts: dict[str, np.ndarray], spool: PairTable, kept: np.ndarray, dat
 def _reason(
     row: int,
     facts: dict[str, np.ndarray],
-    fates: np.ndarray,
-    instead: np.ndarray,
+    statuses: np.ndarray,
+    replacements: np.ndarray,
     shards: Sequence[Shard],
-    data: Data,
-    labels: Labels,
+    data: DataConfig,
+    labels: LabelsConfig,
 ) -> Quarantined:
-    """Why a row was set aside."""
-    source, number, other = shards[facts["shard"][row]].name, int(facts["row"][row]), instead[row]
+    """The quarantined row with its reason."""
+    source, number, other = shards[facts["shard"][row]].name, int(facts["row"][row]), replacements[row]
     where = "another row"
     if other >= 0:
         other_source = shards[facts["shard"][other]].name
         where = f"row {facts['row'][other]}" + ("" if other_source == source else f" of {other_source}")
-    if fates[row] == BAD:
+    if statuses[row] == BAD:
         reason = f"duplicate pair_id, first seen at {where}"
-    elif fates[row] == LEAKED:
+    elif statuses[row] == LEAKED:
         reason = f"leaked: the query is in the split {SPLITS[facts['last'][row]]} too (data.splits.leakage: drop)"
-    elif fates[row] == judgements.DUPLICATE:
+    elif statuses[row] == deduplicate.DUPLICATE:
         reason = f"duplicate: {where} judges the same query and item and is kept"
     elif other >= 0:
         name = labels.names[facts["label"][other]]
@@ -274,20 +276,20 @@ def _row_groups(path: Path, columns: list[str] | None = None) -> Iterator[tuple[
 @contextmanager
 def _quarantine(path: Path) -> Iterator[Callable[[Quarantined], None]]:
     """A table of rows that were set aside, written as they come."""
-    held: list[Quarantined] = []
+    buffered: list[Quarantined] = []
 
     def flush(writer: pq.ParquetWriter) -> None:
-        writer.write_table(pa.Table.from_pylist([asdict(one) for one in held], schema=QUARANTINE))
-        held.clear()
+        writer.write_table(pa.Table.from_pylist([asdict(one) for one in buffered], schema=QUARANTINE))
+        buffered.clear()
 
     with (
-        whole(path) as file,
-        pq.ParquetWriter(file, QUARANTINE, **WRITTEN) as writer,
+        open_atomically(path) as file,
+        pq.ParquetWriter(file, QUARANTINE, **WRITE_OPTIONS) as writer,
     ):
 
         def set_aside(one: Quarantined) -> None:
-            held.append(one)
-            if len(held) == ROWS:
+            buffered.append(one)
+            if len(buffered) == ROWS:
                 flush(writer)
 
         yield set_aside

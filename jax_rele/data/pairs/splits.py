@@ -36,19 +36,20 @@ def query_key(query: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode()).digest()[:8])
 
 
-def last_given(queries: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """The split of those that the rows of a query bring from which least is learned: test, then validation, then train.
+def strictest_source_splits(queries: np.ndarray, source_splits: np.ndarray) -> np.ndarray:
+    """The strictest split that the rows of each query bring: test before validation before train.
 
     Args:
       queries: [N] `query_key`s.
-      given: [N] places in `SPLITS`, `NO_SPLIT` for none. A row that brings another one than its query's last leaks.
+      source_splits: [N] indices in `SPLITS`, `NO_SPLIT` for none. A row with another split than its query's strictest
+        one leaks.
 
     Returns:
-      [N] places in `SPLITS`, `NO_SPLIT` where no row of the query brings one.
+      [N] indices in `SPLITS`, `NO_SPLIT` where no row of the query brings one.
     """
     keys, inverse = np.unique(queries, return_inverse=True)
     last = np.full(len(keys), NO_SPLIT, np.int8)
-    np.maximum.at(last, inverse, given)
+    np.maximum.at(last, inverse, source_splits)
     return last[inverse]
 
 
@@ -56,7 +57,7 @@ def divide(
     queries: np.ndarray,
     labels: np.ndarray,
     ranks: np.ndarray,
-    given: np.ndarray,
+    source_splits: np.ndarray,
     fractions: tuple[float, float, float],
 ) -> np.ndarray:
     """Gives every row a split such that no query is in two of them.
@@ -74,40 +75,43 @@ def divide(
     Args:
       queries: [N] `query_key`s.
       labels: [N] integers.
-      ranks: [N] place of each row's `pair_id` in their order.
-      given: [N] places in `SPLITS`, `NO_SPLIT` for none; those of one query do not differ.
-      fractions: shares of the queries for train, validation and test; they sum to 1.
+      ranks: [N] rank of each row's `pair_id` in their order.
+      source_splits: [N] indices in `SPLITS`, `NO_SPLIT` for none; those of one query do not differ.
+      fractions: fractions of the queries for train, validation and test; they sum to 1.
 
     Returns:
-      [N] places in `SPLITS`.
+      [N] indices in `SPLITS`.
 
     Raises:
-      UserError: the fractions are no shares, or a split comes out empty.
+      UserError: the fractions are not valid, or a split comes out empty.
     """
-    if len(fractions) != 3 or not all(0 <= share <= 1 for share in fractions) or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != 3 or not all(0 <= fraction <= 1 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(f"the fractions of train, validation and test must be shares that sum to 1, got {fractions}")
     keys, inverse = np.unique(queries, return_inverse=True)
     order = np.lexsort((ranks, inverse))
     strata = labels[order[np.searchsorted(inverse[order], np.arange(len(keys)))]]
-    brought = np.full(len(keys), NO_SPLIT, np.int8)
-    np.maximum.at(brought, inverse, given)
+    source_split = np.full(len(keys), NO_SPLIT, np.int8)
+    np.maximum.at(source_split, inverse, source_splits)
 
-    found = brought.copy()
-    lacking = [place in (0, *np.setdiff1d(range(len(SPLITS)), brought)) for place in range(len(SPLITS))]
-    shares = np.where(lacking, fractions, 0.0)
-    for part, cut in ((brought == NO_SPLIT, fractions), (brought == 0, shares / (shares.sum() or 1.0))):
+    assigned = source_split.copy()
+    lacking = [index in (0, *np.setdiff1d(range(len(SPLITS)), source_split)) for index in range(len(SPLITS))]
+    train_fractions = np.where(lacking, fractions, 0.0)
+    for part, cut in (
+        (source_split == NO_SPLIT, fractions),
+        (source_split == 0, train_fractions / (train_fractions.sum() or 1.0)),
+    ):
         in_order = _interleave(keys, strata, np.flatnonzero(part))
-        n_train, n_before_test = (round(len(in_order) * share) for share in (cut[0], cut[0] + cut[1]))
+        n_train, n_before_test = (round(len(in_order) * fraction) for fraction in (cut[0], cut[0] + cut[1]))
         if sum(cut):
-            found[in_order] = np.repeat([0, 1, 2], np.diff([0, n_train, n_before_test, len(in_order)]))
-    for place, split in enumerate(SPLITS):
-        if not (found == place).any():
+            assigned[in_order] = np.repeat([0, 1, 2], np.diff([0, n_train, n_before_test, len(in_order)]))
+    for index, split in enumerate(SPLITS):
+        if not (assigned == index).any():
             raise UserError(
-                f"the {split} split is empty: {(brought == NO_SPLIT).sum()} of {len(keys)} queries bring no split and "
-                f"are divided by the fractions {tuple(fractions)}; raise data.splits.{split}, add queries, or give "
+                f"the {split} split is empty: {(source_split == NO_SPLIT).sum()} of {len(keys)} queries bring no split "
+                f"and are divided by the fractions {tuple(fractions)}; raise data.splits.{split}, add queries, or give "
                 f"rows the split {split}"
             )
-    return found[inverse]
+    return assigned[inverse]
 
 
 def assign_splits(pairs: Sequence[Pair], fractions: tuple[float, float, float], seed: int) -> list[Pair]:
@@ -115,18 +119,20 @@ def assign_splits(pairs: Sequence[Pair], fractions: tuple[float, float, float], 
 
     Args:
       pairs: the pairs.
-      fractions: shares of the queries for train, validation and test; they sum to 1.
+      fractions: fractions of the queries for train, validation and test; they sum to 1.
       seed: another seed gives another split.
 
     Returns:
       The pairs in the same order, with `split` set.
 
     Raises:
-      UserError: a query is in two of the given splits, the fractions are no shares, or a split comes out empty.
+      UserError: a query is in two of the given splits, the fractions are not valid, or a split comes out empty.
     """
     queries = np.array([query_key(pair.query, seed) for pair in pairs], np.uint64)
-    given = np.array([SPLITS.index(pair.split) if pair.split else NO_SPLIT for pair in pairs], np.int8)
-    for row in np.flatnonzero((given != NO_SPLIT) & (given != last_given(queries, given))):
+    source_splits = np.array([SPLITS.index(pair.split) if pair.split else NO_SPLIT for pair in pairs], np.int8)
+    for row in np.flatnonzero(
+        (source_splits != NO_SPLIT) & (source_splits != strictest_source_splits(queries, source_splits))
+    ):
         one = pairs[row]
         two = next(pairs[i] for i in np.flatnonzero(queries == queries[row]) if pairs[i].split not in (None, one.split))
         raise leak_error(one, two)
@@ -135,8 +141,8 @@ def assign_splits(pairs: Sequence[Pair], fractions: tuple[float, float, float], 
     # NumPy's texts drop trailing NULs, ids may not: ranks by Python's order.
     ranks = np.empty(len(pairs), np.int64)
     ranks[sorted(range(len(pairs)), key=lambda row: pairs[row].pair_id)] = np.arange(len(pairs))
-    places = divide(queries, labels, ranks, given, fractions)
-    return [replace(pair, split=SPLITS[place]) for pair, place in zip(pairs, places)]
+    indices = divide(queries, labels, ranks, source_splits, fractions)
+    return [replace(pair, split=SPLITS[index]) for pair, index in zip(pairs, indices)]
 
 
 def leak_error(one: Pair, two: Pair) -> UserError:
@@ -145,7 +151,7 @@ def leak_error(one: Pair, two: Pair) -> UserError:
     return UserError(
         f"the query {normalise_query(one.query)[:80]!r} is in two splits: {split} (pair_id {pair_id!r}) and {other} "
         f"(pair_id {other_id!r}); give all pairs of a query one split, set data.splits.leakage to drop, or "
-        f"data.splits.given to ignore"
+        f"data.splits.existing to ignore"
     )
 
 

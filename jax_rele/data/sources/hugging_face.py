@@ -8,16 +8,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jax_rele.config import HuggingFace
+from jax_rele.config import HuggingFaceConfig
 from jax_rele.data.rows import RowError, one_line
-from jax_rele.data.sources.files import hash_folder, unreachable
+from jax_rele.data.sources.files import unreachable
 from jax_rele.data.sources.readers import Row, python_rows
 from jax_rele.errors import UserError
+from jax_rele.io import hash_folder
 
 # `datasets` is imported where it is used: that takes a second.
 
 
-def load(name: str, options: HuggingFace) -> dict[str, Any]:
+def load(name: str, options: HuggingFaceConfig) -> dict[str, Any]:
     """The splits of a data set, by name.
 
     Args:
@@ -34,9 +35,9 @@ def load(name: str, options: HuggingFace) -> dict[str, Any]:
     huggingface_hub.utils.logging.set_verbosity_error()
     try:
         if folder := saved_folder(name):
-            found = datasets.load_from_disk(str(folder))
+            loaded = datasets.load_from_disk(str(folder))
         else:
-            found = datasets.load_dataset(
+            loaded = datasets.load_dataset(
                 name,
                 options.subset or None,
                 revision=options.revision or None,
@@ -47,7 +48,7 @@ def load(name: str, options: HuggingFace) -> dict[str, Any]:
     except Exception as error:
         raise _refusal(name, error) from error
     # A single data set has the name of its split, where it has one.
-    return dict(found) if isinstance(found, Mapping) else {str(found.split or "all"): found}
+    return dict(loaded) if isinstance(loaded, Mapping) else {str(loaded.split or "all"): loaded}
 
 
 def rows(data_set: Any, name: str) -> Iterator[Row]:
@@ -71,7 +72,7 @@ def rows(data_set: Any, name: str) -> Iterator[Row]:
         raise unreachable(f"{name} after row {number}", error) from error
 
 
-def fingerprint(name: str, options: HuggingFace) -> str:
+def fingerprint(name: str, options: HuggingFaceConfig) -> str:
     """What changes when the data set does: the content of a saved folder, the commit on the hub.
 
     A `revision` that is a commit needs no look at the hub.

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from jax_rele.config import Data
+from jax_rele.config import DataConfig
 from jax_rele.data.rows import Quarantined, RowError, check_columns, check_mapping, parse_row
 from jax_rele.data.sources import hugging_face
 from jax_rele.data.sources import tfds as prepared
-from jax_rele.data.sources.files import File, find_files, fingerprint
-from jax_rele.data.sources.readers import Row, checked_encoding, read_file
+from jax_rele.data.sources.files import SourceFile, find_files, fingerprint
+from jax_rele.data.sources.readers import Row, check_encoding, read_file
 from jax_rele.errors import UserError
 from jax_rele.types import Pair
 
@@ -45,7 +45,7 @@ class Shard:
     split: str | None = None
 
 
-def open_shards(data: Data, cache: Path) -> list[Shard]:
+def open_shards(data: DataConfig, cache: Path) -> list[Shard]:
     """The shards of the source that `data.path` names, in order.
 
     Args:
@@ -72,14 +72,14 @@ def open_shards(data: Data, cache: Path) -> list[Shard]:
             Shard(f"{data.path} {split}", partial(prepared.rows, part, f"{data.path} {split}"), True, _split(split))
             for split, part in splits.items()
         ]
-    checked_encoding(data.encoding)
+    check_encoding(data.encoding)
     return [
         Shard(file.name, partial(read_file, file, data.encoding, data.max_characters), "json" not in file.suffix)
         for file in _files(data.path)
     ]
 
 
-def source_hash(data: Data) -> str:
+def source_hash(data: DataConfig) -> str:
     """What changes when the content of the source does. Raises UserError where there is no such source."""
     kind, name = _kind(data.path)
     if kind == "hf":
@@ -95,7 +95,7 @@ def source_hash(data: Data) -> str:
 
 def parse_shards(
     shards: Sequence[Shard],
-    data: Data,
+    data: DataConfig,
     *,
     label_names: Sequence[str],
     label_map: Mapping[str, str],
@@ -134,7 +134,7 @@ def parse_shards(
                     require_label=require_label,
                     for_prediction=for_prediction,
                     max_characters=data.max_characters,
-                    with_split=data.splits.given == "keep",
+                    with_split=data.splits.existing == "keep",
                 )
             except RowError as error:
                 n_bad += 1
@@ -192,7 +192,7 @@ def read_pairs(
       UserError: no such source, an unknown suffix, a damaged file, no column for a field that every pair needs, or no
         valid row.
     """
-    data = Data(path=os.fspath(path), fields=dict(fields or {}), encoding=encoding, max_characters=max_characters)
+    data = DataConfig(path=os.fspath(path), fields=dict(fields or {}), encoding=encoding, max_characters=max_characters)
     pairs: list[Pair] = []
     bad: list[Quarantined] = []
     first_seen: dict[str, tuple[str, int]] = {}
@@ -224,20 +224,20 @@ def read_rows(file: str | os.PathLike) -> Iterator[tuple[int, Mapping | RowError
     Raises:
       UserError: the file cannot be read.
     """
-    for number, row, _ in read_file(File(str(file), str(file))):
+    for number, row, _ in read_file(SourceFile(str(file), str(file))):
         yield number, row
 
 
-def check_bad_share(
-    n_rows: int, n_bad: int, examples: Sequence[Quarantined], max_bad_share: float, source: str
+def check_bad_fraction(
+    n_rows: int, n_bad: int, examples: Sequence[Quarantined], max_bad_fraction: float, source: str
 ) -> None:
-    """Raises UserError if more than `max_bad_share` (0 to 1) of the rows are bad; names the examples' reasons."""
-    if not n_bad or n_bad / n_rows <= max_bad_share:
+    """Raises UserError if more than `max_bad_fraction` (0 to 1) of the rows are bad; names the examples' reasons."""
+    if not n_bad or n_bad / n_rows <= max_bad_fraction:
         return
     reasons = "; ".join(f"row {row.row} of {row.source}: {row.reason}" for row in examples)
     raise UserError(
-        f"{source}: {n_bad} of {n_rows} rows are bad ({n_bad / n_rows:.1%}), more than data.max_bad_share "
-        f"{max_bad_share:.1%} ({reasons}); mend them, or raise data.max_bad_share"
+        f"{source}: {n_bad} of {n_rows} rows are bad ({n_bad / n_rows:.1%}), more than data.max_bad_fraction "
+        f"{max_bad_fraction:.1%} ({reasons}); mend them, or raise data.max_bad_fraction"
     )
 
 
@@ -267,8 +267,8 @@ def _kind(path: str) -> tuple[str, str]:
     return prefix, name
 
 
-def _files(path: str) -> list[File]:
-    return [File(SAMPLE, _SAMPLE_FILE)] if path == SAMPLE else find_files(path)
+def _files(path: str) -> list[SourceFile]:
+    return [SourceFile(SAMPLE, _SAMPLE_FILE)] if path == SAMPLE else find_files(path)
 
 
 def _split(name: str) -> str | None:
@@ -300,5 +300,5 @@ def _refuse(
     where = f"row {first.row}" if first.source == path else f"row {first.row} of {first.source}"
     raise UserError(
         f"{path}: none of its {n_bad} rows is a valid pair ({where}: {first.reason}); mend the rows, or map names in "
-        f"data.fields and labels in labels.written_as"
+        f"data.fields and labels in labels.aliases"
     )

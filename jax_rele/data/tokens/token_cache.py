@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from jax_rele.config import digest
 from jax_rele.errors import UserError
+from jax_rele.io import hash_values
 
 _VERSION = 1
 """Raise it when what is written changes its form or meaning: what older code wrote is then made again."""
@@ -58,19 +58,19 @@ class Ragged:
         """[*rows.shape, length] of the rows of these numbers, cut or filled up; at the full length without one."""
         length = self.length if length is None else length
         begins = self.offsets[:-1][rows]
-        places = begins[..., None] + np.arange(length)
-        held = np.arange(length) < (self.offsets[1:][rows] - begins)[..., None]
+        indices = begins[..., None] + np.arange(length)
+        present = np.arange(length) < (self.offsets[1:][rows] - begins)[..., None]
         if not len(self.values):
-            return np.full(places.shape, self.fill, self.dtype)
-        values = self.values[np.where(held, places, 0)]
-        return np.where(held, values, np.array(self.fill, values.dtype)).astype(self.dtype)
+            return np.full(indices.shape, self.fill, self.dtype)
+        values = self.values[np.where(present, indices, 0)]
+        return np.where(present, values, np.array(self.fill, values.dtype)).astype(self.dtype)
 
 
 Columns = dict[str, Any]
 """A nested dict of arrays and `Ragged`s with the same number of rows."""
 
 
-def take(columns: Columns, rows: np.ndarray, length_of: Callable[[int], int] | None = None) -> dict[str, Any]:
+def take_rows(columns: Columns, rows: np.ndarray, length_of: Callable[[int], int] | None = None) -> dict[str, Any]:
     """The rows of these numbers, as arrays [*rows.shape, ...].
 
     Args:
@@ -81,7 +81,7 @@ def take(columns: Columns, rows: np.ndarray, length_of: Callable[[int], int] | N
     read = {}
     for name, column in columns.items():
         if isinstance(column, Mapping):
-            read[name] = take(column, rows, length_of)
+            read[name] = take_rows(column, rows, length_of)
         elif isinstance(column, Ragged):
             read[name] = column.padded(rows, length_of(column.length) if length_of else None)
         else:
@@ -89,7 +89,7 @@ def take(columns: Columns, rows: np.ndarray, length_of: Callable[[int], int] | N
     return read
 
 
-def cached(
+def load_or_build(
     root: Path,
     kind: str,
     depends_on: Any,
@@ -113,14 +113,14 @@ def cached(
     Raises:
       UserError: the disk is full, or the folder cannot be written.
     """
-    folder = root / f"{kind}-{digest([_VERSION, depends_on, dict(ragged)])}"
+    folder = root / f"{kind}-{hash_values([_VERSION, depends_on, dict(ragged)])}"
     try:
         return _open(folder)
     except (OSError, ValueError, KeyError):
         pass
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _alone(root / f".{folder.name}.lock"):
+        with _build_lock(root / f".{folder.name}.lock"):
             with suppress(OSError, ValueError, KeyError):
                 return _open(folder)
             temporary = root / f".{folder.name}.{uuid.uuid4().hex}"
@@ -157,7 +157,7 @@ def _put(temporary: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _alone(path: Path):
+def _build_lock(path: Path):
     """One process at a time, where the file system has locks."""
     with path.open("a") as file:
         with suppress(OSError):
@@ -272,11 +272,11 @@ def _open(folder: Path) -> Columns:
     contents = json.loads((folder / _CONTENTS).read_text("utf-8"))
     columns: Columns = {}
     for name, column in contents["columns"].items():
-        place = columns
+        parent_columns = columns
         *parents, leaf = name.split(".")
         for parent in parents:
-            place = place.setdefault(parent, {})
-        place[leaf] = _open_column(folder / column["file"], column, contents["rows"])
+            parent_columns = parent_columns.setdefault(parent, {})
+        parent_columns[leaf] = _open_column(folder / column["file"], column, contents["rows"])
     return columns
 
 

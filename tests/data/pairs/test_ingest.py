@@ -11,19 +11,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jax_rele.config import Data, Labels
+from jax_rele.config import DataConfig, LabelsConfig
 from jax_rele.data import SPLITS, PairTable, ingest, normalise_query, parse_row, read_table, write_pairs
 from jax_rele.data.pairs.ingest import check_disjoint
 from jax_rele.errors import UserError
 from jax_rele.types import Item, Pair
 
 NAMES = ("Exact", "Substitute", "Irrelevant")
-SCHEMA = Labels(names=NAMES, gains=(1.0, 0.5, 0.0), positive=("Exact",))
+SCHEMA = LabelsConfig(names=NAMES, gains=(1.0, 0.5, 0.0), positive=("Exact",))
 
 
 def run(folder, source, seed=0, **data):
     folder.mkdir(parents=True, exist_ok=True)
-    found = ingest(Data(path=str(source), **data), SCHEMA, seed, folder / "cache", folder)
+    found = ingest(DataConfig(path=str(source), **data), SCHEMA, seed, folder / "cache", folder)
     bad = [row["reason"].partition(":")[0] for row in read_table(folder / "quarantine.parquet").to_pylist()]
     assert sorted(path.name for path in folder.iterdir()) == ["pairs.parquet", "quarantine.parquet"]
     return found, bad
@@ -78,7 +78,7 @@ def attempt(folder, rows, **options):
     """What comes of the rows and the reasons of those set aside; None where they are too few for a run."""
     source = write(folder / "rows.jsonl", rows)
     try:
-        return run(folder / "made", source, max_bad_share=1.0, **options)
+        return run(folder / "made", source, max_bad_fraction=1.0, **options)
     except UserError as error:
         message = str(error)
     assert any(told in message for told in ("is empty", "one query", "no row is left", "none of its"))
@@ -87,9 +87,9 @@ def attempt(folder, rows, **options):
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(sources(), st.sampled_from(["majority", "first", "last", "drop"]), st.sampled_from(["keep", "ignore"]))
-def test_every_row_ends_once_and_no_query_is_in_two_splits(tmp_path_factory, rows, conflicts, given_splits):
+def test_every_row_ends_once_and_no_query_is_in_two_splits(tmp_path_factory, rows, conflicts, split_rule):
     folder = tmp_path_factory.mktemp("ingest")
-    options = {"splits": {"given": given_splits, "leakage": "drop"}, "conflicts": conflicts}
+    options = {"splits": {"existing": split_rule, "leakage": "drop"}, "conflicts": conflicts}
     made = attempt(folder, rows, **options)
     if made is None:
         return
@@ -163,21 +163,21 @@ def test_leaks_are_refused_or_dropped(tmp_path):
     assert bad == ["leaked", "leaked"]
     assert found.counts["leaked"] == 2
     assert {pair.pair_id for pair in found.pairs if pair.split == "test" and "uery" in pair.query} == {"p30", "p31"}
-    found, _ = run(tmp_path / "ignored", source, splits={"given": "ignore"})
+    found, _ = run(tmp_path / "ignored", source, splits={"existing": "ignore"})
     assert (len(found.pairs), found.counts["leaked"]) == (len(rows), 0)
 
 
 def test_the_share_of_bad_rows_does_not_count_duplicates(tmp_path):
     rows = plain(10) * 5 + [{"query": "no title"}]
     source = write(tmp_path / "rows.jsonl", rows)
-    found, _ = run(tmp_path / "made", source, max_bad_share=0.02)
+    found, _ = run(tmp_path / "made", source, max_bad_fraction=0.02)
     assert (found.counts["duplicates"], found.counts["quarantined"]) == (40, 1)
-    assert "1 of 51 rows are bad (2.0%), more than data.max_bad_share 1.0% (row 51 of " in refusal(
-        tmp_path, source, max_bad_share=0.01
+    assert "1 of 51 rows are bad (2.0%), more than data.max_bad_fraction 1.0% (row 51 of " in refusal(
+        tmp_path, source, max_bad_fraction=0.01
     )
     rows = [*plain(10), row(3, "another query"), row(3, "a third")]
     source = write(tmp_path / "ids.jsonl", rows)
-    message = refusal(tmp_path, source, max_bad_share=0.1)
+    message = refusal(tmp_path, source, max_bad_fraction=0.1)
     assert "2 of 12 rows are bad" in message
     assert "duplicate pair_id, first seen at row 4" in message
 
@@ -201,7 +201,7 @@ def test_empty_shards_are_counted(tmp_path):
 def test_more_rows_than_a_row_group(tmp_path):
     rows = [row(i, f"query {i % 700}", NAMES[i % 3], item=str(i)) for i in range(9000)]
     rows += [{"query": str(i)} for i in range(4200)]
-    found, bad = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows), max_bad_share=0.5)
+    found, bad = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows), max_bad_fraction=0.5)
     assert len(bad) == 4200
     assert [pair.pair_id for pair in found.pairs] == [f"p{i}" for i in range(9000)]
     metadata = pq.ParquetFile(tmp_path / "made" / "pairs.parquet").metadata

@@ -6,10 +6,11 @@ import json
 import fsspec
 import pytest
 
-from jax_rele.config import Data
-from jax_rele.data.sources.files import find_files, fingerprint, hash_folder
+from jax_rele.config import DataConfig
+from jax_rele.data.sources.files import find_files, fingerprint
 from jax_rele.data.sources.shards import open_shards, read_pairs, source_hash
 from jax_rele.errors import UserError
+from jax_rele.io import hash_folder
 
 
 def line(i):
@@ -80,7 +81,7 @@ def test_an_unknown_protocol():
 
 
 def test_a_file_system_that_fails_is_named(memory, monkeypatch):
-    shards = open_shards(Data(path="memory://data/a.jsonl"), None)
+    shards = open_shards(DataConfig(path="memory://data/a.jsonl"), None)
 
     def fails(*_, **__):
         raise RuntimeError("401\nUnauthorized")
@@ -97,7 +98,7 @@ def test_a_file_system_that_fails_is_named(memory, monkeypatch):
 
 
 def test_fingerprints_change_with_the_content(memory, tmp_path, monkeypatch):
-    data = Data(path="memory://data/*.jsonl")
+    data = DataConfig(path="memory://data/*.jsonl")
     before = source_hash(data)
     assert source_hash(data) == before
     memory.pipe("/data/a.jsonl", line(7))

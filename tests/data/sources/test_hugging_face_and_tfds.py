@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from jax_rele.config import Data, HuggingFace
+from jax_rele.config import DataConfig, HuggingFaceConfig
 from jax_rele.data.sources import hugging_face
 from jax_rele.data.sources import tfds as prepared
 from jax_rele.data.sources.shards import open_shards, parse_shards, read_pairs, source_hash
@@ -61,7 +61,7 @@ def test_a_saved_folder(saved, tmp_path):
 
 
 def test_a_saved_folders_hash_is_that_of_its_files(saved):
-    data = Data(path=f"hf:{saved}")
+    data = DataConfig(path=f"hf:{saved}")
     before = source_hash(data)
     assert source_hash(data) == before
     file = saved / "train" / "state.json"
@@ -91,8 +91,8 @@ def test_the_hub(monkeypatch, streaming):
         return made
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    options = HuggingFace(subset="small", revision="v1", streaming=streaming)
-    data = Data(path="hf:org/name", hugging_face=options)
+    options = HuggingFaceConfig(subset="small", revision="v1", streaming=streaming)
+    data = DataConfig(path="hf:org/name", hugging_face=options)
     shards = open_shards(data, None)
     parsed = list(parse_shards(shards, data, label_names=LABELS, label_map={}))
     assert told(pair for _, _, pair, _ in parsed) == EXPECTED[:8]
@@ -119,8 +119,8 @@ def test_the_hubs_fingerprint(monkeypatch):
         hash = "a" * 40
 
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: Builder)
-    assert source_hash(Data(path="hf:org/name")) == "a" * 16
-    pinned = HuggingFace(revision="b" * 40)
+    assert source_hash(DataConfig(path="hf:org/name")) == "a" * 16
+    pinned = HuggingFaceConfig(revision="b" * 40)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: 1 / 0)
     assert hugging_face.fingerprint("org/name", pinned) == "b" * 16
 
@@ -144,7 +144,7 @@ def test_data_sets_that_cannot_be_loaded(monkeypatch, error, message):
     monkeypatch.setattr(datasets, "load_dataset_builder", fails)
     for act in (
         lambda: read_pairs("hf:org/name", label_names=LABELS),
-        lambda: source_hash(Data(path="hf:org/name")),
+        lambda: source_hash(DataConfig(path="hf:org/name")),
     ):
         with pytest.raises(UserError, match=message) as told_error:
             act()
@@ -195,7 +195,7 @@ def test_a_prepared_data_set(data_dir, monkeypatch):
     assert sorted(told(pairs)) == [(f"q{i}", (None, *LABELS)[i % 3], "train" if i < 6 else "test") for i in range(9)]
     first = next(pair for pair in pairs if pair.query == "q0")
     assert (first.item.title, first.item.bullets, first.query_frequency) == ("Réd 0", "a\nb", 0)
-    assert source_hash(Data(path="tfds:shop_pairs")) == source_hash(Data(path="tfds:shop_pairs:1.2.0"))
+    assert source_hash(DataConfig(path="tfds:shop_pairs")) == source_hash(DataConfig(path="tfds:shop_pairs:1.2.0"))
     assert "tensorflow" not in sys.modules
 
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_rele.config import Data
+from jax_rele.config import DataConfig
 from jax_rele.data.rows import Quarantined
-from jax_rele.data.sources.shards import SAMPLE, check_bad_share, open_shards, read_pairs, source_hash
+from jax_rele.data.sources.shards import SAMPLE, check_bad_fraction, open_shards, read_pairs, source_hash
 from jax_rele.errors import UserError
 
 LABELS = ("Exact", "Irrelevant")
@@ -368,19 +368,19 @@ def test_wrong_mappings(tmp_path):
     path = write(tmp_path / "data.csv", [row(1)])
     with pytest.raises(UserError, match=r"data\.fields: 'titel' is no field"):
         read(path, fields={"titel": "title"})
-    with pytest.raises(UserError, match=r"labels\.written_as: 'E' is mapped to 'exact'"):
+    with pytest.raises(UserError, match=r"labels\.aliases: 'E' is mapped to 'exact'"):
         read(path, label_map={"E": "exact"})
 
 
 def test_the_share_of_bad_rows():
     bad = [Quarantined("f.csv", i, reason, "") for i, reason in enumerate(["a", "a", "b", "c", "d"], 1)]
-    check_bad_share(100, 5, bad, 0.05, "f.csv")
-    check_bad_share(0, 0, [], 0.0, "f.csv")
+    check_bad_fraction(100, 5, bad, 0.05, "f.csv")
+    check_bad_fraction(0, 0, [], 0.0, "f.csv")
     with pytest.raises(UserError) as error:
-        check_bad_share(99, 5, bad[1:4], 0.05, "data")
+        check_bad_fraction(99, 5, bad[1:4], 0.05, "data")
     assert str(error.value) == (
-        "data: 5 of 99 rows are bad (5.1%), more than data.max_bad_share 5.0% (row 2 of f.csv: a; row 3 of f.csv: b; "
-        "row 4 of f.csv: c); mend them, or raise data.max_bad_share"
+        "data: 5 of 99 rows are bad (5.1%), more than data.max_bad_fraction 5.0% (row 2 of f.csv: a; row 3 of f.csv: "
+        "b; row 4 of f.csv: c); mend them, or raise data.max_bad_fraction"
     )
 
 
@@ -396,16 +396,16 @@ def test_for_prediction_labels_are_not_read_and_a_pair_may_come_twice(tmp_path):
 def test_the_hash_is_that_of_the_files_that_are_read(tmp_path):
     for name in ("b.jsonl", "a.csv", "notes.md"):
         (tmp_path / name).write_text("x")
-    data = Data(path=str(tmp_path))
+    data = DataConfig(path=str(tmp_path))
     assert [shard.name for shard in open_shards(data, tmp_path)] == [str(tmp_path / n) for n in ("a.csv", "b.jsonl")]
     before = source_hash(data)
     (tmp_path / "notes.md").write_text("y")
     assert source_hash(data) == before
     (tmp_path / "b.jsonl").write_text("y!")
     assert source_hash(data) != before
-    assert re.fullmatch("[0-9a-f]{16}", source_hash(Data()))
+    assert re.fullmatch("[0-9a-f]{16}", source_hash(DataConfig()))
     with pytest.raises(UserError, match="no such file"):
-        source_hash(Data(path=str(tmp_path / "none")))
+        source_hash(DataConfig(path=str(tmp_path / "none")))
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "shift_jis", "gb18030", "utf-16", "utf-16-le", "utf-32"])

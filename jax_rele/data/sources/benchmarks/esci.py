@@ -47,7 +47,7 @@ class Esci(Benchmark):
     """ESCI: `esci/task{1,2,3}_{all,us,es,jp}`, one example a judgement, with the product's text.
 
     Task 1 is the small version, tasks 2 and 3 are the large one; the split is the official one. Labels are E, S, C and
-    I (task 3 asks for S against the others: map them by `labels.written_as`). The join is on (product_id,
+    I (task 3 asks for S against the others: map them by `labels.aliases`). The join is on (product_id,
     product_locale); of several products with one key the first counts; a judgement whose product is missing has empty
     texts. HTML in descriptions and bullet points becomes text. A null is an empty text.
     """

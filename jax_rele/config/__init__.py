@@ -1,0 +1,66 @@
+"""One tree of frozen, validated config classes: YAML in, unknown keys refused with their path."""
+
+from jax_rele.config.annotate import AnnotateConfig, ChatEndpointConfig
+from jax_rele.config.data import CandidatesConfig, DataConfig, HuggingFaceConfig, SplitsConfig
+from jax_rele.config.distill import (
+    RECIPES,
+    STUDENTS,
+    DistillConfig,
+    ObjectiveConfig,
+    ScheduleConfig,
+    StudentName,
+    TermConfig,
+)
+from jax_rele.config.evaluate import EvaluateConfig
+from jax_rele.config.labels import LabelsConfig
+from jax_rele.config.load import describe, explain_unknown, flatten, from_dict, load
+from jax_rele.config.mesh import MeshConfig
+from jax_rele.config.optimization import OptimizationConfig
+from jax_rele.config.rationale import RationaleConfig
+from jax_rele.config.root import Config
+from jax_rele.config.student import CrossEncoderConfig, RandomEncoderConfig, StudentConfig, TwoTowerConfig
+from jax_rele.config.teacher import (
+    AdaptConfig,
+    FinetuneConfig,
+    LoraConfig,
+    RandomDecoderConfig,
+    ScoreConfig,
+    TeacherConfig,
+)
+
+__all__ = [
+    "RECIPES",
+    "STUDENTS",
+    "AdaptConfig",
+    "AnnotateConfig",
+    "CandidatesConfig",
+    "ChatEndpointConfig",
+    "Config",
+    "CrossEncoderConfig",
+    "DataConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "HuggingFaceConfig",
+    "LabelsConfig",
+    "LoraConfig",
+    "MeshConfig",
+    "ObjectiveConfig",
+    "OptimizationConfig",
+    "RandomDecoderConfig",
+    "RandomEncoderConfig",
+    "RationaleConfig",
+    "ScheduleConfig",
+    "ScoreConfig",
+    "SplitsConfig",
+    "StudentConfig",
+    "StudentName",
+    "TeacherConfig",
+    "TermConfig",
+    "TwoTowerConfig",
+    "describe",
+    "explain_unknown",
+    "flatten",
+    "from_dict",
+    "load",
+]

@@ -1,0 +1,94 @@
+"""Where the pairs come from and how they are read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from jax_rele.config.base import Fraction, NonNegative, Positive, Section
+
+ItemField = Literal["title", "brand", "color", "category", "bullets", "description"]
+
+
+class SplitsConfig(Section):
+    """Fractions of the queries; a query is never in two splits."""
+
+    train: Fraction = 0.6
+    """Fraction of the queries to train on."""
+    validation: Fraction = 0.2
+    """Fraction of the queries on which thresholds and temperatures are chosen."""
+    test: Fraction = 0.2
+    """Fraction of the queries that the reported metrics are computed on."""
+    existing: Literal["keep", "ignore"] = "keep"
+    """Whether the `split` of a row is kept or ignored. Where the rows have train but no validation (or no test) split,
+    its fraction comes from their train split."""
+    leakage: Literal["refuse", "drop"] = "refuse"
+    """What happens where the rows of one query have two splits: an error, or the rows of the earlier split (train, then
+    validation, then test) are quarantined."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        total = self.train + self.validation + self.test
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"train + validation + test must be 1, got {total:g}")
+        return self
+
+
+class CandidatesConfig(Section):
+    """Unlabelled pairs of training queries and other items, for the teacher to score."""
+
+    per_query: NonNegative = 3
+    """Pairs per training query."""
+    bm25: Fraction = 0.5
+    """Fraction of them whose item BM25 retrieves for the query."""
+    same_category: Fraction = 0.0
+    """Fraction whose item has the category of an item that was judged for the query."""
+    same_brand: Fraction = 0.0
+    """Fraction whose item has the brand of an item that was judged for the query. The rest is sampled at random."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        total = self.bm25 + self.same_category + self.same_brand
+        if total > 1.0 + 1e-6:
+            raise ValueError(f"bm25 + same_category + same_brand must be at most 1, got {total:g}")
+        return self
+
+
+class HuggingFaceConfig(Section):
+    """How a Hugging Face data set is read."""
+
+    subset: str = ""
+    """Name of its configuration, where it has several."""
+    revision: str = ""
+    """Branch, tag or commit on the hub; empty for the newest."""
+    streaming: bool = False
+    """Whether rows are streamed, without a copy of the data set on disk."""
+
+
+class DataConfig(Section):
+    """Where the pairs come from and how they are read (docs/data.md)."""
+
+    path: str = "sample"
+    """`sample` (the bundled ESCI pairs); a JSONL, CSV, TSV or Parquet file, a folder of those, or a glob, also at
+    gs:// or s3://; `hf:NAME`, a data set on the Hugging Face hub or a saved folder; `tfds:NAME`."""
+    manual_dir: str = ""
+    """Folder of the official files that a benchmark (tfds:esci, tfds:wands) is built from; empty: downloaded."""
+    hugging_face: HuggingFaceConfig = HuggingFaceConfig()
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Documented field -> its name in the file, e.g. {item: product}; the documented names are always accepted."""
+    item_fields: Annotated[tuple[ItemField, ...], Field(min_length=1)] = ("brand", "color", "title")
+    """The item's texts that models and baselines read, in this order; a long text is truncated at its end."""
+    encoding: str = "utf-8"
+    """Encoding of text files; a row that does not decode is quarantined."""
+    max_characters: Positive = 100_000
+    """A row with a longer text is quarantined."""
+    conflicts: Literal["majority", "first", "last", "drop"] = "majority"
+    """Which label a pair with conflicting labels gets: the most frequent (a tie goes to the lower grade), the first,
+    the last, or none: all its rows are quarantined."""
+    splits: SplitsConfig = SplitsConfig()
+    max_bad_fraction: Fraction = 0.1
+    """A larger fraction of bad rows stops the run; fewer are written to the quarantine table and counted."""
+    candidates: CandidatesConfig = CandidatesConfig()
+    tail_max_frequency: NonNegative = 1
+    """A query is long-tail when its frequency, or that of its rarest word in the training split, is at most this."""

@@ -1,0 +1,97 @@
+"""Reading a config: YAML or a nested dict in, one clear line for a mistake."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from jax_rele.config.root import Config
+from jax_rele.errors import UserError
+
+RENAMED = {
+    "annotate.answers": "annotate.store",
+    "annotate.min_share": "annotate.min_vote_fraction",
+    "data.max_bad_share": "data.max_bad_fraction",
+    "data.splits.given": "data.splits.existing",
+    "distill.labelled_share": "distill.labelled_fraction",
+    "distill.together": "distill.joint_training",
+    "labels.written_as": "labels.aliases",
+    **{
+        f"{stage}.optimization.warmup_share": f"{stage}.optimization.warmup_fraction"
+        for stage in ("adapt", "finetune", "distill")
+    },
+}
+"""Key of an older config -> what it is called."""
+
+
+def load(path: str | Path) -> Config:
+    """Reads a YAML file. Raises UserError for a missing or malformed file, an unknown key or a bad value."""
+    try:
+        values = yaml.safe_load(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold a mapping of config keys at the top level")
+    return from_dict(values, str(path))
+
+
+def from_dict(values: dict[str, Any], source: str = "config") -> Config:
+    """Validates a nested dict. Raises UserError naming `source` and the path of the first problem."""
+    try:
+        return Config.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise UserError(describe(error, source)) from None
+
+
+def describe(error: pydantic.ValidationError, source: str) -> str:
+    """The first problem of a validation error in one line: source, config path, reason."""
+    first = error.errors(include_url=False)[0]
+    # Messages about several sections name their paths themselves.
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        reason = explain_unknown(path)
+    else:
+        reason = first["msg"].removeprefix("Value error, ")
+        if "input" in first and not isinstance(first["input"], (dict, pydantic.BaseModel)):
+            reason += f", got {first['input']!r}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{source}: {path + ': ' if path else ''}{reason}{more}"
+
+
+def explain_unknown(path: str) -> str:
+    """What to do about a key that does not exist: its current name, the nearest key, or all keys of its section."""
+    if path in RENAMED:
+        return f"unknown key; {path} is called {RENAMED[path]}"
+    section: Any = Config
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        if not (isinstance(section, type) and issubclass(section, pydantic.BaseModel)):
+            break  # below a mapping or a list
+        if part not in section.model_fields:
+            nearest = get_close_matches(part, section.model_fields, n=1)
+            if nearest:
+                return f"unknown key; did you mean {'.'.join([*parts[:depth], nearest[0]])}?"
+            return f"unknown key; {'.'.join(parts[:depth]) or 'the config'} has {', '.join(section.model_fields)}"
+        section = section.model_fields[part].annotation
+    return "unknown key; remove it or correct its spelling"
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> {dotted path: value}."""
+    if isinstance(values, dict) and values:
+        return {
+            path: leaf
+            for key, value in values.items()
+            for path, leaf in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
+    return {prefix: values}

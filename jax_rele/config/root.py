@@ -1,0 +1,75 @@
+"""The whole config of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import model_validator
+
+from jax_rele.config.annotate import AnnotateConfig
+from jax_rele.config.base import Name, NonNegative, Section
+from jax_rele.config.data import DataConfig
+from jax_rele.config.distill import DistillConfig
+from jax_rele.config.evaluate import EvaluateConfig
+from jax_rele.config.labels import LabelsConfig
+from jax_rele.config.mesh import MeshConfig
+from jax_rele.config.rationale import RationaleConfig
+from jax_rele.config.student import StudentConfig
+from jax_rele.config.teacher import AdaptConfig, FinetuneConfig, ScoreConfig, TeacherConfig
+
+
+class Config(Section):
+    """The config of a run, whose artefacts are written to `<run_root>/<name>/`."""
+
+    name: Name = "run"
+    """Name of the run and of its folder."""
+    run_root: str = "runs"
+    """Folder that holds the runs."""
+    cache_dir: str = ""
+    """Folder of caches: token ids, converted benchmarks. Empty: `<run_root>/.cache`."""
+    seed: NonNegative = 0
+    """Seed of all random numbers."""
+    labels: LabelsConfig = LabelsConfig()
+    data: DataConfig = DataConfig()
+    rationale: RationaleConfig = RationaleConfig()
+    mesh: MeshConfig = MeshConfig()
+    annotate: AnnotateConfig = AnnotateConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    adapt: AdaptConfig = AdaptConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    score: ScoreConfig = ScoreConfig()
+    student: StudentConfig = StudentConfig()
+    distill: DistillConfig = DistillConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def answers(self) -> Path:
+        return Path(self.annotate.store) if self.annotate.store else Path(self.run_root) / "answers"
+
+    @model_validator(mode="after")
+    def _check(self):
+        for path, names in (("definitions", self.labels.names), ("dimension_definitions", self.rationale.dimensions)):
+            if unknown := sorted(set(getattr(self.annotate, path)) - set(names)):
+                raise ValueError(f"annotate.{path}: {unknown[0]!r} is not one of {list(names)}")
+        if self.teacher.init == "bundled:encoder":
+            raise ValueError("teacher.init: bundled:encoder is for students; set it to bundled:decoder")
+        if self.student.init == "bundled:decoder":
+            raise ValueError("student.init: bundled:decoder is for the teacher; set it to bundled:encoder")
+        if self.teacher.init == "random":
+            if not self.adapt.enabled:
+                raise ValueError("adapt.enabled: false leaves a base of random weights; enable it or set teacher.init")
+            if self.teacher.quantize != "none":
+                raise ValueError("teacher.quantize: a randomly initialised base is trained; set it to none")
+        elif self.adapt.enabled and self.teacher.quantize != "none":
+            raise ValueError(
+                "teacher.quantize: a base that `adapt` trains cannot be quantized; set adapt.enabled: false"
+            )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.run_root) / self.name
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.cache_dir) if self.cache_dir else Path(self.run_root) / ".cache"
