@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jax_rele import pipeline
-from jax_rele.config import Config, digest
+from jax_rele.config import Config
 from jax_rele.data import long_tail, read_pairs_table, read_table, write_table
+from jax_rele.distillation import dataset as training_data
+from jax_rele.distillation import trainer
+from jax_rele.distillation.dataset import TrainingData
 from jax_rele.errors import UserError
 from jax_rele.evaluation import BASELINES, slices
 from jax_rele.evaluation.assemble import REFERENCE_RECIPE
-from jax_rele.evaluation.comparison import Cell, Held, compare
+from jax_rele.evaluation.comparison import Cell, HeldOutPairs, compare
 from jax_rele.evaluation.comparison_page import figures, write_page
 from jax_rele.evaluation.comparison_text import markdown
-from jax_rele.stages import artefacts, distill, evaluate, students, training_data
-from jax_rele.stages.training_data import TrainingData
+from jax_rele.io import hash_values
+from jax_rele.runs import artefacts, pipeline, students
+from jax_rele.stages import distill, evaluate
 from jax_rele.students import label_probs, predict
 from jax_rele.training import distributed
 from jax_rele.types import Pair
@@ -86,8 +89,8 @@ def run(
         chosen = np.r_[: point.labelled, data.labelled : data.labelled + point.teacher_labelled]
         for student in config.distill.students:
             for recipe in config.distill.recipes:
-                found = list(_trained(config, run_dir, student, recipe, point, numbers, data, chosen, held_out, say))
-                validation, test = zip(*found)
+                results = list(_trained(config, run_dir, student, recipe, point, numbers, data, chosen, held_out, say))
+                validation, test = zip(*results)
                 cells.append(Cell(student, recipe, point.labelled, point.teacher_labelled, test, validation))
 
     pairs, validation = held_out[config.evaluate.split], held_out["validation"]
@@ -95,7 +98,7 @@ def run(
     tail = dict(zip((pair.pair_id for pair in everyone), long_tail(everyone, config.data.tail_max_frequency)))
     document = compare(
         cells,
-        Held(
+        HeldOutPairs(
             labels=_labels(pairs, schema),
             queries=[f"{pair.locale}\t{pair.query}" for pair in pairs],
             validation_labels=_labels(validation, schema),
@@ -152,20 +155,20 @@ def _trained(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each seed the label distributions of every held-out split; trains what is not there yet."""
     folder = run_dir / "compare" / student / recipe / f"{point.labelled}+{point.teacher_labelled}"
-    told = f"compare {student} {recipe} {point.labelled}+{point.teacher_labelled}"
-    wanted = _fingerprint(config, run_dir, recipe)
+    title = f"compare {student} {recipe} {point.labelled}+{point.teacher_labelled}"
+    fingerprint = _fingerprint(config, run_dir, recipe)
     training = None
     for seed in seeds:
         cell = folder / f"seed_{seed}"
-        if not _is_done(cell, wanted):
+        if not _is_done(cell, fingerprint):
             if training is None:
-                terms = {student: distill.terms_of(config, run_dir, student, recipe)}
-                training = distill.prepare(config, run_dir, recipe, terms, data, chosen)
+                terms = {student: trainer.terms_of(config, run_dir, student, recipe)}
+                training = trainer.prepare(config, run_dir, recipe, terms, data, chosen)
                 model, tokenizer = students.student_model(config, run_dir, student)
-            state = distill.fit(training, config, seed, cell, f"{told} seed {seed}")
+            state = trainer.fit(training, config, seed, cell, f"{title} seed {seed}")
             ready = students.as_student(config, model, tokenizer, {"params": training.params_of(state)[student]})
             _write(cell, {split: label_probs(predict(ready, part)) for split, part in held_out.items()}, held_out)
-            say(f"{told} seed {seed}: trained")
+            say(f"{title} seed {seed}: trained")
         yield tuple(_read(cell, split, part) for split, part in held_out.items())
 
 
@@ -176,7 +179,7 @@ def _fingerprint(config: Config, run_dir: Path, recipe: str) -> str:
     manifests = [json.loads((run_dir / name / pipeline.MANIFEST).read_text("utf-8")) for name in ("prepare", "score")]
     inputs = [[manifest["config_hash"], manifest["inputs"]] for manifest in manifests]
     objective = read["distill"]["objectives"].get(recipe)
-    return digest(
+    return hash_values(
         [
             own,
             objective,
@@ -190,13 +193,13 @@ def _fingerprint(config: Config, run_dir: Path, recipe: str) -> str:
     )
 
 
-def _is_done(cell: Path, wanted: str) -> bool:
+def _is_done(cell: Path, fingerprint: str) -> bool:
     begun = cell / "fingerprint"
     if not begun.exists():
         cell.mkdir(parents=True, exist_ok=True)
-        begun.write_text(wanted, "utf-8")
+        begun.write_text(fingerprint, "utf-8")
         return False
-    if begun.read_text("utf-8") != wanted:
+    if begun.read_text("utf-8") != fingerprint:
         raise UserError(
             f"{cell}: was trained with another config; choose another `name`, or delete the folder "
             f"{cell.parents[3]} to compare again"

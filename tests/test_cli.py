@@ -1,11 +1,18 @@
 """The command line: help, overrides and what it says to mistakes in them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from jax_rele import cli, commands, pipeline
+from jax_rele import cli
+from jax_rele.cli import commands
+from jax_rele.cli.completion import completion_script
+from jax_rele.cli.overrides import read_config
 from jax_rele.config import Config, flatten
+from jax_rele.runs import pipeline
+from jax_rele.types import ITEM_FIELDS
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +29,46 @@ def test_the_help_names_every_command(capsys):
     out = capsys.readouterr().out
     for name in ("run", "predict", "explain", *pipeline.STAGES):
         assert f"    {name} " in out
-    assert list(cli.STAGES) == list(pipeline.STAGES)
+
+
+def test_the_help_of_items_names_every_text_of_an_item():
+    assert commands._ITEM_TEXTS == ITEM_FIELDS
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"]])
+def test_help_imports_nothing_heavy(arguments):
+    code = f"import sys; from jax_rele import cli; cli.main({arguments!r}); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"jax", "transformers", "pydantic", "numpy", "datasets"}.isdisjoint(done.stderr.split())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_knows_commands_and_options(capsys, shell):
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("predict", "compare", "recipe", "show-prompt"):
+        assert word in script
+
+
+def test_bash_takes_the_completion():
+    script = completion_script("bash")
+    script += '\nCOMP_WORDS=(jax-rele predict --rec) COMP_CWORD=2\n_jax_rele\necho "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["--recipe"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prdict"], "there is no command 'prdict'; did you mean predict?"),
+        (["predict", "x", "--modle", "teacher"], "did you mean --model?"),
+        (["predict", "x", "--model", "two_towr"], "did you mean two_tower?"),
+        (["run", DEMO, "--teacher.promt_length", "3"], "did you mean teacher.prompt_length?"),
+    ],
+)
+def test_a_misspelt_word_names_the_nearest(capsys, arguments, message):
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_no_command_shows_the_help(capsys):
@@ -34,7 +80,7 @@ def test_no_command_shows_the_help(capsys):
 def test_the_help_of_a_stage_explains_every_field(capsys, command):
     assert cli.main([command, DEMO, "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    dicts = ("labels.written_as", "labels.gain_maps", "data.fields", "rationale.tag_map", "distill.objectives")
+    dicts = ("labels.aliases", "labels.gain_maps", "data.fields", "rationale.tag_map", "distill.objectives")
     names = ("definitions", "dimension_definitions", "examples", "endpoints", "label_rules")
     dicts += tuple(f"annotate.{name}" for name in names)
     for path in [path for path in flatten(Config().model_dump()) if not path.startswith(dicts)] + list(dicts):
@@ -62,7 +108,7 @@ def test_the_help_of_a_command_explains_its_options(capsys, command):
 def test_overrides_are_read_as_yaml():
     options = "--teacher.lora.rank 4 --teacher.remat=full --mesh.data -1 --distill.recipes mkd --name x"
     options += " --data.item_fields title brand --data.fields"
-    config = cli._read_config("run", [DEMO, *options.split(), "{item: product}"])
+    config = read_config(DEMO, [*options.split(), "{item: product}"])
     assert (config.teacher.lora.rank, config.teacher.remat, config.mesh.data) == (4, "full", -1)
     assert config.distill.recipes == ("mkd",)
     assert config.data.item_fields == ("title", "brand")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from jax_rele import cli, config
+from jax_rele.cli.overrides import read_config
+from jax_rele.cli.parser import find_command
 from jax_rele.plan.topology import parse_topology
 
 pytestmark = pytest.mark.slow
@@ -53,10 +55,11 @@ def test_the_header_of_a_preset_holds_a_command_that_is_read(name):
     commands = re.findall(r"^# +jax-rele (plan .*)$", header, re.MULTILINE)
     assert commands
     for command in commands:
-        parsed, rest = cli._parser().parse_known_args(command.split())
+        selected, words = find_command(command.split())
+        parsed, rest = selected.parser().parse_known_args(words)
         topology = parse_topology(parsed.topology)
         assert parsed.topology == TOPOLOGIES[name]
-        read = cli._read_config("plan", [str(CONFIGS.parent / parsed.config), *rest])
+        read = read_config(str(CONFIGS.parent / parsed.config), rest)
         assert (CONFIGS.parent / read.teacher.init / "config.json").is_file()
         sizes = [size for size in (read.mesh.data, read.mesh.fsdp, read.mesh.tensor) if size > 0]
         product = sizes[0] * sizes[1] * (sizes[2] if len(sizes) == 3 else 1)

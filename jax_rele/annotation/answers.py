@@ -109,12 +109,12 @@ def read_answer(text: str, dimensions: Sequence[str], labels: Sequence[str]) -> 
 
 def answer_form(rationale: Rationale, dimensions: Sequence[str]) -> dict[str, Any]:
     """A rationale in the form of the schema; `read_answer` reads it back."""
-    found = {said.dimension: said for said in rationale.comparisons}
-    compared = {name: found.get(name) or Comparison(name) for name in dimensions}
+    parsed = {comparison.dimension: comparison for comparison in rationale.comparisons}
+    compared = {name: parsed.get(name) or Comparison(name) for name in dimensions}
     return {
-        "query_attributes": {name: list(said.query_values) for name, said in compared.items()},
-        "item_attributes": {name: list(said.item_values) for name, said in compared.items()},
-        "verdicts": {name: said.verdict for name, said in compared.items()},
+        "query_attributes": {name: list(comparison.query_values) for name, comparison in compared.items()},
+        "item_attributes": {name: list(comparison.item_values) for name, comparison in compared.items()},
+        "verdicts": {name: comparison.verdict for name, comparison in compared.items()},
         "label": rationale.label,
     }
 
@@ -128,9 +128,9 @@ def _read(text: str, dimensions: Sequence[str], labels: Sequence[str]) -> Ration
     answer = _without_thoughts(text)
     if not answer.strip():
         raise _Unreadable("truncated", "ends in its thoughts")
-    objects = [found for found in _objects(answer) if _is_answer(found)]
+    objects = [parsed for parsed in _objects(answer) if _is_answer(parsed)]
     if objects:
-        read = [_rationale(found, dimensions, labels) for found in objects]
+        read = [_rationale(parsed, dimensions, labels) for parsed in objects]
         if len({rationale.label for rationale in read}) > 1:
             raise _Unreadable("several_labels", ", ".join(dict.fromkeys(str(r.label) for r in read)))
         return read[-1]
@@ -142,15 +142,15 @@ def _read_damaged(answer: str, dimensions: Sequence[str], labels: Sequence[str])
     start, end = answer.find("{"), answer.rfind("}") + 1
     if start >= 0:
         body = answer[start:].rstrip().removesuffix("```").rstrip()
-        closed = next((found for marks in ("}", "}}") if isinstance(found := _strict(body + marks), dict)), None)
+        closed = next((parsed for marks in ("}", "}}") if isinstance(parsed := _strict(body + marks), dict)), None)
         if closed is not None and _is_answer(closed):
             return _rationale(_unwrap(closed), dimensions, labels)
     if 0 <= start < end and _balanced(answer[start:end]):
         repaired = _repair(answer[start:end])
         if repaired is not None and _is_answer(repaired):
-            said = {_plain(label) for label in _LABEL_FIELD.findall(answer[start:end])}
-            if len(said) > 1:
-                raise _Unreadable("several_labels", ", ".join(sorted(said)))
+            distinct = {_plain(label) for label in _LABEL_FIELD.findall(answer[start:end])}
+            if len(distinct) > 1:
+                raise _Unreadable("several_labels", ", ".join(sorted(distinct)))
             return _rationale(_unwrap(repaired), dimensions, labels)
     return _read_lines(answer, dimensions, labels, start, end)
 
@@ -158,11 +158,14 @@ def _read_damaged(answer: str, dimensions: Sequence[str], labels: Sequence[str])
 def _read_lines(answer: str, dimensions: Sequence[str], labels: Sequence[str], start: int, end: int) -> Rationale:
     lines = parse_output(answer, dimensions=dimensions, labels=labels)
     if isinstance(lines, Rationale):
-        if all(said.verdict == "absent" and not said.query_values + said.item_values for said in lines.comparisons):
+        if all(
+            comparison.verdict == "absent" and not comparison.query_values + comparison.item_values
+            for comparison in lines.comparisons
+        ):
             raise _Unreadable("wrong_schema", "a label without comparisons")
-        for said in lines.comparisons:
-            for value in (*said.query_values, *said.item_values):
-                _check_value(value, said.dimension)
+        for comparison in lines.comparisons:
+            for value in (*comparison.query_values, *comparison.item_values):
+                _check_value(value, comparison.dimension)
         return lines
     assert isinstance(lines, ParseFailure)
     plain = answer.strip().lstrip("\"'*#> ")
@@ -205,11 +208,11 @@ def _objects(text: str) -> Iterator[dict]:
         if start < 0:
             return
         try:
-            found, end = decoder.raw_decode(text, start)
+            parsed, end = decoder.raw_decode(text, start)
         except ValueError:
             end = start + 1
         else:
-            yield _unwrap(found)
+            yield _unwrap(parsed)
         start = text.find("{", end)
 
 
@@ -217,10 +220,10 @@ def _repair(text: str) -> dict | None:
     if len(text) > _MAX_REPAIRED or max(_depths(text), default=0) > _DEEPEST:
         return None
     try:
-        found = json_repair.loads(text, skip_json_loads=True)
+        parsed = json_repair.loads(text, skip_json_loads=True)
     except (ValueError, TypeError, IndexError, KeyError, AttributeError):
         return None
-    return found if isinstance(found, dict) else None
+    return parsed if isinstance(parsed, dict) else None
 
 
 def _balanced(text: str) -> bool:
@@ -234,41 +237,41 @@ def _balanced(text: str) -> bool:
 def _depths(text: str) -> Iterator[int]:
     """How many braces are open after each brace outside of double quotes."""
     depth = 0
-    for found in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}]', text, re.DOTALL):
-        if found[0] in "{}":
-            depth += 1 if found[0] == "{" else -1
+    for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}]', text, re.DOTALL):
+        if match[0] in "{}":
+            depth += 1 if match[0] == "{" else -1
             yield depth
 
 
 def _unique(couples: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; where a key stands twice with different values, it has both as a `_Twice`."""
-    made: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, value in couples:
-        made[key] = value if key not in made or made[key] == value else _Twice((made[key], value))
-    return made
+        fields[key] = value if key not in fields or fields[key] == value else _Twice((fields[key], value))
+    return fields
 
 
 class _Twice(tuple):
     """The values of a key that stands twice."""
 
 
-def _unwrap(found: dict) -> dict:
+def _unwrap(parsed: dict) -> dict:
     """The answer within an object that holds nothing else, e.g. {"answer": {...}}."""
-    if len(found) == 1:
-        (inner,) = found.values()
+    if len(parsed) == 1:
+        (inner,) = parsed.values()
         if isinstance(inner, dict):
             return inner
-    return found
+    return parsed
 
 
-def _is_answer(found: Mapping) -> bool:
-    keys = {_plain(key) for key in _unwrap(dict(found))}
+def _is_answer(parsed: Mapping) -> bool:
+    keys = {_plain(key) for key in _unwrap(dict(parsed))}
     return keys >= {"label", "verdicts"}
 
 
-def _rationale(found: Mapping, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale:
+def _rationale(parsed: Mapping, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale:
     fields: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in parsed.items():
         plain = _plain(key)
         if plain in fields and fields[plain] != value:
             value = _Twice((fields[plain], value))
@@ -299,28 +302,28 @@ def _by_dimension(section: Mapping, dimensions: Sequence[str], name: str) -> dic
 
 def _comparison(dimension: str, sections: Mapping[str, Mapping[str, Any]]) -> Comparison:
     query, item = (_values(sections[name].get(dimension), dimension) for name in _SECTIONS[:2])
-    said = sections["verdicts"].get(dimension)
-    if said is None:
+    verdict_text = sections["verdicts"].get(dimension)
+    if verdict_text is None:
         if query or item:
             raise _Unreadable("wrong_schema", f"{dimension}: no verdict")
         return Comparison(dimension)
-    if not isinstance(said, str):
+    if not isinstance(verdict_text, str):
         raise _Unreadable("wrong_schema", f"{dimension}: the verdict must be a text")
-    verdict = _lookup(said, VERDICTS) or _VERDICT_ALIASES.get(_plain(said))
+    verdict = _lookup(verdict_text, VERDICTS) or _VERDICT_ALIASES.get(_plain(verdict_text))
     if verdict is None:
-        raise _Unreadable("unknown_verdict", f"{dimension}: {said[:40]!r}")
+        raise _Unreadable("unknown_verdict", f"{dimension}: {verdict_text[:40]!r}")
     return Comparison(dimension, query, item, verdict)
 
 
-def _values(found: Any, dimension: str) -> tuple[str, ...]:
-    if isinstance(found, _Twice):
+def _values(parsed: Any, dimension: str) -> tuple[str, ...]:
+    if isinstance(parsed, _Twice):
         raise _Unreadable("wrong_schema", f"{dimension}: values stand twice")
-    if found is None or isinstance(found, str | int | float):
-        found = [found]
-    if not isinstance(found, list) or len(found) > MAX_VALUES:
+    if parsed is None or isinstance(parsed, str | int | float):
+        parsed = [parsed]
+    if not isinstance(parsed, list) or len(parsed) > MAX_VALUES:
         raise _Unreadable("wrong_schema", f"{dimension}: values must be a list of at most {MAX_VALUES} texts")
     values: dict[str, None] = {}
-    for value in found:
+    for value in parsed:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -339,8 +342,8 @@ def _check_value(text: str, dimension: str) -> None:
         raise _Unreadable("wrong_schema", f"{dimension}: a value that is no Unicode text")
 
 
-def _label(found: Any, labels: Sequence[str]) -> str:
-    several = list(found) if isinstance(found, _Twice | list) else [found]
+def _label(parsed: Any, labels: Sequence[str]) -> str:
+    several = list(parsed) if isinstance(parsed, _Twice | list) else [parsed]
     if not several or not all(isinstance(name, str) for name in several):
         raise _Unreadable("wrong_schema", "label must be a text")
     names = {_lookup(name, labels) for name in several}

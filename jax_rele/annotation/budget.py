@@ -12,7 +12,7 @@ CALLS_AHEAD = 16
 
 
 @dataclass
-class Purse:
+class WorkerBudget:
     """A worker's share of a budget over everything that a store holds.
 
     A worker may spend up to its allowance, which it raises under a lock and only so far that the allowances of all
@@ -36,8 +36,8 @@ class Purse:
     def reserve(self, amount: float) -> bool:
         """Sets the worst case of a call aside; False where the budget has no room for it now."""
         if self.budget > 0 and amount > 0:
-            wanted = self.store.spent + self.reserved + amount
-            if wanted > self._allowance and not self._raise_to(wanted, CALLS_AHEAD * amount):
+            required = self.store.spent + self.reserved + amount
+            if required > self._allowance and not self._raise_to(required, CALLS_AHEAD * amount):
                 return False
         self.calls += 1
         self.reserved += amount
@@ -49,12 +49,12 @@ class Purse:
         # Nothing is left of sums that differ in their last digit.
         self.reserved = max(0.0, self.reserved - amount) if self.calls else 0.0
 
-    def _raise_to(self, wanted: float, ahead: float) -> bool:
+    def _raise_to(self, required: float, ahead: float) -> bool:
         with open(self.store.folder / "budget.lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            room = self.budget - self.store.others()
-            if wanted > room:
+            available = self.budget - self.store.others()
+            if required > available:
                 return False
-            self._allowance = min(wanted + ahead, room)
+            self._allowance = min(required + ahead, available)
             self.store.allow(self._allowance)
             return True

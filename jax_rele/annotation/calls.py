@@ -171,7 +171,9 @@ async def ask(client: openai.AsyncOpenAI, endpoint: Endpoint, task: Task, sample
         if not refuses_request(error):
             raise
         asked = Answer(task.pair_id, endpoint.name, sample, task.round, key, "")
-        return replace(asked, failure=f"rejected: {said(error, endpoint)}", seconds=time.perf_counter() - started)
+        return replace(
+            asked, failure=f"rejected: {describe_error(error, endpoint)}", seconds=time.perf_counter() - started
+        )
     except _TooLarge:
         completion: Any = {"choices": [{"finish_reason": "length", "message": {}}]}
     else:
@@ -251,7 +253,7 @@ def fault_of(error: Exception, endpoint: Endpoint) -> Fault:
             fatal = ""
             # 404 is the model's or the route's, not the request's.
             if error.status_code in (401, 402, 403, 404) or error.code == "insufficient_quota":
-                fatal = said(error, endpoint)
+                fatal = describe_error(error, endpoint)
             return Fault(str(error.status_code), wait=wait, fatal=fatal)
         case openai.APIConnectionError():
             cause = error.__cause__
@@ -283,7 +285,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
     return max(0.0, seconds) if seconds < float("inf") else 0.0
 
 
-def said(error: openai.APIStatusError, endpoint: Endpoint) -> str:
+def describe_error(error: openai.APIStatusError, endpoint: Endpoint) -> str:
     """Status and the server's words, on one line, without the key."""
     body = error.body
     text = body.get("message") if isinstance(body, Mapping) else None

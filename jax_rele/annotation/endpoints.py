@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
-from jax_rele.annotation.calls import fault_of, key_of, open_client, request_body, said, sampling_hash
+from jax_rele.annotation.calls import describe_error, fault_of, key_of, open_client, request_body, sampling_hash
 from jax_rele.annotation.types import Endpoint, Task
 from jax_rele.errors import UserError
 
@@ -72,13 +72,13 @@ def _check_names(endpoints: Sequence[Endpoint]) -> None:
 async def _check(endpoints: Sequence[Endpoint], schema: Mapping[str, Any]) -> list[Endpoint]:
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(open_client(endpoint)) for endpoint in endpoints]
-        lists = await _together(_models(client, endpoint) for client, endpoint in zip(clients, endpoints))
+        lists = await _gather(_models(client, endpoint) for client, endpoint in zip(clients, endpoints))
         settled = {}
         # Names that no list has may be aliases, or wrong: they are tried before anything is charged elsewhere.
         for turn in (False, True):
             group = [parts for parts in zip(endpoints, clients, lists) if _listed(parts[0], parts[2]) is turn]
             calls = [_settle(client, endpoint, schema, models) for endpoint, client, models in group]
-            settled |= {endpoint.name: endpoint for endpoint in await _together(calls)}
+            settled |= {endpoint.name: endpoint for endpoint in await _gather(calls)}
         return [settled[endpoint.name] for endpoint in endpoints]
 
 
@@ -86,7 +86,7 @@ def _listed(endpoint: Endpoint, models: Sequence[str]) -> bool:
     return not models or endpoint.model in models or f"models/{endpoint.model}" in models
 
 
-async def _together(calls: Iterable[Any]) -> list[Any]:
+async def _gather(calls: Iterable[Any]) -> list[Any]:
     """Results of all; the first error after all have ended."""
     results = await asyncio.gather(*calls, return_exceptions=True)
     for result in results:
@@ -160,16 +160,16 @@ def _silent(endpoint: Endpoint) -> UserError:
 
 
 def _refused(error: openai.APIStatusError, endpoint: Endpoint, models: Sequence[str] = ()) -> UserError:
-    words, where = said(error, endpoint), f"endpoint {endpoint.name}"
+    message, where = describe_error(error, endpoint), f"endpoint {endpoint.name}"
     forms = ("response_format", "json_schema", "json_object", "schema", "grammar", "guided")
     if error.status_code in (401, 403):
         source = f"the key in {endpoint.key_variable}" if endpoint.key_variable else "a call without key_variable"
-        return UserError(f"{where}: the server refuses {source}: {words}")
+        return UserError(f"{where}: the server refuses {source}: {message}")
     unlisted = models and endpoint.model not in models
-    if error.status_code == 404 or (unlisted and "model" in words.lower()):
+    if error.status_code == 404 or (unlisted and "model" in message.lower()):
         near = get_close_matches(endpoint.model, models, 3, 0.4) or list(models)[:5]
         known = f"; it has {', '.join(near)}" if near else ""
-        return UserError(f"{where}: the server does not know the model {endpoint.model}{known}: {words}")
-    if endpoint.structured != "none" and error.status_code in (400, 422) and any(form in words for form in forms):
-        return UserError(f"{where}: the server refuses structured: {endpoint.structured}; choose auto: {words}")
-    return UserError(f"{where}: the server refuses a small call; correct the endpoint: {words}")
+        return UserError(f"{where}: the server does not know the model {endpoint.model}{known}: {message}")
+    if endpoint.structured != "none" and error.status_code in (400, 422) and any(form in message for form in forms):
+        return UserError(f"{where}: the server refuses structured: {endpoint.structured}; choose auto: {message}")
+    return UserError(f"{where}: the server refuses a small call; correct the endpoint: {message}")

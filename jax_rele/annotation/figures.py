@@ -71,22 +71,22 @@ def _resampled(
     seed: int,
 ) -> Figure:
     """A statistic of the sum of rows, on the rows themselves and on resamples of whole clusters."""
-    place = {cluster: number for number, cluster in enumerate(sorted(set(clusters)))}
-    sums = np.zeros((len(place), rows.shape[1]))
-    np.add.at(sums, np.array([place[cluster] for cluster in clusters], np.intp), rows)
+    index = {cluster: number for number, cluster in enumerate(sorted(set(clusters)))}
+    sums = np.zeros((len(index), rows.shape[1]))
+    np.add.at(sums, np.array([index[cluster] for cluster in clusters], np.intp), rows)
     value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
     if np.isnan(value):
         return {"value": None, "ci95": None}
     random, values = np.random.default_rng(seed), []
-    step = max(1, _CHUNK // len(place))
+    step = max(1, _CHUNK // len(index))
     for start in range(0, n_bootstrap, step):
         size = min(step, n_bootstrap - start)
-        drawn = random.multinomial(len(place), np.full(len(place), 1 / len(place)), size=size)
+        drawn = random.multinomial(len(index), np.full(len(index), 1 / len(index)), size=size)
         values.append(statistic(drawn @ sums))
     there = np.concatenate(values) if values else np.zeros(0)
     there = there[~np.isnan(there)]
     # With one cluster every resample is the sample.
-    if len(place) < 2 or 2 * len(there) < n_bootstrap or not len(there):
+    if len(index) < 2 or 2 * len(there) < n_bootstrap or not len(there):
         return {"value": value, "ci95": None}
     return {"value": value, "ci95": [float(end) for end in np.percentile(there, [2.5, 97.5])]}
 

@@ -114,10 +114,10 @@ def effect(
             "reached": [reached for *_, reached, _ in rows],
             "lost": [lost for *_, lost in rows],
         }
-        told = {
+        ratios = {
             name: ratio(values, np.ones(len(values)), clusters, n_bootstrap, seed) for name, values in columns.items()
         }
-        return {"n": len(rows), **told}
+        return {"n": len(rows), **ratios}
 
     kinds = dict.fromkeys(kind for kind, *_ in counted)
     return {"overall": figures(counted), "kinds": {k: figures([row for row in counted if row[0] == k]) for k in kinds}}

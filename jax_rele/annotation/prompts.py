@@ -101,10 +101,10 @@ class Prompts:
         packaged = text in definitions.LANGUAGES
         language = language or (text if packaged else "en")
         meanings = definitions.DIMENSIONS.get(language, {})
-        dimensions = {name: said or meanings.get(name, "") for name, said in dimensions.items()}
+        dimensions = {name: meaning or meanings.get(name, "") for name, meaning in dimensions.items()}
         meanings = definitions.LABELS.get(language, {})
-        labels = {name: said or meanings.get(name, "") for name, said in labels.items()}
-        if undefined := [name for name, said in labels.items() if not said]:
+        labels = {name: meaning or meanings.get(name, "") for name, meaning in labels.items()}
+        if undefined := [name for name, meaning in labels.items() if not meaning]:
             raise UserError(f"the label {undefined[0]!r} has no definition; say what it means in the config")
         for number, example in enumerate(examples, 1):
             _check_example(example, number, dimensions, labels)
@@ -141,19 +141,19 @@ class Prompts:
         """The chat that asks about a pair. Its label is not told."""
         chat = [{"role": "system", "content": self._system}]
         for example in self.examples:
-            chat += self._turn(example.pair), self._said(example.rationale)
+            chat += self._turn(example.pair), self._answer_message(example.rationale)
         return (*chat, self._turn(pair))
 
     def messages_again(self, pair: Pair, previous: Rationale, gold: str) -> tuple[Message, ...]:
         """The chat that asks once more, with the previous answer and the label that a person gave instead."""
         disagreement = self._render("again", gold=gold, previous=previous.label)
-        return (*self.messages(pair), self._said(previous), {"role": "user", "content": disagreement})
+        return (*self.messages(pair), self._answer_message(previous), {"role": "user", "content": disagreement})
 
     def _turn(self, pair: Pair) -> Message:
         shown = {"query": delimit_query(pair.query), "item": delimit_item(pair.item, self.fields)}
         return {"role": "user", "content": self._render("user", **shown)}
 
-    def _said(self, rationale: Rationale) -> Message:
+    def _answer_message(self, rationale: Rationale) -> Message:
         return {"role": "assistant", "content": encode(answer_form(rationale, list(self.dimensions)))}
 
     @cached_property
@@ -167,8 +167,8 @@ class Prompts:
         form["verdicts"] = {name: "|".join(VERDICTS) for name in self.dimensions}
         form |= {"reasoning": "..."} if self.reasoning else {}
         return {
-            "dimensions": [{"name": name, "description": said} for name, said in self.dimensions.items()],
-            "labels": [{"name": name, "definition": said} for name, said in self.labels.items()],
+            "dimensions": [{"name": name, "description": meaning} for name, meaning in self.dimensions.items()],
+            "labels": [{"name": name, "definition": meaning} for name, meaning in self.labels.items()],
             "fields": list(self.fields),
             "form": json.dumps({**form, "label": "|".join(self.labels)}, ensure_ascii=False),
             "reasoning": self.reasoning,
@@ -261,18 +261,18 @@ def read_examples(
     """
     examples = []
     for number, one in enumerate(raw):
-        place = f"{where}[{number}]"
+        location = f"{where}[{number}]"
         if not isinstance(one, Mapping) or {"query", "item", "answer"} != set(one):
-            raise UserError(f"{place}: must have query, item and answer, and nothing else")
+            raise UserError(f"{location}: must have query, item and answer, and nothing else")
         item = one["item"]
         known = set(FIELDS)
         if not isinstance(item, Mapping) or not item.get("title") or not set(item) <= known:
-            raise UserError(f"{place}.item: must have a title, and otherwise only {', '.join(FIELDS)}")
+            raise UserError(f"{location}.item: must have a title, and otherwise only {', '.join(FIELDS)}")
         attributes = tuple((str(name), str(value)) for name, value in dict(item.get("attributes") or {}).items())
         texts = {name: str(text) for name, text in item.items() if name != "attributes"}
         answer = read_answer(json.dumps(one["answer"]), dimensions, labels)
         if isinstance(answer, Failure):
-            raise UserError(f"{place}.answer: {answer.kind} ({answer.detail}); write it by the answers' schema")
+            raise UserError(f"{location}.answer: {answer.kind} ({answer.detail}); write it by the answers' schema")
         shown = Item(f"example-{number}", **texts, attributes=attributes)
         examples.append(Example(Pair(f"example-{number}", str(one["query"]), shown), answer))
     return tuple(examples)
@@ -295,10 +295,10 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_example(example: Example, number: int, dimensions: Mapping, labels: Mapping) -> None:
-    said = example.rationale
-    if said.label not in labels:
-        raise UserError(f"example {number}: the label {said.label!r} is not one of {', '.join(labels)}")
-    for compared in said.comparisons:
+    rationale = example.rationale
+    if rationale.label not in labels:
+        raise UserError(f"example {number}: the label {rationale.label!r} is not one of {', '.join(labels)}")
+    for compared in rationale.comparisons:
         if compared.dimension not in dimensions:
             raise UserError(f"example {number}: {compared.dimension!r} is not one of {', '.join(dimensions)}")
         if max(len(compared.query_values), len(compared.item_values)) > MAX_VALUES:

@@ -118,10 +118,10 @@ def _slices(annotations: Annotations) -> dict[str, list[str]]:
 
 def _slice(annotations: Annotations, pair_ids: list[str], n_bootstrap: int, seed: int) -> dict[str, Any]:
     labels, votes = annotations.labels, annotations.votes
-    wanted = set(pair_ids)
-    decisions = {each.pair_id: each for each in annotations.decisions if each.pair_id in wanted}
+    selected = set(pair_ids)
+    decisions = {each.pair_id: each for each in annotations.decisions if each.pair_id in selected}
     query = {pair_id: annotations.pairs[pair_id].query for pair_id in pair_ids}
-    share = partial(_share, query=query, n_bootstrap=n_bootstrap, seed=seed)
+    fraction = partial(_fraction, query=query, n_bootstrap=n_bootstrap, seed=seed)
     gold = {pair_id: each.gold for pair_id, each in decisions.items() if each.gold is not None}
     cost = sum(vote.cost for pair_id in pair_ids for vote in votes.get(pair_id, ()))
     accepted = sum(each.status == "accepted" for each in decisions.values())
@@ -129,34 +129,34 @@ def _slice(annotations: Annotations, pair_ids: list[str], n_bootstrap: int, seed
     for model in model_names({pair_id: votes.get(pair_id, ()) for pair_id in pair_ids}):
         own = {p: [vote for vote in votes.get(p, ()) if vote.model == model] for p in pair_ids}
         first = {p: [vote for vote in each if vote.round == 0] for p, each in own.items()}
-        said = {}
+        label_of = {}
         for pair_id in gold:
-            if shares := model_shares(first[pair_id], labels):
-                said[pair_id] = labels.names[plurality(shares[model], labels)]
+            if fractions := model_shares(first[pair_id], labels):
+                label_of[pair_id] = labels.names[plurality(fractions[model], labels)]
         answers = [vote for each in own.values() for vote in each]
         failures = Counter(vote.outcome.kind for vote in answers if not isinstance(vote.outcome, Rationale))
         readable = len(answers) - failures.total()
         spent = sum(vote.cost for vote in answers)
-        kept = sum(each.status == "accepted" and each.model == model for each in decisions.values())
+        n_selected = sum(each.status == "accepted" and each.model == model for each in decisions.values())
         models[model] = {
             "answers": len(answers),
             "readable": readable,
             "failures": {kind: failures[kind] for kind in KINDS if failures[kind]},
-            "accuracy": share([(p, label == gold[p], 1) for p, label in said.items()]),
-            **_checks(annotations, [(p, vote.outcome) for p, each in first.items() for vote in each], share),
+            "accuracy": fraction([(p, label == gold[p], 1) for p, label in label_of.items()]),
+            **_checks(annotations, [(p, vote.outcome) for p, each in first.items() for vote in each], fraction),
             "cost": spent,
             "cost_per_readable": spent / readable if readable else None,
-            "kept": kept,
-            "cost_per_kept": spent / kept if kept else None,
+            "kept": n_selected,
+            "cost_per_kept": spent / n_selected if n_selected else None,
         }
     models[CONSENSUS] = {
         "answers": len(decisions),
         "readable": sum(each.label is not None for each in decisions.values()),
         "failures": {},
-        "accuracy": share(
+        "accuracy": fraction(
             [(p, decisions[p].first_label == gold[p], 1) for p in gold if decisions[p].first_label is not None]
         ),
-        **_checks(annotations, [(p, d.rationale) for p, d in decisions.items() if d.status == "accepted"], share),
+        **_checks(annotations, [(p, d.rationale) for p, d in decisions.items() if d.status == "accepted"], fraction),
         "cost": cost,
         "cost_per_readable": None,
         "kept": accepted,
@@ -176,36 +176,38 @@ def _slice(annotations: Annotations, pair_ids: list[str], n_bootstrap: int, seed
         },
         "cost": cost,
         "cost_per_accepted": cost / accepted if accepted else None,
-        "majority": _majority(gold, share),
+        "majority": _majority(gold, fraction),
         "agreement": _agreement(annotations, pair_ids, query, n_bootstrap, seed),
         "models": models,
     }
 
 
-def _share(rows: Sequence[tuple[str, float, float]], query: Mapping[str, str], n_bootstrap: int, seed: int) -> dict:
+def _fraction(rows: Sequence[tuple[str, float, float]], query: Mapping[str, str], n_bootstrap: int, seed: int) -> dict:
     """Of rows (pair, numerator, denominator)."""
     pair_ids = [pair_id for pair_id, _, _ in rows]
     numerators, denominators = [float(a) for _, a, _ in rows], [float(b) for _, _, b in rows]
     return dict(ratio(numerators, denominators, [query[p] for p in pair_ids], n_bootstrap, seed))
 
 
-def _majority(gold: Mapping[str, str], share) -> dict[str, Any]:
+def _majority(gold: Mapping[str, str], fraction) -> dict[str, Any]:
     """Always saying the most frequent gold label, the least that an annotator must beat."""
     counts = Counter(gold.values())
     label = min(counts, key=lambda name: (-counts[name], name), default=None)
-    return {"label": label, "accuracy": share([(p, said == label, 1) for p, said in gold.items()])}
+    return {"label": label, "accuracy": fraction([(p, answer == label, 1) for p, answer in gold.items()])}
 
 
-def _checks(annotations: Annotations, outcomes: Sequence[tuple[str, Any]], share) -> dict[str, Any]:
+def _checks(annotations: Annotations, outcomes: Sequence[tuple[str, Any]], fraction) -> dict[str, Any]:
     """Shares of values that do not stand where they should, and of rationales with problems."""
-    found = [(pair_id, annotations.verify(pair_id, said)) for pair_id, said in outcomes if isinstance(said, Rationale)]
+    checks = [
+        (pair_id, annotations.verify(pair_id, answer)) for pair_id, answer in outcomes if isinstance(answer, Rationale)
+    ]
     return {
-        "values": sum(len(checked.values) for _, checked in found),
-        "hallucinated": share([(p, len(checked.hallucinated), len(checked.values)) for p, checked in found]),
-        "inferred": share([(p, len(checked.inferred), len(checked.values)) for p, checked in found]),
-        "contradictions": share([(p, any(each.certain for each in c.verdict_problems), 1) for p, c in found]),
-        "doubts": share([(p, any(not each.certain for each in c.verdict_problems), 1) for p, c in found]),
-        "rule_problems": share([(p, bool(checked.label_problems), 1) for p, checked in found]),
+        "values": sum(len(checked.values) for _, checked in checks),
+        "hallucinated": fraction([(p, len(checked.hallucinated), len(checked.values)) for p, checked in checks]),
+        "inferred": fraction([(p, len(checked.inferred), len(checked.values)) for p, checked in checks]),
+        "contradictions": fraction([(p, any(each.certain for each in c.verdict_problems), 1) for p, c in checks]),
+        "doubts": fraction([(p, any(not each.certain for each in c.verdict_problems), 1) for p, c in checks]),
+        "rule_problems": fraction([(p, bool(checked.label_problems), 1) for p, checked in checks]),
     }
 
 
@@ -213,23 +215,27 @@ def _agreement(annotations: Annotations, pair_ids, query, n_bootstrap: int, seed
     """Fleiss' kappa between models (their pluralities) and between the samples of models."""
     first = {p: [vote for vote in annotations.votes.get(p, ()) if vote.round == 0] for p in pair_ids}
     names = model_names(first)
-    between = [(p, [_said(each, annotations) for m in names if (each := _readable(first[p], m))]) for p in pair_ids]
-    told = {"models": (len(names), between)}
+    between = [
+        (p, [_plurality_codes(each, annotations) for m in names if (each := _readable(first[p], m))]) for p in pair_ids
+    ]
+    groups = {"models": (len(names), between)}
     for model in names:
         samples = max(len([v for v in each if v.model == model]) for each in first.values())
-        within = [(p, [_one(said, annotations) for said in _readable(first[p], model)]) for p in pair_ids]
-        told[f"samples of {model}"] = (samples, within)
+        within = [
+            (p, [_rationale_codes(answer, annotations) for answer in _readable(first[p], model)]) for p in pair_ids
+        ]
+        groups[f"samples of {model}"] = (samples, within)
     result = {}
-    for name, (raters, rows) in told.items():
+    for name, (raters, rows) in groups.items():
         # All raters must have spoken.
-        rows = [(pair_id, said) for pair_id, said in rows if len(said) == raters] if raters > 1 else []
+        rows = [(pair_id, answer) for pair_id, answer in rows if len(answer) == raters] if raters > 1 else []
         figures: dict[str, Any] = {"n_pairs": len(rows)}
-        for place, column in enumerate(("label", *annotations.dimensions)):
-            size = len(annotations.labels) if place == 0 else len(VERDICTS)
+        for column_index, column in enumerate(("label", *annotations.dimensions)):
+            size = len(annotations.labels) if column_index == 0 else len(VERDICTS)
             counts = np.zeros((len(rows), size))
-            for number, (_, said) in enumerate(rows):
-                for one in said:
-                    counts[number, one[place]] += 1
+            for number, (_, answer) in enumerate(rows):
+                for one in answer:
+                    counts[number, one[column_index]] += 1
             figures[column] = fleiss_kappa(counts, [query[p] for p, _ in rows], n_bootstrap, seed)
         if raters > 1:
             result[name] = figures
@@ -240,18 +246,18 @@ def _readable(votes: Sequence[Vote], model: str) -> list[Rationale]:
     return [vote.outcome for vote in votes if vote.model == model and isinstance(vote.outcome, Rationale)]
 
 
-def _one(said: Rationale, annotations: Annotations) -> list[int]:
+def _rationale_codes(answer: Rationale, annotations: Annotations) -> list[int]:
     """The categories of one answer: its label, then each verdict."""
-    verdicts = (VERDICTS.index(said.verdict(name)) for name in annotations.dimensions)
-    return [annotations.labels.index(said.label), *verdicts]
+    verdicts = (VERDICTS.index(answer.verdict(name)) for name in annotations.dimensions)
+    return [annotations.labels.index(answer.label), *verdicts]
 
 
-def _said(readable: Sequence[Rationale], annotations: Annotations) -> list[int]:
+def _plurality_codes(readable: Sequence[Rationale], annotations: Annotations) -> list[int]:
     """The categories of a model's pluralities over its samples."""
-    votes = [Vote("", "", said) for said in readable]
+    votes = [Vote("", "", answer) for answer in readable]
     label = plurality(model_shares(votes, annotations.labels)[""], annotations.labels)
-    shares = verdict_shares(votes, annotations.dimensions, {"": 1.0})
-    return [label, *(VERDICTS.index(verdict_plurality(shares[name])) for name in annotations.dimensions)]
+    fractions = verdict_shares(votes, annotations.dimensions, {"": 1.0})
+    return [label, *(VERDICTS.index(verdict_plurality(fractions[name])) for name in annotations.dimensions)]
 
 
 def _reasons(decisions: Mapping[str, Decision]) -> dict[str, int]:

@@ -50,7 +50,7 @@ class Reliability:
 
 
 def fit_reliability(
-    shares: Mapping[str, Mapping[str, np.ndarray]],
+    fractions: Mapping[str, Mapping[str, np.ndarray]],
     models: Sequence[str],
     labels: LabelSchema,
     gold: Mapping[str, str],
@@ -69,16 +69,16 @@ def fit_reliability(
       gold: {pair_id: label}.
       min_gold: fewer pairs with votes and a gold label give equal weights.
     """
-    known = {pair_id: gold[pair_id] for pair_id, each in shares.items() if each and pair_id in gold}
+    known = {pair_id: gold[pair_id] for pair_id, each in fractions.items() if each and pair_id in gold}
     if len(known) < min_gold or not models:
         return Reliability("equal", len(known), {model: 1.0 / len(models) for model in models})
-    voted = [pair_id for pair_id, each in shares.items() if each]
+    voted = [pair_id for pair_id, each in fractions.items() if each]
     fitted = sorted(voted, key=lambda pair_id: (pair_id not in known, _hash(pair_id)))[:MAX_FITTED]
-    whole = _fit(shares, fitted, models, labels, known)
+    whole = _fit(fractions, fitted, models, labels, known)
     folds = []
     for fold in range(FOLDS):
         others = {pair_id: label for pair_id, label in known.items() if fold_of(pair_id) != fold}
-        folds.append(_fit(shares, fitted, models, labels, others))
+        folds.append(_fit(fractions, fitted, models, labels, others))
     return Reliability(**{**vars(whole), "n_gold": len(known), "folds": tuple(folds), "gold": frozenset(known)})
 
 
@@ -111,30 +111,30 @@ def label_posterior(votes: Mapping[str, np.ndarray], reliability: Reliability, p
     return likelihood / likelihood.sum()
 
 
-def plurality(shares: Sequence[float] | np.ndarray, labels: LabelSchema) -> int:
+def plurality(fractions: Sequence[float] | np.ndarray, labels: LabelSchema) -> int:
     """The label with the largest share; of several the one with the lowest gain, then the last."""
-    shares = np.asarray(shares)
-    tied = np.flatnonzero(shares >= shares.max() - TIE)
-    return int(min(tied, key=lambda place: (labels.gains[place], -place)))
+    fractions = np.asarray(fractions)
+    tied = np.flatnonzero(fractions >= fractions.max() - TIE)
+    return int(min(tied, key=lambda index: (labels.gains[index], -index)))
 
 
-def _fit(shares, fitted: Sequence[str], models, labels: LabelSchema, gold: Mapping[str, str]) -> Reliability:
+def _fit(fractions, fitted: Sequence[str], models, labels: LabelSchema, gold: Mapping[str, str]) -> Reliability:
     # They take a second to import, which those who never learn weights need not wait for.
     import pandas as pd
     from crowdkit.aggregation.classification.dawid_skene import DawidSkene
 
     votes = [
-        (pair_id, model, plurality(shares[pair_id][model], labels))
+        (pair_id, model, plurality(fractions[pair_id][model], labels))
         for pair_id in sorted(fitted)
         for model in models
-        if model in shares[pair_id]
+        if model in fractions[pair_id]
     ]
     # The library knows only labels that someone votes for; an imagined judge who always votes makes it know all, and
     # their order. What such a judge says of one pair each changes next to nothing and is left out below.
-    imagined = [(f"\x00{place}", "\x00", place) for place in range(len(labels))]
+    imagined = [(f"\x00{index}", "\x00", index) for index in range(len(labels))]
     data = pd.DataFrame([*imagined, *votes], columns=["task", "worker", "label"])
-    truth = {pair_id: labels.index(label) for pair_id, label in gold.items() if pair_id in shares}
-    truth |= {task: place for task, _, place in imagined}
+    truth = {pair_id: labels.index(label) for pair_id, label in gold.items() if pair_id in fractions}
+    truth |= {task: index for task, _, index in imagined}
     fitter = DawidSkene(n_iter=50, tol=1e-4)
     with warnings.catch_warnings():
         # The library passes arguments that newer pandas does not want.
@@ -142,17 +142,17 @@ def _fit(shares, fitted: Sequence[str], models, labels: LabelSchema, gold: Mappi
         truths = pd.Series({task: truth[task] for task in data["task"].unique() if task in truth})
         fitter.fit(data, truths)
     probs = fitter.probas_.reindex(columns=range(len(labels)), fill_value=0.0)
-    rows = {pair_id: place for place, pair_id in enumerate(probs.index)}
+    rows = {pair_id: index for index, pair_id in enumerate(probs.index)}
     probs = probs.to_numpy(np.float64)
     counts = {model: np.full((len(labels), len(labels)), 1.0 / len(labels)) for model in models}
-    for pair_id, model, place in votes:
-        counts[model][:, place] += probs[rows[pair_id]]
+    for pair_id, model, index in votes:
+        counts[model][:, index] += probs[rows[pair_id]]
     real = probs[[rows[pair_id] for pair_id in sorted(fitted)]]
     prior = (real.sum(axis=0) + 1.0 / len(labels)) / (len(real) + 1.0)
     confusion = {model: count / count.sum(axis=1, keepdims=True) for model, count in counts.items()}
     accuracy = {model: float((prior * np.diag(confusion[model])).sum()) for model in models}
     total = sum(accuracy.values())
-    weights = {model: share / total for model, share in accuracy.items()}
+    weights = {model: fraction / total for model, fraction in accuracy.items()}
     return Reliability("gold", len(gold), weights, accuracy, confusion, prior)
 
 

@@ -80,10 +80,10 @@ def find_examples(
     candidates: dict[str, list[tuple[bytes, Example]]] = {}
     for identity, example in _candidates(annotations, texts or {}):
         rank = hashlib.sha256(identity.encode(errors="replace")).digest()
-        kept = candidates.setdefault(example.kind, [])
-        kept.append((rank, example))
-        kept.sort(key=lambda one: one[0])
-        del kept[per_kind:]
+        selected = candidates.setdefault(example.kind, [])
+        selected.append((rank, example))
+        selected.sort(key=lambda one: one[0])
+        del selected[per_kind:]
     order = list(EXAMPLES)
     kinds = sorted(candidates, key=lambda kind: (order.index(kind.split(":")[0]), kind))
     return [example for kind in kinds for _, example in candidates[kind]]
@@ -121,7 +121,7 @@ def write_report(path: str | Path, quality: Mapping[str, Any], examples: Sequenc
         cut_answer=lambda text: _cut(text, _LONG_ANSWER),
         kinds=[(kind, EXAMPLES[kind.split(":")[0]], cards) for kind, cards in kinds.items()],
         findings=findings(quality),
-        place_of=_place_of,
+        location_of=_location_of,
     )
     # A lone surrogate, which JSON can carry, has no UTF-8 form.
     Path(path).write_text(html, encoding="utf-8", errors="replace")
@@ -130,33 +130,33 @@ def write_report(path: str | Path, quality: Mapping[str, Any], examples: Sequenc
 def findings(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the figures show, in sentences, each with its kind: `better`, `worse`, `open` or `note`."""
     whole = quality["slices"]["all"]
-    told = []
+    sentences = []
     majority = whole["majority"]
     if majority["label"] is not None:
         for name, figures in whole["models"].items():
             if figures["accuracy"]["value"] is not None:
-                told.append(_against_majority(name, figures["accuracy"], majority))
+                sentences.append(_against_majority(name, figures["accuracy"], majority))
     decisions = whole["decisions"]
-    said = f"{decisions['accepted']} of {whole['n_pairs']} pairs are accepted, {decisions['rejected']} rejected"
-    told.append(("note", f"{said}, {decisions['pending']} pending."))
+    text = f"{decisions['accepted']} of {whole['n_pairs']} pairs are accepted, {decisions['rejected']} rejected"
+    sentences.append(("note", f"{text}, {decisions['pending']} pending."))
     if not whole["n_gold"]:
-        told.append(("note", "There are no gold labels, so nothing is known of the accuracy of labels."))
+        sentences.append(("note", "There are no gold labels, so nothing is known of the accuracy of labels."))
     weights = quality["weights"]
     if weights is not None:
         learnt = (
             f"weights learnt from {weights['n_gold']} gold labels" if weights["kind"] == "gold" else "equal weights"
         )
-        told.append(("note", f"The models vote with {learnt}."))
+        sentences.append(("note", f"The models vote with {learnt}."))
     if quality["injection"] is not None and (attacked := quality["injection"]["overall"])["n"]:
         low = (attacked["net"]["ci95"] or [0.0])[0]
-        told.append(
+        sentences.append(
             (
                 "worse" if low > 0 else "open",
                 f"Tampered titles move {cell(attacked['towards'])} of {attacked['n']} labels towards the attacker's, "
                 f"{cell(attacked['away'])} away from it.",
             )
         )
-    return told
+    return sentences
 
 
 def cell(figure: Mapping[str, Any]) -> str:
@@ -174,14 +174,14 @@ def money(amount: float | None) -> str:
 
 def _against_majority(name: str, accuracy: Mapping, majority: Mapping) -> tuple[str, str]:
     other = majority["accuracy"]
-    said = f"{cell(accuracy)}, where always saying {majority['label']} has {cell(other)}"
+    text = f"{cell(accuracy)}, where always saying {majority['label']} has {cell(other)}"
     if accuracy["ci95"] is None or other["ci95"] is None:
-        return "open", f"{name}'s accuracy is {said}."
+        return "open", f"{name}'s accuracy is {text}."
     if accuracy["ci95"][0] > other["ci95"][1]:
-        return "better", f"{name} beats the most frequent label: its accuracy is {said}."
+        return "better", f"{name} beats the most frequent label: its accuracy is {text}."
     if accuracy["ci95"][1] < other["ci95"][0]:
-        return "worse", f"{name} is worse than the most frequent label: its accuracy is {said}."
-    return "open", f"{name} is not shown to beat the most frequent label: its accuracy is {said}."
+        return "worse", f"{name} is worse than the most frequent label: its accuracy is {text}."
+    return "open", f"{name} is not shown to beat the most frequent label: its accuracy is {text}."
 
 
 def _candidates(
@@ -227,12 +227,13 @@ def _vote_candidates(
         yield identity, Example("label against the rules", detail=detail, **about)
 
 
-def _place_of(example: Example, dimension: str, side: str, text: str) -> str:
+def _location_of(example: Example, dimension: str, side: str, text: str) -> str:
     """Where a value stands, as far as the example knows."""
     if example.checked is None:
         return "found"
     return next(
-        (v.place for v in example.checked.values if (v.dimension, v.side, v.text) == (dimension, side, text)), "found"
+        (v.location for v in example.checked.values if (v.dimension, v.side, v.text) == (dimension, side, text)),
+        "found",
     )
 
 

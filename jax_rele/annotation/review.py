@@ -21,7 +21,7 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 
 
 _TEXT = pa.string()
-_SHARE = pa.struct([_required("name", _TEXT), _required("share", pa.float64())])
+_FRACTION = pa.struct([_required("name", _TEXT), _required("share", pa.float64())])
 _VERDICT = pa.struct([_required("dimension", _TEXT), _required("verdict", _TEXT), _required("share", pa.float64())])
 
 DECISIONS = pa.schema(
@@ -32,7 +32,7 @@ DECISIONS = pa.schema(
         pa.field("rationale", _TEXT),
         pa.field("label", _TEXT),
         _required("label_share", pa.float64()),
-        _required("label_shares", pa.list_(_SHARE)),
+        _required("label_shares", pa.list_(_FRACTION)),
         _required("verdicts", pa.list_(_VERDICT)),
         _required("n_answers", pa.int32()),
         _required("n_models", pa.int32()),
@@ -76,13 +76,13 @@ def decisions_to_arrow(decisions: Iterable[Decision]) -> pa.Table:
 def decisions_from_arrow(table: pa.Table) -> list[Decision]:
     """The decisions of a table with the schema `DECISIONS`."""
     decisions = []
-    for told in table.to_pylist():
-        verdicts = told.pop("verdicts")
-        told["rationale"] = None if told["rationale"] is None else parse(told["rationale"])
-        told["label_shares"] = {one["name"]: one["share"] for one in told["label_shares"]}
-        told["verdicts"] = {one["dimension"]: one["verdict"] for one in verdicts}
-        told["verdict_shares"] = {one["dimension"]: one["share"] for one in verdicts}
-        decisions.append(Decision(**told))
+    for fields in table.to_pylist():
+        verdicts = fields.pop("verdicts")
+        fields["rationale"] = None if fields["rationale"] is None else parse(fields["rationale"])
+        fields["label_shares"] = {one["name"]: one["share"] for one in fields["label_shares"]}
+        fields["verdicts"] = {one["dimension"]: one["verdict"] for one in verdicts}
+        fields["verdict_shares"] = {one["dimension"]: one["share"] for one in verdicts}
+        decisions.append(Decision(**fields))
     return decisions
 
 
@@ -118,10 +118,19 @@ def write_reviews(path: str | Path, decisions: Iterable[Decision], pairs: Mappin
             writer.writerow(COLUMNS)
             for decision in decisions:
                 pair = pairs[decision.pair_id]
-                shares = ", ".join(f"{name} {share:.2f}" for name, share in decision.label_shares.items() if share)
+                fractions = ", ".join(
+                    f"{name} {fraction:.2f}" for name, fraction in decision.label_shares.items() if fraction
+                )
                 text = "" if decision.rationale is None else render(decision.rationale)
-                told = (pair.query, pair.item.title, shares, decision.label or "", decision.gold or "", decision.reason)
-                writer.writerow(map(_guarded, (decision.pair_id, *told, text, "", "")))
+                fields = (
+                    pair.query,
+                    pair.item.title,
+                    fractions,
+                    decision.label or "",
+                    decision.gold or "",
+                    decision.reason,
+                )
+                writer.writerow(map(_guarded, (decision.pair_id, *fields, text, "", "")))
                 rows += 1
     except FileExistsError:
         raise UserError(f"{path}: is there already and may hold a person's decisions; move it away") from None
@@ -145,9 +154,9 @@ def read_reviews(path: str | Path, labels: Sequence[str], known: Iterable[str] |
     known = None if known is None else set(known)
     rows: dict[str, int] = {}
     reviews = []
-    for number, told in _rows(path):
-        pair_id = _bare(told.get("pair_id", ""))
-        decision, label = (_bare(told.get(name, "").strip()) for name in ("decision", "label"))
+    for number, fields in _rows(path):
+        pair_id = _bare(fields.get("pair_id", ""))
+        decision, label = (_bare(fields.get(name, "").strip()) for name in ("decision", "label"))
         if not decision and not label:
             continue
         where = f"{path}: row {number}"
@@ -193,14 +202,14 @@ def _reviewed(decision: Decision, review: Review, votes: Mapping[str, Sequence[V
     label = review.label or decision.label
     round_ = max((vote.round for vote in votes.get(decision.pair_id, ())), default=0)
     there = [vote for vote in votes.get(decision.pair_id, ()) if vote.round == round_]
-    kept, model, concludes = keep_rationale(there, label, decision.verdicts)
-    if kept is None:
+    rationale, model, concludes = keep_rationale(there, label, decision.verdicts)
+    if rationale is None:
         raise UserError(f"the review accepts pair {decision.pair_id!r}, which has no readable answer; reject it")
     return replace(
         decision,
         status="accepted",
         reason="",
-        rationale=kept if concludes else Rationale(kept.comparisons, label),
+        rationale=rationale if concludes else Rationale(rationale.comparisons, label),
         label=label,
         model=model,
         gold_agrees=None if decision.gold is None else label == decision.gold,

@@ -17,7 +17,7 @@ from typing import Any
 
 import openai
 
-from jax_rele.annotation.budget import Purse
+from jax_rele.annotation.budget import WorkerBudget
 from jax_rele.annotation.calls import (
     Fault,
     ask,
@@ -64,7 +64,7 @@ class _Job:
 
 
 @dataclass
-class _Lane:
+class _EndpointState:
     """An endpoint in a run.
 
     Attributes:
@@ -96,11 +96,11 @@ class _Run:
     tasks: Sequence[Task]
     prompts: list[bytes]
     store: Store
-    purse: Purse
+    worker_budget: WorkerBudget
     max_attempts: int
     progress: Callable[[int], None]
     on_answer: Callable[[Answer], None] | None
-    lanes: list[_Lane] = field(default_factory=list)
+    states: list[_EndpointState] = field(default_factory=list)
     retries: Counter[str] = field(default_factory=Counter)
     stopped: str = ""
     error: BaseException | None = None
@@ -110,8 +110,8 @@ class _Run:
         self.wake()
 
     def wake(self) -> None:
-        for lane in self.lanes:
-            lane.wake.set()
+        for state in self.states:
+            state.wake.set()
 
 
 def collect(
@@ -147,7 +147,9 @@ def collect(
     """
     with Store(store_dir) as store:
         prompts = [prompt_hash(task) for task in tasks]
-        run = _Run(tasks, prompts, store, Purse(store, budget), max_attempts, progress or (lambda _: None), on_answer)
+        run = _Run(
+            tasks, prompts, store, WorkerBudget(store, budget), max_attempts, progress or (lambda _: None), on_answer
+        )
         asyncio.run(_collect(run, endpoints))
         if run.error is not None:
             raise run.error
@@ -159,11 +161,11 @@ async def _collect(run: _Run, endpoints: Sequence[Endpoint]) -> None:
     async with AsyncExitStack() as stack:
         for endpoint in endpoints:
             client = await stack.enter_async_context(open_client(endpoint))
-            run.lanes.append(_Lane(endpoint, client, _jobs(run, endpoint), endpoint.concurrency))
+            run.states.append(_EndpointState(endpoint, client, _jobs(run, endpoint), endpoint.concurrency))
         hurry = asyncio.Event()
         with _signals(run, hurry):
-            await asyncio.gather(*[_drive(run, lane) for lane in run.lanes])
-            under_way = [call for lane in run.lanes for call in lane.active]
+            await asyncio.gather(*[_drive(run, state) for state in run.states])
+            under_way = [call for state in run.states for call in state.active]
             if under_way:
                 hurried = asyncio.create_task(hurry.wait())
                 done = asyncio.gather(*under_way, return_exceptions=True)
@@ -210,50 +212,50 @@ def _jobs(run: _Run, endpoint: Endpoint) -> Iterator[_Job]:
 # ---- which call is made when
 
 
-async def _drive(run: _Run, lane: _Lane) -> None:
+async def _drive(run: _Run, state: _EndpointState) -> None:
     """Starts the calls of an endpoint; returns when all are done, or none can be made any more."""
     loop = asyncio.get_running_loop()
     try:
-        while not (run.stopped or lane.down):
-            lane.wake.clear()
-            until = _closed_until(lane, loop.time())
+        while not (run.stopped or state.down):
+            state.wake.clear()
+            until = _closed_until(state, loop.time())
             if until is None:
-                job = _next(run, lane, loop.time())
+                job = _next(run, state, loop.time())
                 if job is not None:
-                    _start(run, lane, job)
+                    _start(run, state, job)
                     # Others get their turn, and so does this one.
                     await asyncio.sleep(0)
                     continue
-                if not lane.active and not lane.later and not lane.first:
+                if not state.active and not state.later and not state.first:
                     return
-                until = lane.later[0].due if lane.later and not lane.first else float("inf")
+                until = state.later[0].due if state.later and not state.first else float("inf")
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if until == float("inf") else max(0.0, until - loop.time())):
-                    await lane.wake.wait()
+                    await state.wake.wait()
     except Exception as error:
         run.error = run.error or error
         run.stop("error")
-    for job in [*lane.later, *lane.first]:
+    for job in [*state.later, *state.first]:
         if job.mine:
             run.store.release(job.key)
 
 
-def _closed_until(lane: _Lane, now: float) -> float | None:
+def _closed_until(state: _EndpointState, now: float) -> float | None:
     """Until when no call may start; none where one may."""
-    if lane.open:
-        return lane.opens if now < lane.opens else None
-    return float("inf") if len(lane.active) >= int(lane.limit) else None
+    if state.open:
+        return state.opens if now < state.opens else None
+    return float("inf") if len(state.active) >= int(state.limit) else None
 
 
-def _next(run: _Run, lane: _Lane, now: float) -> _Job | None:
+def _next(run: _Run, state: _EndpointState, now: float) -> _Job | None:
     """The next call that can be made now, claimed and with its worst cost set aside."""
     while True:
-        if lane.first:
-            job = lane.first.popleft()
-        elif lane.later and lane.later[0].due <= now:
-            job = heapq.heappop(lane.later)
+        if state.first:
+            job = state.first.popleft()
+        elif state.later and state.later[0].due <= now:
+            job = heapq.heappop(state.later)
         # What waits is bounded, so that a crowd of refused calls does not grow.
-        elif len(lane.later) >= 4 * lane.endpoint.concurrency or (job := next(lane.fresh, None)) is None:
+        elif len(state.later) >= 4 * state.endpoint.concurrency or (job := next(state.fresh, None)) is None:
             return None
         if not job.mine:
             if job.key in run.store:
@@ -262,36 +264,36 @@ def _next(run: _Run, lane: _Lane, now: float) -> _Job | None:
             if not run.store.claim(job.key):
                 # Another has it, or had: this process for a task with the same messages, or another process.
                 job.due = now + ELSEWHERE_SECONDS
-                heapq.heappush(lane.later, job)
+                heapq.heappush(state.later, job)
                 continue
             job.mine = True
-            body = request_body(lane.endpoint, run.tasks[job.number], job.sample)
-            job.worst = worst_cost(lane.endpoint, body)
-        if not run.purse.reserve(job.worst):
-            lane.first.append(job)
-            if not run.purse.calls:
+            body = request_body(state.endpoint, run.tasks[job.number], job.sample)
+            job.worst = worst_cost(state.endpoint, body)
+        if not run.worker_budget.reserve(job.worst):
+            state.first.append(job)
+            if not run.worker_budget.calls:
                 run.stop("budget")
             return None
         return job
 
 
-def _start(run: _Run, lane: _Lane, job: _Job) -> None:
-    probe = lane.open
+def _start(run: _Run, state: _EndpointState, job: _Job) -> None:
+    probe = state.open
     if probe:
         # Until this trial has ended.
-        lane.opens = float("inf")
-    call = asyncio.create_task(_call(run, lane, job, probe))
-    lane.active.add(call)
-    call.add_done_callback(lane.active.discard)
+        state.opens = float("inf")
+    call = asyncio.create_task(_call(run, state, job, probe))
+    state.active.add(call)
+    call.add_done_callback(state.active.discard)
 
 
-async def _call(run: _Run, lane: _Lane, job: _Job, probe: bool) -> None:
-    endpoint, task = lane.endpoint, run.tasks[job.number]
-    lane.calls += 1
+async def _call(run: _Run, state: _EndpointState, job: _Job, probe: bool) -> None:
+    endpoint, task = state.endpoint, run.tasks[job.number]
+    state.calls += 1
     fault: Fault | None = None
     try:
         try:
-            answer = await ask(lane.client, endpoint, task, job.sample, job.key)
+            answer = await ask(state.client, endpoint, task, job.sample, job.key)
         except asyncio.CancelledError:
             fault = Fault("stopped", charged=True)
         except Exception as error:
@@ -299,7 +301,7 @@ async def _call(run: _Run, lane: _Lane, job: _Job, probe: bool) -> None:
         if fault is None:
             run.store.add(answer)
             run.store.release(job.key)
-            _went_well(lane)
+            _went_well(state)
             run.progress(1)
             if run.on_answer is not None:
                 run.on_answer(answer)
@@ -307,49 +309,49 @@ async def _call(run: _Run, lane: _Lane, job: _Job, probe: bool) -> None:
             run.retries[fault.reason] += 1
             if fault.charged:
                 run.store.add_unanswered(job.key, fault.reason, job.worst)
-            _went_wrong(run, lane, job, fault, probe)
+            _went_wrong(run, state, job, fault, probe)
     except Exception as error:
         run.error = run.error or error
         run.stop("error")
     finally:
-        run.purse.settle(job.worst)
-        # The purse is everyone's.
+        run.worker_budget.settle(job.worst)
+        # All endpoints share one budget.
         asyncio.get_running_loop().call_soon(run.wake)
 
 
 # ---- what a call's end says of its endpoint
 
 
-def _went_well(lane: _Lane) -> None:
-    lane.failures = lane.probes = 0
-    lane.open = False
-    lane.limit = min(lane.endpoint.concurrency, lane.limit + 1 / lane.limit)
+def _went_well(state: _EndpointState) -> None:
+    state.failures = state.probes = 0
+    state.open = False
+    state.limit = min(state.endpoint.concurrency, state.limit + 1 / state.limit)
 
 
-def _went_wrong(run: _Run, lane: _Lane, job: _Job, fault: Fault, probe: bool) -> None:
+def _went_wrong(run: _Run, state: _EndpointState, job: _Job, fault: Fault, probe: bool) -> None:
     now = asyncio.get_running_loop().time()
     job.attempts += 1
     if fault.fatal or fault.wait > LONGEST_WAIT:
-        lane.down = lane.down or fault.fatal or f"{fault.reason}: asks to wait {fault.wait:.0f} s"
+        state.down = state.down or fault.fatal or f"{fault.reason}: asks to wait {fault.wait:.0f} s"
     if fault.reason == "429":
-        if now - lane.narrowed > 1.0:
-            lane.narrowed, lane.limit = now, max(1.0, 0.7 * lane.limit)
+        if now - state.narrowed > 1.0:
+            state.narrowed, state.limit = now, max(1.0, 0.7 * state.limit)
         if probe:
-            lane.opens = now
+            state.opens = now
     elif fault.reason != "stopped":
-        lane.failures += 1
-        if probe or (not lane.open and lane.failures >= BREAKER_FAILURES):
-            lane.probes += probe
-            wait = min(BREAKER_WAIT_MOST, BREAKER_WAIT * 2**lane.probes)
-            lane.open, lane.opens = True, now + wait * random.uniform(0.5, 1.0)
-            if lane.probes >= BREAKER_PROBES:
-                lane.down = lane.down or f"{fault.reason}: no answer in {lane.failures} calls"
-    if job.attempts >= run.max_attempts or lane.down or fault.reason == "stopped":
+        state.failures += 1
+        if probe or (not state.open and state.failures >= BREAKER_FAILURES):
+            state.probes += probe
+            wait = min(BREAKER_WAIT_MOST, BREAKER_WAIT * 2**state.probes)
+            state.open, state.opens = True, now + wait * random.uniform(0.5, 1.0)
+            if state.probes >= BREAKER_PROBES:
+                state.down = state.down or f"{fault.reason}: no answer in {state.failures} calls"
+    if job.attempts >= run.max_attempts or state.down or fault.reason == "stopped":
         run.store.release(job.key)
     else:
         pause = random.uniform(0, min(BACKOFF_MOST, BACKOFF * 2**job.attempts))
         job.due = now + max(fault.wait, pause)
-        heapq.heappush(lane.later, job)
+        heapq.heappush(state.later, job)
 
 
 # ---- accounting
@@ -359,27 +361,27 @@ def _summary(run: _Run, endpoints: Sequence[Endpoint]) -> Summary:
     by_endpoint: dict[str, dict[str, Any]] = {}
     costs: dict[str, float] = {}
     asked = stored = 0
-    for endpoint, lane in zip(endpoints, run.lanes):
+    for endpoint, state in zip(endpoints, run.states):
         counts: Counter[str] = Counter()
         own: dict[str, float] = {}
         for _, _, key in sample_keys(run.prompts, endpoint):
             asked += 1
-            place = run.store.place(key)
+            entry = run.store.entry(key)
             counts["unanswered"] += run.store.unanswered(key) * (key not in own)
             own[key] = run.store.cost(key)
-            if place is not None:
+            if entry is not None:
                 stored += 1
                 counts["answers"] += 1
-                counts["failures"] += place.failed
-                counts["input_tokens"] += place.input_tokens
-                counts["output_tokens"] += place.output_tokens
+                counts["failures"] += entry.failed
+                counts["input_tokens"] += entry.input_tokens
+                counts["output_tokens"] += entry.output_tokens
         costs |= own
         names = ("answers", "failures", "unanswered", "input_tokens", "output_tokens")
         by_endpoint[endpoint.name] = (
-            {"calls": lane.calls}
+            {"calls": state.calls}
             | {name: counts[name] for name in names}
-            | {"cost": fsum(own.values()), "down": lane.down}
+            | {"cost": fsum(own.values()), "down": state.down}
         )
-    calls = sum(lane.calls for lane in run.lanes)
+    calls = sum(state.calls for state in run.states)
     spent = fsum(costs.values())
     return Summary(asked, stored, asked - stored, calls, dict(run.retries), spent, run.stopped, by_endpoint)

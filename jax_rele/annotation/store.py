@@ -31,7 +31,7 @@ from jax_rele.errors import UserError
 SYNC_SECONDS = 1.0
 
 
-class Place(NamedTuple):
+class IndexEntry(NamedTuple):
     """Where an answer is, and what is counted without reading it."""
 
     segment: int
@@ -67,7 +67,7 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.damaged = 0
-        self._places: dict[str, Place] = {}
+        self._index: dict[str, IndexEntry] = {}
         self._more: dict[str, list[float]] = {}
         self._unanswered: dict[str, int] = {}
         self._segments: list[_Segment] = []
@@ -106,20 +106,20 @@ class Store:
     # ---- reading
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places
+        return key in self._index
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._index)
 
-    def place(self, key: str) -> Place | None:
+    def entry(self, key: str) -> IndexEntry | None:
         """Counts of an answer, its cost as in `get`."""
-        place = self._places.get(key)
-        return place and place._replace(cost=self.cost(key))
+        entry = self._index.get(key)
+        return entry and entry._replace(cost=self.cost(key))
 
     def cost(self, key: str) -> float:
         """Of all calls for a key, those that brought no answer or a second one included."""
-        place = self._places.get(key)
-        return fsum([*([place.cost] if place else []), *self._more.get(key, ())])
+        entry = self._index.get(key)
+        return fsum([*([entry.cost] if entry else []), *self._more.get(key, ())])
 
     def unanswered(self, key: str) -> int:
         """Calls for a key that brought nothing and may have been charged."""
@@ -127,14 +127,14 @@ class Store:
 
     def get(self, key: str) -> Answer | None:
         """The answer to a key, with the names of the task that asked first."""
-        place = self._places.get(key)
-        if place is None:
+        entry = self._index.get(key)
+        if entry is None:
             return None
-        fields = _decode(self._line(place))
+        fields = _decode(self._line(entry))
         return replace(Answer(**{name: fields[name] for name in Answer.__dataclass_fields__}), cost=self.cost(key))
 
-    def _line(self, place: Place) -> bytes:
-        return os.pread(self._segments[place.segment].file, place.length, place.offset)
+    def _line(self, entry: IndexEntry) -> bytes:
+        return os.pread(self._segments[entry.segment].file, entry.length, entry.offset)
 
     def refresh(self) -> None:
         """Reads what other workers appended since the last time."""
@@ -192,16 +192,16 @@ class Store:
             self._unanswered[key] = self._unanswered.get(key, 0) + 1
             self._more.setdefault(key, []).append(cost)
             return
-        place = Place(
+        entry = IndexEntry(
             number, offset, len(line), cost, fields["input_tokens"], fields["output_tokens"], bool(fields["failure"])
         )
-        other = self._places.get(key)
+        other = self._index.get(key)
         if other is not None:
             there = _decode(self._line(other))
             if (there["failure"], there["text"]) <= (fields["failure"], fields["text"]):
-                place, other = other, place
+                entry, other = other, entry
             self._more.setdefault(key, []).append(other.cost)
-        self._places[key] = place
+        self._index[key] = entry
 
     # ---- writing
 
@@ -262,7 +262,7 @@ class Store:
         A claim ends with `release`, `close` or the process. A key is looked for in the store after it is claimed, and
         an answer is appended before its claim is released: so no two processes that live make one call.
         """
-        if key in self._claimed or key in self._places:
+        if key in self._claimed or key in self._index:
             return False
         if self._claims < 0:
             self._claims = os.open(self.folder / "claims", os.O_RDWR | os.O_CREAT, 0o644)
@@ -272,7 +272,7 @@ class Store:
             return False
         self._claimed.add(key)
         self.refresh()
-        if key in self._places:
+        if key in self._index:
             self.release(key)
             return False
         return True

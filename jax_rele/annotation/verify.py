@@ -11,7 +11,7 @@ from jax_rele.rationale.agreement import verdict as rule_verdict
 from jax_rele.rationale.words import Word, key, runs, words
 from jax_rele.types import VERDICTS, Pair, Rationale
 
-PLACES = ("found", "other_side", "nowhere")
+LOCATIONS = ("found", "other_side", "nowhere")
 """Where a value stands: in the text of its side, only in that of the other side, or in neither."""
 
 
@@ -22,7 +22,7 @@ class Value:
     dimension: str
     side: str
     text: str
-    place: str
+    location: str
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class Verified:
     @property
     def inferred(self) -> tuple[Value, ...]:
         """Values that do not stand in the text of their side."""
-        return tuple(value for value in self.values if value.place != "found")
+        return tuple(value for value in self.values if value.location != "found")
 
     @property
     def hallucinated(self) -> tuple[Value, ...]:
         """Values that neither query nor item contains."""
-        return tuple(value for value in self.values if value.place == "nowhere")
+        return tuple(value for value in self.values if value.location == "nowhere")
 
     @property
     def contradictions(self) -> tuple[Problem, ...]:
         """The problems that are certain."""
-        return tuple(found for found in (*self.verdict_problems, *self.label_problems) if found.certain)
+        return tuple(problem for problem in (*self.verdict_problems, *self.label_problems) if problem.certain)
 
 
 def parse_rules(
@@ -89,12 +89,12 @@ def parse_rules(
     """
     rules = []
     for number, one in enumerate(raw):
-        place = f"{where}[{number}]"
+        location = f"{where}[{number}]"
         if not isinstance(one, Mapping) or not set(one) <= {"label", "never", "always"} or len(one) < 2:
-            raise UserError(f"{place}: must have a label, and never or always")
+            raise UserError(f"{location}: must have a label, and never or always")
         if one.get("label") not in labels:
-            raise UserError(f"{place}.label: {one.get('label')!r} is not one of {', '.join(labels)}")
-        never, always = (_sides(one.get(name), f"{place}.{name}", dimensions) for name in ("never", "always"))
+            raise UserError(f"{location}.label: {one.get('label')!r} is not one of {', '.join(labels)}")
+        never, always = (_sides(one.get(name), f"{location}.{name}", dimensions) for name in ("never", "always"))
         rules.append(LabelRule(one["label"], never, always))
     return tuple(rules)
 
@@ -112,14 +112,16 @@ def verify(pair: Pair, rationale: Rationale, fields: Sequence[str], label_rules:
       label_rules: what labels go with what verdicts.
     """
     sides = {"query": [pair.query], "item": _item_texts(pair, fields)}
-    found = {side: [words(text) for text in texts] for side, texts in sides.items()}
+    tokens = {side: [words(text) for text in texts] for side, texts in sides.items()}
     values = tuple(
-        Value(said.dimension, side, text, _place(text, side, sides, found))
-        for said in rationale.comparisons
-        for side, texts in (("query", said.query_values), ("item", said.item_values))
+        Value(comparison.dimension, side, text, _locate(text, side, sides, tokens))
+        for comparison in rationale.comparisons
+        for side, texts in (("query", comparison.query_values), ("item", comparison.item_values))
         for text in texts
     )
-    problems = [problem for said in rationale.comparisons if (problem := _verdict_problem(said)) is not None]
+    problems = [
+        problem for comparison in rationale.comparisons if (problem := _verdict_problem(comparison)) is not None
+    ]
     broken = []
     for rule in label_rules:
         if rule.label == rationale.label:
@@ -134,52 +136,52 @@ def _item_texts(pair: Pair, fields: Sequence[str]) -> list[str]:
     return texts
 
 
-def _place(value: str, side: str, texts: Mapping[str, list[str]], found: Mapping[str, list[list[Word]]]) -> str:
+def _locate(value: str, side: str, texts: Mapping[str, list[str]], tokens: Mapping[str, list[list[Word]]]) -> str:
     other = "item" if side == "query" else "query"
-    for place, where in (("found", side), ("other_side", other)):
-        wanted = key(value)
-        if not wanted:
+    for location, where in (("found", side), ("other_side", other)):
+        pattern = key(value)
+        if not pattern:
             # No words, e.g. `★`: only the very characters will do.
             if any(value in text for text in texts[where]):
-                return place
-        elif any(next(runs(text, wanted), None) is not None for text in found[where]):
-            return place
+                return location
+        elif any(next(runs(text, pattern), None) is not None for text in tokens[where]):
+            return location
     return "nowhere"
 
 
-def _verdict_problem(said) -> Problem | None:
-    query, item = said.query_values, said.item_values
-    name = said.dimension
-    told = f"{' ; '.join(query) or '-'} | {' ; '.join(item) or '-'}"
+def _verdict_problem(comparison) -> Problem | None:
+    query, item = comparison.query_values, comparison.item_values
+    name = comparison.dimension
+    shown = f"{' ; '.join(query) or '-'} | {' ; '.join(item) or '-'}"
     if not query or not item:
-        if said.verdict == "absent":
+        if comparison.verdict == "absent":
             return None
         side = "the query" if not query else "the item"
-        return Problem("no_values", name, f"{said.verdict}, but no value of {side}: {told}", True)
+        return Problem("no_values", name, f"{comparison.verdict}, but no value of {side}: {shown}", True)
     ruled = rule_verdict(name, query, item)
-    if ruled == said.verdict or ruled == "absent":
+    if ruled == comparison.verdict or ruled == "absent":
         return None
     single = len(query) == 1 and len(item) == 1
     equal = single and key(query[0]) == key(item[0])
-    if said.verdict == "absent":
-        return Problem("not_absent", name, f"absent, but both state it: {told}", equal)
-    if said.verdict == "mismatch":
-        return Problem("values_agree", name, f"mismatch of values that agree: {told}", equal)
+    if comparison.verdict == "absent":
+        return Problem("not_absent", name, f"absent, but both state it: {shown}", equal)
+    if comparison.verdict == "mismatch":
+        return Problem("values_agree", name, f"mismatch of values that agree: {shown}", equal)
     # Words cannot tell that a sneaker is a running shoe; that 8 GB are not 16 GB they can.
-    return Problem("values_differ", name, f"match of values that differ: {told}", single and name == "size")
+    return Problem("values_differ", name, f"match of values that differ: {shown}", single and name == "size")
 
 
 def _broken(rule: LabelRule, rationale: Rationale) -> list[Problem]:
-    said = {name: rationale.verdict(name) for name in (*rule.never, *rule.always)}
+    verdict_of = {name: rationale.verdict(name) for name in (*rule.never, *rule.always)}
     broken = [
-        f"{rule.label} never goes with {name}: {said[name]}"
+        f"{rule.label} never goes with {name}: {verdict_of[name]}"
         for name, verdicts in rule.never.items()
-        if said[name] in verdicts
+        if verdict_of[name] in verdicts
     ]
     broken += [
-        f"{rule.label} goes with {name}: {' or '.join(verdicts)}, not {said[name]}"
+        f"{rule.label} goes with {name}: {' or '.join(verdicts)}, not {verdict_of[name]}"
         for name, verdicts in rule.always.items()
-        if said[name] not in verdicts
+        if verdict_of[name] not in verdicts
     ]
     return [Problem("rule", "", detail, True) for detail in broken]
 

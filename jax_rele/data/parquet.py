@@ -27,7 +27,7 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 
 
 _TEXT = pa.string()
-WRITTEN = {"compression": "zstd", "write_page_checksum": True}
+WRITE_OPTIONS = {"compression": "zstd", "write_page_checksum": True}
 """How every table is written."""
 ROWS = 4096
 """Rows of a row group of a table of pairs."""
@@ -55,7 +55,7 @@ PAIRS = pa.schema(
 )
 """Schema of a table of pairs."""
 
-LATER = ("long_tail",)
+OPTIONAL_PAIR_COLUMNS = ("long_tail",)
 """Columns of pairs that tables of earlier versions lack."""
 
 QUARANTINE = pa.schema(
@@ -87,8 +87,8 @@ def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, 
         for row in rows:
             _check_names(row, schema)
         table = pa.Table.from_pylist(rows, schema=schema)
-    with whole(path) as file:
-        pq.write_table(table, file, **WRITTEN)
+    with open_atomically(path) as file:
+        pq.write_table(table, file, **WRITE_OPTIONS)
 
 
 def join_tables(path: str | os.PathLike, parts: Iterable[str | os.PathLike]) -> None:
@@ -102,7 +102,7 @@ def join_tables(path: str | os.PathLike, parts: Iterable[str | os.PathLike]) -> 
     first = next(tables, None)
     if first is None:
         raise ValueError(f"{path}: no parts to join")
-    with whole(Path(path)) as file, pq.ParquetWriter(file, first.schema, **WRITTEN) as writer:
+    with open_atomically(Path(path)) as file, pq.ParquetWriter(file, first.schema, **WRITE_OPTIONS) as writer:
         for table in itertools.chain([first], tables):
             writer.write_table(table)
 
@@ -113,19 +113,19 @@ def write_batches(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, row
     Raises:
       UserError: the disk is full.
     """
-    with whole(path) as file, pq.ParquetWriter(file, schema, **WRITTEN) as writer:
-        total, held, n_held = 0, [], 0
+    with open_atomically(path) as file, pq.ParquetWriter(file, schema, **WRITE_OPTIONS) as writer:
+        total, buffered, n_buffered = 0, [], 0
         for table in tables:
-            held.append(table)
-            n_held += table.num_rows
+            buffered.append(table)
+            n_buffered += table.num_rows
             total += table.num_rows
-            if n_held >= rows:
-                joined = pa.concat_tables(held)
-                cut = n_held - n_held % rows
+            if n_buffered >= rows:
+                joined = pa.concat_tables(buffered)
+                cut = n_buffered - n_buffered % rows
                 writer.write_table(joined.slice(0, cut), row_group_size=rows)
-                held, n_held = [joined.slice(cut)], n_held - cut
-        if n_held:
-            writer.write_table(pa.concat_tables(held), row_group_size=rows)
+                buffered, n_buffered = [joined.slice(cut)], n_buffered - cut
+        if n_buffered:
+            writer.write_table(pa.concat_tables(buffered), row_group_size=rows)
     return total
 
 
@@ -139,11 +139,11 @@ def new_files(folder: Path) -> Iterator[Path]:
       UserError: the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".making-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    with _full_disk_named(folder), tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as made:
-        yield Path(made)
-        for path in sorted(Path(made).iterdir()):
+    for stale in folder.glob(".making-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    with _report_full_disk(folder), tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as temporary:
+        yield Path(temporary)
+        for path in sorted(Path(temporary).iterdir()):
             target = folder / path.name
             if target.is_dir():
                 shutil.rmtree(target)
@@ -152,7 +152,7 @@ def new_files(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _full_disk_named(path: Path) -> Iterator[None]:
+def _report_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
@@ -166,9 +166,9 @@ def _full_disk_named(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
+def open_atomically(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when all of it is on disk. Raises UserError where the disk is full."""
-    with _full_disk_named(path), _replacing(path) as file:
+    with _report_full_disk(path), _replacing(path) as file:
         yield file
 
 
@@ -255,7 +255,7 @@ def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:
 
 def read_pairs_table(path: str | os.PathLike) -> list[Pair]:
     """Reads a table of pairs. Raises UserError as `read_table` does."""
-    table = read_table(path, PAIRS, optional=LATER)
+    table = read_table(path, PAIRS, optional=OPTIONAL_PAIR_COLUMNS)
     return [pair for batch in table.to_batches(max_chunksize=ROWS) for pair in pairs_from_arrow(batch)]
 
 

@@ -165,11 +165,11 @@ def _labels(pairs, split, schema):
 
 
 def _check_names(baselines, validation_baselines, models, validation_models):
-    for kind, given, held_out in (
+    for kind, provided, held_out in (
         ("baselines", baselines, validation_baselines),
         ("models", models, validation_models),
     ):
-        if set(given) != set(held_out):
-            raise ValueError(f"{kind} {sorted(given)} have validation probs for {sorted(held_out)}")
+        if set(provided) != set(held_out):
+            raise ValueError(f"{kind} {sorted(provided)} have validation probs for {sorted(held_out)}")
     if twice := set(baselines) & set(models):
         raise ValueError(f"{sorted(twice)} are named both as baselines and as models")

@@ -56,10 +56,10 @@ def token_overlap(
     on the train pairs turns the share into a distribution.
     """
 
-    def share(group):
+    def feature(group):
         return np.array([_overlap(pair, fields) for pair in group])
 
-    return _distributions(share, train, validation, pairs, schema)
+    return _distributions(feature, train, validation, pairs, schema)
 
 
 def bm25(
@@ -81,11 +81,11 @@ def bm25(
     """
     catalogue = list({pair.item.id: pair.item for pair in train}.values())
 
-    def share(group):
+    def feature(group):
         scores, ceilings = bm25_scores([pair.query for pair in group], [pair.item for pair in group], catalogue, fields)
         return scores / np.where(ceilings > 0, ceilings, 1.0)
 
-    return _distributions(share, train, validation, pairs, schema)
+    return _distributions(feature, train, validation, pairs, schema)
 
 
 BASELINES: dict[str, Callable[..., np.ndarray]] = {"majority": majority, "token_overlap": token_overlap, "bm25": bm25}
@@ -112,30 +112,32 @@ def bm25_scores(
         return np.zeros(len(queries)), np.zeros(len(queries))
     vectorizer.fit(query_words)
     asked = vectorizer.transform(query_words).astype(float).tocsr()
-    held = vectorizer.transform(item_words).astype(float).tocoo()
+    term_counts = vectorizer.transform(item_words).astype(float).tocoo()
 
     frequency = np.asarray((vectorizer.transform(catalogue_words) > 0).sum(axis=0)).ravel() if catalogue else 0.0
     idf = np.log1p((len(catalogue) - frequency + 0.5) / (frequency + 0.5)) * np.ones(asked.shape[1])
     mean_length = max(1.0, np.mean([len(words) for words in catalogue_words or [[]]]))
     lengths = np.array([len(words) for words in item_words]) / mean_length
-    held.data = idf[held.col] * held.data / (held.data + _K1 * (1.0 - _B + _B * lengths[held.row]))
-    return np.asarray(asked.multiply(held.tocsr()).sum(axis=1)).ravel(), asked @ idf
+    term_counts.data = (
+        idf[term_counts.col] * term_counts.data / (term_counts.data + _K1 * (1.0 - _B + _B * lengths[term_counts.row]))
+    )
+    return np.asarray(asked.multiply(term_counts.tocsr()).sum(axis=1)).ravel(), asked @ idf
 
 
-def _distributions(share, train, validation, pairs, schema):
+def _distributions(feature, train, validation, pairs, schema):
     """One number per pair -> label distributions, by logistic regression on the train pairs' labels."""
     train, validation = _labelled(train), [pair for pair in validation if pair.label is not None]
     labels = _labels(train, schema)
     if len(set(labels)) == 1:
         return majority(train, validation, pairs, schema)
-    features = share(train)[:, None]
+    features = feature(train)[:, None]
     models = [LogisticRegression(C=strength, max_iter=1000).fit(features, labels) for strength in _STRENGTHS]
     if validation:
-        held_out, truth = share(validation)[:, None], _labels(validation, schema)
+        held_out, truth = feature(validation)[:, None], _labels(validation, schema)
         rows = np.arange(len(truth))
         fits = [log_probs(_spread(model, held_out, schema))[rows, truth].sum() for model in models]
         models = [models[int(np.argmax(fits))]]
-    return _spread(models[0], share(pairs)[:, None], schema) if pairs else np.zeros((0, len(schema)))
+    return _spread(models[0], feature(pairs)[:, None], schema) if pairs else np.zeros((0, len(schema)))
 
 
 def _spread(model, features, schema):
@@ -146,10 +148,10 @@ def _spread(model, features, schema):
 
 
 def _labelled(train):
-    kept = [pair for pair in train if pair.label is not None]
-    if not kept:
+    labelled = [pair for pair in train if pair.label is not None]
+    if not labelled:
         raise UserError("the train split holds no labelled pair, which the baselines need: label some, or split anew")
-    return kept
+    return labelled
 
 
 def _labels(pairs, schema):

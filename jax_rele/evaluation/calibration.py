@@ -12,12 +12,12 @@ BINS = 15
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 """Range in which `fit_temperature` searches; a fit at an edge means that the true optimum lies outside."""
 
-_FLOOR = 1e-12
+_MIN_PROB = 1e-12
 
 
 def log_probs(probs: np.ndarray) -> np.ndarray:
     """[N, C] label distributions -> [N, C] natural logarithms, with probabilities below 1e-12 raised to it."""
-    return np.log(np.maximum(np.asarray(probs, np.float64), _FLOOR))
+    return np.log(np.maximum(np.asarray(probs, np.float64), _MIN_PROB))
 
 
 def apply_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:

@@ -18,7 +18,7 @@ EVERYTHING = "all"
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldOutPairs:
     """The pairs that recipes are compared on.
 
     Attributes:
@@ -54,7 +54,7 @@ class Cell:
 
 def compare(
     cells: Sequence[Cell],
-    held: Held,
+    pairs: HeldOutPairs,
     schema: LabelSchema,
     *,
     others: Mapping[str, tuple[np.ndarray, np.ndarray]],
@@ -73,7 +73,7 @@ def compare(
 
     Args:
       cells: what was trained; each with as many seeds.
-      held: the pairs.
+      pairs: the pairs to compare on.
       schema: the label schema.
       others: {name: ([N, C], [M, C])} of what has no seeds: baselines, and the teacher by the name `teacher`.
       seeds: the training seeds.
@@ -89,14 +89,14 @@ def compare(
       "difference", "retained"}}}}: the difference to the same student by the reference on as many pairs, None where
       that was not trained, and the share of the teacher's value. What is undefined is None.
     """
-    masks = {EVERYTHING: np.ones(len(held.labels), bool), **held.slices}
+    masks = {EVERYTHING: np.ones(len(pairs.labels), bool), **pairs.slices}
     masks = {name: mask for name, mask in masks.items() if mask.any()}
 
     def samples(probs, fitted, mask):
         return metric_samples(
             np.asarray(probs)[mask],
-            held.labels[mask],
-            [query for query, kept in zip(held.queries, mask) if kept],
+            pairs.labels[mask],
+            [query for query, selected in zip(pairs.queries, mask) if selected],
             schema,
             gain_maps=gain_maps,
             **fitted,
@@ -106,8 +106,8 @@ def compare(
 
     def fitted(validation_probs):
         return {
-            "bias": fit_bias(validation_probs, held.validation_labels),
-            "temperature": fit_temperature(validation_probs, held.validation_labels),
+            "bias": fit_bias(validation_probs, pairs.validation_labels),
+            "temperature": fit_temperature(validation_probs, pairs.validation_labels),
         }
 
     fits = [[fitted(probs) for probs in cell.validation_probs] for cell in cells]
@@ -115,8 +115,8 @@ def compare(
     # A stream of its own: that of the queries begins with the same seed.
     draws = np.random.default_rng([seed, 1]).integers(0, len(seeds), (n_bootstrap, len(seeds)))
     document = {
-        "n_pairs": len(held.labels),
-        "n_queries": len(set(held.queries)),
+        "n_pairs": len(pairs.labels),
+        "n_queries": len(set(pairs.queries)),
         "slices": {name: int(mask.sum()) for name, mask in masks.items()},
         "seeds": list(seeds),
         "bootstrap": {"samples": n_bootstrap, "unit": "query and training seed", "seed": seed},
@@ -137,23 +137,23 @@ def compare(
     for slice_name, mask in masks.items():
         fixed = {name: samples(probs, other_fits[name], mask) for name, (probs, _) in others.items()}
         document["others"][slice_name] = {
-            name: {metric: interval(values) for metric, values in found.items()} for name, found in fixed.items()
+            name: {metric: interval(values) for metric, values in metrics.items()} for name, metrics in fixed.items()
         }
-        found = [
+        metrics = [
             _by_seed([samples(probs, fit, mask) for probs, fit in zip(cell.probs, fit_of_seeds)])
             for cell, fit_of_seeds in zip(cells, fits)
         ]
-        places = {_key(cell): place for place, cell in enumerate(cells)}
-        for cell, by_seed, told in zip(cells, found, document["cells"]):
-            other = places.get((cell.student, reference, cell.labelled, cell.teacher_labelled))
-            told["slices"][slice_name] = {
+        positions = {_key(cell): position for position, cell in enumerate(cells)}
+        for cell, by_seed, entry in zip(cells, metrics, document["cells"]):
+            other = positions.get((cell.student, reference, cell.labelled, cell.teacher_labelled))
+            entry["slices"][slice_name] = {
                 metric: {
                     **interval(_over_seeds(values, draws)),
                     "by_seed": [None if np.isnan(value) else float(value) for value in values[:, 0]],
                     "difference": None
                     if other is None or cell.recipe == reference
-                    else interval(_over_seeds(values - found[other][metric], draws)),
-                    "retained": _share(values, fixed.get(TEACHER, {}).get(metric)),
+                    else interval(_over_seeds(values - metrics[other][metric], draws)),
+                    "retained": _retained(values, fixed.get(TEACHER, {}).get(metric)),
                 }
                 for metric, values in by_seed.items()
             }
@@ -164,9 +164,9 @@ def _key(cell: Cell) -> tuple:
     return cell.student, cell.recipe, cell.labelled, cell.teacher_labelled
 
 
-def _by_seed(found: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _by_seed(metrics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """{metric: [seeds, 1 + n]}."""
-    return {metric: np.stack([each[metric] for each in found]) for metric in found[0]}
+    return {metric: np.stack([each[metric] for each in metrics]) for metric in metrics[0]}
 
 
 def _over_seeds(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -175,7 +175,7 @@ def _over_seeds(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
     return np.concatenate([[values[:, 0].mean()], resampled])
 
 
-def _share(values: np.ndarray, teacher: np.ndarray | None) -> float | None:
+def _retained(values: np.ndarray, teacher: np.ndarray | None) -> float | None:
     if teacher is None or np.isnan(teacher[0]) or teacher[0] == 0 or np.isnan(values[:, 0]).any():
         return None
     return float(values[:, 0].mean() / teacher[0])

@@ -136,7 +136,7 @@ def _differences(document, metric, slice_name, point) -> Markup | None:
 
 def _values(document, metric, slice_name, point) -> Markup:
     series = _series(document)
-    groups = {"": [plots.Row(name, told[metric]) for name, told in document["others"][slice_name].items()]}
+    groups = {"": [plots.Row(name, figures[metric]) for name, figures in document["others"][slice_name].items()]}
     for student in _students(document):
         groups[student] = [
             plots.Row(each["recipe"], figure, series[each["recipe"]], figure["by_seed"])
@@ -204,18 +204,18 @@ def _lines(document, metric, difference, axis, family, student, slice_name):
 def _rows(document, slice_name, point):
     """Table rows: what has no seeds, then every cell."""
     rows = []
-    for name, told in document["others"][slice_name].items():
-        cells = [{"said": cell(told[metric]), "difference": None, "kind": ""} for metric in document["metrics"]]
+    for name, figures in document["others"][slice_name].items():
+        cells = [{"text": cell(figures[metric]), "difference": None, "kind": ""} for metric in document["metrics"]]
         rows.append({"name": name, "hollow": True, "cells": cells, "retained": ["" for _ in HEADLINE]})
     for each in _cells(document, point):
-        told, cells = each["slices"][slice_name], []
+        figures, cells = each["slices"][slice_name], []
         for metric in document["metrics"]:
-            difference = told[metric]["difference"]
-            said = None if difference is None else cell(difference, sign=True)
+            difference = figures[metric]["difference"]
+            text = None if difference is None else cell(difference, sign=True)
             kind = "open" if difference is None else verdict(difference, metric)
-            cells.append({"said": cell(told[metric]), "difference": said, "kind": kind})
-        shares = [told[metric]["retained"] for metric in HEADLINE]
-        retained = ["–" if share is None else f"{share:.1%}" for share in shares]
+            cells.append({"text": cell(figures[metric]), "difference": text, "kind": kind})
+        fractions = [figures[metric]["retained"] for metric in HEADLINE]
+        retained = ["–" if fraction is None else f"{fraction:.1%}" for fraction in fractions]
         rows.append(
             {"name": f"{each['student']} {each['recipe']}", "hollow": False, "cells": cells, "retained": retained}
         )

@@ -61,7 +61,7 @@ def findings(document: Mapping, point: Point | None = None) -> list[tuple[str, s
     Returns:
       (kind, sentence) for each cell and slice with a difference to the reference; kind: `better`, `worse` or `open`.
     """
-    told, other = [], document["reference"]
+    sentences, other = [], document["reference"]
     for each in document["cells"]:
         here = each["labelled"], each["teacher_labelled"]
         if point not in (None, here):
@@ -76,10 +76,12 @@ def findings(document: Mapping, point: Point | None = None) -> list[tuple[str, s
                 "worse": "is worse than",
                 "open": "is not shown to differ from" if difference["value"] is not None else "cannot be compared with",
             }[kind]
-            said = cell(difference, sign=True) if difference["value"] is not None else "undefined on these pairs"
+            text = cell(difference, sign=True) if difference["value"] is not None else "undefined on these pairs"
             where = f"{slice_name}, {here[0]:,} + {here[1]:,} pairs"
-            told.append((kind, f"{each['student']} {each['recipe']} {verb} {other} on {HEADLINE} ({where}): {said}."))
-    return told
+            sentences.append(
+                (kind, f"{each['student']} {each['recipe']} {verb} {other} on {HEADLINE} ({where}): {text}.")
+            )
+    return sentences
 
 
 def verdict(difference: Mapping, metric: str) -> str:
@@ -132,6 +134,6 @@ def _table(document, point, slice_name, columns) -> list[str]:
         retained = figures[HEADLINE]["retained"]
         rows.append([*row, "" if retained is None else f"{retained:.1%}"])
     rows = [[row[0].replace("|", "\\|"), *row[1:]] for row in rows]
-    widths = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |" for row in [head, *rows]]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

@@ -65,16 +65,19 @@ def _best_coordinate(logs, labels, bias, label):
     cuts = cuts[np.append(True, np.diff(cuts) > _GAP)]
     candidates = np.concatenate([[cuts[0] - 1.0], (cuts[1:] + cuts[:-1]) / 2.0, [cuts[-1] + 1.0, 0.0]])
     # Of the pairs in `order`, the first `taken` get this label, the others keep their best rival.
-    taken = np.searchsorted(thresholds[order], candidates)
+    n_chosen = np.searchsorted(thresholds[order], candidates)
 
     score, present = np.zeros(len(candidates)), np.zeros(len(candidates))
     for other in range(logs.shape[1]):
         true = labels[order] == other
         if other == label:
-            hits, chosen = _running(true)[taken], taken
+            hits, chosen = _running(true)[n_chosen], n_chosen
         else:
-            kept = rival[order] == other
-            hits, chosen = ((kept & true).sum() - _running(kept & true)[taken], kept.sum() - _running(kept)[taken])
+            rival_is_other = rival[order] == other
+            hits, chosen = (
+                (rival_is_other & true).sum() - _running(rival_is_other & true)[n_chosen],
+                rival_is_other.sum() - _running(rival_is_other)[n_chosen],
+            )
         size = chosen + true.sum()
         score += 2.0 * hits / np.maximum(size, 1)
         present += size > 0

@@ -58,11 +58,11 @@ def intervals(metric: str, baselines: Mapping[str, Mapping], models: Mapping[str
     hollow = [(Row(name, figures[metric]), (MUTED, "o", PAPER)) for name, figures in baselines.items()]
     filled = [(Row(name, figures[metric]), (ACCENT, "o", ACCENT)) for name, figures in models.items()]
     rows = [*hollow, *filled]
-    told = "; ".join(f"{row.name} {cell(row.figure)}" for row, _ in rows)
+    description = "; ".join(f"{row.name} {cell(row.figure)}" for row, _ in rows)
     return draw_svg(
         lambda axes: _draw_dots(axes, rows, _CHANCE.get(metric), sign=False),
         (3.5, 0.3 + 0.36 * len(rows)),
-        f"{metric} with 95% intervals: {told}",
+        f"{metric} with 95% intervals: {description}",
     )
 
 
@@ -78,19 +78,23 @@ def dots(title: str, groups: Mapping[str, Sequence[Row]], *, line: float | None 
     Returns:
       An SVG element.
     """
-    rows, told = [], []
+    rows, description = [], []
     for heading, members in groups.items():
         rows += [(heading, None)] if heading else []
         rows += [(row, look(row.series)) for row in members]
         for row in members:
             seeds = ", ".join(f"{value:.3f}" for value in _defined(row.by_seed))
-            told.append(f"{heading} {row.name} {cell(row.figure, sign)}{f' (seeds {seeds})' if seeds else ''}".strip())
+            description.append(
+                f"{heading} {row.name} {cell(row.figure, sign)}{f' (seeds {seeds})' if seeds else ''}".strip()
+            )
 
     def draw(axes: Axes):
         axes.set_title(title, loc="left", size=8.5, weight="bold", color=INK)
         _draw_dots(axes, rows, line, sign)
 
-    return draw_svg(draw, (3.5, 0.62 + 0.36 * len(rows)), f"{_line(title)}, with 95% intervals: {'; '.join(told)}")
+    return draw_svg(
+        draw, (3.5, 0.62 + 0.36 * len(rows)), f"{_line(title)}, with 95% intervals: {'; '.join(description)}"
+    )
 
 
 def curves(
@@ -117,8 +121,8 @@ def curves(
     Returns:
       An SVG element.
     """
-    places, logarithmic = _places([x for line in lines for x, _ in line.points])
-    first, last = min(places.values()), max(places.values())
+    positions, logarithmic = _positions([x for line in lines for x, _ in line.points])
+    first, last = min(positions.values()), max(positions.values())
     span = last - first or 1.0
     low, high = _limits([figure for line in lines for _, figure in line.points], [])
     reach = max(0.5 * (high - low), 0.01)
@@ -139,14 +143,14 @@ def curves(
             if name in near:
                 axes.axhline(y, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), label=short(name))
             else:
-                place, side, arrow = (0.99, "top", "↑") if y > high else (0.01, "bottom", "↓")
+                position, side, arrow = (0.99, "top", "↑") if y > high else (0.01, "bottom", "↓")
                 words = {"va": side, "size": 7.0, "color": MUTED, "transform": axes.transAxes}
-                axes.text(0.01, place, f"{short(name)} {y:.3f} {arrow}", **words)
-        _draw_ticks(axes, places, span)
+                axes.text(0.01, position, f"{short(name)} {y:.3f} {arrow}", **words)
+        _draw_ticks(axes, positions, span)
         for number, line in enumerate(lines):
             ink, marker, fill = look(line.series)
             aside = (number - (len(lines) - 1) / 2) * 0.012 * span
-            there = [(places[x] + aside, figure) for x, figure in line.points if figure["value"] is not None]
+            there = [(positions[x] + aside, figure) for x, figure in line.points if figure["value"] is not None]
             for x, figure in there:
                 if figure["ci95"] is not None:
                     axes.plot([x, x], figure["ci95"], color=ink, linewidth=1.2, alpha=0.55)
@@ -162,12 +166,12 @@ def curves(
             )
         axes.figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=7.5, handlelength=1.8)
 
-    told = [f"{name} {y:.3f}" for name, y in levels.items()]
-    told += [
+    description = [f"{name} {y:.3f}" for name, y in levels.items()]
+    description += [
         f"{line.name} " + ", ".join(f"{cell(figure, sign)} at {x:,}" for x, figure in line.points) for line in lines
     ]
     height = 2.5 + 0.17 * -(-(len(lines) + len(near)) // columns)
-    return draw_svg(draw, (3.5, height), f"{_line(title)}, with 95% intervals, by {xlabel}: {'; '.join(told)}")
+    return draw_svg(draw, (3.5, height), f"{_line(title)}, with 95% intervals, by {xlabel}: {'; '.join(description)}")
 
 
 def reliability_diagram(name: str, before: np.ndarray, after: np.ndarray, outcome: np.ndarray) -> Markup:
@@ -197,12 +201,12 @@ def reliability_diagram(name: str, before: np.ndarray, after: np.ndarray, outcom
         axes.set_xticks([0, 0.5, 1])
         axes.set_yticks([0, 0.5, 1])
 
-    told = "; ".join(
+    description = "; ".join(
         f"{when}: "
         + ", ".join(f"{p:.2f} became {rate:.2f}" for p, rate in zip(binned["mean_p"], binned["rate"]) if p == p)
         for when, (binned, _, _) in zip(("before scaling", "after"), tables)
     )
-    return draw_svg(draw, (2.1, 2.0), f"Reliability of {name}, forecast and observed share by bin, {told}")
+    return draw_svg(draw, (2.1, 2.0), f"Reliability of {name}, forecast and observed share by bin, {description}")
 
 
 def score_distributions(name: str, scores: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Markup:
@@ -245,10 +249,10 @@ def score_distributions(name: str, scores: np.ndarray, labels: np.ndarray, names
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
 
-    told = "; ".join(
+    description = "; ".join(
         f"{label} {np.median(group):.2f}" if len(group) else f"{label} no pair" for label, group in zip(names, groups)
     )
-    return draw_svg(draw, (2.1, 0.4 + 0.46 * len(names)), f"Scores of {name} by true label, medians: {told}")
+    return draw_svg(draw, (2.1, 0.4 + 0.46 * len(names)), f"Scores of {name} by true label, medians: {description}")
 
 
 def _line(title):
@@ -281,25 +285,31 @@ def _draw_dots(axes, rows, line, sign):
     axes.locator_params(axis="x", nbins=5)
     if line is not None and low - margin < line < high + margin:
         axes.axvline(line, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-    for place, (row, style) in enumerate(rows):
-        behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
-        told = {"y": place - 0.42, "transform": axes.get_yaxis_transform(), "va": "center", "size": 7.5, "bbox": behind}
+    for position, (row, style) in enumerate(rows):
+        background = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
+        description = {
+            "y": position - 0.42,
+            "transform": axes.get_yaxis_transform(),
+            "va": "center",
+            "size": 7.5,
+            "bbox": background,
+        }
         if style is None:
-            axes.text(0.0, s=short(row), weight="bold", **{**told, "y": place + 0.1})
+            axes.text(0.0, s=short(row), weight="bold", **{**description, "y": position + 0.1})
             continue
         ink, marker, fill = style
-        axes.text(0.0, s=short(row.name), **told)
-        axes.text(1.0, s=cell(row.figure, sign), ha="right", color=MUTED, **told)
+        axes.text(0.0, s=short(row.name), **description)
+        axes.text(1.0, s=cell(row.figure, sign), ha="right", color=MUTED, **description)
         if row.figure["ci95"] is not None:
-            axes.plot(row.figure["ci95"], [place, place], color=ink, linewidth=2.0, solid_capstyle="round")
+            axes.plot(row.figure["ci95"], [position, position], color=ink, linewidth=2.0, solid_capstyle="round")
         seeds = _defined(row.by_seed)
         if len(seeds) > 1:
-            axes.plot(seeds, [place + 0.2] * len(seeds), "|", markersize=4.5, color=ink, markeredgewidth=0.9)
+            axes.plot(seeds, [position + 0.2] * len(seeds), "|", markersize=4.5, color=ink, markeredgewidth=0.9)
         if row.figure["value"] is not None:
-            axes.plot([row.figure["value"]], [place], marker, markersize=5.5, color=ink, markerfacecolor=fill)
+            axes.plot([row.figure["value"]], [position], marker, markersize=5.5, color=ink, markerfacecolor=fill)
 
 
-def _places(numbers):
+def _positions(numbers):
     """{number: place on the axis}, and whether the axis is logarithmic."""
     numbers = sorted(set(numbers))
     positive = [number for number in numbers if number > 0]
@@ -309,11 +319,11 @@ def _places(numbers):
     return {number: float(np.log10(number)) if number > 0 else nothing for number in numbers}, True
 
 
-def _draw_ticks(axes, places, span):
+def _draw_ticks(axes, positions, span):
     """A tick for every number; those without room for their text go without."""
-    kept = []
-    for number in sorted(places, reverse=True):
-        if not kept or places[kept[-1]] - places[number] > 0.14 * span:
-            kept.append(number)
-    axes.set_xticks([places[number] for number in kept], [f"{number:,}" for number in kept])
-    axes.set_xticks([places[number] for number in places if number not in kept], minor=True)
+    labelled = []
+    for number in sorted(positions, reverse=True):
+        if not labelled or positions[labelled[-1]] - positions[number] > 0.14 * span:
+            labelled.append(number)
+    axes.set_xticks([positions[number] for number in labelled], [f"{number:,}" for number in labelled])
+    axes.set_xticks([positions[number] for number in positions if number not in labelled], minor=True)

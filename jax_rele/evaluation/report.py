@@ -116,7 +116,7 @@ def write_report(
 
 def _unbroken(text):
     """The sentence with no line break within an interval."""
-    return _INTERVAL.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    return _INTERVAL.sub(lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
 def _rows(baselines, models, columns):
@@ -149,15 +149,15 @@ def _model_plots(metrics, schema, labels, probs):
     outcome = schema.is_positive[labels]
     drawn = []
     for name in metrics["models"]:
-        said = np.asarray(probs[name], np.float64)
-        scaled = apply_temperature(said, metrics["decision"][name]["temperature"])
+        label_probs = np.asarray(probs[name], np.float64)
+        scaled = apply_temperature(label_probs, metrics["decision"][name]["temperature"])
         drawn.append(
             {
                 "name": name,
                 "reliability": plots.reliability_diagram(
-                    name, positive_probs(said, schema), positive_probs(scaled, schema), outcome
+                    name, positive_probs(label_probs, schema), positive_probs(scaled, schema), outcome
                 ),
-                "scores": plots.score_distributions(name, schema.expected_gain(said), labels, schema.names),
+                "scores": plots.score_distributions(name, schema.expected_gain(label_probs), labels, schema.names),
             }
         )
     return drawn
@@ -173,7 +173,7 @@ def _dimensions(examples):
             named.update(dict.fromkeys(verdicts))
     for example in examples:
         named.update(dict.fromkeys(span.dimension for span in example.spans))
-    return {dimension: place for place, dimension in enumerate(named)}
+    return {dimension: index for index, dimension in enumerate(named)}
 
 
 def _card(example, schema, dimensions):
@@ -181,8 +181,8 @@ def _card(example, schema, dimensions):
 
     def marked(source, text):
         spans = [span for span in example.spans if span.source == source]
-        pieces = [(piece, held, _background(held, dimensions)) for piece, held in segments(text, spans)]
-        evidence = any(held for _, held, _ in pieces)
+        pieces = [(piece, covering, _background(covering, dimensions)) for piece, covering in segments(text, spans)]
+        evidence = any(covering for _, covering, _ in pieces)
         return {"name": source, "pieces": pieces, "size": len(text), "long": len(text) > _LONG, "evidence": evidence}
 
     return {
@@ -199,19 +199,23 @@ def _card(example, schema, dimensions):
     }
 
 
-def _background(held, dimensions):
+def _background(covering, dimensions):
     """CSS that paints one band of colour for each dimension of a piece of text."""
-    share = 100.0 / max(1, len(held))
+    percentage = 100.0 / max(1, len(covering))
     bands = (
-        f"var(--dimension-{dimensions[dimension]}) {share * place:.4g}% {share * (place + 1):.4g}%"
-        for place, dimension in enumerate(held)
+        f"var(--dimension-{dimensions[dimension]}) {percentage * index:.4g}% {percentage * (index + 1):.4g}%"
+        for index, dimension in enumerate(covering)
     )
     return f"background: linear-gradient({', '.join(bands)})"
 
 
 def _comparisons(example, dimensions):
     """One row per dimension that the teacher or a student gives a verdict on."""
-    written = {} if example.rationale is None else {said.dimension: said for said in example.rationale.comparisons}
+    written = (
+        {}
+        if example.rationale is None
+        else {comparison.dimension: comparison for comparison in example.rationale.comparisons}
+    )
     named = dict.fromkeys([*written, *(dimension for verdicts in example.verdicts.values() for dimension in verdicts)])
     return [
         {

@@ -31,7 +31,7 @@ def table(metrics: Mapping) -> str:
     rows = [["model", *columns]]
     for name, figures in {**metrics["baselines"], **metrics["models"]}.items():
         rows.append([name.replace("|", "\\|"), *(cell(figures[column]) for column in columns)])
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
@@ -58,14 +58,14 @@ def verdict_lines(metrics: Mapping) -> list[str]:
 
 def findings(metrics: Mapping) -> list[tuple[str, str]]:
     """The sentences of `verdict_lines`, each with its kind: `better`, `worse`, `open` or `note`."""
-    found = [
+    entries = [
         _comparison(metrics, model, other, metric)
         for model in metrics["models"]
         for metric in HEADLINE
         for other in _opponents(metrics, model, metric)
     ]
-    found += [("note", text) for text in _notes(metrics)]
-    return found
+    entries += [("note", text) for text in _notes(metrics)]
+    return entries
 
 
 def _opponents(metrics, model, metric):
@@ -88,17 +88,17 @@ def _comparison(metrics, a, b, metric):
     )
     if difference["value"] is None:
         return "open", f"{a} and {b} cannot be compared on {metric}: it is undefined for one of them on these pairs."
-    said = f"difference {cell(difference, sign=True)}"
+    text = f"difference {cell(difference, sign=True)}"
     if difference["ci95"] is None:
-        return "open", f"{a} is not shown to beat {b} on {metric}: {said}, without an interval."
+        return "open", f"{a} is not shown to beat {b} on {metric}: {text}, without an interval."
     low, high = difference["ci95"]
     if low > 0:
-        return "better", f"{a} beats {b} on {metric}: {said}."
+        return "better", f"{a} beats {b} on {metric}: {text}."
     if high < 0:
-        return "worse", f"{a} is worse than {b} on {metric}: {said}."
+        return "worse", f"{a} is worse than {b} on {metric}: {text}."
     if b == TEACHER:
-        return "open", f"{a} is not shown to differ from {b} on {metric}: {said}."
-    return "open", f"{a} does not beat {b} on {metric}: {said}."
+        return "open", f"{a} is not shown to differ from {b} on {metric}: {text}."
+    return "open", f"{a} does not beat {b} on {metric}: {text}."
 
 
 def _notes(metrics):
@@ -110,13 +110,13 @@ def _notes(metrics):
             yield f"{name} gives nearly every pair the same P(relevant): its standard deviation is {std:.3f}."
     written = metrics.get("rationales")
     if written and written["written"]:
-        said = f"{written['parsed']} of the teacher's {written['written']} rationales parse"
+        text = f"{written['parsed']} of the teacher's {written['written']} rationales parse"
         if agreement := written.get("agreement_with_rules"):
-            said += (
+            text += (
                 f"; their verdicts agree with the rule annotator's on {agreement['overall']:.3f} of the dimensions, "
                 f"where always giving its most frequent verdict agrees on {agreement['most_frequent_verdict']:.3f}"
             )
-        yield said + "."
+        yield text + "."
     everyone = [*metrics["baselines"].values(), *metrics["models"].values()]
     undefined = [column for column in columns if all(figures[column]["value"] is None for figures in everyone)]
     if undefined:

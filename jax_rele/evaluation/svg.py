@@ -45,7 +45,7 @@ _STYLE = {
 }
 
 
-def draw_svg(draw: Callable[[Axes], None], size: tuple[float, float], told: str) -> Markup:
+def draw_svg(draw: Callable[[Axes], None], size: tuple[float, float], description: str) -> Markup:
     """An SVG element.
 
     Args:
@@ -58,7 +58,7 @@ def draw_svg(draw: Callable[[Axes], None], size: tuple[float, float], told: str)
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())
-        matplotlib.rcParams["svg.hashsalt"] = told
+        matplotlib.rcParams["svg.hashsalt"] = description
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg")
     text = buffer.getvalue()
@@ -69,11 +69,11 @@ def draw_svg(draw: Callable[[Axes], None], size: tuple[float, float], told: str)
     text = re.sub(r"font-family: [^;\"]*; ?", "", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
-    text = re.sub(r"#0b00([0-9a-f]{2})", lambda found: f"var(--label-{int(found[1], 16)})", text)
-    text = re.sub(r"#0c00([0-9a-f]{2})", lambda found: f"var(--series-{int(found[1], 16)})", text)
+    text = re.sub(r"#0b00([0-9a-f]{2})", lambda match: f"var(--label-{int(match[1], 16)})", text)
+    text = re.sub(r"#0c00([0-9a-f]{2})", lambda match: f"var(--series-{int(match[1], 16)})", text)
     width, height = (72 * side for side in size)
     head = Markup('<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">')
-    return head.format(width, height, told) + Markup(text[text.index(">") + 1 :])
+    return head.format(width, height, description) + Markup(text[text.index(">") + 1 :])
 
 
 def standalone(svg: Markup) -> str:
@@ -92,7 +92,7 @@ def standalone(svg: Markup) -> str:
     tag, drawn = str(svg).split(">", 1)
     if unknown := sorted(set(re.findall(r"var\((--[\w-]+)\)", drawn)) - set(colours)):
         raise ValueError(f"only the page knows the colours {', '.join(unknown)}")
-    drawn = re.sub(r"var\((--[\w-]+)\)", lambda found: colours[found[1]], drawn)
+    drawn = re.sub(r"var\((--[\w-]+)\)", lambda match: colours[match[1]], drawn)
     width, height = (float(side) + 2 * _PADDING for side in re.search(r'viewBox="0 0 (\S+) (\S+)"', tag).groups())
     tag = re.sub(r'viewBox="[^"]*"', f'viewBox="{-_PADDING} {-_PADDING} {width:g} {height:g}"', tag)
     return (

@@ -14,11 +14,11 @@ from jax_rele import losses
 from jax_rele.config import Config
 from jax_rele.data import candidates, recombine
 from jax_rele.data.batches.loader import batches, rows, shuffled
-from jax_rele.data.tokens.encoding import Answer, AnswerEncoder, encode_prompts, language_rows
+from jax_rele.data.tokens.prompts import Answer, AnswerEncoder, encode_prompts, language_rows
 from jax_rele.errors import UserError
 from jax_rele.models.weights import load_params
 from jax_rele.rationale import RuleAnnotator
-from jax_rele.stages import artefacts
+from jax_rele.runs import artefacts
 from jax_rele.training import (
     distributed,
     init_state,
@@ -31,9 +31,6 @@ from jax_rele.training import (
 )
 from jax_rele.training.checkpoint import clear, save_variables
 from jax_rele.types import Pair
-
-NEEDS = ("prepare", "annotate")
-READS = ("seed", "data", "rationale", "teacher", "adapt")
 
 CHUNK = 512
 """Positions of a device whose logits exist at a time."""

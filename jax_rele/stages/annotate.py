@@ -16,42 +16,28 @@ from jax_rele.annotation.review import apply_reviews, decisions_to_arrow, read_r
 from jax_rele.annotation.votes import Decision, consensus, digest, fit_votes
 from jax_rele.config import Config
 from jax_rele.data import RATIONALES, PairTable, write_table
-from jax_rele.data.sources.files import hash_folder
 from jax_rele.errors import UserError
+from jax_rele.io import hash_folder
 from jax_rele.rationale import RuleAnnotator, query_quality, render
-from jax_rele.stages import artefacts, chat
+from jax_rele.runs import artefacts
+from jax_rele.runs import chat_annotators as chat
 from jax_rele.types import Pair
-
-NEEDS = ("prepare",)
-READS = (
-    "seed",
-    "labels",
-    "rationale",
-    *(
-        f"annotate.{name}"
-        for name in (
-            *("annotator", "unlabelled", "teacher_run", "prompt", "definitions", "dimension_definitions", "examples"),
-            *("fields", "reasoning", "endpoints", "weights", "min_share", "gold_filter", "label_rules", "reviews"),
-            "injection_pairs",
-        )
-    ),
-)
 
 
 def external_inputs(config: Config) -> dict[str, str]:
     """Hashes of the files that the config names: a prompt of its own, reviews, the other run's adapters."""
     annotate = config.annotate
-    found = {}
+    hashes = {}
     if annotate.annotator == "llm" and annotate.prompt not in ("en", "zh"):
-        found[f"annotate.prompt {annotate.prompt}"] = chat.prompts_of(config).version
+        hashes[f"annotate.prompt {annotate.prompt}"] = chat.prompts_of(config).version
     if annotate.reviews:
-        found[f"annotate.reviews {annotate.reviews}"] = _file_hash(annotate.reviews, "annotate.reviews")
+        hashes[f"annotate.reviews {annotate.reviews}"] = _file_hash(annotate.reviews, "annotate.reviews")
     if annotate.annotator == "teacher":
         folder = Path(annotate.teacher_run) / artefacts.LORA
         if not folder.is_dir():
             raise UserError(f"annotate.teacher_run: {folder} is not there; give the folder of a run with a teacher")
-        found[f"annotate.teacher_run {annotate.teacher_run}"] = hash_folder(folder)
-    return found
+        hashes[f"annotate.teacher_run {annotate.teacher_run}"] = hash_folder(folder)
+    return hashes
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -99,23 +85,25 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str
     if annotate.annotator == "llm":
         prompts = chat.prompts_of(config)
         ask = chat.asking(config, prompts)
-        said = ask(chat.tasks_of(prompts, pairs))
+        responses = ask(chat.tasks_of(prompts, pairs))
     else:
-        said = chat.ask_teacher(config, pairs)
-    decisions = chat.decide(config, said, by_id, gold)
-    if ask is not None and chat.ask_again(ask, prompts, said, decisions, by_id):
-        decisions = chat.decide(config, said, by_id, gold)
+        responses = chat.ask_teacher(config, pairs)
+    decisions = chat.decide(config, responses, by_id, gold)
+    if ask is not None and chat.ask_again(ask, prompts, responses, decisions, by_id):
+        decisions = chat.decide(config, responses, by_id, gold)
     if annotate.reviews:
-        decisions = apply_reviews(decisions, read_reviews(annotate.reviews, schema.names, by_id), said.votes)
+        decisions = apply_reviews(decisions, read_reviews(annotate.reviews, schema.names, by_id), responses.votes)
 
     injected = _injection(config, ask, prompts, pairs, decisions) if ask is not None else None
-    reliability = fit_votes(said.votes, schema, gold, weights=annotate.weights)
-    annotations = Annotations(by_id, said.votes, decisions, schema, config.rationale.dimensions, annotate.fields, rules)
+    reliability = fit_votes(responses.votes, schema, gold, weights=annotate.weights)
+    annotations = Annotations(
+        by_id, responses.votes, decisions, schema, config.rationale.dimensions, annotate.fields, rules
+    )
     quality = build_quality(annotations, reliability=reliability, injection=injected, seed=config.seed)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(run_dir / artefacts.DECISIONS, *_columns(decisions))
     (run_dir / artefacts.QUALITY).write_text(json.dumps(quality, indent=1) + "\n", "utf-8")
-    write_report(folder / "report.html", quality, find_examples(annotations, said.texts), run_name=config.name)
+    write_report(folder / "report.html", quality, find_examples(annotations, responses.texts), run_name=config.name)
     (folder / "review.csv").unlink(missing_ok=True)  # a person's edits live in a copy, `annotate.reviews`
     to_see = write_reviews(folder / "review.csv", to_review(decisions), by_id)
 
@@ -123,22 +111,22 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str
     if states["pending"] and not annotate.allow_pending:
         raise UserError(
             f"annotate: {states['pending']} of {len(pairs)} pairs have not all of their answers "
-            f"({said.stopped or 'calls failed'}); the same command goes on, what was answered is kept in "
+            f"({responses.stopped or 'calls failed'}); the same command goes on, what was answered is kept in "
             f"{config.answers}; raise annotate.budget where it has ended, or set annotate.allow_pending: true"
         )
-    kept = [decision for decision in decisions if decision.status == "accepted"]
-    if not any(decision.pair_id in gold for decision in kept):
+    accepted = [decision for decision in decisions if decision.status == "accepted"]
+    if not any(decision.pair_id in gold for decision in accepted):
         raise UserError(
             f"annotate: none of {len(pairs)} pairs has an accepted rationale; {folder / 'report.html'} says why"
         )
-    _write_rationales(run_dir, ((by_id[one.pair_id], one.rationale, one.model) for one in kept))
+    _write_rationales(run_dir, ((by_id[one.pair_id], one.rationale, one.model) for one in accepted))
     return {
         "pairs": len(pairs),
         "accepted": states["accepted"],
         "rejected": states["rejected"],
         "pending": states["pending"],
         "to review": to_see,
-        "cost": round(said.cost, 6),
+        "cost": round(responses.cost, 6),
         "consensus": digest(decisions)[:16],
     }
 
@@ -151,13 +139,18 @@ def _injection(config: Config, ask: chat.Ask, prompts, pairs: Sequence[Pair], de
     attacks = [one for pair in chosen for one in attack(pair, target, list(prompts.dimensions))]
     if not attacks:
         return None
-    said = ask(chat.tasks_of(prompts, [one.pair for one in attacks]))
+    responses = ask(chat.tasks_of(prompts, [one.pair for one in attacks]))
     schema = config.labels.schema_
     attacked = consensus(
-        said.votes, schema, config.rationale.dimensions, weights="equal", min_share=0.0, wanted=said.wanted
+        responses.votes,
+        schema,
+        config.rationale.dimensions,
+        weights="equal",
+        min_vote_fraction=0.0,
+        expected_answers=responses.expected_answers,
     )
-    found = {decision.pair_id: decision for decision in attacked if decision.status != "pending"}
-    return effect(attacks, {one.pair_id: one for one in decisions}, found, schema, seed=config.seed)
+    hashes = {decision.pair_id: decision for decision in attacked if decision.status != "pending"}
+    return effect(attacks, {one.pair_id: one for one in decisions}, hashes, schema, seed=config.seed)
 
 
 def _columns(decisions: Sequence[Decision]):

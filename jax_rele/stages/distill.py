@@ -2,74 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-import optax
-
-from jax_rele import losses
-from jax_rele.config import Config, Schedule
-from jax_rele.data.batches.loader import Groups, batches, bucket_of
-from jax_rele.data.batches.sampler import Stream, order, shares
-from jax_rele.data.tokens.token_cache import Columns
-from jax_rele.errors import UserError
-from jax_rele.losses.combine import Term
-from jax_rele.models.partitioning import use
-from jax_rele.stages import artefacts, objectives, students, targets
-from jax_rele.stages.training_data import TrainingData, open_data, queries
+from jax_rele.config import Config
+from jax_rele.distillation import trainer
+from jax_rele.distillation.dataset import open_data
+from jax_rele.runs import artefacts, objectives
 from jax_rele.training import (
-    TrainState,
     distributed,
-    local_row_indices,
-    make_init_fn,
-    make_mesh,
-    make_optimizer,
-    make_train_step,
-    shard_step,
-    train,
 )
 from jax_rele.training.checkpoint import clear, save_variables
-from jax_rele.training.collapse import alarm, score_variance
-
-WINDOW = 32
-"""Steps whose groups are dealt into batches by length, where there are several lengths."""
-
-NEEDS = ("prepare", "score")
-READS = ("seed", "labels", "data", "rationale", "student", "distill")
 
 
 def external_inputs(config: Config) -> dict[str, str]:
-    """Hashes of the files that hold losses of the config's own: an edited loss makes another student."""
+    """Hashes of the files that hold losses of the config's own: an edited loss changes the student."""
     terms = [term for objective in config.distill.objectives.values() for term in objective.terms.values()]
-    found = {f"loss {term.loss}": objectives.source_hash(term.loss) for term in terms if ":" in term.loss}
-    return {name: value for name, value in found.items() if value}
+    hashes = {f"loss {term.loss}": objectives.source_hash(term.loss) for term in terms if ":" in term.loss}
+    return {name: value for name, value in hashes.items() if value}
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Trains and writes the students; those that an interrupted run has finished are kept."""
-    # What does not fit together is found before anything is trained.
+    """Trains and writes the students; those that an interrupted run finished are skipped."""
+    # Inconsistent recipes are refused before anything is trained.
     work = []
     for recipe in config.distill.recipes:
-        together = (
-            [config.distill.students] if config.distill.together else [(name,) for name in config.distill.students]
+        groups = (
+            [config.distill.students]
+            if config.distill.joint_training
+            else [(name,) for name in config.distill.students]
         )
-        for names in together:
-            terms = {name: terms_of(config, run_dir, name, recipe) for name in names}
+        for names in groups:
+            terms = {name: trainer.terms_of(config, run_dir, name, recipe) for name in names}
             work.append((recipe, terms))
     data = open_data(config, run_dir)
     for recipe, terms in work:
         folders = {name: artefacts.student_dir(run_dir, name, recipe) for name in terms}
-        if distributed.on_main(partial(_are_there, folders.values())):
+        if distributed.on_main(partial(_are_trained, folders.values())):
             continue
-        training = prepare(config, run_dir, recipe, terms, data)
+        training = trainer.prepare(config, run_dir, recipe, terms, data)
         directory = run_dir / "distill" / "together" / recipe if len(terms) > 1 else folders[next(iter(terms))]
         title = f"distill {' + '.join(terms)} {recipe}"
-        state = fit(training, config, config.seed, directory, title)
+        state = trainer.fit(training, config, config.seed, directory, title)
         for name, params in training.params_of(state).items():
             save_variables(folders[name] / "variables", {"params": params})
         clear(directory / "checkpoints")
@@ -80,237 +56,5 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     }
 
 
-def _are_there(folders: Iterable[Path]) -> bool:
+def _are_trained(folders: Iterable[Path]) -> bool:
     return all((folder / "variables").exists() for folder in folders)
-
-
-def terms_of(config: Config, run_dir: Path, name: str, recipe: str) -> dict[str, Term]:
-    """The terms of a recipe for a student. Raises UserError where it lacks what they read."""
-    heads = students.heads_of(students.student_model(config, run_dir, name)[0])
-    terms = objectives.terms(config, recipe, heads)
-    targets.check_needs(config, name, recipe, terms, heads)
-    return terms
-
-
-@dataclass(frozen=True)
-class Training:
-    """One or several students and a recipe, ready to be trained with any seed by one compiled step.
-
-    Attributes:
-      step: compiled, see `sharding.shard_step`.
-      start: seed -> the state at step 0.
-      data: seed -> the batches.
-      mesh: the devices.
-      params_of: state -> {student: its parameters}.
-    """
-
-    step: Callable[..., tuple[TrainState, dict[str, Any]]]
-    start: Callable[[int], TrainState]
-    data: Callable[[int], Any]
-    mesh: jax.sharding.Mesh
-    params_of: Callable[[TrainState], dict[str, Any]]
-
-
-def prepare(
-    config: Config,
-    run_dir: Path,
-    recipe: str,
-    terms: Mapping[str, Mapping[str, Term]],
-    data: TrainingData,
-    chosen: np.ndarray | None = None,
-) -> Training:
-    """Everything of a training that does not depend on its seed.
-
-    Args:
-      config: the run.
-      run_dir: its folder, for the tokenizer.
-      recipe: its name, for messages.
-      terms: {student: its terms}. Several students are trained side by side in every step, each by its own terms and
-        with an optimizer of its own, so that each becomes what it would have become alone.
-      data: labelled and unlabelled training pairs with their signals.
-      chosen: row numbers of those to learn from; None for all.
-    """
-    optimization, one = config.distill.optimization, len(terms) == 1
-    mesh = make_mesh(config.mesh)
-    models, inits, inputs, fields = {}, {}, {}, {}
-    for name in terms:
-        models[name], tokenizer = students.student_model(config, run_dir, name)
-        inits[name] = students.init_student(config, models[name], tokenizer)
-        made = targets.columns(config, name, recipe, models[name], tokenizer, terms[name], data)
-        inputs[name] = made.pop("inputs")
-        fields |= made
-    (first, model), *_ = models.items()
-    encoder = students.loaded_encoder(config, model, mesh)
-    tx = make_optimizer(optimization)
-    if one:
-        apply, loss, init = model.apply, losses.combine(**terms[first]), inits[first]
-        inputs, paths = inputs[first], {first: ()}
-    else:
-        apply, init = _side_by_side(models), _born_together(inits)
-        loss = losses.joint(**{name: losses.combine(**terms[name]) for name in terms})
-        tx = _one_each(tx)
-        paths = {name: (name,) for name in terms}
-
-    teacher = any(losses.needs_teacher(each) for each in terms.values())
-    read, streams = _groups(config, {"inputs": inputs, **fields}, data, chosen, teacher, mesh)
-
-    def examples(seed):
-        window = WINDOW if read.lengths > 1 else 1
-        return order(streams, seed, sizes=read.buckets, window=window)
-
-    def batches_of(seed):
-        ordered = examples(seed)
-        return batches(read, ordered, local_row_indices(mesh, ordered.width))
-
-    born = make_init_fn(init, "params", {}, tx, mesh)
-
-    def start(seed):
-        state = born(seed)
-        for path in paths.values():
-            state = students.with_encoder(state, encoder, path)
-        return state
-
-    def params_of(state):
-        params = state.trainable["params"]
-        return {name: params[path[0]] if path else params for name, path in paths.items()}
-
-    step = make_train_step(
-        apply,
-        loss,
-        tx,
-        micro_batches=optimization.micro_batches,
-        group_size=read.members.shape[1],
-        term_gradients=config.distill.term_gradients,
-        watch=score_variance(config.labels.gains),
-    )
-
-    state = start(0)
-    if recipe in config.distill.objectives:
-        first = examples(0)
-        _try(recipe, step, state, read(first.batch(0), np.arange(first.width)), mesh)
-    return Training(shard_step(step, mesh, state), start, batches_of, mesh, params_of)
-
-
-def _groups(
-    config: Config,
-    columns: Columns,
-    data: TrainingData,
-    chosen: np.ndarray | None,
-    teacher: bool,
-    mesh: jax.sharding.Mesh,
-) -> tuple[Groups, list[Stream]]:
-    """The pairs in groups of one query, and the streams of groups with and without labelled pairs.
-
-    A batch holds so many groups that a recipe without a teacher sees the same labelled pairs in the same step as one
-    that learns from the group's unlabelled pairs, and from other groups, too.
-    """
-    distill = config.distill
-    known = queries(data)
-    chosen = np.arange(len(data)) if chosen is None else np.asarray(chosen)
-    query, labelled = known["query"][chosen], np.asarray(known["labelled"][chosen])
-    groups = whole = targets.groups_of(config, query, labelled, True)
-    if not teacher:
-        groups = targets.groups_of(config, query, labelled, False)
-    has_label = (labelled[whole] & (whole >= 0)).any(axis=1)
-    count = max(1, distill.optimization.batch_size // distill.group_size)
-    with_label, without = np.flatnonzero(has_label), np.flatnonzero(~has_label)
-    if len(with_label) and len(without):
-        first, second, cycle = shares(_shares(distill.labelled_share), count)
-        streams = [Stream(with_label, first, cycle)]
-        if any(second):
-            streams.append(Stream(without, second, cycle))
-        streams = streams if teacher else streams[:1]
-    else:
-        streams = [Stream(np.arange(len(groups)), (count,))]
-    width = max(streams[0].counts) if len(streams) == 1 else count
-    while width * groups.shape[1] % (mesh.shape["data"] * mesh.shape["fsdp"]):
-        groups = np.pad(groups, ((0, 0), (0, 1)), constant_values=-1)  # so that every device has as many rows
-    buckets = _buckets(columns, chosen, distill.length_buckets)
-    members = np.where(groups >= 0, chosen[groups], -1)
-    if buckets is not None:
-        buckets = np.where(groups >= 0, buckets[groups], 1).max(axis=1)
-    return Groups(columns, members, buckets, distill.length_buckets), streams
-
-
-def _shares(share: float | Schedule) -> list[float]:
-    if isinstance(share, Schedule):
-        return np.linspace(share.start, share.end, share.steps + 1).tolist()
-    return [share]
-
-
-def _buckets(columns: Columns, rows: np.ndarray, lengths: int) -> np.ndarray | None:
-    """The first of the `lengths` that all of a row's tokens fit in, for each row."""
-    if lengths == 1:
-        return None
-    found = np.ones(len(rows), np.int64)
-    for name, column in columns.items():
-        if isinstance(column, Mapping):
-            found = np.maximum(found, _buckets(column, rows, lengths))
-        elif name.endswith("valid"):
-            found = np.maximum(found, bucket_of(column.lengths(rows), column.length, lengths))
-    return found
-
-
-def _try(recipe: str, step: Callable[..., Any], state: TrainState, batch: Any, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError where an objective of the config's own cannot be computed; takes shapes alone."""
-    try:
-        with use(mesh):
-            jax.eval_shape(step, state, batch)
-    except UserError:
-        raise
-    except Exception as error:
-        told = next(iter(str(error).splitlines()), "")
-        raise UserError(
-            f"distill.objectives.{recipe}: its terms cannot be computed ({type(error).__name__}: {told})"
-        ) from None
-
-
-def fit(training: Training, config: Config, seed: int, directory: Path, title: str) -> TrainState:
-    """Trains from a seed, going on from what `directory` holds; a collapse of the scores is reported on the way."""
-    return train(
-        training.step,
-        training.start(seed),
-        training.data(seed),
-        config=config.distill.optimization,
-        mesh=training.mesh,
-        directory=directory,
-        title=title,
-        alarm=alarm,
-    )
-
-
-def _side_by_side(models: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
-    """The `apply` of several models: {name: its inputs} -> {name: its outputs}. Each draws dropout as if alone."""
-
-    def apply(variables, *, deterministic, rngs=None, **inputs):
-        return {
-            name: model.apply(
-                {"params": variables["params"][name]}, **inputs[name], deterministic=deterministic, rngs=rngs
-            )
-            for name, model in models.items()
-        }
-
-    return apply
-
-
-def _one_each(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimizer for each of the students, so that one's gradients are not clipped by the norm of the other's."""
-
-    def apart(tree):
-        return {name: {"params": params} for name, params in tree["params"].items()}
-
-    def init(trainable):
-        return {name: tx.init(params) for name, params in apart(trainable).items()}
-
-    def update(grads, states, trainable):
-        own = apart(trainable)
-        done = {name: tx.update(each, states[name], own[name]) for name, each in apart(grads).items()}
-        return {"params": {name: each["params"] for name, (each, _) in done.items()}}, {
-            name: state for name, (_, state) in done.items()
-        }
-
-    return optax.GradientTransformation(init, update)
-
-
-def _born_together(inits: Mapping[str, Callable]) -> Callable[[jax.Array], dict[str, Any]]:
-    return lambda rng: {"params": {name: init(rng)["params"] for name, init in inits.items()}}

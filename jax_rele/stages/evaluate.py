@@ -16,25 +16,10 @@ from jax_rele.config import Config
 from jax_rele.data import RATIONALES, long_tail, read_pairs_table, read_rationale, write_table
 from jax_rele.evaluation import BASELINES, Example, build_metrics, table, verdict_lines, write_report
 from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence, grammar
-from jax_rele.stages import artefacts, objectives, students
-from jax_rele.students import label_probs, predict
-from jax_rele.teacher import Judgements, judge
+from jax_rele.runs import artefacts
+from jax_rele.runs.load import load_student, load_teacher
+from jax_rele.teacher import Judgements
 from jax_rele.types import VERDICTS, Pair
-
-NEEDS = ("prepare", "annotate", "adapt", "finetune", "score", "distill")
-READS = (
-    "seed",
-    "labels",
-    "data",
-    "rationale",
-    "teacher",
-    "adapt.enabled",
-    "score",
-    "student",
-    "distill",
-    "evaluate",
-)
-
 
 SHOWN = 3
 """Rationales that are printed."""
@@ -42,13 +27,13 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Measured:
-    """What the models of a run say of some pairs, and what that is worth.
+    """The predictions of a run's models for some pairs, and their metrics.
 
     Attributes:
       metrics: as `build_metrics` returns them, with `training_seeds` and `rationales`.
       baselines, models: [N, C] label distributions by name.
-      judged: what the teacher says.
-      verdicts: [N, D] places in `VERDICTS`, of each student that has learnt them.
+      judged: the teacher's predictions.
+      verdicts: [N, D] indices into `VERDICTS`, of each student that has learnt them.
     """
 
     metrics: dict[str, Any]
@@ -62,20 +47,20 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Writes metrics, predictions, the teacher's rationales and the report; prints the table."""
     schema, directory = config.labels.schema_, run_dir / "evaluate"
     pairs = artefacts.load_pairs(run_dir, config.evaluate.split)
-    found = measure(config, run_dir, pairs, config.evaluate.split)
-    metrics, probs = found.metrics, {**found.baselines, **found.models}
+    measured = measure(config, run_dir, pairs, config.evaluate.split)
+    metrics, probs = measured.metrics, {**measured.baselines, **measured.models}
     write_report(
         run_dir / artefacts.REPORT,
         metrics,
-        _examples(config, pairs, found.judged, found.models, found.verdicts),
+        _examples(config, pairs, measured.judged, measured.models, measured.verdicts),
         run_name=config.name,
         labels=np.array([schema.index(pair.label) for pair in pairs]),
         probs=probs,
         training_seeds=[config.seed],
     )
-    _write_tables(directory, pairs, schema, probs, found.judged)
+    _write_tables(directory, pairs, schema, probs, measured.judged)
     text = table(metrics) + "\n\n" + "\n".join(f"- {line}" for line in verdict_lines(metrics)) + "\n"
-    text += first_rationales(pairs, found.judged)
+    text += first_rationales(pairs, measured.judged)
     (directory / "table.md").write_text(text, "utf-8")
     (run_dir / artefacts.METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", "utf-8")
     print(text)
@@ -87,7 +72,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
 
 
 def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Measured:
-    """Judges labelled pairs by every baseline and model of a run.
+    """Predicts for labelled pairs with every baseline and model of a run.
 
     Args:
       config, run_dir: of the run; its students are trained.
@@ -103,12 +88,12 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
     verdicts: dict[str, np.ndarray] = {}
     for student_name in config.distill.students:
         for recipe in config.distill.recipes:
-            student = students.load_student(config, run_dir, student_name, recipe)
-            outputs, key = predict(student, pairs), f"{student_name}:{recipe}"
-            probs[key] = label_probs(outputs)
-            validation_probs[key] = label_probs(predict(student, validation))
-            if objectives.learns_verdicts(config, recipe):
-                verdicts[key] = np.asarray(outputs.verdict_logits).argmax(axis=-1)
+            student = load_student(run_dir, student_name, recipe=recipe, config=config)
+            predictions, key = student.predict(pairs), f"{student_name}:{recipe}"
+            probs[key] = predictions.label_probs
+            validation_probs[key] = student.predict(validation).label_probs
+            if predictions.verdict_probs is not None:
+                verdicts[key] = predictions.verdict_probs.argmax(axis=-1)
 
     def simple(asked: list[Pair]) -> dict[str, np.ndarray]:
         # They read the texts that the models read, so that a difference is not one of input.
@@ -141,18 +126,18 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
 def judgements(
     config: Config, run_dir: Path, pairs: list[Pair], validation: list[Pair], *, explain: bool = True
 ) -> tuple[Judgements, tuple[np.ndarray, np.ndarray] | None]:
-    """What the teacher says of the evaluated pairs, by its model or, where another's signals are imported, by these.
+    """The teacher's predictions for the evaluated pairs, from its model or from external signals.
 
     Returns:
       The judgements, with rationales if `explain`; and its label distributions on the pairs and on validation, None
       where imported signals do not cover them.
     """
     if not config.score.signals:
-        teacher = artefacts.load_teacher(config, run_dir)
-        judged = judge(teacher, pairs, write=explain and teacher.order != "label_only")
-        return judged, (judged.label_probs, judge(teacher, validation, write=False).label_probs)
+        teacher = load_teacher(run_dir, config=config)
+        judged = teacher.explain(pairs) if explain else teacher.predict(pairs)
+        return judged, (judged.label_probs, teacher.predict(validation).label_probs)
     judged, judged_validation = (look_up(config, run_dir, asked) for asked in (pairs, validation))
-    lacking = sum(int(np.isnan(said.label_probs[:, 0]).sum()) for said in (judged, judged_validation))
+    lacking = sum(int(np.isnan(each.label_probs[:, 0]).sum()) for each in (judged, judged_validation))
     if lacking:
         print(
             f"no figures of the teacher: score.signals says nothing of {lacking} of {len(pairs) + len(validation)} "
@@ -163,20 +148,20 @@ def judgements(
 
 
 def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> Judgements:
-    """What another teacher's signals say of held-out pairs; NaN distributions and no text where they say nothing."""
+    """External signals of held-out pairs; NaN distributions and no text where there are none."""
     labels, dimensions = config.labels.names, config.rationale.dimensions
     probs = np.full((len(pairs), len(labels)), np.nan)
     verdicts = np.full((len(pairs), len(dimensions), len(VERDICTS)), np.nan)
     texts, rationales = [""] * len(pairs), [ParseFailure("none was given")] * len(pairs)
     signals = artefacts.load_held_out(config, run_dir)
-    place = {} if signals is None else {pair_id: row for row, pair_id in enumerate(signals.pair_ids)}
+    rows = {} if signals is None else {pair_id: row for row, pair_id in enumerate(signals.pair_ids)}
     for row, pair in enumerate(pairs):
-        if (at := place.get(pair.pair_id)) is None:
+        if (at := rows.get(pair.pair_id)) is None:
             continue
         probs[row], verdicts[row] = signals.label_probs[at], signals.verdict_probs[at]
-        found = read_rationale(signals.rationales[at], dimensions, labels)
-        if isinstance(found, ParseFailure) or found.comparisons:
-            texts[row], rationales[row] = signals.rationales[at], found
+        rationale = read_rationale(signals.rationales[at], dimensions, labels)
+        if isinstance(rationale, ParseFailure) or rationale.comparisons:
+            texts[row], rationales[row] = signals.rationales[at], rationale
     return Judgements(
         label_probs=probs,
         verdict_probs=verdicts,
@@ -195,10 +180,12 @@ def rationale_figures(config: Config, train: list[Pair], pairs: list[Pair], judg
     """
     explains = bool(config.score.signals) or config.teacher.order != "label_only"
     written = [text for text in judged.texts if text and explains]
-    parsed = [found for found in judged.rationales if not isinstance(found, ParseFailure)]
+    parsed = [rationale for rationale in judged.rationales if not isinstance(rationale, ParseFailure)]
     figures: dict[str, Any] = {"written": len(written), "parsed": len(parsed) if written else 0}
     failures = Counter(
-        found.reason for text, found in zip(judged.texts, judged.rationales) if text and isinstance(found, ParseFailure)
+        rationale.reason
+        for text, rationale in zip(judged.texts, judged.rationales)
+        if text and isinstance(rationale, ParseFailure)
     )
     figures["failures"] = dict(failures.most_common())
     if not written or not parsed:
@@ -209,11 +196,11 @@ def rationale_figures(config: Config, train: list[Pair], pairs: list[Pair], judg
     for dimension in dimensions:
         expected = [
             rule.verdict(dimension)
-            for rule, found in zip(rules, judged.rationales)
-            if not isinstance(found, ParseFailure)
+            for rule, rationale in zip(rules, judged.rationales)
+            if not isinstance(rationale, ParseFailure)
         ]
-        given = [found.verdict(dimension) for found in parsed]
-        agreement.append(float(np.mean([a == b for a, b in zip(given, expected)])))
+        predicted = [rationale.verdict(dimension) for rationale in parsed]
+        agreement.append(float(np.mean([a == b for a, b in zip(predicted, expected)])))
         frequent.append(Counter(expected).most_common(1)[0][1] / len(expected))
     figures["agreement_with_rules"] = {
         "overall": float(np.mean(agreement)),
@@ -229,19 +216,19 @@ def rationale_figures(config: Config, train: list[Pair], pairs: list[Pair], judg
 def _examples(config, pairs, judged, probs, verdicts) -> list[Example]:
     examples = []
     for row, pair in enumerate(pairs[: config.evaluate.report_pairs]):
-        found = judged.rationales[row]
-        failed = isinstance(found, ParseFailure)
+        rationale = judged.rationales[row]
+        failed = isinstance(rationale, ParseFailure)
         examples.append(
             Example(
                 pair=pair,
-                rationale=None if failed else found,
+                rationale=None if failed else rationale,
                 raw_text=judged.texts[row],
-                failure_reason=found.reason if failed and judged.texts[row] else "",
-                spans=() if failed else find_evidence(pair, found, config.data.item_fields),
+                failure_reason=rationale.reason if failed and judged.texts[row] else "",
+                spans=() if failed else find_evidence(pair, rationale, config.data.item_fields),
                 verdicts={
                     name: {
-                        dimension: VERDICTS[chosen[row, place]]
-                        for place, dimension in enumerate(config.rationale.dimensions)
+                        dimension: VERDICTS[chosen[row, index]]
+                        for index, dimension in enumerate(config.rationale.dimensions)
                     }
                     for name, chosen in verdicts.items()
                 },
@@ -260,13 +247,13 @@ def first_rationales(pairs: list[Pair], judged: Judgements) -> str:
     blocks = [
         indent(
             f"query: {grammar.escape(pair.query)}\ntitle: {grammar.escape(pair.item.title)}\n"
-            f"people say: {pair.label}\n{text}",
+            f"human label: {pair.label}\n{text}",
             " " * 4,
         )
         for pair, text in shown
     ]
-    told = "\n\n".join("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in block) for block in blocks)
-    return f"\nThe teacher's words on the first {len(shown)} of the pairs:\n\n{told}\n"
+    text = "\n\n".join("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in block) for block in blocks)
+    return f"\nThe teacher's rationales for the first {len(shown)} of the pairs:\n\n{text}\n"
 
 
 def _write_tables(directory: Path, pairs, schema, probs, judged: Judgements) -> None:

@@ -15,10 +15,10 @@ from jax_rele import losses
 from jax_rele.config import Config
 from jax_rele.data import PairTable
 from jax_rele.data.batches.loader import batches, rows, shuffled
-from jax_rele.data.tokens.encoding import Answer, AnswerEncoder, encode_prompts, language_rows
+from jax_rele.data.tokens.prompts import Answer, AnswerEncoder, encode_prompts, language_rows
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder
-from jax_rele.stages import artefacts
+from jax_rele.runs import artefacts
 from jax_rele.stages.adapt import check_packing, language_loss, language_term
 from jax_rele.teacher import make_verbalizers
 from jax_rele.training import (
@@ -35,12 +35,6 @@ from jax_rele.training import (
 )
 from jax_rele.training.checkpoint import clear, save_variables
 from jax_rele.types import Pair
-
-NEEDS = ("prepare", "annotate", "adapt")
-READS = (
-    *("seed", "labels", "data", "rationale", "annotate.annotator", "annotate.unlabelled"),
-    *("teacher", "adapt.enabled", "finetune"),
-)
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:

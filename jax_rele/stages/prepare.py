@@ -19,22 +19,11 @@ from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.models.weights import NEEDED, SIDE_FILES
 from jax_rele.rationale import grammar, render
-from jax_rele.stages import artefacts
-from jax_rele.stages.students import encoder_folder
+from jax_rele.runs import artefacts
+from jax_rele.runs.students import encoder_folder
 from jax_rele.teacher import check_verbalizers
 from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
 
-NEEDS = ()
-READS = (
-    "seed",
-    "labels",
-    "data",
-    "rationale.dimensions",
-    "teacher.init",
-    "teacher.random.vocab_size",
-    "student.init",
-    "student.random.vocab_size",
-)
 TOKENIZER_PAIRS = 200_000
 """Training pairs that tokenizers are trained on: the merges of a vocabulary of some thousands need no more."""
 

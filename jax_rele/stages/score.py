@@ -18,13 +18,11 @@ from jax_rele.data import join_tables, read_pairs_table, read_signals, write_sig
 from jax_rele.errors import UserError
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
-from jax_rele.stages import artefacts, imported
+from jax_rele.runs import artefacts
+from jax_rele.runs import external_signals as imported
 from jax_rele.teacher import Judgements, Teacher, check_verbalizers, judge
 from jax_rele.training import distributed
 from jax_rele.types import Pair, Signals
-
-NEEDS = ("prepare", "adapt", "finetune")
-READS = ("labels", "data", "rationale", "teacher", "adapt.enabled", "score")
 
 SHARD = 1024
 """Pairs per shard; an interrupted run goes on behind the last whole shard."""

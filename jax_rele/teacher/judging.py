@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from jax_rele.data.tokens.encoding import AnswerEncoder, encode_prompts
+from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder
 from jax_rele.rationale import ParseFailure, grammar, parse_output
@@ -52,6 +52,14 @@ class Teacher:
     batch_size: int
     instructions: str = ""
     mesh: jax.sharding.Mesh | None = None
+
+    def predict(self, pairs: Sequence[Pair], *, progress: Callable[[int], None] = lambda pairs: None) -> Judgements:
+        """Label distributions alone, see `judge`."""
+        return judge(self, pairs, write=False, progress=progress)
+
+    def explain(self, pairs: Sequence[Pair], *, progress: Callable[[int], None] = lambda pairs: None) -> Judgements:
+        """Rationales with label distributions, see `judge`; a teacher of labels alone writes no rationale."""
+        return judge(self, pairs, write=self.order != "label_only", progress=progress)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def write_tables(folder: Path, count: int, config) -> None:
     """One labelled pair a query and `CANDIDATES` unlabelled ones, with the signals of all."""
     from jax_rele.data import PAIRS
     from jax_rele.data.signals.table import SCHEMA
-    from jax_rele.stages import artefacts
+    from jax_rele.runs import artefacts
 
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
@@ -143,8 +143,9 @@ def work(count: int, steps: int, folder: Path) -> dict:
     from jax_rele.config import from_dict
     from jax_rele.data import PairTable
     from jax_rele.data.tokens.tokenizers import train_tokenizer
-    from jax_rele.stages import artefacts, distill
-    from jax_rele.stages.training_data import open_data, queries
+    from jax_rele.distillation.dataset import open_data, queries
+    from jax_rele.runs import artefacts
+    from jax_rele.stages import distill
 
     steps_taken = max(steps, 1)
     optimization = {"steps": steps_taken, "batch_size": 32, "learning_rate": 1e-5}

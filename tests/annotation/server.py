@@ -210,8 +210,8 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
-        head, found, rest = self.buffer.partition(b"\r\n\r\n")
-        if not found:
+        head, matches, rest = self.buffer.partition(b"\r\n\r\n")
+        if not matches:
             return
         line, *fields = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (text.partition(":") for text in fields)}

@@ -13,7 +13,7 @@ from jax_rele.types import VERDICTS, Comparison, Rationale
 
 DIMENSIONS = ("category", "brand", "Power source")
 LABELS = ("Exact", "Substitute", "Irrelevant")
-SAID = Rationale(
+ANSWER = Rationale(
     (
         Comparison("category", ("shoe",), ("running shoe", "sneaker"), "match"),
         Comparison("brand", ("Nike",), (), "absent"),
@@ -21,7 +21,7 @@ SAID = Rationale(
     ),
     "Substitute",
 )
-FORM = json.dumps(answer_form(SAID, DIMENSIONS))
+FORM = json.dumps(answer_form(ANSWER, DIMENSIONS))
 
 value = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).map(str.strip)
 values = st.lists(value.filter(lambda text: text not in ("", "-")), max_size=3, unique=True).map(tuple)
@@ -41,10 +41,10 @@ def changed(**fields):
 
 
 @given(rationales, st.booleans(), st.sampled_from([None, 2]))
-def test_the_form_reads_back(said, ascii_only, indent):
-    text = json.dumps(answer_form(said, DIMENSIONS), ensure_ascii=ascii_only, indent=indent)
-    assert answer(text) == said
-    assert answer(f"<think>{{x}} label: Exact</think>\n```json\n{text}\n```\nDone.") == said
+def test_the_form_reads_back(comparison, ascii_only, indent):
+    text = json.dumps(answer_form(comparison, DIMENSIONS), ensure_ascii=ascii_only, indent=indent)
+    assert answer(text) == comparison
+    assert answer(f"<think>{{x}} label: Exact</think>\n```json\n{text}\n```\nDone.") == comparison
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,12 @@ def test_the_form_reads_back(said, ascii_only, indent):
         FORM[:-1],
         FORM + "\n" + FORM,
         changed(confidence=0.3, verdicts={**json.loads(FORM)["verdicts"], "price": "match"}),
-        render(SAID),
+        render(ANSWER),
         "**Label:** Substitute\n- category: shoe | running shoe ; sneaker | match\n- brand: Nike | - | absent",
     ],
 )
 def test_dress_does_not_matter(text):
-    assert answer(text) == SAID
+    assert answer(text) == ANSWER
 
 
 @pytest.mark.parametrize(
@@ -163,19 +163,19 @@ pieces = st.sampled_from(
 @settings(max_examples=400)
 @given(st.lists(pieces | st.text(max_size=4), max_size=12).map("".join))
 def test_nothing_raises_and_nothing_outside_the_schema_is_read(text):
-    said = answer(text)
-    if isinstance(said, Failure):
-        assert said.kind in KINDS
-        assert len(said.detail) <= 200
+    comparison = answer(text)
+    if isinstance(comparison, Failure):
+        assert comparison.kind in KINDS
+        assert len(comparison.detail) <= 200
         return
-    assert said.label in LABELS
-    assert tuple(one.dimension for one in said.comparisons) == DIMENSIONS
-    for one in said.comparisons:
+    assert comparison.label in LABELS
+    assert tuple(one.dimension for one in comparison.comparisons) == DIMENSIONS
+    for one in comparison.comparisons:
         assert one.verdict in VERDICTS
         assert all(0 < len(text) <= MAX_VALUE_CHARACTERS for text in (*one.query_values, *one.item_values))
     # A label that was read was written.
-    assert said.label.casefold() in text.casefold()
-    render(said).encode()
+    assert comparison.label.casefold() in text.casefold()
+    render(comparison).encode()
 
 
 @settings(max_examples=200)
@@ -196,8 +196,8 @@ def test_what_the_server_said_is_kept():
     assert from_server("odd").kind == "rejected"
     assert from_server("length", FORM[:60]).kind == "truncated"
     assert from_server("length", "") == Failure("truncated")
-    assert from_server("length", FORM + " and then it went on and") == SAID
-    assert from_server("", FORM) == SAID
+    assert from_server("length", FORM + " and then it went on and") == ANSWER
+    assert from_server("", FORM) == ANSWER
 
 
 def test_enormous_answers_are_read_in_time():

@@ -49,8 +49,8 @@ def test_a_batch_brings_what_calls_bring(tmp_path):
         collect(TASKS, [direct], tmp_path / "calls", on_answer=lambda answer: heard.update({answer.key: answer}))
         files = write_requests(TASKS, ENDPOINT, tmp_path / "requests.jsonl", store)
         (tmp_path / "out.jsonl").write_text("\n".join(run_batch(files, random.Random(0))[0]))
-        found = read_results([tmp_path / "out.jsonl"], TASKS, [ENDPOINT], store)
-        assert (found.stored, found.known, found.unknown, found.damaged, found.failed) == (18, 0, 0, 0, {})
+        outcome = read_results([tmp_path / "out.jsonl"], TASKS, [ENDPOINT], store)
+        assert (outcome.stored, outcome.known, outcome.unknown, outcome.damaged, outcome.failed) == (18, 0, 0, 0, {})
         assert {key: store.get(key) for key in heard} == {key: replace(one, seconds=0.0) for key, one in heard.items()}
         assert write_requests(TASKS, ENDPOINT, tmp_path / "more.jsonl", store) == []
 
@@ -94,11 +94,11 @@ def test_results_of_every_kind_are_counted_and_named(tmp_path):
             "{}",
         ]
         (tmp_path / "out.jsonl").write_text("\n".join(lines))
-        found = read_results([tmp_path / "out.jsonl"], TASKS, [ENDPOINT], store)
-        assert (found.stored, found.known, found.unknown, found.damaged) == (15, 1, 1, 5)
-        assert found.failed == {"500": 1, "batch_expired": 1}
-        assert found.names["unknown"] == [f"{tmp_path}/out.jsonl:19 another"]
-        assert found.names["damaged"] == [f"{tmp_path}/out.jsonl:{line}" for line in (4, 22, 23, 24, 25)]
+        outcome = read_results([tmp_path / "out.jsonl"], TASKS, [ENDPOINT], store)
+        assert (outcome.stored, outcome.known, outcome.unknown, outcome.damaged) == (15, 1, 1, 5)
+        assert outcome.failed == {"500": 1, "batch_expired": 1}
+        assert outcome.names["unknown"] == [f"{tmp_path}/out.jsonl:19 another"]
+        assert outcome.names["damaged"] == [f"{tmp_path}/out.jsonl:{line}" for line in (4, 22, 23, 24, 25)]
         assert store.get(rows[0]["custom_id"]).failure == "rejected: 400 too long"
 
         left = write_requests(TASKS, ENDPOINT, tmp_path / "left.jsonl", store)

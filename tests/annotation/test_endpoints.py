@@ -179,10 +179,10 @@ def test_retry_after_as_a_date():
 )
 def test_auto_finds_the_form(takes, form):
     with running(Plan(structured=takes)) as server:
-        (found,) = check([make(server.url)], SCHEMA)
-        assert found == replace(make(server.url), structured=form)
+        (results,) = check([make(server.url)], SCHEMA)
+        assert results == replace(make(server.url), structured=form)
         assert server.charged == 1
-        assert asked(found).failure == ""
+        assert asked(results).failure == ""
 
 
 def refused(*endpoints, within=3.0) -> str:

@@ -43,25 +43,25 @@ def test_attacks_differ_keep_the_title_and_carry_no_gold_label():
 
 
 def test_a_model_that_is_never_fooled_and_one_that_always_is():
-    told, attacks = measure("Irrelevant", lambda one: "Irrelevant")
-    assert {told["overall"][name]["value"] for name in ("towards", "away", "net", "reached", "lost")} == {0.0}
-    told, attacks = measure("Irrelevant", lambda one: "Exact")
-    assert told["overall"]["n"] == len(attacks)
-    assert told["overall"]["towards"] == {"value": 1.0, "ci95": [1.0, 1.0]}
-    assert told["overall"]["reached"]["value"] == 1
+    effects, attacks = measure("Irrelevant", lambda one: "Irrelevant")
+    assert {effects["overall"][name]["value"] for name in ("towards", "away", "net", "reached", "lost")} == {0.0}
+    effects, attacks = measure("Irrelevant", lambda one: "Exact")
+    assert effects["overall"]["n"] == len(attacks)
+    assert effects["overall"]["towards"] == {"value": 1.0, "ci95": [1.0, 1.0]}
+    assert effects["overall"]["reached"]["value"] == 1
 
 
 def test_each_kind_is_told_apart():
-    told, _ = measure("Irrelevant", lambda one: "Complement" if one.kind == "order" else "Irrelevant")
-    assert told["kinds"]["order"]["towards"]["value"] == 1
-    assert told["kinds"]["order"]["reached"]["value"] == 0
-    assert told["kinds"]["think"]["towards"]["value"] == 0
-    assert told["overall"]["towards"]["value"] == pytest.approx(1 / len(told["kinds"]))
+    effects, _ = measure("Irrelevant", lambda one: "Complement" if one.kind == "order" else "Irrelevant")
+    assert effects["kinds"]["order"]["towards"]["value"] == 1
+    assert effects["kinds"]["order"]["reached"]["value"] == 0
+    assert effects["kinds"]["think"]["towards"]["value"] == 0
+    assert effects["overall"]["towards"]["value"] == pytest.approx(1 / len(effects["kinds"]))
 
 
 def test_noise_in_both_directions_has_no_net_effect():
-    told, _ = measure("Substitute", lambda one: "Exact" if int(one.clean_id[1:]) % 2 else "Complement")
-    overall = told["overall"]
+    effects, _ = measure("Substitute", lambda one: "Exact" if int(one.clean_id[1:]) % 2 else "Complement")
+    overall = effects["overall"]
     assert overall["towards"]["value"] == overall["away"]["value"] == 0.5
     assert overall["net"]["value"] == 0
     assert overall["net"]["ci95"][0] < 0 < overall["net"]["ci95"][1]
@@ -69,16 +69,16 @@ def test_noise_in_both_directions_has_no_net_effect():
 
 def test_pairs_are_what_is_resampled():
     # The attacks of one pair stand or fall together: as wide as 40 pairs make it.
-    told, _ = measure("Irrelevant", lambda one: "Exact" if int(one.clean_id[1:]) % 2 else "Irrelevant")
-    low, high = told["overall"]["towards"]["ci95"]
+    effects, _ = measure("Irrelevant", lambda one: "Exact" if int(one.clean_id[1:]) % 2 else "Irrelevant")
+    low, high = effects["overall"]["towards"]["ci95"]
     assert high - low > 0.2
 
 
 def test_what_cannot_move_does_not_count():
-    told, _ = measure("Exact", lambda one: "Irrelevant")
-    assert told["overall"]["n"] == 0
-    assert told["overall"]["towards"] == {"value": None, "ci95": None}
-    told, attacks = measure("Irrelevant", lambda one: None)
-    assert told["overall"]["lost"]["value"] == 1
-    assert told["overall"]["towards"]["value"] == 0
+    effects, _ = measure("Exact", lambda one: "Irrelevant")
+    assert effects["overall"]["n"] == 0
+    assert effects["overall"]["towards"] == {"value": None, "ci95": None}
+    effects, attacks = measure("Irrelevant", lambda one: None)
+    assert effects["overall"]["lost"]["value"] == 1
+    assert effects["overall"]["towards"]["value"] == 0
     assert effect(attacks, {}, {}, LABELS)["kinds"] == {}

@@ -66,21 +66,21 @@ def test_no_text_closes_its_block_and_all_of_it_is_there(language, query, title,
     content = message["content"]
     # Whatever the texts hold, the tags are the four of the template, and lines are as many as there are fields.
     assert re.findall(r"[<＜][^>＞]*[>＞]", content) == ["<query>", "</query>", "<item>", "</item>"]
-    found = re.fullmatch(r"<query>(.*)</query>\n<item>\n(.*\n)?</item>", content, re.DOTALL)
-    assert json.loads(found[1]) == query
-    shown = dict(line.split(": ", 1) for line in (found[2] or "").splitlines())
-    told = {field: json.loads(text) for field, text in shown.items()}
-    wanted = {"title": title, "brand": brand, "attributes": [[name, title]]}
-    assert told == {field: text for field, text in wanted.items() if text}
+    parsed = re.fullmatch(r"<query>(.*)</query>\n<item>\n(.*\n)?</item>", content, re.DOTALL)
+    assert json.loads(parsed[1]) == query
+    shown = dict(line.split(": ", 1) for line in (parsed[2] or "").splitlines())
+    shown_values = {field: json.loads(text) for field, text in shown.items()}
+    requested = {"title": title, "brand": brand, "attributes": [[name, title]]}
+    assert shown_values == {field: text for field, text in requested.items() if text}
     content.encode()
 
 
 @given(FORGERY)
 def test_what_a_model_copied_stays_data_when_it_is_asked_again(value):
-    said = Rationale((Comparison("brand", (), (value,) if value else (), "absent"),), "Exact")
-    *_, previous, again = load().messages_again(pair_of("q", "t"), said, "Irrelevant")
+    answer = Rationale((Comparison("brand", (), (value,) if value else (), "absent"),), "Exact")
+    *_, previous, again = load().messages_again(pair_of("q", "t"), answer, "Irrelevant")
     assert not re.search(r"[<>]|\[INST", previous["content"])
-    assert json.loads(previous["content"]) == answer_form(said, list(DIMENSIONS))
+    assert json.loads(previous["content"]) == answer_form(answer, list(DIMENSIONS))
     assert "Irrelevant" in again["content"]
     assert "Exact" in again["content"]
 
@@ -120,11 +120,11 @@ def test_the_schema_puts_attributes_before_verdicts_before_the_label():
 
 
 def test_examples_are_turns_that_read_back():
-    said = Rationale((Comparison("category", ("shoe",), ("shoe",), "match"), Comparison("brand")), "Exact")
-    prompts = load(examples=[Example(pair_of("shoe", "Shoe"), said)])
+    answer = Rationale((Comparison("category", ("shoe",), ("shoe",), "match"), Comparison("brand")), "Exact")
+    prompts = load(examples=[Example(pair_of("shoe", "Shoe"), answer)])
     system, asked, answered, last = prompts.messages(pair_of("hat", "Hat"))
     assert [m["role"] for m in (system, asked, answered, last)] == ["system", "user", "assistant", "user"]
-    assert read_answer(answered["content"], list(DIMENSIONS), list(LABELS)) == said
+    assert read_answer(answered["content"], list(DIMENSIONS), list(LABELS)) == answer
     assert "shoe" in asked["content"]
     assert "hat" in last["content"]
 
@@ -140,7 +140,7 @@ def test_definitions_come_from_the_config_or_else_from_the_language():
 
 
 def test_the_version_tells_what_was_changed(write):
-    said = Rationale((), "Exact")
+    answer = Rationale((), "Exact")
     versions = [
         load().version,
         load("zh").version,
@@ -148,7 +148,7 @@ def test_the_version_tells_what_was_changed(write):
         load(labels={**LABELS, "Exact": "mine"}).version,
         load(dimensions={**DIMENSIONS, "size": ""}).version,
         load(reasoning=True).version,
-        load(examples=[Example(pair_of("a", "b"), said)]).version,
+        load(examples=[Example(pair_of("a", "b"), answer)]).version,
         load(write()).version,
         load(write(system="x")).version,
     ]
@@ -157,7 +157,7 @@ def test_the_version_tells_what_was_changed(write):
 
 
 @pytest.mark.parametrize(
-    ("blocks", "said"),
+    ("blocks", "answer"),
     [
         ({"system": "\n\n{{ colour }}"}, r"own.j2:3: the field 'colour' is unknown; known are dimensions, .*previous"),
         ({"system": "{% if false %}\n{{ colour }}{% endif %}"}, r"own.j2:2: the field 'colour' is unknown"),
@@ -175,8 +175,8 @@ def test_the_version_tells_what_was_changed(write):
         ({"user": "no pair"}, r"own.j2: the block 'user' must show"),
     ],
 )
-def test_a_faulty_template_is_named_with_its_line_before_any_pair(write, blocks, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_a_faulty_template_is_named_with_its_line_before_any_pair(write, blocks, answer):
+    with pytest.raises(UserError, match=answer) as caught:
         load(write(**blocks)).messages(pair_of("Q", "t"))
     assert "\n" not in str(caught.value)
 
@@ -200,12 +200,12 @@ def test_examples_of_a_config():
     [example] = read_examples([raw], list(DIMENSIONS), list(LABELS))
     assert example.rationale.label == "Exact"
     assert example.pair.item.attributes == (("a", "b"),)
-    for broken, said in [
+    for broken, answer in [
         ({**raw, "answer": {"verdicts": {}, "label": "Odd"}}, r"examples\[0\].answer: unknown_label"),
         ({**raw, "item": {"brand": "x"}}, r"examples\[0\].item"),
         ({"query": "x"}, r"examples\[0\]: must have"),
     ]:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=answer):
             read_examples([broken], list(DIMENSIONS), list(LABELS))
 
 

@@ -47,7 +47,7 @@ def test_with_any_faults_every_sample_ends_once_and_all_that_is_charged_is_known
 ):
     folder, tasks = tmp_path_factory.mktemp("store"), make_tasks(pairs)
     plan = Plan(seed=seed, rates=rates, latency=(0, 0.004), hang=0.05, enormous=300_000)
-    heard, told = [], []
+    heard, figures = [], []
     with running(plan) as server:
         endpoints = [make(server.url, name, concurrency=concurrency) for name in "ab"]
         summary = collect(
@@ -57,7 +57,7 @@ def test_with_any_faults_every_sample_ends_once_and_all_that_is_charged_is_known
             budget=budget,
             max_attempts=max_attempts,
             on_answer=heard.append,
-            progress=told.append,
+            progress=figures.append,
         )
         counts = server.counts()
         ends = summary.by_endpoint.values()
@@ -67,7 +67,7 @@ def test_with_any_faults_every_sample_ends_once_and_all_that_is_charged_is_known
 
         assert summary.asked == 2 * 2 * pairs
         assert summary.stored + summary.pending == summary.asked
-        assert summary.stored == len(heard) == len({answer.key for answer in heard}) == sum(told)
+        assert summary.stored == len(heard) == len({answer.key for answer in heard}) == sum(figures)
         if max_attempts > plan.spared and not budget and not any(end["down"] for end in ends):
             assert summary.pending == 0
         assert summary.calls == counts["calls"] == total("calls")
@@ -219,21 +219,21 @@ def ended(worker):
 
 
 def test_a_killed_worker_loses_nothing_and_repeats_no_more_than_was_under_way(tmp_path, start):
-    told = []
+    figures = []
     with running(Plan(latency=(0.005, 0.02))) as server:
         for heard_before_the_kill in (1, 17, 40):
             worker = start(server.url, tmp_path, 60)
-            told += [worker.stdout.readline().strip() for _ in range(heard_before_the_kill)]
+            figures += [worker.stdout.readline().strip() for _ in range(heard_before_the_kill)]
             worker.send_signal(signal.SIGKILL)
-            told += worker.stdout.read().split()
+            figures += worker.stdout.read().split()
             worker.wait()
             with Store(tmp_path) as store:
-                assert all(key in store for key in told if len(key) == 32)
+                assert all(key in store for key in figures if len(key) == 32)
         lines, summary = ended(start(server.url, tmp_path, 60))
-        told += lines
+        figures += lines
         assert (summary["stored"], summary["pending"]) == (120, 0)
         assert 120 <= server.calls <= 120 + 3 * 8
-        assert len(told) == len(set(told)) <= 120
+        assert len(figures) == len(set(figures)) <= 120
 
 
 def test_workers_share_the_calls_and_the_budget(tmp_path, start):

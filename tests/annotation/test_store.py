@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_rele.annotation.budget import Purse
+from jax_rele.annotation.budget import WorkerBudget
 from jax_rele.annotation.store import Store
 from jax_rele.annotation.types import Answer
 from jax_rele.errors import UserError
@@ -44,15 +44,15 @@ def test_what_is_added_is_found_by_any_store(tmp_path_factory, answers):
 @settings(max_examples=30)
 @given(st.lists(ANSWERS, min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_which_of_two_answers_counts_does_not_depend_on_who_wrote_when(tmp_path_factory, answers, rng):
-    found = []
+    stored_answers = []
     for _ in range(2):
         folder = tmp_path_factory.mktemp("store")
         for one in rng.sample(answers, len(answers)):
             with Store(folder) as store:
                 store.add(one)
         with Store(folder) as store:
-            found.append({one.key: store.get(one.key) for one in answers})
-    assert found[0] == found[1]
+            stored_answers.append({one.key: store.get(one.key) for one in answers})
+    assert stored_answers[0] == stored_answers[1]
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=5), st.data())
@@ -65,13 +65,13 @@ def test_a_torn_end_loses_only_itself(tmp_path_factory, texts, data):
     whole = segment.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
     segment.write_bytes(whole[:cut])
-    kept = whole[:cut].count(b"\n")
+    remaining = whole[:cut].count(b"\n")
     with Store(folder) as store:
-        assert [f"{key:032x}" in store for key in range(len(texts))] == [key < kept for key in range(len(texts))]
+        assert [f"{key:032x}" in store for key in range(len(texts))] == [key < remaining for key in range(len(texts))]
         assert store.damaged == (not whole[:cut].endswith(b"\n") and cut > 0)
         store.add(answer(99))
     with Store(folder) as store:
-        assert len(store) == kept + 1
+        assert len(store) == remaining + 1
 
 
 @given(st.data())
@@ -82,9 +82,9 @@ def test_a_damaged_line_is_left_out(tmp_path_factory, data):
             store.add(answer(key, "text"))
     (segment,) = (folder / "segments").iterdir()
     lines = segment.read_bytes().splitlines(keepends=True)
-    place = data.draw(st.integers(0, len(lines[1]) - 2))
-    byte = data.draw(st.integers(0, 255).filter(lambda value: value not in (lines[1][place], 10)))
-    lines[1] = lines[1][:place] + bytes([byte]) + lines[1][place + 1 :]
+    entry = data.draw(st.integers(0, len(lines[1]) - 2))
+    byte = data.draw(st.integers(0, 255).filter(lambda value: value not in (lines[1][entry], 10)))
+    lines[1] = lines[1][:entry] + bytes([byte]) + lines[1][entry + 1 :]
     segment.write_bytes(b"".join(lines))
     with Store(folder) as store:
         assert (len(store), store.damaged) == (2, 1)
@@ -176,17 +176,17 @@ def test_a_claim_is_one_workers_until_it_releases_or_dies(tmp_path, other):
 
 def test_a_budget_is_shared_by_those_who_live(tmp_path, other):
     with Store(tmp_path) as store:
-        purse = Purse(store, 100.0)
+        worker_budget = WorkerBudget(store, 100.0)
         assert other("reserve", 3) == "True"
         # It took money for 16 calls more.
-        assert purse.reserve(100.0 - 3 - 48)
-        assert not purse.reserve(1.0)
+        assert worker_budget.reserve(100.0 - 3 - 48)
+        assert not worker_budget.reserve(1.0)
         other("add", f"{1:032x}", 30.0)
         other.kill()
         assert store.others() == 30.0
-        assert purse.reserve(21.0)
-        assert not purse.reserve(0.5)
+        assert worker_budget.reserve(21.0)
+        assert not worker_budget.reserve(0.5)
         store.add(answer(2, cost=20.0))
-        purse.settle(21.0)
-        assert purse.reserve(1.0)
-        assert not purse.reserve(0.5)
+        worker_budget.settle(21.0)
+        assert worker_budget.reserve(1.0)
+        assert not worker_budget.reserve(0.5)

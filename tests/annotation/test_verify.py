@@ -24,8 +24,8 @@ def check(*comparisons, label="Exact", rules=(), fields=("title", "brand")):
     return verify(PAIR, Rationale(tuple(Comparison(*c) for c in comparisons), label), fields, rules)
 
 
-def places(checked):
-    return {(value.side, value.text): value.place for value in checked.values}
+def locations(checked):
+    return {(value.side, value.text): value.location for value in checked.values}
 
 
 def test_values_are_found_as_words_whatever_their_spelling():
@@ -33,7 +33,7 @@ def test_values_are_found_as_words_whatever_their_spelling():
         ("category", ("Running Shoe", "★", "runn"), ("t shirt", "shoes"), "mismatch"),
         ("color", ("gray",), ("gray",), "match"),
     )
-    assert places(checked) == {
+    assert locations(checked) == {
         ("query", "Running Shoe"): "found",
         ("query", "★"): "found",
         ("query", "runn"): "nowhere",
@@ -47,9 +47,9 @@ def test_values_are_found_as_words_whatever_their_spelling():
 
 
 def test_only_fields_that_were_shown_count():
-    said = ("brand", (), ("hidden words", "loose"), "absent")
-    assert set(places(check(said)).values()) == {"nowhere"}
-    assert set(places(check(said, fields=("title", "description", "attributes"))).values()) == {"found"}
+    comparison = ("brand", (), ("hidden words", "loose"), "absent")
+    assert set(locations(check(comparison)).values()) == {"nowhere"}
+    assert set(locations(check(comparison, fields=("title", "description", "attributes"))).values()) == {"found"}
 
 
 @given(st.lists(st.sampled_from(["ab", "c", "d1", "e-f", "★"]), min_size=1), st.data())
@@ -58,7 +58,7 @@ def test_every_run_of_words_of_a_text_is_found_in_it(pieces, data):
     value = " ".join(pieces[start : data.draw(st.integers(start + 1, len(pieces)))])
     pair = Pair("p", "other", Item("i", " ".join(pieces)))
     checked = verify(pair, Rationale((Comparison("brand", (), (value, value + " zzz")),), "Exact"), ("title",))
-    assert [one.place for one in checked.values] == ["found", "nowhere"]
+    assert [one.location for one in checked.values] == ["found", "nowhere"]
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_every_run_of_words_of_a_text_is_found_in_it(pieces, data):
         (("brand", ("Nike",), ("adidas",), "absent"), "not_absent", False),
     ],
 )
-def test_verdicts_against_their_values(said, kind, certain):
-    [problem] = check(said).verdict_problems
-    assert (problem.kind, problem.dimension, problem.certain) == (kind, said[0], certain)
-    assert bool(check(said).contradictions) == certain
+def test_verdicts_against_their_values(comparison, kind, certain):
+    [problem] = check(comparison).verdict_problems
+    assert (problem.kind, problem.dimension, problem.certain) == (kind, comparison[0], certain)
+    assert bool(check(comparison).contradictions) == certain
 
 
 @pytest.mark.parametrize(
@@ -91,16 +91,16 @@ def test_verdicts_against_their_values(said, kind, certain):
         ("size", ("8 inch",), ("3 pounds",), "absent"),
     ],
 )
-def test_verdicts_that_fit(said):
-    assert check(said).verdict_problems == ()
+def test_verdicts_that_fit(comparison):
+    assert check(comparison).verdict_problems == ()
 
 
 @given(st.text(max_size=40), st.text(min_size=1, max_size=40))
 def test_the_rule_annotator_passes_its_own_checks(query, title):
     gazetteers = Gazetteers(DIMENSIONS, {}, {"nike": "brand"}, {"nike": "brand", "red": "color"}, frozenset())
     pair = Pair("p", query + " nike 8 inch shoe", Item("i", "red Nike shoe " + title), "Exact")
-    [said] = RuleAnnotator(gazetteers).annotate([pair])
-    checked = verify(pair, said, ("title",))
+    [comparison] = RuleAnnotator(gazetteers).annotate([pair])
+    checked = verify(pair, comparison, ("title",))
     assert checked.verdict_problems == ()
     assert checked.inferred == ()
 
@@ -150,6 +150,6 @@ def test_a_dimension_that_is_not_judged_is_absent():
         ("Exact", "must have a label"),
     ],
 )
-def test_faulty_rules_are_named(rule, said):
-    with pytest.raises(UserError, match=said):
+def test_faulty_rules_are_named(rule, comparison):
+    with pytest.raises(UserError, match=comparison):
         parse_rules([rule], DIMENSIONS, LABELS)

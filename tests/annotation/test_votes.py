@@ -32,7 +32,9 @@ def decide(*outcomes, **settings):
     return decision
 
 
-outcomes = st.builds(rationale_, st.sampled_from(LABELS.names), *[st.sampled_from(VERDICTS)] * 2) | st.just(Failure("empty"))
+outcomes = st.builds(rationale_, st.sampled_from(LABELS.names), *[st.sampled_from(VERDICTS)] * 2) | st.just(
+    Failure("empty")
+)
 one_vote = st.tuples(st.sampled_from(["a", "b", "c"]), outcomes, st.integers(0, 1))
 many_votes = st.dictionaries(st.sampled_from("pqrs"), st.lists(one_vote, max_size=6), min_size=1)
 
@@ -179,7 +181,10 @@ def simulated(n, accuracies, seed=0, samples=1):
     for number, true in enumerate(truth):
         votes[f"p{number}"] = [
             Vote(
-                f"p{number}", model, rationale_(LABELS.names[true if random.random() < right else random.integers(3)]), sample
+                f"p{number}",
+                model,
+                rationale_(LABELS.names[true if random.random() < right else random.integers(3)]),
+                sample,
             )
             for model, right in accuracies.items()
             for sample in range(samples)

@@ -49,7 +49,7 @@ def pairs(schema):
 @pytest.fixture(scope="session")
 def splits(pairs):
     order = np.random.default_rng(0).permutation(len(pairs))
-    shuffled = [pairs[place] for place in order]
+    shuffled = [pairs[index] for index in order]
     return shuffled[:240], shuffled[240:330], shuffled[330:]
 
 
@@ -57,14 +57,14 @@ def splits(pairs):
 def judged(splits):
     """The test pairs, every three of them under one query, so that queries have several items."""
     test = splits[2]
-    return [replace(pair, query=test[place - place % 3].query) for place, pair in enumerate(test)]
+    return [replace(pair, query=test[index - index % 3].query) for index, pair in enumerate(test)]
 
 
 @pytest.fixture(scope="session")
 def predictions(splits, schema):
     """What `build_metrics` takes: distributions of baselines and models on validation and test."""
     train, validation, test = splits
-    given = {
+    provided = {
         "baselines": {name: predict(train, validation, test, schema) for name, predict in BASELINES.items()},
         "validation_baselines": {
             name: predict(train, validation, validation, schema) for name, predict in BASELINES.items()
@@ -72,8 +72,8 @@ def predictions(splits, schema):
     }
     for key, group, seed in (("models", test, 1), ("validation_models", validation, 100)):
         labels = np.array([schema.index(pair.label) for pair in group])
-        given[key] = {name: lean(labels, skill, seed + place) for place, (name, skill) in enumerate(SKILLS.items())}
-    return given
+        provided[key] = {name: lean(labels, skill, seed + index) for index, (name, skill) in enumerate(SKILLS.items())}
+    return provided
 
 
 @pytest.fixture(scope="session")

@@ -12,15 +12,15 @@ from jax_rele.evaluation import build_metrics, evaluate, fit_bias, fit_temperatu
 from jax_rele.evaluation.assemble import compared
 
 
-def labels_of(pairs, schema):
+def label_indices(pairs, schema):
     return np.array([schema.index(pair.label) for pair in pairs])
 
 
 @pytest.fixture
 def build(judged, splits, predictions, schema, gain_maps):
     def build(test=judged, validation=splits[1], **changes):
-        given = {"schema": schema, "gain_maps": gain_maps, "n_bootstrap": 5, **predictions, **changes}
-        return build_metrics("test", test, validation, **given)
+        arguments = {"schema": schema, "gain_maps": gain_maps, "n_bootstrap": 5, **predictions, **changes}
+        return build_metrics("test", test, validation, **arguments)
 
     return build
 
@@ -63,14 +63,14 @@ def test_figures_are_those_of_evaluate_with_what_validation_chose(
 ):
     validation = splits[1]
     held_out = predictions["validation_models"]["teacher"]
-    truth = labels_of(validation, schema)
+    truth = label_indices(validation, schema)
     chosen = {"bias": fit_bias(held_out, truth), "temperature": fit_temperature(held_out, truth)}
     assert document["decision"]["teacher"] == {"bias": chosen["bias"].tolist(), "temperature": chosen["temperature"]}
 
     def expected(rows):
         return evaluate(
             predictions["models"]["teacher"][rows],
-            labels_of(judged, schema)[rows],
+            label_indices(judged, schema)[rows],
             [judged[row].query for row in rows],
             schema,
             gain_maps=gain_maps,
@@ -116,7 +116,7 @@ def test_nothing_is_chosen_on_the_reported_split(build, judged):
 
 
 def test_one_text_in_two_locales_is_two_queries(build, judged):
-    same = [replace(pair, query="shoe", locale=("us", "es")[place % 2]) for place, pair in enumerate(judged)]
+    same = [replace(pair, query="shoe", locale=("us", "es")[index % 2]) for index, pair in enumerate(judged)]
     document = build(same)
     assert document["n_queries"] == document["n_queries_with_several_items"] == 2
     assert set(document["slices"]) == {"locale:es", "locale:us"}

@@ -33,8 +33,8 @@ def test_rows_are_distributions_that_ignore_labels_and_neighbours(name, splits, 
 def test_majority_is_the_train_distribution(splits, schema):
     train, validation, test = splits
     probs = majority(train, validation, test, schema)
-    shares = [sum(pair.label == name for pair in train) / len(train) for name in schema.names]
-    np.testing.assert_allclose(probs, np.tile(shares, (len(test), 1)))
+    fractions = [sum(pair.label == name for pair in train) / len(train) for name in schema.names]
+    np.testing.assert_allclose(probs, np.tile(fractions, (len(test), 1)))
 
 
 @pytest.mark.parametrize("baseline", LEXICAL)
@@ -91,7 +91,7 @@ def _plain(item):
 
 
 def test_bm25_weighs_rare_words_more_and_never_passes_its_ceiling(schema):
-    catalogue = [Item(str(place), f"shirt {place}") for place in range(50)]
+    catalogue = [Item(str(index), f"shirt {index}") for index in range(50)]
     items = [Item("a", "shirt"), Item("b", "zebra"), Item("c", "zebra " * 1000)]
     scores, ceilings = bm25_scores(["zebra shirt"] * 3, items, catalogue)
     assert scores[0] < scores[1] < scores[2] < ceilings[0]

@@ -34,7 +34,7 @@ def case(made_up):
     def build(size=80):
         rng = np.random.default_rng(0)
         labels = rng.integers(0, 4, size)
-        return made_up(labels, 1.5, 0), labels, [f"query {place}" for place in rng.integers(0, 30, size)]
+        return made_up(labels, 1.5, 0), labels, [f"query {index}" for index in rng.integers(0, 30, size)]
 
     return build
 
@@ -44,8 +44,8 @@ def written_out(probs, labels, queries):
     p, gain = probs[:, 0], np.array(SCHEMA.gains)[labels]
     score = probs @ np.array(SCHEMA.gains)
     of_query = {}
-    for place, query in enumerate(queries):
-        of_query.setdefault(query, []).append(place)
+    for index, query in enumerate(queries):
+        of_query.setdefault(query, []).append(index)
     return {
         "auc": sklearn.metrics.roc_auc_score(labels == 0, p),
         "neg_ap": sklearn.metrics.average_precision_score(labels != 0, 1.0 - p),
@@ -70,7 +70,7 @@ def test_intervals_are_those_of_a_bootstrap_over_whole_queries_written_out(case)
         rows, copies = [], []
         for name, count in zip(names, counts):
             for copy in range(count):
-                mine = [place for place, query in enumerate(queries) if query == name]
+                mine = [index for index, query in enumerate(queries) if query == name]
                 rows += mine
                 copies += [(name, copy)] * len(mine)
         samples.append(written_out(probs[rows], labels[rows], copies))
@@ -143,7 +143,7 @@ def test_a_constant_model_ties_all_pairs_however_they_lie_in_memory():
 
 def test_undefined_metrics_are_none(case):
     probs, labels, _ = case(size=12)
-    alone = [str(place) for place in range(12)]
+    alone = [str(index) for index in range(12)]
     result = evaluate(probs, np.zeros(12, int), alone, SCHEMA, **SETTINGS)
     undefined = {name for name, figure in result.items() if figure["value"] is None}
     assert undefined == {"auc", "neg_ap", "spearman", "ndcg_paper", "ndcg_esci_data"}
@@ -163,7 +163,7 @@ def test_an_interval_needs_the_metric_in_half_of_the_resamples():
 def test_the_result_is_always_json(seed, size, saturated):
     rng = np.random.default_rng(seed)
     probs = np.eye(4)[rng.integers(0, 4, size)] if saturated else rng.dirichlet(np.ones(4), size)
-    queries = [str(place) for place in rng.integers(0, 3, size)]
+    queries = [str(index) for index in rng.integers(0, 3, size)]
     result = evaluate(probs, rng.integers(0, 4, size), queries, SCHEMA, **{**SETTINGS, "n_bootstrap": 10})
     json.dumps(result, allow_nan=False)
     assert tuple(result) == metric_names(GAIN_MAPS)
@@ -172,8 +172,14 @@ def test_the_result_is_always_json(seed, size, saturated):
 def test_a_binary_schema_has_its_own_gain_maps():
     schema = LabelSchema(("relevant", "irrelevant"), (1.0, 0.0), ("relevant",))
     probs = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.2, 0.8]])
-    given = {"gain_maps": {"plain": [1.0, 0.0]}, "bias": [0.0, 0.0], "temperature": 1.0, "n_bootstrap": 5, "seed": 0}
-    result = evaluate(probs, np.array([0, 1, 0, 1]), ["a", "a", "b", "b"], schema, **given)
+    arguments = {
+        "gain_maps": {"plain": [1.0, 0.0]},
+        "bias": [0.0, 0.0],
+        "temperature": 1.0,
+        "n_bootstrap": 5,
+        "seed": 0,
+    }
+    result = evaluate(probs, np.array([0, 1, 0, 1]), ["a", "a", "b", "b"], schema, **arguments)
     assert [result[name]["value"] for name in ("auc", "neg_ap", "macro_f1", "ndcg_plain")] == [1.0, 1.0, 1.0, 1.0]
     assert not any(name.startswith("ndcg") and name != "ndcg_plain" for name in result)
 

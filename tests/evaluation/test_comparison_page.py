@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jax_rele.evaluation import plots, svg
-from jax_rele.evaluation.comparison import Cell, Held, compare
+from jax_rele.evaluation.comparison import Cell, HeldOutPairs, compare
 from jax_rele.evaluation.comparison_page import figures, write_page
 from jax_rele.evaluation.comparison_text import findings, setup
 from jax_rele.evaluation.summary import cell
@@ -50,7 +50,7 @@ class Page(HTMLParser):
     def all(self, tag):
         return [entry for entry in self.tags if entry["tag"] == tag]
 
-    def told(self):
+    def descriptions(self):
         """The alternative texts of the plots."""
         return [entry["@aria-label"] for entry in self.all("svg")]
 
@@ -64,17 +64,19 @@ def document(made_up, schema):
         return [made_up(labels, skill, first + seed) for seed in range(3)]
 
     cells = [
-        Cell(student, recipe, *point, probs(labels, skill, place), probs(validation, skill, place + 9))
+        Cell(student, recipe, *point, probs(labels, skill, position), probs(validation, skill, position + 9))
         for point in POINTS
-        for place, student in enumerate(("cross_encoder", "two_tower"))
+        for position, student in enumerate(("cross_encoder", "two_tower"))
         for recipe, skill in (("label_only", 0.5), ("mkd", 2.5), ("crsd", 0.6))
     ]
-    pairs = Held(labels, [f"query {place // 3}" for place in range(60)], validation, {"head": np.arange(60) > 20})
+    pairs = HeldOutPairs(
+        labels, [f"query {position // 3}" for position in range(60)], validation, {"head": np.arange(60) > 20}
+    )
     others = {
         "bm25": (made_up(labels, 0.3, 70), made_up(validation, 0.3, 71)),
         "teacher": (made_up(labels, 3.0, 72), made_up(validation, 3.0, 73)),
     }
-    found = compare(
+    result = compare(
         cells,
         pairs,
         schema,
@@ -84,12 +86,12 @@ def document(made_up, schema):
         n_bootstrap=40,
         seed=0,
     )
-    return {"name": "a run", "split": "test", **found}
+    return {"name": "a run", "split": "test", **result}
 
 
-def with_cells(document, wanted):
+def with_cells(document, select):
     """The document without the other cells."""
-    return {**document, "cells": [each for each in document["cells"] if wanted(each)]}
+    return {**document, "cells": [each for each in document["cells"] if select(each)]}
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +119,12 @@ def render(small, tmp_path):
 @pytest.fixture
 def small(document):
     """One point, slice and student: the fewest plots."""
-    kept = with_cells(document, lambda each: each["labelled"] == 20 and each["student"] == "two_tower")
-    kept = copy.deepcopy(kept)
-    kept["slices"] = {"all": 60}
-    for each in kept["cells"]:
+    selected = with_cells(document, lambda each: each["labelled"] == 20 and each["student"] == "two_tower")
+    selected = copy.deepcopy(selected)
+    selected["slices"] = {"all": 60}
+    for each in selected["cells"]:
         del each["slices"]["head"]
-    return kept
+    return selected
 
 
 def test_the_page_is_well_formed_and_needs_nothing_else(html):
@@ -140,7 +142,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(html):
     ids = [entry["@id"] for entry in page.tags if "@id" in entry]
     assert len(ids) == len(set(ids))
     assert {entry["@href"][1:] for entry in page.all("a")} <= set(ids)
-    assert len(page.told()) == len(set(page.told()))
+    assert len(page.descriptions()) == len(set(page.descriptions()))
 
 
 def test_every_figure_of_the_document_is_in_a_table(html, by_labelled):
@@ -153,32 +155,32 @@ def test_every_figure_of_the_document_is_in_a_table(html, by_labelled):
     for point in ((300, 40), (20, 40)):
         for slice_name in document["slices"]:
             table = " ".join(next(tables)["text"].split())
-            for name, told in document["others"][slice_name].items():
-                assert f"{name} {' '.join(cell(told[metric]) for metric in document['metrics'])}" in table
+            for name, descriptions in document["others"][slice_name].items():
+                assert f"{name} {' '.join(cell(descriptions[metric]) for metric in document['metrics'])}" in table
             for each in document["cells"]:
                 if (each["labelled"], each["teacher_labelled"]) != point:
                     continue
                 n_rows += 1
-                told = each["slices"][slice_name]
+                descriptions = each["slices"][slice_name]
                 row = table.split(f"{each['student']} {each['recipe']} ")[1]
-                shares = [f"{told[metric]['retained']:.1%}" for metric in ("auc", "macro_f1")]
-                said = []
+                fractions = [f"{descriptions[metric]['retained']:.1%}" for metric in ("auc", "macro_f1")]
+                texts = []
                 for metric in document["metrics"]:
-                    said.append(cell(told[metric]))
-                    if told[metric]["difference"] is not None:
-                        said.append(cell(told[metric]["difference"], sign=True))
+                    texts.append(cell(descriptions[metric]))
+                    if descriptions[metric]["difference"] is not None:
+                        texts.append(cell(descriptions[metric]["difference"], sign=True))
                 row = re.sub("[▲▼] ", "", row)
-                assert row.startswith(" ".join([*shares, *said]))
+                assert row.startswith(" ".join([*fractions, *texts]))
     assert n_rows == len(document["cells"]) * 2
     assert next(tables, None) is None
 
 
 def test_the_marks_of_the_table_and_the_sentences_agree_with_the_intervals(render, small):
     for each in small["cells"]:
-        for metric, told in each["slices"]["all"].items():
-            if told["difference"] is not None:
+        for metric, descriptions in each["slices"]["all"].items():
+            if descriptions["difference"] is not None:
                 better = each["recipe"] == "mkd"
-                told["difference"]["ci95"] = [0.1, 0.2] if better == (metric == "auc") else [-0.2, -0.1]
+                descriptions["difference"]["ci95"] = [0.1, 0.2] if better == (metric == "auc") else [-0.2, -0.1]
     page = Page(render())
     rows = {row["text"].split()[1]: row["text"] for row in page.all("tr") if "two_tower" in row["text"]}
     marks = {recipe: re.sub("[^▲▼]", "", row) for recipe, row in rows.items()}
@@ -196,9 +198,9 @@ def test_the_sentences_are_there(html, by_labelled):
 
 
 def test_plots_tell_their_numbers(html, document):
-    told = Page(html).told()
+    descriptions = Page(html).descriptions()
     # Dots and curves of values and of differences: two metrics, two slices, two points or students.
-    assert len(told) == 2 * 2 * 2 * 2 + 2 * 2 * 2 * 2
+    assert len(descriptions) == 2 * 2 * 2 * 2 + 2 * 2 * 2 * 2
     (each,) = [
         each
         for each in document["cells"]
@@ -206,18 +208,20 @@ def test_plots_tell_their_numbers(html, document):
     ]
     figure = each["slices"]["head"]["auc"]
     seeds = ", ".join(f"{value:.3f}" for value in figure["by_seed"])
-    (values,) = [text for text in told if text.startswith("auc, head, 39 pairs; trained on 20 + 40, ")]
+    (values,) = [text for text in descriptions if text.startswith("auc, head, 39 pairs; trained on 20 + 40, ")]
     assert f"two_tower mkd {cell(figure)} (seeds {seeds})" in values
     assert f"bm25 {cell(document['others']['head']['bm25']['auc'])}" in values
     (differences,) = [
-        text for text in told if text.startswith("auc less label_only, head, 39 pairs; trained on 20 + 40")
+        text for text in descriptions if text.startswith("auc less label_only, head, 39 pairs; trained on 20 + 40")
     ]
     reference = next(each for each in document["cells"] if each["student"] == "two_tower")["slices"]["head"]["auc"]
     seeds = ", ".join(f"{a - b:.3f}" for a, b in zip(figure["by_seed"], reference["by_seed"]))
     assert f"two_tower mkd {cell(figure['difference'], sign=True)} (seeds {seeds})" in differences
     assert "label_only" not in differences.split(":", 1)[1]
     (curve,) = [
-        text for text in told if text.startswith("auc, two_tower, head, ") and "by labelled pairs, with 40" in text
+        text
+        for text in descriptions
+        if text.startswith("auc, two_tower, head, ") and "by labelled pairs, with 40" in text
     ]
     assert f"mkd {cell(figure)} at 20, " in curve
     assert f"teacher {document['others']['head']['teacher']['auc']['value']:.3f}" in curve
@@ -225,9 +229,9 @@ def test_plots_tell_their_numbers(html, document):
 
 def test_one_point_has_no_curves(render):
     page = Page(render())
-    assert len(page.told()) == 4
+    assert len(page.descriptions()) == 4
     assert "Learning curves" not in page.all("body")[0]["text"]
-    assert "trained on" not in " ".join(page.told())
+    assert "trained on" not in " ".join(page.descriptions())
 
 
 def test_names_are_text(render, small):
@@ -244,22 +248,22 @@ def test_names_are_text(render, small):
     assert "<img" not in html
     page = Page(html)
     assert page.all("h1")[0]["text"] == f"{attack}: recipes compared"
-    assert any(attack in told for told in page.told())
+    assert any(attack in descriptions for descriptions in page.descriptions())
     for text in figures(small).values():
         ElementTree.fromstring(text.encode())
 
 
 def test_what_is_undefined_is_a_dash(render, small):
     undefined = {"value": None, "ci95": None}
-    for told in small["others"]["all"].values():
-        told["auc"] = undefined
+    for descriptions in small["others"]["all"].values():
+        descriptions["auc"] = undefined
     for each in small["cells"]:
         figure = each["slices"]["all"]["auc"]
         figure.update(undefined, by_seed=[None] * 3, retained=None)
         figure["difference"] = figure["difference"] and undefined
     page = Page(render())
-    assert "mkd –" in next(told for told in page.told() if told.startswith("auc,"))
-    assert "mkd –" in next(told for told in page.told() if told.startswith("auc less"))
+    assert "mkd –" in next(descriptions for descriptions in page.descriptions() if descriptions.startswith("auc,"))
+    assert "mkd –" in next(descriptions for descriptions in page.descriptions() if descriptions.startswith("auc less"))
     row = next(row["text"] for row in page.all("tr") if row["text"].split()[:2] == ["two_tower", "mkd"])
     assert row.split()[2] == "–"
     assert row.split()[4:6] == ["–", "–"]
@@ -269,10 +273,11 @@ def test_what_is_undefined_is_a_dash(render, small):
 def test_without_label_only_nothing_is_compared(render, small):
     small["cells"] = [each for each in small["cells"] if each["recipe"] == "mkd"]
     small["cells"][0]["slices"]["all"] = {
-        metric: {**told, "difference": None} for metric, told in small["cells"][0]["slices"]["all"].items()
+        metric: {**descriptions, "difference": None}
+        for metric, descriptions in small["cells"][0]["slices"]["all"].items()
     }
     page = Page(render())
-    assert len(page.told()) == 2
+    assert len(page.descriptions()) == 2
     assert "label_only was not trained" in page.all("main")[0]["text"]
     assert figures(small) == {}
 
@@ -309,17 +314,17 @@ def test_a_plot_in_the_colours_of_labels_needs_its_page():
 
 def curve(xs, values, **changes):
     points = [(x, {"value": y, "ci95": None if y is None else [y - 0.01, y + 0.01]}) for x, y in zip(xs, values)]
-    given = {"xlabel": "pairs", "levels": {}, **changes}
-    return ElementTree.fromstring(plots.standalone(plots.curves("t", [plots.Curve("mkd", 1, points)], **given)))
+    arguments = {"xlabel": "pairs", "levels": {}, **changes}
+    return ElementTree.fromstring(plots.standalone(plots.curves("t", [plots.Curve("mkd", 1, points)], **arguments)))
 
 
 def words(root):
     """{text: x} of the drawing."""
-    places = {}
+    positions = {}
     for text in root.iter(f"{SVG}text"):
-        place = re.search(r"(?:translate\(|rotate\([^)]*?)([\d.]+)", text.get("transform") or "")
-        places[text.text.strip()] = float(text.get("x") or (place and place[1]) or 0)
-    return places
+        position = re.search(r"(?:translate\(|rotate\([^)]*?)([\d.]+)", text.get("transform") or "")
+        positions[text.text.strip()] = float(text.get("x") or (position and position[1]) or 0)
+    return positions
 
 
 def test_a_wide_range_of_pairs_is_on_a_logarithmic_axis_with_nothing_at_its_left():

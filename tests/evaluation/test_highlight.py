@@ -24,9 +24,9 @@ spans = st.lists(
 def test_every_character_has_the_dimensions_that_cover_it(text, spans):
     pieces = segments(text, spans)
     assert "".join(piece for piece, _ in pieces) == text
-    held = [set(dimensions) for piece, dimensions in pieces for _ in piece]
-    for place, dimensions in enumerate(held):
-        assert dimensions == {span.dimension for span in spans if span.start <= place < span.end}
+    covering = [set(dimensions) for piece, dimensions in pieces for _ in piece]
+    for index, dimensions in enumerate(covering):
+        assert dimensions == {span.dimension for span in spans if span.start <= index < span.end}
 
 
 @given(st.text(max_size=30), spans)

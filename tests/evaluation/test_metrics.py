@@ -84,8 +84,8 @@ def test_ndcg_of_a_query_is_scikit_learns(case, n_queries):
     gain = np.array([1.0, 0.1, 0.01, 0.0])[labels]
     query = np.random.default_rng(len(score)).integers(0, n_queries, len(score))
     values = metrics.query_ndcg(score, gain, query, n_queries)
-    for place, value in enumerate(values):
-        mine = query == place
+    for index, value in enumerate(values):
+        mine = query == index
         if mine.sum() < 2 or gain[mine].sum() == 0:
             assert np.isnan(value)
         else:

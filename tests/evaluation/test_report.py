@@ -82,8 +82,8 @@ def render(small, predictions, judged, schema, tmp_path):
 
     def render(examples, metrics=small, run_name="a run", **changes):
         path = tmp_path / "report.html"
-        given = {"run_name": run_name, "labels": labels, "probs": predictions["models"], **changes}
-        write_report(path, metrics, examples, **given)
+        arguments = {"run_name": run_name, "labels": labels, "probs": predictions["models"], **changes}
+        write_report(path, metrics, examples, **arguments)
         return path.read_text(encoding="utf-8")
 
     return render
@@ -134,11 +134,11 @@ def test_the_data_line_the_sentences_and_the_figures_are_there(render, document)
 def test_seller_text_is_text(render):
     probs = {ATTACK: np.array([0.1, 0.2, 0.3, 0.4])}
     pair = Pair(ATTACK, ATTACK, Item(ATTACK, ATTACK, ATTACK, ATTACK, attributes=((ATTACK, ATTACK),)), "Exact", ATTACK)
-    said = Rationale((Comparison(ATTACK, (ATTACK,), (ATTACK,), "match"),), ATTACK)
+    rationale = Rationale((Comparison(ATTACK, (ATTACK,), (ATTACK,), "match"),), ATTACK)
     spans = (Span("query", 0, 20, ATTACK), Span("title", 5, 30, ATTACK))
     verdicts = {ATTACK: {ATTACK: "mismatch"}}
     examples = [
-        Example(pair, said, "", "", spans, verdicts, probs),
+        Example(pair, rationale, "", "", spans, verdicts, probs),
         Example(pair, None, ATTACK, ATTACK, spans, verdicts, probs),
     ]
     html = render(examples, run_name=ATTACK)
@@ -196,7 +196,7 @@ def test_bands_of_an_overlap_are_the_colours_of_its_dimensions(render):
 
 
 def test_the_comparison_table_holds_the_teacher_and_the_students(render):
-    said = Rationale(
+    rationale = Rationale(
         (
             Comparison("color", ("blue", "navy"), ("red",), "mismatch"),
             Comparison("brand", (), ("Acme",), "absent"),
@@ -204,7 +204,7 @@ def test_the_comparison_table_holds_the_teacher_and_the_students(render):
         "Substitute",
     )
     verdicts = {"cross_encoder:mkd": {"color": "mismatch", "brand": "match"}, "two_tower:mkd": {"size": "match"}}
-    page = Page(render([Example(example().pair, said, verdicts=verdicts)]))
+    page = Page(render([Example(example().pair, rationale, verdicts=verdicts)]))
     (table,) = page.classed("compare")
     cells = [entry["text"] for entry in page.tags[page.tags.index(table) :] if entry["tag"] in ("th", "td")]
     assert [" ".join(cell.split()) for cell in cells] == [
@@ -237,7 +237,7 @@ def test_distributions_are_drawn_to_scale(render):
     widths = [float(re.search(r"width: ([\d.]+)%", entry["@style"])[1]) for entry in page.all("i")]
     assert widths == pytest.approx([70.0, 20.0, 10.0])
     assert page.classed("said")[0]["text"] == "teacherExact 70%"
-    assert "people saySubstitute" in page.classed("gold")[0]["text"]
+    assert "human labelSubstitute" in page.classed("gold")[0]["text"]
     with pytest.raises(ValueError, match=r"teacher: an example's probs must be \[4\]"):
         render([Example(example().pair, probs={"teacher": np.ones(3)})])
 

@@ -59,10 +59,10 @@ def test_a_model_is_held_against_the_strongest_baseline(document):
     other = copy.deepcopy(document)
     for name, value in (("majority", 0.5), ("token_overlap", 0.9), ("bm25", 0.6)):
         other["baselines"][name]["auc"]["value"] = value
-    said = [line for line in verdict_lines(other) if line.startswith("two_tower:mkd ") and "on auc" in line]
-    assert len(said) == 2
-    assert "token_overlap" in said[0]
-    assert "teacher" in said[1]
+    lines_ = [line for line in verdict_lines(other) if line.startswith("two_tower:mkd ") and "on auc" in line]
+    assert len(lines_) == 2
+    assert "token_overlap" in lines_[0]
+    assert "teacher" in lines_[1]
 
 
 def test_a_student_that_is_not_told_apart_from_the_teacher_is_not_called_equal(document):
@@ -94,10 +94,10 @@ def test_the_rationales_stand_beside_the_trivial_ones(document):
 
 
 def test_few_queries_with_several_items_are_named(document):
-    said = "The ndcg figures come from {} queries with several items: too few to compare models by."
-    for several, told in ((0, False), (1, True), (19, True), (20, False)):
+    lines_ = "The ndcg figures come from {} queries with several items: too few to compare models by."
+    for several, expected in ((0, False), (1, True), (19, True), (20, False)):
         lines = verdict_lines({**document, "n_queries_with_several_items": several})
-        assert (said.format(several) in lines) == told
+        assert (lines_.format(several) in lines) == expected
 
 
 def test_limits_are_named(document):

@@ -20,7 +20,9 @@ from jax_rele.annotation.store import Store
 from jax_rele.cli import main
 from jax_rele.data import read_table
 from jax_rele.data.tokens.tokenizers import train_tokenizer
-from jax_rele.stages import annotate, artefacts, chat
+from jax_rele.runs import artefacts
+from jax_rele.runs import chat_annotators as chat
+from jax_rele.stages import annotate
 
 MAX_TOKENS = 24
 START_SECONDS = 40

@@ -22,7 +22,8 @@ from jax_rele.annotation.votes import digest
 from jax_rele.cli import main
 from jax_rele.data import read_pairs_table, read_table
 from jax_rele.rationale import parse
-from jax_rele.stages import artefacts, finetune
+from jax_rele.runs import artefacts
+from jax_rele.stages import finetune
 
 pytestmark = pytest.mark.slow
 
@@ -43,9 +44,9 @@ GOLD = {pair["item"]["title"]: pair["label"] for pair in PAIRS}
 
 def answer(messages, model, sample):
     """Mostly right, by a hash of what was asked, save of some pairs that every model gets wrong."""
-    said = messages[-1]["content"]
+    results = messages[-1]["content"]
     titles = re.findall(r'title: "(red shoe number \d+)', "".join(message["content"] for message in messages))
-    draw = random.Random(hashlib.sha256(f"{said} {model} {sample}".encode()).hexdigest())
+    draw = random.Random(hashlib.sha256(f"{results} {model} {sample}".encode()).hexdigest())
     label = GOLD[titles[-1]] if titles and draw.random() < 0.75 else draw.choice(LABELS)
     if titles and titles[-1].endswith("5"):
         label = "Substitute"  # whatever one says to them
@@ -95,15 +96,17 @@ def unbroken(tmp_path_factory):
 def test_every_pair_ends_once_and_accepted_rationales_agree_with_the_gold_label(unbroken):
     _, folder, _ = unbroken
     pairs = {pair.pair_id: pair for pair in read_pairs_table(folder / "runs/run" / artefacts.PAIRS)}
-    wanted = [name for name, pair in pairs.items() if pair.split != "test"]
-    made = decisions(folder)
-    assert sorted(one.pair_id for one in made) == sorted(wanted)
-    assert {one.status for one in made} <= {"accepted", "rejected"}
-    assert all(one.reason for one in made if one.status == "rejected")
-    kept = read_table(folder / "runs/run" / artefacts.RATIONALES).to_pylist()
-    assert sorted(row["pair_id"] for row in kept) == sorted(one.pair_id for one in made if one.status == "accepted")
-    assert all(parse(row["text"]).label == pairs[row["pair_id"]].label for row in kept)
-    assert any(one.asked_again for one in made)
+    expected_answers = [name for name, pair in pairs.items() if pair.split != "test"]
+    calls_ = decisions(folder)
+    assert sorted(one.pair_id for one in calls_) == sorted(expected_answers)
+    assert {one.status for one in calls_} <= {"accepted", "rejected"}
+    assert all(one.reason for one in calls_ if one.status == "rejected")
+    selected = read_table(folder / "runs/run" / artefacts.RATIONALES).to_pylist()
+    assert sorted(row["pair_id"] for row in selected) == sorted(
+        one.pair_id for one in calls_ if one.status == "accepted"
+    )
+    assert all(parse(row["text"]).label == pairs[row["pair_id"]].label for row in selected)
+    assert any(one.asked_again for one in calls_)
     quality = json.loads((folder / "runs/run" / artefacts.QUALITY).read_text("utf-8"))
     assert quality["injection"]["overall"]["n"] > 0
     assert set(quality["slices"]["all"]["models"]) == {"one", "two", "consensus"}
@@ -148,8 +151,8 @@ def test_a_rerun_needs_no_server_and_pays_nothing(unbroken, tmp_path, capsys):
     capsys.readouterr()
     assert jax_rele("prepare", file, "--name", "again") == 0
     assert jax_rele("annotate", file, "--name", "again") == 0
-    made = decisions_from_arrow(read_table(folder / "runs/again" / artefacts.DECISIONS))
-    assert digest(made) == digest(decisions(folder))
+    calls_ = decisions_from_arrow(read_table(folder / "runs/again" / artefacts.DECISIONS))
+    assert digest(calls_) == digest(decisions(folder))
 
 
 def test_a_budget_ends_the_run_in_one_line_and_more_of_it_goes_on(tmp_path, capsys):
@@ -171,7 +174,7 @@ def test_workers_and_batches_fill_the_same_store(tmp_path, capsys):
     with running(Plan(), answer) as server:
         file = write(tmp_path, server.url)
         assert jax_rele("prepare", file) == 0
-        assert jax_rele("annotate", file, "--write-batch", "one", tmp_path / "requests.jsonl") == 0
+        assert jax_rele("annotate", "batch", "write", file, "one", tmp_path / "requests.jsonl") == 0
         requests = [json.loads(line) for line in (tmp_path / "requests-001.jsonl").read_text("utf-8").splitlines()]
         results = []
         for request in reversed(requests):
@@ -189,9 +192,9 @@ def test_workers_and_batches_fill_the_same_store(tmp_path, capsys):
             results.append({"custom_id": request["custom_id"], "response": {"status_code": 200, "body": response}})
         (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in results), "utf-8")
         capsys.readouterr()
-        assert jax_rele("annotate", file, "--read-batch", tmp_path / "results.jsonl") == 0
+        assert jax_rele("annotate", "batch", "read", file, tmp_path / "results.jsonl") == 0
         assert f"{len(requests)} answers stored" in capsys.readouterr().out
-        assert jax_rele("annotate", file, "--worker") == 0
+        assert jax_rele("annotate", "work", file) == 0
         assert f"{2 * len(requests)} of {2 * len(requests)} answers" in capsys.readouterr().out
     # Only what is asked again has no answer; without that nothing needs the server, which is gone.
     assert jax_rele("annotate", file, "--annotate.gold_filter", "drop") == 0
@@ -213,12 +216,12 @@ def test_a_persons_review_is_fed_back(unbroken, tmp_path):
             )
     assert jax_rele("prepare", file, "--name", "reviewed") == 0
     assert jax_rele("annotate", file, "--name", "reviewed", "--annotate.reviews", tmp_path / "edited.csv") == 0
-    made = {
+    calls_ = {
         one.pair_id: one for one in decisions_from_arrow(read_table(folder / "runs/reviewed" / artefacts.DECISIONS))
     }
-    assert (made[name].status, made[name].label, made[name].reviewed) == ("accepted", "Irrelevant", True)
-    kept = {row["pair_id"]: row for row in read_table(folder / "runs/reviewed" / artefacts.RATIONALES).to_pylist()}
-    assert parse(kept[name]["text"]).label == "Irrelevant"
+    assert (calls_[name].status, calls_[name].label, calls_[name].reviewed) == ("accepted", "Irrelevant", True)
+    selected = {row["pair_id"]: row for row in read_table(folder / "runs/reviewed" / artefacts.RATIONALES).to_pylist()}
+    assert parse(selected[name]["text"]).label == "Irrelevant"
 
 
 @pytest.mark.parametrize(
@@ -232,7 +235,7 @@ def test_a_persons_review_is_fed_back(unbroken, tmp_path):
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_mistake_is_one_line_before_any_cost(tmp_path, capsys, change, told):
+def test_a_mistake_is_one_line_before_any_cost(tmp_path, capsys, change, fields):
     (tmp_path / "bad.j2").write_text(
         "{% block system %}{{ dimensios }}{% endblock %}{% block user %}{{ query }}{{ item }}{% endblock %}"
         "{% block again %}{% endblock %}"
@@ -244,7 +247,7 @@ def test_a_mistake_is_one_line_before_any_cost(tmp_path, capsys, change, told):
     assert jax_rele("annotate", file) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert told in error
+    assert fields in error
 
 
 def test_a_prompt_is_shown_filled_in(unbroken, capsys):
@@ -252,29 +255,36 @@ def test_a_prompt_is_shown_filled_in(unbroken, capsys):
     settings = configs.load(file)
     pair = artefacts.load_pairs(settings.run_dir, "train")[1]
     capsys.readouterr()
-    assert jax_rele("annotate", file, "--show-prompt", pair.pair_id) == 0
+    assert jax_rele("annotate", "show-prompt", file, pair.pair_id) == 0
     shown = capsys.readouterr().out
     assert json.dumps(pair.query) in shown
     assert json.dumps(pair.item.title) in shown
     assert '"enum"' in shown
-    assert jax_rele("annotate", file, "--show-prompt", "nobody") == 2
+    assert jax_rele("annotate", "show-prompt", file, "nobody") == 2
     assert "no labelled training pair 'nobody'" in capsys.readouterr().err
 
 
 def test_the_teacher_of_a_run_explains_the_unlabelled_pairs_of_the_next(tiny, tmp_path):
     file, run_dir = tiny
-    given = ("--run_root", tmp_path, "--annotate.annotator", "teacher", "--annotate.teacher_run", run_dir)
-    given += ("--annotate.unlabelled", "true", "--annotate.gold_filter", "keep", "--annotate.min_share", "0")
-    assert jax_rele("prepare", file, *given) == 0
-    assert jax_rele("annotate", file, *given) == 0
+    arguments = ("--run_root", tmp_path, "--annotate.annotator", "teacher", "--annotate.teacher_run", run_dir)
+    arguments += (
+        "--annotate.unlabelled",
+        "true",
+        "--annotate.gold_filter",
+        "keep",
+        "--annotate.min_vote_fraction",
+        "0",
+    )
+    assert jax_rele("prepare", file, *arguments) == 0
+    assert jax_rele("annotate", file, *arguments) == 0
     settings = configs.load(file)
     run = tmp_path / settings.name
     unlabelled = {pair.pair_id for pair in read_pairs_table(run / artefacts.UNLABELLED)}
-    kept = {row["pair_id"]: row for row in read_table(run / artefacts.RATIONALES).to_pylist()}
+    selected = {row["pair_id"]: row for row in read_table(run / artefacts.RATIONALES).to_pylist()}
     assert unlabelled
-    assert unlabelled <= set(kept)
-    assert {parse(kept[name]["text"]).label for name in unlabelled} <= set(settings.labels.names)
-    assert {row["annotator"] for row in kept.values()} == {"teacher"}
+    assert unlabelled <= set(selected)
+    assert {parse(selected[name]["text"]).label for name in unlabelled} <= set(settings.labels.names)
+    assert {row["annotator"] for row in selected.values()} == {"teacher"}
     _, tokenizer = artefacts.teacher_model(settings, run)
     pairs = read_pairs_table(run / artefacts.UNLABELLED)
     assert len(finetune.encode(settings, run, tokenizer, pairs)[0]) == len(pairs)

@@ -10,11 +10,12 @@ import pytest
 from jax_rele.config import Config
 from jax_rele.data import take_signals, write_pairs, write_signals
 from jax_rele.data.tokens.tokenizers import train_tokenizer
+from jax_rele.distillation.dataset import open_data
+from jax_rele.distillation.targets import groups_of, targets
 from jax_rele.errors import UserError
 from jax_rele.rationale import render
-from jax_rele.stages import artefacts, distill
-from jax_rele.stages.targets import groups_of, targets
-from jax_rele.stages.training_data import open_data
+from jax_rele.runs import artefacts
+from jax_rele.stages import distill
 from jax_rele.types import Comparison, Item, Pair, Rationale, Signals, Span
 
 pytestmark = pytest.mark.slow
@@ -225,7 +226,7 @@ def test_an_edited_loss_is_another_input(tmp_path):
 
 
 def test_a_head_that_a_recipe_needs_and_a_student_lacks_is_named(folder):
-    with pytest.raises(UserError, match="lrkd needs the head 'latent', which two_tower has not; take two_tower out"):
+    with pytest.raises(UserError, match="lrkd needs the head 'latent', which two_tower lacks; take two_tower out"):
         distill.terms_of(config_of(), folder, "two_tower", "lrkd")
     config = Config.model_validate({"student": {**SHAPE, "cross_encoder": {}}})
     with pytest.raises(UserError, match=r"needs the head 'latent'.*give student.cross_encoder.latent_width a number"):
@@ -257,7 +258,7 @@ def test_a_collapse_is_reported_while_the_student_trains(folder, tmp_path, capfd
 def test_every_recipe_sees_the_same_labelled_pairs_in_the_same_steps(folder):
     seen = {}
     for recipe in ("label_only", "mkd"):
-        config = config_of(labelled_share=0.5)
+        config = config_of(labelled_fraction=0.5)
         pairs = [
             *MANY,
             *(

@@ -12,7 +12,8 @@ from flax import linen as nn
 from jax_rele import config
 from jax_rele.errors import UserError
 from jax_rele.models.weights import to_hf
-from jax_rele.stages import adapt, annotate, artefacts, finetune, prepare
+from jax_rele.runs import artefacts
+from jax_rele.stages import adapt, annotate, finetune, prepare
 from jax_rele.teacher import make_verbalizers
 from jax_rele.training import init_state, make_mesh, make_optimizer
 from jax_rele.training.checkpoint import save_variables
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.slow
 OPTIMIZATION = {"steps": 2, "batch_size": 8, "checkpoint_every": 1, "log_every": 1}
 VALUES = {
     "name": "tiny",
-    "labels": {"written_as": {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"}},
+    "labels": {"aliases": {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"}},
     "data": {"fields": {"item": "product", "query_tags": "queryner"}},
     "teacher": {
         "random": {"vocab_size": 400, "layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "mlp_width": 32},
@@ -160,7 +161,7 @@ def test_the_label_is_read_where_it_is_predicted(prepared, monkeypatch, order):
 
 
 def test_labels_that_one_token_does_not_tell_have_no_accuracy(prepared, monkeypatch):
-    settings = made(labels={"names": ["Exact", "Exactly", "Complement", "Irrelevant"], "written_as": {}})
+    settings = made(labels={"names": ["Exact", "Exactly", "Complement", "Irrelevant"], "aliases": {}})
     monkeypatch.setattr(artefacts, "load_pairs", lambda *_: [])
     monkeypatch.setattr(finetune, "make_evaluate", lambda apply, loss, rows, *_: rows)
     model, tokenizer = artefacts.teacher_model(settings, prepared)

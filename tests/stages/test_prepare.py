@@ -11,7 +11,8 @@ from jax_rele.data import PairTable, normalise_query, read_pairs_table, read_tab
 from jax_rele.data import parquet as tables
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.errors import UserError
-from jax_rele.stages import artefacts, prepare
+from jax_rele.runs import artefacts
+from jax_rele.stages import prepare
 
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
 MADE = ["pairs.parquet", "quarantine.parquet", "student_tokenizer", "teacher_tokenizer", "unlabelled.parquet"]

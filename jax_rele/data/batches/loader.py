@@ -10,44 +10,44 @@ import grain
 import jax
 import numpy as np
 
-from jax_rele.data.batches.sampler import Order, Stream, order
-from jax_rele.data.tokens.token_cache import Columns, take
+from jax_rele.data.batches.sampler import Order, Stream, shuffle_streams
+from jax_rele.data.tokens.token_cache import Columns, take_rows
 
 STEPS = 1 << 40
-"""No run takes so many."""
+"""More steps than any run has."""
 
 Arrays = dict[str, Any]
 """A nested dict of arrays with the same number of rows."""
 
 Read = Callable[[np.ndarray, np.ndarray], Arrays]
-"""(numbers of all examples of a batch, places of it to read) -> what is read of them."""
+"""(numbers of all examples of a batch, indices in the batch to read) -> their arrays."""
 
 
-def batches(read: Read, examples: Order, places: np.ndarray | None = None) -> grain.DatasetIterator:
+def batches(read: Read, examples: Order, indices: np.ndarray | None = None) -> grain.DatasetIterator:
     """An iterator over one process's part of every batch.
 
-    What the processes read makes up, place by place, the batch of a process that is alone, and the iterator's state
-    (`get_state`, `set_state`) is the number of the step in every process: a run goes on with any number of them.
+    Together the processes read exactly the batch that a single process would read, and the iterator's state
+    (`get_state`, `set_state`) is the step number in every process: a run resumes with any number of processes.
 
     Args:
       read: reads examples, see `rows` and `Groups`.
       examples: which are in which batch.
-      places: the numbers in a batch of the examples to read, see `training.local_row_indices`; None for all.
+      indices: the numbers in a batch of the examples to read, see `training.local_row_indices`; None for all.
     """
-    places = np.arange(examples.width) if places is None else places
+    indices = np.arange(examples.width) if indices is None else indices
     steps = grain.MapDataset.range(STEPS if examples.steps is None else examples.steps)
-    read_step = steps.map(lambda step: read(examples.batch(step), places))
+    read_step = steps.map(lambda step: read(examples.batch(step), indices))
     return iter(read_step.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
 def shuffled(count: int, batch_size: int, seed: int, epochs: int | None = None) -> Order:
-    """Batches of `batch_size` of `count` examples, see `order`."""
-    return order([Stream(np.arange(count), (batch_size,))], seed, epochs=epochs)
+    """Batches of `batch_size` of `count` examples, see `shuffle_streams`."""
+    return shuffle_streams([Stream(np.arange(count), (batch_size,))], seed, epochs=epochs)
 
 
 def rows(arrays: Arrays) -> Read:
     """Examples that are rows; without gaps: for orders without end."""
-    return lambda numbers, places: jax.tree.map(lambda array: array[numbers[places]], arrays)
+    return lambda numbers, indices: jax.tree.map(lambda array: array[numbers[indices]], arrays)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Groups:
 
     Attributes:
       columns: a row per pair.
-      members: [G, size] int, the pairs of each group, -1 for empty places.
+      members: [G, size] int, the pairs of each group, -1 for padding.
       buckets: [G] int, in which of the `lengths` each group fits, from 1 on; None: all are read at full length.
       lengths: how many lengths there are.
     """
@@ -66,15 +66,15 @@ class Groups:
     buckets: np.ndarray | None = None
     lengths: int = 1
 
-    def __call__(self, numbers: np.ndarray, places: np.ndarray) -> Arrays:
+    def __call__(self, numbers: np.ndarray, indices: np.ndarray) -> Arrays:
         """A batch of pairs, see `flatten_groups`, padded to the shortest length that all of the batch fits in."""
-        wanted = numbers[places]
-        members = np.where((wanted >= 0)[:, None], self.members[np.maximum(wanted, 0)], -1)
+        selected = numbers[indices]
+        members = np.where((selected >= 0)[:, None], self.members[np.maximum(selected, 0)], -1)
         # Of the whole batch: every process must pad alike.
-        held = numbers[numbers >= 0]
-        bucket = self.lengths if self.buckets is None or not len(held) else int(self.buckets[held].max())
-        batch = take(self.columns, np.maximum(members, 0), lambda full: bucket_length(full, bucket, self.lengths))
-        return flatten_groups({**batch, "mask": members >= 0}, places)
+        present = numbers[numbers >= 0]
+        bucket = self.lengths if self.buckets is None or not len(present) else int(self.buckets[present].max())
+        batch = take_rows(self.columns, np.maximum(members, 0), lambda full: bucket_length(full, bucket, self.lengths))
+        return flatten_groups({**batch, "mask": members >= 0}, indices)
 
 
 def bucket_length(full: int, bucket: int, lengths: int) -> int:
@@ -97,34 +97,36 @@ def group_by_query(queries: Sequence[Any] | np.ndarray, labelled: Sequence[bool]
       size: pairs per group.
 
     Returns:
-      [groups, size] int row numbers, every row once, -1 for empty places; in the order of each query's first row.
+      [groups, size] int row numbers, every row once, -1 for padding; in the order of each query's first row.
     """
     if not len(queries):
         return np.zeros((0, size), np.int64)
     _, first, query = np.unique(np.asarray(queries), return_index=True, return_inverse=True)
-    order = np.lexsort((~np.asarray(labelled, bool), first[query]))  # stable: rows in order, labelled ones first
-    query = query[order]
+    shuffle_streams = np.lexsort(
+        (~np.asarray(labelled, bool), first[query])
+    )  # stable: rows in order, labelled ones first
+    query = query[shuffle_streams]
     begins = np.flatnonzero(np.r_[True, query[1:] != query[:-1]])
     pairs = np.diff(np.r_[begins, len(query)])
     groups = -(-pairs // size)
     number = np.arange(len(query)) - np.repeat(begins, pairs)
     base = np.repeat(np.cumsum(groups) - groups, pairs)
-    dealt = np.full((groups.sum(), size), -1, np.int64)
-    dealt[base + number % np.repeat(groups, pairs), number // np.repeat(groups, pairs)] = order
-    return dealt
+    groups_of_rows = np.full((groups.sum(), size), -1, np.int64)
+    groups_of_rows[base + number % np.repeat(groups, pairs), number // np.repeat(groups, pairs)] = shuffle_streams
+    return groups_of_rows
 
 
-def flatten_groups(batch: Arrays, places: np.ndarray | None = None) -> Arrays:
+def flatten_groups(batch: Arrays, indices: np.ndarray | None = None) -> Arrays:
     """A batch of groups -> a batch of pairs: [B, size, ...] becomes [B * size, ...].
 
-    Adds `segments` [B * size] int32, for the pairs of one group its place in the whole batch (`places`; None where this
-    is the whole), and `segments_mask`: whether a pair has company.
+    Adds `segments` [B * size] int32, for the pairs of one group its index in the whole batch (`indices`; None where
+    this is the whole batch), and `segments_mask`: whether the group has more than one pair.
     """
     groups, size = batch["mask"].shape
     flat = jax.tree.map(lambda array: array.reshape(groups * size, *array.shape[2:]), batch)
-    company = batch["mask"].sum(axis=1, keepdims=True) > 1
+    has_others = batch["mask"].sum(axis=1, keepdims=True) > 1
     return {
         **flat,
-        "segments": np.repeat(np.arange(groups) if places is None else places, size).astype(np.int32),
-        "segments_mask": (batch["mask"] & company).reshape(-1),
+        "segments": np.repeat(np.arange(groups) if indices is None else indices, size).astype(np.int32),
+        "segments_mask": (batch["mask"] & has_others).reshape(-1),
     }

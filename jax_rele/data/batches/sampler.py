@@ -51,8 +51,8 @@ class Order:
     """The numbers of the examples of every batch.
 
     Attributes:
-      batch: step, from 0 -> [width] int64; -1 for a place that holds nothing.
-      width: places of a batch.
+      batch: step, from 0 -> [width] int64; -1 for padding.
+      width: examples of a batch.
       steps: batches; None: without end.
     """
 
@@ -62,25 +62,25 @@ class Order:
 
 
 CYCLE = 100
-"""Steps after which the counts of a share that is no whole number of places begin again."""
+"""Steps after which the counts repeat where a fraction is not a whole number of examples."""
 
 
-def shares(share: Sequence[float], width: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+def count_streams(fractions: Sequence[float], width: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Counts of two streams that fill batches of `width`, and how many of the last ones are repeated (`Stream.cycle`).
 
-    The first stream has `share[step]` of the places, the last share for ever. Rounding errors are carried over from
-    batch to batch, so the mixture is never more than a place off, and in the long run by less than 1 in 100 x width;
-    but every batch has at least one example of the first.
+    The first stream fills `fractions[step]` of the batch, the last fraction from then on. Rounding errors are carried
+    over from batch to batch, so the mixture is never more than one example off, and in the long run by less than 1 in
+    100 x width; but every batch has at least one example of the first.
     """
-    last = share[-1] * width
+    last = fractions[-1] * width
     cycle = 1 if abs(last - round(last)) < 1e-9 else CYCLE
-    wanted = np.asarray([*share[:-1], *[share[-1]] * cycle], np.float64)
-    total = np.concatenate([[0.0], np.cumsum(wanted * width)])
+    step_fractions = np.asarray([*fractions[:-1], *[fractions[-1]] * cycle], np.float64)
+    total = np.concatenate([[0.0], np.cumsum(step_fractions * width)])
     first = np.clip(np.diff(np.floor(total + 0.5 - 1e-9)).astype(int), 1, width)
     return tuple(first.tolist()), tuple((width - first).tolist()), cycle
 
 
-def order(
+def shuffle_streams(
     streams: Sequence[Stream],
     seed: int,
     *,
@@ -113,11 +113,11 @@ def order(
 
     def numbers(which: int, start: int, stop: int) -> np.ndarray:
         stop = stop if ends[which] is None else min(stop, ends[which])
-        places = [sources[which][place] for place in range(start, stop)]
-        return streams[which].members[np.asarray(places, np.int64)]
+        indices = [sources[which][index] for index in range(start, stop)]
+        return streams[which].members[np.asarray(indices, np.int64)]
 
     @lru_cache(maxsize=2)
-    def dealt(number: int) -> list[list[np.ndarray]]:
+    def window_batches(number: int) -> list[list[np.ndarray]]:
         """For each step of a window the examples of each stream."""
         first = number * window
         last = first + window if steps is None else min(first + window, steps)
@@ -126,25 +126,25 @@ def order(
         ranks = np.arange(last - first) if final else np.random.default_rng([seed, number]).permutation(last - first)
         batches: list[list[np.ndarray]] = [[] for _ in range(last - first)]
         for which, stream in enumerate(streams):
-            found = numbers(which, stream.before(first), stream.before(last))
+            selected = numbers(which, stream.before(first), stream.before(last))
             if sizes is not None:
-                found = found[np.argsort(sizes[found], kind="stable")]
+                selected = selected[np.argsort(sizes[selected], kind="stable")]
             start = 0
-            for place in ranks:
-                count = stream.before(first + place + 1) - stream.before(first + place)
-                batches[place].append(found[start : start + count])
+            for index in ranks:
+                count = stream.before(first + index + 1) - stream.before(first + index)
+                batches[index].append(selected[start : start + count])
                 start += count
         return batches
 
     def batch(step: int) -> np.ndarray:
         if window > 1:
-            parts = dealt(step // window)[step % window]
+            parts = window_batches(step // window)[step % window]
         else:
             parts = [
                 numbers(which, stream.before(step), stream.before(step + 1)) for which, stream in enumerate(streams)
             ]
-        found = np.concatenate(parts)
-        return np.concatenate([found, np.full(width - len(found), -1, np.int64)])
+        selected = np.concatenate(parts)
+        return np.concatenate([selected, np.full(width - len(selected), -1, np.int64)])
 
     return Order(batch, width, steps)
 

@@ -61,18 +61,18 @@ def candidates(
     fields = [(field, n) for field, n in zip(("category", "brand"), counts[1:], strict=True) if n]
     # the positions of the items that have a value, by field and value
     holders = {field: _positions_by_value(items, field) for field, _ in fields}
-    made = []
+    drawn_pairs = []
     for query, group in by_query.items():
-        taken = {positions[pair.item.id] for pair in group if pair.item.id in positions}
-        chosen = lexical(query, taken, counts[0]) if lexical else []
+        excluded = {positions[pair.item.id] for pair in group if pair.item.id in positions}
+        chosen = lexical(query, excluded, counts[0]) if lexical else []
         for field, n in fields:
             values = sorted({normalise_query(getattr(pair.item, field)) for pair in group} & holders[field].keys())
             pools = [holders[field][value] for value in values]
-            chosen += _draw(pools, taken.union(chosen), n, f"{seed} {field} {query}")
-        chosen += _draw([range(len(items))], taken.union(chosen), per_query - len(chosen), f"{seed} {query}")
+            chosen += _draw(pools, excluded.union(chosen), n, f"{seed} {field} {query}")
+        chosen += _draw([range(len(items))], excluded.union(chosen), per_query - len(chosen), f"{seed} {query}")
         # the first pair that somebody tagged, so that the tags fit the spelling of the query
         model = next((pair for pair in group if pair.tags is not None), group[0])
-        made += [
+        drawn_pairs += [
             Pair(
                 pair_id=stable_id("x", query, items[i].id),
                 query=model.query,
@@ -85,15 +85,15 @@ def candidates(
             )
             for i in chosen
         ]
-    return made
+    return drawn_pairs
 
 
-def _counts(total: int, shares: Sequence[float]) -> list[int]:
-    """`total` divided by `shares` and the rest that they leave, by the largest remainder; the rest's is not told."""
-    rest = 1 - sum(shares)
-    if not (total >= 0 and all(0 <= share <= 1 for share in shares) and rest > -1e-6):
-        raise ValueError(f"need per_query >= 0 and shares that sum to at most 1, got {total} and {list(shares)}")
-    quotas = [total * share for share in (*shares, max(rest, 0.0))]
+def _counts(total: int, fractions: Sequence[float]) -> list[int]:
+    """`total` divided by `fractions` and the rest that they leave, by the largest remainder; the rest's is not told."""
+    rest = 1 - sum(fractions)
+    if not (total >= 0 and all(0 <= fraction <= 1 for fraction in fractions) and rest > -1e-6):
+        raise ValueError(f"need per_query >= 0 and shares that sum to at most 1, got {total} and {list(fractions)}")
+    quotas = [total * fraction for fraction in (*fractions, max(rest, 0.0))]
     counts = [int(quota) for quota in quotas]
     # rounded, so that equal remainders are equal: 5 * (1 - 0.9) is not 5 * 0.1 in floating point
     by_remainder = sorted(range(len(quotas)), key=lambda i: (round(counts[i] - quotas[i], 9), i))
@@ -104,25 +104,25 @@ def _counts(total: int, shares: Sequence[float]) -> list[int]:
 
 def _distinct(catalogue: Iterable[Item]) -> list[Item]:
     """The items by id; of several that differ under one id, one that their content alone decides."""
-    kept: dict[str, Item] = {}
+    by_id: dict[str, Item] = {}
     for item in catalogue:
-        other = kept.setdefault(item.id, item)
+        other = by_id.setdefault(item.id, item)
         if other is not item and other != item:
-            kept[item.id] = max(other, item, key=repr)
-    return [kept[name] for name in sorted(kept)]
+            by_id[item.id] = max(other, item, key=repr)
+    return [by_id[name] for name in sorted(by_id)]
 
 
 def _positions_by_value(items: Sequence[Item], field: str) -> dict[str, list[int]]:
     """For every (normalised) text that items have in `field`, their positions; the empty text is none."""
-    found = defaultdict(list)
+    positions = defaultdict(list)
     for i, item in enumerate(items):
         if value := normalise_query(getattr(item, field)):
-            found[value].append(i)
-    return dict(found)
+            positions[value].append(i)
+    return dict(positions)
 
 
 def _lexical(items: Sequence[Item], queries: Iterable[str]) -> Callable[[str, set[int], int], list[int]] | None:
-    """A function of (query, taken, n): the n best items by BM25 outside `taken`, ties by position.
+    """A function of (query, taken, n): the n best items by BM25 outside `excluded`, ties by position.
 
     It returns positions of items that share a word with the query only. None where no item has a word.
     """
@@ -143,32 +143,34 @@ def _lexical(items: Sequence[Item], queries: Iterable[str]) -> Callable[[str, se
     index.index((rows, vocabulary), show_progress=False)
 
     # Not `index.retrieve`: which of equal scores it cuts off depends on the machine's partition algorithm.
-    def best(query: str, taken: set[int], n: int) -> list[int]:
+    def best(query: str, excluded: set[int], n: int) -> list[int]:
         asked = words(query)
         if not asked:
             return []
         scores = index.get_scores(asked)
         hits = np.flatnonzero(scores > 0)
-        wanted = n + len(taken)
-        if len(hits) > wanted:
-            found = scores[hits]
-            hits = hits[found >= np.partition(found, -wanted)[-wanted]]
+        limit = n + len(excluded)
+        if len(hits) > limit:
+            hit_scores = scores[hits]
+            hits = hits[hit_scores >= np.partition(hit_scores, -limit)[-limit]]
         ranked = hits[np.argsort(-scores[hits], kind="stable")]
-        return [i for i in ranked[:wanted].tolist() if i not in taken][:n]
+        return [i for i in ranked[:limit].tolist() if i not in excluded][:n]
 
     return best
 
 
-def _draw(pools: Sequence[Sequence[int]], taken: set[int], n: int, key: str) -> list[int]:
-    """n members of the pools outside `taken`, or all if they are fewer; no pool shares one with another.
+def _draw(pools: Sequence[Sequence[int]], excluded: set[int], n: int, key: str) -> list[int]:
+    """n members of the pools outside `excluded`, or all if they are fewer; no pool shares one with another.
 
-    The pools' members, `n`, the size of `taken` and `key` alone decide which are drawn.
+    The pools' members, `n`, the size of `excluded` and `key` alone decide which are drawn.
     """
     ends = np.cumsum([len(pool) for pool in pools])
     if n <= 0 or not pools or not ends[-1]:
         return []
     rng = np.random.default_rng(list(hashlib.blake2b(key.encode()).digest()))
-    drawn = rng.choice(ends[-1], min(ends[-1], n + len(taken)), replace=False)
+    drawn = rng.choice(ends[-1], min(ends[-1], n + len(excluded)), replace=False)
     which = np.searchsorted(ends, drawn, side="right")
-    members = (pools[pool][place - ends[pool]] for pool, place in zip(which, drawn, strict=True))  # from the pool's end
-    return [int(i) for i in members if i not in taken][:n]
+    members = (
+        pools[pool][offset - ends[pool]] for pool, offset in zip(which, drawn, strict=True)
+    )  # from the pool's end
+    return [int(i) for i in members if i not in excluded][:n]

@@ -1,4 +1,4 @@
-"""Query and item judged more than once: which row is kept."""
+"""Which row is selected where a query and item are judged more than once."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ from typing import Literal
 
 import numpy as np
 
-KEPT, DUPLICATE, CONFLICT = range(3)
-"""What becomes of a row."""
+SELECTED, DUPLICATE, CONFLICT = range(3)
+"""The statuses of a row."""
 
 UNLABELLED = -1
 
 
 def resolve(
-    judgements: np.ndarray,
+    keys: np.ndarray,
     labels: np.ndarray,
     ranks: np.ndarray,
     contents: np.ndarray,
     conflicts: Literal["majority", "first", "last", "drop"],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the rows that judge the same thing, keeps one.
+    """Selects one of the rows that judge the same query and item.
 
     Where labels differ, `conflicts` says which one wins: the one that most rows give (of equals the lower grade), that
-    of the first or the last labelled row, or none. Rows without label have no say, and are kept only where no row has
-    one. Of the rows with the winning label the one with the smallest rank is kept, of equals that with the smallest
+    of the first or the last labelled row, or none. Rows without label have no vote, and are selected only where no row
+    has one. Of the rows with the winning label the one with the smallest rank is kept, of equals that with the smallest
     content, of equals the first. So with `majority` and `drop` the order of the rows does not matter.
 
     Args:
-      judgements: [N] what is judged: equal for the same normalised query, item id and locale.
-      labels: [N] places in the label schema, best first; `UNLABELLED` for none.
+      keys: [N] what is judged: equal for the same normalised query, item id and locale.
+      labels: [N] indices in the label schema, best first; `UNLABELLED` for none.
       ranks: [N] place of each row's `pair_id` in their order, equal for equal ones.
       contents: [N] a hash of the rest of the row.
       conflicts: the rule.
 
     Returns:
-      [N] `KEPT`, `DUPLICATE` (a row is kept that agrees, or that has a label where this one has none) or `CONFLICT`
+      [N] `SELECTED`, `DUPLICATE` (a row is kept that agrees, or that has a label where this one has none) or `CONFLICT`
       (another label is kept, or none); and [N] the row that is kept instead of each, -1 for none.
     """
-    fates, instead = np.full(len(labels), KEPT, np.int8), np.arange(len(labels))
-    _, inverse, counts = np.unique(judgements, return_inverse=True, return_counts=True)
+    statuses, replacements = np.full(len(labels), SELECTED, np.int8), np.arange(len(labels))
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
     rows = np.flatnonzero(counts[inverse] > 1)
     if not len(rows):
-        return fates, instead
+        return statuses, replacements
     _, group = np.unique(inverse[rows], return_inverse=True)
     label = labels[rows].astype(np.int64)
     winner, differ = _winners(group, label, conflicts)
@@ -50,13 +50,13 @@ def resolve(
     loses = label != winner[group]
     order = np.lexsort((rows, contents[rows], ranks[rows], loses, group))
     best = rows[order[np.searchsorted(group[order], np.arange(len(winner)))]]
-    instead[rows] = best[group]
+    replacements[rows] = best[group]
     outvoted = loses & (label != UNLABELLED)
-    fates[rows] = np.where(rows == instead[rows], KEPT, np.where(outvoted, CONFLICT, DUPLICATE))
+    statuses[rows] = np.where(rows == replacements[rows], SELECTED, np.where(outvoted, CONFLICT, DUPLICATE))
     if conflicts == "drop":
         dropped = rows[differ[group]]
-        fates[dropped], instead[dropped] = CONFLICT, -1
-    return fates, instead
+        statuses[dropped], replacements[dropped] = CONFLICT, -1
+    return statuses, replacements
 
 
 def _winners(group: np.ndarray, label: np.ndarray, conflicts: str) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jax_rele.data.parquet import LATER, PAIRS, pairs_from_arrow
+from jax_rele.data.parquet import OPTIONAL_PAIR_COLUMNS, PAIRS, pairs_from_arrow
 from jax_rele.data.rows import one_line
 from jax_rele.errors import UserError
 from jax_rele.types import Pair
@@ -47,7 +47,7 @@ class PairTable(Sequence[Pair]):
         except (OSError, ValueError, pa.ArrowException) as error:
             raise self._damaged(error) from error
         columns = self._file.schema_arrow.names
-        missing = [name for name in PAIRS.names if name not in (*columns, *LATER)]
+        missing = [name for name in PAIRS.names if name not in (*columns, *OPTIONAL_PAIR_COLUMNS)]
         if missing:
             raise UserError(f"{self.path}: the table has no column {missing}, only {columns}; it is no table of pairs")
         self._names = [name for name in PAIRS.names if name in columns]
@@ -71,9 +71,9 @@ class PairTable(Sequence[Pair]):
     def __iter__(self) -> Iterator[Pair]:
         return self._pairs(self._rows)
 
-    def select(self, places: np.ndarray) -> PairTable:
+    def select(self, indices: np.ndarray) -> PairTable:
         """The pairs at some places of this sequence, [M] integers, or [len] bool for those that are true."""
-        return PairTable(self.path, self._rows[places], self._held_groups)
+        return PairTable(self.path, self._rows[indices], self._held_groups)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """[len] one column, e.g. `split`, without making pairs."""
@@ -104,7 +104,7 @@ class PairTable(Sequence[Pair]):
         try:
             table = self._file.read_row_group(group, columns=self._names)
             table.validate(full=True)
-            for name in LATER:
+            for name in OPTIONAL_PAIR_COLUMNS:
                 if name not in self._names:
                     table = table.append_column(PAIRS.field(name), pa.nulls(table.num_rows, PAIRS.field(name).type))
             return table.select(PAIRS.names).cast(PAIRS).combine_chunks()

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jax_rele.data.rows import RowError
-from jax_rele.data.signals.table import TOLERANCE, read_signals, says_its_labels, take_signals, validate_signals
+from jax_rele.data.signals.table import TOLERANCE, is_signals_table, read_signals, take_signals, validate_signals
 from jax_rele.data.sources.shards import read_rows
 from jax_rele.errors import UserError
 from jax_rele.rationale import ParseFailure, escape, find_evidence, parse_output, render
@@ -58,7 +58,7 @@ class ExternalSignals:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _ParsedRow:
     """What one row says of one pair."""
 
     label_probs: np.ndarray
@@ -98,15 +98,15 @@ def read_external_signals(
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file of signals; check the path")
     by_id = {pair.pair_id: pair for pair in pairs}
-    if name.endswith(".parquet") and says_its_labels(path):
-        whole = read_signals(path, schema.names, dimensions)
-        rows = [row for row, pair_id in enumerate(whole.pair_ids) if pair_id in by_id]
-        signals = take_signals(whole, rows)
-        return ExternalSignals(signals, len(whole.pair_ids) - len(rows), sum(map(bool, signals.rationales)))
+    if name.endswith(".parquet") and is_signals_table(path):
+        all_signals = read_signals(path, schema.names, dimensions)
+        rows = [row for row, pair_id in enumerate(all_signals.pair_ids) if pair_id in by_id]
+        signals = take_signals(all_signals, rows)
+        return ExternalSignals(signals, len(all_signals.pair_ids) - len(rows), sum(map(bool, signals.rationales)))
 
     seen: dict[str, int] = {}
     columns: dict[str, None] = {}
-    said: dict[str, _Said] = {}
+    by_pair: dict[str, _ParsedRow] = {}
     rationales, failures, width = 0, [], None
     for number, row in read_rows(path):
         pair_id = None
@@ -119,27 +119,27 @@ def read_external_signals(
                 raise RowError(f"the pair is in row {seen[pair_id]} too; keep one of them")
             if pair_id not in by_id:
                 continue
-            found = _read(row, by_id[pair_id], schema, dimensions, fields)
+            parsed = _read(row, by_id[pair_id], schema, dimensions, fields)
             rationales += row.get("rationale") is not None
-            if found.embedding is not None:
-                width = width or (len(found.embedding), number)
-                if len(found.embedding) != width[0]:
+            if parsed.embedding is not None:
+                width = width or (len(parsed.embedding), number)
+                if len(parsed.embedding) != width[0]:
                     raise RowError(
-                        f"rationale_embedding holds {len(found.embedding)} numbers, that of row {width[1]} {width[0]}; "
-                        "all must be of one width"
+                        f"rationale_embedding holds {len(parsed.embedding)} numbers, that of row {width[1]} "
+                        f"{width[0]}; all must be of one width"
                     )
         except RowError as error:
             raise UserError(f"{_where(path, number, pair_id)}: {error}") from None
-        said[pair_id] = found
-        if found.failure:
-            failures.append(f"row {number}: {found.failure}")
+        by_pair[pair_id] = parsed
+        if parsed.failure:
+            failures.append(f"row {number}: {parsed.failure}")
     if not seen:
         raise UserError(f"{path}: the file has no rows; write one a pair")
-    signals = _join(said, len(schema), len(dimensions), width[0] if width else 0)
+    signals = _join(by_pair, len(schema), len(dimensions), width[0] if width else 0)
     validate_signals(signals, schema.names, dimensions, str(path))
     return ExternalSignals(
         signals=signals,
-        others=len(seen) - len(said),
+        others=len(seen) - len(by_pair),
         rationales=rationales,
         unparsed=len(failures),
         first_unparsed=failures[0] if failures else "",
@@ -153,22 +153,22 @@ def read_rationale(text: str, dimensions: Sequence[str], labels: Sequence[str]) 
     The parser completes what it reads with absent dimensions, which for a label alone would be verdicts that nobody
     gave.
     """
-    found = parse_output(text, dimensions=dimensions, labels=labels)
-    if isinstance(found, ParseFailure) or any(
+    parsed = parse_output(text, dimensions=dimensions, labels=labels)
+    if isinstance(parsed, ParseFailure) or any(
         comparison.query_values or comparison.item_values or comparison.verdict != "absent"
-        for comparison in found.comparisons
+        for comparison in parsed.comparisons
     ):
-        return found
-    return Rationale((), found.label)
+        return parsed
+    return Rationale((), parsed.label)
 
 
-def _join(said: Mapping[str, _Said], n_labels: int, n_dimensions: int, width: int) -> Signals:
-    rows = list(said.values())
+def _join(by_pair: Mapping[str, _ParsedRow], n_labels: int, n_dimensions: int, width: int) -> Signals:
+    rows = list(by_pair.values())
     embedding = None
     if width:
         embedding = np.array([[np.nan] * width if row.embedding is None else row.embedding for row in rows], np.float32)
     return Signals(
-        pair_ids=tuple(said),
+        pair_ids=tuple(by_pair),
         label_probs=np.array([row.label_probs for row in rows], np.float32).reshape(-1, n_labels),
         verdict_probs=np.array([row.verdict_probs for row in rows], np.float32).reshape(
             -1, n_dimensions, len(VERDICTS)
@@ -180,7 +180,9 @@ def _join(said: Mapping[str, _Said], n_labels: int, n_dimensions: int, width: in
     )
 
 
-def _read(row: Mapping, pair: Pair, schema: LabelSchema, dimensions: Sequence[str], fields: Sequence[str]) -> _Said:
+def _read(
+    row: Mapping, pair: Pair, schema: LabelSchema, dimensions: Sequence[str], fields: Sequence[str]
+) -> _ParsedRow:
     probs = _label_probs(row, schema)
     rationale, failure = _rationale(row, probs, schema, dimensions)
     if probs is None:
@@ -189,33 +191,33 @@ def _read(row: Mapping, pair: Pair, schema: LabelSchema, dimensions: Sequence[st
             raise RowError(f"a row needs label_probs, score, label or a rationale with its label; {reason}")
         probs = _one_hot(schema.index(rationale.label), len(schema))
     confidence = row.get("confidence")
-    return _Said(
+    return _ParsedRow(
         label_probs=probs,
         verdict_probs=_verdict_probs(row, rationale, dimensions),
         evidence=() if rationale is None else find_evidence(pair, rationale, fields),
         # A label alone explains nothing: no student shall learn from it that there is no evidence.
         rationale=render(rationale) if rationale is not None and rationale.comparisons else "",
         failure=failure,
-        confidence=1.0 if confidence is None else _share(confidence, "confidence"),
+        confidence=1.0 if confidence is None else _probability(confidence, "confidence"),
         embedding=_embedding(row),
     )
 
 
 def _label_probs(row: Mapping, schema: LabelSchema) -> np.ndarray | None:
     """The first of label_probs, score and label that the row has, as a distribution [C]; None if it has none."""
-    if (given := row.get("label_probs")) is not None:
-        if isinstance(given, Mapping):
-            _known(given, schema.names, "label_probs", "labels")
-            given = [0.0 if given.get(name) is None else given[name] for name in schema.names]
-        return _distribution(given, "label_probs", schema.names)
-    if (given := row.get("score")) is not None:
+    if (raw := row.get("label_probs")) is not None:
+        if isinstance(raw, Mapping):
+            _known(raw, schema.names, "label_probs", "labels")
+            raw = [0.0 if raw.get(name) is None else raw[name] for name in schema.names]
+        return _distribution(raw, "label_probs", schema.names)
+    if (raw := row.get("score")) is not None:
         if len(schema) != 2:
             raise RowError(f"a score says all only of two labels, the config has {len(schema)}; give label_probs")
-        share, positive = _share(given, "score"), int(np.flatnonzero(schema.is_positive)[0])
-        return _one_hot(positive, 2) * share + _one_hot(1 - positive, 2) * (1.0 - share)
-    if (given := row.get("label")) is not None:
-        _known([given], schema.names, "label", "labels")
-        return _one_hot(schema.index(given), len(schema))
+        probability, positive = _probability(raw, "score"), int(np.flatnonzero(schema.is_positive)[0])
+        return _one_hot(positive, 2) * probability + _one_hot(1 - positive, 2) * (1.0 - probability)
+    if (raw := row.get("label")) is not None:
+        _known([raw], schema.names, "label", "labels")
+        return _one_hot(schema.index(raw), len(schema))
     return None
 
 
@@ -228,13 +230,13 @@ def _rationale(
         return None, ""
     if not isinstance(text, str):
         raise RowError(f"rationale must be text in the grammar, got {type(text).__name__}")
-    found = read_rationale(text, dimensions, schema.names)
-    if isinstance(found, ParseFailure) and probs is not None:
+    parsed = read_rationale(text, dimensions, schema.names)
+    if isinstance(parsed, ParseFailure) and probs is not None:
         # Comparisons whose conclusion stands in another column.
         label = escape(schema.names[int(probs.argmax())])
         again = read_rationale(f"{text}\nlabel: {label}", dimensions, schema.names)
-        found = again if isinstance(again, Rationale) and again.comparisons else found
-    return (None, found.reason) if isinstance(found, ParseFailure) else (found, "")
+        parsed = again if isinstance(again, Rationale) and again.comparisons else parsed
+    return (None, parsed.reason) if isinstance(parsed, ParseFailure) else (parsed, "")
 
 
 def _verdict_probs(row: Mapping, rationale: Rationale | None, dimensions: Sequence[str]) -> np.ndarray:
@@ -242,16 +244,16 @@ def _verdict_probs(row: Mapping, rationale: Rationale | None, dimensions: Sequen
     probs = np.full((len(dimensions), len(VERDICTS)), np.nan)
     for comparison in rationale.comparisons if rationale is not None else ():
         probs[dimensions.index(comparison.dimension)] = _one_hot(VERDICTS.index(comparison.verdict), len(VERDICTS))
-    words, shares = row.get("verdicts"), row.get("verdict_probs")
-    if words is not None and shares is not None:
+    verdicts, distributions = row.get("verdicts"), row.get("verdict_probs")
+    if verdicts is not None and distributions is not None:
         raise RowError("it has both verdicts and verdict_probs; leave one out")
-    for name, given in (("verdicts", words), ("verdict_probs", shares)):
-        if given is None:
+    for name, raw in (("verdicts", verdicts), ("verdict_probs", distributions)):
+        if raw is None:
             continue
-        if not isinstance(given, Mapping):
-            raise RowError(f"{name} must map dimensions to what is said of each, got {type(given).__name__}")
-        _known(given, dimensions, name, "dimensions")
-        for dimension, value in given.items():
+        if not isinstance(raw, Mapping):
+            raise RowError(f"{name} must map dimensions to values, got {type(raw).__name__}")
+        _known(raw, dimensions, name, "dimensions")
+        for dimension, value in raw.items():
             if value is None:
                 continue
             if name == "verdicts":
@@ -263,34 +265,34 @@ def _verdict_probs(row: Mapping, rationale: Rationale | None, dimensions: Sequen
 
 
 def _embedding(row: Mapping) -> list[float] | None:
-    given = row.get("rationale_embedding")
-    if given is None:
+    raw = row.get("rationale_embedding")
+    if raw is None:
         return None
-    if not isinstance(given, list | tuple) or not given:
+    if not isinstance(raw, list | tuple) or not raw:
         raise RowError("rationale_embedding must be a list of numbers; leave it out where there is none")
-    values = [_number(value, "rationale_embedding") for value in given]
+    values = [_number(value, "rationale_embedding") for value in raw]
     if not np.isfinite(values).all():
         raise RowError("rationale_embedding holds a number that is not finite; leave it out where there is none")
     return values
 
 
-def _distribution(given: Any, name: str, over: Sequence[str]) -> np.ndarray:
-    if not isinstance(given, list | tuple) or len(given) != len(over):
-        raise RowError(f"{name} must hold {len(over)} numbers, for {list(over)}, got {reprlib.repr(given)}")
-    probs = np.array([_number(value, name) for value in given])
+def _distribution(raw: Any, name: str, over: Sequence[str]) -> np.ndarray:
+    if not isinstance(raw, list | tuple) or len(raw) != len(over):
+        raise RowError(f"{name} must hold {len(over)} numbers, for {list(over)}, got {reprlib.repr(raw)}")
+    probs = np.array([_number(value, name) for value in raw])
     if np.isnan(probs).any():
-        raise RowError(f"{name} hold a NaN: {given}; leave them out where they are not known")
+        raise RowError(f"{name} hold a NaN: {raw}; leave them out where they are not known")
     if (probs < 0).any():
-        raise RowError(f"{name} hold a negative number: {given}; give probabilities, e.g. the softmax of logits")
+        raise RowError(f"{name} hold a negative number: {raw}; give probabilities, e.g. the softmax of logits")
     if not abs(probs.sum() - 1.0) <= TOLERANCE:
-        raise RowError(f"{name} sum to {probs.sum():.4g}, not to 1: {given}; divide them by their sum")
+        raise RowError(f"{name} sum to {probs.sum():.4g}, not to 1: {raw}; divide them by their sum")
     return probs
 
 
-def _share(given: Any, name: str) -> float:
-    value = _number(given, name)
+def _probability(raw: Any, name: str) -> float:
+    value = _number(raw, name)
     if not 0.0 <= value <= 1.0:
-        raise RowError(f"{name} must lie in [0, 1], got {given!r}")
+        raise RowError(f"{name} must lie in [0, 1], got {raw!r}")
     return value
 
 
@@ -302,16 +304,16 @@ def _number(value: Any, name: str) -> float:
     return float(value)
 
 
-def _known(given: Any, names: Sequence[str], what: str, kind: str) -> None:
-    for name in given:
+def _known(raw: Any, names: Sequence[str], what: str, kind: str) -> None:
+    for name in raw:
         if name not in names:
             raise RowError(
                 f"{what} says {reprlib.repr(name)}, which is not one of the {kind} {list(names)}; use these names"
             )
 
 
-def _one_hot(place: int, size: int) -> np.ndarray:
-    return np.eye(size)[place]
+def _one_hot(index: int, size: int) -> np.ndarray:
+    return np.eye(size)[index]
 
 
 def _pair_id(row: Mapping) -> str:

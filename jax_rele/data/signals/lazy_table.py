@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from jax_rele.data.parquet import read_schema
 from jax_rele.data.rows import one_line
-from jax_rele.data.signals.table import OPTIONAL, SCHEMA, check_metadata, signals_of
+from jax_rele.data.signals.table import OPTIONAL, SCHEMA, check_metadata, signals_from_arrow
 from jax_rele.errors import UserError
 from jax_rele.types import Signals
 
@@ -67,18 +67,18 @@ class SignalTable:
     def __len__(self) -> int:
         return self._table.num_rows
 
-    def places(self, pair_ids: Sequence[str]) -> np.ndarray:
+    def row_indices(self, pair_ids: Sequence[str]) -> np.ndarray:
         """[N] int: the row of each pair, -1 where there is none."""
         if not len(self):
             return np.full(len(pair_ids), -1)
-        wanted = _hashes(pair_ids)
-        found = np.minimum(np.searchsorted(self._known, wanted), len(self) - 1)
-        return np.where(self._known[found] == wanted, self._order[found], -1)
+        pair_hashes = _hashes(pair_ids)
+        positions = np.minimum(np.searchsorted(self._known, pair_hashes), len(self) - 1)
+        return np.where(self._known[positions] == pair_hashes, self._order[positions], -1)
 
-    def take(self, places: Sequence[int] | np.ndarray) -> Signals:
+    def take(self, row_indices: Sequence[int] | np.ndarray) -> Signals:
         """The signals of some rows, in their order. Raises UserError as `read_signals`."""
-        table = self._table.take(pa.array(np.asarray(places, np.int64)))
-        return signals_of(table, self._labels, self._dimensions, str(self._path))
+        table = self._table.take(pa.array(np.asarray(row_indices, np.int64)))
+        return signals_from_arrow(table, self._labels, self._dimensions, str(self._path))
 
 
 def _hashes(texts: Sequence[str]) -> np.ndarray:

@@ -33,7 +33,7 @@ OPTIONAL = ("confidence", "rationale_embedding")
 _LABELS, _DIMENSIONS = b"jax_rele.labels", b"jax_rele.dimensions"
 TOLERANCE = 1e-3
 """By how much the sum of a distribution may differ from 1."""
-_MEND = "score the pair again"
+_FIX = "score the pair again"
 
 
 def write_signals(
@@ -73,24 +73,24 @@ def read_signals(path: str | os.PathLike, label_names: Sequence[str], dimensions
     """
     table = read_table(path, SCHEMA, OPTIONAL)
     check_metadata(table.schema.metadata or {}, label_names, dimensions, path)
-    return signals_of(table, label_names, dimensions, str(path))
+    return signals_from_arrow(table, label_names, dimensions, str(path))
 
 
 def check_metadata(
     metadata: Mapping[bytes, bytes], label_names: Sequence[str], dimensions: Sequence[str], path: str | os.PathLike
 ) -> None:
     """Raises UserError where a table's metadata do not name these labels and dimensions."""
-    for key, what, wanted in ((_LABELS, "labels", label_names), (_DIMENSIONS, "dimensions", dimensions)):
+    for key, what, expected in ((_LABELS, "labels", label_names), (_DIMENSIONS, "dimensions", dimensions)):
         if key not in metadata:
             raise UserError(f"{path}: the table does not say its {what}; write it with jax_rele.data.write_signals")
-        if json.loads(metadata[key]) != list(wanted):
+        if json.loads(metadata[key]) != list(expected):
             raise UserError(
-                f"{path}: the signals are for the {what} {json.loads(metadata[key])}, the config has {list(wanted)}; "
+                f"{path}: the signals are for the {what} {json.loads(metadata[key])}, the config has {list(expected)}; "
                 f"run the score stage again or set the config back"
             )
 
 
-def signals_of(table: pa.Table, label_names: Sequence[str], dimensions: Sequence[str], source: str) -> Signals:
+def signals_from_arrow(table: pa.Table, label_names: Sequence[str], dimensions: Sequence[str], source: str) -> Signals:
     """The rows of a table with the columns of `SCHEMA`. Raises UserError as `validate_signals`."""
     columns = {name: table[name].combine_chunks() for name in table.column_names}
     signals = Signals(
@@ -106,7 +106,7 @@ def signals_of(table: pa.Table, label_names: Sequence[str], dimensions: Sequence
     return signals
 
 
-def says_its_labels(path: str | os.PathLike) -> bool:
+def is_signals_table(path: str | os.PathLike) -> bool:
     """Whether a Parquet file is a table of signals and not a looser one. Raises UserError for a damaged file."""
     return _LABELS in (read_schema(path).metadata or {})
 
@@ -129,7 +129,7 @@ def take_signals(signals: Signals, rows: Sequence[int]) -> Signals:
 def validate_signals(
     signals: Signals, label_names: Sequence[str], dimensions: Sequence[str], source: str = "signals"
 ) -> None:
-    """Checks that signals can be learned from; the message names `source`, the row (from 1) and the mend.
+    """Checks that signals can be learned from; the message names `source`, the row (from 1) and how to fix it.
 
     A label distribution, and a verdict distribution that is not NaN throughout, must hold no NaN and no negative number
     and sum to 1 within 1e-3; a `pair_id` must occur once; evidence must be a non-empty span for one of the dimensions;
@@ -181,7 +181,7 @@ def validate_signals(
             if span.dimension not in dimensions or not 0 <= span.start < span.end:
                 raise UserError(
                     f"{_where(source, signals, row)}: evidence {span} needs 0 <= start < end and one of the dimensions "
-                    f"{list(dimensions)}; {_MEND}"
+                    f"{list(dimensions)}; {_FIX}"
                 )
 
 
@@ -196,7 +196,7 @@ def _check_distributions(probs: np.ndarray, absent: np.ndarray, name: str, signa
         rows = np.flatnonzero(rows & ~absent)
         if rows.size:
             raise UserError(
-                f"{_where(source, signals, rows[0])}: {name} {problem}: {probs[rows[0]].tolist()}; {_MEND} or leave it "
+                f"{_where(source, signals, rows[0])}: {name} {problem}: {probs[rows[0]].tolist()}; {_FIX} or leave it "
                 f"out"
             )
 
@@ -220,18 +220,18 @@ def _embedding_lists(embedding: np.ndarray | None, n: int) -> list:
 
 def _embeddings(lists: pa.ListArray, source: str) -> np.ndarray | None:
     """N lists of R floats or null -> [N, R], NaN for null; None where all are null."""
-    held = np.flatnonzero(lists.is_valid().to_numpy(zero_copy_only=False))
-    if not held.size:
+    present = np.flatnonzero(lists.is_valid().to_numpy(zero_copy_only=False))
+    if not present.size:
         return None
-    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)[held].astype(int)
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)[present].astype(int)
     wrong = np.flatnonzero((lengths != lengths[0]) | (lengths == 0))
     if wrong.size:
         raise UserError(
-            f"{source} row {held[wrong[0]] + 1}: rationale_embedding holds {lengths[wrong[0]]} numbers, that of row "
-            f"{held[0] + 1} {lengths[0]}; all must be of one width from 1 on"
+            f"{source} row {present[wrong[0]] + 1}: rationale_embedding holds {lengths[wrong[0]]} numbers, that of row "
+            f"{present[0] + 1} {lengths[0]}; all must be of one width from 1 on"
         )
     embedding = np.full((len(lists), lengths[0]), np.nan, np.float32)
-    embedding[held] = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(held), -1)
+    embedding[present] = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(present), -1)
     return embedding
 
 
@@ -240,9 +240,7 @@ def _vectors(lists: pa.ListArray, width: int, source: str, name: str) -> np.ndar
     lengths = pc.fill_null(pc.list_value_length(lists), -1).to_numpy(zero_copy_only=False)
     wrong = np.flatnonzero(lengths != width)
     if wrong.size:
-        raise UserError(
-            f"{source} row {wrong[0] + 1}: {name} must hold {width} numbers, got {lists[wrong[0]]}; {_MEND}"
-        )
+        raise UserError(f"{source} row {wrong[0] + 1}: {name} must hold {width} numbers, got {lists[wrong[0]]}; {_FIX}")
     return lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)
 
 
@@ -260,7 +258,7 @@ def _verdict_array(lists: pa.ListArray, n_dimensions: int, source: str) -> np.nd
         if len(values) != n_dimensions or any(value is not None and len(value) != len(VERDICTS) for value in values):
             raise UserError(
                 f"{source} row {row + 1}: verdict_probs must hold {len(VERDICTS)} numbers for each of {n_dimensions} "
-                f"dimensions, got {values}; {_MEND}"
+                f"dimensions, got {values}; {_FIX}"
             )
         for d, value in enumerate(values):
             if value is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
@@ -42,7 +42,7 @@ _DECOMPRESS: dict[str, Callable[[BinaryIO, str], BinaryIO]] = {
 
 
 @dataclass(frozen=True)
-class File:
+class SourceFile:
     """A file of rows.
 
     Attributes:
@@ -82,7 +82,7 @@ class File:
         return os.path.basename(path).lower()
 
 
-def find_files(path: str | os.PathLike) -> list[File]:
+def find_files(path: str | os.PathLike) -> list[SourceFile]:
     """The files that a file, a folder or a glob pattern stands for, sorted by name.
 
     Raises:
@@ -96,7 +96,7 @@ def find_files(path: str | os.PathLike) -> list[File]:
     return files
 
 
-def fingerprint(files: Sequence[File]) -> str:
+def fingerprint(files: Sequence[SourceFile]) -> str:
     """A hash that changes with the content of the files.
 
     Of files on this machine the content is read; for others the file system says it: a checksum or version where it has
@@ -108,15 +108,7 @@ def fingerprint(files: Sequence[File]) -> str:
     return digest.hexdigest()[:16]
 
 
-def hash_folder(folder: Path) -> str:
-    """A hash of the names and the content of all files in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder)}\n".encode() + _content_hash(File(str(path), str(path))))
-    return digest.hexdigest()[:16]
-
-
-def _content_hash(file: File) -> bytes:
+def _content_hash(file: SourceFile) -> bytes:
     if file.system is None:
         status = os.stat(file.path)
         return _file_hash(file.path, status.st_size, status.st_mtime_ns, status.st_ino)
@@ -136,13 +128,13 @@ def _file_hash(path: str, *_: int) -> bytes:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
-def _local_files(path: str) -> list[File]:
+def _local_files(path: str) -> list[SourceFile]:
     name = os.path.expanduser(path)
     if os.path.isfile(name):
         names = [name]
     elif os.path.isdir(name):
         names = sorted(entry.path for entry in os.scandir(name) if entry.is_file() and entry.name[0] not in "._")
-        names = [file for file in names if File(file, file).suffix]
+        names = [file for file in names if SourceFile(file, file).suffix]
         if not names:
             raise UserError(f"{path}: the folder holds no file of pairs; known suffixes are {SUFFIXES}")
     elif glob.has_magic(name):
@@ -151,10 +143,10 @@ def _local_files(path: str) -> list[File]:
             raise UserError(f"{path}: no file matches the pattern; check the path")
     else:
         raise UserError(f"{path}: no such file; check the path, or use 'sample' for the bundled sample")
-    return [File(file, file) for file in names]
+    return [SourceFile(file, file) for file in names]
 
 
-def _remote_files(path: str) -> list[File]:
+def _remote_files(path: str) -> list[SourceFile]:
     import fsspec
 
     try:
@@ -172,7 +164,7 @@ def _remote_files(path: str) -> list[File]:
         elif system.isdir(root):
             listed = (entry["name"] for entry in system.ls(root, detail=True) if entry["type"] == "file")
             inside = [name for name in sorted(listed) if PurePosixPath(name).name[0] not in "._"]
-            inside = [name for name in inside if File(name, name, system).suffix]
+            inside = [name for name in inside if SourceFile(name, name, system).suffix]
         elif "*" in root or (glob.has_magic(root) and "http" not in path.partition("://")[0]):
             inside = sorted(name for name in system.glob(root) if system.isfile(name))
         else:
@@ -181,10 +173,10 @@ def _remote_files(path: str) -> list[File]:
         raise unreachable(path, error) from error
     if not inside:
         raise UserError(f"{path}: no file of pairs is there; check the address; known suffixes are {SUFFIXES}")
-    return [File(system.unstrip_protocol(name), name, system) for name in inside]
+    return [SourceFile(system.unstrip_protocol(name), name, system) for name in inside]
 
 
 def unreachable(name: str, error: Exception) -> UserError:
     """The error for what another machine does not give."""
-    said = one_line(error) or type(error).__name__
-    return UserError(f"{name}: cannot be reached ({said}); check the address, the network and your credentials")
+    reason = one_line(error) or type(error).__name__
+    return UserError(f"{name}: cannot be reached ({reason}); check the address, the network and your credentials")

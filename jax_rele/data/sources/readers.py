@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jax_rele.data.rows import RowError, one_line
-from jax_rele.data.sources.files import PARQUET, File, unreachable
+from jax_rele.data.sources.files import PARQUET, SourceFile, unreachable
 from jax_rele.errors import UserError
 
 Row = tuple[int, Mapping | RowError, object]
@@ -30,7 +30,7 @@ _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, p
 _MARK = codecs.BOM_UTF8
 
 
-def read_file(file: File, encoding: str = "utf-8", max_characters: int = 0) -> Iterator[Row]:
+def read_file(file: SourceFile, encoding: str = "utf-8", max_characters: int = 0) -> Iterator[Row]:
     """The rows of a file.
 
     Args:
@@ -41,7 +41,7 @@ def read_file(file: File, encoding: str = "utf-8", max_characters: int = 0) -> I
     Raises:
       UserError: the file cannot be read, or the header of a CSV is broken.
     """
-    encoding = checked_encoding(encoding)
+    encoding = check_encoding(encoding)
     try:
         if file.suffix == PARQUET:
             yield from _parquet_rows(file)
@@ -66,7 +66,7 @@ def read_file(file: File, encoding: str = "utf-8", max_characters: int = 0) -> I
         raise unreachable(file.name, error) from error
 
 
-def checked_encoding(encoding: str) -> str:
+def check_encoding(encoding: str) -> str:
     """Python's name of an encoding. Raises UserError for an unknown one."""
     try:
         name = codecs.lookup(encoding).name
@@ -125,32 +125,32 @@ def _not_valid(encoding: str) -> str:
 def _csv_rows(lines: Iterable[bytes], source: str, encoding: str, delimiter: str) -> Iterator[Row]:
     numbered = enumerate(lines, 1)
     again: deque[tuple[int, bytes]] = deque()
-    taken: list[tuple[int, bytes]] = []
+    pending: list[tuple[int, bytes]] = []
 
     def texts() -> Iterator[str]:
         while True:
             number, line = again.popleft() if again else next(numbered, (0, b""))
             if not line:
                 return
-            taken.append((number, line))
+            pending.append((number, line))
             yield _decoded(line, encoding)
 
     reader = csv.reader(texts(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
-        taken.clear()
+        pending.clear()
         try:
             cells = next(reader, None)
         except csv.Error as error:
             # A quote that is never closed swallows the rows after it: the first line is bad, the rest is read again.
-            (number, line), *rest = taken
+            (number, line), *rest = pending
             again.extendleft(reversed(rest))
             reader = csv.reader(texts(), delimiter=delimiter, strict=True)
             cells, problem, raw = [], RowError(f"broken quotes or cells: {error}"), line
         else:
             if cells is None:
                 return
-            number, problem, raw = taken[0][0], None, b"".join(line for _, line in taken)
+            number, problem, raw = pending[0][0], None, b"".join(line for _, line in pending)
             if not cells:
                 continue
         if problem is None and not _is_unicode(cells):
@@ -181,7 +181,7 @@ def _csv_header(cells: list[str], problem: RowError | None, source: str) -> list
     return header
 
 
-def _parquet_rows(file: File) -> Iterator[Row]:
+def _parquet_rows(file: SourceFile) -> Iterator[Row]:
     number = 0
     with file.open() as stream, pq.ParquetFile(stream, page_checksum_verification=True) as table:
         for batch in table.iter_batches(batch_size=1024):

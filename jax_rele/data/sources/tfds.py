@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jax_rele.data.rows import RowError, one_line
-from jax_rele.data.sources.files import File, fingerprint
+from jax_rele.data.sources.files import SourceFile, fingerprint
 from jax_rele.data.sources.readers import Row
 from jax_rele.errors import UserError
 
@@ -66,8 +66,8 @@ def version(name: str, data_dir: str | None = None) -> str:
       UserError: there is no such data set.
     """
     builder = _builder(name, data_dir)
-    kept = Path(builder.data_dir) / "dataset_info.json"
-    files = [File(str(kept), str(kept))] if kept.is_file() else []
+    stored = Path(builder.data_dir) / "dataset_info.json"
+    files = [SourceFile(str(stored), str(stored))] if stored.is_file() else []
     sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
     return f"{builder.info.full_name} {fingerprint(files)} {json.dumps(sizes, sort_keys=True)}"
 

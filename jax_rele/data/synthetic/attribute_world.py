@@ -99,17 +99,17 @@ def judge(table: Table, noise: float = 0.0) -> Opinions:
     turned = (table.verdicts + 1 + (u[:, 1] * 2).astype(int)) % len(VERDICTS)
     verdicts = np.where(u[:, 0] < noise, turned, table.verdicts)
     labels = rule(verdicts, table.complementary)
-    wanted, asked = world.wanted[table.query], world.asked[table.query]
+    query_values, asked = world.query_values[table.query], world.asked[table.query]
 
     rng = rng_of(world.seed, "embedding")
     embedding = rng.normal(size=(len(LABELS), EMBEDDING))[labels]
     in_query, in_title = [], []
     for d, words in enumerate(world.words):
         vectors, of_verdicts = rng.normal(size=(*words.shape, EMBEDDING)), rng.normal(size=(len(VERDICTS), EMBEDDING))
-        embedding += of_verdicts[verdicts[:, d]] + vectors[table.values[:, d], table.said[:, d]]
-        embedding += np.where(wanted[:, d, None] < 0, 0.0, vectors[wanted[:, d], asked[:, d]])
-        in_query.append(np.where(wanted[:, d] < 0, "", words[wanted[:, d], asked[:, d]]))
-        in_title.append(words[table.values[:, d], table.said[:, d]])
+        embedding += of_verdicts[verdicts[:, d]] + vectors[table.values[:, d], table.synonyms[:, d]]
+        embedding += np.where(query_values[:, d, None] < 0, 0.0, vectors[query_values[:, d], asked[:, d]])
+        in_query.append(np.where(query_values[:, d] < 0, "", words[query_values[:, d], asked[:, d]]))
+        in_title.append(words[table.values[:, d], table.synonyms[:, d]])
     rationales = [
         Rationale(
             tuple(
@@ -166,9 +166,9 @@ def _pair_row(pair: Pair) -> dict:
 
 
 def _signal_rows(table: Table, noise: float) -> Iterator[dict]:
-    said = judge(table, noise)
+    synonyms = judge(table, noise)
     for pair, probs, rationale, vector in zip(
-        table.pairs, said.label_probs.round(6).tolist(), said.rationales, said.embedding.round(4).tolist()
+        table.pairs, synonyms.label_probs.round(6).tolist(), synonyms.rationales, synonyms.embedding.round(4).tolist()
     ):
         yield {
             "pair_id": pair.pair_id,
@@ -202,19 +202,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--noise", type=float, default=0.1, help="chance that a verdict of the teacher is another one (%(default)s)"
     )
     try:
-        given = parser.parse_args(argv)
+        arguments = parser.parse_args(argv)
         for name, low in (("seed", 0), ("labels", 1), ("unlabelled", 0)):
-            if getattr(given, name) < low:
-                raise UserError(f"--{name} must be at least {low}, got {getattr(given, name)}")
-        if not 0.0 <= given.noise <= 1.0:
-            raise UserError(f"--noise must lie in [0, 1], got {given.noise}")
+            if getattr(arguments, name) < low:
+                raise UserError(f"--{name} must be at least {low}, got {getattr(arguments, name)}")
+        if not 0.0 <= arguments.noise <= 1.0:
+            raise UserError(f"--noise must lie in [0, 1], got {arguments.noise}")
         counts = write(
-            given.folder, seed=given.seed, labels=given.labels, unlabelled=given.unlabelled, noise=given.noise
+            arguments.folder,
+            seed=arguments.seed,
+            labels=arguments.labels,
+            unlabelled=arguments.unlabelled,
+            noise=arguments.noise,
         )
     except UserError as error:
         print(f"attribute_world: {error}", file=sys.stderr)
         return 2
-    print(f"{given.folder}: " + ", ".join(f"{count} {name}" for name, count in counts.items()) + " pairs")
+    print(f"{arguments.folder}: " + ", ".join(f"{count} {name}" for name, count in counts.items()) + " pairs")
     return 0
 
 

@@ -49,7 +49,7 @@ class World:
       fillers: [FILLERS] words.
       weights: per dimension [values] probabilities, falling with the place.
       complements: [categories] the category that goes with each one.
-      wanted: [QUERIES, D] the value that each query asks for, -1 for none; queries of common values come first.
+      query_values: [QUERIES, D] the value that each query asks for, -1 for none; queries of common values come first.
       asked: [QUERIES, D] which synonym it uses.
       queries: the texts.
       frequency: [QUERIES] how often each is typed; 1 in the tail.
@@ -61,7 +61,7 @@ class World:
     fillers: np.ndarray
     weights: tuple[np.ndarray, ...]
     complements: np.ndarray
-    wanted: np.ndarray
+    query_values: np.ndarray
     asked: np.ndarray
     queries: list[str] = field(repr=False)
     frequency: np.ndarray
@@ -77,7 +77,7 @@ class Table:
       name: one of `ITEMS`.
       query: [N] places in `world.queries`.
       values: [N, D] the item's value on each dimension.
-      said: [N, D] which synonym its title uses.
+      synonyms: [N, D] which synonym its title uses.
       titles: N texts.
     """
 
@@ -85,19 +85,19 @@ class Table:
     name: str
     query: np.ndarray
     values: np.ndarray
-    said: np.ndarray
+    synonyms: np.ndarray
     titles: list[str] = field(repr=False)
 
     @cached_property
     def verdicts(self) -> np.ndarray:
         """[N, D] what a comparison of query and item yields, as places in `VERDICTS`."""
-        wanted = self.world.wanted[self.query]
-        return np.where(wanted < 0, ABSENT, np.where(wanted == self.values, MATCH, MISMATCH))
+        query_values = self.world.query_values[self.query]
+        return np.where(query_values < 0, ABSENT, np.where(query_values == self.values, MATCH, MISMATCH))
 
     @cached_property
     def complementary(self) -> np.ndarray:
         """[N] bool: whether the item's category goes with the query's."""
-        return self.world.complements[self.world.wanted[self.query, 0]] == self.values[:, 0]
+        return self.world.complements[self.world.query_values[self.query, 0]] == self.values[:, 0]
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -140,21 +140,23 @@ def make_world(seed: int = 0) -> World:
     complements[ring] = np.roll(ring, 1)
 
     rng, draws = rng_of(seed, "queries"), 4 * QUERIES
-    wanted = np.stack([_draw(rng.random(draws), weight) for weight in weights], axis=1)
+    query_values = np.stack([_draw(rng.random(draws), weight) for weight in weights], axis=1)
     beside = 1 + (rng.random(draws) * 3).astype(int)
     ranks = rng.random((draws, _D - 1)).argsort(axis=1).argsort(axis=1)
-    wanted[:, 1:] = np.where(ranks < beside[:, None], wanted[:, 1:], -1)
+    query_values[:, 1:] = np.where(ranks < beside[:, None], query_values[:, 1:], -1)
     asked = (rng.random((draws, _D)) * SYNONYMS).astype(int)
     # The same words in another order are no other query.
-    _, first = np.unique(np.where(wanted < 0, -1, wanted * SYNONYMS + asked), axis=0, return_index=True)
+    _, first = np.unique(np.where(query_values < 0, -1, query_values * SYNONYMS + asked), axis=0, return_index=True)
     if len(first) < QUERIES:
         raise ValueError(f"only {len(first)} distinct queries were drawn, {QUERIES} are needed")
-    kept = np.sort(first)[:QUERIES]
-    wanted, asked = wanted[kept], asked[kept]
-    shares = [np.where(wanted[:, d] < 0, np.nan, np.log(weights[d] * SIZES[d])[wanted[:, d]]) for d in range(_D)]
-    common = np.argsort(-np.nanmean(shares, axis=0), kind="stable")
-    wanted, asked = wanted[common], asked[common]
-    texts = _texts(rng.random((QUERIES, _width(_QUERY_FILLERS))), words, fillers, wanted, asked)
+    selected = np.sort(first)[:QUERIES]
+    query_values, asked = query_values[selected], asked[selected]
+    log_lifts = [
+        np.where(query_values[:, d] < 0, np.nan, np.log(weights[d] * SIZES[d])[query_values[:, d]]) for d in range(_D)
+    ]
+    common = np.argsort(-np.nanmean(log_lifts, axis=0), kind="stable")
+    query_values, asked = query_values[common], asked[common]
+    texts = _texts(rng.random((QUERIES, _width(_QUERY_FILLERS))), words, fillers, query_values, asked)
 
     # By Zipf's law; the rarer half is typed once.
     frequency = np.ceil(QUERIES / 2 / np.arange(1, QUERIES + 1)).astype(int)
@@ -168,7 +170,9 @@ def make_world(seed: int = 0) -> World:
     orders["unlabelled"] = rng.permutation(training)
     # Without replacement, each in proportion to its frequency (Efraimidis and Spirakis, 2006).
     orders["labelled"] = training[np.argsort(rng.exponential(size=len(training)) / frequency[training])]
-    return World(seed, tuple(words), fillers, tuple(weights), complements, wanted, asked, texts, frequency, orders)
+    return World(
+        seed, tuple(words), fillers, tuple(weights), complements, query_values, asked, texts, frequency, orders
+    )
 
 
 def make_table(world: World, name: str, count: int) -> Table:
@@ -186,15 +190,15 @@ def make_table(world: World, name: str, count: int) -> Table:
         part.T for part in np.split(u, np.cumsum([_D, _D, _D - 1, _D, _D, 1]), axis=1)
     )
     query = queries[np.arange(count) // items]
-    wanted, asked = world.wanted[query], world.asked[query]
+    query_values, asked = world.query_values[query], world.asked[query]
     at_random = np.stack([_draw(row, weight) for row, weight in zip(drawn, world.weights)], axis=1)
-    values = np.where(wanted < 0, at_random, wanted)
+    values = np.where(query_values < 0, at_random, query_values)
     others = [_draw(row, weight, values[:, d]) for d, (row, weight) in enumerate(zip(other, world.weights))]
 
     kinds = np.array([*KINDS, "random"])[np.searchsorted(np.cumsum(list(KINDS.values())), kind, side="right")]
     # The places of the dimensions that the query asks for beside the category, in random order, before the others.
-    ranks = np.where(wanted[:, 1:] < 0, 2.0, chance.T).argsort(axis=1).argsort(axis=1)
-    one_alone = (wanted[:, 1:] >= 0).sum(axis=1) == 1
+    ranks = np.where(query_values[:, 1:] < 0, 2.0, chance.T).argsort(axis=1).argsort(axis=1)
+    one_alone = (query_values[:, 1:] >= 0).sum(axis=1) == 1
     two = kinds == "two_mismatches"
     changes = np.where(kinds == "substitute", 1, np.where(two & ~one_alone, 2, 0))
     changed = np.concatenate(
@@ -202,12 +206,12 @@ def make_table(world: World, name: str, count: int) -> Table:
     )
     values = np.where(changed, np.stack(others, axis=1), values)
     values = np.where((kinds == "random")[:, None], at_random, values)
-    values[:, 0] = np.where(kinds == "complement", world.complements[wanted[:, 0]], values[:, 0])
+    values[:, 0] = np.where(kinds == "complement", world.complements[query_values[:, 0]], values[:, 0])
 
     elsewhere = (asked + 1 + (free.T * (SYNONYMS - 1)).astype(int)) % SYNONYMS
-    said = np.where(same.T < SAME_WORD, asked, elsewhere)
-    said = np.where(values == wanted, said, (free.T * SYNONYMS).astype(int))
-    return Table(world, name, query, values, said, _texts(text.T, world.words, world.fillers, values, said))
+    synonyms = np.where(same.T < SAME_WORD, asked, elsewhere)
+    synonyms = np.where(values == query_values, synonyms, (free.T * SYNONYMS).astype(int))
+    return Table(world, name, query, values, synonyms, _texts(text.T, world.words, world.fillers, values, synonyms))
 
 
 def rng_of(seed: int, name: str) -> np.random.Generator:
@@ -222,8 +226,8 @@ def _lexicon(rng: np.random.Generator) -> np.ndarray:
     rationale is found in a text exactly where it was written.
     """
     vowels, consonants, ends = "aeiou", "bdfgklmnprtvz", "klmnrt"
-    found = np.array(["".join(letters) for letters in product(consonants, vowels, consonants, vowels, ends)])
-    return rng.permutation(found)[: sum(SIZES) * SYNONYMS + FILLERS]
+    syllables = np.array(["".join(letters) for letters in product(consonants, vowels, consonants, vowels, ends)])
+    return rng.permutation(syllables)[: sum(SIZES) * SYNONYMS + FILLERS]
 
 
 def _zipf(size: int) -> np.ndarray:
@@ -251,19 +255,21 @@ def _width(fillers: int) -> int:
 
 
 def _texts(
-    u: np.ndarray, words: Sequence[np.ndarray], fillers: np.ndarray, values: np.ndarray, said: np.ndarray
+    u: np.ndarray, words: Sequence[np.ndarray], fillers: np.ndarray, values: np.ndarray, synonyms: np.ndarray
 ) -> list[str]:
     """A text a row: the words of its values (-1 for none) and some fillers, in random order.
 
     Args:
       u: [N, _width(most fillers)] uniform numbers.
       words, fillers: of the world.
-      values, said: [N, D] values and which synonym of each.
+      values, synonyms: [N, D] values and which synonym of each.
     """
     most = (u.shape[1] - _D - 1) // 2
     order = u[:, : _D + most].argsort(axis=1)
     extra = fillers[(u[:, _D + most : -1] * len(fillers)).astype(int)]
-    stated = np.stack([np.where(values[:, d] < 0, "", words[d][values[:, d], said[:, d]]) for d in range(_D)], axis=1)
+    stated = np.stack(
+        [np.where(values[:, d] < 0, "", words[d][values[:, d], synonyms[:, d]]) for d in range(_D)], axis=1
+    )
     extra = np.where(np.arange(most) < (u[:, -1:] * (most + 1)).astype(int), extra, "")
     rows = np.take_along_axis(np.concatenate([stated, extra], axis=1), order, axis=1)
     return [" ".join(word for word in row if word) for row in rows.tolist()]

@@ -35,7 +35,7 @@ def recombine(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
         start = rng.randint(0, len(words) - length)
         return list(words[start : start + length])
 
-    made = []
+    recombined = []
     for number in range(count):
         brand, color = rng.choice(brands), rng.choice(colors)
         title = brand.split() if rng.random() < 0.5 else []
@@ -47,10 +47,10 @@ def recombine(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
         else:
             query = piece(rng.choice(queries), 5)
             if kind < 0.6:
-                place = rng.randint(0, len(title))
-                title[place:place] = query
+                index = rng.randint(0, len(title))
+                title[index:index] = query
         if brand and rng.random() < 0.15:
             query = [*brand.split(), *query]
         item = Item(f"r-{number}", " ".join(title), brand=brand, color=color)
-        made.append(Pair(f"r-{number}", " ".join(query).lower(), item))
-    return made
+        recombined.append(Pair(f"r-{number}", " ".join(query).lower(), item))
+    return recombined

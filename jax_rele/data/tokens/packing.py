@@ -15,7 +15,7 @@ def pad(rows: Sequence[Sequence[int]], length: int, value: int, dtype=np.int32) 
     return array
 
 
-def assign(sizes: Sequence[int], length: int) -> list[list[int]]:
+def pack_examples(sizes: Sequence[int], length: int) -> list[list[int]]:
     """Deals examples into rows by best-fit decreasing, which takes at most some 11/9 of the fewest rows possible.
 
     Args:
@@ -37,20 +37,20 @@ def assign(sizes: Sequence[int], length: int) -> list[list[int]]:
     if len(sizes) and not 0 < sizes.min() <= sizes.max() <= length:
         raise ValueError(f"sizes must be from 1 to {length}, got {sizes.min()} to {sizes.max()}")
     rows: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(length + 1)]  # rows by the tokens that they have left
+    rows_by_space: list[list[int]] = [[] for _ in range(length + 1)]  # rows by the tokens that they have left
     exists = np.zeros(length + 1, bool)  # whether there is a row with so many left
     for example in np.argsort(-sizes, kind="stable").tolist():
         size = int(sizes[example])
-        room = size + int(exists[size:].argmax())
-        if exists[room]:
-            row = with_room[room].pop()
-            exists[room] = bool(with_room[room])
+        space = size + int(exists[size:].argmax())
+        if exists[space]:
+            row = rows_by_space[space].pop()
+            exists[space] = bool(rows_by_space[space])
         else:
-            room, row = length, len(rows)
+            space, row = length, len(rows)
             rows.append([])
         rows[row].append(example)
-        with_room[room - size].append(row)
-        exists[room - size] = True
+        rows_by_space[space - size].append(row)
+        exists[space - size] = True
     return rows
 
 
@@ -68,7 +68,7 @@ def lay_out(
     Args:
       examples: token ids.
       weights: weight of the loss on each token; an example's first is not predicted and its weight not used.
-      rows: for each row the numbers of its examples, as `assign` gives them.
+      rows: for each row the numbers of its examples, as `pack_examples` gives them.
       length: tokens of a row.
       pad_id: fills rows up.
 
@@ -89,12 +89,12 @@ def lay_out(
         start = 0
         for segment, example in enumerate(members, 1):
             ids = examples[example]
-            place = row, slice(start, start := start + len(ids) - 1)
+            span = row, slice(start, start := start + len(ids) - 1)
             if start > length:
                 raise ValueError(f"row {row} holds {start} tokens, more than {length}")
-            tokens[place], targets[place] = ids[:-1], ids[1:]
-            token_weights[place] = weights[example][1:]
-            segments[place], positions[place] = segment, numbers[: len(ids) - 1]
+            tokens[span], targets[span] = ids[:-1], ids[1:]
+            token_weights[span] = weights[example][1:]
+            segments[span], positions[span] = segment, numbers[: len(ids) - 1]
     return {
         "tokens": tokens,
         "targets": targets,

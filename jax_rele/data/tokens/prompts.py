@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from jax_rele.data.tokens.packing import assign, lay_out
+from jax_rele.data.tokens.packing import lay_out, pack_examples
 from jax_rele.errors import UserError
 from jax_rele.rationale import grammar
 from jax_rele.types import Pair, Rationale
@@ -41,16 +41,16 @@ def encode_prompts(
     tail = tokenizer.encode(last, add_special_tokens=False)
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     before = instructions.rstrip() + "\n" if instructions.strip() else ""
-    keep = length - len(tail) - len(begin)
+    limit = length - len(tail) - len(begin)
     used = len(tokenizer.encode(before, add_special_tokens=False))
-    if keep - used < MIN_PAIR_TOKENS:
+    if limit - used < MIN_PAIR_TOKENS:
         raise UserError(
             f"teacher.prompt_length: of {length} tokens the instructions take {used} and leave fewer than "
             f"{MIN_PAIR_TOKENS} for query and item; make it larger or teacher.instructions shorter"
         )
     heads = [before + grammar.prompt(pair, fields).removesuffix(last) for pair in pairs]
     ids = tokenizer(heads, add_special_tokens=False)["input_ids"] if heads else []
-    return [[*begin, *row[:keep], *tail] for row in ids]
+    return [[*begin, *row[:limit], *tail] for row in ids]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def language_rows(
         for prompt, answer in zip(prompts, answers)
     ]
     sizes = [len(example) - 1 for example in examples]
-    rows = assign(sizes, pack_to) if pack_to else [[number] for number in range(len(sizes))]
+    rows = pack_examples(sizes, pack_to) if pack_to else [[number] for number in range(len(sizes))]
     # A multiple of 8, as devices like it.
     length = pack_to or -(-max(sizes, default=1) // 8) * 8
     arrays = lay_out(examples, weights, rows, length, pad_id)

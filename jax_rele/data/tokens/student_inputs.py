@@ -13,7 +13,7 @@ from jax_rele.data.tokens.packing import pad
 from jax_rele.rationale.evidence import token_tags
 from jax_rele.types import QUERY, Item, Pair, Span
 
-Sources = list[tuple[str, tuple[int, int]]]
+TokenSources = list[tuple[str, tuple[int, int]]]
 """For each token the text that it comes from (`Span.source`) and its characters there."""
 
 
@@ -25,13 +25,13 @@ def _items(pairs: Sequence[Pair], fields: Sequence[str]) -> list[list[tuple[str,
     return [list(pair.item.texts(fields)) for pair in pairs]
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], **wanted: bool):
+def _tokenize(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], **options: bool):
     """What the tokenizer says of each side: its (source, text) parts, joined by spaces, without special tokens."""
     joined = [" ".join(text for _, text in side) for side in sides]
     if not joined:
         return {"input_ids": []}
     unread = {"return_attention_mask": False, "return_token_type_ids": False}
-    return tokenizer(joined, add_special_tokens=False, verbose=False, **unread, **wanted)
+    return tokenizer(joined, add_special_tokens=False, verbose=False, **unread, **options)
 
 
 def _ids(
@@ -48,7 +48,7 @@ def _ids(
 
 def _sources(
     tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], length: int
-) -> list[Sources]:
+) -> list[TokenSources]:
     """Where the tokens of `_ids` come from."""
     if not sides:
         return []
@@ -58,9 +58,9 @@ def _sources(
         row = []
         for start, end in offsets[:length]:
             # By its last character: a token may begin with the space before its word.
-            place = bisect_right(begins, max(end - 1, start), hi=len(side)) - 1
-            begin = begins[place]
-            row.append((side[place][0], (max(start - begin, 0), max(end - begin, 0))))
+            index = bisect_right(begins, max(end - 1, start), hi=len(side)) - 1
+            begin = begins[index]
+            row.append((side[index][0], (max(start - begin, 0), max(end - begin, 0))))
         rows.append(row)
     return rows
 
@@ -73,16 +73,16 @@ def _markers(tokenizer: PreTrainedTokenizerBase, texts: int) -> list[list[int]]:
     """
     encoded = tokenizer(*["a"] * texts)
     markers: list[list[int]] = [[] for _ in range(texts + 1)]
-    place = 0
+    index = 0
     for token, side in zip(encoded["input_ids"], encoded.sequence_ids(0)):
         if side is None:
-            markers[place].append(token)
+            markers[index].append(token)
         else:
-            place = side + 1
+            index = side + 1
     return markers if any(markers) else [[tokenizer.cls_token_id], *[[tokenizer.sep_token_id]] * texts]
 
 
-def _room(markers: Sequence[Sequence[int]], query_length: int, item_length: int) -> tuple[int, int]:
+def _text_lengths(markers: Sequence[Sequence[int]], query_length: int, item_length: int) -> tuple[int, int]:
     """Tokens of query and item beside the markers: those before the item count as the query's."""
     before, between, after = map(len, markers)
     return max(query_length - before - between, 0), max(item_length - after, 0)
@@ -108,10 +108,10 @@ def tower_rows(
       The token ids of the queries and of the items. What is too long loses its end, not its markers.
     """
     before, after = _markers(tokenizer, 1)
-    taken = len(before) + len(after)
+    n_markers = len(before) + len(after)
     sides = ((_queries(pairs), query_length), (_items(pairs, fields), item_length + 1))
     queries, items = (
-        [[*before, *ids, *after] for ids in _ids(tokenizer, side, max(length - taken, 0))] for side, length in sides
+        [[*before, *ids, *after] for ids in _ids(tokenizer, side, max(length - n_markers, 0))] for side, length in sides
     )
     return queries, items
 
@@ -136,10 +136,10 @@ def cross_rows(
       The token ids of each pair, and their types: 0 up to the item, 1 from there on. What is too long loses its end.
     """
     before, between, after = markers = _markers(tokenizer, 2)
-    query_room, item_room = _room(markers, query_length, item_length)
+    query_limit, item_limit = _text_lengths(markers, query_length, item_length)
     rows, types = [], []
     for query, item in zip(
-        _ids(tokenizer, _queries(pairs), query_room), _ids(tokenizer, _items(pairs, fields), item_room)
+        _ids(tokenizer, _queries(pairs), query_limit), _ids(tokenizer, _items(pairs, fields), item_limit)
     ):
         rows.append([*before, *query, *between, *item, *after])
         first = len(before) + len(query) + len(between)
@@ -205,9 +205,9 @@ def encode_evidence(
     """
     markers = _markers(tokenizer, 2)
     before, between, after = ([0] * len(ids) for ids in markers)
-    query_room, item_room = _room(markers, query_length, item_length)
-    queries = _sources(tokenizer, _queries(pairs), query_room)
-    items = _sources(tokenizer, _items(pairs, fields), item_room)
+    query_limit, item_limit = _text_lengths(markers, query_length, item_length)
+    queries = _sources(tokenizer, _queries(pairs), query_limit)
+    items = _sources(tokenizer, _items(pairs, fields), item_limit)
     tags, masks = [], []
     for query, item, spans in zip(queries, items, evidence):
         tags.append([*before, *_tags(query, spans, dimensions), *between, *_tags(item, spans, dimensions), *after])
@@ -235,9 +235,9 @@ def decode_evidence(
       For each pair its spans, in order; neighbouring tokens with one tag in one text are one span.
     """
     before, between, _ = markers = _markers(tokenizer, 2)
-    query_room, item_room = _room(markers, query_length, item_length)
-    queries = _sources(tokenizer, _queries(pairs), query_room)
-    items = _sources(tokenizer, _items(pairs, fields), item_room)
+    query_limit, item_limit = _text_lengths(markers, query_length, item_length)
+    queries = _sources(tokenizer, _queries(pairs), query_limit)
+    items = _sources(tokenizer, _items(pairs, fields), item_limit)
     spans = []
     for query, item, row in zip(queries, items, tags):
         item_start = len(before) + len(query) + len(between)
@@ -246,7 +246,7 @@ def decode_evidence(
     return tuple(spans)
 
 
-def _merge_tags(tokens: Sources, tags: np.ndarray, dimensions: Sequence[str]) -> list[Span]:
+def _merge_tags(tokens: TokenSources, tags: np.ndarray, dimensions: Sequence[str]) -> list[Span]:
     spans: list[Span] = []
     previous = 0
     for (source, (start, end)), tag in zip(tokens, tags):
@@ -259,13 +259,13 @@ def _merge_tags(tokens: Sources, tags: np.ndarray, dimensions: Sequence[str]) ->
     return spans
 
 
-def _tags(tokens: Sources, spans: Sequence[Span], dimensions: Sequence[str]) -> list[int]:
+def _tags(tokens: TokenSources, spans: Sequence[Span], dimensions: Sequence[str]) -> list[int]:
     tags = [0] * len(tokens)
     for source in dict.fromkeys(source for source, _ in tokens):
-        places = [place for place, (name, _) in enumerate(tokens) if name == source]
-        found = token_tags(spans, source, [tokens[place][1] for place in places], dimensions)
-        for place, tag in zip(places, found):
-            tags[place] = tag
+        indices = [index for index, (name, _) in enumerate(tokens) if name == source]
+        source_tags = token_tags(spans, source, [tokens[index][1] for index in indices], dimensions)
+        for index, tag in zip(indices, source_tags):
+            tags[index] = tag
     return tags
 
 

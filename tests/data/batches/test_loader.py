@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_rele.data.batches.loader import Groups, batches, bucket_length, bucket_of, group_by_query, rows, shuffled
-from jax_rele.data.batches.sampler import Stream, order
-from jax_rele.data.tokens.token_cache import cached
+from jax_rele.data.batches.sampler import Stream, shuffle_streams
+from jax_rele.data.tokens.token_cache import load_or_build
 
 ROWS = {"x": np.arange(23), "inputs": {"y": np.arange(46).reshape(23, 2)}}
 
@@ -22,7 +22,7 @@ def groups_of(count, size, length=16, lengths=1, root=None):
     tokens = [rng.integers(1, 60, 1 + n % length) for n in range(count)]
     padded = np.stack([np.pad(row, (0, length - len(row))) for row in tokens]).astype(np.int32)
     made = {"inputs": {"tokens": padded, "valid": padded > 0}, "row": np.arange(count)}
-    columns = cached(root, "t", [count, length], lambda: [made], {"inputs.tokens": 0, "inputs.valid": 0})
+    columns = load_or_build(root, "t", [count, length], lambda: [made], {"inputs.tokens": 0, "inputs.valid": 0})
     queries = rng.integers(0, max(1, count // 3), count)
     members = group_by_query(queries, np.ones(count, bool), size)
     sizes = np.where(members >= 0, bucket_of(1 + np.maximum(members, 0) % length, length, lengths), 1).max(axis=1)
@@ -52,12 +52,12 @@ def test_every_pair_once_per_epoch_over_the_processes(
     stream = [Stream(np.arange(len(groups.members)), (batch_size,))]
     parts = np.array_split(np.arange(batch_size), processes)
     seen, shapes = [], []
-    for places in parts:
-        examples = order(stream, 1, sizes=groups.buckets, window=window, epochs=epochs)
-        found = all_of(batches(groups, examples, places))
+    for indices in parts:
+        examples = shuffle_streams(stream, 1, sizes=groups.buckets, window=window, epochs=epochs)
+        found = all_of(batches(groups, examples, indices))
         assert len(found) == examples.steps
         seen += [batch["row"][batch["mask"]] for batch in found]
-        assert all(len(batch["mask"]) == len(places) * size for batch in found)
+        assert all(len(batch["mask"]) == len(indices) * size for batch in found)
         shapes.append([batch["inputs"]["tokens"].shape[1] for batch in found])
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.repeat(np.arange(pairs), epochs))
     # Every process pads a step to the same length, or they would wait for each other for ever.
@@ -79,8 +79,8 @@ def test_a_run_stopped_and_resumed_sees_the_batches_of_an_unbroken_one(tmp_path_
     def iterators(processes):
         streams = [Stream(np.arange(5), (3,)), Stream(np.arange(5, len(groups.members)), (6,))]
         return [
-            batches(groups, order(streams, 4, sizes=groups.buckets, window=window), places)
-            for places in np.array_split(np.arange(9), processes)
+            batches(groups, shuffle_streams(streams, 4, sizes=groups.buckets, window=window), indices)
+            for indices in np.array_split(np.arange(9), processes)
         ]
 
     def step(running):
@@ -117,7 +117,7 @@ def test_each_process_reads_its_own_rows_alone():
             read.extend(np.ravel(numbers))
             return np.asarray(numbers)
 
-    data = batches(rows({"x": Spy()}), shuffled(23, 6, seed=0, epochs=1), places=np.array([0, 1]))
+    data = batches(rows({"x": Spy()}), shuffled(23, 6, seed=0, epochs=1), indices=np.array([0, 1]))
     first = next(data)
     del data
     assert len(first["x"]) == 2
@@ -126,7 +126,9 @@ def test_each_process_reads_its_own_rows_alone():
 
 def test_the_rows_of_a_batch_are_padded_to_what_it_holds_and_are_otherwise_the_same(tmp_path):
     groups, made = groups_of(60, 3, length=32, lengths=4, root=tmp_path)
-    examples = order([Stream(np.arange(len(groups.members)), (4,))], 0, sizes=groups.buckets, window=8, epochs=1)
+    examples = shuffle_streams(
+        [Stream(np.arange(len(groups.members)), (4,))], 0, sizes=groups.buckets, window=8, epochs=1
+    )
     lengths = set()
     for batch in batches(groups, examples):
         found = batch["inputs"]["tokens"]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_rele.data.batches.sampler import Stream, order, shares
+from jax_rele.data.batches.sampler import Stream, count_streams, shuffle_streams
 
 
 def drawn(examples, steps):
@@ -21,7 +21,7 @@ def drawn(examples, steps):
 )
 def test_every_example_once_per_epoch_and_gaps_at_the_end_alone(count, batch_size, epochs, window, seed):
     sizes = np.arange(count) % 3
-    examples = order(
+    examples = shuffle_streams(
         [Stream(np.arange(count) * 10, (batch_size,))], seed, sizes=np.repeat(sizes, 10), window=window, epochs=epochs
     )
     assert examples.steps == -(-count * epochs // batch_size)
@@ -37,7 +37,7 @@ def test_every_example_once_per_epoch_and_gaps_at_the_end_alone(count, batch_siz
 
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 5))
 def test_without_end_nothing_is_dropped_or_repeated_within_an_epoch(count, batch_size, seed):
-    examples = order([Stream(np.arange(count), (batch_size,))], seed)
+    examples = shuffle_streams([Stream(np.arange(count), (batch_size,))], seed)
     assert examples.steps is None
     found = drawn(examples, -(-3 * count // batch_size))
     for epoch in range(3):
@@ -45,15 +45,15 @@ def test_without_end_nothing_is_dropped_or_repeated_within_an_epoch(count, batch
 
 
 def test_every_epoch_and_every_seed_is_another_shuffle():
-    first, second = (drawn(order([Stream(np.arange(50), (50,))], seed), 2) for seed in (0, 1))
+    first, second = (drawn(shuffle_streams([Stream(np.arange(50), (50,))], seed), 2) for seed in (0, 1))
     assert (first[:50] != first[50:]).any()
     assert (first[:50] != second[:50]).any()
     assert (first[:50] != np.arange(50)).any()
 
 
 def test_what_a_stream_gives_does_not_depend_on_those_behind_it():
-    alone = order([Stream(np.arange(9), (2,))], 3)
-    mixed = order([Stream(np.arange(9), (2,)), Stream(np.arange(100, 130), (3,))], 3)
+    alone = shuffle_streams([Stream(np.arange(9), (2,))], 3)
+    mixed = shuffle_streams([Stream(np.arange(9), (2,)), Stream(np.arange(100, 130), (3,))], 3)
     for step in range(20):
         np.testing.assert_array_equal(mixed.batch(step)[:2], alone.batch(step))
         assert (mixed.batch(step)[2:] >= 100).all()
@@ -67,7 +67,7 @@ def test_what_a_stream_gives_does_not_depend_on_those_behind_it():
 )
 def test_a_scheduled_mixture_has_its_proportions(start, end, width, steps):
     share = np.linspace(start, end, steps + 1)
-    first, second, cycle = shares(share, width)
+    first, second, cycle = count_streams(share, width)
     streams = [Stream(np.arange(3), first, cycle), Stream(np.arange(3), second, cycle)] if any(second) else []
     for stream, wanted in zip(streams, (share, 1 - share)):
         counts = np.diff([stream.before(step) for step in range(steps + 400)])
@@ -82,9 +82,9 @@ def test_a_scheduled_mixture_has_its_proportions(start, end, width, steps):
 
 
 def test_the_last_share_holds_for_ever():
-    first, second, cycle = shares([0.75, 0.5, 0.25], 8)
+    first, second, cycle = count_streams([0.75, 0.5, 0.25], 8)
     assert (first[-1], second[-1], cycle) == (2, 6, 1)
-    examples = order([Stream(np.arange(50), first), Stream(np.arange(100, 150), second)], 0)
+    examples = shuffle_streams([Stream(np.arange(50), first), Stream(np.arange(100, 150), second)], 0)
     for step in (2, 3, 10, 50):
         batch = examples.batch(step)
         assert ((batch >= 0) & (batch < 100)).sum() == 2
@@ -97,13 +97,13 @@ def test_a_window_deals_examples_of_like_size_together_and_draws_the_order_of_it
         return np.mean([np.ptp(sizes[examples.batch(step)]) for step in range(64)])
 
     stream = [Stream(np.arange(4000), (16,))]
-    mixed, dealt = order(stream, 0), order(stream, 0, sizes=sizes, window=32)
-    assert spread(dealt) < 0.2 * spread(mixed)
-    means = np.array([sizes[dealt.batch(step)].mean() for step in range(32)])
+    mixed, bucketed = shuffle_streams(stream, 0), shuffle_streams(stream, 0, sizes=sizes, window=32)
+    assert spread(bucketed) < 0.2 * spread(mixed)
+    means = np.array([sizes[bucketed.batch(step)].mean() for step in range(32)])
     assert (np.diff(means) < 0).any()
     assert (np.diff(means) > 0).any()
     # The same examples in the window, dealt otherwise.
-    assert sorted(drawn(dealt, 32)) == sorted(drawn(mixed, 32))
+    assert sorted(drawn(bucketed, 32)) == sorted(drawn(mixed, 32))
 
 
 @pytest.mark.parametrize("window", [1, 8])
@@ -111,7 +111,7 @@ def test_a_step_does_not_depend_on_those_before_it(window):
     sizes = np.arange(100) % 7
 
     def made():
-        return order([Stream(np.arange(100), (6,))], 2, sizes=sizes, window=window)
+        return shuffle_streams([Stream(np.arange(100), (6,))], 2, sizes=sizes, window=window)
 
     whole = made()
     expected = [whole.batch(step) for step in range(60)]
@@ -121,7 +121,7 @@ def test_a_step_does_not_depend_on_those_before_it(window):
 
 @pytest.mark.parametrize(("share", "width"), [(0.3, 16), (1 / 3, 16), (0.9, 5)])
 def test_a_share_that_is_no_whole_number_of_places_is_kept(share, width):
-    first, _, cycle = shares([share], width)
+    first, _, cycle = count_streams([share], width)
     stream = Stream(np.arange(9), first, cycle)
     assert stream.before(10_000) / (10_000 * width) == pytest.approx(share, abs=0.5 / (100 * width))
     assert set(np.diff([stream.before(step) for step in range(500)])) == {int(share * width), int(share * width) + 1}
@@ -135,4 +135,4 @@ def test_what_can_never_give_a_batch_is_refused():
     with pytest.raises(ValueError, match="cycle"):
         Stream(np.arange(3), (1,), 2)
     with pytest.raises(ValueError, match="never ends"):
-        order([Stream(np.arange(3), (1, 0))], 0, epochs=1)
+        shuffle_streams([Stream(np.arange(3), (1, 0))], 0, epochs=1)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_rele.data.pairs.deduplicate import CONFLICT, DUPLICATE, KEPT, UNLABELLED, resolve
+from jax_rele.data.pairs.deduplicate import CONFLICT, DUPLICATE, SELECTED, UNLABELLED, resolve
 
 RULES = ("majority", "first", "last", "drop")
 rows = st.tuples(st.integers(0, 4), st.integers(UNLABELLED, 3), st.integers(0, 5), st.integers(0, 3))
@@ -16,19 +16,19 @@ tables = st.lists(rows, max_size=20)
 
 def run(table, rule):
     judgements, labels, ranks, contents = np.array(table, np.int64).reshape(-1, 4).T
-    fates, instead = resolve(judgements.astype(np.uint64), labels.astype(np.int16), ranks, contents, rule)
-    return fates.tolist(), instead.tolist()
+    statuses, replacements = resolve(judgements.astype(np.uint64), labels.astype(np.int16), ranks, contents, rule)
+    return statuses.tolist(), replacements.tolist()
 
 
 def expected(table, rule):
     """Row by row, by the words of the rule."""
-    fates, instead = [KEPT] * len(table), list(range(len(table)))
+    statuses, replacements = [SELECTED] * len(table), list(range(len(table)))
     for judgement in {row[0] for row in table}:
         group = [i for i, row in enumerate(table) if row[0] == judgement]
         given_labels = [table[i][1] for i in group if table[i][1] != UNLABELLED]
         if len(set(given_labels)) > 1 and rule == "drop":
             for i in group:
-                fates[i], instead[i] = CONFLICT, -1
+                statuses[i], replacements[i] = CONFLICT, -1
             continue
         winner = UNLABELLED
         if given_labels:
@@ -37,10 +37,10 @@ def expected(table, rule):
             winner = {"first": given_labels[0], "last": given_labels[-1]}.get(rule, majority)
         best = min((i for i in group if table[i][1] == winner), key=lambda i: (*table[i][2:], i))
         for i in group:
-            instead[i] = best
+            replacements[i] = best
             if i != best:
-                fates[i] = DUPLICATE if table[i][1] in (winner, UNLABELLED) else CONFLICT
-    return fates, instead
+                statuses[i] = DUPLICATE if table[i][1] in (winner, UNLABELLED) else CONFLICT
+    return statuses, replacements
 
 
 @given(tables, st.sampled_from(RULES))
@@ -50,10 +50,10 @@ def test_the_rule(table, rule):
 
 @given(tables, st.sampled_from(["majority", "drop"]), st.randoms())
 def test_the_order_of_rows_does_not_matter(table, rule, shuffler):
-    fates, _ = run(table, rule)
+    statuses, _ = run(table, rule)
     shuffled = shuffler.sample(table, len(table))
     again, _ = run(shuffled, rule)
-    assert sorted(zip(table, fates)) == sorted(zip(shuffled, again))
+    assert sorted(zip(table, statuses)) == sorted(zip(shuffled, again))
 
 
 @pytest.mark.parametrize(
@@ -68,5 +68,5 @@ def test_the_order_of_rows_does_not_matter(table, rule, shuffler):
     ],
 )
 def test_examples(rule, labels, kept):
-    fates, _ = run([(7, label, rank, 0) for rank, label in enumerate(labels)], rule)
-    assert [i for i, fate in enumerate(fates) if fate == KEPT] == [kept]
+    statuses, _ = run([(7, label, rank, 0) for rank, label in enumerate(labels)], rule)
+    assert [i for i, fate in enumerate(statuses) if fate == SELECTED] == [kept]

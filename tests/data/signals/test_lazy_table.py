@@ -50,8 +50,8 @@ def test_pairs_are_found_by_their_name(tmp_path):
     write_signals(tmp_path / "s.parquet", make(5000), LABELS, DIMENSIONS)
     table = SignalTable(tmp_path / "s.parquet", LABELS, DIMENSIONS, tmp_path)
     names = ["p4999", "unknown", "p0", "p17", ""]
-    assert table.places(names).tolist() == [4999, -1, 0, 17, -1]
-    assert table.places([]).tolist() == []
+    assert table.row_indices(names).tolist() == [4999, -1, 0, 17, -1]
+    assert table.row_indices([]).tolist() == []
 
 
 def test_a_table_of_other_labels_or_with_a_pair_twice_is_refused(tmp_path):

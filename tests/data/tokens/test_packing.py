@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_rele import losses
-from jax_rele.data.tokens.packing import assign, lay_out
+from jax_rele.data.tokens.packing import lay_out, pack_examples
 from jax_rele.data.tokens.prompts import Answer, language_rows
 from jax_rele.models import Decoder, DecoderConfig
 
@@ -17,7 +17,7 @@ LENGTH, PAD = 24, 99
 
 @given(st.lists(st.integers(1, LENGTH), max_size=60))
 def test_every_example_is_in_one_row_that_has_room_for_it(sizes):
-    rows = assign(sizes, LENGTH)
+    rows = pack_examples(sizes, LENGTH)
     assert sorted(example for row in rows for example in row) == list(range(len(sizes)))
     used = [sum(sizes[example] for example in row) for row in rows]
     assert all(0 < total <= LENGTH for total in used)
@@ -30,7 +30,7 @@ def test_every_example_is_in_one_row_that_has_room_for_it(sizes):
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=8))
 def test_few_rows_are_near_the_fewest(sizes):
     """Against the fewest possible, by search: 11/9 of them and 6/9 of a row."""
-    assert 9 * len(assign(sizes, 12)) <= 11 * fewest(tuple(sorted(sizes)), ()) + 6
+    assert 9 * len(pack_examples(sizes, 12)) <= 11 * fewest(tuple(sorted(sizes)), ()) + 6
 
 
 def fewest(sizes, used):
@@ -46,7 +46,7 @@ def fewest(sizes, used):
 @pytest.mark.parametrize("sizes", [[3, LENGTH + 1], [0, 3]])
 def test_an_example_that_no_row_can_hold_is_refused(sizes):
     with pytest.raises(ValueError, match="sizes must be from 1 to 24"):
-        assign(sizes, LENGTH)
+        pack_examples(sizes, LENGTH)
     with pytest.raises(ValueError, match="row 0 holds 25 tokens, more than 24"):
         lay_out([range(26)], [[1.0] * 26], [[0]], LENGTH, PAD)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_rele.data.tokens.token_cache import Ragged, cached, take
+from jax_rele.data.tokens.token_cache import Ragged, load_or_build, take_rows
 from jax_rele.errors import UserError
 
 
@@ -37,11 +37,11 @@ def chunk(rng, rows, length, top):
 def test_what_was_written_comes_back(tmp_path_factory, sizes, length, seed):
     rng = np.random.default_rng(seed)
     chunks = [chunk(rng, rows, length, top) for rows, top in sizes]
-    columns = cached(
+    columns = load_or_build(
         tmp_path_factory.mktemp("columns"), "t", seed, lambda: iter(chunks), {"inputs.tokens": 7, "inputs.valid": 0}
     )
     total = sum(rows for rows, _ in sizes)
-    got = take(columns, np.arange(total))
+    got = take_rows(columns, np.arange(total))
     for name, value in got["inputs"].items():
         expected = np.concatenate([part["inputs"][name] for part in chunks])
         assert value.dtype == expected.dtype
@@ -51,22 +51,22 @@ def test_what_was_written_comes_back(tmp_path_factory, sizes, length, seed):
 
 
 def test_numbers_of_any_shape_and_shorter_rows(tmp_path):
-    made = chunk(np.random.default_rng(0), 30, 9, 50)
-    columns = cached(tmp_path, "t", 0, lambda: [made], {"inputs.tokens": 7, "inputs.valid": 0})
+    arrays = chunk(np.random.default_rng(0), 30, 9, 50)
+    columns = load_or_build(tmp_path, "t", 0, lambda: [arrays], {"inputs.tokens": 7, "inputs.valid": 0})
     numbers = np.array([[3, 3], [29, 0]])
-    got = take(columns, numbers, lambda full: full - 4)
-    np.testing.assert_array_equal(got["inputs"]["tokens"], made["inputs"]["tokens"][numbers][..., :5])
-    np.testing.assert_array_equal(got["probs"], made["probs"][numbers])
+    got = take_rows(columns, numbers, lambda full: full - 4)
+    np.testing.assert_array_equal(got["inputs"]["tokens"], arrays["inputs"]["tokens"][numbers][..., :5])
+    np.testing.assert_array_equal(got["probs"], arrays["probs"][numbers])
     column = columns["inputs"]["tokens"]
     assert isinstance(column, Ragged)
     assert column.values.dtype == np.uint8  # the smallest that holds them
-    lengths = [len(np.trim_zeros((row != 7).astype(int), "b")) for row in made["inputs"]["tokens"]]
+    lengths = [len(np.trim_zeros((row != 7).astype(int), "b")) for row in arrays["inputs"]["tokens"]]
     np.testing.assert_array_equal(column.lengths(), lengths)
 
 
 def test_negative_numbers_are_kept(tmp_path):
     rows = np.array([[-3, 300], [0, 0]], np.int32)
-    columns = cached(tmp_path, "t", 0, lambda: [{"x": rows[:1]}, {"x": rows[1:]}], {"x": 0})
+    columns = load_or_build(tmp_path, "t", 0, lambda: [{"x": rows[:1]}, {"x": rows[1:]}], {"x": 0})
     np.testing.assert_array_equal(columns["x"].padded(np.arange(2)), rows)
 
 
@@ -78,8 +78,8 @@ def test_the_same_content_is_made_once_and_other_content_again(tmp_path):
         yield {"x": np.arange(3)}
 
     for depends_on in ("a", "a", "b", {"lengths": [1, 2]}, {"lengths": (1, 2)}, {"lengths": [1, 3]}):
-        cached(tmp_path, "t", depends_on, make, {})
-    cached(tmp_path, "other", "a", make, {})
+        load_or_build(tmp_path, "t", depends_on, make, {})
+    load_or_build(tmp_path, "other", "a", make, {})
     assert len(calls) == 5  # a, b, two lengths, another kind
 
 
@@ -89,24 +89,24 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path):
         raise error
 
     with pytest.raises(UserError, match=r"the disk is full; free some space, or set cache_dir to another place"):
-        cached(tmp_path, "t", 0, lambda: make(OSError(errno.ENOSPC, "No space left on device")), {})
+        load_or_build(tmp_path, "t", 0, lambda: make(OSError(errno.ENOSPC, "No space left on device")), {})
     with pytest.raises(ValueError, match="bad text"):
-        cached(tmp_path, "t", 0, lambda: make(ValueError("bad text")), {})
+        load_or_build(tmp_path, "t", 0, lambda: make(ValueError("bad text")), {})
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
-    assert cached(tmp_path, "t", 0, lambda: [{"x": np.arange(4)}], {})["x"].tolist() == [0, 1, 2, 3]
+    assert load_or_build(tmp_path, "t", 0, lambda: [{"x": np.arange(4)}], {})["x"].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "contents"])
 def test_what_is_not_whole_is_made_again(tmp_path, damage):
     make = lambda: [{"x": np.arange(100), "t": np.ones((100, 3), np.int32)}]  # noqa: E731
-    cached(tmp_path, "t", 0, make, {"t": 0})
+    load_or_build(tmp_path, "t", 0, make, {"t": 0})
     (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
     victim = folder / ("columns.json" if damage == "contents" else "0.bin")
     if damage == "gone":
         victim.unlink()
     else:
         victim.write_bytes(victim.read_bytes()[:-5])
-    assert cached(tmp_path, "t", 0, make, {"t": 0})["x"].tolist() == list(range(100))
+    assert load_or_build(tmp_path, "t", 0, make, {"t": 0})["x"].tolist() == list(range(100))
 
 
 def build(root, number, calls):
@@ -117,8 +117,8 @@ def build(root, number, calls):
             time.sleep(0.02)
             yield {"x": np.arange(start, start + 10)}
 
-    found = cached(root, "t", 0, make, {})["x"]
-    sys.exit(0 if found.tolist() == list(range(50)) else 1)
+    columns_read = load_or_build(root, "t", 0, make, {})["x"]
+    sys.exit(0 if columns_read.tolist() == list(range(50)) else 1)
 
 
 def test_processes_that_want_the_same_at_once_make_it_once(tmp_path):
@@ -138,22 +138,22 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(tmp_pat
         import sys, time
         import numpy as np
         from pathlib import Path
-        from jax_rele.data.tokens.token_cache import cached
+        from jax_rele.data.tokens.token_cache import load_or_build
         def make():
             yield {{"x": np.arange(10)}}
             print("half", flush=True)
             time.sleep(60)
-        cached(Path({str(tmp_path)!r}), "t", 0, make, {{}})
+        load_or_build(Path({str(tmp_path)!r}), "t", 0, make, {{}})
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "half\n"
     os.kill(process.pid, signal.SIGKILL)
     process.wait(10)
-    assert cached(tmp_path, "t", 0, lambda: [{"x": np.arange(2)}], {})["x"].tolist() == [0, 1]
+    assert load_or_build(tmp_path, "t", 0, lambda: [{"x": np.arange(2)}], {})["x"].tolist() == [0, 1]
 
 
 def test_chunks_that_differ_are_refused(tmp_path):
     with pytest.raises(ValueError, match="the same columns"):
-        cached(tmp_path, "t", 0, lambda: [{"x": np.arange(3)}, {"y": np.arange(3)}], {})
+        load_or_build(tmp_path, "t", 0, lambda: [{"x": np.arange(3)}, {"y": np.arange(3)}], {})
     with pytest.raises(ValueError, match="in a column of"):
-        cached(tmp_path, "t", 1, lambda: [{"x": np.zeros((1, 3))}, {"x": np.zeros((1, 4))}], {})
+        load_or_build(tmp_path, "t", 1, lambda: [{"x": np.zeros((1, 3))}, {"x": np.zeros((1, 4))}], {})

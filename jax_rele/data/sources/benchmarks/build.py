@@ -94,19 +94,19 @@ def _is_built(builder: Benchmark) -> bool:
 
 def _build(builder: type[Benchmark], config: str | None, data_dir: Path, manual_dir: str) -> None:
     try:
-        with _alone(data_dir):
-            made = _open(builder, config, data_dir)
+        with _build_lock(data_dir):
+            opened = _open(builder, config, data_dir)
             options = tfds.download.DownloadConfig(manual_dir=Path(manual_dir).expanduser() if manual_dir else None)
             try:
                 # TFDS writes into a folder of another name and renames it when it is whole, and does nothing where
                 # another process was first.
                 with redirect_stdout(io.StringIO()):  # it tells of downloads where there are none
-                    made.download_and_prepare(download_config=options)
+                    opened.download_and_prepare(download_config=options)
             except OSError:
                 # Where the file system knows no locks, another process may have been first.
-                if not _is_built(made):
+                if not _is_built(opened):
                     raise
-            _log.info("%s: %s", builder.name, made.info.metadata["notice"])
+            _log.info("%s: %s", builder.name, opened.info.metadata["notice"])
     except (OSError, RuntimeError) as error:
         if "No space left on device" in str(error):
             raise UserError(f"{data_dir}: the disk is full; make room, or set cache_dir to another disk") from error
@@ -116,7 +116,7 @@ def _build(builder: type[Benchmark], config: str | None, data_dir: Path, manual_
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _build_lock(folder: Path) -> Iterator[None]:
     """Waits until no other process builds in a folder, and removes what a killed one left."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
@@ -125,8 +125,8 @@ def _alone(folder: Path) -> Iterator[None]:
         except OSError:
             yield
             return
-        for left in folder.rglob("incomplete.*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for incomplete in folder.rglob("incomplete.*"):
+            shutil.rmtree(incomplete, ignore_errors=True)
         yield
 
 

@@ -47,11 +47,11 @@ def locate(benchmark: str, files: Sequence[OfficialFile], folder: str | os.PathL
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"data.manual_dir {folder}: no such folder; it must hold {where_to_get(files)}")
-    places = (folder, folder / inside)
-    found = {file.name: place / file.name for file in files for place in places if (place / file.name).is_file()}
-    if missing := [file for file in files if file.name not in found]:
+    folders = (folder, folder / inside)
+    paths = {file.name: parent / file.name for file in files for parent in folders if (parent / file.name).is_file()}
+    if missing := [file for file in files if file.name not in paths]:
         raise UserError(f"data.manual_dir {folder}: {benchmark} lacks {where_to_get(missing)}; put them there")
-    return {file.name: found[file.name] for file in files}
+    return {file.name: paths[file.name] for file in files}
 
 
 def where_to_get(files: Iterable[OfficialFile]) -> str:

@@ -14,16 +14,17 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele import losses
 from jax_rele.config import Config
 from jax_rele.data.batches.loader import group_by_query
-from jax_rele.data.sources.files import hash_folder
-from jax_rele.data.tokens.augmented import encode_augmented
-from jax_rele.data.tokens.encoding import encode_evidence
+from jax_rele.data.tokens.student_inputs import encode_augmented, encode_evidence
 from jax_rele.data.tokens.token_cache import Columns, Ragged
+from jax_rele.distillation import dataset as training_data
+from jax_rele.distillation.dataset import TrainingData
 from jax_rele.errors import UserError
+from jax_rele.io import hash_folder
 from jax_rele.losses.combine import Term
 from jax_rele.rationale import parse, render
-from jax_rele.stages import artefacts, students, training_data
-from jax_rele.stages.training_data import TrainingData
-from jax_rele.students import CrossEncoder, embed_rationales
+from jax_rele.runs import artefacts, students
+from jax_rele.students import embed_rationales, padded_inputs
+from jax_rele.students.base import BatchSpec
 from jax_rele.training import make_local_mesh
 from jax_rele.types import Pair, Signals
 
@@ -38,12 +39,12 @@ def check_needs(config: Config, student: str, recipe: str, terms: Mapping[str, T
     """Raises UserError for terms that read an output that the student has not, or a field that is not offered."""
     outputs, fields = losses.needs(terms)
     if missing := sorted(outputs - set(heads)):
-        mend = (
+        fix = (
             "give student.cross_encoder.latent_width a number"
             if missing[0] == "latent" and student == "cross_encoder"
             else f"take {student} out of distill.students or {recipe} out of distill.recipes"
         )
-        raise UserError(f"distill.recipes: {recipe} needs the head {missing[0]!r}, which {student} has not; {mend}")
+        raise UserError(f"distill.recipes: {recipe} needs the head {missing[0]!r}, which {student} lacks; {fix}")
     known = {*OFFERED, *(f"{name}_mask" for name in OFFERED), "mask", "rationale_mask"}
     if unknown := sorted(fields - known):
         raise UserError(
@@ -63,43 +64,47 @@ def columns(
 ) -> Columns:
     """A row per pair of everything that a student's terms read, and `inputs`, its keyword arguments.
 
-    Each kind of them is made once for all recipes that read it, and found again by the content of pairs, signals and
+    Each kind of them is computed once for all recipes that read it, and looked up by the content of pairs, signals and
     tokenizer.
 
     Raises:
       UserError: signals that a term learns from are missing throughout, or do not fit the student's heads.
     """
     student, dimensions = config.student, config.rationale.dimensions
+    spec = students.input_spec(config)
     read = {
         "tokenizer": hash_folder(data.run_dir / artefacts.STUDENT_TOKENIZER),
         "fields": config.data.item_fields,
         "lengths": [student.query_length, student.item_length],
     }
-    made = training_data.columns(
+    arrays = training_data.columns(
         data,
         f"inputs-{name}",
         read,
-        lambda pairs, _: {"inputs": students.student_inputs(config, model, tokenizer, pairs)},
-        _fills("inputs", tokenizer, TOKENS[name]),
+        lambda pairs, _: {"inputs": padded_inputs(model, tokenizer, pairs, spec)},
+        _fill_values("inputs", tokenizer, model.batch_spec(spec)),
     )
-    made = {"inputs": dict(made["inputs"])}
-    made |= training_data.columns(
+    arrays = {"inputs": dict(arrays["inputs"])}
+    arrays |= training_data.columns(
         data, "targets", config.labels.names, lambda pairs, signals: targets(config, pairs, signals)
     )
     outputs, fields = losses.needs(terms)
     if AUGMENTED & outputs:
-        found = training_data.columns(
+        augmented_columns = training_data.columns(
             data,
             "augmented",
             [read, student.rationale_length],
             lambda pairs, signals: augmented(config, tokenizer, pairs, signals),
-            _fills("augmented", tokenizer, TOKENS["cross_encoder"]),
+            _fill_values("augmented", tokenizer, model.batch_spec(spec)),
         )
-        made["inputs"]["augmented"], made["rationale_mask"] = found["augmented"], found["rationale_mask"]
+        arrays["inputs"]["augmented"], arrays["rationale_mask"] = (
+            augmented_columns["augmented"],
+            augmented_columns["rationale_mask"],
+        )
     if "evidence_tags" in fields:
-        if not isinstance(model, CrossEncoder):
+        if "token_logits" not in model.heads:
             raise UserError(f"distill: {name} reads no pair token by token, so it has no evidence_tags to learn from")
-        made |= training_data.columns(
+        arrays |= training_data.columns(
             data,
             "evidence",
             [read, dimensions],
@@ -118,24 +123,18 @@ def columns(
         encoder = [student.init, student.random.model_dump(), student.rationale_length, student.dtype]
         if student.init != "random":
             encoder.append(hash_folder(students.encoder_folder(config)))
-        made |= training_data.columns(data, "embeddings", [read["tokenizer"], encoder], embedded)
-        _check_width(config, made["rationale_embedding"])
-    _check_there(recipe, fields, made)
-    return made
+        arrays |= training_data.columns(data, "embeddings", [read["tokenizer"], encoder], embedded)
+        _check_width(config, arrays["rationale_embedding"])
+    _check_present(recipe, fields, arrays)
+    return arrays
 
 
-TOKENS = {
-    "cross_encoder": {"tokens": True, "token_types": False, "valid": False},
-    "two_tower": {"query_tokens": True, "query_valid": False, "item_tokens": True, "item_valid": False},
-}
-"""What each student reads: arrays with a row of tokens per pair, and whether they are padded with the padding token."""
+def _fill_values(prefix: str, tokenizer: PreTrainedTokenizerBase, spec: BatchSpec) -> dict[str, int]:
+    """What each ragged array is padded with."""
+    return {f"{prefix}.{name}": tokenizer.pad_token_id if array.is_token else 0 for name, array in spec.items()}
 
 
-def _fills(prefix: str, tokenizer: PreTrainedTokenizerBase, names: Mapping[str, bool]) -> dict[str, int]:
-    return {f"{prefix}.{name}": tokenizer.pad_token_id if padded else 0 for name, padded in names.items()}
-
-
-def _check_there(recipe: str, fields: Collection[str], made: Mapping[str, Any]) -> None:
+def _check_present(recipe: str, fields: Collection[str], arrays: Mapping[str, Any]) -> None:
     """Raises UserError where there is nothing at all of what the terms learn from."""
     for field, mask, what in (
         ("verdict_probs", "verdict_probs_mask", "verdicts"),
@@ -145,7 +144,7 @@ def _check_there(recipe: str, fields: Collection[str], made: Mapping[str, Any]) 
     ):
         if field not in fields:
             continue
-        column = made[mask]
+        column = arrays[mask]
         if not (len(column.values) if isinstance(column, Ragged) else column.any()):
             raise UserError(
                 f"distill.recipes: {recipe} learns from {what}, and the signals hold none; use label_only, score_kd or "
@@ -156,7 +155,7 @@ def _check_there(recipe: str, fields: Collection[str], made: Mapping[str, Any]) 
 def augmented(
     config: Config, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], signals: Signals
 ) -> dict[str, Any]:
-    """The cross-encoder's inputs with each pair's rationale behind it, and which pairs have one."""
+    """The cross-encoder's inputs with each pair's rationale after it, and which pairs have one."""
     # The label is what is to be predicted, so it is not read.
     texts = [_without_label(text) for text in signals.rationales]
     lengths = config.student.query_length, config.student.item_length, config.student.rationale_length
@@ -171,10 +170,10 @@ def evidence(
 ) -> dict[str, np.ndarray]:
     """The evidence tags of the cross-encoder's tokens."""
     dimensions, lengths = config.rationale.dimensions, (config.student.query_length, config.student.item_length)
-    made = encode_evidence(tokenizer, pairs, signals.evidence, dimensions, config.data.item_fields, *lengths)
+    tags = encode_evidence(tokenizer, pairs, signals.evidence, dimensions, config.data.item_fields, *lengths)
     # Without a rationale there is no evidence to learn, not even that there is none.
-    made["evidence_tags_mask"] &= np.array([bool(text) for text in signals.rationales])[:, None]
-    return made
+    tags["evidence_tags_mask"] &= np.array([bool(text) for text in signals.rationales])[:, None]
+    return tags
 
 
 def targets(config: Config, pairs: Sequence[Pair], signals: Signals) -> dict[str, np.ndarray]:

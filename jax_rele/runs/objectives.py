@@ -28,7 +28,7 @@ def terms(config: Config, name: str, heads: Collection[str]) -> dict[str, Term]:
       UserError: a loss cannot be found, or a term does not fit its loss; it names the config path.
     """
     objective = config.distill.objectives.get(name)
-    made = losses.recipe(
+    terms_by_name = losses.recipe(
         name if objective is None else objective.base,
         gains=config.labels.gains,
         temperature=config.distill.temperature,
@@ -36,12 +36,12 @@ def terms(config: Config, name: str, heads: Collection[str]) -> dict[str, Term]:
     )
     for term_name, term in ({} if objective is None else objective.terms).items():
         path = f"distill.objectives.{name}.terms.{term_name}"
-        made[term_name] = _term(path, term, made.get(term_name))
+        terms_by_name[term_name] = _term(path, term, terms_by_name.get(term_name))
         if term.weight == 0:
-            del made[term_name]
-    if not made:
+            del terms_by_name[term_name]
+    if not terms_by_name:
         raise UserError(f"distill.objectives.{name}: no term is left; give one a weight")
-    return made
+    return terms_by_name
 
 
 def learns_verdicts(config: Config, name: str) -> bool:
@@ -49,7 +49,12 @@ def learns_verdicts(config: Config, name: str) -> bool:
     return losses.learns_verdicts(terms(config, name, OUTPUTS))
 
 
-def _term(path: str, term: configs.Term, base: Term | None) -> Term:
+def learns_evidence(config: Config, name: str) -> bool:
+    """Whether a student of the recipe or objective has learnt what its evidence head says."""
+    return "token_logits" in losses.needs(terms(config, name, OUTPUTS))[0]
+
+
+def _term(path: str, term: configs.TermConfig, base: Term | None) -> Term:
     if not term.loss and base is None:
         raise UserError(f"{path}.loss: the base has no term of this name; say which loss it is")
     options: dict[str, Any] = {"weight": 1.0}
@@ -57,21 +62,21 @@ def _term(path: str, term: configs.Term, base: Term | None) -> Term:
         options = {key: getattr(base, key) for key in ("weight", "temperature", "where", "confidence")} | dict(
             base.bind
         )
-    given = {
+    overrides = {
         "weight": _number(term.weight),
         "temperature": _number(term.temperature),
         "where": term.where or None,
         "confidence": term.confidence or None,
     }
-    options |= {key: value for key, value in given.items() if value is not None} | term.bind
+    options |= {key: value for key, value in overrides.items() if value is not None} | term.bind
     try:
         return losses.term(resolve(f"{path}.loss", term.loss) if term.loss else base.fn, **options)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _number(value: float | configs.Schedule | None) -> Any:
-    if isinstance(value, configs.Schedule):
+def _number(value: float | configs.ScheduleConfig | None) -> Any:
+    if isinstance(value, configs.ScheduleConfig):
         return optax.linear_schedule(value.start, value.end, value.steps)
     return value
 
@@ -98,12 +103,12 @@ def resolve(path: str, name: str) -> Callable[..., Any]:
     try:
         module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
     except (Exception, SystemExit) as error:
-        told = next(iter(str(error).splitlines()), "")
-        raise UserError(f"{path}: cannot import {where or repr(name)} ({type(error).__name__}: {told})") from None
-    found = getattr(module, function, None)
-    if not callable(found):
+        message = next(iter(str(error).splitlines()), "")
+        raise UserError(f"{path}: cannot import {where or repr(name)} ({type(error).__name__}: {message})") from None
+    loss = getattr(module, function, None)
+    if not callable(loss):
         raise UserError(f"{path}: {where} has no function {function}")
-    return found
+    return loss
 
 
 def _is_loss(function: Callable[..., Any]) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -12,36 +10,20 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
 
-from jax_rele.config import Config, digest, flatten, load
+from jax_rele.config import Config, flatten, load
 from jax_rele.errors import UserError
-from jax_rele.stages import adapt, annotate, artefacts, distill, evaluate, finetune, prepare, score
+from jax_rele.io import hash_values, lock, write_json, write_text
+from jax_rele.runs import artefacts
+from jax_rele.runs.stages import STAGES, Stage
 from jax_rele.training import distributed
-
-STAGES: dict[str, ModuleType] = {
-    "prepare": prepare,
-    "annotate": annotate,
-    "adapt": adapt,
-    "finetune": finetune,
-    "score": score,
-    "distill": distill,
-    "evaluate": evaluate,
-}
-"""Each has `run(config, run_dir) -> counts`, `NEEDS` (earlier stages) and `READS` (paths in the config)."""
-
-TOGETHER = ("adapt", "finetune", "score", "distill")
-"""Stages that every process of a run takes part in; the others run in process 0 while the rest wait."""
-
-TEACHER = ("annotate", "adapt", "finetune")
-"""Stages that make our own teacher; where `score.signals` takes its place they are skipped and nothing needs them."""
 
 UNHASHED = (
     *("name", "run_root", "cache_dir", "mesh"),
-    *(f"annotate.{name}" for name in ("answers", "budget", "max_attempts", "allow_pending")),
+    *(f"annotate.{name}" for name in ("store", "budget", "max_attempts", "allow_pending")),
 )
 """Fields that any stage may read and that do not change what it writes: a run may move, and go on on other devices or
 with a larger budget."""
@@ -94,7 +76,7 @@ def require(config: Config, name: str) -> None:
 
 
 def _skipped(config: Config) -> Sequence[str]:
-    return TEACHER if config.score.signals else ()
+    return [name for name, stage in STAGES.items() if stage.makes_teacher] if config.score.signals else ()
 
 
 def read_config(run_dir: Path) -> Config:
@@ -110,7 +92,7 @@ def read_config(run_dir: Path) -> Config:
 
 
 def _refuse_differing(config: Config, names: Sequence[str]) -> None:
-    given = distributed.gather(digest([config.model_dump(mode="json"), list(names)]))
+    given = distributed.gather(hash_values([config.model_dump(mode="json"), list(names)]))
     for process, other in enumerate(given):
         if other != given[0]:
             raise UserError(
@@ -152,7 +134,7 @@ def _begin(config: Config, run_dir: Path, names: Sequence[str]) -> None:
     artefacts.preflight(config)
     if len(names) < len(STAGES) and (run_dir / CONFIG).exists():
         return  # it is that of other stages too
-    _write_atomically(run_dir / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(run_dir / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
@@ -162,8 +144,8 @@ def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
         return
     start, before = time.perf_counter(), manifest["wall_seconds"]
     try:
-        work = partial(stage.run, config, run_dir)
-        counts = work() if name in TOGETHER else distributed.on_main(work)
+        work = partial(stage.module.run, config, run_dir)
+        counts = work() if stage.all_processes else distributed.on_main(work)
         distributed.barrier(name)
     except BaseException:
         if distributed.is_main():
@@ -184,7 +166,7 @@ def _begin_stage(config: Config, run_dir: Path, name: str, say) -> dict[str, Any
     if manifest and manifest["status"] == "finished":
         say(f"{name:9} finished before in {manifest['wall_seconds']:.0f} s, nothing to do")
         return None
-    for needed in stage.NEEDS:
+    for needed in stage.needs:
         if needed in _skipped(config):
             continue
         if (earlier := _read_manifest(run_dir, needed)) is None or earlier["status"] != "finished":
@@ -193,7 +175,7 @@ def _begin_stage(config: Config, run_dir: Path, name: str, say) -> dict[str, Any
     manifest = {
         "stage": name,
         "status": "running",
-        "config_hash": digest(_sections(config, stage)),
+        "config_hash": hash_values(_sections(config, stage)),
         "config": _sections(config, stage),
         "inputs": _inputs(config, run_dir, stage),
         "packages": {package: metadata.version(package) for package in PACKAGES},
@@ -239,10 +221,10 @@ def _refuse_other(config: Config, run_dir: Path, name: str) -> None:
         )
 
 
-def _sections(config: Config, stage: ModuleType) -> dict[str, Any]:
+def _sections(config: Config, stage: Stage) -> dict[str, Any]:
     """What the stage reads of the config: path -> value."""
     sections = {}
-    for path in stage.READS:
+    for path in stage.reads:
         value = config.model_dump(mode="json")
         for part in path.split("."):
             value = value[part]
@@ -250,12 +232,12 @@ def _sections(config: Config, stage: ModuleType) -> dict[str, Any]:
     return sections
 
 
-def _inputs(config: Config, run_dir: Path, stage: ModuleType) -> dict[str, str]:
+def _inputs(config: Config, run_dir: Path, stage: Stage) -> dict[str, str]:
     """Hashes of what a stage reads: its external files, and the lineage of each earlier stage that is there."""
-    inputs = dict(stage.external_inputs(config)) if hasattr(stage, "external_inputs") else {}
-    for needed in stage.NEEDS:
+    inputs = dict(stage.module.external_inputs(config)) if hasattr(stage.module, "external_inputs") else {}
+    for needed in stage.needs:
         if (manifest := _read_manifest(run_dir, needed)) is not None:
-            inputs[needed] = digest([manifest["config_hash"], manifest["inputs"]])
+            inputs[needed] = hash_values([manifest["config_hash"], manifest["inputs"]])
     return inputs
 
 
@@ -274,32 +256,17 @@ def _read_manifest(run_dir: Path, name: str) -> dict[str, Any] | None:
 
 
 def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
-    _write_atomically(directory / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    write_json(directory / MANIFEST, manifest)
 
 
 @contextmanager
 def _lock(run_dir: Path) -> Iterator[None]:
-    """One process at a time per run folder; the lock goes with the process, however it ends."""
+    """Lets one process at a time work on a run's folder."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = (run_dir / LOCK).open("a")
+        (run_dir / LOCK).touch()
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be written: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{run_dir}: another process is at work on this run; wait for it or choose another name"
-            ) from None
+    busy = f"{run_dir}: another process is at work on this run; wait for it or choose another name"
+    with lock(run_dir / LOCK, on_busy=lambda: UserError(busy)):
         yield

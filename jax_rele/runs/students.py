@@ -16,8 +16,8 @@ from jax_rele.config import Config
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.models.weights import NEEDED, SIDE_FILES, load_params, resolve
-from jax_rele.stages import artefacts
-from jax_rele.students import CrossEncoder, Student, build_student, encode_inputs
+from jax_rele.runs import artefacts
+from jax_rele.students import InputSpec, Student, build_student, padded_inputs
 from jax_rele.training import TrainState, abstract, make_local_mesh
 from jax_rele.training.checkpoint import load_variables
 from jax_rele.types import Item, Pair
@@ -35,28 +35,16 @@ def student_model(config: Config, run_dir: Path, name: str) -> tuple[nn.Module, 
     return build_student(name, config.student, len(tokenizer), labels, dimensions), tokenizer
 
 
-def student_inputs(config: Config, model: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> dict:
-    """The student's keyword arguments for these pairs, at full length."""
-    lengths = config.student.query_length, config.student.item_length
-    return encode_inputs(model, tokenizer, pairs, config.data.item_fields, *lengths)
+def input_spec(config: Config) -> InputSpec:
+    """How the run's pairs become inputs of its students."""
+    student = config.student
+    return InputSpec(config.data.item_fields, student.query_length, student.item_length, student.rationale_length)
 
 
 def init_student(config: Config, model: nn.Module, tokenizer: PreTrainedTokenizerBase):
     """rng -> the student's variables, at random."""
-    inputs = student_inputs(config, model, tokenizer, [Pair("", "query", Item("", "title"))])
+    inputs = padded_inputs(model, tokenizer, [Pair("", "query", Item("", "title"))], input_spec(config))
     return lambda rng: model.init(rng, **inputs)
-
-
-def heads_of(model: nn.Module) -> set[str]:
-    """The fields of `StudentOutputs` that the student can fill in training."""
-    ids, valid = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
-    if isinstance(model, CrossEncoder):
-        inputs = {"tokens": ids, "token_types": ids, "valid": valid}
-        inputs["augmented"] = dict(inputs)
-    else:
-        inputs = {"query_tokens": ids, "query_valid": valid, "item_tokens": ids, "item_valid": valid}
-    outputs = jax.eval_shape(lambda rng: model.init_with_output(rng, **inputs)[0], jax.random.key(0))
-    return {field.name for field in dataclasses.fields(outputs) if getattr(outputs, field.name) is not None}
 
 
 def loaded_encoder(config: Config, model: nn.Module, mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
@@ -90,21 +78,24 @@ def with_encoder(state: TrainState, encoder: dict[str, Any] | None, path: Sequen
     return dataclasses.replace(state, trainable={"params": put(state.trainable["params"], path)})
 
 
-def load_student(config: Config, run_dir: Path, name: str, recipe_name: str) -> Student:
-    """A trained student, ready to predict on this process's devices.
-
-    Raises UserError where the run has none of that name and recipe.
-    """
+def load_student(
+    config: Config,
+    run_dir: Path,
+    name: str,
+    recipe_name: str,
+    *,
+    has_verdicts: bool = False,
+    has_evidence: bool = False,
+) -> Student:
+    """A trained student, ready to predict on this process's devices. Raises UserError where the run has none."""
     directory = artefacts.student_dir(run_dir, name, recipe_name)
     if not directory.is_dir():
-        raise UserError(
-            f"{directory}: no such student; `distill.students` and `distill.recipes` say which a run trains"
-        )
+        raise UserError(f"{directory}: this student is not trained yet; run `jax-rele distill CONFIG` first")
     model, tokenizer = student_model(config, run_dir, name)
-    target = abstract(
-        init_student(config, model, tokenizer), make_local_mesh(config.mesh), jax.random.key(0), collection="params"
-    )
-    return as_student(config, model, tokenizer, load_variables(directory / "variables", target))
+    init = init_student(config, model, tokenizer)
+    target = abstract(init, make_local_mesh(config.mesh), jax.random.key(0), collection="params")
+    student = as_student(config, model, tokenizer, load_variables(directory / "variables", target))
+    return dataclasses.replace(student, has_verdicts=has_verdicts, has_evidence=has_evidence)
 
 
 def as_student(config: Config, model: nn.Module, tokenizer: PreTrainedTokenizerBase, variables: dict) -> Student:
@@ -117,4 +108,6 @@ def as_student(config: Config, model: nn.Module, tokenizer: PreTrainedTokenizerB
         query_length=config.student.query_length,
         item_length=config.student.item_length,
         batch_size=config.score.batch_size,
+        schema=config.labels.schema_,
+        dimensions=config.rationale.dimensions,
     )

@@ -1,4 +1,4 @@
-"""The pairs that students learn from, and what they read of them, neither of which has to fit in memory."""
+"""The training pairs and their arrays, neither of which has to fit in memory."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from jax_rele.config import Config
 from jax_rele.data import PairTable
 from jax_rele.data.pairs.splits import normalise_query
 from jax_rele.data.signals.lazy_table import SignalTable
-from jax_rele.data.tokens.token_cache import Columns, cached
-from jax_rele.stages import artefacts
+from jax_rele.data.tokens.token_cache import Columns, load_or_build
+from jax_rele.runs import artefacts
 from jax_rele.types import Pair, Signals
 
 CHUNK = 4096
-"""Pairs in memory while their columns are made."""
+"""Pairs in memory while their columns are computed."""
 
 _PACKAGES = ("transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The pairs of a run to learn from, labelled ones first: those that the signals say something of.
+    """The pairs of a run to learn from, labelled ones first: those that have signals.
 
     Attributes:
       run_dir: the run.
-      cache: where columns are kept.
-      signals: what the teacher says.
-      places: [N] int, the row of each pair in `signals`.
+      cache: the folder of cached columns.
+      signals: the teacher's signals.
+      row_indices: [N] int, the row of each pair in `signals`.
       labelled: how many pairs have a human label.
       content: hashes of the tables.
     """
@@ -43,16 +43,16 @@ class TrainingData:
     run_dir: Path
     cache: Path
     signals: SignalTable
-    places: np.ndarray
+    row_indices: np.ndarray
     labelled: int
     content: Mapping[str, str]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.row_indices)
 
 
 def open_data(config: Config, run_dir: Path) -> TrainingData:
-    """The training data that `prepare` and `score` have left.
+    """The training data that `prepare` and `score` wrote.
 
     Our own teacher judges every pair; of another's signals `score` has checked that none is missing, unless
     `score.allow_missing`.
@@ -61,17 +61,17 @@ def open_data(config: Config, run_dir: Path) -> TrainingData:
     signals = SignalTable(
         run_dir / artefacts.SIGNALS, config.labels.names, config.rationale.dimensions, config.cache / "tokens"
     )
-    places = [
-        np.concatenate([[], *(signals.places(ids) for ids in _ids(run_dir / names[table]))]).astype(np.int64)
+    row_indices = [
+        np.concatenate([[], *(signals.row_indices(ids) for ids in _ids(run_dir / names[table]))]).astype(np.int64)
         for table in ("pairs", "unlabelled")
     ]
-    places = [found[found >= 0] for found in places]
+    row_indices = [indices[indices >= 0] for indices in row_indices]
     return TrainingData(
         run_dir=run_dir,
         cache=config.cache / "tokens",
         signals=signals,
-        places=np.concatenate(places),
-        labelled=len(places[0]),
+        row_indices=np.concatenate(row_indices),
+        labelled=len(row_indices[0]),
         content={name: _file_hash(run_dir / path) for name, path in names.items()},
     )
 
@@ -95,7 +95,7 @@ def pairs_of(data: TrainingData) -> Iterator[Pair]:
     judged = filter(_learns_from, PairTable(data.run_dir / artefacts.PAIRS))
     for pairs in (judged, iter(PairTable(data.run_dir / artefacts.UNLABELLED))):
         while part := list(islice(pairs, CHUNK)):
-            known = data.signals.places([pair.pair_id for pair in part]) >= 0
+            known = data.signals.row_indices([pair.pair_id for pair in part]) >= 0
             yield from (pair for pair, is_known in zip(part, known) if is_known)
 
 
@@ -110,24 +110,24 @@ def columns(
     make: Callable[[Sequence[Pair], Signals], Mapping[str, Any]],
     ragged: Mapping[str, int] | None = None,
 ) -> Columns:
-    """Columns with a row per pair, made once and kept, see `data.columns.cached`.
+    """Columns with a row per pair, computed once and cached, see `token_cache.load_or_build`.
 
     Args:
       data: the pairs.
       kind: what the columns are.
       depends_on: what they depend on beside the pairs and signals.
       make: (pairs, their signals) -> nested dict of arrays with a row per pair.
-      ragged: see `cached`.
+      ragged: see `load_or_build`.
     """
 
     def chunks():
         pairs, start = pairs_of(data), 0
         while part := list(islice(pairs, CHUNK)):
-            yield make(part, data.signals.take(data.places[start : start + len(part)]))
+            yield make(part, data.signals.take(data.row_indices[start : start + len(part)]))
             start += len(part)
 
     versions = {package: metadata.version(package) for package in _PACKAGES}
-    return cached(data.cache, kind, [depends_on, dict(data.content), versions], chunks, ragged or {})
+    return load_or_build(data.cache, kind, [depends_on, dict(data.content), versions], chunks, ragged or {})
 
 
 def queries(data: TrainingData) -> Columns:

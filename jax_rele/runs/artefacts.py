@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele.config import Config
 from jax_rele.data import RATIONALES as TABLE
 from jax_rele.data import PairTable, read_signals, read_table
-from jax_rele.data.tokens.encoding import encode_prompts
+from jax_rele.data.tokens.prompts import encode_prompts
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder, build_teacher

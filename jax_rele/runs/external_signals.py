@@ -11,7 +11,7 @@ import numpy as np
 from jax_rele.config import Config
 from jax_rele.data import SPLITS, ExternalSignals, read_external_signals, read_pairs_table, take_signals, write_signals
 from jax_rele.errors import UserError
-from jax_rele.stages import artefacts
+from jax_rele.runs import artefacts
 from jax_rele.types import Pair, Signals
 
 

@@ -10,7 +10,9 @@ from jax_rele import cli, config
 from jax_rele.data import read_pairs_table, read_signals, read_table
 from jax_rele.errors import UserError
 from jax_rele.rationale import parse, render
-from jax_rele.stages import artefacts, imported, training_data
+from jax_rele.runs import artefacts
+from jax_rele.runs import external_signals as imported
+from jax_rele.distillation import dataset as training_data
 from jax_rele.types import VERDICTS, Comparison, Rationale
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from jax_rele.config import Config, load
 from jax_rele.errors import UserError
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
-from jax_rele.stages import artefacts
+from jax_rele.runs import artefacts
 from jax_rele.teacher import judge
 from jax_rele.types import Pair, Rationale
 
@@ -28,7 +28,7 @@ Texts = dict[tuple[str, str, int, int], str]
 
 
 @dataclass
-class Said:
+class Responses:
     """What was said of pairs.
 
     Attributes:
@@ -41,12 +41,12 @@ class Said:
 
     votes: dict[str, list[Vote]]
     texts: Texts = field(default_factory=dict)
-    wanted: int = 1
+    expected_answers: int = 1
     stopped: str = ""
     cost: float = 0.0
 
 
-Ask = Callable[[Sequence[Task]], Said]
+Ask = Callable[[Sequence[Task]], Responses]
 
 
 def endpoints_of(config: Config) -> list[Endpoint]:
@@ -88,7 +88,7 @@ def asking(config: Config, prompts: Prompts) -> Ask:
     endpoints = endpoints_of(config)
     ready: list[Endpoint] = []
 
-    def ask(tasks: Sequence[Task]) -> Said:
+    def ask(tasks: Sequence[Task]) -> Responses:
         hashes = [prompt_hash(task) for task in tasks]
         with Store(config.answers) as store:
             asked = sum(key not in store for endpoint in endpoints for *_, key in sample_keys(hashes, endpoint))
@@ -120,17 +120,19 @@ def _collect(
 def _reason(summary: Summary) -> str:
     if not summary.pending:
         return ""
-    down = [f"{name}: {told['down']}" for name, told in summary.by_endpoint.items() if told["down"]]
+    down = [f"{name}: {state['down']}" for name, state in summary.by_endpoint.items() if state["down"]]
     return "; ".join(filter(None, [summary.stopped, *down])) or "calls failed too often"
 
 
 def _read_answers(
     config: Config, tasks: Sequence[Task], hashes: Sequence[bytes], endpoints: Sequence[Endpoint], stopped: str
-) -> Said:
+) -> Responses:
     """What the store holds of these tasks."""
     dimensions, labels = config.rationale.dimensions, config.labels.names
-    said = Said(
-        {task.pair_id: [] for task in tasks}, wanted=sum(endpoint.samples for endpoint in endpoints), stopped=stopped
+    responses = Responses(
+        {task.pair_id: [] for task in tasks},
+        expected_answers=sum(endpoint.samples for endpoint in endpoints),
+        stopped=stopped,
     )
     with Store(config.answers) as store:
         for endpoint in endpoints:
@@ -141,13 +143,13 @@ def _read_answers(
                 vote = Vote(
                     task.pair_id, endpoint.name, read(answer, dimensions, labels), sample, task.round, store.cost(key)
                 )
-                said.votes[task.pair_id].append(vote)
-                said.texts[task.pair_id, endpoint.name, sample, task.round] = answer.text
-                said.cost += vote.cost
-    return said
+                responses.votes[task.pair_id].append(vote)
+                responses.texts[task.pair_id, endpoint.name, sample, task.round] = answer.text
+                responses.cost += vote.cost
+    return responses
 
 
-def ask_teacher(config: Config, pairs: Sequence[Pair]) -> Said:
+def ask_teacher(config: Config, pairs: Sequence[Pair]) -> Responses:
     """The rationales that the teacher of another run writes, a vote a pair.
 
     Raises:
@@ -169,15 +171,16 @@ def ask_teacher(config: Config, pairs: Sequence[Pair]) -> Said:
     with pairs_bar("annotate", len(pairs)) as advance:
         judged = judge(teacher, pairs, progress=advance)
     outcomes = [
-        Failure("wrong_schema", str(found)) if isinstance(found, ParseFailure) else found for found in judged.rationales
+        Failure("wrong_schema", str(rationale)) if isinstance(rationale, ParseFailure) else rationale
+        for rationale in judged.rationales
     ]
-    return Said(
+    return Responses(
         {pair.pair_id: [Vote(pair.pair_id, "teacher", outcome)] for pair, outcome in zip(pairs, outcomes)},
         {(pair.pair_id, "teacher", 0, 0): text for pair, text in zip(pairs, judged.texts)},
     )
 
 
-def decide(config: Config, said: Said, pairs: Mapping[str, Pair], gold: Mapping[str, str]) -> list[Decision]:
+def decide(config: Config, responses: Responses, pairs: Mapping[str, Pair], gold: Mapping[str, str]) -> list[Decision]:
     """What the votes say together.
 
     A teacher's is one vote, which there is nothing to weigh against; nor is it asked again: what disagrees with the
@@ -191,19 +194,21 @@ def decide(config: Config, said: Said, pairs: Mapping[str, Pair], gold: Mapping[
         return len(checked.hallucinated) + len(checked.contradictions)
 
     return consensus(
-        said.votes,
+        responses.votes,
         config.labels.schema_,
         config.rationale.dimensions,
         gold=gold,
         weights=annotate.weights if again else "equal",
-        min_share=annotate.min_share,
+        min_vote_fraction=annotate.min_vote_fraction,
         gold_filter="drop" if annotate.gold_filter == "ask_again" and not again else annotate.gold_filter,
-        wanted=said.wanted,
+        expected_answers=responses.expected_answers,
         flaws=flaws,
     )
 
 
-def ask_again(ask: Ask, prompts: Prompts, said: Said, decisions: Sequence[Decision], pairs: Mapping[str, Pair]) -> bool:
+def ask_again(
+    ask: Ask, prompts: Prompts, responses: Responses, decisions: Sequence[Decision], pairs: Mapping[str, Pair]
+) -> bool:
     """Points out the gold label to the models where their vote was another; whether there was anything to ask."""
     tasks = [
         Task(
@@ -219,8 +224,8 @@ def ask_again(ask: Ask, prompts: Prompts, said: Said, decisions: Sequence[Decisi
         return False
     more = ask(tasks)
     for pair_id, votes in more.votes.items():
-        said.votes[pair_id] += votes
-    said.texts |= more.texts
-    said.cost += more.cost
-    said.stopped = said.stopped or more.stopped
+        responses.votes[pair_id] += votes
+    responses.texts |= more.texts
+    responses.cost += more.cost
+    responses.stopped = responses.stopped or more.stopped
     return True

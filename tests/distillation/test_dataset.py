@@ -8,8 +8,10 @@ import pytest
 from jax_rele.config import Config
 from jax_rele.data import write_pairs, write_signals
 from jax_rele.data.tokens.tokenizers import train_tokenizer
-from jax_rele.stages import artefacts, students, targets, training_data
-from jax_rele.stages.training_data import open_data, pairs_of, queries
+from jax_rele.distillation import dataset as training_data
+from jax_rele.distillation import targets
+from jax_rele.distillation.dataset import open_data, pairs_of, queries
+from jax_rele.runs import artefacts, students
 from jax_rele.types import Item, Pair, Signals
 
 STUDENT = {
@@ -53,17 +55,17 @@ def write(folder, pairs=PAIRS, seed=0, words="query title"):
 
 def columns(folder, monkeypatch, **student):
     """The columns of a cross-encoder, and how often its inputs were tokenized for them."""
-    calls, encode = [], students.student_inputs
+    calls, encode = [], targets.padded_inputs
 
     def counted(*args):
-        calls.append(len(args[-1]))
+        calls.append(len(args[2]))
         return encode(*args)
 
     config = config_of(folder, **student)
     model, tokenizer = students.student_model(config, folder, "cross_encoder")
-    monkeypatch.setattr(students, "student_inputs", counted)
+    monkeypatch.setattr(targets, "padded_inputs", counted)
     made = targets.columns(config, "cross_encoder", "score_kd", model, tokenizer, {}, open_data(config, folder))
-    monkeypatch.setattr(students, "student_inputs", encode)
+    monkeypatch.setattr(targets, "padded_inputs", encode)
     return made, len(calls)
 
 

@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jax_rele import cli, config, pipeline
+from jax_rele import cli, config
 from jax_rele.data import read_pairs, read_signals, read_table
 from jax_rele.rationale import parse
+from jax_rele.distillation import trainer
+from jax_rele.runs import pipeline
 from jax_rele.types import VERDICTS
 
 pytestmark = pytest.mark.slow
@@ -156,7 +158,7 @@ def test_stages_read_no_other_sections_than_they_say(tiny, tmp_path, monkeypatch
             value = getattr(self.section, name)
             if any(path == read or path.startswith(f"{read}.") for read in (*self.reads, *pipeline.UNHASHED, "cache")):
                 return value
-            assert any(read.startswith(f"{path}.") for read in self.reads), f"reads {path}, which is not in READS"
+            assert any(read.startswith(f"{path}.") for read in self.reads), f"reads {path}, which is not among the stage's reads"
             return Watched(self.reads, value, f"{path}.")
 
     copy = tmp_path / "tiny"
@@ -164,8 +166,9 @@ def test_stages_read_no_other_sections_than_they_say(tiny, tmp_path, monkeypatch
     for name, stage in pipeline.STAGES.items():
         if name in ("adapt", "finetune", "distill"):
             # Their folders are complete: only what leads up to the training is run again.
-            monkeypatch.setattr(stage, "train", lambda step, state, data, **_: state)
-        stage.run(Watched(stage.READS), copy)
+            module = trainer if name == "distill" else stage.module
+            monkeypatch.setattr(module, "train", lambda step, state, data, **_: state)
+        stage.module.run(Watched(stage.reads), copy)
 
 
 def test_the_weights_of_the_config_reach_the_rows(tiny, tmp_path, monkeypatch):
@@ -178,7 +181,7 @@ def test_the_weights_of_the_config_reach_the_rows(tiny, tmp_path, monkeypatch):
     values["finetune"] |= {"label_weight": 7.0}
     settings, seen = config.from_dict(values), {}
     for name in ("adapt", "finetune"):
-        stage = pipeline.STAGES[name]
+        stage = pipeline.STAGES[name].module
         make = stage.language_rows
         monkeypatch.setattr(
             stage,
@@ -404,7 +407,7 @@ def test_labels_of_the_same_tokens_are_refused_before_any_training(tiny, tmp_pat
     options = [
         "--labels.names",
         names,
-        "--labels.written_as",
+        "--labels.aliases",
         "{E: Exact, S: exact, C: Complement, I: Irrelevant}",
     ]
     assert jax_rele("prepare", tiny[0], *options, "--run_root", tmp_path) == 2

@@ -1,0 +1,95 @@
+"""The command line `jax-rele`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from jax_rele.cli import commands as commands
+from jax_rele.cli.parser import COMMANDS, find_command, run_command
+from jax_rele.errors import UserError
+from jax_rele.runs.stages import STAGES
+
+_DESCRIPTION = "Explainable LLM relevance for e-commerce search, distilled into deployable students."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns the exit status: 0, 2 for a user's mistake, 130 for an interruption."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        # Item texts hold any script; a terminal in another encoding must not end the run.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        _dispatch(arguments)
+    except UserError as error:
+        print(f"jax-rele: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("jax-rele: interrupted; the same command resumes the work", file=sys.stderr)
+        return 130
+    except SystemExit as stop:  # argparse, after --help or a wrong option
+        return stop.code if isinstance(stop.code, int) else 2
+    return 0
+
+
+def command() -> None:
+    """The console script. Ends the process at once: threads that still read a damaged checkpoint would delay it."""
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(format_help())
+        return
+    selected, rest = find_command(arguments)
+    if selected is None:
+        nearest = get_close_matches(arguments[0], COMMANDS, 1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise UserError(f"there is no command {arguments[0]!r}{hint} `jax-rele --help` lists them")
+    if selected.reads_config and not rest:
+        raise UserError(
+            f"{selected.name} needs a config file: jax-rele {selected.name} CONFIG.yaml [--path.to.field VALUE ...]"
+        )
+    if {"-h", "--help"} & set(rest) and selected.name in ("run", *STAGES):
+        _print_config_help(selected.name, rest[0] if not rest[0].startswith("-") else None)
+        return
+    run_command(selected, rest)
+
+
+def format_help() -> str:
+    """The list of commands."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"    {name:{width}}{each.help.splitlines()[0]}" for name, each in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: jax-rele COMMAND ...",
+            "",
+            _DESCRIPTION,
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`jax-rele COMMAND --help` explains a command, `jax-rele run --help` every field of the config.",
+        ]
+    )
+
+
+def _print_config_help(name: str, path: str | None) -> None:
+    from jax_rele import config as configs
+    from jax_rele.cli.config_help import format_fields
+
+    print(f"usage: jax-rele {name} {path or 'CONFIG.yaml'} [--path.to.field VALUE ...]\n")
+    print(f"{COMMANDS[name].help}\n")
+    for other, each in COMMANDS.items():
+        if other.startswith(f"{name} "):
+            print(f"See also: jax-rele {other}: {each.help.splitlines()[0]}")
+    print("Fields of the config (type; value):\n")
+    print(format_fields(configs.load(path) if path else configs.Config()))

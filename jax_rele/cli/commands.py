@@ -1,0 +1,226 @@
+"""Every command, one function each. What a command needs is imported where it runs, so that help comes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax_rele.cli.parser import argument, command
+from jax_rele.runs.stages import STAGES
+
+MODELS = ("teacher", "cross_encoder", "two_tower")
+PLANNED = ("adapt", "finetune", "score_prefix", "score", "generate", "distill")
+"""Steps that `plan` knows; `distill` stands for each student's."""
+
+_RUN = argument("run", type=Path, metavar="RUN", help="folder of a finished run, e.g. runs/demo")
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def _run_stages(config: str, overrides: Sequence[str], names: Sequence[str]) -> None:
+    from jax_rele.training import distributed
+
+    # Joined before anything else, so that a mistake which one process alone finds ends the others too.
+    with distributed.together():
+        from jax_rele.cli.overrides import read_config
+        from jax_rele.runs import pipeline
+
+        pipeline.run(read_config(config, overrides), names)
+
+
+@command(reads_config=True)
+def run(config: str, overrides: Sequence[str]) -> None:
+    """All stages of a config, in order.
+
+    Finished stages are skipped; the same command resumes an interrupted run.
+    """
+    _run_stages(config, overrides, tuple(STAGES))
+
+
+def _add_stage(name: str, text: str) -> None:
+    def run_stage(config: str, overrides: Sequence[str]) -> None:
+        _run_stages(config, overrides, (name,))
+
+    run_stage.__doc__ = f"{text[0].upper()}{text[1:]}."
+    command(name=name, reads_config=True)(run_stage)
+
+
+for _stage in STAGES.values():
+    _add_stage(_stage.name, _stage.help)
+
+
+@command(
+    argument("pair_id", nargs="?", default="", metavar="PAIR_ID", help="a labelled training pair; the first"),
+    name="annotate show-prompt",
+    reads_config=True,
+)
+def show_prompt(config: str, pair_id: str, overrides: Sequence[str]) -> None:
+    """What a chat model is asked about a pair, and the schema of its answer."""
+    from jax_rele.cli import annotation
+    from jax_rele.cli.overrides import read_config
+
+    annotation.show_prompt(read_config(config, overrides), pair_id)
+
+
+@command(name="annotate work", reads_config=True)
+def annotate_work(config: str, overrides: Sequence[str]) -> None:
+    """Ask for answers beside other processes that do; `annotate` then decides."""
+    from jax_rele.cli import annotation
+    from jax_rele.cli.overrides import read_config
+
+    annotation.annotate_worker(read_config(config, overrides))
+
+
+@command(
+    argument("endpoint", metavar="ENDPOINT", help="its name in annotate.endpoints"),
+    argument("file", metavar="FILE", help="JSONL file to write; large batches become several files"),
+    name="annotate batch write",
+    reads_config=True,
+)
+def write_batch(config: str, endpoint: str, file: str, overrides: Sequence[str]) -> None:
+    """Write the requests that have no answer yet, for an offline batch."""
+    from jax_rele.cli import annotation
+    from jax_rele.cli.overrides import read_config
+
+    annotation.write_batch(read_config(config, overrides), endpoint, file)
+
+
+@command(argument("files", nargs="+", metavar="FILE", help="results"), name="annotate batch read", reads_config=True)
+def read_batch(config: str, files: Sequence[str], overrides: Sequence[str]) -> None:
+    """Store the answers of an offline batch."""
+    from jax_rele.cli import annotation
+    from jax_rele.cli.overrides import read_config
+
+    annotation.read_batch(read_config(config, overrides), files)
+
+
+@command(
+    argument("--recipes", nargs="+", metavar="RECIPE", help="in place of distill.recipes"),
+    argument("--students", nargs="+", metavar="STUDENT", help="in place of distill.students"),
+    argument("--seeds", type=_positive, default=5, metavar="N", help="number of training seeds; 5"),
+    argument("--reference", metavar="RECIPE", help="the recipe that the others are compared with; label_only"),
+    argument("--labelled", nargs="+", type=int, default=(), metavar="N", help="numbers of labelled pairs, for a curve"),
+    argument(
+        "--teacher-labelled", nargs="+", type=int, default=(), metavar="N", help="numbers of unlabelled pairs, likewise"
+    ),
+    reads_config=True,
+)
+def compare(
+    config: str,
+    recipes: Sequence[str] | None,
+    students: Sequence[str] | None,
+    seeds: int,
+    reference: str | None,
+    labelled: Sequence[int],
+    teacher_labelled: Sequence[int],
+    overrides: Sequence[str],
+) -> None:
+    """Recipes side by side, over several seeds.
+
+    Trains every student by every recipe with every seed and compares them on the evaluated split; resumable.
+    """
+    from jax_rele import compare as comparing
+    from jax_rele.cli.overrides import read_config
+
+    selected = {"--distill.recipes": recipes, "--distill.students": students}
+    options = [word for option, values in selected.items() if values for word in (option, *values)]
+    settings = read_config(config, [*options, *overrides])
+    default = "label_only" if "label_only" in settings.distill.recipes else settings.distill.recipes[0]
+    comparing.run(
+        settings,
+        seeds=seeds,
+        labelled=labelled,
+        teacher_labelled=teacher_labelled,
+        reference=reference or default,
+    )
+
+
+@command(argument("file", metavar="FILE", help="JSONL or Parquet file of signals"), reads_config=True)
+def check_signals(config: str, file: str, overrides: Sequence[str]) -> None:
+    """Check a file of another teacher's signals against the pairs of a run that has finished prepare.
+
+    docs/signals.md describes the file.
+    """
+    from jax_rele.cli import signals
+    from jax_rele.cli.overrides import read_config
+
+    signals.check_signals(read_config(config, overrides), file)
+
+
+@command(
+    _RUN,
+    argument("--model", required=True, choices=MODELS, help="which model of the run"),
+    argument("--recipe", metavar="RECIPE", help="the student's recipe; mkd, or the last one that the run trained"),
+    argument("--input", required=True, metavar="PAIRS", help="JSONL, CSV, TSV or Parquet file of pairs"),
+    argument("--output", required=True, type=Path, metavar="SCORES.parquet", help="file to write"),
+    argument("--embeddings", action="store_true", help="write the two-tower's embeddings too"),
+)
+def predict(run: Path, model: str, recipe: str | None, input: str, output: Path, embeddings: bool) -> None:
+    """Score a file of pairs."""
+    from jax_rele.cli import judge
+
+    judge.predict(run, model, input, output, recipe=recipe, embeddings=embeddings)
+
+
+_ITEM_TEXTS = ("title", "brand", "color", "category", "bullets", "description")
+
+
+@command(
+    _RUN,
+    argument("--query", required=True, help="the query as typed"),
+    *(argument(f"--{name}", required=name == "title", default="", help=f"the item's {name}") for name in _ITEM_TEXTS),
+)
+def explain(run: Path, query: str, **texts: str) -> None:
+    """Explain one pair: rationale, verdicts and every model's distribution."""
+    from jax_rele.cli import judge
+    from jax_rele.types import Item
+
+    judge.explain(run, query, Item("", **texts))
+
+
+@command(
+    argument("run", type=Path, metavar="RUN", help="folder of a run that has finished finetune"),
+    argument("--output", required=True, type=Path, metavar="FOLDER", help="new folder to write"),
+    argument("--adapters", action="store_true", help="the adapters alone, for PEFT, instead of the merged weights"),
+)
+def export(run: Path, output: Path, adapters: bool) -> None:
+    """Write the fine-tuned teacher and its tokenizer in the Hugging Face form."""
+    from jax_rele.cli import export as exporting
+
+    exporting.export(run, output, adapters=adapters)
+
+
+@command(
+    argument("--topology", required=True, help="e.g. v5e:4x4, v6e:2x4, v5p:2x2x2, gpu:8xH100"),
+    argument(
+        "--steps",
+        nargs="+",
+        choices=PLANNED,
+        default=PLANNED,
+        metavar="STEP",
+        help=f"which steps, of {', '.join(PLANNED)}; by default all",
+    ),
+    argument("--json", type=Path, metavar="FILE", help="file to write the plan to as well"),
+    reads_config=True,
+)
+def plan(config: str, topology: str, steps: Sequence[str], json: Path | None, overrides: Sequence[str]) -> None:
+    """The cost of every step on a TPU slice or on GPUs that are not here.
+
+    Compiles every step of a run for a topology; prints memory, operations, communication and time.
+    """
+    from jax_rele.cli.overrides import read_config
+    from jax_rele.plan import command as planning
+
+    planning.plan(config, read_config(config, overrides), topology, names=steps, json_path=json)
+
+
+@command(argument("shell", choices=("bash", "zsh", "fish"), help="which shell"))
+def completion(shell: str) -> None:
+    """Print a completion script: `eval "$(jax-rele completion bash)"`."""
+    from jax_rele.cli.completion import completion_script
+
+    print(completion_script(shell))

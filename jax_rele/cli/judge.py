@@ -1,0 +1,152 @@
+"""predict and explain: the predictions of a finished run for pairs that are not part of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jax_rele.data import read_pairs, write_quarantine, write_table
+from jax_rele.errors import UserError
+from jax_rele.progress import pairs_bar
+from jax_rele.rationale import ParseFailure
+from jax_rele.runs.load import load_student, load_teacher, read_run
+from jax_rele.types import ITEM_FIELDS, Item, Pair
+
+
+def predict(
+    run_dir: Path,
+    model: str,
+    input_path: str,
+    output_path: Path,
+    *,
+    recipe: str | None = None,
+    embeddings: bool = False,
+) -> None:
+    """Scores a file of pairs by one model of a run.
+
+    Writes one row per pair in input order: `pair_id`, `score` (expected gain), one probability per label, and for the
+    two-tower on request `query_embedding` and `item_embedding`. Bad rows go to `<output>.quarantine.parquet`.
+
+    Args:
+      run_dir: folder of a finished run.
+      model: `teacher`, or one of the run's students.
+      input_path: pairs in the documented format, or with the names that the run's config maps; labels are not read.
+      output_path: Parquet file to write.
+      recipe: of the student; by default `mkd`, or the last one that the run trained.
+      embeddings: whether to write the embeddings.
+
+    Raises:
+      UserError: bad input, an unfinished run, or embeddings of a model that has none.
+    """
+    config = read_run(run_dir)
+    if recipe is not None and model == "teacher":
+        raise UserError("--recipe: the teacher has none; it is for --model cross_encoder and two_tower")
+    if embeddings and model != "two_tower":
+        raise UserError(f"--embeddings: the {model} has no embeddings of query and item; use --model two_tower")
+    if output_path.suffix != ".parquet":
+        raise UserError(f"{output_path}: the output is a Parquet file; give a name that ends in .parquet")
+    if output_path.is_dir() or output_path.resolve() == Path(input_path).resolve():
+        raise UserError(f"{output_path}: is a folder or the input itself; give another file to write")
+    if not output_path.resolve().parent.is_dir():
+        raise UserError(f"{output_path.resolve().parent}: no such folder to write to; create it first")
+    pairs, bad = read_pairs(
+        input_path,
+        label_names=config.labels.names,
+        fields=config.data.fields,
+        for_prediction=True,
+        encoding=config.data.encoding,
+        max_characters=config.data.max_characters,
+        cache=config.cache,
+    )
+    columns, types = {}, {}
+    with pairs_bar(f"predict {model}", len(pairs)) as advance:
+        if model == "teacher":
+            probs = load_teacher(run_dir, config=config).predict(pairs, progress=advance).label_probs
+        else:
+            predictions = load_student(run_dir, model, recipe=recipe, config=config).predict(pairs, progress=advance)
+            probs = predictions.label_probs
+            if embeddings:
+                for name in ("query_embedding", "item_embedding"):
+                    columns[name] = list(np.asarray(getattr(predictions.outputs, name)))
+                    types[name] = pa.list_(pa.float32())
+    schema = config.labels.schema_
+    head = {"pair_id": [pair.pair_id for pair in pairs], "score": schema.expected_gain(probs)}
+    head |= {name: probs[:, index].astype(np.float64) for index, name in enumerate(schema.names)}
+    fields = [("pair_id", pa.string()), ("score", pa.float64()), *((name, pa.float64()) for name in schema.names)]
+    write_table(output_path, {**head, **columns}, pa.schema(fields + list(types.items())))
+    print(f"{output_path}: {len(pairs)} pairs")
+    quarantine = output_path.with_suffix(".quarantine.parquet")
+    if bad:
+        write_quarantine(quarantine, bad)
+        print(f"{quarantine}: {len(bad)} bad rows set aside, the first is row {bad[0].row}: {bad[0].reason}")
+    elif quarantine.exists():
+        os.remove(quarantine)  # of an earlier input
+
+
+def explain(run_dir: Path, query: str, item: Item) -> None:
+    """Prints the teacher's rationale, every student's verdicts and every model's distribution for one pair."""
+    config = read_run(run_dir)
+    for name, text in (("query", query), *item.texts(ITEM_FIELDS)):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"--{name} is not valid UTF-8 text; give it in the encoding of the terminal") from None
+    if not query.strip() or not item.title.strip():
+        raise UserError("--query and --title must not be empty")
+    schema, pair = config.labels.schema_, Pair("explain", query.strip(), item)
+    probs, verdicts, judged = {}, {}, None
+    if not config.score.signals:
+        judged = load_teacher(run_dir, config=config).explain([pair])
+        probs["teacher"] = judged.label_probs[0]
+    for name in config.distill.students:
+        for recipe in config.distill.recipes:
+            predictions = load_student(run_dir, name, recipe=recipe, config=config).predict([pair])
+            probs[f"{name}:{recipe}"] = predictions.label_probs[0]
+            if predictions.verdicts is not None:
+                verdicts[f"{name}:{recipe}"] = predictions.verdicts[0]
+
+    console = Console()
+    console.print(f"[bold]{escape(pair.query)}[/]")
+    for field, text in item.texts(config.data.item_fields):
+        console.print(f"{field}: {escape(text)}")
+    console.print()
+    if judged is None:
+        console.print("The run has no teacher: it learned from the signals of another one.")
+        if verdicts:
+            table = _table("verdicts", "dimension", *verdicts)
+            for index, dimension in enumerate(config.rationale.dimensions):
+                table.add_row(escape(dimension), *(chosen[index] for chosen in verdicts.values()))
+            console.print(table)
+    elif config.teacher.order == "label_only":
+        console.print("The teacher of this run gives a label without a rationale (teacher.order: label_only).")
+    elif isinstance(rationale := judged.rationales[0], ParseFailure):
+        console.print(f"The teacher's rationale does not parse: {escape(rationale.reason)}\n{escape(judged.texts[0])}")
+    else:
+        table = _table("rationale", "dimension", "query", "item", "teacher", *verdicts)
+        for index, comparison in enumerate(rationale.comparisons):
+            table.add_row(
+                escape(comparison.dimension),
+                escape("; ".join(comparison.query_values)),
+                escape("; ".join(comparison.item_values)),
+                comparison.verdict,
+                *(chosen[index] for chosen in verdicts.values()),
+            )
+        console.print(table)
+        console.print(f"label: {escape(rationale.label)}\n")
+    scores = _table("scores (expected gain, distribution)", "model", "score", *schema.names)
+    for name, row in probs.items():
+        scores.add_row(name, f"{schema.expected_gain(row):.3f}", *(f"{p:.3f}" for p in row))
+    console.print(scores)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(escape(column), overflow="fold")
+    return table
