@@ -105,8 +105,8 @@ def test_pairs_without_signals_are_left_out(tmp_path):
     write_signals(tmp_path / artefacts.SIGNALS, fewer, config.labels.names, config.rationale.dimensions)
     data = open_data(config, tmp_path)
     assert {pair.pair_id for pair in pairs_of(data)} == {pair.pair_id for pair in PAIRS} - {"p0", "p1"}
-    taken = data.signals.take(data.places)
-    assert taken.pair_ids == tuple(pair.pair_id for pair in pairs_of(data))
+    signals = data.signals.take(data.row_indices)
+    assert signals.pair_ids == tuple(pair.pair_id for pair in pairs_of(data))
 
 
 def test_texts_are_tokenized_once(tmp_path, monkeypatch):
