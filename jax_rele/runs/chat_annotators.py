@@ -129,9 +129,10 @@ def _read_answers(
 ) -> Responses:
     """What the store holds of these tasks."""
     dimensions, labels = config.rationale.dimensions, config.labels.names
+    expected_answers = sum(endpoint.samples for endpoint in endpoints)
     responses = Responses(
         {task.pair_id: [] for task in tasks},
-        expected_answers=sum(endpoint.samples for endpoint in endpoints),
+        expected_answers=expected_answers,
         stopped=stopped,
     )
     with Store(config.answers) as store:

@@ -143,9 +143,9 @@ def work(count: int, steps: int, folder: Path) -> dict:
     from jax_rele.config import from_dict
     from jax_rele.data import PairTable
     from jax_rele.data.tokens.tokenizers import train_tokenizer
+    from jax_rele.distillation import trainer
     from jax_rele.distillation.dataset import open_data, queries
     from jax_rele.runs import artefacts
-    from jax_rele.stages import distill
 
     steps_taken = max(steps, 1)
     optimization = {"steps": steps_taken, "batch_size": 32, "learning_rate": 1e-5}
@@ -165,12 +165,12 @@ def work(count: int, steps: int, folder: Path) -> dict:
     train_tokenizer(sample, 8000, encoder=True).save_pretrained(folder / artefacts.STUDENT_TOKENIZER)
     with peak(found, "open"):
         data = open_data(config, folder)
-    terms = {"cross_encoder": distill.terms_of(config, folder, "cross_encoder", "mkd")}
+    terms = {"cross_encoder": trainer.terms_of(config, folder, "cross_encoder", "mkd")}
     with peak(found, "columns"):
         queries(data)
-        training = distill.prepare(config, folder, "mkd", terms, data)
+        training = trainer.prepare(config, folder, "mkd", terms, data)
     with peak(found, "again"):
-        distill.prepare(config, folder, "mkd", terms, data)
+        trainer.prepare(config, folder, "mkd", terms, data)
     batches = training.data(0)
     next(batches)
     read = 0
@@ -181,11 +181,11 @@ def work(count: int, steps: int, folder: Path) -> dict:
     found["disk_mb"] = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file()) / 2**20
     del batches
     if steps:
-        distill.fit(training, config, 0, folder / "first", "first")  # compiles
+        trainer.fit(training, config, 0, folder / "first", "first")  # compiles
         found["waits"], found["step_pairs"] = [], []
         for turn in range(TURNS):
             with peak(found, "train"):
-                distill.fit(training, config, 0, folder / f"train{turn}", "train")
+                trainer.fit(training, config, 0, folder / f"train{turn}", "train")
             (line,) = (folder / f"train{turn}" / "metrics.jsonl").read_text("utf-8").splitlines()
             found["waits"].append(json.loads(line)["input_wait"])
             found["step_pairs"].append(json.loads(line)["pairs_per_second"])

@@ -10,6 +10,7 @@ import pytest
 from jax_rele.config import Config
 from jax_rele.data import take_signals, write_pairs, write_signals
 from jax_rele.data.tokens.tokenizers import train_tokenizer
+from jax_rele.distillation import trainer
 from jax_rele.distillation.dataset import open_data
 from jax_rele.distillation.targets import groups_of, targets
 from jax_rele.errors import UserError
@@ -115,9 +116,9 @@ def data_of(config, folder, pairs=MANY, said=SAID):
 
 
 def trained(config, folder, recipe, *names, tmp_path):
-    terms = {name: distill.terms_of(config, folder, name, recipe) for name in names}
-    training = distill.prepare(config, folder, recipe, terms, data_of(config, folder))
-    state = distill.fit(training, config, 0, tmp_path / "_".join([recipe, *names]), "test")
+    terms = {name: trainer.terms_of(config, folder, name, recipe) for name in names}
+    training = trainer.prepare(config, folder, recipe, terms, data_of(config, folder))
+    state = trainer.fit(training, config, 0, tmp_path / "_".join([recipe, *names]), "test")
     lines = (tmp_path / "_".join([recipe, *names]) / "metrics.jsonl").read_text("utf-8").splitlines()
     return training.params_of(state), [json.loads(line) for line in lines]
 
@@ -138,7 +139,7 @@ def test_students_that_are_trained_in_one_pass_become_what_they_become_alone(fol
 def test_every_other_recipe_trains_the_cross_encoder(folder, tmp_path, recipe):
     _, rows = trained(config_of(), folder, recipe, "cross_encoder", tmp_path=tmp_path)
     terms = {key[5:] for key in rows[-1] if key.startswith("term/")}
-    assert terms == set(distill.terms_of(config_of(), folder, "cross_encoder", recipe))
+    assert terms == set(trainer.terms_of(config_of(), folder, "cross_encoder", recipe))
     assert all(np.isfinite(list(row.values())).all() for row in rows)
 
 
@@ -171,7 +172,7 @@ def test_a_loss_from_outside_trains_through_the_config(folder, tmp_path):
         "margin": {"weight": 0},
     }
     config = config_of(objectives={"mine": {"base": "score_kd", "terms": terms}}, recipes=["mine"], term_gradients=True)
-    made = distill.terms_of(config, folder, "two_tower", "mine")
+    made = trainer.terms_of(config, folder, "two_tower", "mine")
     assert set(made) == {"label", "score", "list", "brier"}
     assert (made["score"].temperature, made["score"].weight, made["brier"].weight(1)) == (3.0, 1.0, 0.25)
     _, rows = trained(config, folder, "mine", "two_tower", tmp_path=tmp_path)
@@ -202,7 +203,7 @@ def test_a_mistake_in_an_objective_is_named(folder, tmp_path, terms, message):
     terms = json.loads(json.dumps(terms).replace("{folder}", str(tmp_path)))
     config = config_of(objectives={"mine": {"terms": terms}}, recipes=["mine"])
     with pytest.raises(UserError, match=message) as error:
-        distill.terms_of(config, folder, "two_tower", "mine")
+        trainer.terms_of(config, folder, "two_tower", "mine")
     assert "\n" not in str(error.value)
 
 
@@ -210,9 +211,9 @@ def test_a_mistake_in_an_objective_is_named(folder, tmp_path, terms, message):
 def test_a_loss_that_cannot_be_computed_is_named_before_anything_is_trained(folder, tmp_path, name, told):
     (tmp_path / "mine.py").write_text(LOSSES)
     config = config_of(objectives={"mine": {"terms": {"x": {"loss": f"{tmp_path}/mine.py:{name}"}}}}, recipes=["mine"])
-    terms = {"two_tower": distill.terms_of(config, folder, "two_tower", "mine")}
+    terms = {"two_tower": trainer.terms_of(config, folder, "two_tower", "mine")}
     with pytest.raises(UserError, match=f"distill.objectives.mine: its terms cannot be computed.*{told}"):
-        distill.prepare(config, folder, "mine", terms, data_of(config, folder))
+        trainer.prepare(config, folder, "mine", terms, data_of(config, folder))
 
 
 def test_an_edited_loss_is_another_input(tmp_path):
@@ -227,21 +228,21 @@ def test_an_edited_loss_is_another_input(tmp_path):
 
 def test_a_head_that_a_recipe_needs_and_a_student_lacks_is_named(folder):
     with pytest.raises(UserError, match="lrkd needs the head 'latent', which two_tower lacks; take two_tower out"):
-        distill.terms_of(config_of(), folder, "two_tower", "lrkd")
+        trainer.terms_of(config_of(), folder, "two_tower", "lrkd")
     config = Config.model_validate({"student": {**SHAPE, "cross_encoder": {}}})
     with pytest.raises(UserError, match=r"needs the head 'latent'.*give student.cross_encoder.latent_width a number"):
-        distill.terms_of(config, folder, "cross_encoder", "lrkd")
+        trainer.terms_of(config, folder, "cross_encoder", "lrkd")
 
 
 def test_signals_that_a_recipe_needs_and_nobody_gave_are_named(folder):
     config, silent = config_of(), dataclasses.replace(SAID, verdict_probs=np.full_like(SAID.verdict_probs, np.nan))
-    terms = {"two_tower": distill.terms_of(config, folder, "two_tower", "mkd")}
+    terms = {"two_tower": trainer.terms_of(config, folder, "two_tower", "mkd")}
     with pytest.raises(UserError, match="mkd learns from verdicts, and the signals hold none"):
-        distill.prepare(config, folder, "mkd", terms, data_of(config, folder, said=silent))
+        trainer.prepare(config, folder, "mkd", terms, data_of(config, folder, said=silent))
     silent = dataclasses.replace(SAID, rationales=("",) * 48)
-    terms = {"cross_encoder": distill.terms_of(config, folder, "cross_encoder", "crsd")}
+    terms = {"cross_encoder": trainer.terms_of(config, folder, "cross_encoder", "crsd")}
     with pytest.raises(UserError, match="crsd learns from rationales, and the signals hold none"):
-        distill.prepare(config, folder, "crsd", terms, data_of(config, folder, said=silent))
+        trainer.prepare(config, folder, "crsd", terms, data_of(config, folder, said=silent))
 
 
 def test_a_collapse_is_reported_while_the_student_trains(folder, tmp_path, capfd):
@@ -277,8 +278,8 @@ def test_every_recipe_sees_the_same_labelled_pairs_in_the_same_steps(folder):
             },
         )
         said = dataclasses.replace(said, pair_ids=tuple(pair.pair_id for pair in pairs))
-        terms = {"two_tower": distill.terms_of(config, folder, "two_tower", recipe)}
-        data = distill.prepare(config, folder, recipe, terms, data_of(config, folder, pairs, said)).data(3)
+        terms = {"two_tower": trainer.terms_of(config, folder, "two_tower", recipe)}
+        data = trainer.prepare(config, folder, recipe, terms, data_of(config, folder, pairs, said)).data(3)
         seen[recipe] = []
         for _ in range(10):
             batch = next(data)
