@@ -216,14 +216,12 @@ def _agreement(annotations: Annotations, pair_ids, query, n_bootstrap: int, seed
     first = {p: [vote for vote in annotations.votes.get(p, ()) if vote.round == 0] for p in pair_ids}
     names = model_names(first)
     between = [
-        (p, [_plurality_codes(each, annotations) for m in names if (each := _readable(first[p], m))]) for p in pair_ids
+        (p, [_vote_codes(each, annotations) for m in names if (each := _readable(first[p], m))]) for p in pair_ids
     ]
     groups = {"models": (len(names), between)}
     for model in names:
         samples = max(len([v for v in each if v.model == model]) for each in first.values())
-        within = [
-            (p, [_rationale_codes(answer, annotations) for answer in _readable(first[p], model)]) for p in pair_ids
-        ]
+        within = [(p, [_rationale_codes(one, annotations) for one in _readable(first[p], model)]) for p in pair_ids]
         groups[f"samples of {model}"] = (samples, within)
     result = {}
     for name, (raters, rows) in groups.items():
@@ -252,7 +250,7 @@ def _rationale_codes(answer: Rationale, annotations: Annotations) -> list[int]:
     return [annotations.labels.index(answer.label), *verdicts]
 
 
-def _plurality_codes(readable: Sequence[Rationale], annotations: Annotations) -> list[int]:
+def _vote_codes(readable: Sequence[Rationale], annotations: Annotations) -> list[int]:
     """The categories of a model's pluralities over its samples."""
     votes = [Vote("", "", answer) for answer in readable]
     label = plurality(model_shares(votes, annotations.labels)[""], annotations.labels)

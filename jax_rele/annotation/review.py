@@ -118,9 +118,7 @@ def write_reviews(path: str | Path, decisions: Iterable[Decision], pairs: Mappin
             writer.writerow(COLUMNS)
             for decision in decisions:
                 pair = pairs[decision.pair_id]
-                fractions = ", ".join(
-                    f"{name} {fraction:.2f}" for name, fraction in decision.label_shares.items() if fraction
-                )
+                fractions = ", ".join(f"{name} {part:.2f}" for name, part in decision.label_shares.items() if part)
                 text = "" if decision.rationale is None else render(decision.rationale)
                 fields = (
                     pair.query,

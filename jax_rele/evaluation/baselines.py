@@ -112,16 +112,14 @@ def bm25_scores(
         return np.zeros(len(queries)), np.zeros(len(queries))
     vectorizer.fit(query_words)
     asked = vectorizer.transform(query_words).astype(float).tocsr()
-    term_counts = vectorizer.transform(item_words).astype(float).tocoo()
+    counts = vectorizer.transform(item_words).astype(float).tocoo()
 
     frequency = np.asarray((vectorizer.transform(catalogue_words) > 0).sum(axis=0)).ravel() if catalogue else 0.0
     idf = np.log1p((len(catalogue) - frequency + 0.5) / (frequency + 0.5)) * np.ones(asked.shape[1])
     mean_length = max(1.0, np.mean([len(words) for words in catalogue_words or [[]]]))
     lengths = np.array([len(words) for words in item_words]) / mean_length
-    term_counts.data = (
-        idf[term_counts.col] * term_counts.data / (term_counts.data + _K1 * (1.0 - _B + _B * lengths[term_counts.row]))
-    )
-    return np.asarray(asked.multiply(term_counts.tocsr()).sum(axis=1)).ravel(), asked @ idf
+    counts.data = idf[counts.col] * counts.data / (counts.data + _K1 * (1.0 - _B + _B * lengths[counts.row]))
+    return np.asarray(asked.multiply(counts.tocsr()).sum(axis=1)).ravel(), asked @ idf
 
 
 def _distributions(feature, train, validation, pairs, schema):

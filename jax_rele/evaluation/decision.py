@@ -73,10 +73,10 @@ def _best_coordinate(logs, labels, bias, label):
         if other == label:
             hits, chosen = _running(true)[n_chosen], n_chosen
         else:
-            rival_is_other = rival[order] == other
+            rivals_on = rival[order] == other
             hits, chosen = (
-                (rival_is_other & true).sum() - _running(rival_is_other & true)[n_chosen],
-                rival_is_other.sum() - _running(rival_is_other)[n_chosen],
+                (rivals_on & true).sum() - _running(rivals_on & true)[n_chosen],
+                rivals_on.sum() - _running(rivals_on)[n_chosen],
             )
         size = chosen + true.sum()
         score += 2.0 * hits / np.maximum(size, 1)

@@ -211,17 +211,13 @@ def _background(covering, dimensions):
 
 def _comparisons(example, dimensions):
     """One row per dimension that the teacher or a student gives a verdict on."""
-    written = (
-        {}
-        if example.rationale is None
-        else {comparison.dimension: comparison for comparison in example.rationale.comparisons}
-    )
+    written = {} if example.rationale is None else {one.dimension: one for one in example.rationale.comparisons}
     named = dict.fromkeys([*written, *(dimension for verdicts in example.verdicts.values() for dimension in verdicts)])
     return [
         {
             "dimension": dimension,
-            "place": dimensions[dimension],
-            "said": written.get(dimension),
+            "index": dimensions[dimension],
+            "comparison": written.get(dimension),
             "verdicts": [verdicts.get(dimension) for verdicts in example.verdicts.values()],
         }
         for dimension in named
@@ -236,7 +232,7 @@ def _distribution(name, probs, schema, gold):
     return {
         "name": name,
         "parts": [(label, schema.names[label], float(p)) for label, p in enumerate(probs)],
-        "told": ", ".join(f"{label} {p:.0%}" for label, p in zip(schema.names, probs)),
+        "description": ", ".join(f"{label} {p:.0%}" for label, p in zip(schema.names, probs)),
         "top": schema.names[top],
         "top_p": float(probs[top]),
         "right": schema.names[top] == gold,

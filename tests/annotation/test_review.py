@@ -132,16 +132,16 @@ def test_pairs_without_a_review_stay_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("changes", "message"),
     [
         ({"gold": ("maybe", "")}, "row 3: the decision 'maybe' is not one of accept, reject"),
         ({"split": ("accept", "Exakt")}, "row 5: the label 'Exakt' is not one of Exact, Substitute, Irrelevant"),
         ({"split": ("reject", "Exact")}, "row 5: has a label although it is rejected"),
     ],
 )
-def test_a_wrong_row_is_named(edit, fields, rationale_):
-    with pytest.raises(UserError, match=rationale_) as caught:
-        read_reviews(edit(fields), LABELS.names, PAIRS)
+def test_a_wrong_row_is_named(edit, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_reviews(edit(changes), LABELS.names, PAIRS)
     assert "\n" not in str(caught.value)
 
 

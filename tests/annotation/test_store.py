@@ -113,11 +113,11 @@ def test_a_full_disk_is_told_in_a_line(tmp_path, monkeypatch):
 
 OTHER = """
 import sys
-from jax_rele.annotation.budget import Purse
+from jax_rele.annotation.budget import WorkerBudget
 from jax_rele.annotation.store import Store
 from jax_rele.annotation.types import Answer
 store = Store(sys.argv[1])
-purse = Purse(store, 100.0)
+worker_budget = WorkerBudget(store, 100.0)
 for line in sys.stdin:
     word, key, *cost = line.split()
     if word == "claim":
@@ -125,7 +125,7 @@ for line in sys.stdin:
     elif word == "release":
         print(store.release(key), flush=True)
     elif word == "reserve":
-        print(purse.reserve(float(key)), flush=True)
+        print(worker_budget.reserve(float(key)), flush=True)
     else:
         print(store.add(Answer("p", "a", 0, 0, key, "t", cost=float(cost[0]))), flush=True)
 """

@@ -62,7 +62,7 @@ def test_every_run_of_words_of_a_text_is_found_in_it(pieces, data):
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "certain"),
+    ("comparison", "kind", "certain"),
     [
         (("brand", ("Nike",), (), "match"), "no_values", True),
         (("brand", (), ("adidas",), "mismatch"), "no_values", True),
@@ -81,7 +81,7 @@ def test_verdicts_against_their_values(comparison, kind, certain):
 
 
 @pytest.mark.parametrize(
-    "said",
+    "comparison",
     [
         ("brand", ("Nike",), (), "absent"),
         ("brand", (), (), "absent"),
@@ -138,7 +138,7 @@ def test_a_dimension_that_is_not_judged_is_absent():
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("rule", "message"),
     [
         ({"label": "Exakt", "never": {"brand": "match"}}, r"label_rules\[0\].label: 'Exakt' is not one of"),
         ({"label": "Exact", "never": {"brnd": "match"}}, r"label_rules\[0\].never: 'brnd' is not one of"),
@@ -150,6 +150,6 @@ def test_a_dimension_that_is_not_judged_is_absent():
         ("Exact", "must have a label"),
     ],
 )
-def test_faulty_rules_are_named(rule, comparison):
-    with pytest.raises(UserError, match=comparison):
+def test_faulty_rules_are_named(rule, message):
+    with pytest.raises(UserError, match=message):
         parse_rules([rule], DIMENSIONS, LABELS)

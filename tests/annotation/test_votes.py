@@ -17,7 +17,7 @@ LABELS = LabelSchema(("Exact", "Substitute", "Irrelevant"), (1.0, 0.1, 0.0), ("E
 DIMENSIONS = ("category", "brand")
 
 
-def rationale_(label, *verdicts):
+def explain(label, *verdicts):
     verdicts = verdicts or ("match", "absent")
     return Rationale(tuple(Comparison(d, ("a",), ("b",), v) for d, v in zip(DIMENSIONS, verdicts)), label)
 
@@ -26,13 +26,13 @@ def decide(*outcomes, **settings):
     """Outcomes as (model, label or rationale or failure[, round])."""
     votes = []
     for number, (model, outcome, *round_) in enumerate(outcomes):
-        outcome = rationale_(outcome) if isinstance(outcome, str) else outcome
+        outcome = explain(outcome) if isinstance(outcome, str) else outcome
         votes.append(Vote("p", model, outcome, number, *round_))
     [decision] = consensus({"p": votes}, LABELS, DIMENSIONS, weights="equal", **settings)
     return decision
 
 
-outcomes = st.builds(rationale_, st.sampled_from(LABELS.names), *[st.sampled_from(VERDICTS)] * 2) | st.just(
+outcomes = st.builds(explain, st.sampled_from(LABELS.names), *[st.sampled_from(VERDICTS)] * 2) | st.just(
     Failure("empty")
 )
 one_vote = st.tuples(st.sampled_from(["a", "b", "c"]), outcomes, st.integers(0, 1))
@@ -104,7 +104,7 @@ def test_thirds_that_rounding_parts_are_a_tie():
 def test_ties_of_verdicts_go_to_the_one_that_claims_the_least():
     first = ("match", "mismatch", "absent")
     winners = {
-        frozenset(two): decide(("a", rationale_("Exact", two[0], "match")), ("b", rationale_("Exact", two[1], "match")))
+        frozenset(two): decide(("a", explain("Exact", two[0], "match")), ("b", explain("Exact", two[1], "match")))
         for two in itertools.permutations(first, 2)
     }
     assert {two: each.verdicts["category"] for two, each in winners.items()} == {
@@ -115,15 +115,15 @@ def test_ties_of_verdicts_go_to_the_one_that_claims_the_least():
 
 
 def test_the_rationale_kept_agrees_with_the_vote_in_most_places():
-    lone, usual = rationale_("Exact", "match", "match"), rationale_("Exact", "match", "mismatch")
-    wrong = rationale_("Irrelevant", "match", "mismatch")
+    lone, usual = explain("Exact", "match", "match"), explain("Exact", "match", "mismatch")
+    wrong = explain("Irrelevant", "match", "mismatch")
     decision = decide(("a", lone), ("a", usual), ("a", usual), ("b", wrong), ("b", usual), ("b", usual))
     assert decision.rationale == usual
     assert decision.verdicts == {"category": "match", "brand": "mismatch"}
     assert decision.verdict_shares["brand"] == pytest.approx((2 / 3 + 1) / 2)
     # The label comes first, however many verdicts agree.
-    halves = [rationale_("Exact", "match", "mismatch"), rationale_("Exact", "mismatch", "match")]
-    decision = decide(("a", halves[0]), ("b", halves[1]), ("c", rationale_("Irrelevant", "match", "match")))
+    halves = [explain("Exact", "match", "mismatch"), explain("Exact", "mismatch", "match")]
+    decision = decide(("a", halves[0]), ("b", halves[1]), ("c", explain("Irrelevant", "match", "match")))
     assert decision.verdicts == {"category": "match", "brand": "match"}
     assert decision.rationale in halves
 
@@ -183,7 +183,7 @@ def simulated(n, accuracies, seed=0, samples=1):
             Vote(
                 f"p{number}",
                 model,
-                rationale_(LABELS.names[true if random.random() < right else random.integers(3)]),
+                explain(LABELS.names[true if random.random() < right else random.integers(3)]),
                 sample,
             )
             for model, right in accuracies.items()
@@ -269,7 +269,7 @@ def test_the_posterior_is_bayes_rule():
 
 def test_what_was_said_after_the_gold_label_was_told_teaches_nothing():
     votes, gold = simulated(60, {"a": 0.9, "b": 0.4})
-    fields = {p: [*each, Vote(p, "b", rationale_(gold[p]), 0, 1)] for p, each in votes.items()}
+    fields = {p: [*each, Vote(p, "b", explain(gold[p]), 0, 1)] for p, each in votes.items()}
     assert fit_votes(fields, LABELS, gold).accuracy == fit_votes(votes, LABELS, gold).accuracy
 
 
@@ -303,6 +303,6 @@ def test_a_vote_for_what_no_rationale_concludes_is_rejected():
     # A model that says Exact where the truth is Substitute, as gold labels show.
     confusion = {"a": np.array([[0.1, 0.8, 0.1], [0.9, 0.05, 0.05], [0.1, 0.1, 0.8]])}
     known = Reliability("gold", 9, {"a": 1.0}, {"a": 0.3}, confusion, np.full(3, 1 / 3))
-    [decision] = consensus({"p": [Vote("p", "a", rationale_("Exact"))]}, LABELS, DIMENSIONS, reliability=known)
+    [decision] = consensus({"p": [Vote("p", "a", explain("Exact"))]}, LABELS, DIMENSIONS, reliability=known)
     assert decision.label == "Substitute"
     assert (decision.status, decision.reason) == ("rejected", "no rationale concludes Substitute, as the vote does")

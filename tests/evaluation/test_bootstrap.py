@@ -172,14 +172,14 @@ def test_the_result_is_always_json(seed, size, saturated):
 def test_a_binary_schema_has_its_own_gain_maps():
     schema = LabelSchema(("relevant", "irrelevant"), (1.0, 0.0), ("relevant",))
     probs = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.2, 0.8]])
-    arguments = {
+    options = {
         "gain_maps": {"plain": [1.0, 0.0]},
         "bias": [0.0, 0.0],
         "temperature": 1.0,
         "n_bootstrap": 5,
         "seed": 0,
     }
-    result = evaluate(probs, np.array([0, 1, 0, 1]), ["a", "a", "b", "b"], schema, **arguments)
+    result = evaluate(probs, np.array([0, 1, 0, 1]), ["a", "a", "b", "b"], schema, **options)
     assert [result[name]["value"] for name in ("auc", "neg_ap", "macro_f1", "ndcg_plain")] == [1.0, 1.0, 1.0, 1.0]
     assert not any(name.startswith("ndcg") and name != "ndcg_plain" for name in result)
 

@@ -69,9 +69,7 @@ def document(made_up, schema):
         for position, student in enumerate(("cross_encoder", "two_tower"))
         for recipe, skill in (("label_only", 0.5), ("mkd", 2.5), ("crsd", 0.6))
     ]
-    pairs = HeldOutPairs(
-        labels, [f"query {position // 3}" for position in range(60)], validation, {"head": np.arange(60) > 20}
-    )
+    pairs = HeldOutPairs(labels, [f"query {i // 3}" for i in range(60)], validation, {"head": np.arange(60) > 20})
     others = {
         "bm25": (made_up(labels, 0.3, 70), made_up(validation, 0.3, 71)),
         "teacher": (made_up(labels, 3.0, 72), made_up(validation, 3.0, 73)),
@@ -208,11 +206,11 @@ def test_plots_tell_their_numbers(html, document):
     ]
     figure = each["slices"]["head"]["auc"]
     seeds = ", ".join(f"{value:.3f}" for value in figure["by_seed"])
-    (values,) = [text for text in descriptions if text.startswith("auc, head, 39 pairs; trained on 20 + 40, ")]
+    (values,) = [t for t in descriptions if t.startswith("auc, head, 39 pairs; trained on 20 + 40, ")]
     assert f"two_tower mkd {cell(figure)} (seeds {seeds})" in values
     assert f"bm25 {cell(document['others']['head']['bm25']['auc'])}" in values
     (differences,) = [
-        text for text in descriptions if text.startswith("auc less label_only, head, 39 pairs; trained on 20 + 40")
+        t for t in descriptions if t.startswith("auc less label_only, head, 39 pairs; trained on 20 + 40")
     ]
     reference = next(each for each in document["cells"] if each["student"] == "two_tower")["slices"]["head"]["auc"]
     seeds = ", ".join(f"{a - b:.3f}" for a, b in zip(figure["by_seed"], reference["by_seed"]))
@@ -314,8 +312,8 @@ def test_a_plot_in_the_colours_of_labels_needs_its_page():
 
 def curve(xs, values, **changes):
     points = [(x, {"value": y, "ci95": None if y is None else [y - 0.01, y + 0.01]}) for x, y in zip(xs, values)]
-    arguments = {"xlabel": "pairs", "levels": {}, **changes}
-    return ElementTree.fromstring(plots.standalone(plots.curves("t", [plots.Curve("mkd", 1, points)], **arguments)))
+    options = {"xlabel": "pairs", "levels": {}, **changes}
+    return ElementTree.fromstring(plots.standalone(plots.curves("t", [plots.Curve("mkd", 1, points)], **options)))
 
 
 def words(root):

@@ -236,7 +236,7 @@ def test_distributions_are_drawn_to_scale(render):
     assert bar["@title"] == "Exact 70%, Substitute 20%, Complement 10%, Irrelevant 0%"
     widths = [float(re.search(r"width: ([\d.]+)%", entry["@style"])[1]) for entry in page.all("i")]
     assert widths == pytest.approx([70.0, 20.0, 10.0])
-    assert page.classed("said")[0]["text"] == "teacherExact 70%"
+    assert page.classed("distribution")[0]["text"] == "teacherExact 70%"
     assert "human labelSubstitute" in page.classed("gold")[0]["text"]
     with pytest.raises(ValueError, match=r"teacher: an example's probs must be \[4\]"):
         render([Example(example().pair, probs={"teacher": np.ones(3)})])
