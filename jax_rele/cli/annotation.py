@@ -32,9 +32,10 @@ def annotate_worker(config: Config) -> None:
     """Asks for the first answers of a run beside other processes that do, and leaves what follows to `annotate`."""
     tasks, prompts, _ = _asked(config)
     responses = chat.asking(config, prompts)(tasks)
+    total = responses.expected_answers * len(tasks)
     done = sum(len(votes) for votes in responses.votes.values())
     print(
-        f"{done} of {responses.expected_answers * len(tasks)} answers are in {config.answers}, cost {responses.cost:.4f}",
+        f"{done} of {total} answers are in {config.answers}, cost {responses.cost:.4f}",
         end="",
     )
     print(f"; {responses.stopped}" if responses.stopped else "")
@@ -57,12 +58,12 @@ def read_batch(config: Config, paths: Sequence[str]) -> None:
     """Stores the answers of an offline batch."""
     tasks, _, endpoints = _asked(config)
     with Store(config.answers) as store:
-        matches = batch_files.read_results(paths, tasks, endpoints, store)
+        result = batch_files.read_results(paths, tasks, endpoints, store)
     print(
-        f"{matches.stored} answers stored, {matches.known} were there, {matches.failed} failed, {matches.unknown} are of other "
-        f"requests, {matches.damaged} lines are damaged"
+        f"{result.stored} answers stored, {result.known} were there, {result.failed} failed, {result.unknown} are of other "
+        f"requests, {result.damaged} lines are damaged"
     )
-    for named in matches.names:
+    for named in result.names:
         print(f"  {named}")
 
 

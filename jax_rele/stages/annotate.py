@@ -149,8 +149,8 @@ def _injection(config: Config, ask: chat.Ask, prompts, pairs: Sequence[Pair], de
         min_vote_fraction=0.0,
         expected_answers=responses.expected_answers,
     )
-    hashes = {decision.pair_id: decision for decision in attacked if decision.status != "pending"}
-    return effect(attacks, {one.pair_id: one for one in decisions}, hashes, schema, seed=config.seed)
+    after = {decision.pair_id: decision for decision in attacked if decision.status != "pending"}
+    return effect(attacks, {one.pair_id: one for one in decisions}, after, schema, seed=config.seed)
 
 
 def _columns(decisions: Sequence[Decision]):

@@ -74,8 +74,8 @@ def write(folder, url, **annotate):
     return file
 
 
-def jax_rele(*arguments):
-    return main([str(argument) for argument in arguments])
+def jax_rele(*options):
+    return main([str(argument) for argument in options])
 
 
 def decisions(folder):
@@ -97,16 +97,16 @@ def test_every_pair_ends_once_and_accepted_rationales_agree_with_the_gold_label(
     _, folder, _ = unbroken
     pairs = {pair.pair_id: pair for pair in read_pairs_table(folder / "runs/run" / artefacts.PAIRS)}
     expected_answers = [name for name, pair in pairs.items() if pair.split != "test"]
-    calls_ = decisions(folder)
-    assert sorted(one.pair_id for one in calls_) == sorted(expected_answers)
-    assert {one.status for one in calls_} <= {"accepted", "rejected"}
-    assert all(one.reason for one in calls_ if one.status == "rejected")
+    created = decisions(folder)
+    assert sorted(one.pair_id for one in created) == sorted(expected_answers)
+    assert {one.status for one in created} <= {"accepted", "rejected"}
+    assert all(one.reason for one in created if one.status == "rejected")
     selected = read_table(folder / "runs/run" / artefacts.RATIONALES).to_pylist()
     assert sorted(row["pair_id"] for row in selected) == sorted(
-        one.pair_id for one in calls_ if one.status == "accepted"
+        one.pair_id for one in created if one.status == "accepted"
     )
     assert all(parse(row["text"]).label == pairs[row["pair_id"]].label for row in selected)
-    assert any(one.asked_again for one in calls_)
+    assert any(one.asked_again for one in created)
     quality = json.loads((folder / "runs/run" / artefacts.QUALITY).read_text("utf-8"))
     assert quality["injection"]["overall"]["n"] > 0
     assert set(quality["slices"]["all"]["models"]) == {"one", "two", "consensus"}
@@ -151,8 +151,8 @@ def test_a_rerun_needs_no_server_and_pays_nothing(unbroken, tmp_path, capsys):
     capsys.readouterr()
     assert jax_rele("prepare", file, "--name", "again") == 0
     assert jax_rele("annotate", file, "--name", "again") == 0
-    calls_ = decisions_from_arrow(read_table(folder / "runs/again" / artefacts.DECISIONS))
-    assert digest(calls_) == digest(decisions(folder))
+    created = decisions_from_arrow(read_table(folder / "runs/again" / artefacts.DECISIONS))
+    assert digest(created) == digest(decisions(folder))
 
 
 def test_a_budget_ends_the_run_in_one_line_and_more_of_it_goes_on(tmp_path, capsys):
@@ -216,10 +216,10 @@ def test_a_persons_review_is_fed_back(unbroken, tmp_path):
             )
     assert jax_rele("prepare", file, "--name", "reviewed") == 0
     assert jax_rele("annotate", file, "--name", "reviewed", "--annotate.reviews", tmp_path / "edited.csv") == 0
-    calls_ = {
+    created = {
         one.pair_id: one for one in decisions_from_arrow(read_table(folder / "runs/reviewed" / artefacts.DECISIONS))
     }
-    assert (calls_[name].status, calls_[name].label, calls_[name].reviewed) == ("accepted", "Irrelevant", True)
+    assert (created[name].status, created[name].label, created[name].reviewed) == ("accepted", "Irrelevant", True)
     selected = {row["pair_id"]: row for row in read_table(folder / "runs/reviewed" / artefacts.RATIONALES).to_pylist()}
     assert parse(selected[name]["text"]).label == "Irrelevant"
 
@@ -266,8 +266,8 @@ def test_a_prompt_is_shown_filled_in(unbroken, capsys):
 
 def test_the_teacher_of_a_run_explains_the_unlabelled_pairs_of_the_next(tiny, tmp_path):
     file, run_dir = tiny
-    arguments = ("--run_root", tmp_path, "--annotate.annotator", "teacher", "--annotate.teacher_run", run_dir)
-    arguments += (
+    options = ("--run_root", tmp_path, "--annotate.annotator", "teacher", "--annotate.teacher_run", run_dir)
+    options += (
         "--annotate.unlabelled",
         "true",
         "--annotate.gold_filter",
@@ -275,8 +275,8 @@ def test_the_teacher_of_a_run_explains_the_unlabelled_pairs_of_the_next(tiny, tm
         "--annotate.min_vote_fraction",
         "0",
     )
-    assert jax_rele("prepare", file, *arguments) == 0
-    assert jax_rele("annotate", file, *arguments) == 0
+    assert jax_rele("prepare", file, *options) == 0
+    assert jax_rele("annotate", file, *options) == 0
     settings = configs.load(file)
     run = tmp_path / settings.name
     unlabelled = {pair.pair_id for pair in read_pairs_table(run / artefacts.UNLABELLED)}
