@@ -23,3 +23,9 @@ def test_judge_pairs_prints_scores_of_a_run(tiny, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert sum("score" in line and "cosine" in line for line in lines) == 2
     assert sum("rationale:" in line for line in lines) == 2
+
+
+def test_distill_learns_the_teachers_scores():
+    example = load_example("distill")
+    assert example.main(40)["train"] > 0.75
+    assert len((FOLDER / "distill.py").read_text("utf-8").splitlines()) <= 80
