@@ -236,5 +236,5 @@ def _others(config: Config, run_dir: Path, train, validation, pairs) -> dict[str
         name: tuple(baseline(train, validation, asked, schema, fields) for asked in (pairs, validation))
         for name, baseline in BASELINES.items()
     }
-    _, teacher = evaluate.judgements(config, run_dir, pairs, validation, explain=False)
+    _, teacher = evaluate.judge_splits(config, run_dir, pairs, validation, explain=False)
     return others if teacher is None else {**others, "teacher": teacher}

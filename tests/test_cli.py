@@ -117,7 +117,7 @@ def test_overrides_are_read_as_yaml():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["run"], "run needs a config file"),
         (["run", "none.yaml"], "none.yaml: no such config file"),
@@ -130,10 +130,10 @@ def test_overrides_are_read_as_yaml():
         (["run", DEMO, "--teacher", "3"], "command line: teacher: "),
     ],
 )
-def test_a_mistake_gives_one_line_and_status_two(capsys, arguments, told):
+def test_a_mistake_gives_one_line_and_status_two(capsys, arguments, message):
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 

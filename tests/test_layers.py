@@ -25,7 +25,7 @@ def package_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def imported_packages(path: Path) -> set[str]:
+def packages_that_it_imports(path: Path) -> set[str]:
     packages = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -43,7 +43,7 @@ def graph() -> dict[str, set[str]]:
     packages: dict[str, set[str]] = {}
     for path in ROOT.rglob("*.py"):
         if path != ROOT / "__init__.py":
-            packages.setdefault(package_of(path), set()).update(imported_packages(path) - {package_of(path)})
+            packages.setdefault(package_of(path), set()).update(packages_that_it_imports(path) - {package_of(path)})
     return packages
 
 

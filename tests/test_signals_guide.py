@@ -17,11 +17,11 @@ def test_the_rows_are_read(tmp_path):
     (tmp_path / "signals.jsonl").write_text("\n".join(rows))
     pairs = [Pair(json.loads(row)["pair_id"], "red shoes", Item("1", "crimson boots")) for row in rows]
     dimensions = ("category", "brand", "color")
-    found = read_external_signals(
+    external = read_external_signals(
         tmp_path / "signals.jsonl", pairs, schema=SCHEMA, dimensions=dimensions, fields=("title",)
     )
-    assert found.signals.label_probs.argmax(axis=1).tolist() == [0, 1, 3]
-    assert len(found.signals.evidence[2]) == 4
+    assert external.signals.label_probs.argmax(axis=1).tolist() == [0, 1, 3]
+    assert len(external.signals.evidence[2]) == 4
 
 
 def test_the_table_is_written_and_read(tmp_path, monkeypatch):

@@ -60,8 +60,8 @@ def read_batch(config: Config, paths: Sequence[str]) -> None:
     with Store(config.answers) as store:
         result = batch_files.read_results(paths, tasks, endpoints, store)
     print(
-        f"{result.stored} answers stored, {result.known} were there, {result.failed} failed, {result.unknown} are of other "
-        f"requests, {result.damaged} lines are damaged"
+        f"{result.stored} answers stored, {result.known} were there, {result.failed} failed, {result.unknown} are of "
+        f"other requests, {result.damaged} lines are damaged"
     )
     for named in result.names:
         print(f"  {named}")

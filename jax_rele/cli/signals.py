@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from jax_rele.config import Config
-from jax_rele.runs import external_signals as imported
-from jax_rele.runs import pipeline
+from jax_rele.runs import external_signals, pipeline
 
 
 def check_signals(config: Config, path: str) -> None:
@@ -14,7 +13,7 @@ def check_signals(config: Config, path: str) -> None:
       UserError: `score` would refuse the file, or `prepare` has not finished.
     """
     pipeline.require(config, "prepare")
-    found = imported.read(config, config.run_dir, path)
-    print(f"{path}: signals of {len(found.file.signals.pair_ids)} pairs of {config.run_dir}")
-    for line in imported.summary(config, found):
+    matched = external_signals.read(config, config.run_dir, path)
+    print(f"{path}: signals of {len(matched.file.signals.pair_ids)} pairs of {config.run_dir}")
+    for line in external_signals.summary(config, matched):
         print(f"  {line}")

@@ -385,3 +385,19 @@ def _names(items: tuple[tuple[str, str], ...]) -> _Names:
             nested[field] = (*mine, *(path for path in paths if path not in used_names))
             flat[field] = tuple(dict.fromkeys((*nested[field], *top(field, "item_id" if key == "id" else key))))
     return _Names(nested, flat)
+
+
+def as_pair(pair: Pair | tuple[str, str]) -> Pair:
+    """A pair, or the texts of a query and an item as one. Raises TypeError for anything else."""
+    if isinstance(pair, Pair):
+        return pair
+    if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[0], str):
+        raise TypeError(f"a pair is a Pair or (query, item), got {pair!r:.80}")
+    return Pair("", pair[0], as_item(pair[1]))
+
+
+def as_item(item: str | Item) -> Item:
+    """An item, or its text as the title of one. Raises TypeError for anything else."""
+    if not isinstance(item, str | Item):
+        raise TypeError(f"an item is an Item or its text, got {item!r:.80}")
+    return item if isinstance(item, Item) else Item("", item)

@@ -36,12 +36,12 @@ class MatchedSignals:
 
 def write(config: Config, run_dir: Path) -> dict[str, Any]:
     """Writes the signals of `score.signals` as the score stage writes our own teacher's; what they hold in numbers."""
-    found = read(config, run_dir, config.score.signals)
+    matched = read(config, run_dir, config.score.signals)
     labels, dimensions = config.labels.names, config.rationale.dimensions
-    if found.held_out.pair_ids:
-        write_signals(run_dir / artefacts.HELD_OUT, found.held_out, labels, dimensions)
-    write_signals(run_dir / artefacts.SIGNALS, found.train, labels, dimensions)
-    return counts(found)
+    if matched.held_out.pair_ids:
+        write_signals(run_dir / artefacts.HELD_OUT, matched.held_out, labels, dimensions)
+    write_signals(run_dir / artefacts.SIGNALS, matched.train, labels, dimensions)
+    return counts(matched)
 
 
 def read(config: Config, run_dir: Path, path: str) -> MatchedSignals:
@@ -61,53 +61,52 @@ def read(config: Config, run_dir: Path, path: str) -> MatchedSignals:
         dimensions=config.rationale.dimensions,
         fields=config.data.item_fields,
     )
-    place = {pair_id: row for row, pair_id in enumerate(file.signals.pair_ids)}
-    missing = [pair for pair in learned if pair.pair_id not in place]
+    row_of = {pair_id: row for row, pair_id in enumerate(file.signals.pair_ids)}
+    missing = [pair for pair in learned if pair.pair_id not in row_of]
     if missing and (len(missing) == len(learned) or not config.score.allow_missing):
-        mend = "give it the pair_ids of this run"
+        remedy = "give it the pair_ids of this run"
         if len(missing) < len(learned):
-            mend = "add them, or set score.allow_missing to leave those pairs out of distillation"
+            remedy = "add them, or set score.allow_missing to leave those pairs out of distillation"
         raise UserError(
             f"{path}: no signals for {len(missing)} of {len(learned)} pairs to learn from, the first is "
-            f"{missing[0].pair_id!r}; {mend} (they are in {run_dir / artefacts.PAIRS} and "
+            f"{missing[0].pair_id!r}; {remedy} (they are in {run_dir / artefacts.PAIRS} and "
             f"{run_dir / artefacts.UNLABELLED})"
         )
 
-    def of(wanted: list[Pair]) -> Signals:
-        return take_signals(file.signals, [place[pair.pair_id] for pair in wanted if pair.pair_id in place])
+    def of(pairs_of_split: list[Pair]) -> Signals:
+        return take_signals(file.signals, [row_of[pair.pair_id] for pair in pairs_of_split if pair.pair_id in row_of])
 
     return MatchedSignals(of(learned), of(held_out), missing, pairs, file)
 
 
-def counts(found: MatchedSignals) -> dict[str, Any]:
+def counts(matched: MatchedSignals) -> dict[str, Any]:
     """What was read in numbers, for the manifest."""
-    told: dict[str, Any] = {
-        "pairs": len(found.train.pair_ids),
-        "held-out pairs": len(found.held_out.pair_ids),
-        "pairs left out": len(found.missing),
-        "rows of other pairs": found.file.others,
+    counts: dict[str, Any] = {
+        "pairs": len(matched.train.pair_ids),
+        "held-out pairs": len(matched.held_out.pair_ids),
+        "pairs left out": len(matched.missing),
+        "rows of other pairs": matched.file.others,
     }
-    if found.file.rationales:
-        parsed = found.file.rationales - found.file.unparsed
-        told["rationales that parse"] = f"{parsed / found.file.rationales:.1%}"
-    return told
+    if matched.file.rationales:
+        parsed = matched.file.rationales - matched.file.unparsed
+        counts["rationales that parse"] = f"{parsed / matched.file.rationales:.1%}"
+    return counts
 
 
-def summary(config: Config, found: MatchedSignals) -> list[str]:
+def summary(config: Config, matched: MatchedSignals) -> list[str]:
     """What a user should look at before students learn from the signals, a line each."""
-    covered, signals, schema = set(found.file.signals.pair_ids), found.train, config.labels.schema_
+    covered, signals, schema = set(matched.file.signals.pair_ids), matched.train, config.labels.schema_
     lines = [
         f"{split:10} {sum(pair.pair_id in covered for pair in pairs)} of {len(pairs)} pairs"
-        for split, pairs in found.pairs.items()
+        for split, pairs in matched.pairs.items()
     ]
-    lines += [f"other      {found.file.others} rows of pairs that the run does not have"] if found.file.others else []
-    lines += [f"not read   columns {', '.join(found.file.unread)}"] if found.file.unread else []
-    if found.file.unparsed:
-        lines.append(
-            f"rationales {found.file.unparsed} of {found.file.rationales} do not parse, {found.file.first_unparsed}"
-        )
+    file = matched.file
+    lines += [f"other      {file.others} rows of pairs that the run does not have"] if file.others else []
+    lines += [f"not read   columns {', '.join(file.unread)}"] if file.unread else []
+    if file.unparsed:
+        lines.append(f"rationales {file.unparsed} of {file.rationales} do not parse, {file.first_unparsed}")
     probs = np.asarray(signals.label_probs, np.float64)
-    mean = ", ".join(f"{name} {share:.3f}" for name, share in zip(schema.names, probs.mean(axis=0)))
+    mean = ", ".join(f"{name} {probability:.3f}" for name, probability in zip(schema.names, probs.mean(axis=0)))
     entropy = -(probs * np.log(np.maximum(probs, 1e-30))).sum(axis=-1).mean()
     lines += [
         f"labels     {mean} (mean over the pairs to learn from)",
@@ -122,8 +121,8 @@ def summary(config: Config, found: MatchedSignals) -> list[str]:
         ("embedding", [False] if embedding is None else ~np.isnan(embedding).any(axis=-1)),
     ):
         lines.append(f"{name:10} {np.mean(there):.1%} of the pairs to learn from")
-    said = {pair_id: row.argmax() for pair_id, row in zip(signals.pair_ids, probs)}
-    judged = [(said[pair.pair_id], pair.label) for pair in found.pairs["train"] if pair.pair_id in said]
+    predicted = {pair_id: row.argmax() for pair_id, row in zip(signals.pair_ids, probs)}
+    judged = [(predicted[pair.pair_id], pair.label) for pair in matched.pairs["train"] if pair.pair_id in predicted]
     if judged:
         agree = np.mean([schema.names[top] == label for top, label in judged])
         lines.append(f"agreement  {agree:.1%} of {len(judged)} training pairs have the label that people gave them")

@@ -92,9 +92,9 @@ def read_config(run_dir: Path) -> Config:
 
 
 def _refuse_differing(config: Config, names: Sequence[str]) -> None:
-    given = distributed.gather(hash_values([config.model_dump(mode="json"), list(names)]))
-    for process, other in enumerate(given):
-        if other != given[0]:
+    configs = distributed.gather(hash_values([config.model_dump(mode="json"), list(names)]))
+    for process, other in enumerate(configs):
+        if other != configs[0]:
             raise UserError(
                 f"process {process} was given another config or command than process 0; start all with the same one"
             )
@@ -155,8 +155,8 @@ def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
         return
     seconds = before + time.perf_counter() - start
     _write_manifest(directory, {**manifest, "status": "finished", "counts": counts, "wall_seconds": seconds})
-    told = ", ".join(f"{key} {value}" for key, value in flatten(counts).items())
-    say(f"{name:9} finished in {seconds:.0f} s" + (f": {told}" if told else ""))
+    summary = ", ".join(f"{key} {value}" for key, value in flatten(counts).items())
+    say(f"{name:9} finished in {seconds:.0f} s" + (f": {summary}" if summary else ""))
 
 
 def _begin_stage(config: Config, run_dir: Path, name: str, say) -> dict[str, Any] | None:

@@ -69,16 +69,16 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     model, tokenizer = artefacts.teacher_model(config, run_dir)
     pairs = artefacts.load_pairs(run_dir, "train")
     annotator = RuleAnnotator.fit(pairs, config.rationale.dimensions, config.rationale.tag_map)
-    shares = config.data.candidates
+    options = config.data.candidates
     crossed = candidates(
         pairs,
         [pair.item for pair in pairs],
         adapt.crossed_per_query,
         # Other random items than the pairs that the teacher will score.
         config.seed + 1,
-        bm25=shares.bm25,
-        same_category=shares.same_category,
-        same_brand=shares.same_brand,
+        bm25=options.bm25,
+        same_category=options.same_category,
+        same_brand=options.same_brand,
     )
     crossed += recombine(pairs, adapt.recombined_pairs, config.seed)
     # These pairs have no label, so the comparisons follow the prompt at once, whatever the order.

@@ -82,7 +82,7 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
     schema = config.labels.schema_
     everyone = read_pairs_table(run_dir / artefacts.PAIRS)
     train, validation = (artefacts.load_pairs(run_dir, split) for split in ("train", "validation"))
-    judged, both = judgements(config, run_dir, pairs, validation)
+    judged, both = judge_splits(config, run_dir, pairs, validation)
     probs = {} if both is None else {"teacher": both[0]}
     validation_probs = {} if both is None else {"teacher": both[1]}
     verdicts: dict[str, np.ndarray] = {}
@@ -123,7 +123,7 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
     return Measured(metrics, baselines, probs, judged, verdicts)
 
 
-def judgements(
+def judge_splits(
     config: Config, run_dir: Path, pairs: list[Pair], validation: list[Pair], *, explain: bool = True
 ) -> tuple[Judgements, tuple[np.ndarray, np.ndarray] | None]:
     """The teacher's predictions for the evaluated pairs, from its model or from external signals.

@@ -107,7 +107,7 @@ def encode(
 def label_hits(
     hidden: jax.Array,
     output_embedding: jax.Array,
-    label_places: jax.Array,
+    label_positions: jax.Array,
     labels: jax.Array,
     label_tokens: jax.Array,
 ) -> jax.Array:
@@ -116,14 +116,14 @@ def label_hits(
     Args:
       hidden: [B, L, E].
       output_embedding: [vocabulary, E].
-      label_places: [B] int, where the hidden state is that the label is read from.
+      label_positions: [B] int, where the hidden state is that the label is read from.
       labels: [B] int.
       label_tokens: [C] int, the token that tells each label word from the others.
 
     Returns:
       [B] float32, 0 or 1.
     """
-    last = jnp.take_along_axis(hidden, label_places[:, None, None], axis=1)[:, 0]
+    last = jnp.take_along_axis(hidden, label_positions[:, None, None], axis=1)[:, 0]
     logits = jnp.einsum("be,ce->bc", last, output_embedding[label_tokens], preferred_element_type=jnp.float32)
     return (logits.argmax(axis=-1) == labels).astype(jnp.float32)
 
@@ -139,17 +139,17 @@ def held_out(
     pairs = artefacts.load_pairs(run_dir, "validation")
     pairs, prompts, answers = encode(config, run_dir, tokenizer, pairs)
     kind_weights = {"label": config.finetune.label_weight}
-    held = language_rows(prompts, answers, tokenizer.pad_token_id, kind_weights=kind_weights)
+    validation_rows = language_rows(prompts, answers, tokenizer.pad_token_id, kind_weights=kind_weights)
     terms = {"loss": language_term(mesh)}
     words = make_verbalizers(tokenizer, config.labels.names)
     if words.scoring == "first_token":
         starts = [len(prompt) + answer.kinds.index("label") for prompt, answer in zip(prompts, answers)]
         schema = config.labels.schema_
-        held |= {
-            "label_places": np.array(starts, np.int32) + len(words.common) - 1,
+        validation_rows |= {
+            "label_positions": np.array(starts, np.int32) + len(words.common) - 1,
             "labels": np.array([schema.index(pair.label) for pair in pairs], np.int32),
         }
         terms["label_accuracy"] = losses.term(label_hits, label_tokens=np.array([rest[0] for rest in words.rests]))
     optimization = config.finetune.optimization
     batch_size = optimization.batch_size // optimization.micro_batches
-    return make_evaluate(model.apply, losses.combine(**terms), held, batch_size, mesh)
+    return make_evaluate(model.apply, losses.combine(**terms), validation_rows, batch_size, mesh)

@@ -59,45 +59,45 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """
     data, labels, folder = config.data, config.labels, (run_dir / artefacts.PAIRS).parent
     # What is written becomes the stage's only when all of it is there: nothing of a run that fails stays.
-    with new_files(folder) as made:
-        found = ingest(data, labels, config.seed, config.cache, made)
-        in_train = found.splits == SPLITS.index("train")
-        labelled = {split: int((found.labelled & (found.splits == i)).sum()) for i, split in enumerate(SPLITS)}
+    with new_files(folder) as new_folder:
+        ingested = ingest(data, labels, config.seed, config.cache, new_folder)
+        in_train = ingested.splits == SPLITS.index("train")
+        labelled = {split: int((ingested.labelled & (ingested.splits == i)).sum()) for i, split in enumerate(SPLITS)}
         for split, count in labelled.items():
             if not count:
                 raise UserError(
                     f"{data.path}: no labelled pair falls into the {split} split; change data.splits or add pairs"
                 )
-        train = found.pairs.select(in_train)
+        train = ingested.pairs.select(in_train)
         crossed = _candidates(config, train) if data.candidates.per_query else []
-        unlabelled = found.pairs.select(in_train & ~found.labelled)
-        write_pairs(made / Path(artefacts.UNLABELLED).name, chain(unlabelled, crossed))
+        unlabelled = ingested.pairs.select(in_train & ~ingested.labelled)
+        write_pairs(new_folder / Path(artefacts.UNLABELLED).name, chain(unlabelled, crossed))
 
         teacher_tokenizer, student_tokenizer = _tokenizers(config, _sample(train))
-        teacher_tokenizer.save_pretrained(made / Path(artefacts.TEACHER_TOKENIZER).name)
-        student_tokenizer.save_pretrained(made / Path(artefacts.STUDENT_TOKENIZER).name)
-    return {"pairs": labelled, "unlabelled": len(unlabelled) + len(crossed), **found.counts}
+        teacher_tokenizer.save_pretrained(new_folder / Path(artefacts.TEACHER_TOKENIZER).name)
+        student_tokenizer.save_pretrained(new_folder / Path(artefacts.STUDENT_TOKENIZER).name)
+    return {"pairs": labelled, "unlabelled": len(unlabelled) + len(crossed), **ingested.counts}
 
 
 def _candidates(config: Config, train: PairTable) -> list[Pair]:
     """Unlabelled pairs within each locale: a shopper is shown the items of one."""
-    shares = config.data.candidates
+    options = config.data.candidates
     by_locale: dict[str, list[Pair]] = defaultdict(list)
     for pair in _judged(train):
         by_locale[pair.locale].append(pair)
     crossed: dict[str, Pair] = {}
     for _, judged in sorted(by_locale.items()):
         items = list({id(pair.item): pair.item for pair in judged}.values())
-        found = candidates(
+        crossed = candidates(
             judged,
             items,
-            shares.per_query,
+            options.per_query,
             config.seed,
-            bm25=shares.bm25,
-            same_category=shares.same_category,
-            same_brand=shares.same_brand,
+            bm25=options.bm25,
+            same_category=options.same_category,
+            same_brand=options.same_brand,
         )
-        for pair in found:  # one text may be a query in two locales
+        for pair in crossed:  # one text may be a query in two locales
             crossed.setdefault(pair.pair_id, pair)
     return list(crossed.values())
 

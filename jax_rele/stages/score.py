@@ -18,8 +18,7 @@ from jax_rele.data import join_tables, read_pairs_table, read_signals, write_sig
 from jax_rele.errors import UserError
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
-from jax_rele.runs import artefacts
-from jax_rele.runs import external_signals as imported
+from jax_rele.runs import artefacts, external_signals
 from jax_rele.teacher import Judgements, Teacher, check_verbalizers, judge
 from jax_rele.training import distributed
 from jax_rele.types import Pair, Signals
@@ -47,7 +46,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     `score.signals` names a file, its signals are written instead, those of validation and test pairs apart.
     """
     if config.score.signals:
-        return distributed.on_main(partial(imported.write, config, run_dir))
+        return distributed.on_main(partial(external_signals.write, config, run_dir))
     pairs = by_query(artefacts.load_pairs(run_dir, "train") + read_pairs_table(run_dir / artefacts.UNLABELLED))
     teacher = artefacts.load_teacher(config, run_dir)
     directory, shards = run_dir / "score" / "shards", range(-(-len(pairs) // SHARD))
@@ -86,15 +85,16 @@ def score_shards(
 
 def signals(teacher: Teacher, pairs: list[Pair], judged: Judgements) -> Signals:
     """What was judged of the pairs; a rationale that does not parse leaves no text and no evidence."""
-    parsed = [None if isinstance(found, ParseFailure) else found for found in judged.rationales]
+    parsed = [None if isinstance(rationale, ParseFailure) else rationale for rationale in judged.rationales]
     return Signals(
         pair_ids=tuple(pair.pair_id for pair in pairs),
         label_probs=judged.label_probs,
         verdict_probs=judged.verdict_probs,
         evidence=tuple(
-            () if found is None else find_evidence(pair, found, teacher.fields) for pair, found in zip(pairs, parsed)
+            () if rationale is None else find_evidence(pair, rationale, teacher.fields)
+            for pair, rationale in zip(pairs, parsed)
         ),
-        rationales=tuple("" if found is None else render(found, teacher.order) for found in parsed),
+        rationales=tuple("" if rationale is None else render(rationale, teacher.order) for rationale in parsed),
     )
 
 

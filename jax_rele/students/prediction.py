@@ -20,6 +20,7 @@ from flax import linen as nn
 from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
+from jax_rele.data.rows import as_item, as_pair
 from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.student_inputs import (
     decode_evidence,
@@ -81,7 +82,7 @@ class Student:
         if self.has_evidence and outputs.token_logits is not None:
             tags = np.asarray(outputs.token_logits).argmax(axis=-1)
             lengths = self.query_length, self.item_length
-            as_pairs = [_as_pair(pair) for pair in pairs]
+            as_pairs = [as_pair(pair) for pair in pairs]
             evidence = decode_evidence(self.tokenizer, as_pairs, tags, self.dimensions, self.fields, *lengths)
         return Predictions(self.schema.expected_gain(probs), probs, verdict_probs, evidence, outputs)
 
@@ -153,7 +154,7 @@ def predict(
             if not name.endswith("valid")
         }
     else:
-        rows = model.tokenize(student.tokenizer, [_as_pair(pair) for pair in pairs], student.input_spec)
+        rows = model.tokenize(student.tokenizer, [as_pair(pair) for pair in pairs], student.input_spec)
     if not model.embeds:
         return _in_buckets(student, rows["tokens"], rows["token_types"], progress=progress)
     return _predict_towers(student, rows["query_tokens"], rows["item_tokens"], progress)
@@ -204,7 +205,7 @@ def embed(student: Student, texts: Sequence[str | Item] | Mapping[str, np.ndarra
     if isinstance(texts, Mapping):
         rows = _ragged(texts["tokens"], texts["valid"])
     else:
-        pairs = [Pair("", text, Item("", "")) if side == "query" else Pair("", "", _as_item(text)) for text in texts]
+        pairs = [Pair("", text, Item("", "")) if side == "query" else Pair("", "", as_item(text)) for text in texts]
         rows = tower_rows(student.tokenizer, pairs, student.fields, student.query_length, student.item_length)[number]
     return _in_buckets(student, rows, side=number)
 
@@ -316,17 +317,3 @@ def _fill_rows(x: np.ndarray, rows: int) -> np.ndarray:
 
 def _ragged(tokens: np.ndarray, valid: np.ndarray) -> list[list[int]]:
     return [np.asarray(row)[np.asarray(mask)].tolist() for row, mask in zip(tokens, valid)]
-
-
-def _as_pair(pair: Pair | tuple[str, str]) -> Pair:
-    if isinstance(pair, Pair):
-        return pair
-    if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[0], str):
-        raise TypeError(f"a pair is a Pair or (query, item), got {pair!r:.80}")
-    return Pair("", pair[0], _as_item(pair[1]))
-
-
-def _as_item(item: str | Item) -> Item:
-    if not isinstance(item, str | Item):
-        raise TypeError(f"an item is an Item or its text, got {item!r:.80}")
-    return item if isinstance(item, Item) else Item("", item)

@@ -1,19 +1,19 @@
-"""The teacher at inference: label probabilities, guided decoding of rationales, judgements of pairs."""
+"""The teacher at inference: label probabilities, guided decoding of rationales, predictions for pairs."""
 
-from jax_rele.teacher.continuous_batching import Written, generate
+from jax_rele.teacher.continuous_batching import GeneratedText, generate
 from jax_rele.teacher.decoding import Sampling
-from jax_rele.teacher.judging import Judgements, Teacher, check_lengths, judge, sample
+from jax_rele.teacher.judging import Teacher, TeacherPredictions, check_lengths, judge, sample
 from jax_rele.teacher.label_scores import score
 from jax_rele.teacher.template import DecodingTemplate, compile_template
 from jax_rele.teacher.verbalizers import Verbalizers, check_verbalizers, make_verbalizers
 
 __all__ = [
     "DecodingTemplate",
-    "Judgements",
+    "GeneratedText",
     "Sampling",
     "Teacher",
+    "TeacherPredictions",
     "Verbalizers",
-    "Written",
     "check_lengths",
     "check_verbalizers",
     "compile_template",

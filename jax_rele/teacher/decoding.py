@@ -1,6 +1,6 @@
-"""Decoding along a program, with a key-value cache: one step decides and reads all text that its decisions force.
+"""Guided decoding with a key-value cache: one step decides, then reads all text that the decisions force.
 
-Rows stand in slots and are each at a place of their own, so that a finished row's slot can be given to the next.
+Each row of the batch (a slot) has its own position, so that a waiting row can take over the slot of a finished one.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ _NEVER = -1e30
 @partial(jax.tree_util.register_dataclass)
 @dataclass(frozen=True)
 class Slots:
-    """B rows that are being written. D decisions, W tokens of a value, K words of a choice.
+    """The state of B rows during decoding, of D decisions, up to W tokens of a value and K verdicts.
 
     Attributes:
       cache: the key-value cache, of T positions.
-      run: [B, R] int32, the tokens to be read next: what was decided and what it forces.
-      run_length: [B] int32.
-      read: [B] int32, how many tokens of the run have been read.
+      pending_tokens: [B, R] int32, the tokens to read next: those decided and those forced after them.
+      pending_lengths: [B] int32.
+      read: [B] int32, number of pending tokens that have been read.
       position: [B] int32, of the next token.
-      decision: [B] int32, the next decision; D for a row that is finished or was never given.
-      count: [B] int32, tokens of the value that is being written.
-      decided: [B] int32, decisions so far, a value's tokens and its end counted one by one.
-      key: [B, 2] uint32, what the row's random numbers depend on.
-      written: [B, D, W] int32, the tokens of a value, or which word was chosen.
+      decision: [B] int32, the next decision; D for a finished row or an empty slot.
+      count: [B] int32, tokens so far of the current value.
+      decided: [B] int32, decisions so far; each token of a value and its end count as one.
+      key: [B, 2] uint32, key of the row's random numbers.
+      written: [B, D, W] int32, the tokens of a value, or the index of the chosen verdict.
       lengths: [B, D] int32, tokens of a value.
-      probs: [B, D, K] float32, a choice's distribution, by its words' first tokens.
+      probs: [B, D, K] float32, verdict distributions, from the first tokens of the verdicts.
       passes: int32, forward passes so far.
     """
 
     cache: Any
-    run: jax.Array
-    run_length: jax.Array
+    pending_tokens: jax.Array
+    pending_lengths: jax.Array
     read: jax.Array
     position: jax.Array
     decision: jax.Array
@@ -62,7 +62,7 @@ class Sampling:
     """How tokens and verdicts are drawn.
 
     Attributes:
-      temperature: logits are divided by it; 0 takes the most likely (greedy).
+      temperature: divides the logits; 0 selects the most likely token (greedy).
       top_p: draws are among the fewest tokens whose probabilities sum to at least this (nucleus sampling, Holtzman et
         al., arXiv 1904.09751); 1 for all.
       seed: of the random numbers.
@@ -88,30 +88,32 @@ class Sampling:
         }
 
 
-@partial(jax.jit, static_argnames=("model", "rows", "length", "run"))
-def new_slots(model: Decoder, variables: Any, program: DecodingTemplate, rows: int, length: int, run: int) -> Slots:
-    """Slots without rows, for `length` positions and runs of up to `run` tokens."""
-    decisions = len(program.is_choice)
+@partial(jax.jit, static_argnames=("model", "rows", "length", "max_pending"))
+def new_slots(
+    model: Decoder, variables: Any, template: DecodingTemplate, rows: int, length: int, max_pending: int
+) -> Slots:
+    """Empty slots, for `length` positions and up to `max_pending` pending tokens."""
+    decisions = len(template.is_choice)
 
     def zeros(*shape, dtype=jnp.int32):
         return jnp.zeros((rows, *shape), dtype)
 
     slots = Slots(
         cache=new_cache(model, rows, length),
-        run=zeros(run),
-        run_length=zeros() + 1,
+        pending_tokens=zeros(max_pending),
+        pending_lengths=zeros() + 1,
         read=zeros(),
         position=zeros(),
         decision=zeros() + decisions,
         count=zeros(),
         decided=zeros(),
         key=zeros(2, dtype=jnp.uint32),
-        written=zeros(decisions, program.value_length),
+        written=zeros(decisions, template.value_length),
         lengths=zeros(decisions),
-        probs=zeros(decisions, len(program.words), dtype=jnp.float32),
+        probs=zeros(decisions, len(template.verbalizers), dtype=jnp.float32),
         passes=jnp.int32(0),
     )
-    return _placed(slots)
+    return _constrain(slots)
 
 
 @partial(jax.jit, donate_argnames=("slots",))
@@ -120,20 +122,20 @@ def insert(
     cache: Any,
     source: jax.Array,
     slot: jax.Array,
-    run: jax.Array,
-    run_length: jax.Array,
+    pending_tokens: jax.Array,
+    pending_lengths: jax.Array,
     position: jax.Array,
     key: jax.Array,
 ) -> Slots:
-    """Gives slots to rows whose prompts have been read.
+    """Inserts rows whose prompts have been prefilled.
 
     Args:
       slots: all slots.
-      cache: of G prompts, with no more positions than that of the slots.
+      cache: the prefilled cache of G prompts, with at most as many positions as the cache of the slots.
       source: [A] int, the prompt of each row.
-      slot: [A] int, the slot of each row; what is outside of the slots is left out.
-      run: [A, R] int, the tokens that are read before the first decision, at least one.
-      run_length, position: [A] int, tokens of the run and the position of its first.
+      slot: [A] int, the slot of each row; rows whose slot is out of range are dropped.
+      pending_tokens: [A, R] int, the tokens before the first decision, at least one.
+      pending_lengths, position: [A] int, number of pending tokens and the position of the first.
       key: [A, 2] uint32.
     """
     length = cache_length(cache)
@@ -141,14 +143,14 @@ def insert(
     def put(whole, part):
         return whole.at[slot].set(part, mode="drop")
 
-    return _placed(
+    return _constrain(
         dataclasses.replace(
             slots,
             cache=jax.tree.map(
                 lambda whole, part: whole.at[:, slot, :length].set(part[:, source], mode="drop"), slots.cache, cache
             ),
-            run=put(slots.run, run),
-            run_length=put(slots.run_length, run_length),
+            pending_tokens=put(slots.pending_tokens, pending_tokens),
+            pending_lengths=put(slots.pending_lengths, pending_lengths),
             read=put(slots.read, 0),
             position=put(slots.position, position),
             decision=put(slots.decision, 0),
@@ -163,7 +165,7 @@ def insert(
 def decode(
     model: Decoder,
     variables: Any,
-    program: DecodingTemplate,
+    template: DecodingTemplate,
     slots: Slots,
     rest: jax.Array,
     *,
@@ -174,46 +176,46 @@ def decode(
     greedy: bool,
     nucleus: bool,
 ) -> Slots:
-    """Writes until no more than `rest` rows are unfinished.
+    """Decodes until at most `rest` rows are unfinished.
 
     Args:
       model, variables: the decoder and its parameters.
-      program: what to write.
-      slots: the rows.
+      template: the template that is followed.
+      slots: the state of the rows.
       rest: int.
       temperature, top_p, seed: as in `Sampling`.
-      width: tokens of a row that a forward pass reads; longer runs take several.
-      greedy: whether the most likely is taken; temperature, top_p and seed are then not used.
+      width: tokens of each row that a forward pass reads; more pending tokens take several passes.
+      greedy: whether to select the most likely token; temperature, top_p and seed are then unused.
       nucleus: whether `top_p` is used.
     """
-    program = jax.tree.map(jnp.asarray, program)
-    decisions = len(program.is_choice)
+    template = jax.tree.map(jnp.asarray, template)
+    decisions = len(template.is_choice)
     decoder = model.clone(cache_length=cache_length(slots.cache))
     rows = jnp.arange(len(slots.decision))
-    first = program.words[:, 0]
+    first = template.verbalizers[:, 0]
 
     def step(slots: Slots) -> Slots:
-        # Read the next tokens of every run. What padding writes is hidden until the row's next tokens overwrite it.
-        places = slots.read[:, None] + jnp.arange(width)
-        tokens = jnp.take_along_axis(slots.run, places, axis=1, mode="clip")
+        # Read the next pending tokens. Cache entries of padding stay masked until the row's next tokens overwrite them.
+        indices = slots.read[:, None] + jnp.arange(width)
+        tokens = jnp.take_along_axis(slots.pending_tokens, indices, axis=1, mode="clip")
         positions = slots.position[:, None] + jnp.arange(width)
         outputs, changed = decoder.apply({**variables, "cache": slots.cache}, tokens, positions, mutable=["cache"])
-        new = jnp.minimum(slots.run_length - slots.read, width)
+        new = jnp.minimum(slots.pending_lengths - slots.read, width)
         hidden = outputs.hidden[rows, new - 1]
         logits = jnp.einsum("be,ve->bv", hidden, outputs.output_embedding, preferred_element_type=jnp.float32)
 
-        # Decide, where a run has been read to its end.
+        # Decide in the rows whose pending tokens have all been read.
         unfinished = slots.decision < decisions
-        ready = unfinished & (slots.read + new >= slots.run_length)
+        ready = unfinished & (slots.read + new >= slots.pending_lengths)
         decision = jnp.minimum(slots.decision, decisions - 1)
-        is_choice, tail, tail_length = (
-            table[decision] for table in (program.is_choice, program.tails, program.tail_lengths)
+        is_choice, suffix, suffix_length = (
+            table[decision] for table in (template.is_choice, template.forced_suffixes, template.suffix_lengths)
         )
         vocabulary = jnp.arange(logits.shape[-1])
-        words = (vocabulary[:, None] == first).any(axis=-1)
-        # A value has at least one token, so it may end only from the second on.
-        may_end = (vocabulary == tail[:, :1]) & (slots.count > 0)[:, None]
-        allowed = jnp.where(is_choice[:, None], words, program.value_tokens | may_end)
+        verdict_tokens = (vocabulary[:, None] == first).any(axis=-1)
+        # A value has at least one token, so it cannot end at its first.
+        may_end = (vocabulary == suffix[:, :1]) & (slots.count > 0)[:, None]
+        allowed = jnp.where(is_choice[:, None], verdict_tokens, template.value_tokens | may_end)
         token = draw(
             jnp.where(allowed, logits, _NEVER),
             slots.key,
@@ -224,40 +226,40 @@ def decode(
             greedy=greedy,
             nucleus=nucleus,
         )
-        ends = ~is_choice & (token == tail[:, 0]) & (slots.count > 0)
+        ends = ~is_choice & (token == suffix[:, 0]) & (slots.count > 0)
         choice = jnp.argmax(first == token[:, None], axis=-1)
         count = slots.count + (~is_choice & ~ends)
-        leaves = is_choice | ends | (count >= program.value_length)
+        leaves = is_choice | ends | (count >= template.value_length)
 
-        # The next run: what was decided, and what is forced behind it where the slot is left.
-        head = jnp.where(is_choice[:, None], program.words[choice], token[:, None])
-        head_length = jnp.select([is_choice, ends], [program.word_lengths[choice], 0], 1)
-        place = jnp.arange(slots.run.shape[1])[None, :]
-        run = jnp.where(
-            place < head_length[:, None],
-            jnp.take_along_axis(head, place, axis=1, mode="clip"),
-            jnp.take_along_axis(tail, place - head_length[:, None], axis=1, mode="clip"),
+        # The next pending tokens: those decided, then the forced suffix where the slot is complete.
+        head = jnp.where(is_choice[:, None], template.verbalizers[choice], token[:, None])
+        head_length = jnp.select([is_choice, ends], [template.verbalizer_lengths[choice], 0], 1)
+        index = jnp.arange(slots.pending_tokens.shape[1])[None, :]
+        pending_tokens = jnp.where(
+            index < head_length[:, None],
+            jnp.take_along_axis(head, index, axis=1, mode="clip"),
+            jnp.take_along_axis(suffix, index - head_length[:, None], axis=1, mode="clip"),
         )
 
         def put(new_value, old):
             return jnp.where(ready.reshape(-1, *[1] * (old.ndim - 1)), new_value, old)
 
-        # Rows that decide nothing are left as they are.
+        # Rows that have not decided get an index out of range, which leaves them unchanged.
         row = jnp.where(ready, rows, len(rows))
-        kept = jnp.where(is_choice, choice, token)
-        place = jnp.where(is_choice, 0, jnp.where(ends, program.value_length, slots.count))
-        return _placed(
+        new_token = jnp.where(is_choice, choice, token)
+        column = jnp.where(is_choice, 0, jnp.where(ends, template.value_length, slots.count))
+        return _constrain(
             dataclasses.replace(
                 slots,
                 cache=changed["cache"],
-                run=put(run, slots.run),
-                run_length=put(head_length + jnp.where(leaves, tail_length, 0), slots.run_length),
+                pending_tokens=put(pending_tokens, slots.pending_tokens),
+                pending_lengths=put(head_length + jnp.where(leaves, suffix_length, 0), slots.pending_lengths),
                 read=jnp.where(ready, 0, slots.read + new * unfinished),
                 position=slots.position + new * unfinished,
                 decision=put(slots.decision + leaves, slots.decision),
                 count=put(jnp.where(leaves, 0, count), slots.count),
                 decided=slots.decided + ready,
-                written=slots.written.at[row, decision, place].set(kept, mode="drop"),
+                written=slots.written.at[row, decision, column].set(new_token, mode="drop"),
                 lengths=slots.lengths.at[row, decision].set(count, mode="drop"),
                 probs=slots.probs.at[row, decision].set(jax.nn.softmax(logits[:, first], axis=-1), mode="drop"),
                 passes=slots.passes + 1,
@@ -279,12 +281,12 @@ def draw(
     greedy: bool,
     nucleus: bool,
 ) -> jax.Array:
-    """One of V for each of B rows, from [B, V] logits.
+    """Draws one of V tokens for each of B rows, from [B, V] logits.
 
-    Random numbers depend on the seed, the row's `key` [B, 2] and the number of its `decision` [B] alone.
+    Random numbers depend only on the seed, the row's `key` [B, 2] and the number of its `decision` [B].
     """
     if greedy:
-        # The argmax in two reductions, since CPUs take one number at a time where value and place are reduced together.
+        # The argmax in two reductions: CPUs do not vectorise a joint reduction of value and index.
         last = logits.shape[-1] - 1
         best = logits.max(axis=-1, keepdims=True)
         return jnp.where(logits == best, jnp.arange(last + 1, dtype=jnp.int32), last).min(axis=-1)
@@ -305,18 +307,18 @@ def in_nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:
     order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
     probs = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs
-    # The most likely token is always in.
-    kept = (before < top_p).at[..., 0].set(True)
-    return jnp.put_along_axis(jnp.zeros_like(kept), order, kept, axis=-1, inplace=False)
+    # The most likely token is always included.
+    selected = (before < top_p).at[..., 0].set(True)
+    return jnp.put_along_axis(jnp.zeros_like(selected), order, selected, axis=-1, inplace=False)
 
 
-def _placed(slots: Slots) -> Slots:
-    """The slots, on the mesh of the trace as they are everywhere, so that no call compiles anew."""
-    placed = split_rows(
+def _constrain(slots: Slots) -> Slots:
+    """The slots with the same sharding in every call, which avoids recompilation."""
+    arrays = split_rows(
         {
             field.name: getattr(slots, field.name)
             for field in dataclasses.fields(slots)
             if field.name not in ("cache", "passes")
         }
     )
-    return dataclasses.replace(slots, cache=split_cache(slots.cache), **placed)
+    return dataclasses.replace(slots, cache=split_cache(slots.cache), **arrays)

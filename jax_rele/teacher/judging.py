@@ -1,4 +1,4 @@
-"""The teacher at work: pairs in, rationales and distributions out."""
+"""Label distributions, verdicts and rationales of a teacher for pairs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from jax_rele.data.rows import as_pair
 from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder
 from jax_rele.rationale import ParseFailure, grammar, parse_output
-from jax_rele.teacher.continuous_batching import Written, generate, row_key
+from jax_rele.teacher.continuous_batching import GeneratedText, generate, row_key
 from jax_rele.teacher.decoding import Sampling, draw
 from jax_rele.teacher.kv_cache import row_parts
 from jax_rele.teacher.label_scores import score
@@ -25,7 +26,7 @@ from jax_rele.types import VERDICTS, LabelSchema, Pair, Rationale
 
 @dataclass(frozen=True)
 class Teacher:
-    """A decoder with what it takes to read pairs and write rationales.
+    """A decoder with the settings to score pairs and generate rationales.
 
     Attributes:
       model, variables: the decoder and its parameters, `lora` included.
@@ -34,7 +35,7 @@ class Teacher:
       dimensions: the aspects to compare, in order.
       fields: the item's texts in the prompt.
       order: one of `grammar.ORDERS`.
-      prompt_length, value_length: most tokens of a prompt and of a slot of values.
+      prompt_length, value_length: maximum tokens of a prompt and of a slot of values.
       batch_size: rows per forward pass, and slots of the decoder.
       instructions: text before the query of every prompt.
       mesh: the devices that the variables live on; None for one device.
@@ -53,27 +54,31 @@ class Teacher:
     instructions: str = ""
     mesh: jax.sharding.Mesh | None = None
 
-    def predict(self, pairs: Sequence[Pair], *, progress: Callable[[int], None] = lambda pairs: None) -> Judgements:
-        """Label distributions alone, see `judge`."""
-        return judge(self, pairs, write=False, progress=progress)
+    def predict(
+        self, pairs: Sequence[Pair | tuple[str, str]], *, progress: Callable[[int], None] = lambda pairs: None
+    ) -> TeacherPredictions:
+        """Label distributions alone, see `judge`; a pair is a `Pair`, or the texts of a query and an item."""
+        return judge(self, [as_pair(pair) for pair in pairs], write=False, progress=progress)
 
-    def explain(self, pairs: Sequence[Pair], *, progress: Callable[[int], None] = lambda pairs: None) -> Judgements:
-        """Rationales with label distributions, see `judge`; a teacher of labels alone writes no rationale."""
-        return judge(self, pairs, write=self.order != "label_only", progress=progress)
+    def explain(
+        self, pairs: Sequence[Pair | tuple[str, str]], *, progress: Callable[[int], None] = lambda pairs: None
+    ) -> TeacherPredictions:
+        """Rationales with label distributions, see `judge`; with order `label_only` there is no rationale."""
+        return judge(self, [as_pair(pair) for pair in pairs], write=self.order != "label_only", progress=progress)
 
 
 @dataclass(frozen=True)
-class Judgements:
-    """What the teacher says of N pairs.
+class TeacherPredictions:
+    """The teacher's predictions for N pairs.
 
     Attributes:
       label_probs: [N, C].
-      verdict_probs: [N, D, V]; NaN where no rationale was asked for.
-      texts: the rationales as written; where none was asked for, the label's line alone.
-      rationales: the parsed texts, or why they do not parse.
-      label_scoring: how labels were told apart: by their `first_token`, or by their `full` log-probability.
+      verdict_probs: [N, D, V]; NaN where no rationale was requested.
+      texts: the generated rationales; only the label's line where no rationale was requested.
+      rationales: the parsed texts, or the reason why they do not parse.
+      label_scoring: `first_token` or `full` log-probability, see `Verbalizers.scoring`.
       tokens_decoded: tokens and verdicts that the model decided.
-      tokens_emitted: tokens of the rationales, those included that were forced and the labels that scoring chose.
+      tokens_emitted: tokens of the texts, forced tokens and labels included.
     """
 
     label_probs: np.ndarray
@@ -87,17 +92,17 @@ class Judgements:
 
 @dataclass(frozen=True)
 class _Form:
-    """The tokens around what a teacher writes.
+    """The fixed and free parts of an answer as tokens.
 
     Attributes:
-      words: the labels.
-      before_label: fixed tokens between what stands before the label and its words.
-      follow: the token behind the label.
-      comparisons: what is decoded; None for a label alone.
-      end: the token behind the whole.
+      verbalizers: the tokens of the labels.
+      before_label: the fixed tokens just before the label.
+      follow: the token after the label.
+      comparisons: the template of the decoded part; None for a label alone.
+      end: the token after the answer.
     """
 
-    words: Verbalizers
+    verbalizers: Verbalizers
     before_label: tuple[int, ...]
     follow: int
     comparisons: DecodingTemplate | None
@@ -105,19 +110,19 @@ class _Form:
 
     @property
     def longest(self) -> int:
-        """Most tokens of an answer."""
-        label = len(self.before_label) + len(self.words.common) + max(map(len, self.words.rests))
+        """Maximum tokens of an answer."""
+        label = len(self.before_label) + len(self.verbalizers.common) + max(map(len, self.verbalizers.rests))
         return label + (self.comparisons.longest if self.comparisons else 0) + 1
 
 
 def _form(tokenizer, label_names, dimensions, order: str, value_length: int, vocab_size: int) -> _Form:
     encoder = AnswerEncoder(tokenizer, order, value_length)
     segments = grammar.template(dimensions, order)
-    label = next(place for place, segment in enumerate(segments) if segment.kind == "label")
+    label = next(index for index, segment in enumerate(segments) if segment.kind == "label")
     before, after = segments[: label - 1], segments[label + 1 :]
     free = before or after
     return _Form(
-        words=make_verbalizers(tokenizer, label_names),
+        verbalizers=make_verbalizers(tokenizer, label_names),
         before_label=encoder.segment_ids(segments[label - 1].text, "fixed"),
         follow=encoder.segment_ids(after[0].text, "fixed")[0] if after else encoder.end,
         comparisons=compile_template(tokenizer, encoder, free, vocab_size) if free else None,
@@ -146,18 +151,18 @@ def check_lengths(
 
 def judge(
     teacher: Teacher, pairs: Sequence[Pair], *, write: bool = True, progress: Callable[[int], None] = lambda pairs: None
-) -> Judgements:
-    """Judges pairs, in order; what the teacher writes is what it holds most likely.
+) -> TeacherPredictions:
+    """Predicts labels and rationales of pairs, in order, by greedy decoding.
 
     Args:
       teacher: the decoder and its settings.
-      pairs: what to judge.
-      write: whether to write rationales. Without, orders that put the label first are scored from the prompt alone;
-        with `rationale_first` a rationale is written all the same, for the label follows from it.
+      pairs: the pairs.
+      write: whether to generate rationales. If False, orders that put the label first are scored from the prompt alone;
+        `rationale_first` generates a rationale all the same, since the label is conditioned on it.
       progress: called with the number of pairs after each batch.
 
     Raises:
-      UserError: labels or verdicts that the tokenizer does not tell apart, a context that is too short, or a batch that
+      UserError: labels or verdicts that the tokenizer does not distinguish, a context that is too short, or a batch that
         does not divide over the devices.
     """
     return sample(teacher, pairs, 1, Sampling(), write=write, progress=progress)[0]
@@ -171,57 +176,68 @@ def sample(
     *,
     write: bool = True,
     progress: Callable[[int], None] = lambda pairs: None,
-) -> tuple[Judgements, ...]:
-    """Judges every pair several times, each time with labels, verdicts and values drawn anew.
+) -> tuple[TeacherPredictions, ...]:
+    """Draws several predictions for every pair: labels, verdicts and values.
 
     Args:
       teacher, pairs, write: as for `judge`.
-      samples: how often.
-      sampling: how it is drawn. What is drawn of a pair depends on its prompt, the seed and which of the samples it is,
-        not on the other pairs.
-      progress: called with the number of judgements after each batch.
+      samples: number of samples per pair.
+      sampling: how tokens are drawn. A sample depends on the pair's prompt, the seed and the number of the sample, not
+        on the other pairs.
+      progress: called with the number of predictions after each batch.
 
     Returns:
-      For each of the samples the judgements of all pairs, in order.
+      For each of the samples the predictions for all pairs, in order.
 
     Raises:
       UserError: as `judge`.
     """
     form = _checked_form(teacher)
     prompts = encode_prompts(teacher.tokenizer, pairs, teacher.fields, teacher.prompt_length, teacher.instructions)
-    program, label_last = form.comparisons, teacher.order == "rationale_first"
-    run = {"batch_size": teacher.batch_size, "mesh": teacher.mesh}
-    written: list[list[Written]] | None = None
+    template, label_last = form.comparisons, teacher.order == "rationale_first"
+    options = {"batch_size": teacher.batch_size, "mesh": teacher.mesh}
+    written: list[list[GeneratedText]] | None = None
 
-    def decode(leads):
+    def decode(prefixes):
         return generate(
-            teacher.model, teacher.variables, program, prompts, leads, sampling=sampling, progress=progress, **run
+            teacher.model,
+            teacher.variables,
+            template,
+            prompts,
+            prefixes,
+            sampling=sampling,
+            progress=progress,
+            **options,
         )[0]
 
     rows = [[prompt] for prompt in prompts]
     if label_last:
-        written = decode([[program.lead] * samples for _ in prompts])
-        rows = [[[*prompt, *program.tokens(one.slots)] for one in several] for prompt, several in zip(prompts, written)]
+        written = decode([[template.prefix] * samples for _ in prompts])
+        rows = [
+            [[*prompt, *template.tokens(one.slots)] for one in several] for prompt, several in zip(prompts, written)
+        ]
     writes = write and teacher.order == "label_first"
     probs = score(
         teacher.model,
         teacher.variables,
-        [[*row, *form.before_label, *form.words.common] for several in rows for row in several],
-        form.words,
+        [[*row, *form.before_label, *form.verbalizers.common] for several in rows for row in several],
+        form.verbalizers,
         form.follow,
         groups=[pair.query for pair, several in zip(pairs, rows) for _ in several],
         progress=(lambda rows: None) if writes or label_last else lambda rows: progress(rows * samples),
-        **run,
+        **options,
     )
     # [pairs, samples, labels]; where the label comes first, all samples of a pair have the same distribution.
     shape = (len(pairs), samples, len(teacher.schema))
     probs = np.broadcast_to(probs.reshape(shape[0], len(rows[0]) if rows else samples, shape[2]), shape)
     labels = _drawn_labels(prompts, probs, sampling)
     if writes:
-        before = [[(*form.before_label, *form.words.tokens(label), *program.lead) for label in row] for row in labels]
+        before = [
+            [(*form.before_label, *form.verbalizers.tokens(label), *template.prefix) for label in row] for row in labels
+        ]
         written = decode(before)
     return tuple(
-        _judgements(
+        _make_predictions(
             teacher, form, probs[:, one], labels[:, one], None if written is None else [row[one] for row in written]
         )
         for one in range(samples)
@@ -260,52 +276,52 @@ def _drawn_labels(prompts: Sequence[Sequence[int]], probs: np.ndarray, sampling:
     """[N, samples] labels, from [N, samples, C] distributions."""
     count, samples, labels = probs.shape
     rows = max(1, count * samples)
-    # Few shapes, so that few are compiled.
+    # Rows are padded to a power of two, so that few shapes are compiled.
     padded = np.ones((1 << (rows - 1).bit_length(), labels), np.float32)
     padded[: count * samples] = probs.reshape(-1, labels)
     keys = np.zeros((len(padded), 2), np.uint32)
     for row in range(count * samples):
         keys[row] = row_key(prompts[row // samples], row % samples)
-    # No decision of the decoder has this number.
+    # A number that no decision of the decoder has.
     number = np.full(len(padded), 2**32 - 1, np.uint32)
     drawn = np.asarray(draw(np.log(padded), keys, number, **sampling.arguments))
     return drawn[: count * samples].reshape(count, samples)
 
 
-def _judgements(
-    teacher: Teacher, form: _Form, probs: np.ndarray, labels: np.ndarray, written: list[Written] | None
-) -> Judgements:
-    count, program = len(probs), form.comparisons
+def _make_predictions(
+    teacher: Teacher, form: _Form, probs: np.ndarray, labels: np.ndarray, written: list[GeneratedText] | None
+) -> TeacherPredictions:
+    count, template = len(probs), form.comparisons
     order, dimensions = (teacher.order, teacher.dimensions) if written is not None else ("label_only", ())
-    template = grammar.template(dimensions, order)
+    segments = grammar.template(dimensions, order)
     decoded = cache(lambda ids: teacher.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
     names = [grammar.escape(name) for name in teacher.schema.names]
     verdict_probs = np.full((count, len(teacher.dimensions), len(VERDICTS)), np.nan, np.float32)
     texts, emitted = [], 0
     for row, label in enumerate(labels.tolist()):
         one = written[row] if written is not None else None
-        texts.append(_text(template, names[label], one, decoded))
-        emitted += len(form.before_label) + len(form.words.tokens(label)) + 1
+        texts.append(_text(segments, names[label], one, decoded))
+        emitted += len(form.before_label) + len(form.verbalizers.tokens(label)) + 1
         if one is not None:
-            verdict_probs[row] = one.probs[program.is_choice]
-            emitted += len(program.tokens(one.slots))
-    return Judgements(
+            verdict_probs[row] = one.probs[template.is_choice]
+            emitted += len(template.tokens(one.slots))
+    return TeacherPredictions(
         label_probs=np.array(probs),
         verdict_probs=verdict_probs,
         texts=tuple(texts),
-        # Dimensions that nobody judged are not absent, they are not there.
+        # Without a generated rationale, dimensions are omitted instead of having the verdict `absent`.
         rationales=tuple(parse_output(text, dimensions=dimensions, labels=teacher.schema.names) for text in texts),
-        label_scoring=form.words.scoring,
+        label_scoring=form.verbalizers.scoring,
         tokens_decoded=sum(one.decided for one in written or ()),
         tokens_emitted=emitted,
     )
 
 
-def _text(template, label: str, written: Written | None, decoded: Callable[[tuple[int, ...]], str]) -> str:
-    """The template with its slots filled by what was written."""
+def _text(segments, label: str, written: GeneratedText | None, decoded: Callable[[tuple[int, ...]], str]) -> str:
+    """The text of a grammar template, its slots filled with the generated tokens."""
     parts = []
     slots = iter(zip(written.slots, written.choices) if written else ())
-    for segment in template:
+    for segment in segments:
         if segment.kind == "fixed":
             parts.append(segment.text)
             continue
@@ -313,8 +329,8 @@ def _text(template, label: str, written: Written | None, decoded: Callable[[tupl
             text = label
         else:
             ids, choice = next(slots)
-            # The tokenizer may fold case; a word is known by its place.
+            # The tokenizer may fold case, so a verdict's name is looked up by its index.
             text = decoded(ids) if choice < 0 else VERDICTS[choice]
-        # Some tokenizers drop the space in front when they decode.
+        # Some tokenizers drop the leading space when they decode.
         parts.append(text if text.startswith(" ") else " " + text)
     return "".join(parts)

@@ -1,6 +1,6 @@
-"""Key-value caches that grow: tokens are read behind what was read before, which rows may share.
+"""Key-value caches that grow: tokens are read after a cached prefix, which several rows may share.
 
-Every call has one of a few shapes, so that it is compiled once for each of them.
+Lengths and batches are padded to a few sizes, so that few programs are compiled.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from jax_rele.models.partitioning import use
 from jax_rele.types import DecoderOutputs
 
 SMALLEST = 16
-"""The least padded length but zero."""
+"""The smallest padded length other than zero."""
 
-WORTH = 4
-"""Batches that a padded length must fill in one call to be worth a compile of its own."""
+MIN_BATCHES = 4
+"""Batches that a padded length must fill in one call to justify its own compilation."""
 
 
 def bucket(length: int) -> int:
@@ -37,15 +37,15 @@ def bucket(length: int) -> int:
 def buckets(lengths: Sequence[int], least: int) -> np.ndarray:
     """A bucket for each length; those of fewer than `least` members move up where the next is at most twice as long.
 
-    Reading a few rows of padding more costs less than another batch, or another compile.
+    Reading some padding costs less than another batch or another compilation.
     """
-    found = np.array([bucket(length) for length in lengths], np.int64)
-    sizes, counts = np.unique(found, return_counts=True)
-    for place, (size, larger) in enumerate(itertools.pairwise(sizes)):
-        if counts[place] < least and larger <= 2 * size:
-            found[found == size] = larger
-            counts[place + 1] += counts[place]
-    return found
+    sizes_of = np.array([bucket(length) for length in lengths], np.int64)
+    sizes, counts = np.unique(sizes_of, return_counts=True)
+    for index, (size, larger) in enumerate(itertools.pairwise(sizes)):
+        if counts[index] < least and larger <= 2 * size:
+            sizes_of[sizes_of == size] = larger
+            counts[index + 1] += counts[index]
+    return sizes_of
 
 
 def row_count(rows: int, most: int, parts: int = 1) -> int:
@@ -62,8 +62,8 @@ def row_parts(mesh: jax.sharding.Mesh | None) -> int:
 
 
 @contextmanager
-def on(mesh: jax.sharding.Mesh | None) -> Iterator[None]:
-    """Makes `mesh` that of every trace inside, where there is one."""
+def use_mesh(mesh: jax.sharding.Mesh | None) -> Iterator[None]:
+    """Uses `mesh`, unless None, for every trace inside the context."""
     if mesh is None:
         yield
     else:
@@ -72,7 +72,7 @@ def on(mesh: jax.sharding.Mesh | None) -> Iterator[None]:
 
 
 def split_rows(tree: Any) -> Any:
-    """Arrays with the rows in front, their rows split over the mesh of the trace."""
+    """Arrays whose first axis is the rows, with the rows split over the mesh of the trace."""
     return jax.tree.map(lambda x: nn.with_logical_constraint(x, ("batch", *[None] * (x.ndim - 1))), tree)
 
 
@@ -88,7 +88,7 @@ def cache_length(cache: Any) -> int:
 
 
 def new_cache(model: Decoder, rows: int, length: int) -> Any:
-    """A cache that nothing was read into. With a length of 0 it is what the first tokens are read behind."""
+    """An empty cache. One of length 0 is what the first tokens of a row are read with."""
     config = model.config
     shape = (config.layers, rows, length, config.kv_heads, config.head_dim)
     return {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}
@@ -97,14 +97,14 @@ def new_cache(model: Decoder, rows: int, length: int) -> Any:
 def read(
     model: Decoder, variables: Any, cache: Any, parents: jax.Array, tokens: jax.Array, starts: jax.Array
 ) -> tuple[DecoderOutputs, Any]:
-    """Reads tokens behind rows of a cache.
+    """Runs the decoder on tokens that continue rows of a cache.
 
     Args:
       model: the decoder.
-      variables: `params`, and `lora` where adapters are to be used.
+      variables: `params`, and `lora` where adapters are used.
       cache: of Q rows and T positions.
-      parents: [B] int, the row of the cache that each row goes on from; several may share one.
-      tokens: [B, S] int, padded on the right: what padding writes is hidden until the next tokens overwrite it.
+      parents: [B] int, the row of the cache that each row continues; several may share one.
+      tokens: [B, S] int, padded on the right; cache entries of padding stay masked until the next tokens overwrite them.
       starts: [B] int, the position of each row's first token.
 
     Returns:
@@ -127,26 +127,26 @@ def read(
 def prefill(
     model: Decoder, variables: Any, cache: Any, parents: jax.Array, tokens: jax.Array, starts: jax.Array
 ) -> Any:
-    """The cache that `read` leaves."""
+    """The cache that `read` returns."""
     return read(model, variables, cache, parents, tokens, starts)[1]
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
-    """The tokens that all rows begin with, less the last token of a row that is no longer than they."""
+    """The longest common prefix that leaves every row at least one token."""
     first, last = list(min(rows)), list(max(rows))
     most = min(len(first), len(last), min(map(len, rows)) - 1)
-    same = next((place for place in range(most) if first[place] != last[place]), most)
+    same = next((index for index in range(most) if first[index] != last[index]), most)
     return first[:same]
 
 
 def shared_base(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """The tokens that all of several rows begin with, where they are enough to be worth a call of their own."""
+    """The common prefix of several rows, or () where it is too short to justify its own call."""
     base = common_prefix(rows) if len(rows) > 1 else []
     return tuple(base) if len(base) >= SMALLEST else ()
 
 
 def base_cache(model: Decoder, variables: Any, base: Sequence[int], parts: int) -> Any:
-    """The cache of the tokens that all rows begin with, as its row 0; of no positions where there are none."""
+    """The cache of the common prefix `base`, in its row 0; of length 0 where `base` is empty."""
     empty = new_cache(model, parts, 0)
     if not base:
         return empty

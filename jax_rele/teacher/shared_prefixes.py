@@ -1,4 +1,4 @@
-"""Which rows share a prefix, and in which batches they are read: decided on the host, before anything runs."""
+"""Plans which rows share a prefix and in which batches they are read, on the host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jax_rele.teacher.kv_cache import WORTH, bucket, buckets, common_prefix, row_count, shared_base
+from jax_rele.teacher.kv_cache import MIN_BATCHES, bucket, buckets, common_prefix, row_count, shared_base
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,9 @@ class Batch:
     """Rows that are read in one call.
 
     Attributes:
-      rows: [n] which rows.
-      parents: [n] the prefix of its window that each goes on from.
-      length: padded tokens of what is left of a row behind its prefix.
+      rows: [n] row indices.
+      parents: [n] for each row the index of its prefix in the window.
+      length: padded tokens of a row without its prefix.
     """
 
     rows: np.ndarray
@@ -27,12 +27,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Window:
-    """Prefixes that are in memory at once, and the batches that go on from them.
+    """Prefixes that are in memory at once, and the batches that continue them.
 
     Attributes:
-      prefixes: tokens behind the plan's base; at most one is empty.
-      length: padded tokens of a prefix; 0 where rows go on from the base itself.
-      batches: what is read behind them.
+      prefixes: tokens after the plan's base; at most one is empty.
+      length: padded tokens of a prefix; 0 where rows continue the base itself.
+      batches: the rows that continue the prefixes.
     """
 
     prefixes: tuple[tuple[int, ...], ...]
@@ -45,7 +45,7 @@ class Plan:
     """How rows are read.
 
     Attributes:
-      base: the tokens that all rows begin with, read once; empty where they are too few to matter.
+      base: the common prefix of all rows, read once; empty where it is too short to matter.
       windows: in the order in which they are read.
       batch_size: padded rows of every batch.
       padded_tokens: tokens that the model reads, padding included.
@@ -58,14 +58,14 @@ class Plan:
 
 
 def make_plan(rows: Sequence[Sequence[int]], groups: Sequence[Hashable], batch_size: int, parts: int = 1) -> Plan:
-    """A plan in which every row occurs once.
+    """Makes a plan in which every row occurs once.
 
     The rows of a group share the longest prefix of their tokens that leaves each at least one; where the padding of
     such short pieces costs more than sharing saves, whole rows are read instead.
 
     Args:
       rows: token ids, at least one a row.
-      groups: for each row what it likely shares a prefix by, e.g. its query.
+      groups: for each row a key, e.g. its query; rows of equal key likely share a prefix.
       batch_size: most rows of a batch and prefixes of a window, a multiple of `parts`.
       parts: devices over which the rows of a batch are divided.
     """
@@ -74,10 +74,10 @@ def make_plan(rows: Sequence[Sequence[int]], groups: Sequence[Hashable], batch_s
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
     shared = {
-        row: tuple(common_prefix([rows[row] for row in found])[len(base) :])
-        for found in members.values()
-        if len(found) > 1
-        for row in found
+        row: tuple(common_prefix([rows[row] for row in group])[len(base) :])
+        for group in members.values()
+        if len(group) > 1
+        for row in group
     }
     plans = [
         _arrange(rows, base, [prefixes.get(row, ()) for row in range(len(rows))], batch_size, parts)
@@ -93,9 +93,9 @@ def _arrange(
     batch_size: int,
     parts: int,
 ) -> Plan:
-    """The plan in which each row goes on from its own of `prefixes`."""
+    """The plan in which each row continues its entry of `prefixes`."""
     count = row_count(len(rows), batch_size, parts)
-    sizes = buckets([len(prefix) for prefix in prefixes], WORTH * count)
+    sizes = buckets([len(prefix) for prefix in prefixes], MIN_BATCHES * count)
     windows, padded = [], bucket(len(base)) * parts
     for size in np.unique(sizes).tolist():
         members: dict[tuple[int, ...], list[int]] = {}
@@ -103,20 +103,20 @@ def _arrange(
             members.setdefault(prefixes[row], []).append(row)
         distinct = list(members)
         for start in range(0, len(distinct), batch_size):
-            held = distinct[start : start + batch_size]
-            parents = {row: place for place, prefix in enumerate(held) for row in members[prefix]}
-            batches = tuple(_batches(rows, parents, len(base), held, count))
+            cached = distinct[start : start + batch_size]
+            parents = {row: index for index, prefix in enumerate(cached) for row in members[prefix]}
+            batches = tuple(_batches(rows, parents, len(base), cached, count))
             if size:
-                padded += row_count(len(held), batch_size, parts) * size
+                padded += row_count(len(cached), batch_size, parts) * size
             padded += sum(count * batch.length for batch in batches)
-            windows.append(Window(tuple(held) if size else (), size, batches))
+            windows.append(Window(tuple(cached) if size else (), size, batches))
     return Plan(base, tuple(windows), count, padded)
 
 
 def _batches(rows, parents: dict[int, int], base: int, prefixes: Sequence[Sequence[int]], count: int) -> list[Batch]:
-    """The rows of a window, those of about the same length behind their prefixes together."""
+    """Batches of the rows of a window; rows of similar length share a batch."""
     inside = np.array(list(parents))
-    lengths = buckets([len(rows[row]) - base - len(prefixes[parents[row]]) for row in parents], WORTH * count)
+    lengths = buckets([len(rows[row]) - base - len(prefixes[parents[row]]) for row in parents], MIN_BATCHES * count)
     return [
         Batch(part, np.array([parents[row] for row in part.tolist()]), int(length))
         for length in np.unique(lengths)

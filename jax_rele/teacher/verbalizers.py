@@ -1,4 +1,4 @@
-"""The words of a choice as tokens: which label, which verdict."""
+"""Verbalizers: the tokens by which the teacher names labels and verdicts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Scoring = Literal["first_token", "full"]
 
 @dataclass(frozen=True)
 class Verbalizers:
-    """The words that a choice is between.
+    """The token sequences of the alternatives of one choice.
 
     Attributes:
-      common: tokens that every word begins with; they tell nothing, so they are read before the choice.
-      rests: the other tokens of each word.
+      common: tokens that all alternatives begin with; they are read before the choice.
+      rests: the remaining tokens of each alternative.
     """
 
     common: tuple[int, ...]
@@ -29,62 +29,62 @@ class Verbalizers:
 
     @property
     def scoring(self) -> Scoring:
-        """`first_token` where the first tokens of the rests tell the words apart, otherwise `full`."""
+        """`first_token` where the first tokens of the rests all differ, otherwise `full`."""
         first = [rest[:1] for rest in self.rests]
         return "first_token" if () not in first and len(set(first)) == len(first) else "full"
 
-    def tokens(self, word: int) -> tuple[int, ...]:
-        """All tokens of a word."""
-        return self.common + self.rests[word]
+    def tokens(self, index: int) -> tuple[int, ...]:
+        """All tokens of an alternative."""
+        return self.common + self.rests[index]
 
 
-def _words(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Verbalizers:
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Verbalizers:
     ids = [tuple(tokenizer.encode(" " + text, add_special_tokens=False)) for text in texts]
     same = 0
-    while all(len(word) > same for word in ids) and len({word[same] for word in ids}) == 1:
+    while all(len(tokens) > same for tokens in ids) and len({tokens[same] for tokens in ids}) == 1:
         same += 1
-    return Verbalizers(ids[0][:same], tuple(word[same:] for word in ids))
+    return Verbalizers(ids[0][:same], tuple(tokens[same:] for tokens in ids))
 
 
 def make_verbalizers(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> Verbalizers:
-    """The label words under a tokenizer; `scoring` of the result says how they must be scored.
+    """Makes the verbalizers of labels; `scoring` of the result is how they must be scored.
 
     Raises:
-      UserError: two labels are the same tokens.
+      UserError: two labels have the same tokens.
     """
-    words = _words(tokenizer, [grammar.escape(name) for name in names])
+    verbalizers = _tokenize(tokenizer, [grammar.escape(name) for name in names])
     seen: dict[tuple[int, ...], str] = {}
-    for name, rest in zip(names, words.rests):
+    for name, rest in zip(names, verbalizers.rests):
         if rest in seen:
             raise UserError(
                 f"labels.names: {seen[rest]!r} and {name!r} are the same tokens to the teacher's tokenizer; rename one"
             )
         seen[rest] = name
-    return words
+    return verbalizers
 
 
-def verdict_words(tokenizer: PreTrainedTokenizerBase) -> Verbalizers:
-    """The verdicts under a tokenizer.
+def make_verdict_verbalizers(tokenizer: PreTrainedTokenizerBase) -> Verbalizers:
+    """Makes the verbalizers of the verdicts.
 
     Raises:
-      UserError: their first tokens do not tell them apart.
+      UserError: two verdicts begin with the same token.
     """
-    words = _words(tokenizer, VERDICTS)
-    if words.scoring != "first_token":
+    verbalizers = _tokenize(tokenizer, VERDICTS)
+    if verbalizers.scoring != "first_token":
         raise UserError(
             f"the teacher's tokenizer begins two of the verdicts {', '.join(VERDICTS)} with the same token; give it a "
             "larger vocabulary (teacher.random.vocab_size) or take another teacher.init"
         )
-    return words
+    return verbalizers
 
 
 def check_verbalizers(tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str]) -> Scoring:
-    """Checks, before any long work, that labels and verdicts can be told apart; how the labels will be scored.
+    """Checks that a tokenizer distinguishes labels and verdicts; returns how the labels will be scored.
 
     Raises:
-      UserError: they cannot, or the tokenizer has no end token.
+      UserError: it does not, or it has no end token.
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the teacher's tokenizer has no end token (eos_token); take one that has")
-    verdict_words(tokenizer)
+    make_verdict_verbalizers(tokenizer)
     return make_verbalizers(tokenizer, label_names).scoring

@@ -64,9 +64,9 @@ def columns(folder, monkeypatch, **student):
     config = config_of(folder, **student)
     model, tokenizer = students.student_model(config, folder, "cross_encoder")
     monkeypatch.setattr(targets, "padded_inputs", counted)
-    made = targets.columns(config, "cross_encoder", "score_kd", model, tokenizer, {}, open_data(config, folder))
+    built = targets.columns(config, "cross_encoder", "score_kd", model, tokenizer, {}, open_data(config, folder))
     monkeypatch.setattr(targets, "padded_inputs", encode)
-    return made, len(calls)
+    return built, len(calls)
 
 
 def test_every_pair_comes_with_its_own_signals(tmp_path, monkeypatch):
@@ -76,31 +76,31 @@ def test_every_pair_comes_with_its_own_signals(tmp_path, monkeypatch):
     expected = [pair for pair in PAIRS if pair.label is not None] + [pair for pair in PAIRS if pair.label is None]
     assert list(pairs_of(data)) == expected
     assert (len(data), data.labelled) == (30, 18)
-    made, _ = columns(tmp_path, monkeypatch)
-    place = {pair_id: row for row, pair_id in enumerate(signals.pair_ids)}
+    built, _ = columns(tmp_path, monkeypatch)
+    index = {pair_id: row for row, pair_id in enumerate(signals.pair_ids)}
     schema = config_of(tmp_path).labels.schema_
     for row, pair in enumerate(expected):
-        np.testing.assert_array_equal(made["label_probs"][row], signals.label_probs[place[pair.pair_id]])
-        assert made["labels_mask"][row] == (pair.label is not None)
-        assert pair.label is None or made["labels"][row] == schema.index(pair.label)
+        np.testing.assert_array_equal(built["label_probs"][row], signals.label_probs[index[pair.pair_id]])
+        assert built["labels_mask"][row] == (pair.label is not None)
+        assert pair.label is None or built["labels"][row] == schema.index(pair.label)
     known = queries(data)
     same = [[a.query == b.query for a in expected] for b in expected]
     np.testing.assert_array_equal(known["query"][:, None] == known["query"], same)
-    np.testing.assert_array_equal(known["labelled"], made["labels_mask"])
+    np.testing.assert_array_equal(known["labelled"], built["labels_mask"])
 
 
 def test_pairs_without_signals_are_left_out(tmp_path):
     signals = write(tmp_path)
     config = config_of(tmp_path)
-    kept = [row for row, pair_id in enumerate(signals.pair_ids) if pair_id not in ("p0", "p1")]
+    selected = [row for row, pair_id in enumerate(signals.pair_ids) if pair_id not in ("p0", "p1")]
     fewer = dataclasses.replace(
         signals,
-        pair_ids=tuple(signals.pair_ids[row] for row in kept),
-        label_probs=signals.label_probs[kept],
-        verdict_probs=signals.verdict_probs[kept],
+        pair_ids=tuple(signals.pair_ids[row] for row in selected),
+        label_probs=signals.label_probs[selected],
+        verdict_probs=signals.verdict_probs[selected],
         evidence=((),) * 28,
         rationales=("",) * 28,
-        confidence=signals.confidence[kept],
+        confidence=signals.confidence[selected],
     )
     write_signals(tmp_path / artefacts.SIGNALS, fewer, config.labels.names, config.rationale.dimensions)
     data = open_data(config, tmp_path)
@@ -111,11 +111,11 @@ def test_pairs_without_signals_are_left_out(tmp_path):
 
 def test_texts_are_tokenized_once(tmp_path, monkeypatch):
     write(tmp_path)
-    first, made = columns(tmp_path, monkeypatch)
+    first, built = columns(tmp_path, monkeypatch)
     again, made_again = columns(tmp_path, monkeypatch)
-    assert (made, made_again) == (1, 0)
+    assert (built, made_again) == (1, 0)
     numbers = np.arange(30)
-    for one, two in zip(*(found["inputs"].values() for found in (first, again))):
+    for one, two in zip(*(result["inputs"].values() for result in (first, again))):
         np.testing.assert_array_equal(one.padded(numbers), two.padded(numbers))
 
 
@@ -136,10 +136,10 @@ def test_what_changes_is_never_read_from_the_cache(tmp_path, monkeypatch, change
         seed=1 if change == "signals" else 0,
         words="tit quer" if change == "tokenizer" else "query title",
     )
-    after, made = columns(tmp_path, monkeypatch, **student)
-    assert made == 1
+    after, built = columns(tmp_path, monkeypatch, **student)
+    assert built == 1
     numbers = np.arange(30)
-    tokens = [found["inputs"]["tokens"].padded(numbers) for found in (before, after)]
+    tokens = [result["inputs"]["tokens"].padded(numbers) for result in (before, after)]
     if change in ("text", "tokenizer", "length"):
         assert tokens[0].shape != tokens[1].shape or (tokens[0] != tokens[1]).any()
     if change == "signals":

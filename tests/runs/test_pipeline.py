@@ -15,8 +15,8 @@ import pytest
 
 from jax_rele import cli, config
 from jax_rele.data import read_pairs, read_signals, read_table
-from jax_rele.rationale import parse
 from jax_rele.distillation import trainer
+from jax_rele.rationale import parse
 from jax_rele.runs import pipeline
 from jax_rele.types import VERDICTS
 
@@ -113,7 +113,7 @@ def test_a_second_run_does_nothing_but_say_so(tiny, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (["--distill.optimization.steps", "7"], "distill.optimization.steps is 7, was 6"),
         (["--seed", "1"], "seed is 1, was 0"),
@@ -121,13 +121,13 @@ def test_a_second_run_does_nothing_but_say_so(tiny, capsys):
         (["--labels.positive", "Exact", "Substitute"], "labels.positive is"),
     ],
 )
-def test_a_run_of_another_config_is_refused_and_left_alone(tiny, capsys, change, told):
+def test_a_run_of_another_config_is_refused_and_left_alone(tiny, capsys, change, message):
     file, run_dir = tiny
     before = snapshot(run_dir)
     assert jax_rele("run", file, *change) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert told in error
+    assert message in error
     assert "belongs to another config" in error
     assert snapshot(run_dir) == before
 
@@ -158,7 +158,9 @@ def test_stages_read_no_other_sections_than_they_say(tiny, tmp_path, monkeypatch
             value = getattr(self.section, name)
             if any(path == read or path.startswith(f"{read}.") for read in (*self.reads, *pipeline.UNHASHED, "cache")):
                 return value
-            assert any(read.startswith(f"{path}.") for read in self.reads), f"reads {path}, which is not among the stage's reads"
+            assert any(read.startswith(f"{path}.") for read in self.reads), (
+                f"reads {path}, which the stage does not name"
+            )
             return Watched(self.reads, value, f"{path}.")
 
     copy = tmp_path / "tiny"
@@ -315,7 +317,7 @@ def test_predict_writes_the_embeddings_of_the_two_tower(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ("predict {run} --model teacher --input {tmp}/none.jsonl --output {tmp}/o.parquet", "no such file"),
         ("predict {tmp} --model teacher --input x.jsonl --output {tmp}/o.parquet", "not a run folder"),
@@ -327,10 +329,10 @@ def test_predict_writes_the_embeddings_of_the_two_tower(tiny, tmp_path, capsys):
         ("predict {run} --model teacher --input sample --output {run}", "ends in .parquet"),
     ],
 )
-def test_wrong_arguments_give_one_line_and_write_nothing(tiny, tmp_path, capsys, arguments, told):
+def test_wrong_arguments_give_one_line_and_write_nothing(tiny, tmp_path, capsys, arguments, message):
     assert jax_rele(*arguments.format(run=tiny[1], tmp=tmp_path).split()) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -380,7 +382,7 @@ def test_explain_prints_rationale_verdicts_and_scores(tiny, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (None, "no such file"),
         (b"", "no rows"),
@@ -390,14 +392,14 @@ def test_explain_prints_rationale_verdicts_and_scores(tiny, capsys, monkeypatch)
         (b'{"query": "\xff", "item": {"id": "1", "title": "t"}, "label": "E"}\n', "UTF-8"),
     ],
 )
-def test_bad_data_gives_one_line_and_leaves_no_folder_behind(tiny, tmp_path, capsys, content, told):
+def test_bad_data_gives_one_line_and_leaves_no_folder_behind(tiny, tmp_path, capsys, content, message):
     data = tmp_path / "data.jsonl"
     if content is not None:
         data.write_bytes(content)
     status = jax_rele("prepare", tiny[0], "--data.path", data, "--run_root", tmp_path / "runs", "--data.fields", "{}")
     assert status == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "runs" / "tiny" / "prepare").exists()
 

@@ -44,21 +44,21 @@ QUERIES, LABELLED = np.array([1, 1, 2, 3, 1], np.uint64), np.array([pair.label i
 
 
 def test_labels_and_signals_become_arrays_where_they_are_there():
-    said = take_signals(SIGNALS, [IDS.index(pair.pair_id) for pair in PAIRS])
-    said.verdict_probs[2] = np.nan
-    made = targets(CONFIG, PAIRS, said)
-    assert made["labels_mask"].tolist() == [True, False, True, False, False]
-    assert made["labels"][[0, 2]].tolist() == [1, 3]
-    np.testing.assert_array_equal(made["label_probs"], said.label_probs)
-    assert made["verdict_probs_mask"].all(axis=1).tolist() == [True, True, False, True, True]
+    signals = take_signals(SIGNALS, [IDS.index(pair.pair_id) for pair in PAIRS])
+    signals.verdict_probs[2] = np.nan
+    built = targets(CONFIG, PAIRS, signals)
+    assert built["labels_mask"].tolist() == [True, False, True, False, False]
+    assert built["labels"][[0, 2]].tolist() == [1, 3]
+    np.testing.assert_array_equal(built["label_probs"], signals.label_probs)
+    assert built["verdict_probs_mask"].all(axis=1).tolist() == [True, True, False, True, True]
 
 
 def test_without_a_teacher_the_same_groups_hold_their_labelled_pairs_alone():
     whole, labelled = (groups_of(CONFIG, QUERIES, LABELLED, teacher) for teacher in (True, False))
     assert len(whole) == len(labelled)
     assert sorted(whole[whole >= 0]) == [0, 1, 2, 3, 4]
-    for group, kept in zip(whole, labelled):
-        assert set(kept[kept >= 0]) == {row for row in group if row >= 0 and LABELLED[row]}
+    for group, selected in zip(whole, labelled):
+        assert set(selected[selected >= 0]) == {row for row in group if row >= 0 and LABELLED[row]}
 
 
 # ---- training
@@ -75,7 +75,7 @@ MANY = [
     )
     for n in range(48)
 ]
-SAID = Signals(
+MANY_SIGNALS = Signals(
     tuple(pair.pair_id for pair in MANY),
     DRAW.dirichlet(np.ones(4), 48).astype(np.float32),
     DRAW.dirichlet(np.ones(3), (48, 7)).astype(np.float32),
@@ -94,8 +94,8 @@ SHAPE = {
 
 def config_of(**distill):
     optimization = {"steps": 4, "batch_size": 16, "learning_rate": 1e-2, "checkpoint_every": 4, "log_every": 2}
-    given = {"group_size": 4, "optimization": optimization, **distill}
-    return Config.model_validate({"student": SHAPE, "distill": given, "mesh": {"data": 8}})
+    fields = {"group_size": 4, "optimization": optimization, **distill}
+    return Config.model_validate({"student": SHAPE, "distill": fields, "mesh": {"data": 8}})
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +107,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def data_of(config, folder, pairs=MANY, said=SAID):
+def data_of(config, folder, pairs=MANY, signals=MANY_SIGNALS):
     """What `prepare` and `score` leave of these pairs and signals."""
     write_pairs(folder / artefacts.PAIRS, [pair for pair in pairs if pair.label is not None])
     write_pairs(folder / artefacts.UNLABELLED, [pair for pair in pairs if pair.label is None])
-    write_signals(folder / artefacts.SIGNALS, said, config.labels.names, config.rationale.dimensions)
+    write_signals(folder / artefacts.SIGNALS, signals, config.labels.names, config.rationale.dimensions)
     return open_data(config.model_copy(update={"cache_dir": str(folder / "cache")}), folder)
 
 
@@ -172,13 +172,13 @@ def test_a_loss_from_outside_trains_through_the_config(folder, tmp_path):
         "margin": {"weight": 0},
     }
     config = config_of(objectives={"mine": {"base": "score_kd", "terms": terms}}, recipes=["mine"], term_gradients=True)
-    made = trainer.terms_of(config, folder, "two_tower", "mine")
-    assert set(made) == {"label", "score", "list", "brier"}
-    assert (made["score"].temperature, made["score"].weight, made["brier"].weight(1)) == (3.0, 1.0, 0.25)
+    built = trainer.terms_of(config, folder, "two_tower", "mine")
+    assert set(built) == {"label", "score", "list", "brier"}
+    assert (built["score"].temperature, built["score"].weight, built["brier"].weight(1)) == (3.0, 1.0, 0.25)
     _, rows = trained(config, folder, "mine", "two_tower", tmp_path=tmp_path)
     assert rows[-1]["term/brier"] > 0
     assert rows[-1]["gradient/brier"] > 0
-    assert {key[9:] for key in rows[-1] if key.startswith("gradient/")} == set(made)
+    assert {key[9:] for key in rows[-1] if key.startswith("gradient/")} == set(built)
 
 
 @pytest.mark.parametrize(
@@ -207,12 +207,12 @@ def test_a_mistake_in_an_objective_is_named(folder, tmp_path, terms, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "told"), [("scalar", "reduces to a scalar"), ("wrong", "no idea")])
-def test_a_loss_that_cannot_be_computed_is_named_before_anything_is_trained(folder, tmp_path, name, told):
+@pytest.mark.parametrize(("name", "message"), [("scalar", "reduces to a scalar"), ("wrong", "no idea")])
+def test_a_loss_that_cannot_be_computed_is_named_before_anything_is_trained(folder, tmp_path, name, message):
     (tmp_path / "mine.py").write_text(LOSSES)
     config = config_of(objectives={"mine": {"terms": {"x": {"loss": f"{tmp_path}/mine.py:{name}"}}}}, recipes=["mine"])
     terms = {"two_tower": trainer.terms_of(config, folder, "two_tower", "mine")}
-    with pytest.raises(UserError, match=f"distill.objectives.mine: its terms cannot be computed.*{told}"):
+    with pytest.raises(UserError, match=f"distill.objectives.mine: its terms cannot be computed.*{message}"):
         trainer.prepare(config, folder, "mine", terms, data_of(config, folder))
 
 
@@ -235,11 +235,14 @@ def test_a_head_that_a_recipe_needs_and_a_student_lacks_is_named(folder):
 
 
 def test_signals_that_a_recipe_needs_and_nobody_gave_are_named(folder):
-    config, silent = config_of(), dataclasses.replace(SAID, verdict_probs=np.full_like(SAID.verdict_probs, np.nan))
+    config, silent = (
+        config_of(),
+        dataclasses.replace(MANY_SIGNALS, verdict_probs=np.full_like(MANY_SIGNALS.verdict_probs, np.nan)),
+    )
     terms = {"two_tower": trainer.terms_of(config, folder, "two_tower", "mkd")}
     with pytest.raises(UserError, match="mkd learns from verdicts, and the signals hold none"):
         trainer.prepare(config, folder, "mkd", terms, data_of(config, folder, said=silent))
-    silent = dataclasses.replace(SAID, rationales=("",) * 48)
+    silent = dataclasses.replace(MANY_SIGNALS, rationales=("",) * 48)
     terms = {"cross_encoder": trainer.terms_of(config, folder, "cross_encoder", "crsd")}
     with pytest.raises(UserError, match="crsd learns from rationales, and the signals hold none"):
         trainer.prepare(config, folder, "crsd", terms, data_of(config, folder, said=silent))
@@ -250,10 +253,10 @@ def test_a_collapse_is_reported_while_the_student_trains(folder, tmp_path, capfd
     optimization = {"steps": 40, "batch_size": 16, "learning_rate": 20.0, "checkpoint_every": 40, "log_every": 10}
     config = config_of(optimization=optimization)
     _, rows = trained(config, folder, "label_only", "cross_encoder", tmp_path=tmp_path)
-    told = capfd.readouterr().err
+    message = capfd.readouterr().err
     assert min(row["score_variance"] for row in rows) < 1e-6
-    assert told.count("the student has collapsed") == 1
-    assert "standard deviation" in told
+    assert message.count("the student has collapsed") == 1
+    assert "standard deviation" in message
 
 
 def test_every_recipe_sees_the_same_labelled_pairs_in_the_same_steps(folder):
@@ -267,23 +270,23 @@ def test_every_recipe_sees_the_same_labelled_pairs_in_the_same_steps(folder):
                 for pair in MANY
             ),
         ]
-        said = dataclasses.replace(
-            SAID,
+        signals = dataclasses.replace(
+            MANY_SIGNALS,
             **{
-                field.name: np.concatenate([getattr(SAID, field.name)] * 2)
-                if isinstance(getattr(SAID, field.name), np.ndarray)
-                else getattr(SAID, field.name) * 2
-                for field in dataclasses.fields(SAID)
-                if getattr(SAID, field.name) is not None
+                field.name: np.concatenate([getattr(MANY_SIGNALS, field.name)] * 2)
+                if isinstance(getattr(MANY_SIGNALS, field.name), np.ndarray)
+                else getattr(MANY_SIGNALS, field.name) * 2
+                for field in dataclasses.fields(MANY_SIGNALS)
+                if getattr(MANY_SIGNALS, field.name) is not None
             },
         )
-        said = dataclasses.replace(said, pair_ids=tuple(pair.pair_id for pair in pairs))
+        signals = dataclasses.replace(signals, pair_ids=tuple(pair.pair_id for pair in pairs))
         terms = {"two_tower": trainer.terms_of(config, folder, "two_tower", recipe)}
-        data = trainer.prepare(config, folder, recipe, terms, data_of(config, folder, pairs, said)).data(3)
+        data = trainer.prepare(config, folder, recipe, terms, data_of(config, folder, pairs, signals)).data(3)
         seen[recipe] = []
         for _ in range(10):
             batch = next(data)
-            kept = batch["mask"] & batch["labels_mask"]
-            seen[recipe].append(sorted(map(tuple, batch["inputs"]["item_tokens"][kept].tolist())))
+            selected = batch["mask"] & batch["labels_mask"]
+            seen[recipe].append(sorted(map(tuple, batch["inputs"]["item_tokens"][selected].tolist())))
     assert seen["label_only"] == seen["mkd"]
     assert all(seen["mkd"])

@@ -34,15 +34,15 @@ VALUES = {
 }
 
 
-def made(**changes):
+def settings_of(**changes):
     """The config with fields of its sections changed."""
     return config.from_dict({**VALUES, **{name: {**VALUES[name], **fields} for name, fields in changes.items()}})
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def finished_prepare(tmp_path_factory):
     """A run folder after prepare and annotate, with a random base."""
-    run_dir, settings = tmp_path_factory.mktemp("run"), made()
+    run_dir, settings = tmp_path_factory.mktemp("run"), settings_of()
     for stage in (prepare, annotate):
         (run_dir / stage.__name__.rpartition(".")[2]).mkdir()
         stage.run(settings, run_dir)
@@ -71,31 +71,31 @@ def dtypes(tree):
     return {str(x.dtype) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}
 
 
-def test_a_base_of_bfloat16_learns_and_is_kept_in_float32(prepared, tmp_path, monkeypatch):
+def test_a_base_of_bfloat16_learns_and_is_kept_in_float32(finished_prepare, tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
-    shutil.copytree(prepared, run_dir, ignore=shutil.ignore_patterns("adapt"))
+    shutil.copytree(finished_prepare, run_dir, ignore=shutil.ignore_patterns("adapt"))
     teacher = {"dtype": "bfloat16"}
-    state, batch, _ = stopped(adapt, made(teacher=teacher, adapt={"pack_to": 256}), run_dir, monkeypatch)
+    state, batch, _ = stopped(adapt, settings_of(teacher=teacher, adapt={"pack_to": 256}), run_dir, monkeypatch)
     assert dtypes((state.trainable, state.opt_state)) == {"float32"}
     assert batch["inputs"]["tokens"].shape == (8, 256)
-    state, _, _ = stopped(finetune, made(teacher=teacher), prepared, monkeypatch)
+    state, _, _ = stopped(finetune, settings_of(teacher=teacher), finished_prepare, monkeypatch)
     assert dtypes((state.trainable, state.opt_state)) == {"float32"}
     assert dtypes(state.frozen) == {"bfloat16"}
 
 
 def test_without_adapt_the_base_is_used_as_it_is(tmp_path):
-    settings = made(adapt={"enabled": False}, teacher={"init": "hf:org/name"})
+    settings = settings_of(adapt={"enabled": False}, teacher={"init": "hf:org/name"})
     assert adapt.run(settings, tmp_path) == {"steps": 0, "base": "hf:org/name"}
     assert not list(tmp_path.iterdir())
 
 
-def test_adapt_goes_on_from_the_weights_that_it_is_given(prepared, tmp_path, monkeypatch):
-    model, _ = artefacts.teacher_model(made(), prepared)
+def test_adapt_goes_on_from_the_weights_that_it_is_given(finished_prepare, tmp_path, monkeypatch):
+    model, _ = artefacts.teacher_model(settings_of(), finished_prepare)
     params = nn.unbox(jax.jit(artefacts.init_decoder(model))(jax.random.key(9)))["params"]
     to_hf(model, {"params": params}, tmp_path / "weights")
     run_dir = tmp_path / "run"
-    shutil.copytree(prepared, run_dir, ignore=shutil.ignore_patterns("adapt"))
-    settings = made(teacher={"init": str(tmp_path / "weights"), "dtype": "bfloat16"})
+    shutil.copytree(finished_prepare, run_dir, ignore=shutil.ignore_patterns("adapt"))
+    settings = settings_of(teacher={"init": str(tmp_path / "weights"), "dtype": "bfloat16"})
     state, _, _ = stopped(adapt, settings, run_dir, monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, state.trainable["params"], params)
     assert jax.tree.structure(state.opt_state) == jax.tree.structure(
@@ -104,18 +104,18 @@ def test_adapt_goes_on_from_the_weights_that_it_is_given(prepared, tmp_path, mon
 
 
 @pytest.mark.parametrize("stage", [adapt, finetune])
-def test_an_example_longer_than_a_row_is_named(prepared, tmp_path, monkeypatch, stage):
+def test_an_example_longer_than_a_row_is_named(finished_prepare, tmp_path, monkeypatch, stage):
     name = stage.__name__.rpartition(".")[2]
     with pytest.raises(UserError) as error:
-        stopped(stage, made(**{name: {"pack_to": 64}}), prepared, monkeypatch)
-    found = str(error.value)
-    assert found.startswith(f"{name}.pack_to: prompt and rationale of the pair '")
-    longest = int(found.split("take ")[1].split()[0])
-    assert f"take {longest} tokens, a row has 64; make it {longest} or more, or 0 for one example a row" in found
-    stopped(stage, made(**{name: {"pack_to": longest}}), prepared, monkeypatch)
+        stopped(stage, settings_of(**{name: {"pack_to": 64}}), finished_prepare, monkeypatch)
+    hits = str(error.value)
+    assert hits.startswith(f"{name}.pack_to: prompt and rationale of the pair '")
+    longest = int(hits.split("take ")[1].split()[0])
+    assert f"take {longest} tokens, a row has 64; make it {longest} or more, or 0 for one example a row" in hits
+    stopped(stage, settings_of(**{name: {"pack_to": longest}}), finished_prepare, monkeypatch)
 
 
-def test_a_packed_and_accumulated_run_is_measured_as_an_unpacked_one(prepared, tmp_path, monkeypatch):
+def test_a_packed_and_accumulated_run_is_measured_as_an_unpacked_one(finished_prepare, tmp_path, monkeypatch):
     """All pairs in each step, so that both take the same steps."""
     load_pairs = artefacts.load_pairs
     monkeypatch.setattr(artefacts, "load_pairs", lambda *arguments: load_pairs(*arguments)[:48])
@@ -123,15 +123,16 @@ def test_a_packed_and_accumulated_run_is_measured_as_an_unpacked_one(prepared, t
 
     def trained(pack_to, rows, parts):
         run_dir = tmp_path / str(pack_to)
-        shutil.copytree(prepared, run_dir)
+        shutil.copytree(finished_prepare, run_dir)
         options = {**OPTIMIZATION, "batch_size": rows, "micro_batches": parts}
-        counts = finetune.run(made(finetune={"pack_to": pack_to, "optimization": options}), run_dir)
+        counts = finetune.run(settings_of(finetune={"pack_to": pack_to, "optimization": options}), run_dir)
         assert counts == {"pairs": 48, "rows": rows, "steps": 2}
         return [json.loads(line) for line in (run_dir / "finetune" / "metrics.jsonl").read_text().splitlines()]
 
-    settings = made(finetune={"pack_to": 512})
-    _, tokenizer = artefacts.teacher_model(settings, prepared)
-    _, prompts, answers = finetune.encode(settings, prepared, tokenizer, artefacts.load_pairs(prepared, "train"))
+    settings = settings_of(finetune={"pack_to": 512})
+    _, tokenizer = artefacts.teacher_model(settings, finished_prepare)
+    pairs = artefacts.load_pairs(finished_prepare, "train")
+    _, prompts, answers = finetune.encode(settings, finished_prepare, tokenizer, pairs)
     rows = len(finetune.language_rows(prompts, answers, tokenizer.pad_token_id, 512)["targets"])
     assert rows < 48 / 3
     whole, packed = trained(0, 48, 1), trained(512, rows, rows)
@@ -143,37 +144,37 @@ def test_a_packed_and_accumulated_run_is_measured_as_an_unpacked_one(prepared, t
 
 
 @pytest.mark.parametrize("order", ["rationale_first", "label_first", "label_only"])
-def test_the_label_is_read_where_it_is_predicted(prepared, monkeypatch, order):
-    settings, seen = made(teacher={"order": order}), {}
-    model, tokenizer = artefacts.teacher_model(settings, prepared)
+def test_the_label_is_read_where_it_is_predicted(finished_prepare, monkeypatch, order):
+    settings, seen = settings_of(teacher={"order": order}), {}
+    model, tokenizer = artefacts.teacher_model(settings, finished_prepare)
     monkeypatch.setattr(finetune, "make_evaluate", lambda apply, loss, rows, *_: seen.update(rows))
-    finetune.held_out(settings, prepared, model, tokenizer, make_mesh(settings.mesh))
-    pairs = artefacts.load_pairs(prepared, "validation")
+    finetune.held_out(settings, finished_prepare, model, tokenizer, make_mesh(settings.mesh))
+    pairs = artefacts.load_pairs(finished_prepare, "validation")
     words = make_verbalizers(tokenizer, settings.labels.names)
-    told = np.array([rest[0] for rest in words.rests])
-    places = seen["label_places"]
-    np.testing.assert_array_equal(seen["targets"][np.arange(len(pairs)), places], told[seen["labels"]])
+    message = np.array([rest[0] for rest in words.rests])
+    positions = seen["label_positions"]
+    np.testing.assert_array_equal(seen["targets"][np.arange(len(pairs)), positions], message[seen["labels"]])
     assert [settings.labels.names[label] for label in seen["labels"]] == [pair.label for pair in pairs]
     # What stands before the place is what the teacher has read when it decides.
-    text = tokenizer.decode(seen["inputs"]["tokens"][0][: places[0] + 1])
+    text = tokenizer.decode(seen["inputs"]["tokens"][0][: positions[0] + 1])
     assert text.endswith("label:")
     assert ("category:" in text) == (order == "rationale_first")
 
 
-def test_labels_that_one_token_does_not_tell_have_no_accuracy(prepared, monkeypatch):
-    settings = made(labels={"names": ["Exact", "Exactly", "Complement", "Irrelevant"], "aliases": {}})
+def test_labels_that_one_token_does_not_tell_have_no_accuracy(finished_prepare, monkeypatch):
+    settings = settings_of(labels={"names": ["Exact", "Exactly", "Complement", "Irrelevant"], "aliases": {}})
     monkeypatch.setattr(artefacts, "load_pairs", lambda *_: [])
     monkeypatch.setattr(finetune, "make_evaluate", lambda apply, loss, rows, *_: rows)
-    model, tokenizer = artefacts.teacher_model(settings, prepared)
-    rows = finetune.held_out(settings, prepared, model, tokenizer, make_mesh(settings.mesh))
-    assert "label_places" not in rows
+    model, tokenizer = artefacts.teacher_model(settings, finished_prepare)
+    rows = finetune.held_out(settings, finished_prepare, model, tokenizer, make_mesh(settings.mesh))
+    assert "label_positions" not in rows
 
 
 def test_label_hits_are_those_of_the_whole_vocabulary_cut_to_the_labels():
     rng = np.random.default_rng(0)
     hidden, embedding = rng.normal(size=(40, 5, 8)).astype(np.float32), rng.normal(size=(30, 8)).astype(np.float32)
-    places, labels, words = rng.integers(0, 5, 40), rng.integers(0, 3, 40), np.array([7, 2, 29])
-    logits = (hidden @ embedding.T)[np.arange(40), places][:, words]
-    hits = finetune.label_hits(hidden, embedding, places, labels, words)
+    positions, labels, words = rng.integers(0, 5, 40), rng.integers(0, 3, 40), np.array([7, 2, 29])
+    logits = (hidden @ embedding.T)[np.arange(40), positions][:, words]
+    hits = finetune.label_hits(hidden, embedding, positions, labels, words)
     np.testing.assert_array_equal(hits, logits.argmax(-1) == labels)
     assert 0 < hits.sum() < 40

@@ -15,7 +15,7 @@ from jax_rele.runs import artefacts
 from jax_rele.stages import prepare
 
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
-MADE = ["pairs.parquet", "quarantine.parquet", "student_tokenizer", "teacher_tokenizer", "unlabelled.parquet"]
+PAIRS = ["pairs.parquet", "quarantine.parquet", "student_tokenizer", "teacher_tokenizer", "unlabelled.parquet"]
 
 
 def rows(n_queries=40, items=3, **more):
@@ -37,7 +37,7 @@ def write(path, rows):
     return path
 
 
-def made(tmp_path, path, **data):
+def settings_of(tmp_path, path, **data):
     vocab = {"random": {"vocab_size": 320}}
     values = {"name": "r", "run_root": str(tmp_path / "runs"), "data": {"path": str(path), **data}}
     settings = config.from_dict({**values, "teacher": vocab, "student": vocab})
@@ -50,8 +50,8 @@ def stage_dir(tmp_path):
 
 def test_tables_and_counts(tmp_path):
     source = write(tmp_path / "rows.jsonl", [*rows(), rows()[0], {"query": "q"}])
-    settings, counts = made(tmp_path, source, candidates={"per_query": 4})
-    assert sorted(os.listdir(stage_dir(tmp_path))) == MADE
+    settings, counts = settings_of(tmp_path, source, candidates={"per_query": 4})
+    assert sorted(os.listdir(stage_dir(tmp_path))) == PAIRS
     pairs = read_pairs_table(settings.run_dir / artefacts.PAIRS)
     assert len(pairs) == 120
     labelled = {split: [pair for pair in pairs if pair.split == split and pair.label] for split in counts["pairs"]}
@@ -84,14 +84,14 @@ def test_tables_and_counts(tmp_path):
 
 def test_a_second_run_makes_the_same(tmp_path):
     source = write(tmp_path / "rows.jsonl", rows())
-    made(tmp_path, source)
+    settings_of(tmp_path, source)
     before = {path: path.read_bytes() for path in stage_dir(tmp_path).rglob("*") if path.is_file()}
-    made(tmp_path, source)
+    settings_of(tmp_path, source)
     assert {path: path.read_bytes() for path in stage_dir(tmp_path).rglob("*") if path.is_file()} == before
 
 
 def test_without_candidates(tmp_path):
-    _, counts = made(tmp_path, write(tmp_path / "rows.jsonl", rows()), candidates={"per_query": 0})
+    _, counts = settings_of(tmp_path, write(tmp_path / "rows.jsonl", rows()), candidates={"per_query": 0})
     assert counts["unlabelled"] == 24
 
 
@@ -100,7 +100,7 @@ def test_tokenizers_are_trained_on_a_sample_of_many_pairs(tmp_path, monkeypatch)
     seen = []
     plain = prepare._plain_texts
     monkeypatch.setattr(prepare, "_plain_texts", lambda pairs, fields: seen.extend(pairs) or plain(pairs, fields))
-    settings, _ = made(tmp_path, write(tmp_path / "rows.jsonl", rows()))
+    settings, _ = settings_of(tmp_path, write(tmp_path / "rows.jsonl", rows()))
     train = [pair for pair in read_pairs_table(settings.run_dir / artefacts.PAIRS) if pair.split == "train"]
     assert seen == [train[i * len(train) // 7] for i in range(7)]
 
@@ -109,7 +109,7 @@ def test_official_train_and_test_get_a_validation_split(tmp_path):
     source = rows()
     for row in source:
         row["split"] = "test" if int(row["pair_id"][1:].split("-")[0]) < 10 else "train"
-    _, counts = made(tmp_path, write(tmp_path / "rows.jsonl", source))
+    _, counts = settings_of(tmp_path, write(tmp_path / "rows.jsonl", source))
     assert counts["pairs"] == {"train": 44, "validation": 16, "test": 20}
 
 
@@ -125,7 +125,7 @@ def test_official_train_and_test_get_a_validation_split(tmp_path):
 )
 def test_what_cannot_be_prepared_leaves_nothing(tmp_path, source, data, message):
     with pytest.raises(UserError, match=message) as error:
-        made(tmp_path, write(tmp_path / "rows.jsonl", source), **data)
+        settings_of(tmp_path, write(tmp_path / "rows.jsonl", source), **data)
     assert "\n" not in str(error.value)
     assert os.listdir(stage_dir(tmp_path)) == []
 
@@ -144,19 +144,19 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, after):
 
     monkeypatch.setattr(tables.os, "fsync", full)
     with pytest.raises(UserError, match=r"the disk is full; make room") as error:
-        made(tmp_path, source)
+        settings_of(tmp_path, source)
     assert "\n" not in str(error.value)
     assert os.listdir(stage_dir(tmp_path)) == []
-    made(tmp_path, source)
-    assert sorted(os.listdir(stage_dir(tmp_path))) == MADE
+    settings_of(tmp_path, source)
+    assert sorted(os.listdir(stage_dir(tmp_path))) == PAIRS
 
 
 def test_what_a_kill_left_is_removed(tmp_path):
     left = stage_dir(tmp_path) / ".making-abc"
     left.mkdir(parents=True)
     (left / "rows.parquet").write_bytes(b"PAR1")
-    made(tmp_path, write(tmp_path / "rows.jsonl", rows()))
-    assert sorted(os.listdir(stage_dir(tmp_path))) == MADE
+    settings_of(tmp_path, write(tmp_path / "rows.jsonl", rows()))
+    assert sorted(os.listdir(stage_dir(tmp_path))) == PAIRS
 
 
 def test_inputs_change_with_the_content_of_the_source(tmp_path):
@@ -171,10 +171,10 @@ def test_inputs_change_with_the_content_of_the_source(tmp_path):
 
 def test_candidates_stay_within_a_locale(tmp_path):
     both = [row for name in ("us", "jp") for row in rows(30, locale=name)]
-    for row, place in zip(both, range(len(both))):
-        row["pair_id"], row["item"] = f"p{place}", {**row["item"], "id": f"{row['locale']}-{row['item']['id']}"}
-    settings, _ = made(tmp_path, write(tmp_path / "rows.jsonl", both), candidates={"per_query": 6})
-    found = [pair for pair in read_pairs_table(settings.run_dir / artefacts.UNLABELLED) if pair.pair_id[:2] == "x-"]
-    assert {pair.locale for pair in found} == {"us", "jp"}
-    assert all(pair.item.id.startswith(f"{pair.locale}-") for pair in found)
-    assert len({pair.pair_id for pair in found}) == len(found)
+    for row, index in zip(both, range(len(both))):
+        row["pair_id"], row["item"] = f"p{index}", {**row["item"], "id": f"{row['locale']}-{row['item']['id']}"}
+    settings, _ = settings_of(tmp_path, write(tmp_path / "rows.jsonl", both), candidates={"per_query": 6})
+    error = [pair for pair in read_pairs_table(settings.run_dir / artefacts.UNLABELLED) if pair.pair_id[:2] == "x-"]
+    assert {pair.locale for pair in error} == {"us", "jp"}
+    assert all(pair.item.id.startswith(f"{pair.locale}-") for pair in error)
+    assert len({pair.pair_id for pair in error}) == len(error)

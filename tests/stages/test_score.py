@@ -97,9 +97,9 @@ def test_a_damaged_shard_is_named(calls, tmp_path):
 @given(st.lists(st.integers(0, 4), max_size=30))
 def test_pairs_of_a_query_stand_together_and_in_order(queries):
     pairs = [Pair(str(number), str(query), Item("", "t")) for number, query in enumerate(queries)]
-    found = score.by_query(pairs)
-    assert sorted(found, key=lambda pair: int(pair.pair_id)) == pairs
-    assert len([query for query, _ in groupby(found, lambda pair: pair.query)]) == len(set(queries))
+    signals = score.by_query(pairs)
+    assert sorted(signals, key=lambda pair: int(pair.pair_id)) == pairs
+    assert len([query for query, _ in groupby(signals, lambda pair: pair.query)]) == len(set(queries))
     for query in set(queries):
-        numbers = [int(pair.pair_id) for pair in found if pair.query == str(query)]
+        numbers = [int(pair.pair_id) for pair in signals if pair.query == str(query)]
         assert numbers == sorted(numbers)

@@ -1,5 +1,7 @@
 """Students at work: order, lengths and duplicates of what is asked do not change an answer."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from jax_rele.students import (
 )
 from jax_rele.students import prediction as encode
 from jax_rele.students.prediction import LENGTHS, _apply, padded_length
-from jax_rele.types import Item, Pair
+from jax_rele.types import VERDICTS, Item, LabelSchema, Pair
 
 WORDS = ["red", "shoes", "blue", "running", "shirt", "battery", "charger", "small", "large", "cotton", "leather"]
 RNG = np.random.default_rng(0)
@@ -51,23 +53,23 @@ def student(request):
 def test_answers_are_those_of_one_padded_batch_in_input_order(student):
     inputs = padded_inputs(student.model, TOKENIZER, PAIRS, SPEC)
     whole = student.model.apply(student.variables, **inputs)
-    told = []
-    found = predict(student, PAIRS, progress=told.append)
-    assert sum(told) == len(PAIRS)
-    np.testing.assert_allclose(found.logits, whole.logits, atol=2e-6)
-    np.testing.assert_allclose(found.verdict_logits, whole.verdict_logits, atol=2e-6)
-    if found.token_logits is not None:
-        valid = inputs["valid"][:, : found.token_logits.shape[1]]
+    progress = []
+    result = predict(student, PAIRS, progress=progress.append)
+    assert sum(progress) == len(PAIRS)
+    np.testing.assert_allclose(result.logits, whole.logits, atol=2e-6)
+    np.testing.assert_allclose(result.verdict_logits, whole.verdict_logits, atol=2e-6)
+    if result.token_logits is not None:
+        valid = inputs["valid"][:, : result.token_logits.shape[1]]
         whole = np.asarray(whole.token_logits)[:, : valid.shape[1]]
-        np.testing.assert_allclose(np.where(valid[..., None], found.token_logits - whole, 0), 0, atol=2e-6)
+        np.testing.assert_allclose(np.where(valid[..., None], result.token_logits - whole, 0), 0, atol=2e-6)
 
 
 def test_texts_and_arrays_are_taken_too(student):
-    found = predict(student, PAIRS).logits
+    result = predict(student, PAIRS).logits
     texts = predict(student, [(pair.query, pair.item.title) for pair in PAIRS]).logits
     arrays = predict(student, padded_inputs(student.model, TOKENIZER, PAIRS, SPEC)).logits
-    np.testing.assert_array_equal(found, texts)
-    np.testing.assert_array_equal(found, arrays)
+    np.testing.assert_array_equal(result, texts)
+    np.testing.assert_array_equal(result, arrays)
 
 
 def test_embeddings_are_those_of_the_pairs(student):
@@ -75,15 +77,15 @@ def test_embeddings_are_those_of_the_pairs(student):
         with pytest.raises(ValueError, match="a cross-encoder has no embeddings"):
             embed(student, ["red"], "query")
         return
-    found = predict(student, PAIRS)
+    result = predict(student, PAIRS)
     queries = embed(student, [pair.query for pair in PAIRS], "query")
     items = embed(student, [pair.item for pair in PAIRS[:7]], "item")
     width = queries.shape[1]
     np.testing.assert_allclose(
-        queries, found.query_embedding[:, :width] if queries.ndim == 3 else found.query_embedding
+        queries, result.query_embedding[:, :width] if queries.ndim == 3 else result.query_embedding
     )
     width = items.shape[1]
-    expected = found.item_embedding[:7]
+    expected = result.item_embedding[:7]
     np.testing.assert_allclose(items, expected[:, :width] if items.ndim == 3 else expected, atol=1e-6)
     with pytest.raises(ValueError, match="side must be query or item, got 'title'"):
         embed(student, ["red"], "title")
@@ -138,10 +140,29 @@ def test_a_rationale_embedding_is_the_mean_of_its_tokens():
     model, texts = Encoder(CONFIG), ["red shoes", "", "small battery charger"]
     ids = np.zeros((1, 4), np.int32)
     params = jax.jit(lambda rng: nn.unbox(model.init(rng, ids, ids, ids == 0)))(jax.random.key(0))["params"]
-    found = embed_rationales(CONFIG, params, TOKENIZER, texts, 32)
-    assert np.isnan(found[1]).all()
+    result = embed_rationales(CONFIG, params, TOKENIZER, texts, 32)
+    assert np.isnan(result[1]).all()
     row = np.array(
         [[TOKENIZER.cls_token_id, *TOKENIZER(texts[2], add_special_tokens=False)["input_ids"], TOKENIZER.sep_token_id]]
     )
     hidden = model.apply({"params": params}, row, np.zeros_like(row), np.ones_like(row, bool))
-    np.testing.assert_allclose(found[2], hidden[0].mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(result[2], hidden[0].mean(axis=0), atol=1e-5)
+
+
+def test_a_student_gives_scores_verdicts_and_evidence(student):
+    gains, names = (1.0, 0.5, 0.1, 0.0), ("category", "brand", "color")
+    schema = LabelSchema(("Exact", "Substitute", "Complement", "Irrelevant"), gains, ("Exact",))
+    ready = dataclasses.replace(student, schema=schema, dimensions=names, has_verdicts=True, has_evidence=True)
+    predictions = ready.predict(PAIRS)
+    np.testing.assert_allclose(predictions.scores, predictions.label_probs @ np.array(gains))
+    np.testing.assert_allclose(predictions.label_probs.sum(axis=1), 1.0)
+    assert predictions.verdict_probs.shape == (len(PAIRS), len(names), len(VERDICTS))
+    assert all(set(row) <= set(VERDICTS) for row in predictions.verdicts)
+    if predictions.outputs.token_logits is None:
+        assert predictions.evidence is None
+    else:
+        texts = [{"query": pair.query, **dict(pair.item.texts(("title",)))} for pair in PAIRS]
+        for spans, sources in zip(predictions.evidence, texts):
+            assert all(0 <= span.start < span.end <= len(sources[span.source]) for span in spans)
+    untrained = dataclasses.replace(ready, has_verdicts=False, has_evidence=False).predict(PAIRS)
+    assert (untrained.verdicts, untrained.evidence) == (None, None)

@@ -38,7 +38,7 @@ class PairTable(Sequence[Pair]):
     def __init__(self, path: str | os.PathLike, rows: np.ndarray | None = None, held_groups: int = 4):
         self.path = Path(path)
         self._held_groups = held_groups
-        self._held: OrderedDict[int, pa.Table] = OrderedDict()
+        self._cached_groups: OrderedDict[int, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
         try:
             self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
@@ -93,12 +93,12 @@ class PairTable(Sequence[Pair]):
 
     def _group(self, group: int) -> pa.Table:
         with self._lock:
-            if group not in self._held:
-                self._held[group] = self._read(group)
-                if len(self._held) > self._held_groups:
-                    self._held.popitem(last=False)
-            self._held.move_to_end(group)
-            return self._held[group]
+            if group not in self._cached_groups:
+                self._cached_groups[group] = self._read(group)
+                if len(self._cached_groups) > self._held_groups:
+                    self._cached_groups.popitem(last=False)
+            self._cached_groups.move_to_end(group)
+            return self._cached_groups[group]
 
     def _read(self, group: int) -> pa.Table:
         try:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from jax_rele.config import DataConfig
 from jax_rele.data.rows import Quarantined, RowError, check_columns, check_mapping, parse_row
-from jax_rele.data.sources import hugging_face
-from jax_rele.data.sources import tfds as prepared
+from jax_rele.data.sources import hugging_face, tfds
 from jax_rele.data.sources.files import SourceFile, find_files, fingerprint
 from jax_rele.data.sources.readers import Row, check_encoding, read_file
 from jax_rele.errors import UserError
@@ -67,9 +66,9 @@ def open_shards(data: DataConfig, cache: Path) -> list[Shard]:
 
         return [Shard(data.path, lambda: _counted(benchmarks.rows(name, data.manual_dir, cache)))]
     if kind == "tfds":
-        splits = prepared.load(name)
+        splits = tfds.load(name)
         return [
-            Shard(f"{data.path} {split}", partial(prepared.rows, part, f"{data.path} {split}"), True, _split(split))
+            Shard(f"{data.path} {split}", partial(tfds.rows, part, f"{data.path} {split}"), True, _split(split))
             for split, part in splits.items()
         ]
     check_encoding(data.encoding)
@@ -89,7 +88,7 @@ def source_hash(data: DataConfig) -> str:
 
         return benchmarks.content_hash(name, data.manual_dir)
     if kind == "tfds":
-        return prepared.version(name)
+        return tfds.version(name)
     return fingerprint(_files(data.path))
 
 
@@ -115,7 +114,7 @@ def parse_shards(
         label_map = {code: name for code, name in _SAMPLE_LABELS.items() if name in label_names} | label_map
     check_mapping(fields, label_map, label_names)
     n_good, n_bad, first_bad, columns = 0, 0, None, {}
-    for place, shard in enumerate(shards):
+    for shard_index, shard in enumerate(shards):
         checked = not shard.uniform
         for number, row, raw in shard.rows():
             try:
@@ -140,12 +139,12 @@ def parse_shards(
                 n_bad += 1
                 bad = Quarantined(shard.name, number, str(error), raw_text(raw))
                 first_bad = first_bad or bad
-                yield place, number, bad, raw
+                yield shard_index, number, bad, raw
             else:
                 n_good += 1
                 if shard.split and pair.split is None and not for_prediction:
                     pair = replace(pair, split=shard.split)
-                yield place, number, pair, raw
+                yield shard_index, number, pair, raw
     if not n_good:
         _refuse(
             data.path,
@@ -205,15 +204,15 @@ def read_pairs(
         require_label=require_label,
         for_prediction=for_prediction,
     )
-    for place, number, pair, raw in parsed:
+    for shard_index, number, pair, raw in parsed:
         if isinstance(pair, Quarantined):
             bad.append(pair)
         elif pair.pair_id in first_seen and not for_prediction:
-            source, (where, first) = shards[place].name, first_seen[pair.pair_id]
+            source, (where, first) = shards[shard_index].name, first_seen[pair.pair_id]
             reason = f"duplicate pair_id, first seen at {'' if where == source else f'{where} '}row {first}"
             bad.append(Quarantined(source, number, reason, raw_text(raw)))
         else:
-            first_seen[pair.pair_id] = (shards[place].name, number)
+            first_seen[pair.pair_id] = (shards[shard_index].name, number)
             pairs.append(pair)
     return pairs, bad
 

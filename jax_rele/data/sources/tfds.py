@@ -45,18 +45,18 @@ def rows(source: Any, name: str) -> Iterator[Row]:
       UserError: the files are damaged.
     """
     features = source.dataset_info.features
-    for place in range(len(source)):
+    for index in range(len(source)):
         try:
-            example = source[place]
+            example = source[index]
         except Exception as error:
             raise UserError(
-                f"{name}: example {place + 1} cannot be read ({one_line(error)}); prepare the data set again"
+                f"{name}: example {index + 1} cannot be read ({one_line(error)}); prepare the data set again"
             ) from error
         try:
             row: Mapping | RowError = _plain(example, features)
         except UnicodeDecodeError as error:
             row = RowError(f"not valid UTF-8: {one_line(error)}")
-        yield place + 1, row, row
+        yield index + 1, row, row
 
 
 def version(name: str, data_dir: str | None = None) -> str:

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer, XLMRobertaTokenizer
 
-from jax_rele.data.tokens.student_inputs import cross_rows, encode_cross, encode_evidence, encode_towers, tower_rows
+from jax_rele.data.tokens.student_inputs import (
+    cross_rows,
+    encode_cross,
+    encode_evidence,
+    encode_towers,
+    tower_rows,
+)
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.types import Item, Pair, Span
 
@@ -215,6 +221,10 @@ def test_evidence_stands_at_the_tokens_of_its_words(tokenizer):
     found = encode_evidence(tokenizer, pairs, evidence, DIMENSIONS, FIELDS, 16, 60)
     tags, mask = found["evidence_tags"], found["evidence_tags_mask"]
     assert tags.shape == mask.shape == cross["tokens"].shape
+    # The spans that the tags decode to have the same tags.
+    decoded = decode_evidence(tokenizer, pairs, tags, DIMENSIONS, FIELDS, 16, 60)
+    again = encode_evidence(tokenizer, pairs, decoded, DIMENSIONS, FIELDS, 16, 60)
+    np.testing.assert_array_equal(again["evidence_tags"], tags)
 
     def words(tag, kind):
         chosen = (tags[0] == tag) & (cross["token_types"][0] == kind)

@@ -34,7 +34,7 @@ EXAMPLES, PRODUCTS, SOURCES = (
 )
 _URL = "https://github.com/amazon-science/esci-data/raw/main/shopping_queries_dataset"
 
-JUDGEMENTS = {
+JUDGEMENT_COUNTS = {
     "small_version": {"us": (419_653, 181_701), "es": (152_891, 65_883), "jp": (209_094, 88_789)},
     "large_version": {"us": (1_393_063, 425_762), "es": (263_063, 93_347), "jp": (327_146, 118_907)},
 }
@@ -118,27 +118,27 @@ class Esci(Benchmark):
         examples = examples.filter(pc.fill_null(pc.equal(examples["version"], 1), False))
         locales = LOCALES if locale == "all" else (locale,)
         parts = {
-            (split, place): examples.filter(
-                pc.and_(pc.equal(examples["split"], split), pc.equal(examples["product_locale"], place))
+            (split, locale_): examples.filter(
+                pc.and_(pc.equal(examples["split"], split), pc.equal(examples["product_locale"], locale_))
             )
             for split in SPLITS
-            for place in locales
+            for locale_ in locales
         }
         if not any(part.num_rows for part in parts.values()):
             raise UserError(f"{paths[EXAMPLES]}: no judgement of {self.name}/{self.builder_config.name} in it")
         if official[EXAMPLES]:
-            for (split, place), part in parts.items():
-                expected = JUDGEMENTS[TASKS[task]][place][SPLITS.index(split)]
+            for (split, locale_), part in parts.items():
+                expected = JUDGEMENT_COUNTS[TASKS[task]][locale_][SPLITS.index(split)]
                 if part.num_rows != expected:
                     raise UserError(
-                        f"{paths[EXAMPLES]}: {part.num_rows} judgements of {task}, {place}, {split}; the official file "
-                        f"has {expected}"
+                        f"{paths[EXAMPLES]}: {part.num_rows} judgements of {task}, {locale_}, {split}; the official "
+                        f"file has {expected}"
                     )
         catalogue = _Catalogue(
             self.official(PRODUCTS),
             paths[PRODUCTS],
             official[PRODUCTS],
-            {place: pa.chunked_array([*_chunks(parts, place)], pa.string()) for place in locales},
+            {locale_: pa.chunked_array([*_chunks(parts, locale_)], pa.string()) for locale_ in locales},
         )
         sources = self._sources(paths[SOURCES], official[SOURCES])
         self.info.metadata.update(
@@ -146,9 +146,9 @@ class Esci(Benchmark):
         )
         return {
             split: [
-                partial(self._rows, part.slice(start, SHARD_ROWS), place, catalogue, sources)
-                for place in locales
-                for part in (parts[split, place],)
+                partial(self._rows, part.slice(start, SHARD_ROWS), locale_, catalogue, sources)
+                for locale_ in locales
+                for part in (parts[split, locale_],)
                 for start in range(0, part.num_rows, SHARD_ROWS)
             ]
             for split in SPLITS
@@ -236,8 +236,8 @@ class _Catalogue:
         with reading(self._path), pq.ParquetFile(self._path) as table:
             for batch in table.iter_batches(batch_size=16_384, columns=list(self._file.columns)):
                 ids = pc.cast(batch["product_id"], pa.string())
-                kept = pc.and_(pc.equal(batch["product_locale"], locale), pc.is_in(ids, value_set=needed))
-                rows = batch.filter(pc.fill_null(kept, False))
+                selected = pc.and_(pc.equal(batch["product_locale"], locale), pc.is_in(ids, value_set=needed))
+                rows = batch.filter(pc.fill_null(selected, False))
                 for name, arrays in batches.items():
                     arrays.append(pc.cast(rows[name], pa.string()))
         columns = {name: pa.chunked_array(arrays, pa.string()) for name, arrays in batches.items()}
@@ -245,6 +245,6 @@ class _Catalogue:
 
 
 def _chunks(parts: Mapping[tuple[str, str], pa.Table], locale: str) -> Iterator[pa.Array]:
-    for (_, place), part in parts.items():
-        if place == locale:
+    for (_, locale_), part in parts.items():
+        if locale_ == locale:
             yield from part["product_id"].chunks

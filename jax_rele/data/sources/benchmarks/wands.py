@@ -154,8 +154,8 @@ def split_of(query: str) -> str:
     queries has the split.
     """
     digest = hashlib.sha256(normalise_query(query).encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    return "train" if place < 0.6 else "validation" if place < 0.8 else "test"
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    return "train" if position < 0.6 else "validation" if position < 0.8 else "test"
 
 
 def attributes(features: str, hierarchy: str = "") -> dict[str, str | list[str]]:
@@ -178,7 +178,7 @@ def attributes(features: str, hierarchy: str = "") -> dict[str, str | list[str]]
         values[f"category_level_{number}"] = [level]
     if levels:
         values["category_hierarchy"] = [" / ".join(levels)]
-    return {name: found if len(found) > 1 else found[0] for name, found in values.items() if found}
+    return {name: texts if len(texts) > 1 else texts[0] for name, texts in values.items() if texts}
 
 
 def _item(product: Mapping[str, str | None]) -> dict[str, Any]:
