@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, 
 
 from jax_rele.data.tokens.student_inputs import (
     cross_rows,
+    decode_evidence,
     encode_cross,
     encode_evidence,
     encode_towers,
