@@ -237,15 +237,15 @@ def _score(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Step:
 
 
 def _generate(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) -> Step:
-    count, program = config.score.batch_size, _program(config, model)
-    length = -(-(bucket(config.teacher.prompt_length) + program.longest) // 16) * 16
-    width = min(program.longest_run, max(1, STEP_TOKENS.get(kind, 128) // count))
+    count, template = config.score.batch_size, _decoding_template(config, model)
+    length = -(-(bucket(config.teacher.prompt_length) + template.longest) // 16) * 16
+    width = min(template.max_pending, max(1, STEP_TOKENS.get(kind, 128) // count))
     variables = _variables(config, model, mesh)
     with use(mesh):
         slots = jax.eval_shape(
-            partial(new_slots.__wrapped__, model, rows=count, length=length, run=program.longest_run),
+            partial(new_slots.__wrapped__, model, rows=count, length=length, max_pending=template.max_pending),
             variables,
-            program,
+            template,
         )
     slots = dataclasses.replace(
         jax.tree.map(
@@ -253,7 +253,7 @@ def _generate(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str
         ),
         cache=_cache(model, mesh, count, length),
     )
-    arguments, options = (variables, program, slots, np.int32(0)), {"width": width, **Sampling().arguments}
+    arguments, options = (variables, template, slots, np.int32(0)), {"width": width, **Sampling().arguments}
 
     def lower():
         with use(mesh):
@@ -266,19 +266,19 @@ def _generate(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str
     return Step("generate", shape, count * width, held, {"": lower}, operations, operations)
 
 
-def _program(config: Config, model: Decoder) -> DecodingTemplate:
-    """A program of the size of the config's template."""
+def _decoding_template(config: Config, model: Decoder) -> DecodingTemplate:
+    """A decoding template of the size of the config's."""
     free = [s for s in grammar.template(config.rationale.dimensions, config.teacher.order) if s.kind != "label"]
     slots = [segment for segment in free if segment.kind != "fixed"]
     longest = max(_length(config, segment) for segment in free if segment.kind == "fixed")
     return DecodingTemplate(
-        lead=(0,) * longest,
+        prefix=(0,) * longest,
         value_length=config.teacher.value_length,
         is_choice=np.array([segment.kind == "verdict" for segment in slots]),
-        tails=np.zeros((len(slots), longest), np.int32),
-        tail_lengths=np.full(len(slots), longest, np.int32),
-        words=np.zeros((len(VERDICTS), 2), np.int32),
-        word_lengths=np.full(len(VERDICTS), 2, np.int32),
+        forced_suffixes=np.zeros((len(slots), longest), np.int32),
+        suffix_lengths=np.full(len(slots), longest, np.int32),
+        verbalizers=np.zeros((len(VERDICTS), 2), np.int32),
+        verbalizer_lengths=np.full(len(VERDICTS), 2, np.int32),
         value_tokens=np.ones(model.config.vocab_size, bool),
     )
 

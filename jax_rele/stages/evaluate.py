@@ -18,7 +18,7 @@ from jax_rele.evaluation import BASELINES, Example, build_metrics, table, verdic
 from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence, grammar
 from jax_rele.runs import artefacts
 from jax_rele.runs.load import load_student, load_teacher
-from jax_rele.teacher import Judgements
+from jax_rele.teacher import TeacherPredictions
 from jax_rele.types import VERDICTS, Pair
 
 SHOWN = 3
@@ -39,7 +39,7 @@ class Measured:
     metrics: dict[str, Any]
     baselines: dict[str, np.ndarray]
     models: dict[str, np.ndarray]
-    judged: Judgements
+    judged: TeacherPredictions
     verdicts: dict[str, np.ndarray]
 
 
@@ -125,7 +125,7 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
 
 def judge_splits(
     config: Config, run_dir: Path, pairs: list[Pair], validation: list[Pair], *, explain: bool = True
-) -> tuple[Judgements, tuple[np.ndarray, np.ndarray] | None]:
+) -> tuple[TeacherPredictions, tuple[np.ndarray, np.ndarray] | None]:
     """The teacher's predictions for the evaluated pairs, from its model or from external signals.
 
     Returns:
@@ -147,7 +147,7 @@ def judge_splits(
     return judged, (judged.label_probs, judged_validation.label_probs)
 
 
-def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> Judgements:
+def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> TeacherPredictions:
     """External signals of held-out pairs; NaN distributions and no text where there are none."""
     labels, dimensions = config.labels.names, config.rationale.dimensions
     probs = np.full((len(pairs), len(labels)), np.nan)
@@ -162,7 +162,7 @@ def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> Judgements:
         rationale = read_rationale(signals.rationales[at], dimensions, labels)
         if isinstance(rationale, ParseFailure) or rationale.comparisons:
             texts[row], rationales[row] = signals.rationales[at], rationale
-    return Judgements(
+    return TeacherPredictions(
         label_probs=probs,
         verdict_probs=verdicts,
         texts=tuple(texts),
@@ -173,7 +173,9 @@ def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> Judgements:
     )
 
 
-def rationale_figures(config: Config, train: list[Pair], pairs: list[Pair], judged: Judgements) -> dict[str, Any]:
+def rationale_figures(
+    config: Config, train: list[Pair], pairs: list[Pair], judged: TeacherPredictions
+) -> dict[str, Any]:
     """How many of the teacher's rationales parse, and how often their verdicts agree with the rule annotator's.
 
     Agreement stands beside that of always giving the annotator's most frequent verdict on the dimension.
@@ -238,7 +240,7 @@ def _examples(config, pairs, judged, probs, verdicts) -> list[Example]:
     return examples
 
 
-def first_rationales(pairs: list[Pair], judged: Judgements) -> str:
+def first_rationales(pairs: list[Pair], judged: TeacherPredictions) -> str:
     """The first pairs as the teacher explains them, as Markdown: nobody chose them."""
     shown = [(pair, text) for pair, text in zip(pairs, judged.texts) if text][:SHOWN]
     if not shown:
@@ -256,7 +258,7 @@ def first_rationales(pairs: list[Pair], judged: Judgements) -> str:
     return f"\nThe teacher's rationales for the first {len(shown)} of the pairs:\n\n{text}\n"
 
 
-def _write_tables(directory: Path, pairs, schema, probs, judged: Judgements) -> None:
+def _write_tables(directory: Path, pairs, schema, probs, judged: TeacherPredictions) -> None:
     columns: dict[str, Any] = {"pair_id": [pair.pair_id for pair in pairs], "label": [pair.label for pair in pairs]}
     for name, distribution in probs.items():
         columns[name] = [[float(p) for p in row] for row in distribution]

@@ -141,15 +141,17 @@ def held_out(
     kind_weights = {"label": config.finetune.label_weight}
     validation_rows = language_rows(prompts, answers, tokenizer.pad_token_id, kind_weights=kind_weights)
     terms = {"loss": language_term(mesh)}
-    words = make_verbalizers(tokenizer, config.labels.names)
-    if words.scoring == "first_token":
+    verbalizers = make_verbalizers(tokenizer, config.labels.names)
+    if verbalizers.scoring == "first_token":
         starts = [len(prompt) + answer.kinds.index("label") for prompt, answer in zip(prompts, answers)]
         schema = config.labels.schema_
         validation_rows |= {
-            "label_positions": np.array(starts, np.int32) + len(words.common) - 1,
+            "label_positions": np.array(starts, np.int32) + len(verbalizers.common) - 1,
             "labels": np.array([schema.index(pair.label) for pair in pairs], np.int32),
         }
-        terms["label_accuracy"] = losses.term(label_hits, label_tokens=np.array([rest[0] for rest in words.rests]))
+        terms["label_accuracy"] = losses.term(
+            label_hits, label_tokens=np.array([rest[0] for rest in verbalizers.rests])
+        )
     optimization = config.finetune.optimization
     batch_size = optimization.batch_size // optimization.micro_batches
     return make_evaluate(model.apply, losses.combine(**terms), validation_rows, batch_size, mesh)

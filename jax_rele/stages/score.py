@@ -19,7 +19,7 @@ from jax_rele.errors import UserError
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
 from jax_rele.runs import artefacts, external_signals
-from jax_rele.teacher import Judgements, Teacher, check_verbalizers, judge
+from jax_rele.teacher import Teacher, TeacherPredictions, check_verbalizers, judge
 from jax_rele.training import distributed
 from jax_rele.types import Pair, Signals
 
@@ -83,7 +83,7 @@ def score_shards(
         write_signals(path, signals(teacher, part, judged), teacher.schema.names, teacher.dimensions)
 
 
-def signals(teacher: Teacher, pairs: list[Pair], judged: Judgements) -> Signals:
+def signals(teacher: Teacher, pairs: list[Pair], judged: TeacherPredictions) -> Signals:
     """What was judged of the pairs; a rationale that does not parse leaves no text and no evidence."""
     parsed = [None if isinstance(rationale, ParseFailure) else rationale for rationale in judged.rationales]
     return Signals(

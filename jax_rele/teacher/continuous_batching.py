@@ -1,4 +1,4 @@
-"""Continuous batching, on the host: prompts are prefilled in groups, and a waiting row takes over a finished row's slot."""
+"""Continuous batching: prompts are prefilled in groups, and waiting rows take over the slots of finished ones."""
 
 from __future__ import annotations
 

@@ -162,8 +162,8 @@ def judge(
       progress: called with the number of pairs after each batch.
 
     Raises:
-      UserError: labels or verdicts that the tokenizer does not distinguish, a context that is too short, or a batch that
-        does not divide over the devices.
+      UserError: labels or verdicts that the tokenizer does not distinguish, a context that is too short, or a batch
+        that does not divide over the devices.
     """
     return sample(teacher, pairs, 1, Sampling(), write=write, progress=progress)[0]
 

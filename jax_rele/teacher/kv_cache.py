@@ -104,7 +104,8 @@ def read(
       variables: `params`, and `lora` where adapters are used.
       cache: of Q rows and T positions.
       parents: [B] int, the row of the cache that each row continues; several may share one.
-      tokens: [B, S] int, padded on the right; cache entries of padding stay masked until the next tokens overwrite them.
+      tokens: [B, S] int, padded on the right; cache entries of padding stay masked until the next tokens overwrite
+        them.
       starts: [B] int, the position of each row's first token.
 
     Returns:

@@ -1,7 +1,7 @@
 """Label distributions of the teacher: the probability of each label's verbalizer after a row of tokens.
 
-Where the first tokens of the verbalizers differ, the softmax is over these tokens, otherwise over the log-probabilities of
-all tokens of each verbalizer. Logits of shape `[rows, length, vocabulary]` are never formed.
+Where the first tokens of the verbalizers differ, the softmax is over these tokens, otherwise over the
+log-probabilities of all tokens of each verbalizer. Logits of shape `[rows, length, vocabulary]` are never formed.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class DecodingTemplate:
     """D decisions, one per slot of a template, and the text that is forced around them.
 
     A value is decided token by token. From its second token on, the first token of the following text ends it, even
-    where that token may also occur in a value: in sentencepiece vocabularies both may begin with the same space token. A
-    verdict is one decision.
+    where that token may also occur in a value: in sentencepiece vocabularies both may begin with the same space token.
+    A verdict is one decision.
 
     Attributes:
       prefix: the tokens before the first decision.
@@ -83,8 +83,8 @@ def value_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> np.ndarray:
     """[size] bool: the tokens that may occur in a value.
 
     The delimiters are ASCII, and in UTF-8 no part of another character is an ASCII byte. Tokens without delimiters
-    therefore never form one when joined, even where a single token is not valid text. Added tokens (special tokens, marks
-    of tools and roles) and ids without a token are excluded.
+    therefore never form one when joined, even where a single token is not valid text. Added tokens (special tokens,
+    markers of tools and roles) and ids without a token are excluded.
     """
     allowed = np.zeros(size, bool)
     vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))

@@ -130,9 +130,9 @@ def sft(shape: Shape, device: str, base: Any, mesh: Any, remat: str) -> Iterator
 def scored(shape: Shape, model: Decoder, base: Any, share: bool, items: int) -> Iterator[Callable[[], np.ndarray]]:
     """Label distributions of all pairs; without `share` no row shares its prefix."""
     rows, queries = score_rows(shape, items)
-    words = Verbalizers((), tuple((token,) for token in LABELS))
+    verbalizers = Verbalizers((), tuple((token,) for token in LABELS))
     groups = queries if share else range(len(rows))
-    yield lambda: score(model, base, rows, words, FOLLOW, groups=groups, batch_size=shape.score_batch)
+    yield lambda: score(model, base, rows, verbalizers, FOLLOW, groups=groups, batch_size=shape.score_batch)
 
 
 @contextmanager
@@ -141,21 +141,21 @@ def plain(
 ) -> Iterator[Callable[[], list[list[int]]]]:
     """Free text, token by token, behind prompts of `length` tokens."""
     last = shape.vocab_size - 1
-    program = DecodingTemplate(
-        lead=(),
+    template = DecodingTemplate(
+        prefix=(),
         value_length=tokens,
         is_choice=np.array([False]),
-        tails=np.array([[last]], np.int32),
-        tail_lengths=np.array([1], np.int32),
-        words=np.zeros((1, 1), np.int32),
-        word_lengths=np.array([1], np.int32),
+        forced_suffixes=np.array([[last]], np.int32),
+        suffix_lengths=np.array([1], np.int32),
+        verbalizers=np.zeros((1, 1), np.int32),
+        verbalizer_lengths=np.array([1], np.int32),
         value_tokens=np.arange(shape.vocab_size) != last,
     )
     texts = prompts(shape, rows, length).tolist()
 
     def run():
         written, _ = generate(
-            model, base, program, [text[:-1] for text in texts], [[text[-1:]] for text in texts],
+            model, base, template, [text[:-1] for text in texts], [[text[-1:]] for text in texts],
             batch_size=shape.decode_batch, sampling=Sampling(),
         )  # fmt: skip
         return [list(samples[0].slots[0]) for samples in written]
@@ -176,15 +176,15 @@ def guided(
     example = "".join(segment.text or " match mismatch absent" for segment in segments)
     tokenizer = train_tokenizer(corpus + [example] * 20, min(shape.vocab_size, 8192))
     encoder = AnswerEncoder(tokenizer, "rationale_first", value_length)
-    program = compile_template(tokenizer, encoder, segments, shape.vocab_size)
+    template = compile_template(tokenizer, encoder, segments, shape.vocab_size)
     texts = prompts(shape, rows, length).tolist()
 
     def run():
         written, passes = generate(
-            model, base, program, texts, [[program.lead]] * rows, batch_size=shape.decode_batch, sampling=Sampling()
+            model, base, template, texts, [[template.prefix]] * rows, batch_size=shape.decode_batch, sampling=Sampling()
         )
         found = [samples[0] for samples in written]
-        emitted = sum(len(program.tokens(row.slots)) for row in found)
+        emitted = sum(len(template.tokens(row.slots)) for row in found)
         return emitted, sum(row.decided for row in found), passes
 
     yield run

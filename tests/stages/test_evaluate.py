@@ -4,13 +4,15 @@ import numpy as np
 
 from jax_rele.rationale import parse_output
 from jax_rele.stages.evaluate import SHOWN, first_rationales
-from jax_rele.teacher import Judgements
+from jax_rele.teacher import TeacherPredictions
 from jax_rele.types import Item, Pair
 
 
 def predictions(texts):
     results = tuple(parse_output(text, dimensions=("color",), labels=("Exact", "Irrelevant")) for text in texts)
-    return Judgements(np.ones((len(texts), 2)), np.ones((len(texts), 1, 3)), tuple(texts), results, "first_token", 0, 0)
+    return TeacherPredictions(
+        np.ones((len(texts), 2)), np.ones((len(texts), 1, 3)), tuple(texts), results, "first_token", 0, 0
+    )
 
 
 def test_the_first_pairs_are_shown_whoever_they_flatter():

@@ -150,8 +150,8 @@ def test_the_label_is_read_where_it_is_predicted(finished_prepare, monkeypatch, 
     monkeypatch.setattr(finetune, "make_evaluate", lambda apply, loss, rows, *_: seen.update(rows))
     finetune.held_out(settings, finished_prepare, model, tokenizer, make_mesh(settings.mesh))
     pairs = artefacts.load_pairs(finished_prepare, "validation")
-    words = make_verbalizers(tokenizer, settings.labels.names)
-    message = np.array([rest[0] for rest in words.rests])
+    verbalizers = make_verbalizers(tokenizer, settings.labels.names)
+    message = np.array([rest[0] for rest in verbalizers.rests])
     positions = seen["label_positions"]
     np.testing.assert_array_equal(seen["targets"][np.arange(len(pairs)), positions], message[seen["labels"]])
     assert [settings.labels.names[label] for label in seen["labels"]] == [pair.label for pair in pairs]
@@ -173,8 +173,8 @@ def test_labels_that_one_token_does_not_tell_have_no_accuracy(finished_prepare, 
 def test_label_hits_are_those_of_the_whole_vocabulary_cut_to_the_labels():
     rng = np.random.default_rng(0)
     hidden, embedding = rng.normal(size=(40, 5, 8)).astype(np.float32), rng.normal(size=(30, 8)).astype(np.float32)
-    positions, labels, words = rng.integers(0, 5, 40), rng.integers(0, 3, 40), np.array([7, 2, 29])
-    logits = (hidden @ embedding.T)[np.arange(40), positions][:, words]
-    hits = finetune.label_hits(hidden, embedding, positions, labels, words)
+    positions, labels, label_tokens = rng.integers(0, 5, 40), rng.integers(0, 3, 40), np.array([7, 2, 29])
+    logits = (hidden @ embedding.T)[np.arange(40), positions][:, label_tokens]
+    hits = finetune.label_hits(hidden, embedding, positions, labels, label_tokens)
     np.testing.assert_array_equal(hits, logits.argmax(-1) == labels)
     assert 0 < hits.sum() < 40

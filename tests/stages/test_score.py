@@ -13,7 +13,7 @@ from jax_rele.data import read_signals
 from jax_rele.errors import UserError
 from jax_rele.rationale import ParseFailure
 from jax_rele.stages import score
-from jax_rele.teacher import Judgements
+from jax_rele.teacher import TeacherPredictions
 from jax_rele.types import Comparison, Item, LabelSchema, Pair, Rationale
 
 SCHEMA = LabelSchema(("Exact", "Other"), (1.0, 0.0), ("Exact",))
@@ -44,7 +44,7 @@ def calls(monkeypatch):
         assert write
         progress(len(pairs))
         rationale = Rationale((Comparison("category", ("shoes",), ("shoes",), "match"),), "Exact")
-        return Judgements(
+        return TeacherPredictions(
             label_probs=np.tile(np.float32([0.75, 0.25]), (len(pairs), 1)),
             verdict_probs=np.tile(np.float32([1, 0, 0]), (len(pairs), 1, 1)),
             texts=("",) * len(pairs),

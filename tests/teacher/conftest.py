@@ -1,4 +1,4 @@
-"""A random decoder, tokenizers of the kinds that open models have, and pairs that try to be more than text."""
+"""A random decoder, tokenizers like those of open models, and pairs whose texts hold delimiters and special tokens."""
 
 import json
 from functools import partial
@@ -37,7 +37,7 @@ TEXTS = LINES * 10 + [grammar.prompt(pair, ("title",)) for pair in PAIRS]
 
 
 def byte_level(vocab_size=400):
-    """As of Qwen and Llama 3: no beginning, no padding, and marks of roles and tools among the added tokens."""
+    """As of Qwen and Llama 3: no beginning token, no padding, and markers of roles and tools among the added tokens."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -54,18 +54,18 @@ def sentencepiece(vocab_size=420):
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     space = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    # Training within words, as merges across spaces are none of a real vocabulary's.
+    # Train within words, since real vocabularies have no merges across spaces.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("▁+[^▁]*|[\n:]"), "isolated")
     tokenizer.normalizer = space
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=pieces, limit_alphabet=48, show_progress=False, max_token_length=12
     )
-    # Words without a space in front too, as in a real vocabulary.
+    # Include words without a leading space, as in a real vocabulary.
     tokenizer.train_from_iterator([*TEXTS, *[":".join([*VERDICTS, *SCHEMA.names])] * 200], trainer)
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in pieces[:3]]
     state["model"]["byte_fallback"], state["pre_tokenizer"] = True, None
-    # The first merge of the real ones.
+    # The first merge of real vocabularies.
     state["model"]["vocab"]["▁▁"] = len(state["model"]["vocab"])
     state["model"]["merges"].insert(0, ["▁", "▁"])
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(state))
@@ -81,19 +81,19 @@ TOKENIZERS = {"own": lambda: train_tokenizer(TEXTS, 400), "byte_level": byte_lev
 
 
 @pytest.fixture(scope="session")
-def made():
+def tokenizers_by_kind():
     """Name -> tokenizer."""
     return {name: make() for name, make in TOKENIZERS.items()}
 
 
 @pytest.fixture(scope="session")
-def tokenizer(made):
-    return made["own"]
+def tokenizer(tokenizers_by_kind):
+    return tokenizers_by_kind["own"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_compiles():
-    """The time of these tests is that of their compiles."""
+    """Disables compiler optimizations, since compilation dominates the time of these tests."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -101,7 +101,7 @@ def _quick_compiles():
 
 @pytest.fixture(scope="session")
 def teacher(tokenizer):
-    """A random decoder, opinionated enough that argmaxes have no near ties."""
+    """A random decoder, with weights large enough that argmaxes have no near ties."""
     # More rows of the embedding than any of the tokenizers has tokens, as open models have.
     model = Decoder(DecoderConfig(432, 2, 32, 4, 2, 8, 48))
     shapes = jax.eval_shape(lambda: nn.unbox(model.init(jax.random.key(0), np.zeros((1, 4), np.int32))))
@@ -128,7 +128,7 @@ def _apply(model, variables, tokens):
 
 
 class Naive:
-    """One pass over one row without a cache, on in float64; padding keeps it one compile."""
+    """One uncached pass over one row, then float64; padding keeps it to one compilation."""
 
     @staticmethod
     def hidden(model, variables, ids) -> np.ndarray:

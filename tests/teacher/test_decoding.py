@@ -1,4 +1,4 @@
-"""Decoding along a program: equal to decoding without a cache, whatever the slots, and as random as it says."""
+"""Guided decoding: equal to decoding without a cache, independent of the slots, with the stated distribution."""
 
 import jax
 import numpy as np
@@ -24,24 +24,24 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def program(teacher):
+def template(teacher):
     encoder = AnswerEncoder(teacher.tokenizer, "rationale_first", 4)
     segments = grammar.template(DIMENSIONS, "rationale_first")[:-2]
     return compile_template(teacher.tokenizer, encoder, segments, teacher.model.config.vocab_size)
 
 
 @pytest.fixture(scope="module")
-def write(teacher, program):
-    """(prompts, samples) -> what was written, and the forward passes."""
+def write(teacher, template):
+    """(prompts, samples) -> the generated texts, and the forward passes."""
 
-    def run(prompts, samples=1, sampling=GREEDY, batch_size=4, program=program, **options):
-        leads = [[program.lead] * samples for _ in prompts]
+    def run(prompts, samples=1, sampling=GREEDY, batch_size=4, template=template, **options):
+        prefixes = [[template.prefix] * samples for _ in prompts]
         return generate(
             teacher.model,
             teacher.variables,
-            program,
+            template,
             prompts,
-            leads,
+            prefixes,
             batch_size=batch_size,
             sampling=sampling,
             **options,
@@ -54,19 +54,19 @@ def slots_of(written):
     return [[one.slots for one in several] for several in written]
 
 
-def test_greedy_decoding_equals_decoding_without_a_cache(teacher, program, write, naive):
-    """Each token is the argmax of a full uncached pass among those that may stand there; probabilities likewise."""
+def test_greedy_decoding_equals_decoding_without_a_cache(teacher, template, write, naive):
+    """Each token is the argmax of a full uncached pass among the allowed tokens; probabilities likewise."""
     written, _ = write(PROMPTS)
-    values = np.flatnonzero(program.value_tokens)
-    first = program.words[:, 0]
+    values = np.flatnonzero(template.value_tokens)
+    first = template.verbalizers[:, 0]
     for prompt, (one,) in zip(PROMPTS, written):
-        logits = naive.logits(teacher.model, teacher.variables, [*prompt, *program.tokens(one.slots)])
-        place = len(prompt) + len(program.lead)
+        logits = naive.logits(teacher.model, teacher.variables, [*prompt, *template.tokens(one.slots)])
+        position = len(prompt) + len(template.prefix)
         decided = 0
-        for decision, (ids, is_choice) in enumerate(zip(one.slots, program.is_choice)):
-            end = program.tails[decision, 0]
+        for decision, (ids, is_choice) in enumerate(zip(one.slots, template.is_choice)):
+            end = template.forced_suffixes[decision, 0]
             if is_choice:
-                scores = logits[place - 1, first]
+                scores = logits[position - 1, first]
                 assert one.choices[decision] == scores.argmax()
                 np.testing.assert_allclose(one.probs[decision], naive.softmax(scores), atol=1e-5)
                 decided += 1
@@ -74,65 +74,65 @@ def test_greedy_decoding_equals_decoding_without_a_cache(teacher, program, write
                 assert 1 <= len(ids) <= 4
                 for number, token in enumerate(ids):
                     allowed = values if number == 0 else np.append(values, end)
-                    assert token == allowed[logits[place + number - 1, allowed].argmax()]
+                    assert token == allowed[logits[position + number - 1, allowed].argmax()]
                 if len(ids) < 4:
                     allowed = np.append(values, end)
-                    assert end == allowed[logits[place + len(ids) - 1, allowed].argmax()]
+                    assert end == allowed[logits[position + len(ids) - 1, allowed].argmax()]
                 decided += len(ids) + (len(ids) < 4)
-            place += len(ids) + program.tail_lengths[decision]
+            position += len(ids) + template.suffix_lengths[decision]
         assert one.decided == decided
 
 
-def test_what_is_drawn_does_not_depend_on_the_company(write):
-    together = slots_of(write(PROMPTS, 2, WARM)[0])
+def test_samples_do_not_depend_on_the_other_prompts(write):
+    batched = slots_of(write(PROMPTS, 2, WARM)[0])
     order = np.random.default_rng(0).permutation(len(PROMPTS))
     shuffled = slots_of(write([PROMPTS[row] for row in order], 2, WARM)[0])
-    assert shuffled == [together[row] for row in order]
-    assert slots_of(write(PROMPTS, 2, WARM, batch_size=16)[0]) == together
-    assert slots_of(write(PROMPTS[2:3], 4, WARM)[0])[0][:2] == together[2]
+    assert shuffled == [batched[row] for row in order]
+    assert slots_of(write(PROMPTS, 2, WARM, batch_size=16)[0]) == batched
+    assert slots_of(write(PROMPTS[2:3], 4, WARM)[0])[0][:2] == batched[2]
 
 
-def test_wide_steps_write_what_narrow_ones_write(write, program, monkeypatch):
-    written, passes = zip(*(_with_width(write, monkeypatch, width) for width in (1, 2, program.longest_run)))
+def test_the_step_width_does_not_change_the_text(write, template, monkeypatch):
+    written, passes = zip(*(_with_width(write, monkeypatch, width) for width in (1, 2, template.max_pending)))
     assert slots_of(written[0]) == slots_of(written[1]) == slots_of(written[2])
     assert passes[0] > passes[1] > passes[2]
 
 
 def _with_width(write, monkeypatch, width):
-    monkeypatch.setattr(engine, "step_width", lambda program, rows: width)
+    monkeypatch.setattr(engine, "step_width", lambda template, rows: width)
     return write(PROMPTS[:4])
 
 
-def test_forced_text_takes_no_step_of_its_own_and_decoding_stops_early(write, program, monkeypatch):
-    """Where a step reads whole runs, each pass is a decision of every row, and the last decision ends it."""
-    monkeypatch.setattr(engine, "step_width", lambda program, rows: program.longest_run)
-    assert len(program.lead) <= program.longest_run
+def test_forced_text_needs_no_pass_and_decoding_stops_after_the_last_decision(write, template, monkeypatch):
+    """With steps as wide as all pending tokens, each pass makes one decision in every row."""
+    monkeypatch.setattr(engine, "step_width", lambda template, rows: template.max_pending)
+    assert len(template.prefix) <= template.max_pending
     written, passes = write(PROMPTS[:4], batch_size=16)
     assert passes == max(one.decided for (one,) in written)
-    assert all(one.decided < len(program.tokens(one.slots)) for (one,) in written)
+    assert all(one.decided < len(template.tokens(one.slots)) for (one,) in written)
 
 
-def test_a_finished_row_gives_its_slot_to_the_next(teacher, program, monkeypatch):
-    """No more passes than when every slot is at work until the last row begins (Graham's bound for lists)."""
-    width = program.longest_run
-    monkeypatch.setattr(engine, "step_width", lambda program, rows: width)
-    # One sample in three has much to read before it decides.
-    leads = [[(7,) * 30 * width + program.lead, program.lead, program.lead]] * len(PROMPTS)
+def test_a_waiting_row_takes_over_the_slot_of_a_finished_one(teacher, template, monkeypatch):
+    """The passes stay within Graham's bound for list scheduling: no slot idles until the last row begins."""
+    width = template.max_pending
+    monkeypatch.setattr(engine, "step_width", lambda template, rows: width)
+    # One sample in three has a long prefix.
+    prefixes = [[(7,) * 30 * width + template.prefix, template.prefix, template.prefix]] * len(PROMPTS)
     done = []
     written, passes = generate(
         teacher.model,
         teacher.variables,
-        program,
+        template,
         PROMPTS,
-        leads,
+        prefixes,
         batch_size=4,
         sampling=GREEDY,
         progress=done.append,
     )
     works = [
-        one.decided - 1 + -(-len(lead) // width)
-        for several, own in zip(written, leads)
-        for one, lead in zip(several, own)
+        one.decided - 1 + -(-len(prefix) // width)
+        for several, own in zip(written, prefixes)
+        for one, prefix in zip(several, own)
     ]
     assert sum(works) / 4 <= passes <= sum(works) / 4 + max(works)
     in_turns = sum(max(works[start : start + 4]) for start in range(0, len(works), 4))
@@ -140,7 +140,7 @@ def test_a_finished_row_gives_its_slot_to_the_next(teacher, program, monkeypatch
     assert sum(done) == len(works)
 
 
-def test_samples_share_the_reading_of_their_prompt(write, monkeypatch):
+def test_samples_share_the_prefill_of_their_prompt(write, monkeypatch):
     rows = []
     prefill = engine.prefill
     monkeypatch.setattr(engine, "prefill", lambda *args: rows.append(np.asarray(args[4])) or prefill(*args))
@@ -155,24 +155,24 @@ def test_fewer_samples_are_the_first_of_more(write):
     assert [several[:2] for several in more] == fewer
 
 
-def test_another_seed_draws_others(write):
+def test_another_seed_draws_other_samples(write):
     assert slots_of(write(PROMPTS, 1, WARM)[0]) != slots_of(write(PROMPTS, 1, Sampling(1.0, 0.9, 4))[0])
 
 
-def test_leads_of_samples_may_differ(teacher, program, write, naive):
-    """As where the label that stands before the comparisons was drawn for each sample."""
-    leads = [[(7, 8, *program.lead), (11, *program.lead)]]
-    assert len(leads[0][0]) <= program.longest_run
+def test_prefixes_of_samples_may_differ(teacher, template, write, naive):
+    """For example, the label before the comparisons is drawn for each sample."""
+    prefixes = [[(7, 8, *template.prefix), (11, *template.prefix)]]
+    assert len(prefixes[0][0]) <= template.max_pending
     (several,), _ = generate(
-        teacher.model, teacher.variables, program, PROMPTS[2:3], leads, batch_size=4, sampling=GREEDY
+        teacher.model, teacher.variables, template, PROMPTS[2:3], prefixes, batch_size=4, sampling=GREEDY
     )
-    values = np.flatnonzero(program.value_tokens)
-    for one, lead in zip(several, leads[0]):
-        scores = naive.logits(teacher.model, teacher.variables, [*PROMPTS[2], *lead])[-1]
+    values = np.flatnonzero(template.value_tokens)
+    for one, prefix in zip(several, prefixes[0]):
+        scores = naive.logits(teacher.model, teacher.variables, [*PROMPTS[2], *prefix])[-1]
         assert one.slots[0][0] == values[scores[values].argmax()]
 
 
-def test_what_all_prompts_begin_with_is_read_once(teacher, program, write, naive, monkeypatch):
+def test_the_common_prefix_of_prompts_is_read_once(teacher, template, write, naive, monkeypatch):
     begin = list(range(10, 34))
     prompts = [begin + prompt[:8] for prompt in PROMPTS]
     read = []
@@ -180,9 +180,9 @@ def test_what_all_prompts_begin_with_is_read_once(teacher, program, write, naive
     monkeypatch.setattr(engine, "base_cache", lambda *args: read.append(args[2]) or base_cache(*args))
     written, _ = write(prompts)
     assert read == [tuple(begin)]
-    values = np.flatnonzero(program.value_tokens)
+    values = np.flatnonzero(template.value_tokens)
     for prompt, (one,) in zip(prompts, written):
-        scores = naive.logits(teacher.model, teacher.variables, [*prompt, *program.lead])[-1]
+        scores = naive.logits(teacher.model, teacher.variables, [*prompt, *template.prefix])[-1]
         assert one.slots[0][0] == values[scores[values].argmax()]
 
 
@@ -190,8 +190,8 @@ def test_one_compile_for_decoding_and_one_per_length_of_prompts(write):
     write(PROMPTS)
     write(PROMPTS, sampling=WARM)
     decoded, inserted = decode._cache_size(), insert._cache_size()
-    together = slots_of(write(PROMPTS, batch_size=8)[0])
-    assert together == slots_of(write(PROMPTS)[0])
+    batched = slots_of(write(PROMPTS, batch_size=8)[0])
+    assert batched == slots_of(write(PROMPTS)[0])
     assert decode._cache_size() == decoded + 1
     assert insert._cache_size() == inserted + 1
     write(PROMPTS[::-1], batch_size=8)
@@ -201,7 +201,7 @@ def test_one_compile_for_decoding_and_one_per_length_of_prompts(write):
     assert (decode._cache_size(), insert._cache_size()) == (decoded + 1, inserted + 1)
 
 
-def test_nothing_to_write(write):
+def test_no_prompts_give_no_texts(write):
     assert write([]) == ([], 0)
 
 
@@ -210,7 +210,7 @@ def test_a_verdict_is_drawn_as_often_as_it_is_likely(teacher, write):
     encoder = AnswerEncoder(teacher.tokenizer, "rationale_first", 4)
     segments = [Segment("fixed", "brand:"), Segment("verdict", "")]
     verdict = compile_template(teacher.tokenizer, encoder, segments, teacher.model.config.vocab_size)
-    ((*several,),), _ = write(PROMPTS[2:3], 600, Sampling(temperature=8.0, seed=5), batch_size=64, program=verdict)
+    ((*several,),), _ = write(PROMPTS[2:3], 600, Sampling(temperature=8.0, seed=5), batch_size=64, template=verdict)
     logits = np.log(several[0].probs[0].astype(np.float64)) / 8.0
     expected = np.exp(logits) / np.exp(logits).sum()
     counts = np.bincount([one.choices[0] for one in several], minlength=3)
@@ -223,8 +223,8 @@ LOGITS = st.lists(st.integers(-20, 20).map(lambda quarters: quarters / 4), min_s
 
 
 @given(LOGITS, st.floats(0.01, 1.0))
-def test_the_nucleus_is_the_smallest_likely_set(logits, top_p):
-    """Against a loop over the tokens from the most likely on."""
+def test_the_nucleus_is_the_smallest_set_of_likely_tokens(logits, top_p):
+    """Against a loop over the tokens in order of probability."""
     probs = np.exp(np.array(logits, np.float64)) / np.exp(np.array(logits, np.float64)).sum()
     expected, total = set(), 0.0
     for token in np.argsort(-np.array(logits), kind="stable"):
@@ -234,9 +234,9 @@ def test_the_nucleus_is_the_smallest_likely_set(logits, top_p):
         total += probs[token]
     padded = np.full(12, -1e30, np.float32)
     padded[: len(logits)] = logits
-    found = set(np.flatnonzero(np.asarray(nucleus(padded, top_p))).tolist())
-    # Sums in float32 may fall on either side of top_p where they meet it.
-    assert found == expected or abs(sum(probs[list(found & expected)]) - top_p) < 1e-5
+    selected = set(np.flatnonzero(np.asarray(nucleus(padded, top_p))).tolist())
+    # Sums in float32 may fall on either side of top_p where they are equal to it.
+    assert selected == expected or abs(sum(probs[list(selected & expected)]) - top_p) < 1e-5
 
 
 def test_draws_follow_temperature_and_nucleus():
@@ -244,7 +244,7 @@ def test_draws_follow_temperature_and_nucleus():
     rows = 4000
     drawn = draw(
         np.tile(logits, (rows, 1)),
-        # Each of the three numbers matters: with one left out, draws would repeat and be too far from the mean.
+        # If one of the three numbers were ignored, draws would repeat and deviate from the expected counts.
         np.stack([np.arange(rows) // 256, np.arange(rows) // 16 % 16], axis=1).astype(np.uint32),
         (np.arange(rows) % 16).astype(np.int32),
         **Sampling(temperature=2.0, top_p=0.8, seed=1).arguments,
@@ -258,7 +258,7 @@ def test_draws_follow_temperature_and_nucleus():
     assert chisquare(counts[:4], rows * expected).pvalue > 0.01
 
 
-def test_prompts_of_one_length_have_random_numbers_of_their_own():
+def test_prompts_of_equal_length_have_different_keys():
     assert len({engine.row_key(prompt, 0) for prompt in ([1, 2], [2, 1], [1, 3])}) == 3
 
 

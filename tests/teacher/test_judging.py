@@ -1,4 +1,4 @@
-"""The teacher on random weights: whatever they are, rationales come out, and scores are what a naive pass gives."""
+"""A teacher of random weights: its rationales parse, and its scores equal those of an uncached pass."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ COLLIDING = LabelSchema(("Exact", "Exact match", "Irrelevant"), (1.0, 0.5, 0.0),
 
 @pytest.fixture(scope="module")
 def judged(teacher, pairs):
-    """Order -> judgements; their progress counts every pair once."""
+    """Order -> predictions; their progress counts every pair once."""
     results = {}
     for order in grammar.ORDERS:
         done = []
@@ -35,24 +35,24 @@ def judged(teacher, pairs):
 
 @pytest.mark.parametrize("order", ["label_first", "rationale_first"])
 def test_any_weights_write_rationales_that_parse(teacher, judged, order):
-    for text, found in zip(judged[order].texts, judged[order].rationales):
-        assert not isinstance(found, ParseFailure), (text, found)
-        assert [comparison.dimension for comparison in found.comparisons] == list(teacher.dimensions)
-        assert parse(render(found, order)) == found
+    for text, rationale in zip(judged[order].texts, judged[order].rationales):
+        assert not isinstance(rationale, ParseFailure), (text, rationale)
+        assert [comparison.dimension for comparison in rationale.comparisons] == list(teacher.dimensions)
+        assert parse(render(rationale, order)) == rationale
     np.testing.assert_allclose(judged[order].label_probs.sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(judged[order].verdict_probs.sum(-1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", ["label_first", "rationale_first"])
-def test_what_was_written_is_what_scores_highest(teacher, judged, order):
-    for row, found in enumerate(judged[order].rationales):
-        assert teacher.schema.names[judged[order].label_probs[row].argmax()] == found.label
-        chosen = [VERDICTS[place] for place in judged[order].verdict_probs[row].argmax(-1)]
-        assert chosen == [comparison.verdict for comparison in found.comparisons]
+def test_the_text_has_the_most_likely_label_and_verdicts(teacher, judged, order):
+    for row, rationale in enumerate(judged[order].rationales):
+        assert teacher.schema.names[judged[order].label_probs[row].argmax()] == rationale.label
+        chosen = [VERDICTS[index] for index in judged[order].verdict_probs[row].argmax(-1)]
+        assert chosen == [comparison.verdict for comparison in rationale.comparisons]
 
 
-def test_the_label_score_is_the_softmax_at_the_label_place(teacher, pairs, judged, naive):
-    """Against logits over the whole vocabulary, made without any of the package's inference."""
+def test_the_label_score_is_the_softmax_at_the_label_position(teacher, pairs, judged, naive):
+    """Against logits over the whole vocabulary, computed without the package's inference code."""
     prompts = encode_prompts(teacher.tokenizer, pairs, teacher.fields, teacher.prompt_length)
     for row, prompt in enumerate(prompts):
         ids = [*prompt, *teacher.tokenizer.encode("label:", add_special_tokens=False)]
@@ -62,26 +62,26 @@ def test_the_label_score_is_the_softmax_at_the_label_place(teacher, pairs, judge
         np.testing.assert_allclose(judged["label_only"].label_probs[row], expected, atol=1e-4)
 
 
-def test_a_rationale_behind_its_label_is_written_behind_it(teacher, pairs, judged, monkeypatch):
+def test_with_label_first_the_rationale_is_conditioned_on_the_label(teacher, pairs, judged, monkeypatch):
     before = []
     generate = teacher_module.generate
     monkeypatch.setattr(
         teacher_module, "generate", lambda *args, **more: before.extend(args[4]) or generate(*args, **more)
     )
-    found = judge(teacher, pairs)
-    for (lead,), rationale in zip(before, found.rationales):
-        assert teacher.tokenizer.decode(lead) == f"label: {rationale.label.lower()}\ncategory:"
-    assert found.texts == judged["label_first"].texts
+    predictions = judge(teacher, pairs)
+    for (prefix,), rationale in zip(before, predictions.rationales):
+        assert teacher.tokenizer.decode(prefix) == f"label: {rationale.label.lower()}\ncategory:"
+    assert predictions.texts == judged["label_first"].texts
 
 
-def test_a_label_behind_its_rationale_is_scored_behind_it(teacher, pairs, judged, naive, monkeypatch):
-    """Behind the very tokens that were written, which are those of the text."""
+def test_with_rationale_first_the_label_is_conditioned_on_the_rationale(teacher, pairs, judged, naive, monkeypatch):
+    """The label is scored after exactly the generated tokens."""
     rows = []
     score = teacher_module.score
     monkeypatch.setattr(teacher_module, "score", lambda *args, **more: rows.extend(args[2]) or score(*args, **more))
-    found = judge(dataclasses.replace(teacher, order="rationale_first"), pairs)
+    predictions = judge(dataclasses.replace(teacher, order="rationale_first"), pairs)
     prompts = encode_prompts(teacher.tokenizer, pairs, teacher.fields, teacher.prompt_length)
-    for prompt, row, text, probs in zip(prompts, rows, found.texts, found.label_probs):
+    for prompt, row, text, probs in zip(prompts, rows, predictions.texts, predictions.label_probs):
         assert row[: len(prompt)] == prompt
         written = teacher.tokenizer.decode(row[len(prompt) :]).replace(" ", "")
         assert written == text.rpartition(" ")[0].replace(" ", "")
@@ -91,23 +91,23 @@ def test_a_label_behind_its_rationale_is_scored_behind_it(teacher, pairs, judged
 
 
 def test_scores_do_not_depend_on_the_batch(teacher, pairs, judged):
-    apart = [judge(teacher, part) for part in (pairs[3:], pairs[:3])]
-    together = judged["label_first"]
-    assert together.texts == apart[1].texts + apart[0].texts
-    found = np.concatenate([apart[1].label_probs, apart[0].label_probs])
-    np.testing.assert_allclose(together.label_probs, found, atol=1e-5)
+    parts = [judge(teacher, part) for part in (pairs[3:], pairs[:3])]
+    whole = judged["label_first"]
+    assert whole.texts == parts[1].texts + parts[0].texts
+    label_probs = np.concatenate([parts[1].label_probs, parts[0].label_probs])
+    np.testing.assert_allclose(whole.label_probs, label_probs, atol=1e-5)
 
 
 def test_without_writing_the_label_is_scored_all_the_same(teacher, pairs, judged):
     scored = judge(teacher, pairs, write=False)
     np.testing.assert_allclose(judged["label_first"].label_probs, scored.label_probs, atol=1e-5)
     assert np.isnan(scored.verdict_probs).all()
-    assert scored.texts == tuple(f"label: {found.label}" for found in judged["label_first"].rationales)
+    assert scored.texts == tuple(f"label: {rationale.label}" for rationale in judged["label_first"].rationales)
     last = judge(dataclasses.replace(teacher, order="rationale_first"), pairs, write=False)
     assert last.texts == judged["rationale_first"].texts
 
 
-def test_decoded_tokens_are_told_from_emitted_ones(teacher, judged):
+def test_decoded_and_emitted_tokens_are_counted_separately(teacher, judged):
     """Seven fixed parts of a line are emitted and not decoded."""
     first, last, alone = (judged[order] for order in ("label_first", "rationale_first", "label_only"))
     for result in (first, last):
@@ -117,12 +117,12 @@ def test_decoded_tokens_are_told_from_emitted_ones(teacher, judged):
     assert (alone.tokens_decoded, alone.tokens_emitted) == (0, label * len(alone.texts))
 
 
-def test_no_pairs_give_no_judgements(teacher):
+def test_no_pairs_give_no_predictions(teacher):
     for order in grammar.ORDERS:
-        found = judge(dataclasses.replace(teacher, order=order), [])
-        assert found.label_probs.shape == (0, 3)
-        assert found.verdict_probs.shape == (0, 3, 3)
-        assert found.texts == ()
+        predictions = judge(dataclasses.replace(teacher, order=order), [])
+        assert predictions.label_probs.shape == (0, 3)
+        assert predictions.verdict_probs.shape == (0, 3, 3)
+        assert predictions.texts == ()
 
 
 # ---- samples
@@ -135,13 +135,13 @@ def test_samples_differ_and_do_not_depend_on_the_other_pairs(teacher, pairs, ord
     drawn = sample(teacher, pairs, 4, sampling)
     assert len(drawn) == 4
     assert all(len({one.texts[row] for one in drawn}) > 1 for row in range(len(pairs)))
-    assert len({found.label for one in drawn for found in one.rationales}) > 1
-    assert not any(isinstance(found, ParseFailure) for one in drawn for found in one.rationales)
+    assert len({rationale.label for one in drawn for rationale in one.rationales}) > 1
+    assert not any(isinstance(rationale, ParseFailure) for one in drawn for rationale in one.rationales)
     again = sample(teacher, pairs[::-1], 4, sampling)
     assert [one.texts[::-1] for one in again] == [one.texts for one in drawn]
 
 
-def test_a_cold_sample_is_the_judgement(teacher, pairs, judged):
+def test_a_greedy_sample_equals_the_prediction(teacher, pairs, judged):
     (one,) = sample(teacher, pairs, 1, Sampling())
     assert one.texts == judged["label_first"].texts
 
@@ -149,28 +149,30 @@ def test_a_cold_sample_is_the_judgement(teacher, pairs, judged):
 # ---- prompts
 
 
-def test_instructions_stand_before_the_query_and_change_the_score(teacher, pairs, judged, naive):
-    told = dataclasses.replace(teacher, instructions=INSTRUCTIONS, prompt_length=90)
-    prompts = encode_prompts(told.tokenizer, pairs, told.fields, 90, INSTRUCTIONS)
-    text = told.tokenizer.decode(prompts[0][1:])
+def test_instructions_precede_the_query_and_change_the_score(teacher, pairs, judged, naive):
+    instructed = dataclasses.replace(teacher, instructions=INSTRUCTIONS, prompt_length=90)
+    prompts = encode_prompts(instructed.tokenizer, pairs, instructed.fields, 90, INSTRUCTIONS)
+    text = instructed.tokenizer.decode(prompts[0][1:])
     assert text.startswith(INSTRUCTIONS.lower() + "\nquery: red shoes\n")
-    found = judge(told, pairs, write=False).label_probs
-    assert np.abs(found - judged["label_first"].label_probs).max() > 1e-3
-    for prompt, probs in zip(prompts, found):
-        ids = [*prompt, *told.tokenizer.encode("label:", add_special_tokens=False)]
-        logits = naive.logits(told.model, told.variables, ids)[-1]
-        expected = naive.softmax(logits[[told.tokenizer.encode(" " + name)[0] for name in told.schema.names]])
+    label_probs = judge(instructed, pairs, write=False).label_probs
+    assert np.abs(label_probs - judged["label_first"].label_probs).max() > 1e-3
+    for prompt, probs in zip(prompts, label_probs):
+        ids = [*prompt, *instructed.tokenizer.encode("label:", add_special_tokens=False)]
+        logits = naive.logits(instructed.model, instructed.variables, ids)[-1]
+        expected = naive.softmax(
+            logits[[instructed.tokenizer.encode(" " + name)[0] for name in instructed.schema.names]]
+        )
         np.testing.assert_allclose(probs, expected, atol=1e-4)
 
 
-def test_instructions_that_leave_no_room_are_refused(teacher, pairs):
+def test_instructions_that_leave_no_space_are_refused(teacher, pairs):
     with pytest.raises(UserError, match=r"teacher\.prompt_length: of 40 tokens the instructions take"):
         judge(dataclasses.replace(teacher, instructions=INSTRUCTIONS), pairs)
 
 
 @pytest.mark.parametrize("kind", ["own", "byte_level", "sentencepiece"])
-def test_a_seller_cannot_write_special_tokens_or_lines(made, pairs, kind):
-    tokenizer = made[kind]
+def test_a_seller_cannot_write_special_tokens_or_lines(tokenizers_by_kind, pairs, kind):
+    tokenizer = tokenizers_by_kind[kind]
     for pair in (pairs[0], pairs[3]):
         prompt = encode_prompts(tokenizer, [pair], ("title",), 200)[0]
         if tokenizer.bos_token_id is not None:
@@ -192,32 +194,34 @@ def test_a_long_prompt_keeps_its_query_and_its_end(tokenizer, pairs):
 
 
 @pytest.mark.parametrize(("kind", "order"), [("byte_level", "rationale_first"), ("sentencepiece", "label_first")])
-def test_tokenizers_of_open_models_work(made, teacher, pairs, kind, order):
-    found = judge(dataclasses.replace(teacher, tokenizer=made[kind], order=order), pairs)
-    assert not any(isinstance(one, ParseFailure) for one in found.rationales)
-    assert found.label_scoring == "first_token"
-    assert [text.count("\n") for text in found.texts] == [3] * len(pairs)
+def test_tokenizers_of_open_models_work(tokenizers_by_kind, teacher, pairs, kind, order):
+    predictions = judge(dataclasses.replace(teacher, tokenizer=tokenizers_by_kind[kind], order=order), pairs)
+    assert not any(isinstance(one, ParseFailure) for one in predictions.rationales)
+    assert predictions.label_scoring == "first_token"
+    assert [text.count("\n") for text in predictions.texts] == [3] * len(pairs)
 
 
 @pytest.mark.parametrize("order", ["label_first", "rationale_first"])
 def test_labels_that_begin_alike_are_scored_in_full(teacher, pairs, naive, order):
-    """The token behind the label, which training puts there, tells `Exact` from the beginning of `Exact match`."""
-    found = judge(dataclasses.replace(teacher, schema=COLLIDING, order=order), pairs)
-    assert found.label_scoring == "full"
-    np.testing.assert_allclose(found.label_probs.sum(-1), 1, atol=1e-5)
-    assert [COLLIDING.names[row.argmax()] for row in found.label_probs] == [one.label for one in found.rationales]
+    """The token after the label, as in training, distinguishes `Exact` from the beginning of `Exact match`."""
+    predictions = judge(dataclasses.replace(teacher, schema=COLLIDING, order=order), pairs)
+    assert predictions.label_scoring == "full"
+    np.testing.assert_allclose(predictions.label_probs.sum(-1), 1, atol=1e-5)
+    assert [COLLIDING.names[row.argmax()] for row in predictions.label_probs] == [
+        one.label for one in predictions.rationales
+    ]
     if order == "rationale_first":
         return
     tokenizer = teacher.tokenizer
     follow = tokenizer.encode("\ncategory:", add_special_tokens=False)[0]
     prompts = encode_prompts(tokenizer, pairs, teacher.fields, teacher.prompt_length)
-    for prompt, probs in zip(prompts, found.label_probs):
+    for prompt, probs in zip(prompts, predictions.label_probs):
         expected = []
         for name in COLLIDING.names:
             before = [*prompt, *tokenizer.encode("label:", add_special_tokens=False)]
             ids = [*before, *tokenizer.encode(" " + name, add_special_tokens=False), follow]
             log_probs = np.log(naive.softmax(naive.logits(teacher.model, teacher.variables, ids)))
-            expected.append(sum(log_probs[place - 1, ids[place]] for place in range(len(before), len(ids))))
+            expected.append(sum(log_probs[index - 1, ids[index]] for index in range(len(before), len(ids))))
         np.testing.assert_allclose(probs, naive.softmax(np.array(expected)), atol=1e-4)
 
 
@@ -252,10 +256,10 @@ def on_mesh(teacher, **sizes):
 
 def test_eight_devices_judge_as_one(teacher, pairs, judged):
     spread = on_mesh(teacher, data=2, fsdp=2, tensor=2)
-    found = judge(spread, pairs)
-    assert found.texts == judged["label_first"].texts
-    np.testing.assert_allclose(found.label_probs, judged["label_first"].label_probs, atol=1e-4)
-    np.testing.assert_allclose(found.verdict_probs, judged["label_first"].verdict_probs, atol=1e-4)
+    predictions = judge(spread, pairs)
+    assert predictions.texts == judged["label_first"].texts
+    np.testing.assert_allclose(predictions.label_probs, judged["label_first"].label_probs, atol=1e-4)
+    np.testing.assert_allclose(predictions.verdict_probs, judged["label_first"].verdict_probs, atol=1e-4)
     sizes = decode._cache_size(), first_token_probs._cache_size()
     judge(spread, pairs[::-1])
     assert (decode._cache_size(), first_token_probs._cache_size()) == sizes

@@ -1,4 +1,4 @@
-"""Padded lengths, and reading behind what was read before."""
+"""Padded lengths, and reading tokens after a cached prefix."""
 
 import jax
 import numpy as np
@@ -11,9 +11,9 @@ from jax_rele.teacher.kv_cache import bucket, buckets, common_prefix, new_cache,
 
 @given(st.integers(0, 5000))
 def test_a_bucket_wastes_little(length):
-    found = bucket(length)
-    assert length <= found < max(length + 16, 1.25 * length + 1)
-    assert bucket(found) == found
+    size = bucket(length)
+    assert length <= size < max(length + 16, 1.25 * length + 1)
+    assert bucket(size) == size
 
 
 def test_the_buckets_are_few():
@@ -22,9 +22,9 @@ def test_the_buckets_are_few():
 
 @given(st.lists(st.integers(0, 600), min_size=1, max_size=60), st.integers(1, 20))
 def test_small_buckets_move_up(lengths, least):
-    found = buckets(lengths, least)
-    sizes, counts = np.unique(found, return_counts=True)
-    assert all(size >= length for size, length in zip(found, lengths))
+    sizes_of = buckets(lengths, least)
+    sizes, counts = np.unique(sizes_of, return_counts=True)
+    assert all(size >= length for size, length in zip(sizes_of, lengths))
     assert set(sizes) <= {bucket(length) for length in lengths}
     for size, larger, count in zip(sizes, sizes[1:], counts):
         assert count >= least or larger > 2 * size
@@ -43,8 +43,8 @@ def test_the_common_prefix_leaves_every_row_a_token(rows):
     assert len({tuple(row[:longer]) for row in rows}) > 1 or min(map(len, rows)) == longer
 
 
-def test_rows_that_go_on_from_one_prefix_equal_whole_rows(teacher, naive):
-    """Twice behind the same row of a cache, at places that padding has written to."""
+def test_rows_that_continue_a_cached_prefix_equal_whole_rows(teacher, naive):
+    """Two rows continue the same row of a cache, at positions that padding has written to."""
     model, variables = teacher.model, teacher.variables
     prefixes, rests = [[5, 6, 7], [9]], [[3, 4, 8, 11], [12], [2, 2]]
     parents = np.array([0, 0, 1], np.int32)

@@ -13,13 +13,13 @@ from jax_rele.teacher.shared_prefixes import make_plan
 
 FIRST = Verbalizers((5,), ((30,), (31, 9), (32,)))
 FULL = Verbalizers((), ((30, 8), (30, 8, 12), (31, 9)))
-"""The first word begins the second."""
+"""The first verbalizer is a prefix of the second."""
 FOLLOW = 12
-"""And the token behind a word is the one that the longer word goes on with."""
+"""The token after a verbalizer, which is also how the longer verbalizer continues."""
 
 
-def made_rows(queries, items, base=(1,), seed=0):
-    """Prompts of queries of different lengths, as many rows of each as `items` says."""
+def make_rows(queries, items, base=(1,), seed=0):
+    """Prompts of queries of different lengths, `items[query]` rows for each."""
     rng = np.random.default_rng(seed)
     rows, groups = [], []
     for query, count in zip(range(queries), items):
@@ -29,51 +29,53 @@ def made_rows(queries, items, base=(1,), seed=0):
     return [[int(token) for token in row] for row in rows], groups
 
 
-def score_rows(teacher, rows, groups, words, batch_size=8, **options):
-    return score(teacher.model, teacher.variables, rows, words, FOLLOW, groups=groups, batch_size=batch_size, **options)
+def score_rows(teacher, rows, groups, verbalizers, batch_size=8, **options):
+    return score(
+        teacher.model, teacher.variables, rows, verbalizers, FOLLOW, groups=groups, batch_size=batch_size, **options
+    )
 
 
 @pytest.mark.parametrize("base", [(1,), tuple(range(10, 35))], ids=["short", "instructions"])
 def test_first_tokens_equal_the_naive_score_and_are_compiled_once_per_bucket(teacher, naive, base):
-    rows, groups = made_rows(4, (9, 5, 1, 3), base)
+    rows, groups = make_rows(4, (9, 5, 1, 3), base)
     plan = make_plan(rows, groups, 8)
     assert any(window.prefixes for window in plan.windows)
     first_token_probs.clear_cache()
-    found = score_rows(teacher, rows, groups, FIRST)
+    label_probs = score_rows(teacher, rows, groups, FIRST)
     compiles = first_token_probs._cache_size()
     assert compiles == len({(window.length, batch.length) for window in plan.windows for batch in window.batches})
-    score_rows(teacher, *made_rows(4, (9, 5, 1, 3), base, seed=7), FIRST)
+    score_rows(teacher, *make_rows(4, (9, 5, 1, 3), base, seed=7), FIRST)
     assert first_token_probs._cache_size() == compiles
-    for row, probs in zip(rows, found):
+    for row, probs in zip(rows, label_probs):
         logits = naive.logits(teacher.model, teacher.variables, row)[-1]
         np.testing.assert_allclose(probs, naive.softmax(logits[[30, 31, 32]]), atol=1e-5)
 
 
 def test_full_log_probabilities_equal_the_naive_score(teacher, naive):
-    """A word's probability is that of all its tokens and of the one behind it: its end belongs to it."""
-    # A flatter model, so that no word has all the probability.
+    """A verbalizer's probability is that of all its tokens and of the token that follows."""
+    # A flatter model, so that no label has all the probability.
     variables = jax.tree.map(lambda x: x, teacher.variables)
     variables["params"]["embedding"] = variables["params"]["embedding"] / 30
     flat = dataclasses.replace(teacher, variables=variables)
-    rows, groups = made_rows(3, (6, 4, 1))
-    found = score_rows(flat, rows, groups, FULL)
-    for row, probs in zip(rows, found):
+    rows, groups = make_rows(3, (6, 4, 1))
+    label_probs = score_rows(flat, rows, groups, FULL)
+    for row, probs in zip(rows, label_probs):
         expected = []
-        for word in FULL.rests:
-            log_probs = np.log(naive.softmax(naive.logits(flat.model, variables, [*row, *word])))
-            targets = [*word, FOLLOW]
-            expected.append(sum(log_probs[len(row) - 1 + place, target] for place, target in enumerate(targets)))
+        for verbalizer in FULL.rests:
+            log_probs = np.log(naive.softmax(naive.logits(flat.model, variables, [*row, *verbalizer])))
+            targets = [*verbalizer, FOLLOW]
+            expected.append(sum(log_probs[len(row) - 1 + index, target] for index, target in enumerate(targets)))
         expected = naive.softmax(np.array(expected))
         np.testing.assert_allclose(probs, expected, atol=1e-5)
         np.testing.assert_allclose(np.log(probs), np.log(expected), atol=1e-3)
 
 
 def test_results_are_in_input_order(teacher):
-    rows, groups = made_rows(4, (9, 5, 1, 3))
+    rows, groups = make_rows(4, (9, 5, 1, 3))
     order = np.random.default_rng(1).permutation(len(rows))
-    found = score_rows(teacher, rows, groups, FIRST)
+    label_probs = score_rows(teacher, rows, groups, FIRST)
     shuffled = score_rows(teacher, [rows[row] for row in order], [groups[row] for row in order], FIRST)
-    np.testing.assert_allclose(shuffled, found[order], atol=1e-5)
+    np.testing.assert_allclose(shuffled, label_probs[order], atol=1e-5)
 
 
 def test_a_prefix_is_read_once(teacher, monkeypatch):
@@ -81,7 +83,7 @@ def test_a_prefix_is_read_once(teacher, monkeypatch):
     read = []
     prefill = scoring_module.prefill
     monkeypatch.setattr(scoring_module, "prefill", lambda *args: read.append(args[4].shape) or prefill(*args))
-    rows, groups = made_rows(2, (20, 9))
+    rows, groups = make_rows(2, (20, 9))
     done = []
     score_rows(teacher, rows, groups, FIRST, progress=done.append)
     assert read == [(4, 32)]
@@ -93,7 +95,7 @@ def test_no_rows_have_no_scores(teacher):
 
 
 def test_the_logits_of_a_batch_are_never_formed(teacher):
-    """No array of the compiled score holds a number per token and word of the vocabulary."""
+    """No array of the compiled score holds a number per token and vocabulary entry."""
     rows, length, vocabulary = 3, 16, teacher.model.config.vocab_size
     ints = np.zeros(rows, np.int32)
     cache = scoring_module.base_cache(teacher.model, teacher.variables, (), 1)

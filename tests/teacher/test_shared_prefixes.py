@@ -1,4 +1,4 @@
-"""The plan: whatever the rows, each is read once, behind a prefix that is its own."""
+"""The plan reads every row once, after its own prefix."""
 
 import numpy as np
 from hypothesis import given
@@ -12,7 +12,7 @@ ROWS = st.lists(
 
 
 @given(ROWS, st.sampled_from([1, 4, 6]), st.booleans(), st.sampled_from([1, 2]))
-def test_every_row_is_read_once_behind_its_own_prefix(drawn, batch_size, long_base, parts):
+def test_every_row_is_read_once_after_its_own_prefix(drawn, batch_size, long_base, parts):
     base = list(range(20)) if long_base else [7]
     rows = [[*base, *[group] * (3 * group), *rest] for group, rest in drawn]
     plan = make_plan(rows, [group for group, _ in drawn], batch_size * parts, parts)

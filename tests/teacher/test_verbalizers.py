@@ -1,4 +1,4 @@
-"""Labels and verdicts as tokens: told apart, or refused."""
+"""Labels and verdicts as tokens: distinct, or refused."""
 
 import pytest
 import tokenizers
@@ -7,31 +7,33 @@ from transformers import PreTrainedTokenizerFast
 
 from jax_rele.errors import UserError
 from jax_rele.teacher import check_verbalizers, make_verbalizers
-from jax_rele.teacher.verbalizers import verdict_words
+from jax_rele.teacher.verbalizers import make_verdict_verbalizers
 from jax_rele.types import VERDICTS
 
 
-def test_words_with_different_first_tokens_are_scored_by_them(tokenizer):
-    words = make_verbalizers(tokenizer, ["Exact", "Substitute"])
-    assert words.scoring == "first_token"
-    assert [tokenizer.decode(words.tokens(word)) for word in (0, 1)] == [" exact", " substitute"]
+def test_labels_with_different_first_tokens_are_scored_by_them(tokenizer):
+    verbalizers = make_verbalizers(tokenizer, ["Exact", "Substitute"])
+    assert verbalizers.scoring == "first_token"
+    assert [tokenizer.decode(verbalizers.tokens(index)) for index in (0, 1)] == [" exact", " substitute"]
 
 
 @pytest.mark.parametrize("names", [["Exact", "Exact match"], ["Exact one", "Exact two", "Irrelevant"]])
-def test_words_that_begin_alike_are_scored_in_full(tokenizer, names):
-    words = make_verbalizers(tokenizer, names)
-    assert words.scoring == "full"
-    assert [tokenizer.decode(words.tokens(word)) for word in range(len(names))] == [f" {n.lower()}" for n in names]
+def test_labels_that_begin_alike_are_scored_in_full(tokenizer, names):
+    verbalizers = make_verbalizers(tokenizer, names)
+    assert verbalizers.scoring == "full"
+    assert [tokenizer.decode(verbalizers.tokens(index)) for index in range(len(names))] == [
+        f" {n.lower()}" for n in names
+    ]
 
 
-def test_what_all_words_begin_with_tells_nothing(made):
+def test_the_common_first_token_is_split_off(tokenizers_by_kind):
     """A sentencepiece vocabulary writes the space before a word as a token of its own."""
-    tokenizer = made["sentencepiece"]
+    tokenizer = tokenizers_by_kind["sentencepiece"]
     first = {tokenizer.encode(" " + word, add_special_tokens=False)[0] for word in VERDICTS}
     assert len(first) == 1
-    words = verdict_words(tokenizer)
-    assert first == {words.common[0]}
-    assert words.scoring == "first_token"
+    verbalizers = make_verdict_verbalizers(tokenizer)
+    assert first == {verbalizers.common[0]}
+    assert verbalizers.scoring == "first_token"
 
 
 def test_labels_of_the_same_tokens_are_refused(tokenizer):
