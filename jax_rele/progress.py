@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-def make_progress(title: str, told: str) -> Progress:
-    """A bar with a title; `told` is a rich format of what stands behind the counts."""
+def make_progress(title: str, suffix: str) -> Progress:
+    """A bar with a title; `suffix` is a rich format of what follows the counts."""
     console = Console(stderr=True)
     return Progress(
         TextColumn(f"{title:34}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(told),
+        TextColumn(suffix),
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,

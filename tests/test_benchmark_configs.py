@@ -10,7 +10,7 @@ from jax_rele import cli, config
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = Path(config.__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(config.__file__).resolve().parents[2] / "configs"
 NAMES = sorted(path.stem for kind in ("esci_task*", "wands_*") for path in CONFIGS.glob(f"{kind}.yaml"))
 FEW_STEPS = [
     argument

@@ -13,7 +13,7 @@ from jax_rele.plan.topology import parse_topology
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = Path(config.__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(config.__file__).resolve().parents[2] / "configs"
 TOPOLOGIES = {"qwen3_8b_v5e_4x4": "v5e:4x4", "qwen3_8b_v6e_2x4": "v6e:2x4", "qwen3_8b_gpu_8x80gb": "gpu:8xH100"}
 
 SIZES = {

@@ -41,7 +41,7 @@ Message = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Example:
+class PromptExample:
     """A pair whose answer a prompt shows; its rationale has a label."""
 
     pair: Pair
@@ -65,7 +65,7 @@ class Prompts:
     source: str
     dimensions: Mapping[str, str]
     labels: Mapping[str, str]
-    examples: tuple[Example, ...]
+    examples: tuple[PromptExample, ...]
     fields: tuple[str, ...]
     reasoning: bool = False
 
@@ -76,7 +76,7 @@ class Prompts:
         *,
         dimensions: Mapping[str, str],
         labels: Mapping[str, str],
-        examples: Sequence[Example] = (),
+        examples: Sequence[PromptExample] = (),
         fields: Sequence[str] = ("title", "brand", "color"),
         reasoning: bool = False,
         language: str = "",
@@ -253,7 +253,7 @@ def encode(value: Any) -> str:
 
 def read_examples(
     raw: Sequence[Mapping[str, Any]], dimensions: Sequence[str], labels: Sequence[str], where: str = "examples"
-) -> tuple[Example, ...]:
+) -> tuple[PromptExample, ...]:
     """Examples as a config writes them: [{"query", "item": {"title", ...}, "answer": an answer as JSON}, ...].
 
     Raises:
@@ -274,7 +274,7 @@ def read_examples(
         if isinstance(answer, Failure):
             raise UserError(f"{location}.answer: {answer.kind} ({answer.detail}); write it by the answers' schema")
         shown = Item(f"example-{number}", **texts, attributes=attributes)
-        examples.append(Example(Pair(f"example-{number}", str(one["query"]), shown), answer))
+        examples.append(PromptExample(Pair(f"example-{number}", str(one["query"]), shown), answer))
     return tuple(examples)
 
 
@@ -294,7 +294,7 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_example(example: Example, number: int, dimensions: Mapping, labels: Mapping) -> None:
+def _check_example(example: PromptExample, number: int, dimensions: Mapping, labels: Mapping) -> None:
     rationale = example.rationale
     if rationale.label not in labels:
         raise UserError(f"example {number}: the label {rationale.label!r} is not one of {', '.join(labels)}")

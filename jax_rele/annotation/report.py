@@ -43,7 +43,7 @@ _LONG_ANSWER = 4000
 
 
 @dataclass(frozen=True)
-class Example:
+class AnnotationExample:
     """A card of the report.
 
     Attributes:
@@ -69,7 +69,7 @@ class Example:
 
 def find_examples(
     annotations: Annotations, texts: Mapping[tuple[str, str, int, int], str] | None = None, *, per_kind: int = 3
-) -> list[Example]:
+) -> list[AnnotationExample]:
     """Examples of each kind of failure, chosen by hash, so that they are the same whatever the order of answers.
 
     Args:
@@ -77,7 +77,7 @@ def find_examples(
       texts: {(pair_id, model, sample, round): answer as it came}; those of unreadable answers are shown.
       per_kind: how many of a kind at most; each kind of parse failure is one of its own.
     """
-    candidates: dict[str, list[tuple[bytes, Example]]] = {}
+    candidates: dict[str, list[tuple[bytes, AnnotationExample]]] = {}
     for identity, example in _candidates(annotations, texts or {}):
         rank = hashlib.sha256(identity.encode(errors="replace")).digest()
         selected = candidates.setdefault(example.kind, [])
@@ -89,7 +89,9 @@ def find_examples(
     return [example for kind in kinds for _, example in candidates[kind]]
 
 
-def write_report(path: str | Path, quality: Mapping[str, Any], examples: Sequence[Example], *, run_name: str) -> None:
+def write_report(
+    path: str | Path, quality: Mapping[str, Any], examples: Sequence[AnnotationExample], *, run_name: str
+) -> None:
     """Writes the report: one HTML file that needs no script, no network and no other file.
 
     Args:
@@ -106,7 +108,7 @@ def write_report(path: str | Path, quality: Mapping[str, Any], examples: Sequenc
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    kinds: dict[str, list[Example]] = {}
+    kinds: dict[str, list[AnnotationExample]] = {}
     for example in examples:
         kinds.setdefault(example.kind, []).append(example)
     html = environment.get_template("report.html.j2").render(
@@ -186,7 +188,7 @@ def _against_majority(name: str, accuracy: Mapping, majority: Mapping) -> tuple[
 
 def _candidates(
     annotations: Annotations, texts: Mapping[tuple[str, str, int, int], str]
-) -> Iterator[tuple[str, Example]]:
+) -> Iterator[tuple[str, AnnotationExample]]:
     """Everything that could be a card, with what identifies it."""
     decisions = {decision.pair_id: decision for decision in annotations.decisions}
     for pair_id, decision in decisions.items():
@@ -196,38 +198,38 @@ def _candidates(
             kind = "asked again" if decision.asked_again else "against the gold label"
             detail = f"first vote {decision.first_label}, gold label {decision.gold}"
             detail += f", asked again {decision.label}" if decision.asked_again else ""
-            yield pair_id, Example(kind, detail=detail, **about)
+            yield pair_id, AnnotationExample(kind, detail=detail, **about)
         elif decision.status == "rejected" and decision.label is not None and not decision.reviewed:
-            yield pair_id, Example("disagreement", detail=decision.reason, **about)
+            yield pair_id, AnnotationExample("disagreement", detail=decision.reason, **about)
         for vote in annotations.votes.get(pair_id, ()):
             yield from _vote_candidates(annotations, pair, vote, texts, decision)
 
 
 def _vote_candidates(
     annotations: Annotations, pair: Pair, vote: Vote, texts: Mapping, decision: Decision
-) -> Iterator[tuple[str, Example]]:
+) -> Iterator[tuple[str, AnnotationExample]]:
     identity = "\x00".join([pair.pair_id, vote.model, str(vote.sample), str(vote.round)])
     about: dict[str, Any] = {"pair": pair, "model": vote.model, "decision": decision}
     if isinstance(vote.outcome, Failure):
         text = texts.get((pair.pair_id, vote.model, vote.sample, vote.round), "")
         kind = f"parse failure: {vote.outcome.kind}"
-        yield identity, Example(kind, detail=vote.outcome.detail, text=text, **about)
+        yield identity, AnnotationExample(kind, detail=vote.outcome.detail, text=text, **about)
         return
     checked = annotations.verify(pair.pair_id, vote.outcome)
     about |= {"rationale": vote.outcome, "checked": checked}
     if checked.hallucinated:
         values = ", ".join(f"{value.dimension}: {value.text}" for value in checked.hallucinated)
-        yield identity, Example("value that stands nowhere", detail=values, **about)
+        yield identity, AnnotationExample("value that stands nowhere", detail=values, **about)
     certain = [problem for problem in checked.verdict_problems if problem.certain]
     if certain:
         detail = "; ".join(f"{problem.dimension}: {problem.detail}" for problem in certain)
-        yield identity, Example("verdict against its values", detail=detail, **about)
+        yield identity, AnnotationExample("verdict against its values", detail=detail, **about)
     if checked.label_problems:
         detail = "; ".join(problem.detail for problem in checked.label_problems)
-        yield identity, Example("label against the rules", detail=detail, **about)
+        yield identity, AnnotationExample("label against the rules", detail=detail, **about)
 
 
-def _location_of(example: Example, dimension: str, side: str, text: str) -> str:
+def _location_of(example: AnnotationExample, dimension: str, side: str, text: str) -> str:
     """Where a value stands, as far as the example knows."""
     if example.checked is None:
         return "found"

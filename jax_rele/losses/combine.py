@@ -68,8 +68,8 @@ def term(
       >>> coarse = losses.term(losses.cross_entropy, weight=0.5, labels="coarse_labels", label_smoothing=0.1)
     """
     parameters = inspect.signature(fn).parameters
-    wanted = [*bind, *(["temperature"] if temperature is not None else [])]
-    unknown = [name for name in wanted if name not in parameters]
+    extra_names = [*bind, *(["temperature"] if temperature is not None else [])]
+    unknown = [name for name in extra_names if name not in parameters]
     if unknown:
         raise ValueError(f"{_name(fn)} has no parameter {unknown[0]}; its parameters are {', '.join(parameters)}")
     return Term(fn, weight, temperature, where, confidence, bind)

@@ -98,14 +98,14 @@ def _forward(hidden, output_embedding, targets):
             return elements, log_sum
         return elements, _by_hidden(_slopes(logits, log_sum, targets), output_embedding)
 
-    elements, kept = jax.lax.map(chunk, (hidden, targets))
-    return elements, (hidden, output_embedding, targets, kept) if learns else kept
+    elements, residuals = jax.lax.map(chunk, (hidden, targets))
+    return elements, (hidden, output_embedding, targets, residuals) if learns else residuals
 
 
-def _backward(kept, cotangents):
-    if not isinstance(kept, tuple):
-        return (cotangents[..., None] * kept).astype(kept.dtype), None, None
-    hidden, output_embedding, targets, log_sums = kept
+def _backward(residuals, cotangents):
+    if not isinstance(residuals, tuple):
+        return (cotangents[..., None] * residuals).astype(residuals.dtype), None, None
+    hidden, output_embedding, targets, log_sums = residuals
 
     def chunk(by_embedding, inputs):
         hidden, targets, log_sum, cotangents = inputs

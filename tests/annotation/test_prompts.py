@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax_rele.annotation import definitions
 from jax_rele.annotation.answers import answer_form, read_answer
 from jax_rele.annotation.injection import attack
-from jax_rele.annotation.prompts import FIELDS, Example, Prompts, delimit_item, encode, read_examples
+from jax_rele.annotation.prompts import FIELDS, PromptExample, Prompts, delimit_item, encode, read_examples
 from jax_rele.errors import UserError
 from jax_rele.types import Comparison, Item, Pair, Rationale
 
@@ -121,7 +121,7 @@ def test_the_schema_puts_attributes_before_verdicts_before_the_label():
 
 def test_examples_are_turns_that_read_back():
     answer = Rationale((Comparison("category", ("shoe",), ("shoe",), "match"), Comparison("brand")), "Exact")
-    prompts = load(examples=[Example(pair_of("shoe", "Shoe"), answer)])
+    prompts = load(examples=[PromptExample(pair_of("shoe", "Shoe"), answer)])
     system, asked, answered, last = prompts.messages(pair_of("hat", "Hat"))
     assert [m["role"] for m in (system, asked, answered, last)] == ["system", "user", "assistant", "user"]
     assert read_answer(answered["content"], list(DIMENSIONS), list(LABELS)) == answer
@@ -148,7 +148,7 @@ def test_the_version_tells_what_was_changed(write):
         load(labels={**LABELS, "Exact": "mine"}).version,
         load(dimensions={**DIMENSIONS, "size": ""}).version,
         load(reasoning=True).version,
-        load(examples=[Example(pair_of("a", "b"), answer)]).version,
+        load(examples=[PromptExample(pair_of("a", "b"), answer)]).version,
         load(write()).version,
         load(write(system="x")).version,
     ]

@@ -124,7 +124,7 @@ def test_rationales_become_verdicts_and_are_shown(tmp_path):
     assert no_teacher(run_dir)
     settings = config.load(file)
     data = training_data.open_data(settings, run_dir)
-    signals = data.signals.take(data.places)
+    signals = data.signals.take(data.row_indices)
     assert signals.pair_ids == tuple(pair.pair_id for pair in training_data.pairs_of(data))
     assert not np.isnan(signals.verdict_probs).any()
     assert all(signals.evidence)

@@ -225,7 +225,7 @@ def test_a_persons_review_is_fed_back(unbroken, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"prompt": "{folder}/bad.j2"}, "bad.j2:1: the field 'dimensios' is unknown"),
         ({"label_rules": [{"label": "Good", "never": {"color": "match"}}]}, "annotate.label_rules"),
@@ -235,7 +235,7 @@ def test_a_persons_review_is_fed_back(unbroken, tmp_path):
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_mistake_is_one_line_before_any_cost(tmp_path, capsys, change, fields):
+def test_a_mistake_is_one_line_before_any_cost(tmp_path, capsys, change, message):
     (tmp_path / "bad.j2").write_text(
         "{% block system %}{{ dimensios }}{% endblock %}{% block user %}{{ query }}{{ item }}{% endblock %}"
         "{% block again %}{% endblock %}"
@@ -247,7 +247,7 @@ def test_a_mistake_is_one_line_before_any_cost(tmp_path, capsys, change, fields)
     assert jax_rele("annotate", file) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert fields in error
+    assert message in error
 
 
 def test_a_prompt_is_shown_filled_in(unbroken, capsys):
