@@ -88,7 +88,7 @@ def _candidates(config: Config, train: PairTable) -> list[Pair]:
     crossed: dict[str, Pair] = {}
     for _, judged in sorted(by_locale.items()):
         items = list({id(pair.item): pair.item for pair in judged}.values())
-        crossed = candidates(
+        of_locale = candidates(
             judged,
             items,
             options.per_query,
@@ -97,7 +97,7 @@ def _candidates(config: Config, train: PairTable) -> list[Pair]:
             same_category=options.same_category,
             same_brand=options.same_brand,
         )
-        for pair in crossed:  # one text may be a query in two locales
+        for pair in of_locale:  # one text may be a query in two locales
             crossed.setdefault(pair.pair_id, pair)
     return list(crossed.values())
 

@@ -241,11 +241,11 @@ def test_signals_that_a_recipe_needs_and_nobody_gave_are_named(folder):
     )
     terms = {"two_tower": trainer.terms_of(config, folder, "two_tower", "mkd")}
     with pytest.raises(UserError, match="mkd learns from verdicts, and the signals hold none"):
-        trainer.prepare(config, folder, "mkd", terms, data_of(config, folder, said=silent))
+        trainer.prepare(config, folder, "mkd", terms, data_of(config, folder, signals=silent))
     silent = dataclasses.replace(MANY_SIGNALS, rationales=("",) * 48)
     terms = {"cross_encoder": trainer.terms_of(config, folder, "cross_encoder", "crsd")}
     with pytest.raises(UserError, match="crsd learns from rationales, and the signals hold none"):
-        trainer.prepare(config, folder, "crsd", terms, data_of(config, folder, said=silent))
+        trainer.prepare(config, folder, "crsd", terms, data_of(config, folder, signals=silent))
 
 
 def test_a_collapse_is_reported_while_the_student_trains(folder, tmp_path, capfd):

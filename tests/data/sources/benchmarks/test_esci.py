@@ -196,11 +196,11 @@ def judgements(folder, config):
 def test_official_files_are_known_and_their_judgements_counted(files, tmp_path, monkeypatch):
     pretend_official(monkeypatch, files)
     counts = judgements(files, "task1_all")
-    monkeypatch.setitem(esci.JUDGEMENTS, "small_version", counts)
+    monkeypatch.setitem(esci.JUDGEMENT_COUNTS, "small_version", counts)
     list(benchmarks.rows("esci/task1_all", str(files), tmp_path))
     (data_dir,) = (tmp_path / "tfds").iterdir()
     assert Esci(config="task1_all", data_dir=data_dir).info.metadata["official"] is True
-    monkeypatch.setitem(esci.JUDGEMENTS, "small_version", {**counts, "es": (1, counts["es"][1])})
+    monkeypatch.setitem(esci.JUDGEMENT_COUNTS, "small_version", {**counts, "es": (1, counts["es"][1])})
     with pytest.raises(UserError, match="judgements of task1, es, train; the official file has 1"):
         benchmarks.rows("esci/task1_es", str(files), tmp_path)
 
@@ -208,7 +208,7 @@ def test_official_files_are_known_and_their_judgements_counted(files, tmp_path, 
 @pytest.mark.parametrize("name", [esci.EXAMPLES, esci.PRODUCTS, esci.SOURCES])
 def test_official_files_with_other_rows_are_refused(files, tmp_path, monkeypatch, name):
     pretend_official(monkeypatch, files, **{name: 7})
-    monkeypatch.setitem(esci.JUDGEMENTS, "large_version", judgements(files, "task2_all"))
+    monkeypatch.setitem(esci.JUDGEMENT_COUNTS, "large_version", judgements(files, "task2_all"))
     with pytest.raises(UserError, match=f"{name}: .* rows, but the official file has 7"):
         benchmarks.rows("esci/task2_all", str(files), tmp_path)
 
@@ -216,7 +216,7 @@ def test_official_files_with_other_rows_are_refused(files, tmp_path, monkeypatch
 def test_the_tables_of_the_readme_sum_to_its_totals():
     totals = {
         version: tuple(sum(counts[i] for counts in places.values()) for i in (0, 1))
-        for version, places in esci.JUDGEMENTS.items()
+        for version, places in esci.JUDGEMENT_COUNTS.items()
     }
     assert totals == {"small_version": (781_638, 336_373), "large_version": (1_983_272, 638_016)}
     assert sum(totals["large_version"]) == Esci.official(esci.EXAMPLES).rows
