@@ -70,7 +70,7 @@ def tiny(tmp_path_factory, worker_id):
 def _run_tiny(folder):
     from jax_rele import cli
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     lines = SAMPLE.read_text("utf-8").splitlines()[:150]
     again = json.loads(lines[0])
     # One query with several items, so that nDCG is defined.
