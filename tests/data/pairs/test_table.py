@@ -72,7 +72,7 @@ def test_few_row_groups_are_held_and_each_is_read_once_in_order(path, monkeypatc
     assert reads == [*range(7)]
     assert table[0] == ALL[0]
     assert reads == [*range(7), 0]
-    assert len(table._held) == 2
+    assert len(table._cached_groups) == 2
 
 
 def test_threads_read_the_same(path):
