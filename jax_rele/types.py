@@ -1,16 +1,23 @@
-"""The few frozen dataclasses that cross rooms.
+"""The few frozen dataclasses and type aliases that several packages share.
 
 Shapes are written with B pairs, L tokens, C labels, D dimensions, V = 3 verdicts, E features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+
+PyTree: TypeAlias = Any
+"""A tree of arrays, or of what stands for them: shapes, shardings, names."""
+
+Params: TypeAlias = Mapping[str, Any]
+"""A nested mapping of variables by name, as Flax returns it."""
 
 VERDICTS = ("match", "mismatch", "absent")
 """What a comparison of query and item on one dimension can yield, in the order of every verdict array.
@@ -32,7 +39,7 @@ class LabelSchema:
 
     Attributes:
       names: the grades, in the order of every label array.
-      gains: the worth of each grade, from 0 to 1; a pair's score is its expected gain.
+      gains: the relevance of each grade, from 0 to 1; a pair's score is its expected gain.
       positive: the grades that count as relevant in the binary view.
     """
 
