@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -91,8 +92,16 @@ def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, 
         pq.write_table(table, file, **WRITE_OPTIONS)
 
 
-def join_tables(path: str | os.PathLike, parts: Iterable[str | os.PathLike]) -> None:
-    """Writes the rows of tables of one schema as one table, in one step, with one of them in memory at a time.
+def join_tables(
+    path: str | os.PathLike, parts: Iterable[str | os.PathLike], order: Sequence[int] | np.ndarray | None = None
+) -> None:
+    """Writes the rows of tables of one schema as one table, in one step.
+
+    Args:
+      path: of the result.
+      parts: the tables.
+      order: the row of the joined parts that each row of the result is; by default they follow each other, and one
+        part is in memory at a time.
 
     Raises:
       UserError: as `read_table`, for a part.
@@ -102,8 +111,12 @@ def join_tables(path: str | os.PathLike, parts: Iterable[str | os.PathLike]) -> 
     first = next(tables, None)
     if first is None:
         raise ValueError(f"{path}: no parts to join")
+    tables = itertools.chain([first], tables)
+    if order is not None:
+        joined, order = pa.concat_tables(tables), np.asarray(order)
+        tables = (joined.take(order[start : start + ROWS]) for start in range(0, len(order), ROWS))
     with open_atomically(Path(path)) as file, pq.ParquetWriter(file, first.schema, **WRITE_OPTIONS) as writer:
-        for table in itertools.chain([first], tables):
+        for table in tables:
             writer.write_table(table)
 
 

@@ -6,9 +6,10 @@ of the config. Layers are stacked by `nn.scan`, so compile time does not grow wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -284,3 +285,8 @@ class Decoder(nn.Module):
         config = self.config
         shape = (config.layers, batch, self.cache_length, config.kv_heads, config.head_dim)
         return [self.variable("cache", name, jnp.zeros, shape, config.dtype) for name in ("key", "value")]
+
+
+def init_decoder(model: Decoder) -> Callable[[jax.Array], dict[str, Any]]:
+    """rng -> the decoder's variables."""
+    return lambda rng: model.init(rng, jnp.zeros((1, 8), jnp.int32))

@@ -156,6 +156,11 @@ def load_params(source: str | Path, config: Config, mesh: jax.sharding.Mesh | No
     )
 
 
+def weights_folder(init: str) -> Path:
+    """The folder of the weights that a config's `init` names; fetched from the hub where it is a name there."""
+    return resolve(init, (*NEEDED, *SIDE_FILES))
+
+
 def check_weights(source: str | Path, config: Config) -> None:
     """Raises UserError where the tensors of a folder are not those of `config`; reads their headers alone."""
     _checked(resolve(source, NEEDED), config)

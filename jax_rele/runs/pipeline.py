@@ -17,7 +17,7 @@ import yaml
 from jax_rele.config import Config, flatten, load
 from jax_rele.errors import UserError
 from jax_rele.io import hash_values, lock, write_json, write_text
-from jax_rele.runs import artefacts
+from jax_rele.runs.preflight import preflight
 from jax_rele.runs.stages import STAGES, Stage
 from jax_rele.training import distributed
 
@@ -37,7 +37,7 @@ SHARED_SECONDS = 10.0
 
 
 def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print, whole: bool = True) -> None:
-    """Runs stages in order under `config.run_dir`, in as many processes as `distributed.together` has joined.
+    """Runs stages in order under `config.run_dir`, in as many processes as `distributed.join_processes` has joined.
 
     Process 0 alone keeps the lock and the manifests and decides what is left to do; the others follow. They all see
     the same run folder.
@@ -131,7 +131,7 @@ def _holds(path: Path, text: str) -> bool:
 def _begin(config: Config, run_dir: Path, names: Sequence[str]) -> None:
     for name in names:
         _refuse_other(config, run_dir, name)
-    artefacts.preflight(config)
+    preflight(config)
     if len(names) < len(STAGES) and (run_dir / CONFIG).exists():
         return  # it is that of other stages too
     write_text(run_dir / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -19,8 +19,8 @@ from jax_rele.data import RATIONALES, PairTable, write_table
 from jax_rele.errors import UserError
 from jax_rele.io import hash_folder
 from jax_rele.rationale import RuleAnnotator, query_quality, render
-from jax_rele.runs import artefacts
 from jax_rele.runs import chat_annotators as chat
+from jax_rele.runs import layout
 from jax_rele.types import Pair
 
 
@@ -33,7 +33,7 @@ def external_inputs(config: Config) -> dict[str, str]:
     if annotate.reviews:
         hashes[f"annotate.reviews {annotate.reviews}"] = _file_hash(annotate.reviews, "annotate.reviews")
     if annotate.annotator == "teacher":
-        folder = Path(annotate.teacher_run) / artefacts.LORA
+        folder = Path(annotate.teacher_run) / layout.LORA
         if not folder.is_dir():
             raise UserError(f"annotate.teacher_run: {folder} is not there; give the folder of a run with a teacher")
         hashes[f"annotate.teacher_run {annotate.teacher_run}"] = hash_folder(folder)
@@ -48,8 +48,8 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
 
 def pairs_of(config: Config, run_dir: Path) -> list[Pair]:
     """The pairs to explain: labelled ones of training and validation, and the unlabelled ones where they are asked."""
-    pairs = [pair for split in ("train", "validation") for pair in artefacts.load_pairs(run_dir, split)]
-    return [*pairs, *PairTable(run_dir / artefacts.UNLABELLED)] if config.annotate.unlabelled else pairs
+    pairs = [pair for split in ("train", "validation") for pair in layout.load_pairs(run_dir, split)]
+    return [*pairs, *PairTable(run_dir / layout.UNLABELLED)] if config.annotate.unlabelled else pairs
 
 
 def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -58,14 +58,14 @@ def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str,
     annotator = RuleAnnotator.fit(train, config.rationale.dimensions, config.rationale.tag_map)
     rationales = annotator.annotate(pairs)
     _write_rationales(run_dir, zip(pairs, rationales, ["rules"] * len(pairs)))
-    everyone = PairTable(run_dir / artefacts.PAIRS)
+    everyone = PairTable(run_dir / layout.PAIRS)
     fitted = {pair.pair_id for pair in train}
     held_out = query_quality(
         annotator,
         [pair for pair in everyone if pair.label is not None and pair.pair_id not in fitted],
         config.rationale.tag_map,
     )
-    (run_dir / artefacts.QUALITY).write_text(json.dumps(held_out, indent=2) + "\n", "utf-8")
+    (run_dir / layout.QUALITY).write_text(json.dumps(held_out, indent=2) + "\n", "utf-8")
     counts: dict[str, Any] = {"rationales": len(pairs)}
     if held_out["n_queries"]:
         for unit in ("values", "words"):
@@ -101,8 +101,8 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str
     )
     quality = build_quality(annotations, reliability=reliability, injection=injected, seed=config.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(run_dir / artefacts.DECISIONS, *_columns(decisions))
-    (run_dir / artefacts.QUALITY).write_text(json.dumps(quality, indent=1) + "\n", "utf-8")
+    write_table(run_dir / layout.DECISIONS, *_columns(decisions))
+    (run_dir / layout.QUALITY).write_text(json.dumps(quality, indent=1) + "\n", "utf-8")
     write_report(folder / "report.html", quality, find_examples(annotations, responses.texts), run_name=config.name)
     (folder / "review.csv").unlink(missing_ok=True)  # a person's edits live in a copy, `annotate.reviews`
     to_see = write_reviews(folder / "review.csv", to_review(decisions), by_id)
@@ -160,7 +160,7 @@ def _columns(decisions: Sequence[Decision]):
 
 def _write_rationales(run_dir: Path, rows: Iterable) -> None:
     write_table(
-        run_dir / artefacts.RATIONALES,
+        run_dir / layout.RATIONALES,
         [
             {"pair_id": pair.pair_id, "text": render(rationale), "annotator": annotator}
             for pair, rationale, annotator in rows

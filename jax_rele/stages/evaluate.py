@@ -16,7 +16,7 @@ from jax_rele.config import Config
 from jax_rele.data import RATIONALES, long_tail, read_pairs_table, read_rationale, write_table
 from jax_rele.evaluation import BASELINES, Example, build_metrics, table, verdict_lines, write_report
 from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence, grammar
-from jax_rele.runs import artefacts
+from jax_rele.runs import layout
 from jax_rele.runs.load import load_student, load_teacher
 from jax_rele.teacher import TeacherPredictions
 from jax_rele.types import VERDICTS, Pair
@@ -46,11 +46,11 @@ class Measured:
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Writes metrics, predictions, the teacher's rationales and the report; prints the table."""
     schema, directory = config.labels.schema_, run_dir / "evaluate"
-    pairs = artefacts.load_pairs(run_dir, config.evaluate.split)
+    pairs = layout.load_pairs(run_dir, config.evaluate.split)
     measured = measure(config, run_dir, pairs, config.evaluate.split)
     metrics, probs = measured.metrics, {**measured.baselines, **measured.models}
     write_report(
-        run_dir / artefacts.REPORT,
+        run_dir / layout.REPORT,
         metrics,
         _examples(config, pairs, measured.judged, measured.models, measured.verdicts),
         run_name=config.name,
@@ -62,12 +62,12 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     text = table(metrics) + "\n\n" + "\n".join(f"- {line}" for line in verdict_lines(metrics)) + "\n"
     text += first_rationales(pairs, measured.judged)
     (directory / "table.md").write_text(text, "utf-8")
-    (run_dir / artefacts.METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", "utf-8")
+    (run_dir / layout.METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", "utf-8")
     print(text)
     return {
         "pairs": len(pairs),
         "rationales that parse": f"{metrics['rationales']['parsed']}/{metrics['rationales']['written']}",
-        "report": str(run_dir / artefacts.REPORT),
+        "report": str(run_dir / layout.REPORT),
     }
 
 
@@ -80,8 +80,8 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
       name: what the metrics call them.
     """
     schema = config.labels.schema_
-    everyone = read_pairs_table(run_dir / artefacts.PAIRS)
-    train, validation = (artefacts.load_pairs(run_dir, split) for split in ("train", "validation"))
+    everyone = read_pairs_table(run_dir / layout.PAIRS)
+    train, validation = (layout.load_pairs(run_dir, split) for split in ("train", "validation"))
     judged, both = judge_splits(config, run_dir, pairs, validation)
     probs = {} if both is None else {"teacher": both[0]}
     validation_probs = {} if both is None else {"teacher": both[1]}
@@ -153,7 +153,7 @@ def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> TeacherPredicti
     probs = np.full((len(pairs), len(labels)), np.nan)
     verdicts = np.full((len(pairs), len(dimensions), len(VERDICTS)), np.nan)
     texts, rationales = [""] * len(pairs), [ParseFailure("none was given")] * len(pairs)
-    signals = artefacts.load_held_out(config, run_dir)
+    signals = layout.load_held_out(config, run_dir)
     rows = {} if signals is None else {pair_id: row for row, pair_id in enumerate(signals.pair_ids)}
     for row, pair in enumerate(pairs):
         if (at := rows.get(pair.pair_id)) is None:

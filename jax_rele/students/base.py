@@ -43,6 +43,11 @@ class TokenArray:
     dtype: Any
     is_token: bool = False
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row."""
+        return (self.length,)
+
 
 BatchSpec = dict[str, TokenArray]
 """A student's keyword arguments by name."""
@@ -73,18 +78,24 @@ class StudentModel(Protocol):
         """The fields of `StudentOutputs` that the student can fill in training."""
 
 
+def input_rows(
+    model: StudentModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], spec: InputSpec
+) -> RaggedInputs:
+    """The keyword arguments of `model` for these pairs, not padded."""
+    rows = model.tokenize(tokenizer, pairs, spec)
+    valid = [name for name in model.batch_spec(spec) if name not in rows]  # `valid` goes with `tokens`
+    return rows | {name: [[1] * len(row) for row in rows[name.replace("valid", "tokens")]] for name in valid}
+
+
 def padded_inputs(
     model: StudentModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], spec: InputSpec
 ) -> dict[str, np.ndarray]:
     """The keyword arguments of `model` for these pairs, at full length."""
-    rows, arrays = model.tokenize(tokenizer, pairs, spec), {}
-    for name, array in model.batch_spec(spec).items():
-        if name in rows:
-            arrays[name] = pad(rows[name], array.length, tokenizer.pad_token_id if array.is_token else 0)
-        else:  # `valid` goes with `tokens`
-            tokens = rows[name.replace("valid", "tokens")]
-            arrays[name] = pad([[True] * len(row) for row in tokens], array.length, False, bool)
-    return arrays
+    rows = input_rows(model, tokenizer, pairs, spec)
+    return {
+        name: pad(rows[name], array.length, tokenizer.pad_token_id if array.is_token else 0, array.dtype)
+        for name, array in model.batch_spec(spec).items()
+    }
 
 
 def traced_heads(model: StudentModel) -> set[str]:

@@ -20,6 +20,7 @@ from flax import linen as nn
 from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
+from jax_rele.data.batches.loader import row_count
 from jax_rele.data.rows import as_item, as_pair
 from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.student_inputs import (
@@ -29,7 +30,6 @@ from jax_rele.data.tokens.student_inputs import (
 )
 from jax_rele.models import Encoder, EncoderConfig
 from jax_rele.students.base import InputSpec, StudentModel
-from jax_rele.teacher.kv_cache import row_count
 from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, Span, StudentOutputs
 
 LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 256, 32), *range(256, 513, 64))
@@ -53,6 +53,7 @@ class Student:
       schema: the labels; None for a student that only embeds.
       dimensions: names of the D dimensions.
       has_verdicts, has_evidence: whether its recipe trained these heads.
+      rationale_length: most tokens of a rationale that it reads after a pair in training.
     """
 
     model: StudentModel
@@ -66,6 +67,7 @@ class Student:
     dimensions: tuple[str, ...] = ()
     has_verdicts: bool = False
     has_evidence: bool = False
+    rationale_length: int = 0
 
     def predict(
         self, pairs: Sequence[Pair | tuple[str, str]], *, progress: Callable[[int], None] = lambda pairs: None
@@ -89,7 +91,7 @@ class Student:
     @property
     def input_spec(self) -> InputSpec:
         """How the student's pairs become tokens."""
-        return InputSpec(self.fields, self.query_length, self.item_length)
+        return InputSpec(self.fields, self.query_length, self.item_length, self.rationale_length)
 
     def embed(self, texts: Sequence[str | Item], side: str) -> np.ndarray:
         """[N, E] embeddings of a two-tower's queries or items, see `embed`."""

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jax_rele.data.batches.loader import row_count
 from jax_rele.data.tokens.packing import pad
 from jax_rele.models import Decoder
 from jax_rele.teacher.decoding import Sampling, decode, insert, new_slots
@@ -21,7 +22,6 @@ from jax_rele.teacher.kv_cache import (
     bucket,
     buckets,
     prefill,
-    row_count,
     row_parts,
     shared_base,
     use_mesh,

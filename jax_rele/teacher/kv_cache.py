@@ -48,14 +48,6 @@ def buckets(lengths: Sequence[int], least: int) -> np.ndarray:
     return sizes_of
 
 
-def row_count(rows: int, most: int, parts: int = 1) -> int:
-    """Rows of a batch that holds `rows`: a power of four, or `most`; a multiple of `parts`."""
-    count = 1
-    while count < rows:
-        count *= 4
-    return -(-min(count, most) // parts) * parts
-
-
 def row_parts(mesh: jax.sharding.Mesh | None) -> int:
     """Devices of a mesh over which the rows of a batch are divided."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]

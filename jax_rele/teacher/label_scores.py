@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_rele.data.batches.loader import row_count
 from jax_rele.data.tokens.packing import pad
 from jax_rele.losses import next_token_cross_entropy
 from jax_rele.models import Decoder
-from jax_rele.teacher.kv_cache import base_cache, prefill, read, row_count, row_parts, use_mesh
+from jax_rele.teacher.kv_cache import base_cache, prefill, read, row_parts, use_mesh
 from jax_rele.teacher.shared_prefixes import make_plan
 from jax_rele.teacher.verbalizers import Verbalizers
 

@@ -40,8 +40,8 @@ def open_checkpoints(directory: Path, every: int, keep: int = 2) -> ocp.training
     )
 
 
-def _learned(state: TrainState) -> dict[str, Any]:
-    # Frozen variables are somebody else's artefact: a LoRA checkpoint holds adapters, not the base.
+def _trainable_state(state: TrainState) -> dict[str, Any]:
+    # Frozen variables come from another stage: a LoRA checkpoint holds adapters, not the base.
     return {"step": state.step, "trainable": state.trainable, "opt_state": state.opt_state}
 
 
@@ -50,12 +50,12 @@ def _abstract(tree: Any) -> Any:
 
 
 def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, iterator: Any) -> None:
-    """Saves what has learned and where the data iterator stands, if the step is due.
+    """Saves the trainable state and the data iterator's position, if the step is due.
 
     The iterator's state must be the same in every process, as that of `data.loader.batches` is: it is saved once, so
-    that any number of processes can go on from it.
+    that any number of processes can resume from it.
     """
-    checkpoints.save_checkpointables(step, {STATE: _learned(state), DATA: iterator.get_state()})
+    checkpoints.save_checkpointables(step, {STATE: _trainable_state(state), DATA: iterator.get_state()})
 
 
 def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator: Any) -> TrainState:
@@ -67,10 +67,10 @@ def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator:
     if step is None:
         return state
     path = Path(str(checkpoints.directory)) / str(step)
-    target = {STATE: _abstract(_learned(state)), DATA: iterator.get_state()}
+    target = {STATE: _abstract(_trainable_state(state)), DATA: iterator.get_state()}
     loaded = _read(
         lambda: checkpoints.load_checkpointables(step, target),
-        f"{path}: damaged checkpoint; delete this folder to go on from the one before",
+        f"{path}: damaged checkpoint; delete this folder to resume from the one before",
     )
     iterator.set_state(loaded[DATA])
     return dataclasses.replace(state, **loaded[STATE])
@@ -115,8 +115,8 @@ def _load(path: Path, abstract: Any) -> Any:
         return ocp.load(path, abstract)
 
 
-def _read(load: Callable[[], Any], told: str) -> Any:
-    """Runs `load`; any failure is a UserError that says `told`, and nothing else reaches the user's screen."""
+def _read(load: Callable[[], Any], message: str) -> Any:
+    """Runs `load`; any failure is a UserError with `message`, and nothing else is printed."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -125,7 +125,7 @@ def _read(load: Callable[[], Any], told: str) -> Any:
     except Exception as error:
         # The hook stays off: the other readers of the same checkpoint fail after this one, some as the process ends.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited")
-        raise UserError(f"{told} ({_one_line(error)})") from None
+        raise UserError(f"{message} ({_one_line(error)})") from None
     sys.unraisablehook = hook
     logging.getLogger("absl").setLevel(logging.ERROR)
     return loaded

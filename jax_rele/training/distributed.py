@@ -24,7 +24,7 @@ from jax._src.distributed import global_state
 
 from jax_rele.errors import UserError
 
-GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+ADDRESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 DETECT = "JAX_RELE_DISTRIBUTED"
 
 _FAILED = "jax_rele/failed"
@@ -50,29 +50,31 @@ def initialize() -> bool:
       Whether there are several processes.
 
     Raises:
-      UserError: the environment says one half of it, or the others cannot be reached.
+      UserError: the variables are incomplete or invalid, or the other processes cannot be reached.
     """
     detect = os.environ.get(DETECT, "0")
     if detect not in ("0", "1"):
         raise UserError(f"{DETECT} is {detect!r}; set it to 1 where the cluster knows the processes, or unset it")
-    given = {name: os.environ[name] for name in GIVEN if os.environ.get(name)}
-    if detect == "0" and not given:
+    variables = {name: os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)}
+    if detect == "0" and not variables:
         return False
-    if detect == "0" and len(given) < len(GIVEN):
-        missing = ", ".join(name for name in GIVEN if name not in given)
+    if detect == "0" and len(variables) < len(ADDRESS_VARIABLES):
+        missing = ", ".join(name for name in ADDRESS_VARIABLES if name not in variables)
         raise UserError(
-            f"{', '.join(given)} is set without {missing}; set all three, or {DETECT}=1 where the cluster says the rest"
+            f"{', '.join(variables)} is set without {missing}; set all three, or {DETECT}=1 where the cluster sets them"
         )
-    count, process = _number("JAX_NUM_PROCESSES", given), _number("JAX_PROCESS_ID", given)
+    count, process = _number("JAX_NUM_PROCESSES", variables), _number("JAX_PROCESS_ID", variables)
     if count is not None and process is not None and process >= count:
-        raise UserError(f"{GIVEN[2]} is {process}; with {GIVEN[1]}={count} it must be less")
-    # Otherwise SIGTERM would only be noted: a run that is told to end ends, and goes on from its last checkpoint.
+        raise UserError(f"{ADDRESS_VARIABLES[2]} is {process}; with {ADDRESS_VARIABLES[1]}={count} it must be less")
+    # With it SIGTERM would only be recorded; it is to end the run, which resumes from its last checkpoint.
     jax.config.update("jax_enable_preemption_service", False)
-    if ":" not in given.get(GIVEN[0], ":"):
-        raise UserError(f"{GIVEN[0]} is {given[GIVEN[0]]!r}; it must be HOST:PORT of process 0")
+    if ":" not in variables.get(ADDRESS_VARIABLES[0], ":"):
+        raise UserError(
+            f"{ADDRESS_VARIABLES[0]} is {variables[ADDRESS_VARIABLES[0]]!r}; it must be HOST:PORT of process 0"
+        )
     try:
         jax.distributed.initialize(
-            given.get("JAX_COORDINATOR_ADDRESS"),
+            variables.get("JAX_COORDINATOR_ADDRESS"),
             count,
             process,
             cluster_detection_method=None if detect == "1" else "deactivate",
@@ -80,17 +82,17 @@ def initialize() -> bool:
         # The processes tell each other their devices, and wait for that only minutes: not while one works alone.
         jax.devices()
     except (RuntimeError, ValueError, LookupError, OSError) as error:
-        what = f"{DETECT}=1" if detect == "1" else f"{GIVEN[0]}={given[GIVEN[0]]}"
+        what = f"{DETECT}=1" if detect == "1" else f"{ADDRESS_VARIABLES[0]}={variables[ADDRESS_VARIABLES[0]]}"
         raise UserError(f"{what}: the processes cannot join: {' '.join(str(error).split())[:300]}") from None
     return True
 
 
-def _number(name: str, given: dict[str, str]) -> int | None:
-    if name not in given:
+def _number(name: str, variables: dict[str, str]) -> int | None:
+    if name not in variables:
         return None
-    if not given[name].isdecimal():
-        raise UserError(f"{name} is {given[name]!r}; it must be a whole number")
-    return int(given[name])
+    if not variables[name].isdecimal():
+        raise UserError(f"{name} is {variables[name]!r}; it must be a whole number")
+    return int(variables[name])
 
 
 def process_count() -> int:
@@ -132,7 +134,7 @@ def barrier(name: str) -> None:
     """Waits for all processes. Raises RuntimeError where one of them is elsewhere in the program."""
     names = gather(name)
     if set(names) != {name}:
-        raise RuntimeError(f"the processes are at different places of the run: {names}")
+        raise RuntimeError(f"the processes are at different points of the run: {names}")
 
 
 def _wait(key: str) -> str:
@@ -146,7 +148,7 @@ def _wait(key: str) -> str:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def join_processes() -> Iterator[None]:
     """Joins the processes of a run; an error in one ends all of them, with one line from process 0.
 
     With several processes an error does not leave the context: it ends the process, with status 2 for a `UserError`,
@@ -156,7 +158,7 @@ def together() -> Iterator[None]:
     if not initialize():
         yield
         return
-    threading.Thread(target=_watch, daemon=True).start()
+    threading.Thread(target=_end_after_failure, daemon=True).start()
     try:
         yield
         barrier("the end of the run")
@@ -165,7 +167,7 @@ def together() -> Iterator[None]:
     jax.distributed.shutdown()
 
 
-def _watch() -> None:
+def _end_after_failure() -> None:
     """Ends this process some seconds after another has failed, whatever it is doing."""
     while True:
         try:
@@ -182,20 +184,22 @@ def _watch() -> None:
 def _fail(error: BaseException) -> None:
     """Tells the others why this process ends, unless one of them was first, and ends it."""
     if isinstance(error, UserError):
-        status, told = 2, str(error)
+        status, message = 2, str(error)
     elif isinstance(error, KeyboardInterrupt):
-        status, told = 130, "interrupted; the same command goes on from where it was"
+        status, message = 130, "interrupted; the same command resumes"
     else:
-        status, told = 1, f"{type(error).__name__}; its traceback is above or in its own log"
+        status, message = 1, f"{type(error).__name__}; its traceback is above or in its own log"
     client = global_state.client
     if not is_main():
-        _failed.wait(1.0)  # what every process finds is said by process 0
+        _failed.wait(1.0)  # an error that every process meets is reported by process 0
     try:
         client.key_value_try_get(_FAILED)
-    except jax.errors.JaxRuntimeError:  # nobody has: what goes wrong after a failure elsewhere follows from it
+    except (
+        jax.errors.JaxRuntimeError
+    ):  # no process has failed before: what goes wrong after a failure elsewhere follows from it
         if status == 1:
             traceback.print_exception(error)
-        failure = {"process": global_state.process_id, "status": status, "told": told}
+        failure = {"process": global_state.process_id, "status": status, "message": message}
         with suppress(jax.errors.JaxRuntimeError):  # another one did just now, or process 0 is gone
             client.key_value_set(_FAILED, json.dumps(failure))
     _leave()
@@ -210,7 +214,7 @@ def _leave() -> None:
         status = failure["status"]
         if is_main():
             who = f"process {failure['process']}: " if failure["process"] else ""
-            print(f"jax-rele: {who}{failure['told']}", file=sys.stderr)
+            print(f"jax-rele: {who}{failure['message']}", file=sys.stderr)
             deadline = time.monotonic() + _LEAVE_SECONDS
             for other in range(1, process_count()):
                 left = max(1, round(1000 * (deadline - time.monotonic())))

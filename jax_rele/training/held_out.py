@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jax_rele import losses
-from jax_rele.training.sharding import local_row_indices, place, use
+from jax_rele.training.sharding import local_row_indices, shard_batch, use
 from jax_rele.training.state import TrainState
 from jax_rele.training.step import Batch, Loss
 
@@ -29,24 +29,24 @@ def make_evaluate(
       A function with the attribute `compiled`. The means are exact: the last batch is filled up with rows that count
       for nothing.
     """
-    count, places = len(jax.tree.leaves(rows)[0]), local_row_indices(mesh, batch_size)
+    count, indices = len(jax.tree.leaves(rows)[0]), local_row_indices(mesh, batch_size)
 
     @jax.jit
     def totals(variables, batch):
         return loss(apply(variables, **batch["inputs"], deterministic=True), batch)[1]
 
     def batch(start):
-        numbers = start + places
+        numbers = start + indices
         picked = jax.tree.map(lambda x: x[numbers % count], rows)
-        return place({**picked, "mask": numbers < count}, mesh)
+        return shard_batch({**picked, "mask": numbers < count}, mesh)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        found: dict[str, tuple[float, float]] = {}
+        sums: dict[str, tuple[float, float]] = {}
         with use(mesh):
             for start in range(0, count, batch_size):
                 terms = jax.tree.map(float, jax.device_get(totals(state.variables, batch(start))))
-                found = losses.add_totals(found, terms) if found else terms
-        return losses.means(found)
+                sums = losses.add_totals(sums, terms) if sums else terms
+        return losses.means(sums)
 
     evaluate.compiled = totals
     return evaluate

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh, parameters born sharded, batches split by rows."""
+"""Sharding: one mesh, parameters initialised sharded, batches split by rows."""
 
 from __future__ import annotations
 
@@ -21,6 +21,25 @@ from jax_rele.training.state import TrainState, create_state
 
 BATCH = PartitionSpec(("data", "fsdp"))
 """How every array of a batch is split: by rows."""
+
+_FIX = "change the mesh, or the batch_size of the stage's optimization to a multiple of it"
+
+
+def check_rows(
+    rows: int, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, path: str, fix: str, *, what: str = "rows"
+) -> None:
+    """Raises UserError where rows that are computed at a time do not divide over the data and fsdp axes of a mesh.
+
+    Args:
+      rows: how many.
+      mesh: the devices.
+      path: of the config, for the message.
+      fix: what to change.
+      what: what the rows are.
+    """
+    devices = math.prod(mesh.shape.get(axis, 1) for axis in BATCH[0])
+    if rows % devices:
+        raise UserError(f"{path}: {rows} {what} do not divide over data x fsdp = {devices} devices; {fix}")
 
 
 def make_mesh(sizes: config.MeshConfig, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -64,10 +83,10 @@ def abstract(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any, coll
 
 def init_sharded(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any) -> Any:
     """Runs `make(*args)` under jit so that each device makes only its own shard; axis names are taken off."""
-    return _sharded_maker(make, mesh, *args)(*args)
+    return _compile_sharded(make, mesh, *args)(*args)
 
 
-def _sharded_maker(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any) -> Callable[..., Any]:
+def _compile_sharded(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any) -> Callable[..., Any]:
     """`init_sharded` for arguments like these, compiled once."""
     with use(mesh):
         out_shardings = shardings(jax.eval_shape(make, *args), mesh)
@@ -112,8 +131,8 @@ def make_init_fn(
     def make(seed):
         return create_state({trainable: init(jax.random.key(seed))[trainable]}, {}, tx, seed)
 
-    born = _sharded_maker(make, mesh, jnp.uint32(0))
-    return lambda seed: dataclasses.replace(born(jnp.uint32(seed)), frozen=frozen)
+    init_sharded_state = _compile_sharded(make, mesh, jnp.uint32(0))
+    return lambda seed: dataclasses.replace(init_sharded_state(jnp.uint32(seed)), frozen=frozen)
 
 
 def _parts_of_process(mesh: jax.sharding.Mesh, process: int) -> tuple[list[int], int]:
@@ -121,38 +140,31 @@ def _parts_of_process(mesh: jax.sharding.Mesh, process: int) -> tuple[list[int],
     if len({device.process_index for device in mesh.devices.flat}) == 1:
         return [0], 1
     by_row = mesh.devices.reshape(-1, mesh.shape["tensor"])
-    held = [row for row, devices in enumerate(by_row) if process in {device.process_index for device in devices}]
-    return held, len(by_row)
+    own = [row for row, devices in enumerate(by_row) if process in {device.process_index for device in devices}]
+    return own, len(by_row)
 
 
 def local_row_indices(mesh: jax.sharding.Mesh, rows: int, process: int | None = None) -> np.ndarray:
-    """The numbers of the rows that a process's devices hold of a batch of `rows`, ascending; by default this process's.
+    """The numbers of the rows of a batch of `rows` that a process's devices hold, ascending; by default this process's.
 
-    Each place along data x fsdp holds an equal run of rows. Processes hold the same ones where the tensor axis spans
+    Each index along data x fsdp holds an equal run of rows. Processes hold the same ones where the tensor axis spans
     them. Raises UserError where the rows do not divide evenly over several processes' devices.
     """
-    held, parts = _parts_of_process(mesh, jax.process_index() if process is None else process)
-    if rows % parts:
-        raise UserError(
-            f"mesh: {rows} rows or groups of a step do not divide over data x fsdp = {parts} devices of several "
-            "processes; change the mesh, or the batch_size of the stage's optimization to a multiple of it"
-        )
-    return np.arange(rows).reshape(parts, -1)[held].reshape(-1)
+    own, parts = _parts_of_process(mesh, jax.process_index() if process is None else process)
+    if parts > 1:
+        check_rows(rows, mesh, "mesh", _FIX, what="rows or groups of a step over several processes")
+    return np.arange(rows).reshape(parts, -1)[own].reshape(-1)
 
 
-def place(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+def shard_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     """This process's numpy rows of a batch (see `local_row_indices`) -> global arrays split by rows over the mesh.
 
     Raises UserError where the rows do not divide evenly over the devices.
     """
-    sharding, (held, parts) = NamedSharding(mesh, BATCH), _parts_of_process(mesh, jax.process_index())
-    size, devices = len(jax.tree.leaves(batch)[0]) // len(held), mesh.shape["data"] * mesh.shape["fsdp"]
-    if size * parts % devices:
-        raise UserError(
-            f"mesh: {size * parts} rows of a step do not divide over data x fsdp = {devices} devices; change the mesh, "
-            "or the batch_size of the stage's optimization to a multiple of it"
-        )
-    begins = {part: size * number for number, part in enumerate(held)}
+    sharding, (own, parts) = NamedSharding(mesh, BATCH), _parts_of_process(mesh, jax.process_index())
+    size = len(jax.tree.leaves(batch)[0]) // len(own)
+    check_rows(size * parts, mesh, "mesh", _FIX, what="rows of a step")
+    begins = {part: size * number for number, part in enumerate(own)}
 
     def put(rows):
         def read(index):

@@ -69,9 +69,9 @@ def texts(rng, words, count, low, high):
 
 def write_tables(folder: Path, count: int, config) -> None:
     """One labelled pair a query and `CANDIDATES` unlabelled ones, with the signals of all."""
-    from jax_rele.data import PAIRS
+    from jax_rele.data import PAIRS, join_tables
     from jax_rele.data.signals.table import SCHEMA
-    from jax_rele.runs import artefacts
+    from jax_rele.runs import layout
 
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
@@ -79,14 +79,16 @@ def write_tables(folder: Path, count: int, config) -> None:
     rng.shuffle(words)
     labels, dimensions = config.labels.names, config.rationale.dimensions
     metadata = {b"jax_rele.labels": json.dumps(labels), b"jax_rele.dimensions": json.dumps(dimensions)}
-    paths = [folder / name for name in (artefacts.PAIRS, artefacts.UNLABELLED, artefacts.SIGNALS)]
+    paths = [folder / name for name in (layout.PAIRS, layout.UNLABELLED, layout.SIGNALS)]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
+    parts = [folder / name for name in ("labelled_signals.parquet", "other_signals.parquet")]
     options = {"compression": "zstd", "write_page_checksum": True}
     with (
         pq.ParquetWriter(paths[0], PAIRS, **options) as judged,
         pq.ParquetWriter(paths[1], PAIRS, **options) as free,
-        pq.ParquetWriter(paths[2], SCHEMA.with_metadata(metadata), **options) as said,
+        pq.ParquetWriter(parts[0], SCHEMA.with_metadata(metadata), **options) as labelled_signals,
+        pq.ParquetWriter(parts[1], SCHEMA.with_metadata(metadata), **options) as other_signals,
     ):
         for start in range(0, count, CHUNK):
             size = min(CHUNK, count - start)
@@ -117,23 +119,24 @@ def write_tables(folder: Path, count: int, config) -> None:
             free.write_table(table.filter(pa.array(~has_label)), row_group_size=4096)
             probs = rng.dirichlet(np.ones(len(labels)), size).astype(np.float32)
             verdicts = rng.dirichlet(np.ones(3), (size, len(dimensions))).astype(np.float32)
-            said.write_table(
-                pa.Table.from_pydict(
-                    {
-                        "pair_id": [f"p{n}" for n in number],
-                        "label_probs": list(probs),
-                        "verdict_probs": [list(row) for row in verdicts],
-                        "evidence": [
-                            [{"source": "title", "start": 0, "end": title.index(" "), "dimension": "brand"}]
-                            for title in titles
-                        ],
-                        "rationale": [f"brand: - | {brand} | absent" for brand in brands],
-                        "confidence": np.ones(size, np.float32),
-                        "rationale_embedding": [None] * size,
-                    },
-                    schema=SCHEMA,
-                )
-            )
+            signals = pa.Table.from_pydict(
+                {
+                    "pair_id": [f"p{n}" for n in number],
+                    "label_probs": list(probs),
+                    "verdict_probs": [list(row) for row in verdicts],
+                    "evidence": [
+                        [{"source": "title", "start": 0, "end": title.index(" "), "dimension": "brand"}]
+                        for title in titles
+                    ],
+                    "rationale": [f"brand: - | {brand} | absent" for brand in brands],
+                    "confidence": np.ones(size, np.float32),
+                    "rationale_embedding": [None] * size,
+                },
+                schema=SCHEMA,
+            ).replace_schema_metadata(metadata)
+            labelled_signals.write_table(signals.filter(pa.array(has_label)))
+            other_signals.write_table(signals.filter(pa.array(~has_label)))
+    join_tables(paths[2], parts)  # in the order of the tables of pairs
 
 
 def work(count: int, steps: int, folder: Path) -> dict:
@@ -143,9 +146,8 @@ def work(count: int, steps: int, folder: Path) -> dict:
     from jax_rele.config import from_dict
     from jax_rele.data import PairTable
     from jax_rele.data.tokens.tokenizers import train_tokenizer
-    from jax_rele.distillation import trainer
-    from jax_rele.distillation.dataset import open_data, queries
-    from jax_rele.runs import artefacts
+    from jax_rele.runs import layout
+    from jax_rele.stages import distill
 
     steps_taken = max(steps, 1)
     optimization = {"steps": steps_taken, "batch_size": 32, "learning_rate": 1e-5}
@@ -154,24 +156,25 @@ def work(count: int, steps: int, folder: Path) -> dict:
         {
             "cache_dir": str(folder / "cache"),
             "student": {"random": MINILM, **LENGTHS},
-            "distill": {"recipes": ["mkd"], "length_buckets": 4, "optimization": optimization},
+            "distill": {
+                "students": ["cross_encoder"],
+                "recipes": ["mkd"],
+                "length_buckets": 4,
+                "optimization": optimization,
+            },
         }
     )
     found: dict = {"pairs": count}
     with peak(found, "write"):
         write_tables(folder, count, config)
-    table = PairTable(folder / artefacts.UNLABELLED)
+    table = PairTable(folder / layout.UNLABELLED)
     sample = [f"{pair.query} {pair.item.title}" for pair in table[: min(2000, len(table))]]
-    train_tokenizer(sample, 8000, encoder=True).save_pretrained(folder / artefacts.STUDENT_TOKENIZER)
-    with peak(found, "open"):
-        data = open_data(config, folder)
-    terms = {"cross_encoder": trainer.terms_of(config, folder, "cross_encoder", "mkd")}
+    train_tokenizer(sample, 8000, encoder=True).save_pretrained(folder / layout.STUDENT_TOKENIZER)
     with peak(found, "columns"):
-        queries(data)
-        training = trainer.prepare(config, folder, "mkd", terms, data)
+        trainer = distill.prepare(config, folder).trainer("mkd", ["cross_encoder"])
     with peak(found, "again"):
-        trainer.prepare(config, folder, "mkd", terms, data)
-    batches = training.data(0)
+        distill.prepare(config, folder).trainer("mkd", ["cross_encoder"])
+    batches = trainer.batches(0)
     next(batches)
     read = 0
     with peak(found, "loader"):
@@ -181,11 +184,11 @@ def work(count: int, steps: int, folder: Path) -> dict:
     found["disk_mb"] = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file()) / 2**20
     del batches
     if steps:
-        trainer.fit(training, config, 0, folder / "first", "first")  # compiles
+        trainer.fit(0, folder / "first", "first")  # compiles
         found["waits"], found["step_pairs"] = [], []
         for turn in range(TURNS):
             with peak(found, "train"):
-                trainer.fit(training, config, 0, folder / f"train{turn}", "train")
+                trainer.fit(0, folder / f"train{turn}", "train")
             (line,) = (folder / f"train{turn}" / "metrics.jsonl").read_text("utf-8").splitlines()
             found["waits"].append(json.loads(line)["input_wait"])
             found["step_pairs"].append(json.loads(line)["pairs_per_second"])
@@ -194,8 +197,16 @@ def work(count: int, steps: int, folder: Path) -> dict:
 
 
 def report(rows: list[dict]) -> str:
-    phases = ("open", "columns", "loader", "train")
-    names = ("pairs", "columns made, pairs/s", "again, s", "loader, pairs/s", "peak MB: open", *phases[1:], "cache MB")
+    phases = ("columns", "loader", "train")
+    names = (
+        "pairs",
+        "columns made, pairs/s",
+        "again, s",
+        "loader, pairs/s",
+        f"peak MB: {phases[0]}",
+        *phases[1:],
+        "cache MB",
+    )
     lines = [f"| {' | '.join(names)} |", "|---:" * len(names) + "|"]
     for row in rows:
         making = row["columns"]["seconds"] - row["again"]["seconds"]

@@ -25,7 +25,15 @@ from jax_rele.teacher.decoding import Sampling
 from jax_rele.teacher.label_scores import score
 from jax_rele.teacher.template import DecodingTemplate, compile_template
 from jax_rele.teacher.verbalizers import Verbalizers
-from jax_rele.training import init_sharded, init_state, make_mesh, make_optimizer, make_train_step, place, shard_step
+from jax_rele.training import (
+    init_sharded,
+    init_state,
+    make_mesh,
+    make_optimizer,
+    make_train_step,
+    shard_batch,
+    shard_step,
+)
 
 DIMENSIONS = ("category", "brand", "model", "color", "material", "size")
 
@@ -114,7 +122,7 @@ def sft(shape: Shape, device: str, base: Any, mesh: Any, remat: str) -> Iterator
     state = init_state(init(model), "lora", base, tx, mesh, 0)
     batch = packed(shape)
     inputs = {name: batch.pop(name) for name in ("tokens", "positions", "segments")}
-    batch = place({"inputs": inputs, **batch}, mesh)
+    batch = shard_batch({"inputs": inputs, **batch}, mesh)
     loss = losses.combine(tokens=losses.term(losses.next_token_cross_entropy))
     step = shard_step(make_train_step(model.apply, loss, tx), mesh, state)
 

@@ -29,11 +29,20 @@ from jax_rele.data.batches import loader
 from jax_rele.data.batches.loader import batches
 from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, language_rows
 from jax_rele.models import Decoder, build_teacher
+from jax_rele.models.decoder import init_decoder
 from jax_rele.models.quantize import dequantize_params, quantize_params, stored_bytes
 from jax_rele.rationale import RuleAnnotator
-from jax_rele.runs import artefacts, pipeline
+from jax_rele.runs import layout, load, pipeline
 from jax_rele.stages import finetune
-from jax_rele.training import init_state, make_evaluate, make_mesh, make_optimizer, make_train_step, place, shard_step
+from jax_rele.training import (
+    init_state,
+    make_evaluate,
+    make_mesh,
+    make_optimizer,
+    make_train_step,
+    shard_batch,
+    shard_step,
+)
 
 KINDS = ("float32", "bfloat16", "int8", "nf4")
 CONFIG = {
@@ -69,7 +78,7 @@ TUNING = OptimizationConfig(steps=80, batch_size=16, learning_rate=4e-3)
 
 def rows_of_rationales(config: Config, run_dir: Path, tokenizer):
     """Rows to train the base on, rows to train adapters on, and held-out rows for each of the two."""
-    train, held = (artefacts.load_pairs(run_dir, split) for split in ("train", "validation"))
+    train, held = (layout.load_pairs(run_dir, split) for split in ("train", "validation"))
     annotator = RuleAnnotator.fit(train, config.rationale.dimensions, config.rationale.tag_map)
     free = recombine(train, 8000, config.seed)
     free += candidates(train, [pair.item for pair in train], 10, config.seed, bm25=config.data.candidates.bm25)
@@ -96,7 +105,7 @@ class Experiment:
         self.loss = losses.combine(loss=losses.term(losses.next_token_cross_entropy))
 
     def start(self, frozen: dict, seed: int):
-        init = artefacts.init_decoder(self.model)
+        init = init_decoder(self.model)
         return init_state(init, self.collection, frozen, self.tx, self.mesh, seed)
 
     def train(self, state, rows, seed: int):
@@ -104,7 +113,7 @@ class Experiment:
             self.step = shard_step(make_train_step(self.model.apply, self.loss, self.tx), self.mesh, state)
         data = batches(loader.rows(rows), loader.shuffled(len(rows["targets"]), self.optimization.batch_size, seed))
         for _ in range(self.optimization.steps):
-            state, _ = self.step(state, place(next(data), self.mesh))
+            state, _ = self.step(state, shard_batch(next(data), self.mesh))
         return state
 
     def measure(self, name: str, state, rows) -> float:
@@ -135,7 +144,7 @@ def run(seeds: int) -> tuple[dict[str, list[dict[str, float]]], str]:
     with tempfile.TemporaryDirectory() as folder:
         config = from_dict({**CONFIG, "name": "quantization", "run_root": folder})
         pipeline.run(config, ("prepare", "annotate"))
-        model, tokenizer = artefacts.teacher_model(config, config.run_dir)
+        model, tokenizer = load.teacher_model(config, config.run_dir)
         base_rows, tuning_rows, base_held, tuned_held = rows_of_rationales(config, config.run_dir, tokenizer)
     half = build_teacher(config.teacher.model_copy(update={"dtype": "bfloat16"}), len(tokenizer))
     first = Experiment(model, "params", BASE, mesh)

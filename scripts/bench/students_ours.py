@@ -19,9 +19,9 @@ from students_work import CLIP_NORM, LABELS, LEARNING_RATE, WEIGHT_DECAY, Batch,
 from jax_rele import config, losses
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.models import from_hf
-from jax_rele.runs.students import with_encoder
 from jax_rele.students import CrossEncoder, InputSpec, Student, TwoTower, embed, padded_inputs, predict
-from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, place, shard_step
+from jax_rele.students.weights import with_encoder
+from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, shard_batch, shard_step
 from jax_rele.types import Item, Pair
 
 DIMENSIONS = 6
@@ -142,10 +142,10 @@ def train(
             clip_norm=CLIP_NORM,
         )
     )
-    state = with_encoder(init_state(init, "params", {}, tx, mesh, 0), encoder)
-    params = with_heads(state.trainable["params"], name, model.encoder.width)
+    state = init_state(init, "params", {}, tx, mesh, 0)
+    params = with_heads(with_encoder(state.trainable["params"], encoder), name, model.encoder.width)
     state = dataclasses.replace(state, trainable={"params": params})
-    batches = [place(arguments(name, batch), mesh) for batch in read_batches(folder, f"{name}.{kind}")]
+    batches = [shard_batch(arguments(name, batch), mesh) for batch in read_batches(folder, f"{name}.{kind}")]
     loss = losses.combine(label=losses.term(losses.cross_entropy))
     step = shard_step(make_train_step(model.apply, loss, tx), mesh, state)
 

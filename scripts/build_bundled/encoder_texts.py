@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from jax_rele import config
 from jax_rele.data import candidates, recombine
 from jax_rele.data.tokens.packing import pad
-from jax_rele.data.tokens.student_inputs import cross_rows, encode_evidence
+from jax_rele.data.tokens.student_inputs import cross_rows, evidence_rows
 from jax_rele.rationale import RuleAnnotator, find_evidence
 from jax_rele.rationale.words import key, words
 from jax_rele.types import VERDICTS, Item, Pair
@@ -195,7 +195,7 @@ def pair_arrays(
 
     Returns:
       `tokens` [N, L] int32, `types` [N, L], `lengths` [N]; `verdicts` [N, D], places in `VERDICTS`; `asked` [N, D]
-      bool, whether the query asks for the dimension; `evidence` [N, L], tags as of `encode_evidence`; `occurs` [N, L],
+      bool, whether the query asks for the dimension; `evidence` [N, L], tags as of `evidence_rows`; `occurs` [N, L],
       1 for a token whose word stands on the other side too; `owners` [N, L], whose word a token is of. Tables without
       a dtype are int8.
     """
@@ -206,7 +206,7 @@ def pair_arrays(
     lengths = QUERY_LENGTH, ITEM_LENGTH
     parts = range(0, len(pairs), 4096)
     evidence = [
-        encode_evidence(tokenizer, pairs[i : i + 4096], spans[i : i + 4096], DIMENSIONS, FIELDS, *lengths)
+        evidence_rows(tokenizer, pairs[i : i + 4096], spans[i : i + 4096], DIMENSIONS, FIELDS, *lengths)[0]
         for i in parts
     ]
     occurs, owners = occurrences(tokenizer, pairs)
@@ -217,7 +217,7 @@ def pair_arrays(
         "lengths": np.array([len(row) for row in rows], np.int32),
         "verdicts": np.array([[VERDICTS.index(c.verdict) for c in row] for row in compared], np.int8),
         "asked": np.array([[bool(c.query_values) for c in row] for row in compared], bool),
-        "evidence": np.concatenate([each["evidence_tags"] for each in evidence]).astype(np.int8),
+        "evidence": np.concatenate([pad(tags, length, 0) for tags in evidence]).astype(np.int8),
         "occurs": pad(occurs, length, 0, np.int8),
         "owners": pad(owners, length, MARKER, np.int8),
     }

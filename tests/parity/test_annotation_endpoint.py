@@ -20,8 +20,8 @@ from jax_rele.annotation.store import Store
 from jax_rele.cli import main
 from jax_rele.data import read_table
 from jax_rele.data.tokens.tokenizers import train_tokenizer
-from jax_rele.runs import artefacts
 from jax_rele.runs import chat_annotators as chat
+from jax_rele.runs import layout
 from jax_rele.stages import annotate
 
 MAX_TOKENS = 24
@@ -135,7 +135,7 @@ def test_a_foreign_server_is_asked_once_about_each_pair_and_unreadable_answers_e
     assert error.count("\n") == 1
     assert f"none of {len(pairs)} pairs has an accepted rationale" in error
 
-    made = decisions_from_arrow(read_table(settings.run_dir / artefacts.DECISIONS))
+    made = decisions_from_arrow(read_table(settings.run_dir / layout.DECISIONS))
     assert sorted(one.pair_id for one in made) == sorted(pair.pair_id for pair in pairs)
     assert {one.status for one in made} == {"rejected"}
     assert all(one.reason.startswith("no readable answer: 1 ") for one in made)

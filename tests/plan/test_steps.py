@@ -4,21 +4,21 @@ import jax
 import numpy as np
 import pytest
 
-from jax_rele import losses
 from jax_rele.config import MeshConfig, from_dict
 from jax_rele.data import write_pairs, write_signals
 from jax_rele.data.batches.loader import Groups
 from jax_rele.data.tokens.prompts import Answer, language_rows
 from jax_rele.data.tokens.tokenizers import train_tokenizer
-from jax_rele.distillation import targets
-from jax_rele.distillation.dataset import open_data, queries
+from jax_rele.distillation.fields import batch_fields
+from jax_rele.distillation.trainer import query_groups
 from jax_rele.errors import UserError
 from jax_rele.models import build_teacher
+from jax_rele.models.decoder import init_decoder
 from jax_rele.plan.abstract import bytes_per_chip, train_state
 from jax_rele.plan.steps import language_batch, steps, student_batch
 from jax_rele.rationale import render
-from jax_rele.runs import artefacts, objectives
-from jax_rele.students import build_student
+from jax_rele.runs import layout
+from jax_rele.stages import distill
 from jax_rele.training import init_state, make_mesh, make_optimizer
 from jax_rele.types import Comparison, Item, Pair, Rationale, Signals
 
@@ -71,7 +71,6 @@ def test_a_planned_batch_of_a_student_is_that_of_the_stage(config, mesh, name, r
     ]
     tokenizer = train_tokenizer([pair.query + " " + pair.item.title for pair in pairs], 300)
     labels, dimensions = len(config.labels.names), config.rationale.dimensions
-    model = build_student(name, config.student, len(tokenizer), labels, len(dimensions))
     signals = Signals(
         pair_ids=tuple(pair.pair_id for pair in pairs),
         label_probs=np.full((16, labels), 1 / labels, np.float32),
@@ -79,24 +78,26 @@ def test_a_planned_batch_of_a_student_is_that_of_the_stage(config, mesh, name, r
         evidence=((),) * 16,
         rationales=(render(Rationale((Comparison("brand", verdict="match"),), "Exact")),) * 16,
     )
-    terms = objectives.terms(config, recipe, model.heads)
-    for path, table in ((artefacts.PAIRS, pairs), (artefacts.UNLABELLED, [])):
+    for path, table in ((layout.PAIRS, pairs), (layout.UNLABELLED, [])):
         write_pairs(tmp_path / path, table)
-    write_signals(tmp_path / artefacts.SIGNALS, signals, config.labels.names, dimensions)
-    tokenizer.save_pretrained(tmp_path / artefacts.STUDENT_TOKENIZER)
-    data = open_data(config.model_copy(update={"cache_dir": str(tmp_path)}), tmp_path)
-    columns = targets.columns(config, name, recipe, model, tokenizer, terms, data)
-    known = queries(data)
-    groups = targets.groups_of(config, known["query"], known["labelled"], True)
+    write_signals(tmp_path / layout.SIGNALS, signals, config.labels.names, dimensions)
+    tokenizer.save_pretrained(tmp_path / layout.STUDENT_TOKENIZER)
+    options = config.distill.model_copy(update={"students": (name,), "recipes": (recipe,)})
+    config = config.model_copy(update={"cache_dir": str(tmp_path), "distill": options})
+    distillation = distill.prepare(config, tmp_path)
+    student, terms = distillation.students[name], distillation.terms[recipe][name]
+    dataset = distillation.datasets[name]
+    columns = dataset.select(batch_fields(student.model, student.input_spec, [terms]))
+    groups = query_groups(dataset.columns["query"], dataset.labelled, config.distill.group_size, unlabelled=True)
     real = Groups(columns, groups)(np.arange(len(groups)), np.arange(len(groups)))
-    planned = student_batch(config, model, mesh, 16, losses.needs(terms)[0])
+    planned = student_batch(student.model, student.input_spec, mesh, 16, terms)
     assert outline(planned, 16) == outline(real, 16)
 
 
 @pytest.mark.parametrize("trainable", ["params", "lora"])
 def test_a_planned_state_is_the_real_one(config, mesh, trainable):
     model = build_teacher(config.teacher, 512)
-    tx, init = make_optimizer(config.finetune.optimization), artefacts.init_decoder(model)
+    tx, init = make_optimizer(config.finetune.optimization), init_decoder(model)
     planned = train_state(init, trainable, {}, tx, mesh)
     real = init_state(init, trainable, {}, tx, mesh, 0)
     assert jax.tree.structure(planned) == jax.tree.structure(real)

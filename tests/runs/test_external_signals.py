@@ -8,11 +8,10 @@ import pytest
 
 from jax_rele import cli, config
 from jax_rele.data import read_pairs_table, read_signals, read_table
-from jax_rele.distillation import dataset as training_data
 from jax_rele.errors import UserError
 from jax_rele.rationale import parse, render
-from jax_rele.runs import artefacts
 from jax_rele.runs import external_signals as external_signals
+from jax_rele.runs import layout
 from jax_rele.types import VERDICTS, Comparison, Rationale
 
 pytestmark = pytest.mark.slow
@@ -123,9 +122,9 @@ def test_rationales_become_verdicts_and_are_shown(tmp_path):
     run_dir = tmp_path / "runs" / "other"
     assert no_teacher(run_dir)
     settings = config.load(file)
-    data = training_data.open_data(settings, run_dir)
-    signals = data.signals.take(data.row_indices)
-    assert signals.pair_ids == tuple(pair.pair_id for pair in training_data.pairs_of(data))
+    signals = read_signals(run_dir / layout.SIGNALS, settings.labels.names, settings.rationale.dimensions)
+    learned = layout.load_pairs(run_dir, "train") + read_pairs_table(run_dir / layout.UNLABELLED)
+    assert signals.pair_ids == tuple(pair.pair_id for pair in learned)
     assert not np.isnan(signals.verdict_probs).any()
     assert all(signals.evidence)
     metrics = json.loads((run_dir / "evaluate" / "metrics.json").read_text())
@@ -155,9 +154,9 @@ def copy_of(scored, tmp_path):
 def test_score_needs_prepare_alone_and_keeps_held_out_rows_apart(scored):
     file, run_dir = scored
     assert no_teacher(run_dir)
-    held_out = artefacts.load_held_out(config.load(file), run_dir)
+    held_out = layout.load_held_out(config.load(file), run_dir)
     assert set(held_out.pair_ids) == {row["pair_id"] for row in rows_of(TWO) if row["split"] == "test"}
-    train = read_signals(run_dir / artefacts.SIGNALS, NAMES[TWO], ("category", "color"))
+    train = read_signals(run_dir / layout.SIGNALS, NAMES[TWO], ("category", "color"))
     assert set(train.pair_ids) == {row["pair_id"] for row in rows_of(TWO) if row["split"] == "train"}
     manifest = json.loads((run_dir / "score" / "manifest.json").read_text())
     assert manifest["counts"] == {"pairs": 24, "held-out pairs": 12, "pairs left out": 0, "rows of other pairs": 0}
@@ -213,7 +212,7 @@ def prepared_run(tmp_path_factory):
 
 def expected(file):
     run_dir = config.load(file).run_dir
-    pairs = [pair for name in (artefacts.PAIRS, artefacts.UNLABELLED) for pair in read_pairs_table(run_dir / name)]
+    pairs = [pair for name in (layout.PAIRS, layout.UNLABELLED) for pair in read_pairs_table(run_dir / name)]
     return list({pair.pair_id: pair for pair in pairs}.values())
 
 
@@ -225,7 +224,7 @@ def test_check_signals_says_what_a_file_holds(prepared_run, tmp_path, capsys):
     write_lines(tmp_path / "s.jsonl", [*rows.values(), {"pair_id": "unknown"}])
     assert jax_rele("check-signals", prepared_run, tmp_path / "s.jsonl") == 0
     out = " ".join(capsys.readouterr().out.split())
-    learned = 24 + len(read_pairs_table(config.load(prepared_run).run_dir / artefacts.UNLABELLED)) - 8
+    learned = 24 + len(read_pairs_table(config.load(prepared_run).run_dir / layout.UNLABELLED)) - 8
     for message in (
         "train 16 of 16 pairs",
         f"unlabelled {learned - 16} of {learned - 16} pairs",
@@ -269,8 +268,8 @@ def test_missing_pairs_are_an_error_or_left_out(prepared_run, tmp_path, capsys):
         ),
         copy,
     )
-    selected = training_data.pairs_of(training_data.open_data(settings, copy))
-    assert {pair.pair_id for pair in selected} == {pair.pair_id for pair in learned} - {"p1", learned[-1].pair_id}
+    signals = read_signals(copy / layout.SIGNALS, settings.labels.names, settings.rationale.dimensions)
+    assert set(signals.pair_ids) == {pair.pair_id for pair in learned} - {"p1", learned[-1].pair_id}
     write_lines(tmp_path / "none.jsonl", [{"pair_id": "unknown", "label": "Exact"}])
     with pytest.raises(UserError, match=r"no signals for .*; give it the pair_ids of this run"):
         external_signals.read(allowing, settings.run_dir, str(tmp_path / "none.jsonl"))

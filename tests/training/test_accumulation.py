@@ -15,7 +15,7 @@ from jax_rele.data.batches.loader import flatten_groups
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder, DecoderConfig, EncoderConfig, LoraSpec
 from jax_rele.students import CrossEncoder
-from jax_rele.training import create_state, make_mesh, make_train_step, place, use
+from jax_rele.training import create_state, make_mesh, make_train_step, shard_batch, use
 
 ROWS, LENGTH, VOCABULARY, LABELS = 16, 12, 40, 3
 DECODER = Decoder(DecoderConfig(VOCABULARY, 1, 32, 4, 2, 8, 48, lora=LoraSpec(2, 2.0)))
@@ -106,7 +106,7 @@ def test_groups_stay_whole():
 def compiled(mesh, **options):
     step = make_train_step(DECODER.apply, LANGUAGE, TX, **options)
     state = jax.device_put(start(DECODER, "lora"), NamedSharding(mesh, PartitionSpec()))
-    batch = place(language_batch(), mesh)
+    batch = shard_batch(language_batch(), mesh)
     with use(mesh):
         return jax.jit(step).lower(state, batch).compile(), state, batch
 

@@ -275,7 +275,7 @@ def test_a_half_set_environment_is_refused(monkeypatch, variables, told):
 def test_without_an_environment_a_process_is_alone(monkeypatch):
     for name in (*distributed.GIVEN, distributed.DETECT):
         monkeypatch.delenv(name, raising=False)
-    with distributed.together():
+    with distributed.join_processes():
         assert not distributed.initialize()
     assert distributed.is_main()
     assert distributed.on_main(lambda: (1, 2)) == (1, 2)
@@ -323,7 +323,7 @@ def test_an_error_in_one_process_ends_both_with_one_line(failing, doing):
 import os, time
 from jax_rele.errors import UserError
 from jax_rele.training import distributed
-with distributed.together():
+with distributed.join_processes():
     if os.environ["JAX_PROCESS_ID"] != "{failing}":
         try:
             {doing}
@@ -354,7 +354,7 @@ def run(*arguments: str) -> None:
 def main(job: str, *arguments: str) -> None:
     if job == "run":
         run(*arguments)
-    with distributed.together():
+    with distributed.join_processes():
         train_here(Path(arguments[0]), dies="dies" in arguments)
 
 

@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from jax_rele import config as configs
 from jax_rele.models import build_teacher
+from jax_rele.models.decoder import init_decoder
 from jax_rele.models.partitioning import AXES
 from jax_rele.plan.abstract import born, train_state
-from jax_rele.runs.artefacts import init_decoder
 from jax_rele.training import make_optimizer
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"

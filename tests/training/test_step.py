@@ -23,7 +23,7 @@ from jax_rele.training import (
     make_mesh,
     make_optimizer,
     make_train_step,
-    place,
+    shard_batch,
     shard_step,
     train,
 )
@@ -220,14 +220,14 @@ def test_one_compile_per_step_function():
     data = batches_of(8)
     compiles = []
     for _ in range(4):
-        state, _ = step(state, place(next(data), mesh))
+        state, _ = step(state, shard_batch(next(data), mesh))
         compiles.append(step.compiled._cache_size())
     assert compiles == [1, 1, 1, 1]
 
 
 def test_rows_that_do_not_divide_over_the_devices_are_refused():
     with pytest.raises(UserError, match="12 rows of a step do not divide over data x fsdp = 8 devices"):
-        place({"x": np.zeros(12)}, mesh_of(8))
+        shard_batch({"x": np.zeros(12)}, mesh_of(8))
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_refused():
