@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +47,7 @@ def run(
     teacher_labelled: Sequence[int] = (),
     reference: str = REFERENCE_RECIPE,
     say=print,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Trains every student by every recipe of the config with every seed, and compares them.
 
     The stages up to `score` run first where they have not. Results go to `compare/` in the run's folder:
@@ -81,7 +80,8 @@ def run(
     distillation, train = distill.prepare(config, run_dir), layout.load_pairs(run_dir, "train")
     has_label = distillation.datasets[config.distill.students[0]].labelled
     n_labelled = int(has_label.sum())
-    held_out = {split: layout.load_pairs(run_dir, split) for split in ("validation", config.evaluate.split)}
+    splits: tuple[str, ...] = ("validation", config.evaluate.split)
+    held_out = {split: layout.load_pairs(run_dir, split) for split in splits}
     points = _points(n_labelled, len(has_label) - n_labelled, labelled, teacher_labelled)
     numbers = [config.seed + number for number in range(seeds)]
 
@@ -150,9 +150,9 @@ def _trained(
     point: Point,
     seeds: Sequence[int],
     selected: np.ndarray,
-    held_out: dict[str, list[Pair]],
+    held_out: Mapping[str, list[Pair]],
     say,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, ...]]:
     """For each seed the label distributions of every held-out split; trains what is not there yet."""
     run_dir = config.run_dir
     folder = run_dir / "compare" / student / recipe / f"{point.labelled}+{point.teacher_labelled}"
@@ -205,7 +205,7 @@ def _is_done(cell: Path, fingerprint: str) -> bool:
     return (cell / "predictions.parquet").exists()
 
 
-def _write(cell: Path, probs: dict[str, np.ndarray], held_out: dict[str, list[Pair]]) -> None:
+def _write(cell: Path, probs: dict[str, np.ndarray], held_out: Mapping[str, list[Pair]]) -> None:
     rows = [
         {"split": split, "pair_id": pair.pair_id, "label_probs": row.tolist()}
         for split, part in held_out.items()
@@ -231,7 +231,10 @@ def _others(config: Config, run_dir: Path, train, validation, pairs) -> dict[str
     """Baselines and, where its figures can be had, the teacher: (evaluated, validation) label distributions."""
     schema, fields = config.labels.schema_, config.data.item_fields
     others = {
-        name: tuple(baseline(train, validation, asked, schema, fields) for asked in (pairs, validation))
+        name: (
+            baseline(train, validation, pairs, schema, fields),
+            baseline(train, validation, validation, schema, fields),
+        )
         for name, baseline in BASELINES.items()
     }
     _, teacher = evaluate.judge_splits(config, run_dir, pairs, validation, explain=False)

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from jax_rele.errors import UserError
 
@@ -41,7 +40,7 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, "utf-8")
 
 
-def write_json(path: str | Path, values: Any, *, indent: int | None = 2) -> None:
+def write_json(path: str | Path, values: object, *, indent: int | None = 2) -> None:
     """Writes a JSON file whole or not at all; NaN and infinity are refused with a ValueError."""
     write_text(path, json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -87,7 +86,7 @@ def hash_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def hash_values(values: Any) -> str:
+def hash_values(values: object) -> str:
     """A hash of plain data (dicts, lists, numbers, strings) that does not depend on the order of keys."""
     return hash_bytes(json.dumps(values, sort_keys=True, ensure_ascii=False).encode())
 

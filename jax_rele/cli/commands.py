@@ -179,7 +179,7 @@ def explain(run: Path, query: str, **texts: str) -> None:
     from jax_rele.cli import judge
     from jax_rele.types import Item
 
-    judge.explain(run, query, Item("", **texts))
+    judge.explain(run, query, Item("", **texts))  # type: ignore[arg-type]  # the texts are all strings
 
 
 @command(

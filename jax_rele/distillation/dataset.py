@@ -10,7 +10,6 @@ from functools import cache
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ from jax_rele.data.pairs.splits import normalise_query
 from jax_rele.data.signals.table import iter_signals
 from jax_rele.data.tokens.student_inputs import augmented_rows, evidence_rows
 from jax_rele.data.tokens.token_cache import Columns, Ragged, RaggedSpec, load_or_build
-from jax_rele.distillation.fields import batch_fields
+from jax_rele.distillation.fields import Fields, batch_fields
 from jax_rele.errors import UserError
 from jax_rele.io import hash_file, hash_folder
 from jax_rele.losses.combine import Term
@@ -32,7 +31,7 @@ from jax_rele.rationale import parse, render
 from jax_rele.students import Student, embed_rationales
 from jax_rele.students.base import TokenArray, input_rows
 from jax_rele.students.weights import init_student, load_encoder
-from jax_rele.types import LabelSchema, Pair, Params, Signals
+from jax_rele.types import LabelSchema, Pair, Params, PyTree, Signals
 
 CHUNK = 4096
 """Pairs in memory while their arrays are computed."""
@@ -80,12 +79,12 @@ class Dataset:
         """[N] bool: whether a pair has a human label."""
         return np.asarray(self.columns["labels_mask"])
 
-    def select(self, fields: Mapping[str, Any]) -> Columns:
+    def select(self, fields: Fields) -> Columns:
         """The columns of these `batch_fields`."""
         return _select(self.columns, fields)
 
 
-def _select(columns: Columns, fields: Mapping[str, Any]) -> Columns:
+def _select(columns: Columns, fields: Mapping[str, PyTree]) -> Columns:
     return {
         name: _select(columns[name], field) if isinstance(field, Mapping) else columns[name]
         for name, field in fields.items()
@@ -101,13 +100,19 @@ def examples(tables: Tables) -> Iterator[tuple[list[Pair], Signals]]:
     labelled = (pair for pair in PairTable(tables.pairs) if pair.split == "train" and pair.label is not None)
     pairs = chain(labelled, PairTable(tables.unlabelled))
     for signals in iter_signals(tables.signals, tables.schema.names, tables.dimensions, CHUNK):
-        part = [next((pair for pair in pairs if pair.pair_id == pair_id), None) for pair_id in signals.pair_ids]
-        if None in part:
+        # Pairs without signals are skipped; where one has none after it, the iterator is at its end.
+        part = [pair for pair_id in signals.pair_ids for pair in _take_until(pairs, pair_id)]
+        if len(part) < len(signals.pair_ids):
             raise UserError(
-                f"{tables.signals}: the signals of {signals.pair_ids[part.index(None)]!r} do not follow the order of "
+                f"{tables.signals}: the signals of {signals.pair_ids[len(part)]!r} do not follow the order of "
                 f"{tables.pairs} and {tables.unlabelled}; delete the folder {tables.signals.parent} and run again"
             )
         yield part, signals
+
+
+def _take_until(pairs: Iterator[Pair], pair_id: str) -> list[Pair]:
+    """The next pair of this name, skipping others; none where the pairs end before it."""
+    return next(([pair] for pair in pairs if pair.pair_id == pair_id), [])
 
 
 def build_dataset(
@@ -129,7 +134,7 @@ def build_dataset(
     """
     fields = batch_fields(student.model, student.input_spec, terms)
     embeds = "rationale_embedding" in fields
-    encoder: list[Any] = []
+    encoder: list[object] = []
     if embeds:
         encoder = [start.init, start.random.model_dump(), start.rationale_length, start.dtype]
         encoder += [] if start.init == "random" else [hash_folder(weights_folder(start.init))]
@@ -143,7 +148,7 @@ def build_dataset(
 
     def chunks():
         for pairs, signals in examples(tables):
-            rows = {"query": _query_hashes(pairs), **targets(student.schema, pairs, signals)}
+            rows: dict[str, PyTree] = {"query": _query_hashes(pairs), **targets(student.label_schema, pairs, signals)}
             rows["inputs"] = input_rows(student.model, student.tokenizer, pairs, student.input_spec)
             if "augmented" in fields["inputs"]:
                 rows["inputs"]["augmented"], rows["rationale_mask"] = augmented(student, pairs, signals)
@@ -223,7 +228,7 @@ def augmented(
     spec = student.input_spec
     lengths = spec.query_length, spec.item_length, spec.rationale_length
     tokens, types = augmented_rows(student.tokenizer, pairs, texts, spec.fields, *lengths)
-    rows = {"tokens": tokens, "token_types": types, "valid": [[True] * len(row) for row in tokens]}
+    rows = {"tokens": tokens, "token_types": types, "valid": [[1] * len(row) for row in tokens]}
     return rows, np.array([bool(text) for text in texts])
 
 
@@ -254,8 +259,8 @@ def _query_hashes(pairs: Sequence[Pair]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(tree: Mapping[str, PyTree], prefix: str = "") -> dict[str, PyTree]:
+    flat: dict[str, PyTree] = {}
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat

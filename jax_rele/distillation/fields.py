@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +11,10 @@ import numpy as np
 from jax_rele import losses
 from jax_rele.losses.combine import Term
 from jax_rele.students.base import InputSpec, StudentModel, TokenArray
-from jax_rele.types import VERDICTS
+from jax_rele.types import VERDICTS, PyTree
+
+Fields = dict[str, PyTree]
+"""A nested dict of `TokenArray` and `jax.ShapeDtypeStruct`: the shape of each array of a batch, without its rows."""
 
 AUGMENTED = {"augmented_representation", "augmented_logits"}
 """Outputs for which the student has to read each pair's rationale too."""
@@ -24,7 +26,7 @@ KNOWN = frozenset({*OFFERED, *(f"{name}_mask" for name in OFFERED), "mask", "rat
 """Every name that a term can read beside the student's outputs."""
 
 
-def batch_fields(model: StudentModel, spec: InputSpec, terms: Collection[Mapping[str, Term]]) -> dict[str, Any]:
+def batch_fields(model: StudentModel, spec: InputSpec, terms: Collection[Mapping[str, Term]]) -> Fields:
     """What a student's batch holds of each pair where it is trained by these sets of terms.
 
     Args:
@@ -33,12 +35,12 @@ def batch_fields(model: StudentModel, spec: InputSpec, terms: Collection[Mapping
       terms: the objectives; the batch has what any of them reads.
 
     Returns:
-      Nested dict of `TokenArray` (a row of tokens) and `jax.ShapeDtypeStruct` (without the axis of pairs).
+      The fields: a `TokenArray` for a row of tokens.
     """
     outputs, fields = (set().union(*parts) for parts in zip((set(), set()), *map(losses.needs, terms)))
     array = jax.ShapeDtypeStruct
     inputs = model.batch_spec(spec)
-    batch: dict[str, Any] = {
+    batch: Fields = {
         "inputs": dict(inputs),
         "labels": array((), np.int32),
         "labels_mask": array((), bool),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -11,13 +10,15 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 
 from jax_rele import losses
 from jax_rele.config import DistillConfig, ScheduleConfig, TermConfig
 from jax_rele.distillation.fields import KNOWN, OFFERED
 from jax_rele.errors import UserError
-from jax_rele.losses.combine import Term
+from jax_rele.io import hash_bytes
+from jax_rele.losses.combine import Schedule, Term
 from jax_rele.losses.recipes import OUTPUTS
 
 
@@ -99,18 +100,19 @@ def _term(path: str, term: TermConfig, base: Term | None) -> Term:
     }
     options |= {key: value for key, value in overrides.items() if value is not None} | term.bind
     try:
-        return losses.term(resolve(f"{path}.loss", term.loss) if term.loss else base.fn, **options)
+        loss = base.fn if base is not None and not term.loss else resolve(f"{path}.loss", term.loss)
+        return losses.term(loss, **options)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _number(value: float | ScheduleConfig | None) -> Any:
+def _number(value: float | ScheduleConfig | None) -> float | Schedule | None:
     if isinstance(value, ScheduleConfig):
         return optax.linear_schedule(value.start, value.end, value.steps)
     return value
 
 
-def resolve(path: str, name: str) -> Callable[..., Any]:
+def resolve(path: str, name: str) -> Callable[..., jax.Array]:
     """The function called `name`: a loss of the library, `package.module:function` or `file.py:function`.
 
     Args:
@@ -140,7 +142,7 @@ def resolve(path: str, name: str) -> Callable[..., Any]:
     return loss
 
 
-def _is_loss(function: Callable[..., Any]) -> bool:
+def _is_loss(function: Callable[..., object]) -> bool:
     """Whether it makes elements of a student's outputs."""
     parameters = inspect.signature(function).parameters
     return "where" in parameters and bool(OUTPUTS & set(parameters))
@@ -150,14 +152,16 @@ def source_hash(name: str) -> str:
     """Of the text of the file that holds a loss from outside; empty where there is none to read."""
     where = name.rpartition(":")[0]
     try:
-        file = where if where.endswith(".py") else importlib.util.find_spec(where).origin
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-    except (ImportError, AttributeError, ValueError, TypeError, OSError):
+        spec = None if where.endswith(".py") else importlib.util.find_spec(where)
+        return hash_bytes(Path(where if spec is None else spec.origin or "").read_bytes())
+    except (ImportError, AttributeError, ValueError, OSError):
         return ""
 
 
 def _from_file(file: Path):
     spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
@@ -24,6 +23,7 @@ from jax_rele.errors import UserError
 from jax_rele.losses.combine import Term
 from jax_rele.models.partitioning import use
 from jax_rele.students import Student
+from jax_rele.students.base import StudentModel
 from jax_rele.students.weights import init_student, with_encoder
 from jax_rele.training import (
     TrainState,
@@ -35,7 +35,8 @@ from jax_rele.training import (
     train,
 )
 from jax_rele.training.collapse import collapse_check, score_variance
-from jax_rele.types import Params
+from jax_rele.training.state import Apply, Batch, Step
+from jax_rele.types import Params, PyTree
 
 WINDOW = 32
 """Steps whose groups are sorted into batches by length, where there are several lengths."""
@@ -53,7 +54,7 @@ class Trainer:
       optimization, mesh: as in `make_trainer`.
     """
 
-    step: Callable[..., tuple[TrainState, dict[str, Any]]]
+    step: Step
     init_state: Callable[[int], TrainState]
     batches: Callable[[int], grain.DatasetIterator]
     params_of: Callable[[TrainState], dict[str, Params]]
@@ -115,6 +116,9 @@ def make_trainer(
         columns |= read
     tx = make_optimizer(distill.optimization)
     first = next(iter(students))
+    apply: Apply
+    init: Callable[[jax.Array], Params]
+    paths: dict[str, tuple[str, ...]]
     if len(students) == 1:
         apply, loss = students[first].model.apply, losses.combine(**terms[first])
         init, paths = init_student(students[first]), {first: ()}
@@ -157,7 +161,7 @@ def make_trainer(
         micro_batches=distill.optimization.micro_batches,
         group_size=read_groups.members.shape[1],
         term_gradients=distill.term_gradients,
-        extra_metrics=score_variance(students[first].schema.gains),
+        extra_metrics=score_variance(students[first].label_schema.gains),
     )
     state = init_state(0)
     if recipe in distill.objectives:
@@ -208,10 +212,10 @@ def _groups(
     width = max(streams[0].counts) if len(streams) == 1 else count
     while width * groups.shape[1] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         groups = np.pad(groups, ((0, 0), (0, 1)), constant_values=-1)  # so that every device has as many rows
-    buckets = _buckets(columns, selected, distill.length_buckets)
-    members = np.where(groups >= 0, selected[groups], -1)
-    if buckets is not None:
-        buckets = np.where(groups >= 0, buckets[groups], 1).max(axis=1)
+    members, buckets = np.where(groups >= 0, selected[groups], -1), None
+    if distill.length_buckets > 1:
+        row_buckets = _buckets(columns, selected, distill.length_buckets)
+        buckets = np.where(groups >= 0, row_buckets[groups], 1).max(axis=1)
     return Groups(columns, members, buckets, distill.length_buckets), streams
 
 
@@ -221,10 +225,8 @@ def _fraction_schedule(fraction: float | ScheduleConfig) -> list[float]:
     return [fraction]
 
 
-def _buckets(columns: Columns, rows: np.ndarray, lengths: int) -> np.ndarray | None:
+def _buckets(columns: Mapping[str, PyTree], rows: np.ndarray, lengths: int) -> np.ndarray:
     """The first of the `lengths` that all of a row's tokens fit in, for each row."""
-    if lengths == 1:
-        return None
     bucket = np.ones(len(rows), np.int64)
     for name, column in columns.items():
         if isinstance(column, Mapping):
@@ -234,7 +236,7 @@ def _buckets(columns: Columns, rows: np.ndarray, lengths: int) -> np.ndarray | N
     return bucket
 
 
-def _check_objective(recipe: str, step: Callable[..., Any], state: TrainState, batch: Any, mesh: jax.sharding.Mesh):
+def _check_objective(recipe: str, step: Step, state: TrainState, batch: Batch, mesh: jax.sharding.Mesh):
     """Raises UserError where an objective of the config's own cannot be computed; traces shapes only."""
     try:
         with use(mesh):
@@ -248,7 +250,7 @@ def _check_objective(recipe: str, step: Callable[..., Any], state: TrainState, b
         ) from None
 
 
-def _joint_apply(models: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
+def _joint_apply(models: Mapping[str, StudentModel]) -> Apply:
     """The `apply` of several models: {name: its inputs} -> {name: its outputs}, with dropout as if alone."""
 
     def apply(variables, *, deterministic, rngs=None, **inputs):
@@ -262,7 +264,7 @@ def _joint_apply(models: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
     return apply
 
 
-def _joint_init(students: Mapping[str, Student]) -> Callable[[jax.Array], dict[str, Any]]:
+def _joint_init(students: Mapping[str, Student]) -> Callable[[jax.Array], Params]:
     inits = {name: init_student(student) for name, student in students.items()}
     return lambda rng: {"params": {name: init(rng)["params"] for name, init in inits.items()}}
 

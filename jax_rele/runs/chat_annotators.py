@@ -219,7 +219,10 @@ def ask_again(
             round=1,
         )
         for decision in decisions
-        if decision.status == "pending" and decision.reason.startswith(TO_ASK_AGAIN)
+        if decision.status == "pending"
+        and decision.reason.startswith(TO_ASK_AGAIN)
+        and decision.rationale is not None
+        and decision.gold is not None
     ]
     if not tasks:
         return False

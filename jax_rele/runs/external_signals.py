@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class MatchedSignals:
     file: ExternalSignals
 
 
-def write(config: Config, run_dir: Path) -> dict[str, Any]:
+def write(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Writes the signals of `score.signals` as the score stage writes our own teacher's; what they hold in numbers."""
     matched = read(config, run_dir, config.score.signals)
     labels, dimensions = config.labels.names, config.rationale.dimensions
@@ -79,9 +79,9 @@ def read(config: Config, run_dir: Path, path: str) -> MatchedSignals:
     return MatchedSignals(of(learned), of(held_out), missing, pairs, file)
 
 
-def counts(matched: MatchedSignals) -> dict[str, Any]:
+def counts(matched: MatchedSignals) -> Mapping[str, object]:
     """What was read in numbers, for the manifest."""
-    counts: dict[str, Any] = {
+    counts: dict[str, object] = {
         "pairs": len(matched.train.pair_ids),
         "held-out pairs": len(matched.held_out.pair_ids),
         "pairs left out": len(matched.missing),
@@ -111,7 +111,7 @@ def summary(config: Config, matched: MatchedSignals) -> list[str]:
     lines += [
         f"labels     {mean} (mean over the pairs to learn from)",
         f"entropy    {entropy:.3f} nats in the mean, of at most {np.log(len(schema)):.3f}",
-        f"confidence {np.mean(signals.confidence):.3f} in the mean",
+        f"confidence {np.mean(np.asarray(signals.confidence)):.3f} in the mean",
     ]
     embedding = signals.rationale_embedding
     for name, there in (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 from transformers import PreTrainedTokenizerBase
 
-from jax_rele.config import Config, MeshConfig
+from jax_rele.config import Config, MeshConfig, StudentName
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
 from jax_rele.distillation.objectives import learns_evidence, learns_verdicts
 from jax_rele.errors import UserError
@@ -64,7 +64,7 @@ def load_student(
     directory = layout.student_dir(run_dir, name, recipe)
     if not directory.is_dir():
         raise UserError(f"{directory}: this student is not trained yet; run `jax-rele distill CONFIG` first")
-    student = new_student(config, run_dir, name)
+    student = new_student(config, run_dir, cast(StudentName, name))
     target = abstract(init_student(student), make_local_mesh(config.mesh), jax.random.key(0), collection="params")
     gains = config.labels.gains
     return dataclasses.replace(
@@ -75,7 +75,7 @@ def load_student(
     )
 
 
-def new_student(config: Config, run_dir: Path, name: str) -> Student:
+def new_student(config: Config, run_dir: Path, name: StudentName) -> Student:
     """A student of a run before it is trained: without parameters."""
     section, dimensions = config.student, config.rationale.dimensions
     tokenizer = load_tokenizer(run_dir / layout.STUDENT_TOKENIZER, ENCODER_TOKENS)

@@ -32,6 +32,9 @@ PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "tr
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 LOCK = ".lock"
+Manifest = dict[str, Any]
+"""What `manifest.json` holds."""
+
 SHARED_SECONDS = 10.0
 """How long what process 0 writes may take to be seen by the others: network file systems keep listings for a while."""
 
@@ -159,7 +162,7 @@ def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
     say(f"{name:9} finished in {seconds:.0f} s" + (f": {summary}" if summary else ""))
 
 
-def _begin_stage(config: Config, run_dir: Path, name: str, say) -> dict[str, Any] | None:
+def _begin_stage(config: Config, run_dir: Path, name: str, say) -> Manifest | None:
     """The manifest of a stage that starts or goes on, as it was written; None where nothing is left to do."""
     stage, directory = STAGES[name], run_dir / name
     manifest = _read_manifest(run_dir, name)
@@ -187,7 +190,7 @@ def _begin_stage(config: Config, run_dir: Path, name: str, say) -> dict[str, Any
     return manifest
 
 
-def _give_up(directory: Path, manifest: dict[str, Any]) -> None:
+def _give_up(directory: Path, manifest: Manifest) -> None:
     """Leaves an interrupted stage so that it can go on."""
     if [path.name for path in directory.iterdir()] == [MANIFEST]:
         # Nothing was written yet, so nothing binds the folder to this config.
@@ -221,9 +224,9 @@ def _refuse_other(config: Config, run_dir: Path, name: str) -> None:
         )
 
 
-def _sections(config: Config, stage: Stage) -> dict[str, Any]:
+def _sections(config: Config, stage: Stage) -> Manifest:
     """What the stage reads of the config: path -> value."""
-    sections = {}
+    sections: Manifest = {}
     for path in stage.reads:
         value = config.model_dump(mode="json")
         for part in path.split("."):
@@ -241,7 +244,7 @@ def _inputs(config: Config, run_dir: Path, stage: Stage) -> dict[str, str]:
     return inputs
 
 
-def _read_manifest(run_dir: Path, name: str) -> dict[str, Any] | None:
+def _read_manifest(run_dir: Path, name: str) -> Manifest | None:
     path = run_dir / name / MANIFEST
     try:
         manifest = json.loads(path.read_text("utf-8"))
@@ -255,7 +258,7 @@ def _read_manifest(run_dir: Path, name: str) -> dict[str, Any] | None:
     raise UserError(f"{path}: damaged; delete the folder {path.parent} to run its stage again")
 
 
-def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+def _write_manifest(directory: Path, manifest: Manifest) -> None:
     write_json(directory / MANIFEST, manifest)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -21,7 +21,7 @@ from jax_rele.training import distributed, init_state, make_mesh, make_optimizer
 from jax_rele.training.checkpoint import clear, save_variables
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Trains and writes the base; does nothing where the base is to be used as it is."""
     adapt, optimization = config.adapt, config.adapt.optimization
     if not adapt.enabled:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jax_rele.annotation.injection import attack, effect
 from jax_rele.annotation.quality import Annotations, build_quality
@@ -40,7 +39,7 @@ def external_inputs(config: Config) -> dict[str, str]:
     return hashes
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Writes the rationales that are accepted, and the annotators' quality."""
     pairs = pairs_of(config, run_dir)
     return (_by_rules if config.annotate.annotator == "rules" else _by_models)(config, run_dir, pairs)
@@ -52,7 +51,7 @@ def pairs_of(config: Config, run_dir: Path) -> list[Pair]:
     return [*pairs, *PairTable(run_dir / layout.UNLABELLED)] if config.annotate.unlabelled else pairs
 
 
-def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
+def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[str, object]:
     """Rules give no label: an unlabelled pair has none in its rationale, and `finetune` passes it over."""
     train = [pair for pair in pairs if pair.split == "train" and pair.label is not None]
     annotator = RuleAnnotator.fit(train, config.rationale.dimensions, config.rationale.tag_map)
@@ -66,7 +65,7 @@ def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str,
         config.rationale.tag_map,
     )
     (run_dir / layout.QUALITY).write_text(json.dumps(held_out, indent=2) + "\n", "utf-8")
-    counts: dict[str, Any] = {"rationales": len(pairs)}
+    counts: dict[str, object] = {"rationales": len(pairs)}
     if held_out["n_queries"]:
         for unit in ("values", "words"):
             figures = held_out[unit]["overall"]
@@ -76,7 +75,7 @@ def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str,
     return counts
 
 
-def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
+def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[str, object]:
     annotate, schema, folder = config.annotate, config.labels.schema_, run_dir / "annotate"
     by_id = {pair.pair_id: pair for pair in pairs}
     gold = {pair.pair_id: pair.label for pair in pairs if pair.label is not None}
@@ -89,7 +88,7 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str
     else:
         responses = chat.ask_teacher(config, pairs)
     decisions = chat.decide(config, responses, by_id, gold)
-    if ask is not None and chat.ask_again(ask, prompts, responses, decisions, by_id):
+    if ask is not None and prompts is not None and chat.ask_again(ask, prompts, responses, decisions, by_id):
         decisions = chat.decide(config, responses, by_id, gold)
     if annotate.reviews:
         decisions = apply_reviews(decisions, read_reviews(annotate.reviews, schema.names, by_id), responses.votes)
@@ -131,7 +130,9 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str
     }
 
 
-def _injection(config: Config, ask: chat.Ask, prompts, pairs: Sequence[Pair], decisions: Sequence[Decision]) -> Any:
+def _injection(
+    config: Config, ask: chat.Ask, prompts, pairs: Sequence[Pair], decisions: Sequence[Decision]
+) -> Mapping[str, object] | None:
     """What adversarial titles do to the vote: each attack demands the best grade."""
     target = config.labels.names[0]
     others = {one.pair_id for one in decisions if one.label not in (None, target)}

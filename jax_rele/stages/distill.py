@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -53,10 +52,16 @@ class Distillation:
 
     def trainer(self, recipe: str, names: Sequence[str], selected: np.ndarray | None = None) -> Trainer:
         """A trainer of these students by a recipe, on all pairs or on those selected by row number."""
-        students, datasets = ({name: each[name] for name in names} for each in (self.students, self.datasets))
-        terms = self.terms[recipe]
-        options = {"recipe": recipe, "encoder": self.encoder, "selected": selected}
-        return make_trainer(students, datasets, terms, self.distill, self.mesh, **options)
+        return make_trainer(
+            {name: self.students[name] for name in names},
+            self.datasets,
+            self.terms[recipe],
+            self.distill,
+            self.mesh,
+            recipe=recipe,
+            encoder=self.encoder,
+            selected=selected,
+        )
 
 
 def prepare(config: Config, run_dir: Path) -> Distillation:
@@ -66,7 +71,7 @@ def prepare(config: Config, run_dir: Path) -> Distillation:
       UserError: a recipe does not fit a student, or as `build_dataset`.
     """
     distill, gains, mesh = config.distill, config.labels.gains, make_mesh(config.mesh)
-    students = {name: new_student(config, run_dir, name) for name in distill.students}
+    students: dict[str, Student] = {name: new_student(config, run_dir, name) for name in distill.students}
     terms = {
         recipe: {
             name: student_terms(distill, gains, recipe, name, student.model.heads) for name, student in students.items()
@@ -91,13 +96,13 @@ def prepare(config: Config, run_dir: Path) -> Distillation:
     return Distillation(students, terms, datasets, encoder, distill, mesh)
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Trains and writes the students; those that an interrupted run finished are skipped."""
     distillation, distill = prepare(config, run_dir), config.distill
     groups = [distill.students] if distill.joint_training else [(name,) for name in distill.students]
     for recipe in distill.recipes:
         for names in groups:
-            folders = {name: layout.student_dir(run_dir, name, recipe) for name in names}
+            folders: dict[str, Path] = {name: layout.student_dir(run_dir, name, recipe) for name in names}
             if distributed.on_main(partial(_are_trained, folders.values())):
                 continue
             trainer = distillation.trainer(recipe, names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
@@ -19,7 +20,7 @@ from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence, gramm
 from jax_rele.runs import layout
 from jax_rele.runs.load import load_student, load_teacher
 from jax_rele.teacher import TeacherPredictions
-from jax_rele.types import VERDICTS, Pair
+from jax_rele.types import VERDICTS, Pair, Rationale
 
 SHOWN = 3
 """Rationales that are printed."""
@@ -43,7 +44,7 @@ class Measured:
     verdicts: dict[str, np.ndarray]
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Writes metrics, predictions, the teacher's rationales and the report; prints the table."""
     schema, directory = config.labels.schema_, run_dir / "evaluate"
     pairs = layout.load_pairs(run_dir, config.evaluate.split)
@@ -152,11 +153,12 @@ def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> TeacherPredicti
     labels, dimensions = config.labels.names, config.rationale.dimensions
     probs = np.full((len(pairs), len(labels)), np.nan)
     verdicts = np.full((len(pairs), len(dimensions), len(VERDICTS)), np.nan)
-    texts, rationales = [""] * len(pairs), [ParseFailure("none was given")] * len(pairs)
+    texts = [""] * len(pairs)
+    rationales: list[Rationale | ParseFailure] = [ParseFailure("none was given")] * len(pairs)
     signals = layout.load_held_out(config, run_dir)
-    rows = {} if signals is None else {pair_id: row for row, pair_id in enumerate(signals.pair_ids)}
+    rows = {pair_id: row for row, pair_id in enumerate(() if signals is None else signals.pair_ids)}
     for row, pair in enumerate(pairs):
-        if (at := rows.get(pair.pair_id)) is None:
+        if signals is None or (at := rows.get(pair.pair_id)) is None:
             continue
         probs[row], verdicts[row] = signals.label_probs[at], signals.verdict_probs[at]
         rationale = read_rationale(signals.rationales[at], dimensions, labels)
@@ -175,7 +177,7 @@ def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> TeacherPredicti
 
 def rationale_figures(
     config: Config, train: list[Pair], pairs: list[Pair], judged: TeacherPredictions
-) -> dict[str, Any]:
+) -> Mapping[str, object]:
     """How many of the teacher's rationales parse, and how often their verdicts agree with the rule annotator's.
 
     Agreement stands beside that of always giving the annotator's most frequent verdict on the dimension.
@@ -183,7 +185,7 @@ def rationale_figures(
     explains = bool(config.score.signals) or config.teacher.order != "label_only"
     written = [text for text in judged.texts if text and explains]
     parsed = [rationale for rationale in judged.rationales if not isinstance(rationale, ParseFailure)]
-    figures: dict[str, Any] = {"written": len(written), "parsed": len(parsed) if written else 0}
+    figures: dict[str, object] = {"written": len(written), "parsed": len(parsed) if written else 0}
     failures = Counter(
         rationale.reason
         for text, rationale in zip(judged.texts, judged.rationales)
@@ -259,7 +261,7 @@ def first_rationales(pairs: list[Pair], judged: TeacherPredictions) -> str:
 
 
 def _write_tables(directory: Path, pairs, schema, probs, judged: TeacherPredictions) -> None:
-    columns: dict[str, Any] = {"pair_id": [pair.pair_id for pair in pairs], "label": [pair.label for pair in pairs]}
+    columns: dict[str, list] = {"pair_id": [pair.pair_id for pair in pairs], "label": [pair.label for pair in pairs]}
     for name, distribution in probs.items():
         columns[name] = [[float(p) for p in row] for row in distribution]
     fields = [pa.field("pair_id", pa.string()), pa.field("label", pa.string())]

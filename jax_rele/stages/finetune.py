@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from jax_rele.training.checkpoint import clear, save_variables
 from jax_rele.types import Pair
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Trains and writes the adapters; the loss is on the completion only."""
     finetune, optimization = config.finetune, config.finetune.optimization
     model, tokenizer = teacher_model(config, run_dir)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -21,7 +20,7 @@ from jax_rele.models.weights import NEEDED, SIDE_FILES, weights_folder
 from jax_rele.rationale import grammar, render
 from jax_rele.runs import layout
 from jax_rele.teacher import check_verbalizers
-from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
+from jax_rele.types import VERDICTS, Comparison, Item, Pair, Rationale
 
 TOKENIZER_PAIRS = 200_000
 """Training pairs that tokenizers are trained on: the merges of a vocabulary of some thousands need no more."""
@@ -50,7 +49,7 @@ def _folder_hash(folder: Path, ends: int = 1 << 20) -> str:
     return digest.hexdigest()[:16]
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Writes the pairs with their splits, the unlabelled pairs, the quarantine and the tokenizers.
 
     Memory holds a few numbers per row of the data; and, where `data.candidates` asks for pairs, the distinct queries
@@ -103,7 +102,8 @@ def _candidates(config: Config, train: PairTable) -> list[Pair]:
 
 def _judged(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs; equal texts and items are one object."""
-    queries, items = {}, {}
+    queries: dict[str, str] = {}
+    items: dict[Item, Item] = {}
     return [
         replace(pair, query=queries.setdefault(pair.query, pair.query), item=items.setdefault(pair.item, pair.item))
         for pair in pairs

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -41,7 +40,7 @@ def external_inputs(config: Config) -> dict[str, str]:
     return {f"score.signals {config.score.signals}": content[:16]}
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Writes label distributions, verdict distributions, evidence and rationales.
 
     With several processes each judges its own shards on its own devices, and process 0 joins them. Where
@@ -105,7 +104,7 @@ def signals(teacher: Teacher, pairs: list[Pair], judged: TeacherPredictions) -> 
     )
 
 
-def join(config: Config, run_dir: Path, shards: Iterable[int], order: Sequence[int]) -> dict[str, Any]:
+def join(config: Config, run_dir: Path, shards: Iterable[int], order: Sequence[int]) -> Mapping[str, object]:
     """Writes the shards as one table, in the order of `prepare`'s tables; returns counts.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.tokens.packing import pad
 from jax_rele.models.encoder import EncoderConfig
-from jax_rele.types import Pair
+from jax_rele.types import Pair, Params, PyTree
 
 RaggedInputs = dict[str, list[list[int]]]
 """Rows of token ids (or types), one per pair, by the name of the array."""
@@ -40,7 +40,7 @@ class TokenArray:
     """A [batch, length] array of a student's inputs; `is_token`: padded with the tokenizer's padding token, not 0."""
 
     length: int
-    dtype: Any
+    dtype: type
     is_token: bool = False
 
     @property
@@ -60,13 +60,19 @@ class StudentModel(Protocol):
     labels: int
     dimensions: int
 
+    def init(self, rngs: jax.Array, *args: PyTree, **kwargs: PyTree) -> PyTree: ...
+
+    def init_with_output(self, rngs: jax.Array, *args: PyTree, **kwargs: PyTree) -> PyTree: ...
+
+    def apply(self, variables: Params, *args: PyTree, **kwargs: PyTree) -> PyTree: ...
+
     def tokenize(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], spec: InputSpec) -> RaggedInputs:
         """The pairs as ragged rows, not padded."""
 
     def batch_spec(self, spec: InputSpec) -> BatchSpec:
         """The arrays of a padded batch: what training reads, the token cache stores and `plan` compiles."""
 
-    def dummy_inputs(self) -> dict[str, Any]:
+    def dummy_inputs(self) -> dict[str, PyTree]:
         """Inputs of the smallest shape."""
 
     @property

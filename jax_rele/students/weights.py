@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ def load_encoder(student: StudentConfig, model: StudentModel, mesh: jax.sharding
     return None if student.init == "random" else load_params(weights_folder(student.init), model.encoder, mesh)
 
 
-def init_student(student: Student) -> Callable[[jax.Array], dict[str, Any]]:
+def init_student(student: Student) -> Callable[[jax.Array], Params]:
     """rng -> the student's variables, at random."""
     pair = Pair("", "query", Item("", "title"))
     inputs = padded_inputs(student.model, student.tokenizer, [pair], student.input_spec)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from jax_rele.types import PyTree
 
 SMALLEST = 1e-3
 """Standard deviation of the expected gain below which the scores count as equal."""
@@ -14,7 +15,7 @@ SMALLEST = 1e-3
 
 def score_variance(
     gains: Sequence[float],
-) -> Callable[[Any, Mapping[str, Any]], dict[str, tuple[jax.Array, jax.Array]]]:
+) -> Callable[[PyTree, Mapping[str, PyTree]], dict[str, tuple[jax.Array, jax.Array]]]:
     """The `extra_metrics` of a training step: variance of the expected gain over the pairs of a batch.
 
     Args:

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TypeVar
 
 import jax
 
@@ -26,6 +26,8 @@ from jax_rele.errors import UserError
 
 ADDRESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 DETECT = "JAX_RELE_DISTRIBUTED"
+
+T = TypeVar("T")
 
 _FAILED = "jax_rele/failed"
 _POLL_MS = 2_000
@@ -95,6 +97,12 @@ def _number(name: str, variables: dict[str, str]) -> int | None:
     return int(variables[name])
 
 
+def _store():
+    """The key-value store of the processes."""
+    assert global_state.client is not None, "jax.distributed is not initialised"
+    return global_state.client
+
+
 def process_count() -> int:
     """How many processes the run has; does not touch a device."""
     return global_state.num_processes
@@ -105,7 +113,7 @@ def is_main() -> bool:
     return global_state.process_id == 0
 
 
-def on_main(make: Callable[[], Any]) -> Any:
+def on_main(make: Callable[[], T]) -> T:
     """Runs `make()` in process 0 and returns its value, which JSON can hold, in every process; they wait for it.
 
     All processes must call this, `gather` and `barrier` in the same order.
@@ -115,18 +123,18 @@ def on_main(make: Callable[[], Any]) -> Any:
     key = f"jax_rele/{next(_calls)}"
     if is_main():
         value = make()
-        global_state.client.key_value_set(key, json.dumps(value))
+        _store().key_value_set(key, json.dumps(value))
         return value
     return json.loads(_wait(key))
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: T) -> list[T]:
     """The value of every process, which JSON can hold, in every process and in their order."""
     if process_count() == 1:
         return [value]
     key = f"jax_rele/{next(_calls)}"
     if not is_main():
-        global_state.client.key_value_set(f"{key}/{global_state.process_id}", json.dumps(value))
+        _store().key_value_set(f"{key}/{global_state.process_id}", json.dumps(value))
     return on_main(lambda: [value] + [json.loads(_wait(f"{key}/{other}")) for other in range(1, process_count())])
 
 
@@ -140,7 +148,7 @@ def barrier(name: str) -> None:
 def _wait(key: str) -> str:
     while not _failed.is_set():
         try:
-            return global_state.client.blocking_key_value_get(key, _POLL_MS)
+            return _store().blocking_key_value_get(key, _POLL_MS)
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
@@ -171,7 +179,7 @@ def _end_after_failure() -> None:
     """Ends this process some seconds after another has failed, whatever it is doing."""
     while True:
         try:
-            global_state.client.blocking_key_value_get(_FAILED, 86_400_000)
+            _store().blocking_key_value_get(_FAILED, 86_400_000)
             break
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
@@ -189,7 +197,7 @@ def _fail(error: BaseException) -> None:
         status, message = 130, "interrupted; the same command resumes"
     else:
         status, message = 1, f"{type(error).__name__}; its traceback is above or in its own log"
-    client = global_state.client
+    client = _store()
     if not is_main():
         _failed.wait(1.0)  # an error that every process meets is reported by process 0
     try:
@@ -208,7 +216,7 @@ def _fail(error: BaseException) -> None:
 def _leave() -> None:
     """Ends this process; process 0 says why, and goes last, for the store goes with it."""
     _leaving.acquire()
-    client, status = global_state.client, 1
+    client, status = _store(), 1
     with suppress(jax.errors.JaxRuntimeError):  # a process that is gone already
         failure = json.loads(client.blocking_key_value_get(_FAILED, _POLL_MS))
         status = failure["status"]

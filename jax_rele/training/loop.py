@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import grain
 import jax
 
 from jax_rele.config import OptimizationConfig
 from jax_rele.training import checkpoint, distributed
 from jax_rele.training.metric_log import MetricLog
 from jax_rele.training.sharding import shard_batch
-from jax_rele.training.state import TrainState
+from jax_rele.training.state import Batch, Step, TrainState
 
 
 def train(
-    step: Callable[..., tuple[TrainState, dict[str, Any]]],
+    step: Step,
     state: TrainState,
-    batches: Iterator[Any],
+    batches: grain.DatasetIterator,
     *,
     config: OptimizationConfig,
     mesh: jax.sharding.Mesh,
@@ -71,11 +71,13 @@ def train(
                     log.record(*pending)
                 pending = (number, metrics, pairs * distributed.process_count(), waited)
                 last = number == config.steps
-                measure = evaluate_every and (last or number % evaluate_every == 0)
+                measure = None
+                if evaluate is not None and evaluate_every and (last or number % evaluate_every == 0):
+                    measure = partial(evaluate, state)
                 save = checkpoints.should_save(number) or last
-                if measure or save:
+                if measure is not None or save:
                     # Logged before it is saved, so that a run that resumes from the checkpoint has the line.
-                    log.record(*pending, partial(evaluate, state) if measure else None)
+                    log.record(*pending, measure)
                     pending = None
                 if save:
                     checkpoint.save(checkpoints, number, state, prefetcher)
@@ -85,9 +87,10 @@ def train(
 class _Prefetcher:
     """Sends the next batch to the devices while they compute; its state is that of the last batch of `take`."""
 
-    def __init__(self, batches: Iterator[Any], mesh: jax.sharding.Mesh):
+    def __init__(self, batches: grain.DatasetIterator, mesh: jax.sharding.Mesh):
         self.batches, self.mesh = batches, mesh
-        self.state, self.fetched, self.waited = batches.get_state(), None, 0.0
+        self.state, self.waited = batches.get_state(), 0.0
+        self.fetched: tuple[Batch, int, object] | None = None
 
     def fetch(self) -> None:
         begin = time.perf_counter()
@@ -95,19 +98,24 @@ class _Prefetcher:
         self.waited += time.perf_counter() - begin
         self.fetched = shard_batch(rows, self.mesh), _rows(rows), self.batches.get_state()
 
-    def take(self) -> tuple[Any, int, float]:
+    def take(self) -> tuple[Batch, int, float]:
         """The batch, how many pairs it holds, and the seconds spent waiting for input since the last one."""
         if self.fetched is None:
             self.fetch()
+        assert self.fetched is not None
         batch, pairs, self.state = self.fetched
         waited, self.fetched, self.waited = self.waited, None, 0.0
         return batch, pairs, waited
 
-    def get_state(self) -> Any:
+    def get_state(self) -> object:
         return self.state
 
+    def set_state(self, state: object) -> None:
+        self.batches.set_state(state)
+        self.state, self.fetched = state, None
 
-def _rows(batch: Any) -> int:
+
+def _rows(batch: Batch) -> int:
     """Pairs of a batch, less its padding."""
     if "mask" in batch:
         return int(batch["mask"].sum())

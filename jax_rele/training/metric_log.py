@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,9 +15,11 @@ from tensorboardX import SummaryWriter
 from jax_rele import losses
 from jax_rele.config import OptimizationConfig
 from jax_rele.errors import UserError
+from jax_rele.losses.combine import Totals
 from jax_rele.progress import make_progress
 from jax_rele.training import distributed
 from jax_rele.training.optimizer import learning_rate
+from jax_rele.training.state import Metrics
 
 
 class MetricLog:
@@ -51,8 +52,8 @@ class MetricLog:
             before = [line for line in lines if _step_of(line) <= start]
             self.path.write_text("".join(line + "\n" for line in before), "utf-8")
             self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
-        self.totals: dict[str, tuple[float, float]] = {}
-        self.loss = self.steps = self.pairs = self.waited = 0
+        self.totals: Totals = {}
+        self.loss, self.waited, self.steps, self.pairs = 0.0, 0.0, 0, 0
         self.clock = time.perf_counter()
         self.progress = make_progress(title, "loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} pairs/s")
         self.bar = self.progress.add_task(title, total=config.steps, completed=start, loss=math.nan, rate=0.0)
@@ -72,7 +73,7 @@ class MetricLog:
     def record(
         self,
         step: int,
-        metrics: dict[str, Any],
+        metrics: Metrics,
         pairs: int,
         waited: float,
         measure: Callable[[], dict[str, float]] | None = None,
@@ -129,7 +130,7 @@ class MetricLog:
             if self.writes:
                 self.progress.console.print(f"{self.title}: {warning}", markup=False, highlight=False, soft_wrap=True)
         self.progress.update(self.bar, loss=row["loss"], rate=row["pairs_per_second"])
-        self.totals, self.loss, self.steps, self.pairs, self.waited = {}, 0, 0, 0, 0
+        self.totals, self.loss, self.waited, self.steps, self.pairs = {}, 0.0, 0.0, 0, 0
         self.clock = time.perf_counter()
 
 

@@ -6,18 +6,19 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_rele import config
 from jax_rele.errors import UserError
 from jax_rele.models.partitioning import AXES, shardings, use
-from jax_rele.training.state import TrainState, create_state
+from jax_rele.training.state import Batch, Metrics, Step, TrainState, create_state
+from jax_rele.types import Params, PyTree
 
 BATCH = PartitionSpec(("data", "fsdp"))
 """How every array of a batch is split: by rows."""
@@ -67,7 +68,7 @@ def make_local_mesh(sizes: config.MeshConfig) -> jax.sharding.Mesh:
     return make_mesh(config.MeshConfig(data=-1, fsdp=fsdp, tensor=tensor), local)
 
 
-def abstract(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any, collection: str) -> Any:
+def abstract(make: Callable[..., PyTree], mesh: jax.sharding.Mesh, *args: PyTree, collection: str) -> PyTree:
     """What one collection of `make(*args)` looks like on the mesh, as a target to load a checkpoint into.
 
     Returns:
@@ -81,12 +82,12 @@ def abstract(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any, coll
     )
 
 
-def init_sharded(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any) -> Any:
+def init_sharded(make: Callable[..., PyTree], mesh: jax.sharding.Mesh, *args: PyTree) -> PyTree:
     """Runs `make(*args)` under jit so that each device makes only its own shard; axis names are taken off."""
     return _compile_sharded(make, mesh, *args)(*args)
 
 
-def _compile_sharded(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any) -> Callable[..., Any]:
+def _compile_sharded(make: Callable[..., PyTree], mesh: jax.sharding.Mesh, *args: PyTree) -> Callable[..., PyTree]:
     """`init_sharded` for arguments like these, compiled once."""
     with use(mesh):
         out_shardings = shardings(jax.eval_shape(make, *args), mesh)
@@ -100,10 +101,10 @@ def _compile_sharded(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: A
 
 
 def init_state(
-    init: Callable[[jax.Array], dict[str, Any]],
+    init: Callable[[jax.Array], Params],
     trainable: str,
-    frozen: dict[str, Any],
-    tx: Any,
+    frozen: Params,
+    tx: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     seed: int,
 ) -> TrainState:
@@ -112,10 +113,10 @@ def init_state(
 
 
 def make_init_fn(
-    init: Callable[[jax.Array], dict[str, Any]],
+    init: Callable[[jax.Array], Params],
     trainable: str,
-    frozen: dict[str, Any],
-    tx: Any,
+    frozen: Params,
+    tx: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
 ) -> Callable[[int], TrainState]:
     """Makes `seed -> sharded state at step 0`, which compiles once; the seed is of the initial values and of dropout.
@@ -156,7 +157,7 @@ def local_row_indices(mesh: jax.sharding.Mesh, rows: int, process: int | None = 
     return np.arange(rows).reshape(parts, -1)[own].reshape(-1)
 
 
-def shard_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+def shard_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     """This process's numpy rows of a batch (see `local_row_indices`) -> global arrays split by rows over the mesh.
 
     Raises UserError where the rows do not divide evenly over the devices.
@@ -177,7 +178,7 @@ def shard_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(lambda rows: put(np.asarray(rows)), batch)
 
 
-def shard_step(step: Callable[..., Any], mesh: jax.sharding.Mesh, state: TrainState) -> Callable[..., Any]:
+def shard_step(step: Step, mesh: jax.sharding.Mesh, state: TrainState) -> ShardedStep:
     """Compiles `step(state, batch)` for the mesh.
 
     The state keeps its shardings. The buffers of what learns are given up to the new state; frozen variables are only
@@ -196,10 +197,22 @@ def shard_step(step: Callable[..., Any], mesh: jax.sharding.Mesh, state: TrainSt
         state, metrics = step(dataclasses.replace(learns, frozen=frozen), batch)
         return dataclasses.replace(state, frozen={}), metrics
 
-    def run(state, batch):
-        with use(mesh):
-            learns, metrics = compiled(dataclasses.replace(state, frozen={}), state.frozen, batch)
-        return dataclasses.replace(learns, frozen=state.frozen), metrics
+    return ShardedStep(compiled, mesh)
 
-    run.compiled = compiled
-    return run
+
+@dataclasses.dataclass(frozen=True)
+class ShardedStep:
+    """A compiled step, `(state, batch) -> (state, metrics)`.
+
+    Attributes:
+      compiled: the jitted function of (state without frozen variables, frozen variables, batch).
+      mesh: the devices.
+    """
+
+    compiled: jax.stages.Wrapped
+    mesh: jax.sharding.Mesh
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with use(self.mesh):
+            learns, metrics = self.compiled(dataclasses.replace(state, frozen={}), state.frozen, batch)
+        return dataclasses.replace(learns, frozen=state.frozen), metrics

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +12,23 @@ from flax import linen as nn
 
 from jax_rele.errors import UserError
 from jax_rele.training.sharding import check_rows
-from jax_rele.training.state import TrainState
-
-Batch = Mapping[str, Any]
-"""`inputs`: keyword arguments of the model; every other key: a field that loss terms read by name."""
+from jax_rele.training.state import Apply, Batch, Metrics, Step, TrainState
+from jax_rele.types import PyTree
 
 Loss = Callable[..., tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]]
 """`loss(outputs, batch, step, counts) -> (scalar, {term: (sum, count)})`, as made by `jax_rele.losses.combine`."""
 
 
 def make_train_step(
-    apply: Callable[..., Any],
+    apply: Apply,
     loss: Loss,
     tx: optax.GradientTransformation,
     *,
     micro_batches: int = 1,
     group_size: int = 1,
     term_gradients: bool = False,
-    extra_metrics: Callable[[Any, Batch], dict[str, tuple[jax.Array, jax.Array]]] | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+    extra_metrics: Callable[[PyTree, Batch], dict[str, tuple[jax.Array, jax.Array]]] | None = None,
+) -> Step:
     """Makes `step(state, batch) -> (state, metrics)`.
 
     With `micro_batches` the rows are computed in that many parts, one after the other, and the activations of one part
@@ -60,7 +57,7 @@ def make_train_step(
       ValueError: `term_gradients` with micro-batches.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
 
         def objective(trainable, batch, rng, counts=None):
@@ -88,7 +85,7 @@ def make_train_step(
     return step
 
 
-def _term_gradients(totals: Callable[[Any], Any], trainable: Any) -> dict[str, jax.Array]:
+def _term_gradients(totals: Callable[[PyTree], PyTree], trainable: PyTree) -> dict[str, jax.Array]:
     """The norm of the gradient of each term's mean; one forward pass and one backward pass a term."""
 
     def means(trainable):

@@ -88,7 +88,7 @@ def bucket_of(tokens: np.ndarray, full: int, lengths: int) -> np.ndarray:
     return np.searchsorted(limits, tokens) + 1
 
 
-def group_by_query(queries: Sequence[Any] | np.ndarray, labelled: Sequence[bool], size: int) -> np.ndarray:
+def group_by_query(queries: Sequence[Any] | np.ndarray, labelled: Sequence[bool] | np.ndarray, size: int) -> np.ndarray:
     """Deals the pairs of each query into groups of at most `size`, its labelled pairs spread over them evenly.
 
     Args:
