@@ -38,18 +38,18 @@ def build_teacher(teacher: config.TeacherConfig, vocab_size: int) -> Decoder:
         "param_dtype": dtype,
     }
     if teacher.init != "random":
-        found = decoder_config(teacher.init, **computed)
-        if vocab_size > found.vocab_size:
+        pretrained = decoder_config(teacher.init, **computed)
+        if vocab_size > pretrained.vocab_size:
             raise UserError(
-                f"{teacher.init}: the tokenizer has {vocab_size} tokens, the embedding {found.vocab_size} rows; "
+                f"{teacher.init}: the tokenizer has {vocab_size} tokens, the embedding {pretrained.vocab_size} rows; "
                 "these are not of one model"
             )
-        if teacher.attention != "xla" and len(set(found.windows)) > 1:
+        if teacher.attention != "xla" and len(set(pretrained.windows)) > 1:
             raise UserError(
                 f"teacher.attention: {teacher.attention} takes one window for all layers, and those of {teacher.init} "
                 "differ; set it to xla"
             )
-        return Decoder(found)
+        return Decoder(pretrained)
     shape = teacher.random
     return Decoder(
         DecoderConfig(
@@ -82,15 +82,15 @@ def build_encoder(student: config.StudentConfig, vocab_size: int) -> EncoderConf
             mlp_width=shape.mlp_width,
             **computed,
         )
-    found = encoder_config(student.init, **computed)
-    if vocab_size > found.vocab_size:
+    pretrained = encoder_config(student.init, **computed)
+    if vocab_size > pretrained.vocab_size:
         raise UserError(
-            f"{student.init}: the tokenizer has {vocab_size} tokens, the embedding {found.vocab_size} rows; these are "
-            "not of one model"
+            f"{student.init}: the tokenizer has {vocab_size} tokens, the embedding {pretrained.vocab_size} rows; "
+            "these are not of one model"
         )
-    if found.max_length and length > found.max_length:
+    if pretrained.max_length and length > pretrained.max_length:
         raise UserError(
-            f"{student.init}: the encoder has {found.max_length} positions, fewer than student.query_length + "
+            f"{student.init}: the encoder has {pretrained.max_length} positions, fewer than student.query_length + "
             f"student.item_length = {length}; make them shorter"
         )
-    return found
+    return pretrained

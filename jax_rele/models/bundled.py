@@ -89,10 +89,10 @@ def _read_checksums(path: Path) -> dict[str, str]:
     listed: dict[str, str] = {}
     # Whatever is no text is no checksum either.
     for number, line in enumerate(_read(path).decode("utf-8", "replace").splitlines(), 1):
-        found = _LINE.fullmatch(line)
-        if found is None or found[2] in listed:
+        match = _LINE.fullmatch(line)
+        if match is None or match[2] in listed:
             raise UserError(f"{path}: line {number} is not a checksum and the name of another file; {_AGAIN}")
-        listed[found[2]] = found[1]
+        listed[match[2]] = match[1]
     return listed
 
 

@@ -52,13 +52,13 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class Family:
+class EncoderFamily:
     """What a `model_type` means.
 
     Attributes:
       architecture: its class in `transformers`.
       keys: fields of `EncoderConfig` and the keys that say them.
-      given: fields that the family decides.
+      constants: fields that the family decides.
       counts: positions count the valid tokens, after `pad_token_id`.
       read: keys that are read beside `keys`.
       harmless: keys that its class does not look at.
@@ -67,7 +67,7 @@ class Family:
 
     architecture: str
     keys: Mapping[str, str]
-    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     counts: bool = False
     read: frozenset[str] = frozenset()
     harmless: frozenset[str] = frozenset()
@@ -91,10 +91,10 @@ BERT = {
 LAYER_KINDS = ("full_attention", "sliding_attention")
 
 FAMILIES = {
-    "bert": Family("BertModel", BERT),
-    "roberta": Family("RobertaModel", BERT, counts=True),
-    "xlm-roberta": Family("XLMRobertaModel", BERT, counts=True),
-    "distilbert": Family(
+    "bert": EncoderFamily("BertModel", BERT),
+    "roberta": EncoderFamily("RobertaModel", BERT, counts=True),
+    "xlm-roberta": EncoderFamily("XLMRobertaModel", BERT, counts=True),
+    "distilbert": EncoderFamily(
         "DistilBertModel",
         {
             "vocab_size": "vocab_size",
@@ -105,11 +105,11 @@ FAMILIES = {
             "dropout": "dropout",
             "activation": "activation",
         },
-        given={"token_types": 0, "norm_eps": 1e-12},
+        constants={"token_types": 0, "norm_eps": 1e-12},
         # Sinusoids are in the table that is saved.
         harmless=frozenset({"sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout"}),
     ),
-    "modernbert": Family(
+    "modernbert": EncoderFamily(
         "ModernBertModel",
         {
             **SIZES,
@@ -120,7 +120,7 @@ FAMILIES = {
             "mlp_bias": "mlp_bias",
             "norm_bias": "norm_bias",
         },
-        given={"token_types": 0, "prenorm": True, "gated": True},
+        constants={"token_types": 0, "prenorm": True, "gated": True},
         read=words(
             "layer_types global_attn_every_n_layers local_attention rope_parameters global_rope_theta local_rope_theta"
         ),
@@ -180,7 +180,7 @@ def encoder_config(source: Mapping[str, Any] | str | Path, **overrides: Any) -> 
         max_length=filled.max_position_embeddings - offset,
         position_offset=offset,
         **fields,
-        **family.given,
+        **family.constants,
         **(_layers(where, filled) if "layer_types" in family.read else {}),
     )
     return dataclasses.replace(config, **overrides)
@@ -199,14 +199,19 @@ def _check_layers(where: str, raw: Mapping[str, Any]) -> None:
     for kind in raw.get("layer_types") or ():
         if kind not in LAYER_KINDS:
             raise UserError(f"{where}: layer_types names {kind!r:.60}; supported are {' and '.join(LAYER_KINDS)}")
-    given = raw.get("rope_parameters") or {}
-    if not isinstance(given, Mapping) or not all(isinstance(value, Mapping) for value in given.values()):
+    rope_parameters = raw.get("rope_parameters") or {}
+    if not isinstance(rope_parameters, Mapping) or not all(
+        isinstance(value, Mapping) for value in rope_parameters.values()
+    ):
         raise UserError(f"{where}: key rope_parameters must hold an object for each of {' and '.join(LAYER_KINDS)}")
     check_keys(
-        where, {f"rope_parameters.{kind}": 0 for kind in given}, {f"rope_parameters.{k}" for k in LAYER_KINDS}, {}
+        where,
+        {f"rope_parameters.{kind}": 0 for kind in rope_parameters},
+        {f"rope_parameters.{k}" for k in LAYER_KINDS},
+        {},
     )
     for kind, old in zip(LAYER_KINDS, ("global_rope_theta", "local_rope_theta")):
-        values = given.get(kind, {})
+        values = rope_parameters.get(kind, {})
         name = f"rope_parameters.{kind}"
         check_keys(
             where,

@@ -96,7 +96,7 @@ UNSTATED_LENGTH = 32_768
 
 
 @dataclass(frozen=True)
-class Family:
+class DecoderFamily:
     """What a `model_type` means.
 
     Attributes:
@@ -130,7 +130,7 @@ class Family:
 
 
 FAMILIES = {
-    "qwen2": Family(
+    "qwen2": DecoderFamily(
         "Qwen2ForCausalLM",
         qkv_bias=True,
         output_bias=False,
@@ -141,7 +141,7 @@ FAMILIES = {
         harmless=frozenset({"attention_bias"}),
         fixed={"mlp_bias": (False,)},
     ),
-    "qwen3": Family(
+    "qwen3": DecoderFamily(
         "Qwen3ForCausalLM",
         qkv_bias="attention_bias",
         output_bias="attention_bias",
@@ -150,7 +150,7 @@ FAMILIES = {
         windows="layer_types",
         fixed={"mlp_bias": (False,)},
     ),
-    "llama": Family(
+    "llama": DecoderFamily(
         "LlamaForCausalLM",
         qkv_bias="attention_bias",
         output_bias="attention_bias",
@@ -159,7 +159,7 @@ FAMILIES = {
         windows="none",
         fixed={"use_sliding_window": (False,)},
     ),
-    "mistral": Family(
+    "mistral": DecoderFamily(
         "MistralForCausalLM",
         qkv_bias=False,
         output_bias=False,
@@ -234,12 +234,12 @@ def fill(where: str, raw: Mapping[str, Any]) -> Any:
         raise UserError(f"{where}: not a valid {kind} config ({one_line(error)})") from None
 
 
-def _bias(family: Family, filled: Any, name: str) -> bool:
+def _bias(family: DecoderFamily, filled: Any, name: str) -> bool:
     rule = getattr(family, name)
     return getattr(filled, rule) if isinstance(rule, str) else rule
 
 
-def _windows(where: str, family: Family, filled: Any) -> tuple[int, ...]:
+def _windows(where: str, family: DecoderFamily, filled: Any) -> tuple[int, ...]:
     window, layers = getattr(filled, "sliding_window", None), filled.num_hidden_layers
     if family.windows == "none":
         return ()
@@ -262,8 +262,8 @@ def _windows(where: str, family: Family, filled: Any) -> tuple[int, ...]:
 
 def _check_rope(where: str, raw: Mapping[str, Any]) -> None:
     """Raises UserError where the rope is of a kind, or has keys, that are not implemented, or where keys disagree."""
-    given = {key: raw[key] for key in ("rope_scaling", "rope_parameters") if raw.get(key)}
-    for key, value in given.items():
+    rope_objects = {key: raw[key] for key in ("rope_scaling", "rope_parameters") if raw.get(key)}
+    for key, value in rope_objects.items():
         if not isinstance(value, Mapping):
             raise UserError(f"{where}: key {key} is {value!r:.60}; it must be an object")
         theta = value.get("rope_theta", raw.get("rope_theta"))
@@ -284,8 +284,8 @@ def _check_rope(where: str, raw: Mapping[str, Any]) -> None:
             number = isinstance(entry, int | float) and entry > 0
             if needed if entry is None else not number and name != "truncate":
                 raise UserError(f"{where}: key {key}.{name} is {entry!r:.60}; rope_type {kind} needs a positive number")
-    if len(given) == 2:
-        scaling, parameters = given.values()
+    if len(rope_objects) == 2:
+        scaling, parameters = rope_objects.values()
         for name in scaling.keys() & parameters.keys():
             if scaling[name] != parameters[name]:
                 raise UserError(f"{where}: keys rope_scaling.{name} and rope_parameters.{name} disagree")
@@ -294,14 +294,14 @@ def _check_rope(where: str, raw: Mapping[str, Any]) -> None:
 def _rope(where: str, parameters: Mapping[str, Any]) -> Rope:
     """The rope from checked keys and the class's defaults."""
     kind = parameters["rope_type"]
-    found = {name: parameters[name] for name in ROPE_READ[kind] if parameters.get(name) is not None}
-    mscale, mscale_all_dim = found.pop("mscale", None), found.pop("mscale_all_dim", None)
-    if mscale and mscale_all_dim and "attention_factor" not in found:
-        stretch = math.log(max(found["factor"], 1.0))
-        found["attention_factor"] = (0.1 * mscale * stretch + 1) / (0.1 * mscale_all_dim * stretch + 1)
-    if "original_max_position_embeddings" in found:
-        found["original_length"] = found.pop("original_max_position_embeddings")
-    rope = Rope(theta=parameters["rope_theta"], kind=kind, **found)
+    values = {name: parameters[name] for name in ROPE_READ[kind] if parameters.get(name) is not None}
+    mscale, mscale_all_dim = values.pop("mscale", None), values.pop("mscale_all_dim", None)
+    if mscale and mscale_all_dim and "attention_factor" not in values:
+        stretch = math.log(max(values["factor"], 1.0))
+        values["attention_factor"] = (0.1 * mscale * stretch + 1) / (0.1 * mscale_all_dim * stretch + 1)
+    if "original_max_position_embeddings" in values:
+        values["original_length"] = values.pop("original_max_position_embeddings")
+    rope = Rope(theta=parameters["rope_theta"], kind=kind, **values)
     if not (isinstance(rope.theta, int | float) and rope.theta > 1):
         raise UserError(f"{where}: key rope_theta is {rope.theta!r:.60}; it must be a number greater than 1")
     if rope.high_freq_factor <= rope.low_freq_factor:

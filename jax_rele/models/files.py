@@ -197,12 +197,12 @@ def open_tensors(folder: Path, stem: str = "model") -> dict[str, Tensor]:
     return tensors
 
 
-def check_names(folder: Path, config: str, expected: Collection[str], found: Collection[str]) -> None:
+def check_names(folder: Path, config: str, expected: Collection[str], actual: Collection[str]) -> None:
     """Raises UserError where the tensors of a folder are not those that its config names."""
     parts = []
     for what, names in (
-        ("missing", [name for name in expected if name not in found]),
-        ("not of the model", [name for name in found if name not in expected]),
+        ("missing", [name for name in expected if name not in actual]),
+        ("not of the model", [name for name in actual if name not in expected]),
     ):
         if names:
             more = ", ..." if len(names) > SHOWN else ""
@@ -214,11 +214,11 @@ def check_names(folder: Path, config: str, expected: Collection[str], found: Col
 def _no_weights(folder: Path, stem: str) -> str:
     """The message for a folder without `STEM.safetensors`, by what it holds instead."""
     for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf"):
-        if found := sorted(folder.glob(pattern)):
+        if files := sorted(folder.glob(pattern)):
             if pattern == "*.safetensors":
-                return f"{folder}: has {found[0].name} but neither {stem}.safetensors nor its index; fetch it again"
+                return f"{folder}: has {files[0].name} but neither {stem}.safetensors nor its index; fetch it again"
             return (
-                f"{folder}: has no safetensors, only {found[0].name}; convert it with transformers "
+                f"{folder}: has no safetensors, only {files[0].name}; convert it with transformers "
                 f"(load it, then `save_pretrained`)"
             )
     return f"{folder}: no weights; put {stem}.safetensors there, or its shards and index"
@@ -327,11 +327,11 @@ def _write_file(path: Path, tensors: Sequence[Outgoing]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
-        places = [offset, offset := offset + tensor.size]
+        offsets = [offset, offset := offset + tensor.size]
         header[tensor.name] = {
             "dtype": DTYPES[tensor.dtype.name],
             "shape": list(tensor.shape),
-            "data_offsets": places,
+            "data_offsets": offsets,
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)

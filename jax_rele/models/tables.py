@@ -11,7 +11,7 @@ LAYERS = "layers/"
 
 
 @dataclass(frozen=True)
-class Row:
+class WeightRow:
     """One of our parameters and its tensors.
 
     Attributes:
@@ -47,7 +47,7 @@ class Parameter:
       shape: ours, [layers, ...] where stacked.
     """
 
-    row: Row
+    row: WeightRow
     names: tuple[str, ...]
     shape: tuple[int, ...]
 
@@ -90,7 +90,7 @@ class Layout:
       repeats: two tensors; where a model has no place for the first, it may be there if it equals the second.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[WeightRow, ...]
     prefix: str = ""
     heads: tuple[str, ...] = ()
     computed: re.Pattern = re.compile(r"(.*\.)?(rotary_emb\..*inv_freq|embeddings\.(position|token_type)_ids)")
@@ -99,39 +99,41 @@ class Layout:
     repeats: tuple[str, str] | None = None
 
 
-def _linear(path: str, name: str, **where) -> tuple[Row, Row]:
-    return (Row(f"{path}/kernel", f"{name}.weight", **where), Row(f"{path}/bias", f"{name}.bias", **where))
+def _linear(path: str, name: str, **where) -> tuple[WeightRow, WeightRow]:
+    return (WeightRow(f"{path}/kernel", f"{name}.weight", **where), WeightRow(f"{path}/bias", f"{name}.bias", **where))
 
 
-def _norm(path: str, name: str, **where) -> tuple[Row, Row]:
+def _norm(path: str, name: str, **where) -> tuple[WeightRow, WeightRow]:
     ends = {"last": where.pop("last")} if "last" in where else {}
     return tuple(
-        Row(f"{path}/{ours}", f"{name}.{theirs}", **where, **{key: f"{end}.{theirs}" for key, end in ends.items()})
+        WeightRow(
+            f"{path}/{ours}", f"{name}.{theirs}", **where, **{key: f"{end}.{theirs}" for key, end in ends.items()}
+        )
         for ours, theirs in (("scale", "weight"), ("bias", "bias"))
     )
 
 
 DECODER = Layout(
     rows=(
-        Row("embedding", "model.embed_tokens.weight"),
-        Row("layers/input_norm/scale", "model.layers.{}.input_layernorm.weight"),
+        WeightRow("embedding", "model.embed_tokens.weight"),
+        WeightRow("layers/input_norm/scale", "model.layers.{}.input_layernorm.weight"),
         *(
             row
             for name in ("q_proj", "k_proj", "v_proj", "o_proj")
             for row in _linear(f"layers/attention/{name}", f"model.layers.{{}}.self_attn.{name}")
         ),
         *(
-            Row(f"layers/attention/{name}/scale", f"model.layers.{{}}.self_attn.{name}.weight")
+            WeightRow(f"layers/attention/{name}/scale", f"model.layers.{{}}.self_attn.{name}.weight")
             for name in ("q_norm", "k_norm")
         ),
-        Row("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight"),
+        WeightRow("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight"),
         *(
             row
             for name in ("gate_proj", "up_proj", "down_proj")
             for row in _linear(f"layers/mlp/{name}", f"model.layers.{{}}.mlp.{name}")
         ),
-        Row("final_norm/scale", "model.norm.weight"),
-        Row("output_embedding", "lm_head.weight"),
+        WeightRow("final_norm/scale", "model.norm.weight"),
+        WeightRow("output_embedding", "lm_head.weight"),
     ),
     repeats=("lm_head.weight", "model.embed_tokens.weight"),
 )
@@ -145,9 +147,9 @@ def _bert(prefix: str, *heads: str) -> Layout:
     layer = "encoder.layer.{}."
     return Layout(
         rows=(
-            Row("word_embedding", "embeddings.word_embeddings.weight"),
-            Row("position_embedding", "embeddings.position_embeddings.weight"),
-            Row("token_type_embedding", "embeddings.token_type_embeddings.weight"),
+            WeightRow("word_embedding", "embeddings.word_embeddings.weight"),
+            WeightRow("position_embedding", "embeddings.position_embeddings.weight"),
+            WeightRow("token_type_embedding", "embeddings.token_type_embeddings.weight"),
             *_norm("embedding_norm", "embeddings.LayerNorm"),
             *(
                 row
@@ -176,8 +178,8 @@ ENCODERS = {
     "xlm-roberta": _ROBERTA,
     "distilbert": Layout(
         rows=(
-            Row("word_embedding", "embeddings.word_embeddings.weight"),
-            Row("position_embedding", "embeddings.position_embeddings.weight"),
+            WeightRow("word_embedding", "embeddings.word_embeddings.weight"),
+            WeightRow("position_embedding", "embeddings.position_embeddings.weight"),
             *_norm("embedding_norm", "embeddings.LayerNorm"),
             *(
                 row
@@ -202,7 +204,7 @@ ENCODERS = {
     ),
     "modernbert": Layout(
         rows=(
-            Row("word_embedding", "embeddings.tok_embeddings.weight"),
+            WeightRow("word_embedding", "embeddings.tok_embeddings.weight"),
             *_norm("embedding_norm", "embeddings.norm"),
             *(
                 row

@@ -144,12 +144,12 @@ def load_params(source: str | Path, config: Config, mesh: jax.sharding.Mesh | No
     """The base parameters of `config` from a folder or the hub; see `from_hf`."""
     parameters, tensors = _checked(resolve(source, NEEDED), config)
     if mesh is None:
-        placed = dict.fromkeys(parameter.path for parameter in parameters)
+        leaf_shardings = dict.fromkeys(parameter.path for parameter in parameters)
     else:
-        placed = flatten_dict(shardings(_boxed(config), mesh), sep="/")
+        leaf_shardings = flatten_dict(shardings(_boxed(config), mesh), sep="/")
     return unflatten_dict(
         {
-            parameter.path: _load(parameter, tensors, jnp.dtype(config.param_dtype), placed[parameter.path])
+            parameter.path: _load(parameter, tensors, jnp.dtype(config.param_dtype), leaf_shardings[parameter.path])
             for parameter in parameters
         },
         sep="/",
