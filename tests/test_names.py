@@ -9,8 +9,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CHECKED = (
     *(f"jax_rele/{name}" for name in ("annotation", "cli", "config", "data", "distillation", "evaluation", "losses")),
-    *(f"jax_rele/{name}" for name in ("runs", "stages", "students", "teacher")),
-    *("scripts/examples", "tests/annotation", "tests/evaluation", "tests/stages", "tests/students", "tests/teacher"),
+    *(f"jax_rele/{name}" for name in ("models", "runs", "stages", "students", "teacher")),
+    *("scripts/build_bundled", "scripts/examples"),
+    *(f"tests/{name}" for name in ("annotation", "evaluation", "models", "parity", "stages", "students", "teacher")),
 )
 """The folders whose names are all of the field's vocabulary."""
 

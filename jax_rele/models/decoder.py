@@ -188,7 +188,7 @@ class SwiGLU(nn.Module):
         return project(_swish_gated(gate, up), "down_proj", config.width, ("mlp", "embed"))
 
 
-class Block(nn.Module):
+class DecoderBlock(nn.Module):
     """One layer, in the (carry, out) form that `nn.scan` takes."""
 
     config: DecoderConfig
@@ -257,9 +257,9 @@ class Decoder(nn.Module):
         output_embedding = embedding if config.tied else table("output_embedding")
         x = jnp.take(embedding, tokens, axis=0).astype(config.dtype)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
-        block = Block
+        block = DecoderBlock
         if config.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=POLICIES[config.remat])
+            block = nn.remat(DecoderBlock, prevent_cse=False, static_argnums=(4,), policy=POLICIES[config.remat])
         # One window for all layers is static, which every implementation of attention takes; otherwise each layer reads
         # its own.
         mixed = len(set(config.windows)) > 1

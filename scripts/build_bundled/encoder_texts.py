@@ -67,9 +67,9 @@ def prose(item: Item) -> Iterator[str]:
     for field in (item.bullets, item.description):
         plain = re.sub(r"<[^>]*>|&\w+;", " ", field)
         for piece in re.split(r"(?<=[.!?])\s+|[\n•;]+", plain):
-            found = piece.split()
-            for start in range(0, len(found), MAX_WORDS):
-                if len(part := found[start : start + MAX_WORDS]) >= MIN_WORDS:
+            piece_words = piece.split()
+            for start in range(0, len(piece_words), MAX_WORDS):
+                if len(part := piece_words[start : start + MAX_WORDS]) >= MIN_WORDS:
                     yield " ".join(part)
 
 
@@ -229,8 +229,8 @@ def occurrences(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> tu
     Words are compared by their normal forms (`jax_rele.rationale.words`); what is cut off is not there.
     """
     whole = list(dict.fromkeys(text for pair in pairs for text in (pair.query, item_text(pair.item))))
-    found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    word_of = {text: _word_of_tokens(text, offsets) for text, offsets in zip(whole, found)}
+    offsets = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    word_of = {text: _word_of_tokens(text, token_offsets) for text, token_offsets in zip(whole, offsets)}
     occurs, owners = [], []
     for pair in pairs:
         query = word_of[pair.query][: QUERY_LENGTH - 2]
@@ -244,12 +244,12 @@ def occurrences(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> tu
 
 def _word_of_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:
     """The normal form of the word that each token is of, "" for none."""
-    found, place, norms = _words(text), 0, []
+    text_words, index, norms = _words(text), 0, []
     for start, _ in offsets:
-        while place < len(found) and found[place].end <= start:
-            place += 1
-        inside = place < len(found) and found[place].start <= start
-        norms.append(found[place].norm if inside else "")
+        while index < len(text_words) and text_words[index].end <= start:
+            index += 1
+        inside = index < len(text_words) and text_words[index].start <= start
+        norms.append(text_words[index].norm if inside else "")
     return norms
 
 
