@@ -22,7 +22,7 @@ from jax_rele.models import Decoder, build_teacher
 from jax_rele.models.decoder import init_decoder
 from jax_rele.models.partitioning import check_heads, use
 from jax_rele.models.quantize import quantize_params
-from jax_rele.plan.abstract import array, born, rows, train_state
+from jax_rele.plan.abstract import array, init_abstract, rows, train_state
 from jax_rele.plan.flops import flops
 from jax_rele.rationale import grammar
 from jax_rele.runs.preflight import check_encoder
@@ -58,7 +58,7 @@ class Step:
       name: which step.
       shape: what it works on, in words.
       tokens: tokens that it reads, padding included, over all chips.
-      held: what is in memory before it runs, by kind.
+      resident: the arrays that are in memory before it runs, by kind.
       lower: the program, by implementation of attention; the config's own comes first.
       unseen: bytes per chip that an implementation takes beside what the lowered program shows.
       executed: floating-point operations over all chips.
@@ -68,7 +68,7 @@ class Step:
     name: str
     shape: str
     tokens: int
-    held: dict[str, Any]
+    resident: dict[str, Any]
     lower: dict[str, Lower]
     executed: int
     required: int
@@ -157,7 +157,7 @@ def _language_step(
     with use(mesh):
         executed = flops(step_of(), state, batch)
         required = flops(step_of(remat="none"), state, batch)
-    held = {"base": state.frozen, "trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
+    resident = {"base": state.frozen, "trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
     unseen = {}
     if "cudnn" in names:
         # Splash stands in for cuDNN, which keeps as little; where rows hold segments cuDNN also takes a 16-bit mask and
@@ -168,7 +168,7 @@ def _language_step(
     lowerings = {name: partial(lower, stand_in or name) for name, stand_in in names.items()}
     parts = f", {optimization.micro_batches} at a time" if optimization.micro_batches > 1 else ""
     shape = f"{count} rows of {length} tokens{parts}"
-    return Step(name, shape, count * length, held, lowerings, executed, required, unseen)
+    return Step(name, shape, count * length, resident, lowerings, executed, required, unseen)
 
 
 def language_batch(mesh: jax.sharding.Mesh, count: int, length: int, *, packed: bool) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _length(config: Config, segment: grammar.Segment) -> int:
 
 def _base(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Any:
     """The base parameters as they are frozen."""
-    params = born(init_decoder(model), mesh)["params"]
+    params = init_abstract(init_decoder(model), mesh)["params"]
     return params if config.teacher.quantize == "none" else quantize_params(params, config.teacher.quantize)
 
 
@@ -215,15 +215,15 @@ def _score_prefix(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> St
     with use(mesh):
         operations = flops(partial(prefill.__wrapped__, model), *arguments)
     shape = f"{count} queries of {length} tokens"
-    return Step("score_prefix", shape, count * length, _teacher_held(variables), {"": lower}, operations, operations)
+    return Step("score_prefix", shape, count * length, _teacher_arrays(variables), {"": lower}, operations, operations)
 
 
 def _score(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Step:
     count, prompt = config.score.batch_size, config.teacher.prompt_length
-    behind = bucket(prompt // QUERY_SHARE)
+    prefix_length = bucket(prompt // QUERY_SHARE)
     length = bucket(prompt - prompt // QUERY_SHARE)
     variables = _variables(config, model, mesh)
-    cache = _cache(model, mesh, count, behind)
+    cache = _cache(model, mesh, count, prefix_length)
     labels = array(mesh, (len(config.labels.names),), np.int32)
     arguments = variables, cache, *_reading(mesh, count, length), rows(mesh, count, np.int32), labels
 
@@ -233,9 +233,9 @@ def _score(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Step:
 
     with use(mesh):
         operations = flops(partial(first_token_probs.__wrapped__, model), *arguments)
-    held = {**_teacher_held(variables), "cache": cache}
-    shape = f"{count} items of {length} tokens behind queries of {behind}"
-    return Step("score", shape, count * length, held, {"": lower}, operations, operations)
+    resident = {**_teacher_arrays(variables), "cache": cache}
+    shape = f"{count} items of {length} tokens behind queries of {prefix_length}"
+    return Step("score", shape, count * length, resident, {"": lower}, operations, operations)
 
 
 def _generate(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) -> Step:
@@ -263,9 +263,9 @@ def _generate(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str
 
     with use(mesh):
         operations = flops(partial(decode.__wrapped__, model, **options), *arguments)
-    held = {**_teacher_held(variables), "cache": slots.cache}
+    resident = {**_teacher_arrays(variables), "cache": slots.cache}
     shape = f"{count} rows, {width} tokens each, behind up to {length}"
-    return Step("generate", shape, count * width, held, {"": lower}, operations, operations)
+    return Step("generate", shape, count * width, resident, {"": lower}, operations, operations)
 
 
 def _decoding_template(config: Config, model: Decoder) -> DecodingTemplate:
@@ -286,10 +286,10 @@ def _decoding_template(config: Config, model: Decoder) -> DecodingTemplate:
 
 
 def _variables(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    return {"params": _base(config, model, mesh), "lora": born(init_decoder(model), mesh)["lora"]}
+    return {"params": _base(config, model, mesh), "lora": init_abstract(init_decoder(model), mesh)["lora"]}
 
 
-def _teacher_held(variables: dict[str, Any]) -> dict[str, Any]:
+def _teacher_arrays(variables: dict[str, Any]) -> dict[str, Any]:
     return {"base": variables["params"], "trained": variables["lora"]}
 
 
@@ -336,9 +336,9 @@ def _distill(config: Config, name: str, mesh: jax.sharding.Mesh) -> Step:
     with use(mesh):
         operations = flops(step, state, batch)
     length = sum(array.length for array in model.batch_spec(spec).values() if array.is_token)
-    held = {"trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
+    resident = {"trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
     shape = f"{count} pairs of {length} tokens, recipe {recipe}"
-    return Step(name, shape, count * length, held, {"": lower}, operations, operations)
+    return Step(name, shape, count * length, resident, {"": lower}, operations, operations)
 
 
 def student_batch(

@@ -104,8 +104,8 @@ def test_a_planned_state_is_the_real_one(config, mesh, trainable):
     for expected, leaf in zip(jax.tree.leaves(real), jax.tree.leaves(planned)):
         assert (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype)
         assert leaf.sharding.is_equivalent_to(expected.sharding, expected.ndim)
-    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(real))
-    assert bytes_per_chip(planned) == held
+    expected_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(real))
+    assert bytes_per_chip(planned) == expected_bytes
 
 
 @pytest.mark.parametrize(
@@ -119,42 +119,42 @@ def test_a_quantized_base_takes_what_its_bits_take(config, mesh, kind, bits, sca
     layers, width, mlp = 2, 32, 64
     weights = 3 * layers * width * mlp // 4  # fsdp x tensor
     channels = layers * (2 * mlp // 2 + width // 2)  # gate and up over tensor, down over fsdp
-    assert bytes_per_chip(make().held["base"]["layers"]["mlp"]) == weights * bits // 8 + channels * scales
+    assert bytes_per_chip(make().resident["base"]["layers"]["mlp"]) == weights * bits // 8 + channels * scales
 
 
 def test_the_steps_of_a_run(config, mesh):
-    found = dict(steps(config, mesh, "gpu", ("adapt", "finetune", "generate", "distill")))
-    assert list(found) == ["adapt", "finetune", "generate", "cross_encoder", "two_tower"]
-    step = found["finetune"]()
+    makers = dict(steps(config, mesh, "gpu", ("adapt", "finetune", "generate", "distill")))
+    assert list(makers) == ["adapt", "finetune", "generate", "cross_encoder", "two_tower"]
+    step = makers["finetune"]()
     assert (step.tokens, step.shape) == (8 * 64, "8 rows of 64 tokens, 2 at a time")
     assert 0 < step.required < step.executed
     assert list(step.lower) == ["xla", "cudnn"]
     # cuDNN reads a 16-bit mask of the four rows that two chips share, and writes its gradient.
     assert step.unseen == {"cudnn": 2 * 2 * 64 * 64 * (8 // 2 // 4)}
-    assert set(step.held) == {"base", "trained", "optimizer", "batch"}
+    assert set(step.resident) == {"base", "trained", "optimizer", "batch"}
     # Adam keeps two numbers for each that learns, and two counts.
-    assert bytes_per_chip(step.held["optimizer"]) == 2 * bytes_per_chip(step.held["trained"]) + 2 * 4
+    assert bytes_per_chip(step.resident["optimizer"]) == 2 * bytes_per_chip(step.resident["trained"]) + 2 * 4
 
 
 def test_what_learns_is_float32_whatever_the_activations_are(config, mesh):
     teacher = config.teacher.model_copy(update={"dtype": "bfloat16"})
-    found = dict(steps(config.model_copy(update={"teacher": teacher}), mesh, "gpu", ("adapt", "finetune")))
-    adapt, finetune = (found[name]().held for name in ("adapt", "finetune"))
+    makers = dict(steps(config.model_copy(update={"teacher": teacher}), mesh, "gpu", ("adapt", "finetune")))
+    adapt, finetune = (makers[name]().resident for name in ("adapt", "finetune"))
     for learns in (adapt["trained"], finetune["trained"]):
         assert {leaf.dtype for leaf in jax.tree.leaves(learns)} == {np.dtype("float32")}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(finetune["base"])} == {"bfloat16"}
 
 
 @pytest.mark.parametrize(
-    ("sizes", "names", "told"),
+    ("sizes", "names", "message"),
     [
         ({"data": 2, "fsdp": 1, "tensor": 4}, ("score",), "tensor = 4 devices do not divide the teacher's 2 kv_heads"),
         ({"data": 8, "fsdp": 1, "tensor": 1}, ("finetune",), "do not divide over"),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_refused(config, sizes, names, told):
+def test_a_mesh_that_does_not_fit_is_refused(config, sizes, names, message):
     mesh = make_mesh(MeshConfig(**sizes))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         [make() for _, make in steps(config, mesh, "gpu", names)]
 
 

@@ -34,12 +34,12 @@ def language_batch(seed=0):
     """Rows whose masks and weights differ, so that no two parts count the same."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, VOCABULARY, (ROWS, LENGTH)).astype(np.int32)
-    kept = rng.integers(0, LENGTH, ROWS)
-    kept[:2] = 0
+    lengths = rng.integers(0, LENGTH, ROWS)
+    lengths[:2] = 0
     return {
         "inputs": {"tokens": tokens},
         "targets": np.roll(tokens, -1, 1),
-        "targets_mask": np.arange(LENGTH) < kept[:, None],
+        "targets_mask": np.arange(LENGTH) < lengths[:, None],
         "token_weights": rng.random((ROWS, LENGTH)).astype(np.float32),
     }
 

@@ -57,7 +57,7 @@ def init(rng):
 
 
 @cache
-def made(mesh):
+def initial_state_and_step(mesh):
     """One compile a mesh for the whole file."""
     tx = make_optimizer(OPTIMIZATION)
     state = init_state(init, "params", {}, tx, mesh, 0)
@@ -70,7 +70,7 @@ def made(mesh):
 
 def start(mesh):
     """A fresh state, for steps give up its buffers, and the compiled step."""
-    values, shardings, step = made(mesh)
+    values, shardings, step = initial_state_and_step(mesh)
     return jax.device_put(values, shardings), step
 
 
@@ -111,8 +111,8 @@ def test_parameters_and_optimizer_state_are_born_sharded():
 
 def test_every_logical_axis_of_the_models_has_a_rule():
     decoder = Decoder(DecoderConfig(30, 1, 32, 2, 1, 8, 32, lora=LoraSpec(2, 2.0, 0.0, "(q|down)_proj")))
-    made = jax.eval_shape(lambda rng: (init(rng), decoder.init(rng, jnp.zeros((1, 2), int))), jax.random.key(0))
-    boxes = jax.tree.leaves(made, is_leaf=lambda x: hasattr(x, "names"))
+    boxed = jax.eval_shape(lambda rng: (init(rng), decoder.init(rng, jnp.zeros((1, 2), int))), jax.random.key(0))
+    boxes = jax.tree.leaves(boxed, is_leaf=lambda x: hasattr(x, "names"))
     assert {name for box in boxes for name in box.names} <= dict(RULES).keys()
 
 
