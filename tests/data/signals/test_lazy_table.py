@@ -72,7 +72,7 @@ def test_a_row_that_cannot_be_learnt_from_is_named_when_it_is_read(tmp_path):
     column = table.schema.get_field_index("label_probs")
     bad = pa.array([[0.5, 0.5], [0.9, 0.9], [1, 0], [0, 1]], table.schema.field(column).type)
     pq.write_table(table.set_column(column, table.schema.field(column), bad), tmp_path / "bad.parquet")
-    found = SignalTable(tmp_path / "bad.parquet", LABELS, DIMENSIONS, tmp_path)
-    found.take([0, 2])
+    table = SignalTable(tmp_path / "bad.parquet", LABELS, DIMENSIONS, tmp_path)
+    table.take([0, 2])
     with pytest.raises(UserError, match=r"label_probs do not sum to 1"):
-        found.take([0, 1])
+        table.take([0, 1])
