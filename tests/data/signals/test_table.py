@@ -103,10 +103,10 @@ def test_the_table_has_the_documented_columns(tmp_path):
 
 def test_confidence_and_embedding_may_be_null_or_lack_altogether(tmp_path):
     path = tmp_path / "s.parquet"
-    given = replace(
+    signals_without_embedding = replace(
         three(), confidence=np.array([0.5, 1, 0]), rationale_embedding=np.array([[1.0, 2.0], [np.nan] * 2, [3.0, 4.0]])
     )
-    write_signals(path, given, LABELS, DIMENSIONS)
+    write_signals(path, signals_without_embedding, LABELS, DIMENSIONS)
     rows = pq.read_table(path).to_pylist()
     assert [row["rationale_embedding"] for row in rows] == [[1, 2], None, [3, 4]]
     assert [row["confidence"] for row in rows] == [0.5, 1, 0]
@@ -121,14 +121,14 @@ def test_confidence_and_embedding_may_be_null_or_lack_altogether(tmp_path):
 @given(signals(), st.data())
 def test_taking_rows_takes_all_that_is_said_of_them(whole, data):
     rows = data.draw(st.lists(st.integers(0, len(whole.pair_ids) - 1), unique=True) if whole.pair_ids else st.just([]))
-    taken = take_signals(whole, rows)
-    validate_signals(taken, LABELS, DIMENSIONS)
-    assert taken.pair_ids == tuple(whole.pair_ids[row] for row in rows)
+    selected = take_signals(whole, rows)
+    validate_signals(selected, LABELS, DIMENSIONS)
+    assert selected.pair_ids == tuple(whole.pair_ids[row] for row in rows)
     for new, row in enumerate(rows):
         for name in ("label_probs", "verdict_probs", "confidence", "rationale_embedding"):
             if getattr(whole, name) is not None:
-                np.testing.assert_array_equal(getattr(taken, name)[new], getattr(whole, name)[row])
-        assert (taken.evidence[new], taken.rationales[new]) == (whole.evidence[row], whole.rationales[row])
+                np.testing.assert_array_equal(getattr(selected, name)[new], getattr(whole, name)[row])
+        assert (selected.evidence[new], selected.rationales[new]) == (whole.evidence[row], whole.rationales[row])
 
 
 def changed(name, index, value):
