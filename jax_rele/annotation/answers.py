@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import json_repair
-
-from jax_rele.annotation.types import Answer
+from jax_rele.annotation import extra
+from jax_rele.annotation.types import ModelAnswer
 from jax_rele.rationale import ParseFailure, parse_output
 from jax_rele.types import VERDICTS, Comparison, Rationale
 
@@ -70,7 +69,7 @@ class _Unreadable(Exception):
         self.failure = Failure(kind, " ".join(detail.split())[:200])
 
 
-def read(answer: Answer, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale | Failure:
+def read(answer: ModelAnswer, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale | Failure:
     """The rationale in what came back for a sample; see `read_answer`.
 
     An answer that was cut at its length still counts where all of it is there.
@@ -219,6 +218,9 @@ def _objects(text: str) -> Iterator[dict]:
 def _repair(text: str) -> dict | None:
     if len(text) > _MAX_REPAIRED or max(_depths(text), default=0) > _DEEPEST:
         return None
+    extra.require("json_repair")
+    import json_repair
+
     try:
         parsed = json_repair.loads(text, skip_json_loads=True)
     except (ValueError, TypeError, IndexError, KeyError, AttributeError):

@@ -10,9 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jax_rele.annotation.calls import Malformed, prompt_hash, read_completion, request_body, sample_keys, worst_cost
+from jax_rele.annotation.completions import (
+    REFUSED_FOR_GOOD,
+    Malformed,
+    prompt_hash,
+    read_completion,
+    request_body,
+    sample_keys,
+    worst_cost,
+)
 from jax_rele.annotation.store import Store
-from jax_rele.annotation.types import Answer, Endpoint, Task
+from jax_rele.annotation.types import Endpoint, ModelAnswer, Task
 from jax_rele.errors import UserError
 
 NAMED = 20
@@ -156,8 +164,10 @@ def _read_line(
         except Malformed:
             results.damaged += 1
             return name("damaged", where)
-    elif status in (400, 413, 415, 422):
-        answer = Answer(task.pair_id, endpoint.name, sample, task.round, key, "", f"rejected: {status} {error}".strip())
+    elif status in REFUSED_FOR_GOOD:
+        answer = ModelAnswer(
+            task.pair_id, endpoint.name, sample, task.round, key, "", f"rejected: {status} {error}".strip()
+        )
     else:
         results.failed[str(status or error or "no response")] += 1
         return None

@@ -18,18 +18,10 @@ from typing import Any
 import openai
 
 from jax_rele.annotation.budget import WorkerBudget
-from jax_rele.annotation.calls import (
-    Fault,
-    ask,
-    fault_of,
-    open_client,
-    prompt_hash,
-    request_body,
-    sample_keys,
-    worst_cost,
-)
+from jax_rele.annotation.calls import Fault, ask, fault_of, open_client
+from jax_rele.annotation.completions import prompt_hash, request_body, sample_keys, worst_cost
 from jax_rele.annotation.store import Store
-from jax_rele.annotation.types import Answer, Endpoint, Summary, Task
+from jax_rele.annotation.types import Endpoint, ModelAnswer, Summary, Task
 
 BACKOFF = 0.5
 """Seconds; the nth pause is drawn from [0, BACKOFF * 2 ** n], with at most BACKOFF_MOST."""
@@ -99,7 +91,7 @@ class _Run:
     worker_budget: WorkerBudget
     max_attempts: int
     progress: Callable[[int], None]
-    on_answer: Callable[[Answer], None] | None
+    on_answer: Callable[[ModelAnswer], None] | None
     states: list[_EndpointState] = field(default_factory=list)
     retries: Counter[str] = field(default_factory=Counter)
     stopped: str = ""
@@ -122,7 +114,7 @@ def collect(
     budget: float = 0.0,
     max_attempts: int = 6,
     progress: Callable[[int], None] | None = None,
-    on_answer: Callable[[Answer], None] | None = None,
+    on_answer: Callable[[ModelAnswer], None] | None = None,
 ) -> Summary:
     """Asks every endpoint for every sample of every task that the store has no answer to.
 

@@ -25,7 +25,7 @@ from math import fsum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jax_rele.annotation.types import Answer
+from jax_rele.annotation.types import ModelAnswer
 from jax_rele.errors import UserError
 
 SYNC_SECONDS = 1.0
@@ -125,13 +125,15 @@ class Store:
         """Calls for a key that brought nothing and may have been charged."""
         return self._unanswered.get(key, 0)
 
-    def get(self, key: str) -> Answer | None:
+    def get(self, key: str) -> ModelAnswer | None:
         """The answer to a key, with the names of the task that asked first."""
         entry = self._index.get(key)
         if entry is None:
             return None
         fields = _decode(self._line(entry))
-        return replace(Answer(**{name: fields[name] for name in Answer.__dataclass_fields__}), cost=self.cost(key))
+        return replace(
+            ModelAnswer(**{name: fields[name] for name in ModelAnswer.__dataclass_fields__}), cost=self.cost(key)
+        )
 
     def _line(self, entry: IndexEntry) -> bytes:
         return os.pread(self._segments[entry.segment].file, entry.length, entry.offset)
@@ -217,7 +219,7 @@ class Store:
             os.rename(path.with_suffix(".new"), path)
         return self._id
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: ModelAnswer) -> None:
         """Appends an answer; it is on disk, for any process, when this returns.
 
         Raises:

@@ -60,7 +60,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelAnswer:
     """What came back for one sample of a task from one endpoint.
 
     Attributes:
