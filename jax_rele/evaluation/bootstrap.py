@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
 
@@ -13,6 +14,13 @@ from jax_rele.types import LabelSchema
 
 _CHUNK = 1 << 21
 """Largest number of counts (resamples x pairs) that is worked on at once, which bounds the memory."""
+
+
+class Estimate(TypedDict):
+    """A value with its 95% percentile interval; None where they are undefined."""
+
+    value: float | None
+    ci95: list[float] | None
 
 
 def metric_names(gain_maps: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
@@ -108,7 +116,7 @@ def metric_samples(
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in metric_names(gain_maps)}
 
 
-def interval(samples: np.ndarray) -> dict[str, float | list[float] | None]:
+def interval(samples: np.ndarray) -> Estimate:
     """A value with its 95% percentile interval.
 
     Args:
@@ -137,7 +145,7 @@ def evaluate(
     temperature: float,
     n_bootstrap: int,
     seed: int,
-) -> dict[str, dict]:
+) -> dict[str, Estimate]:
     """Every metric of one model with its interval: {metric: {"value", "ci95"}}. Arguments as `metric_samples`."""
     samples = metric_samples(
         probs,
@@ -153,7 +161,7 @@ def evaluate(
     return {name: interval(values) for name, values in samples.items()}
 
 
-def paired_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, dict]:
+def paired_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
     """Every metric of model a less that of model b, with the interval of the difference.
 
     Args:

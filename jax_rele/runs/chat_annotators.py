@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jax_rele.annotation import extra
 from jax_rele.annotation.answers import Failure, read
-from jax_rele.annotation.calls import prompt_hash, sample_keys
-from jax_rele.annotation.endpoints import check
+from jax_rele.annotation.completions import prompt_hash, sample_keys
 from jax_rele.annotation.prompts import Prompts, read_examples
-from jax_rele.annotation.runner import collect
 from jax_rele.annotation.store import Store
 from jax_rele.annotation.types import Endpoint, Summary, Task
 from jax_rele.annotation.verify import LabelRule, parse_rules, verify
@@ -83,8 +82,11 @@ def asking(config: Config, prompts: Prompts) -> Ask:
     """Asks the endpoints, which are tried first, or reads what they answered before.
 
     Raises:
-      UserError: an endpoint cannot be used.
+      UserError: a package of the extra `annotate` is missing, or an endpoint cannot be used.
     """
+    extra.require(*extra.PACKAGES)
+    from jax_rele.annotation.endpoints import check
+
     endpoints = endpoints_of(config)
     ready: list[Endpoint] = []
 
@@ -107,6 +109,8 @@ def asking(config: Config, prompts: Prompts) -> Ask:
 def _collect(
     config: Config, tasks: Sequence[Task], endpoints: Sequence[Endpoint], progress: Callable[[int], None]
 ) -> Summary:
+    from jax_rele.annotation.runner import collect  # needs the extra `annotate`
+
     return collect(
         tasks,
         endpoints,

@@ -30,7 +30,8 @@ from typing import Any
 import httpx2
 import openai
 
-from jax_rele.annotation.calls import open_client, request_body
+from jax_rele.annotation.calls import open_client
+from jax_rele.annotation.completions import request_body
 from jax_rele.annotation.runner import collect
 from jax_rele.annotation.types import Endpoint, Summary, Task
 

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from jax_rele import config as configs
-from jax_rele.annotation.calls import prompt_hash, sample_keys
+from jax_rele.annotation.completions import prompt_hash, sample_keys
 from jax_rele.annotation.review import decisions_from_arrow
 from jax_rele.annotation.store import Store
 from jax_rele.cli import main
