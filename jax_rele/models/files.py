@@ -28,7 +28,7 @@ from jax_rele.io import atomic_folder, write_json
 from jax_rele.models import bundled
 
 HUB = "hf:"
-"""Prefix of names on the Hugging Face hub; a source with neither this prefix nor that of bundled weights is a folder."""
+"""Prefix of names on the Hugging Face hub; a source without it or the prefix of bundled weights is a folder."""
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """numpy's dtype -> its name in safetensors."""

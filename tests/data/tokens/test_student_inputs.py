@@ -229,8 +229,7 @@ def test_evidence_stands_at_the_tokens_of_its_words(tokenizer):
         [],
     ]
     cross = encode_cross(tokenizer, pairs, FIELDS, 16, 60)
-    encoded = encode_evidence(tokenizer, pairs, evidence, DIMENSIONS, FIELDS, 16, 60)
-    tags, mask = encoded["evidence_tags"], encoded["evidence_tags_mask"]
+    tags, mask = padded(evidence_rows(tokenizer, pairs, evidence, DIMENSIONS, FIELDS, 16, 60), 76)
     assert tags.shape == mask.shape == cross["tokens"].shape
     # The spans that the tags decode to have the same tags.
     decoded = decode_evidence(tokenizer, pairs, tags, DIMENSIONS, FIELDS, 16, 60)
@@ -259,8 +258,8 @@ def test_every_word_s_tokens_are_its_own(tokenizer, words):
     for name, word in zip(names, words):
         marked.append(Span("title", begin, begin + len(word), name))
         begin += len(word) + 1
-    encoded = encode_evidence(tokenizer, [pair("x", title)], [marked], names, ("title",), 20, 100)
-    tags = encoded["evidence_tags"][0][encoded["evidence_tags_mask"][0]]
+    rows, masks = evidence_rows(tokenizer, [pair("x", title)], [marked], names, ("title",), 20, 100)
+    tags = np.array(rows[0])[np.array(masks[0], bool)]
     query = len(tokenizer("x", add_special_tokens=False)["input_ids"])
     offsets = tokenizer(title, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     # A space alone is of no word.
