@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
 from jax_rele.annotation.answers import Failure
 from jax_rele.annotation.quality import CONSENSUS, Annotations
 from jax_rele.annotation.verify import Verified
 from jax_rele.annotation.votes import Decision, Vote
+from jax_rele.evaluation.page import write_html
+from jax_rele.evaluation.summary import cell
 from jax_rele.types import Pair, Rationale
 
 EXAMPLES = {
@@ -100,18 +100,13 @@ def write_report(
       examples: what `find_examples` returned.
       run_name: the heading.
     """
-    environment = Environment(
-        # The style sheet is that of the evaluation's pages.
-        loader=ChoiceLoader([PackageLoader("jax_rele.annotation", "."), PackageLoader("jax_rele.evaluation", ".")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     kinds: dict[str, list[AnnotationExample]] = {}
     for example in examples:
         kinds.setdefault(example.kind, []).append(example)
-    html = environment.get_template("report.html.j2").render(
+    write_html(
+        path,
+        "report.html.j2",
+        package="jax_rele.annotation",
         run_name=run_name,
         quality=quality,
         whole=quality["slices"]["all"],
@@ -125,8 +120,6 @@ def write_report(
         findings=findings(quality),
         location_of=_location_of,
     )
-    # A lone surrogate, which JSON can carry, has no UTF-8 form.
-    Path(path).write_text(html, encoding="utf-8", errors="replace")
 
 
 def findings(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -159,14 +152,6 @@ def findings(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         )
     return sentences
-
-
-def cell(figure: Mapping[str, Any]) -> str:
-    """A value with its interval: `0.812 [0.790, 0.834]`; a dash where it is undefined."""
-    if figure["value"] is None:
-        return "–"
-    interval = "" if figure["ci95"] is None else " [{:.3f}, {:.3f}]".format(*figure["ci95"])
-    return f"{figure['value']:.3f}{interval}"
 
 
 def money(amount: float | None) -> str:

@@ -27,7 +27,7 @@ BACKOFF = 0.5
 BACKOFF_MOST = 30.0
 
 BREAKER_FAILURES = 10
-"""Consecutive failures, 429 aside, that open an endpoint's circuit breaker; single calls then probe it."""
+"""Consecutive failures, 429 aside, that open an endpoint's circuit breaker; single calls then probe the endpoint."""
 BREAKER_WAIT = 1.0
 BREAKER_WAIT_MOST = 30.0
 BREAKER_PROBES = 6

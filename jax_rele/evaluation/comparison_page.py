@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from jax_rele.evaluation import plots
 from jax_rele.evaluation.assemble import TEACHER
 from jax_rele.evaluation.bootstrap import higher_is_better
 from jax_rele.evaluation.comparison_text import Point, findings, points, setup, sizes, verdict
+from jax_rele.evaluation.page import write_html
 from jax_rele.evaluation.summary import HEADLINE, cell
 
 _CHANCE = {"auc": 0.5}
@@ -25,14 +25,9 @@ def write_page(path: str | Path, document: Mapping) -> None:
       path: the file to write.
       document: what `compare` returned; `name` and `split`, where it has them, are told.
     """
-    environment = Environment(
-        loader=PackageLoader("jax_rele.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("comparison.html.j2").render(
+    write_html(
+        path,
+        "comparison.html.j2",
         name=document.get("name", "a run"),
         setup=setup(document),
         slices=document["slices"],
@@ -49,7 +44,6 @@ def write_page(path: str | Path, document: Mapping) -> None:
         ],
         columns=[(metric, "↑" if higher_is_better(metric) else "↓") for metric in document["metrics"]],
     )
-    Path(path).write_text(html, encoding="utf-8", errors="replace")
 
 
 def figures(document: Mapping) -> dict[str, str]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jax_rele.evaluation import plots
 from jax_rele.evaluation.bootstrap import higher_is_better, metric_names, positive_probs
 from jax_rele.evaluation.calibration import apply_temperature
 from jax_rele.evaluation.highlight import segments
+from jax_rele.evaluation.page import write_html
 from jax_rele.evaluation.summary import cell, findings
 from jax_rele.types import ITEM_FIELDS, QUERY, LabelSchema, Pair, Rationale, Span
 
@@ -75,14 +75,9 @@ def write_report(
     )
     dimensions = _dimensions(examples)
     columns = metric_names(metrics["gain_maps"])
-    environment = Environment(
-        loader=PackageLoader("jax_rele.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.j2").render(
+    write_html(
+        path,
+        "report.html.j2",
         run_name=run_name,
         metrics=metrics,
         training_seeds=list(training_seeds),
@@ -110,8 +105,6 @@ def write_report(
         cards=[_card(example, schema, dimensions) for example in examples],
         cell=cell,
     )
-    # A lone surrogate, which JSON can carry, has no UTF-8 form.
-    Path(path).write_text(html, encoding="utf-8", errors="replace")
 
 
 def _unbroken(text):

@@ -203,7 +203,7 @@ def test_commands_say_that_there_is_no_teacher(scored, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def prepared_run(tmp_path_factory):
+def finished_prepare(tmp_path_factory):
     """A config file whose run has finished `prepare`, with one candidate a query."""
     file = make(tmp_path_factory.mktemp("prepared"), per_query=1)
     assert jax_rele("prepare", file) == 0
@@ -216,15 +216,15 @@ def expected(file):
     return list({pair.pair_id: pair for pair in pairs}.values())
 
 
-def test_check_signals_says_what_a_file_holds(prepared_run, tmp_path, capsys):
-    rows = {pair.pair_id: {"pair_id": pair.pair_id, "label": "Exact", "model": "x"} for pair in expected(prepared_run)}
+def test_check_signals_says_what_a_file_holds(finished_prepare, tmp_path, capsys):
+    rows = {pair.pair_id: {"pair_id": pair.pair_id, "label": "Exact", "model": "x"} for pair in expected(finished_prepare)}
     for row in explained(rows_of(FOUR)[:3]):
         rows[row["pair_id"]] = row
     rows["p1"] = {"pair_id": "p1", "label_probs": [0.5, 0.5, 0, 0], "rationale": "?"}
     write_lines(tmp_path / "s.jsonl", [*rows.values(), {"pair_id": "unknown"}])
-    assert jax_rele("check-signals", prepared_run, tmp_path / "s.jsonl") == 0
+    assert jax_rele("check-signals", finished_prepare, tmp_path / "s.jsonl") == 0
     out = " ".join(capsys.readouterr().out.split())
-    learned = 24 + len(read_pairs_table(config.load(prepared_run).run_dir / layout.UNLABELLED)) - 8
+    learned = 24 + len(read_pairs_table(config.load(finished_prepare).run_dir / layout.UNLABELLED)) - 8
     for message in (
         "train 16 of 16 pairs",
         f"unlabelled {learned - 16} of {learned - 16} pairs",
@@ -243,19 +243,19 @@ def test_check_signals_says_what_a_file_holds(prepared_run, tmp_path, capsys):
         assert message in out, message
 
 
-def test_missing_pairs_are_an_error_or_left_out(prepared_run, tmp_path, capsys):
-    pairs = expected(prepared_run)
+def test_missing_pairs_are_an_error_or_left_out(finished_prepare, tmp_path, capsys):
+    pairs = expected(finished_prepare)
     learned = [pair for pair in pairs if pair.split == "train"]
     rows = [{"pair_id": pair.pair_id, "label": "Exact"} for pair in pairs]
     write_lines(tmp_path / "s.jsonl", [row for row in rows if row["pair_id"] not in ("p1", learned[-1].pair_id)])
-    assert jax_rele("check-signals", prepared_run, tmp_path / "s.jsonl") == 2
+    assert jax_rele("check-signals", finished_prepare, tmp_path / "s.jsonl") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "no signals for 2 of" in error
     assert "the first is 'p1'; add them, or set score.allow_missing" in error
-    assert jax_rele("check-signals", prepared_run, tmp_path / "s.jsonl", "--score.allow_missing", "true") == 0
+    assert jax_rele("check-signals", finished_prepare, tmp_path / "s.jsonl", "--score.allow_missing", "true") == 0
     assert "train 15 of 16 pairs" in " ".join(capsys.readouterr().out.split())
-    settings = config.load(prepared_run)
+    settings = config.load(finished_prepare)
     allowing = settings.model_copy(update={"score": settings.score.model_copy(update={"allow_missing": True})})
     matched = external_signals.read(allowing, settings.run_dir, str(tmp_path / "s.jsonl"))
     assert [pair.pair_id for pair in matched.missing] == ["p1", learned[-1].pair_id]
@@ -275,26 +275,26 @@ def test_missing_pairs_are_an_error_or_left_out(prepared_run, tmp_path, capsys):
         external_signals.read(allowing, settings.run_dir, str(tmp_path / "none.jsonl"))
 
 
-def test_check_signals_needs_prepare_with_this_config(prepared_run, tmp_path, capsys):
+def test_check_signals_needs_prepare_with_this_config(finished_prepare, tmp_path, capsys):
     write_lines(tmp_path / "s.jsonl", [{"pair_id": "p0", "label": "Exact"}])
-    assert jax_rele("check-signals", prepared_run, tmp_path / "s.jsonl", "--run_root", tmp_path) == 2
+    assert jax_rele("check-signals", finished_prepare, tmp_path / "s.jsonl", "--run_root", tmp_path) == 2
     assert "the stage prepare has not finished; run `jax-rele prepare CONFIG` first" in capsys.readouterr().err
-    assert jax_rele("check-signals", prepared_run, tmp_path / "s.jsonl", "--seed", "5") == 2
+    assert jax_rele("check-signals", finished_prepare, tmp_path / "s.jsonl", "--seed", "5") == 2
     assert "belongs to another config" in capsys.readouterr().err
-    assert jax_rele("check-signals", prepared_run, tmp_path / "none.jsonl") == 2
+    assert jax_rele("check-signals", finished_prepare, tmp_path / "none.jsonl") == 2
     assert "no such file of signals" in capsys.readouterr().err
 
 
-def test_bad_signals_leave_no_score_folder_behind(prepared_run, tmp_path, capsys):
+def test_bad_signals_leave_no_score_folder_behind(finished_prepare, tmp_path, capsys):
     write_lines(tmp_path / "s.jsonl", [{"pair_id": "p1", "label": "Great"}])
-    assert jax_rele("score", prepared_run, "--score.signals", tmp_path / "s.jsonl") == 2
+    assert jax_rele("score", finished_prepare, "--score.signals", tmp_path / "s.jsonl") == 2
     error = capsys.readouterr().err
     assert "s.jsonl row 1 (pair_id 'p1'): label says 'Great'" in error
     assert error.count("\n") == 1
-    assert not (config.load(prepared_run).run_dir / "score").exists()
+    assert not (config.load(finished_prepare).run_dir / "score").exists()
 
 
-def test_a_teacher_beside_another_ones_signals_is_refused(prepared_run, tmp_path, capsys):
+def test_a_teacher_beside_another_ones_signals_is_refused(finished_prepare, tmp_path, capsys):
     options = ["--score.signals", tmp_path / "s.jsonl", "--teacher.init", tmp_path, "--run_root", tmp_path]
-    assert jax_rele("score", prepared_run, *options) == 2
+    assert jax_rele("score", finished_prepare, *options) == 2
     assert "is not used where score.signals is given; set it to random" in capsys.readouterr().err

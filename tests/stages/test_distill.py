@@ -108,7 +108,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def prepared(config, folder, recipe, *names, pairs=MANY, signals=MANY_SIGNALS):
+def trainer_of(config, folder, recipe, *names, pairs=MANY, signals=MANY_SIGNALS):
     """A trainer of some students by one recipe, over what `prepare` and `score` leave of these pairs and signals."""
     ordered = sorted(range(len(pairs)), key=lambda row: pairs[row].label is None)
     write_pairs(folder / layout.PAIRS, [pair for pair in pairs if pair.label is not None])
@@ -127,7 +127,7 @@ def terms_of(config, folder, name, recipe):
 
 def trained(config, folder, recipe, *names, tmp_path):
     directory = tmp_path / "_".join([recipe, *names])
-    params = prepared(config, folder, recipe, *names).fit(0, directory, "test")
+    params = trainer_of(config, folder, recipe, *names).fit(0, directory, "test")
     lines = (directory / "metrics.jsonl").read_text("utf-8").splitlines()
     return params, [json.loads(line) for line in lines]
 
@@ -221,7 +221,7 @@ def test_a_loss_that_cannot_be_computed_is_named_before_anything_is_trained(fold
     (tmp_path / "mine.py").write_text(LOSSES)
     config = config_of(objectives={"mine": {"terms": {"x": {"loss": f"{tmp_path}/mine.py:{name}"}}}}, recipes=["mine"])
     with pytest.raises(UserError, match=f"distill.objectives.mine: its terms cannot be computed.*{message}"):
-        prepared(config, folder, "mine", "two_tower")
+        trainer_of(config, folder, "mine", "two_tower")
 
 
 def test_an_edited_loss_is_another_input(tmp_path):
@@ -248,10 +248,10 @@ def test_signals_that_a_recipe_needs_and_nobody_gave_are_named(folder):
         dataclasses.replace(MANY_SIGNALS, verdict_probs=np.full_like(MANY_SIGNALS.verdict_probs, np.nan)),
     )
     with pytest.raises(UserError, match="mkd learns from verdicts, and the signals hold none"):
-        prepared(config, folder, "mkd", "two_tower", signals=silent)
+        trainer_of(config, folder, "mkd", "two_tower", signals=silent)
     silent = dataclasses.replace(MANY_SIGNALS, rationales=("",) * 48)
     with pytest.raises(UserError, match="crsd learns from rationales, and the signals hold none"):
-        prepared(config, folder, "crsd", "cross_encoder", signals=silent)
+        trainer_of(config, folder, "crsd", "cross_encoder", signals=silent)
 
 
 def test_a_collapse_is_reported_while_the_student_trains(folder, tmp_path, capfd):
@@ -287,7 +287,7 @@ def test_every_recipe_sees_the_same_labelled_pairs_in_the_same_steps(folder):
             },
         )
         signals = dataclasses.replace(signals, pair_ids=tuple(pair.pair_id for pair in pairs))
-        data = prepared(config, folder, recipe, "two_tower", pairs=pairs, signals=signals).batches(3)
+        data = trainer_of(config, folder, recipe, "two_tower", pairs=pairs, signals=signals).batches(3)
         seen[recipe] = []
         for _ in range(10):
             batch = next(data)
