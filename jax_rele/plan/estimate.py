@@ -20,7 +20,7 @@ RESERVE = {"tpu": 0.03, "gpu": 0.10}
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StepCost:
     """The costs of a step; bytes are of one chip, operations of all.
 
     Attributes:
@@ -105,7 +105,7 @@ class Estimate:
         }
 
 
-def estimate(step: Step, topology: Topology, *, widened: bool = False) -> Estimate:
+def estimate(step: Step, topology: Topology, *, widened: bool = False) -> StepCost:
     """Compiles a step for a topology and reads what it costs.
 
     On a GPU topology the program is that of the CPU's compiler for as many devices. What it makes is then at most this:
@@ -143,7 +143,7 @@ def estimate(step: Step, topology: Topology, *, widened: bool = False) -> Estima
         "memory": (sum(resident.values()) + written if gpu else moved) / chip.bandwidth,
         "links": sum(x.moved / topology.bandwidth(x.group) for x in collectives),
     }
-    return Estimate(
+    return StepCost(
         name=step.name,
         shape=step.shape,
         resident=resident,

@@ -111,7 +111,9 @@ def _split(batch: Batch, micro_batches: int, group_size: int) -> Batch:
             "change it or batch_size"
         )
     mesh = jax.sharding.get_abstract_mesh()
-    check_rows(rows // micro_batches, mesh, "optimization.micro_batches", "lower it or raise batch_size")
+    check_rows(
+        rows // micro_batches, mesh, "optimization.micro_batches", "lower it or raise batch_size", what="rows of a part"
+    )
 
     def split(x):
         x = x.reshape(-1, micro_batches, group_size, *x.shape[1:]).swapaxes(0, 1)

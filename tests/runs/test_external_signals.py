@@ -217,7 +217,9 @@ def expected(file):
 
 
 def test_check_signals_says_what_a_file_holds(finished_prepare, tmp_path, capsys):
-    rows = {pair.pair_id: {"pair_id": pair.pair_id, "label": "Exact", "model": "x"} for pair in expected(finished_prepare)}
+    rows = {
+        pair.pair_id: {"pair_id": pair.pair_id, "label": "Exact", "model": "x"} for pair in expected(finished_prepare)
+    }
     for row in explained(rows_of(FOUR)[:3]):
         rows[row["pair_id"]] = row
     rows["p1"] = {"pair_id": "p1", "label_probs": [0.5, 0.5, 0, 0], "rationale": "?"}

@@ -137,7 +137,7 @@ def test_parts_that_cannot_be_made_are_refused():
         stepped(DECODER, LANGUAGE, batch, "lora", micro_batches=3)
     with pytest.raises(UserError, match="the 16 rows of a step in groups of 4 do not divide into 8 parts"):
         stepped(DECODER, LANGUAGE, batch, "lora", micro_batches=8, group_size=4)
-    with pytest.raises(UserError, match="the 4 rows of a part do not divide over data x fsdp = 8 devices"):
+    with pytest.raises(UserError, match="micro_batches: 4 rows of a part do not divide over data x fsdp = 8 devices"):
         compiled(mesh_of(8, data=4, fsdp=2), micro_batches=4)
     with pytest.raises(ValueError, match="give make_train_step their group_size"):
         stepped(STUDENT, RANKING, grouped_batch(4), "params", micro_batches=2)
