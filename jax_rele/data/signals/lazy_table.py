@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jax_rele.data.parquet import read_schema
-from jax_rele.data.rows import one_line
+from jax_rele.data.parquet import fill_missing, read_schema, reading_table
 from jax_rele.data.signals.table import OPTIONAL, SCHEMA, check_metadata, signals_from_arrow
 from jax_rele.errors import UserError
+from jax_rele.io import FREE_CACHE, write_error
 from jax_rele.types import Signals
 
 
@@ -50,9 +50,7 @@ class SignalTable:
                         writer.write_table(part)
                 self._table = pa.ipc.open_file(pa.memory_map(file.name)).read_all()
         except OSError as error:
-            raise UserError(
-                f"{folder}: signals cannot be copied here ({one_line(error)}); free some space, or set cache_dir"
-            ) from None
+            raise write_error(folder, error, FREE_CACHE) from None
         known = np.concatenate(hashes)
         self._order = np.argsort(known, kind="stable")
         self._known = known[self._order]
@@ -88,16 +86,8 @@ def _hashes(texts: Sequence[str]) -> np.ndarray:
 
 
 def _parts(path: str | os.PathLike) -> Iterator[pa.Table]:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            missing = [name for name in OPTIONAL if name not in file.schema_arrow.names]
-            for batch in file.iter_batches(batch_size=4096):
-                part = pa.Table.from_batches([batch])
-                for name in missing:
-                    part = part.append_column(SCHEMA.field(name), pa.nulls(len(part), SCHEMA.field(name).type))
-                part.validate(full=True)
-                yield part.select(SCHEMA.names).cast(SCHEMA)
-    except (ValueError, KeyError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path}: the table is damaged ({one_line(error)}); delete it and run the stage again"
-        ) from error
+    with reading_table(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for batch in file.iter_batches(batch_size=4096):
+            part = fill_missing(pa.Table.from_batches([batch]), SCHEMA, OPTIONAL)
+            part.validate(full=True)
+            yield part.select(SCHEMA.names).cast(SCHEMA)
