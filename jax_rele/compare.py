@@ -164,7 +164,9 @@ def _trained(
         if not _is_done(cell, fingerprint):
             trainer = trainer or distillation.trainer(recipe, [student], selected)
             params = trainer.fit(seed, cell, f"{title} seed {seed}")[student]
-            trained = dataclasses.replace(distillation.students[student], variables={"params": params})
+            trained = dataclasses.replace(
+                distillation.students[student], variables={"params": params}, batch_size=config.score.batch_size
+            )
             _write(cell, {split: label_probs(predict(trained, part)) for split, part in held_out.items()}, held_out)
             say(f"{title} seed {seed}: trained")
         yield tuple(_read(cell, split, part) for split, part in held_out.items())

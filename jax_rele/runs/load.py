@@ -70,6 +70,7 @@ def load_student(
     return dataclasses.replace(
         student,
         variables=load_variables(directory / "variables", target),
+        batch_size=config.score.batch_size,
         has_verdicts=learns_verdicts(config.distill, gains, recipe),
         has_evidence=learns_evidence(config.distill, gains, recipe),
     )
@@ -87,7 +88,6 @@ def new_student(config: Config, run_dir: Path, name: StudentName) -> Student:
         query_length=section.query_length,
         item_length=section.item_length,
         rationale_length=section.rationale_length,
-        batch_size=config.score.batch_size,
         schema=config.labels.schema_,
         dimensions=dimensions,
     )

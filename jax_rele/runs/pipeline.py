@@ -1,4 +1,4 @@
-"""The stages in order: finished ones are skipped, half-finished ones go on, those of another config are refused."""
+"""The stages in order: finished ones are skipped, interrupted ones resume, those of another config are refused."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ UNHASHED = (
 with a larger budget."""
 
 PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
+FORMAT = 2
+"""Version of what a run's folder holds. Raise it when a stage's files change their form or meaning."""
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 LOCK = ".lock"
@@ -86,9 +88,11 @@ def read_config(run_dir: Path) -> Config:
     """The config of a run's folder. Raises UserError where it is not a run's, or not that of its stages."""
     if not (run_dir / CONFIG).is_file():
         raise UserError(f"{run_dir}: not a run folder ({CONFIG} is missing); give the folder that `jax-rele run` wrote")
+    # First, as the config of another version may have other keys.
+    manifests = {name: _read_manifest(run_dir, name) for name in STAGES}
     config = load(run_dir / CONFIG)
     for name, stage in STAGES.items():
-        manifest = _read_manifest(run_dir, name)
+        manifest = manifests[name]
         if manifest is not None and manifest["config"] != _sections(config, stage):
             raise UserError(f"{run_dir / CONFIG}: is not the config that the stage {name} ran with; set it back")
     return config
@@ -163,7 +167,7 @@ def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
 
 
 def _begin_stage(config: Config, run_dir: Path, name: str, say) -> Manifest | None:
-    """The manifest of a stage that starts or goes on, as it was written; None where nothing is left to do."""
+    """The manifest of a stage that starts or resumes, as it was written; None where nothing is left to do."""
     stage, directory = STAGES[name], run_dir / name
     manifest = _read_manifest(run_dir, name)
     if manifest and manifest["status"] == "finished":
@@ -174,8 +178,9 @@ def _begin_stage(config: Config, run_dir: Path, name: str, say) -> Manifest | No
             continue
         if (earlier := _read_manifest(run_dir, needed)) is None or earlier["status"] != "finished":
             raise UserError(f"{name} needs the stage {needed}, which has not finished in {run_dir}; run it first")
-    say(f"{name:9} {'goes on' if manifest else 'starts'}")
+    say(f"{name:9} {'resumes' if manifest else 'starts'}")
     manifest = {
+        "format": FORMAT,
         "stage": name,
         "status": "running",
         "config_hash": hash_values(_sections(config, stage)),
@@ -191,7 +196,7 @@ def _begin_stage(config: Config, run_dir: Path, name: str, say) -> Manifest | No
 
 
 def _give_up(directory: Path, manifest: Manifest) -> None:
-    """Leaves an interrupted stage so that it can go on."""
+    """Leaves an interrupted stage so that it can resume."""
     if [path.name for path in directory.iterdir()] == [MANIFEST]:
         # Nothing was written yet, so nothing binds the folder to this config.
         (directory / MANIFEST).unlink()
@@ -249,6 +254,12 @@ def _read_manifest(run_dir: Path, name: str) -> Manifest | None:
     try:
         manifest = json.loads(path.read_text("utf-8"))
         kinds = {"status": str, "config": dict, "config_hash": str, "inputs": dict, "wall_seconds": int | float}
+        version = manifest.get("format", 1)
+        if isinstance(version, int) and version != FORMAT:
+            raise UserError(
+                f"{run_dir}: was written by another version of jax_rele (run format {version}, this one has {FORMAT}); "
+                "choose another `name`, or use the version that wrote it"
+            )
         if all(isinstance(manifest.get(key), kind) for key, kind in kinds.items()):
             return manifest
     except FileNotFoundError:

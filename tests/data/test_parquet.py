@@ -119,7 +119,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_table(tmp_path, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tables.pq.ParquetWriter, "write_table", stops)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(UserError, match=rf"^{path}: cannot be written: Input/output error$"):
         write_pairs(path, SOME[:1])
     monkeypatch.setattr(tables.pq.ParquetWriter, "write_table", is_full)
     with pytest.raises(UserError, match=rf"^{path}: the disk is full; make room, then run the same command again$"):

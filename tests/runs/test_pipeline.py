@@ -16,6 +16,7 @@ import pytest
 from jax_rele import cli, config
 from jax_rele.data import read_pairs, read_signals, read_table
 from jax_rele.distillation import trainer
+from jax_rele.errors import UserError
 from jax_rele.rationale import parse
 from jax_rele.runs import pipeline
 from jax_rele.teacher import language_model
@@ -256,6 +257,24 @@ def test_a_damaged_artefact_is_named(tiny, tmp_path, capsys):
         manifest.write_text(damaged)
         assert jax_rele("run", file, "--run_root", copy.parent) == 2
         assert "manifest.json: damaged; delete the folder" in capsys.readouterr().err
+
+
+def test_a_run_of_another_version_is_refused_before_its_config_is_read(tiny, tmp_path, capsys):
+    file, run_dir = tiny
+    copy = tmp_path / "runs" / "tiny"
+    shutil.copytree(run_dir, copy)
+    manifest = copy / "prepare" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    assert values.pop("format") == pipeline.FORMAT
+    manifest.write_text(json.dumps(values))
+    (copy / "config.yaml").write_text("no_such_key: 1\n")
+    for command in (("run", file, "--run_root", copy.parent), ("evaluate", file, "--run_root", copy.parent)):
+        assert jax_rele(*command) == 2
+        error = capsys.readouterr().err
+        assert f"{copy}: was written by another version of jax_rele (run format 1" in error
+        assert error.count("\n") == 1
+    with pytest.raises(UserError, match="another version of jax_rele"):
+        pipeline.read_config(copy)
 
 
 # ---- predict and explain

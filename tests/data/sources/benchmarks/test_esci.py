@@ -13,8 +13,9 @@ from jax_rele.data import parse_row
 from jax_rele.data.sources import benchmarks
 from jax_rele.data.sources.benchmarks import Esci, esci
 from jax_rele.data.sources.benchmarks.markup import plain_text
-from jax_rele.data.sources.benchmarks.official import OfficialFile, sha256
+from jax_rele.data.sources.benchmarks.official import OfficialFile
 from jax_rele.errors import UserError
+from jax_rele.io import hash_file
 
 from .official import write_esci
 
@@ -181,7 +182,7 @@ def pretend_official(monkeypatch, folder, **changes):
                 file.columns,
                 rows[file.name],
                 (folder / file.name).stat().st_size,
-                sha256(folder / file.name),
+                hash_file(folder / file.name),
             )
             for file in Esci.FILES
         ),
