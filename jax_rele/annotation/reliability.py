@@ -37,7 +37,7 @@ class Reliability:
       weights: {model: weight of its verdicts}, its accuracy where `gold`; they sum to 1.
       accuracy: {model: estimated accuracy of its labels}; empty where `equal`.
       confusion: {model: [C, C] P(model says column | truth is row)}; empty where `equal`.
-      prior: [C] P(truth).
+      prior: [C] P(truth); empty where `equal`.
       folds: what decides pairs with a gold label: fitted without those of the pair's fold; empty where `equal`.
       gold: the pairs with a gold label.
     """
@@ -47,7 +47,7 @@ class Reliability:
     weights: Mapping[str, float]
     accuracy: Mapping[str, float] = field(default_factory=dict)
     confusion: Mapping[str, np.ndarray] = field(default_factory=dict)
-    prior: np.ndarray | None = None
+    prior: np.ndarray = field(default_factory=lambda: np.empty(0))
     folds: tuple[Reliability, ...] = ()
     gold: frozenset[str] = frozenset()
 

@@ -19,12 +19,7 @@ _CHANCE = {"auc": 0.5}
 
 
 def write_page(path: str | Path, document: Mapping) -> None:
-    """Writes the page: one HTML file that needs no script, no network and no other file.
-
-    Args:
-      path: the file to write.
-      document: what `compare` returned; `name` and `split`, where it has them, are told.
-    """
+    """Writes what `compare` returned as one HTML file, with the document's `name` and `split` where it has them."""
     write_html(
         path,
         "comparison.html.j2",
@@ -47,14 +42,10 @@ def write_page(path: str | Path, document: Mapping) -> None:
 
 
 def figures(document: Mapping) -> dict[str, str]:
-    """The main figures as SVG files in the light scheme, for documents that cannot hold the page.
+    """The main figures of what `compare` returned: {file stem: text of an SVG file in the light scheme}.
 
-    Args:
-      document: what `compare` returned.
-
-    Returns:
-      {file stem: text of an SVG file}: the differences to the reference on each slice with the most training pairs, and
-      where there are several numbers of pairs the curves of the values and of the differences.
+    They are the differences to the reference on each slice with the most training pairs, and where there are several
+    numbers of pairs the curves of the values and of the differences.
     """
     drawn = {}
     most = _from_most(document)[0]
@@ -101,7 +92,7 @@ def _students(document):
 
 
 def _series(document):
-    """{recipe: number of its colour and marker}, the same in every plot."""
+    """{recipe: index of its colour and marker}, the same in every plot."""
     recipes = dict.fromkeys(each["recipe"] for each in document["cells"])
     others = [recipe for recipe in recipes if recipe != document["reference"]]
     return {document["reference"]: 0} | {recipe: number for number, recipe in enumerate(others, start=1)}
@@ -116,10 +107,10 @@ def _differences(document, metric, slice_name, point) -> Markup | None:
         rows = []
         for each in cells:
             figure = each["slices"][slice_name][metric]
-            if figure["difference"] is not None:
+            if figure["difference"] is not None and reference is not None:
                 couples = zip(figure["by_seed"], reference["slices"][slice_name][metric]["by_seed"])
                 seeds = [None if None in couple else couple[0] - couple[1] for couple in couples]
-                rows.append(plots.Row(each["recipe"], figure["difference"], series[each["recipe"]], seeds))
+                rows.append(plots.DotRow(each["recipe"], figure["difference"], series[each["recipe"]], seeds))
         if rows:
             groups[student] = rows
     if not groups:
@@ -130,10 +121,10 @@ def _differences(document, metric, slice_name, point) -> Markup | None:
 
 def _values(document, metric, slice_name, point) -> Markup:
     series = _series(document)
-    groups = {"": [plots.Row(name, figures[metric]) for name, figures in document["others"][slice_name].items()]}
+    groups = {"": [plots.DotRow(name, figures[metric]) for name, figures in document["others"][slice_name].items()]}
     for student in _students(document):
         groups[student] = [
-            plots.Row(each["recipe"], figure, series[each["recipe"]], figure["by_seed"])
+            plots.DotRow(each["recipe"], figure, series[each["recipe"]], figure["by_seed"])
             for each in _cells(document, point, student)
             for figure in [each["slices"][slice_name][metric]]
         ]

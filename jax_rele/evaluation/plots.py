@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from markupsafe import Markup
@@ -11,21 +12,21 @@ from matplotlib.axes import Axes
 
 from jax_rele.evaluation.calibration import reliability
 from jax_rele.evaluation.summary import cell
-from jax_rele.evaluation.svg import ACCENT, INK, LABEL, LINE, MUTED, PAPER, draw_svg, look, short, standalone
+from jax_rele.evaluation.svg import ACCENT, INK, LABEL, LINE, MUTED, PAPER, Look, draw_svg, look, short, standalone
 
-__all__ = ["Curve", "Row", "curves", "dots", "intervals", "reliability_diagram", "score_distributions", "standalone"]
+__all__ = ["Curve", "DotRow", "curves", "dots", "intervals", "reliability_diagram", "score_distributions", "standalone"]
 
 _CHANCE = {"auc": 0.5}
 
 
 @dataclass(frozen=True)
-class Row:
+class DotRow:
     """One line of a dot plot.
 
     Attributes:
-      name: what it is.
+      name: its text.
       figure: {"value", "ci95"}.
-      series: the number of its colour and marker; None is drawn hollow.
+      series: the index of its colour and marker; None is drawn hollow.
       by_seed: values of single training seeds, drawn as ticks; None or NaN is left out.
     """
 
@@ -37,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a learning curve: its name, the number of its colour and marker, and (x, {"value", "ci95"})."""
+    """One line of a learning curve: its name, the index of its colour and marker, and (x, {"value", "ci95"})."""
 
     name: str
     series: int
@@ -55,8 +56,8 @@ def intervals(metric: str, baselines: Mapping[str, Mapping], models: Mapping[str
     Returns:
       An SVG element.
     """
-    hollow = [(Row(name, figures[metric]), (MUTED, "o", PAPER)) for name, figures in baselines.items()]
-    filled = [(Row(name, figures[metric]), (ACCENT, "o", ACCENT)) for name, figures in models.items()]
+    hollow = [(DotRow(name, figures[metric]), (MUTED, "o", PAPER)) for name, figures in baselines.items()]
+    filled = [(DotRow(name, figures[metric]), (ACCENT, "o", ACCENT)) for name, figures in models.items()]
     rows = [*hollow, *filled]
     description = "; ".join(f"{row.name} {cell(row.figure)}" for row, _ in rows)
     return draw_svg(
@@ -66,21 +67,25 @@ def intervals(metric: str, baselines: Mapping[str, Mapping], models: Mapping[str
     )
 
 
-def dots(title: str, groups: Mapping[str, Sequence[Row]], *, line: float | None = None, sign: bool = False) -> Markup:
+def dots(
+    title: str, groups: Mapping[str, Sequence[DotRow]], *, line: float | None = None, sign: bool = False
+) -> Markup:
     """Rows under headings, each a dot on its 95% interval with a tick for every training seed.
 
     Args:
-      title: stands above the plot and begins the alternative text; no two plots of a page share one.
+      title: above the plot and first in the alternative text; no two plots of a page share one.
       groups: {heading: rows}; the empty heading is not written.
-      line: where a dashed line is drawn, for chance or no difference.
+      line: the position of a dashed line, for chance or no difference.
       sign: whether values are differences: written with their sign, and zero in view.
 
     Returns:
       An SVG element.
     """
-    rows, description = [], []
+    rows: list[tuple[DotRow, Look] | tuple[str, None]] = []
+    description = []
     for heading, members in groups.items():
-        rows += [(heading, None)] if heading else []
+        if heading:
+            rows.append((heading, None))
         rows += [(row, look(row.series)) for row in members]
         for row in members:
             seeds = ", ".join(f"{value:.3f}" for value in _defined(row.by_seed))
@@ -107,16 +112,16 @@ def curves(
 ) -> Markup:
     """Lines over a number of training pairs, with their 95% intervals as bars.
 
-    Numbers of which the largest is more than ten times the smallest are on a logarithmic axis, where none at all
-    stands at the left. Lines are moved aside a little, so that their bars can be told apart.
+    The axis is logarithmic where the largest number is more than ten times the smallest; zero is at its left end.
+    Lines are shifted slightly, so that their bars do not overlap.
 
     Args:
-      title: stands above the plot and begins the alternative text; no two plots of a page share one.
-      lines: what is drawn.
-      xlabel: what the numbers are.
+      title: above the plot and first in the alternative text; no two plots of a page share one.
+      lines: the curves.
+      xlabel: the kind of the numbers.
       levels: {name: y} of horizontal lines; one that lies far from all points is named at the edge and not drawn,
         unless values are differences.
-      sign: whether values are differences, told with their sign.
+      sign: whether values are differences, which are written with their sign.
 
     Returns:
       An SVG element.
@@ -144,8 +149,8 @@ def curves(
                 axes.axhline(y, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), label=short(name))
             else:
                 position, side, arrow = (0.99, "top", "↑") if y > high else (0.01, "bottom", "↓")
-                words = {"va": side, "size": 7.0, "color": MUTED, "transform": axes.transAxes}
-                axes.text(0.01, position, f"{short(name)} {y:.3f} {arrow}", **words)
+                text = f"{short(name)} {y:.3f} {arrow}"
+                axes.text(0.01, position, text, va=side, size=7.0, color=MUTED, transform=axes.transAxes)
         _draw_ticks(axes, positions, span)
         for number, line in enumerate(lines):
             ink, marker, fill = look(line.series)
@@ -233,16 +238,8 @@ def score_distributions(name: str, scores: np.ndarray, labels: np.ndarray, names
             axes.axhline(row + 0.62, color=LINE, linewidth=0.8)
             axes.text(0.0, row - 0.18, short(label), transform=axes.get_yaxis_transform(), va="center", size=7.5)
             count = f"{len(group)} pairs" if len(group) != 1 else "1 pair"
-            axes.text(
-                1.0,
-                row - 0.18,
-                count,
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                ha="right",
-                size=7.5,
-                color=MUTED,
-            )
+            right = {"ha": "right", "color": MUTED}
+            axes.text(1.0, row - 0.18, count, transform=axes.get_yaxis_transform(), va="center", size=7.5, **right)
         axes.set(xlim=(0, 1), ylim=(len(names) - 0.3, -0.3), xlabel="score (expected gain)")
         axes.set_xticks([0, 0.5, 1])
         axes.set_yticks([])
@@ -270,9 +267,11 @@ def _limits(figures, more):
     return (min(ends), max(ends)) if ends else (0.0, 1.0)
 
 
-def _draw_dots(axes, rows, line, sign):
-    """Rows of (`Row`, (colour, marker, fill)); one of (text, None) is a heading."""
-    drawn = [row for row, style in rows if style]
+def _draw_dots(
+    axes: Axes, rows: Sequence[tuple[DotRow, Look] | tuple[str, None]], line: float | None, sign: bool
+) -> None:
+    """Rows of (`DotRow`, (colour, marker, fill)); one of (text, None) is a heading."""
+    drawn = [row for row, _ in rows if isinstance(row, DotRow)]
     zero = [0.0] if sign else []
     low, high = _limits([row.figure for row in drawn], [*zero, *(value for row in drawn for value in row.by_seed)])
     margin = max(0.06 * (high - low), 0.01)
@@ -287,19 +286,13 @@ def _draw_dots(axes, rows, line, sign):
         axes.axvline(line, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
     for position, (row, style) in enumerate(rows):
         background = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
-        description = {
-            "y": position - 0.42,
-            "transform": axes.get_yaxis_transform(),
-            "va": "center",
-            "size": 7.5,
-            "bbox": background,
-        }
-        if style is None:
-            axes.text(0.0, s=short(row), weight="bold", **{**description, "y": position + 0.1})
+        write = partial(axes.text, transform=axes.get_yaxis_transform(), va="center", size=7.5, bbox=background)
+        if isinstance(row, str) or style is None:
+            write(0.0, position + 0.1, short(str(row)), weight="bold")
             continue
         ink, marker, fill = style
-        axes.text(0.0, s=short(row.name), **description)
-        axes.text(1.0, s=cell(row.figure, sign), ha="right", color=MUTED, **description)
+        write(0.0, position - 0.42, short(row.name))
+        write(1.0, position - 0.42, cell(row.figure, sign), ha="right", color=MUTED)
         if row.figure["ci95"] is not None:
             axes.plot(row.figure["ci95"], [position, position], color=ink, linewidth=2.0, solid_capstyle="round")
         seeds = _defined(row.by_seed)
@@ -310,7 +303,7 @@ def _draw_dots(axes, rows, line, sign):
 
 
 def _positions(numbers):
-    """{number: place on the axis}, and whether the axis is logarithmic."""
+    """{number: position on the axis}, and whether the axis is logarithmic."""
     numbers = sorted(set(numbers))
     positive = [number for number in numbers if number > 0]
     if not positive or positive[-1] <= 10 * positive[0]:
@@ -320,8 +313,8 @@ def _positions(numbers):
 
 
 def _draw_ticks(axes, positions, span):
-    """A tick for every number; those without room for their text go without."""
-    labelled = []
+    """A tick for every number, with its text where that does not overlap another."""
+    labelled: list[int] = []
     for number in sorted(positions, reverse=True):
         if not labelled or positions[labelled[-1]] - positions[number] > 0.14 * span:
             labelled.append(number)

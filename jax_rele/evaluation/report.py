@@ -1,4 +1,4 @@
-"""One self-contained HTML page: the figures with their intervals, and what the models say of single pairs."""
+"""One self-contained HTML page: the figures with their intervals, and the models' predictions on single pairs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ from jax_rele.types import ITEM_FIELDS, QUERY, LabelSchema, Pair, Rationale, Spa
 _LONG = 420
 """Texts of more characters than this are folded, or scroll in a box where they hold evidence."""
 
-
 _INTERVAL = re.compile(r"\[[-+.0-9]+, [-+.0-9]+\]")
 
 
 @dataclass(frozen=True)
 class Example:
-    """What the models say of one pair, to be shown as a card.
+    """The models' predictions on one pair, shown as a card.
 
     Attributes:
       pair: the pair; its label is the gold label.
-      rationale: what the teacher wrote, or None where it did not parse or there is no teacher.
+      rationale: the teacher's, or None where it did not parse or there is no teacher.
       raw_text: the teacher's text as it was generated, shown where `rationale` is None.
       failure_reason: why `raw_text` did not parse.
       spans: evidence in the query and in fields of the item.
@@ -57,7 +56,7 @@ def write_report(
     probs: Mapping[str, np.ndarray],
     training_seeds: Sequence[int] = (),
 ) -> None:
-    """Writes the report: one HTML file that needs no script, no network and no other file.
+    """Writes the report as one HTML file.
 
     Args:
       path: the file to write.
@@ -66,13 +65,10 @@ def write_report(
       run_name: the heading.
       labels: [N] int labels of the evaluated pairs, for the plots.
       probs: {name: [N, C]} label distributions of at least the models in `metrics`, for the plots.
-      training_seeds: the seeds with which the models were trained, to be named beside the figures.
+      training_seeds: of the models, shown beside the figures.
     """
-    schema = LabelSchema(
-        tuple(metrics["label_schema"]["names"]),
-        tuple(metrics["label_schema"]["gains"]),
-        tuple(metrics["label_schema"]["positive"]),
-    )
+    schema = LabelSchema(*(tuple(metrics["label_schema"][key]) for key in ("names", "gains", "positive")))
+    everyone = {**metrics["baselines"], **metrics["models"]}
     dimensions = _dimensions(examples)
     columns = metric_names(metrics["gain_maps"])
     write_html(
@@ -85,19 +81,13 @@ def write_report(
         columns=columns,
         rows=_rows(metrics["baselines"], metrics["models"], columns),
         slices=[
-            {
-                "name": name,
-                "n_pairs": part["n_pairs"],
-                "rows": _rows(part["baselines"], part["models"], columns),
-            }
+            {"name": name, "n_pairs": part["n_pairs"], "rows": _rows(part["baselines"], part["models"], columns)}
             for name, part in metrics["slices"].items()
         ],
         interval_plots=[
             (name, plots.intervals(name, metrics["baselines"], metrics["models"]))
             for name in columns
-            if any(
-                row[name]["value"] is not None for row in [*metrics["baselines"].values(), *metrics["models"].values()]
-            )
+            if any(figures[name]["value"] is not None for figures in everyone.values())
         ],
         model_plots=_model_plots(metrics, schema, np.asarray(labels), probs),
         dimensions=dimensions,
@@ -116,11 +106,7 @@ def _rows(baselines, models, columns):
     """Table rows of (name, is a model, cells of (text, is clearly the best))."""
     everyone = {**baselines, **models}
     return [
-        (
-            name,
-            name in models,
-            [(cell(figures[column]), _clearly_best(name, everyone, column)) for column in columns],
-        )
+        (name, name in models, [(cell(figures[column]), _clearly_best(name, everyone, column)) for column in columns])
         for name, figures in everyone.items()
     ]
 
