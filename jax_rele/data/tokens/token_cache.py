@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike
 from jax_rele.io import FREE_CACHE, atomic_folder, hash_values, lock, write_error
 from jax_rele.types import Params, PyTree
 
-_VERSION = 1
+_VERSION = 2
 """To be raised when the form or meaning of what is written changes."""
 
 _CONTENTS = "columns.json"
@@ -65,6 +65,15 @@ class Ragged:
         return np.where(present, values, np.array(self.fill, values.dtype)).astype(self.dtype)
 
 
+@dataclass(frozen=True)
+class RaggedSpec:
+    """A ragged column to be written: what its rows are padded with, their greatest length, and the type when read."""
+
+    fill: int
+    length: int
+    dtype: DTypeLike
+
+
 Columns = dict[str, PyTree]
 """A nested dict of arrays and `Ragged`s with the same number of rows."""
 
@@ -95,7 +104,7 @@ def load_or_build(
     kind: str,
     depends_on: object,
     make: Callable[[], Iterable[Mapping[str, PyTree]]],
-    ragged: Mapping[str, int],
+    ragged: Mapping[str, RaggedSpec],
 ) -> Columns:
     """The columns that `make` yields in chunks; those that were written before for the same content are read instead.
 
@@ -112,7 +121,8 @@ def load_or_build(
     Raises:
       UserError: the disk is full, or the folder cannot be written.
     """
-    folder = root / f"{kind}-{hash_values([_VERSION, depends_on, dict(ragged)])}"
+    specs = {name: [spec.fill, spec.length, np.dtype(spec.dtype).str] for name, spec in ragged.items()}
+    folder = root / f"{kind}-{hash_values([_VERSION, depends_on, specs])}"
     with suppress(*_NOT_WHOLE):
         return _open(folder)
     try:
@@ -130,15 +140,15 @@ def load_or_build(
         raise write_error(root, error, FREE_CACHE) from None
 
 
-def _flat(tree: Mapping[str, PyTree], prefix: str = "") -> dict[str, np.ndarray]:
-    flat: dict[str, np.ndarray] = {}
+def _flat(tree: Mapping[str, PyTree], prefix: str = "") -> dict[str, PyTree]:
+    flat: dict[str, PyTree] = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
         flat |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
     return flat
 
 
-def _write(folder: Path, chunks: Iterable[Mapping[str, PyTree]], ragged: Mapping[str, int]) -> None:
+def _write(folder: Path, chunks: Iterable[Mapping[str, PyTree]], ragged: Mapping[str, RaggedSpec]) -> None:
     columns: dict[str, _Column] = {}
     count = 0
     with ExitStack() as stack:
@@ -160,7 +170,7 @@ def _write(folder: Path, chunks: Iterable[Mapping[str, PyTree]], ragged: Mapping
 class _Column:
     """A column while it is written: `N.bin`, and `N.offsets` where it is ragged."""
 
-    def __init__(self, stem: Path, first: np.ndarray | Sequence[Sequence[int]], spec: RaggedSpec | None):
+    def __init__(self, stem: Path, first: PyTree, spec: RaggedSpec | None):
         self.spec = spec
         self.dtype, self.shape = (
             (first.dtype, first.shape[1:]) if spec is None else (np.dtype(spec.dtype), (spec.length,))
@@ -172,7 +182,8 @@ class _Column:
             self.end = 0
             self.files[1].write(np.zeros(1, np.int64).tobytes())
 
-    def append(self, rows: np.ndarray | Sequence[Sequence[int]]) -> None:
+    def append(self, rows: PyTree) -> None:
+        """Adds an array, or lists of integers to a ragged column."""
         if self.spec is None:
             if rows.dtype != self.dtype or rows.shape[1:] != self.shape:
                 raise ValueError(f"rows of {rows.dtype}{list(rows.shape[1:])} in a column of {self.dtype}{self.shape}")
@@ -215,7 +226,7 @@ class _Column:
             "dtype": self.dtype.str,
             "stored": self.stored.str,
             "shape": list(self.shape),
-            "fill": self.fill,
+            "fill": None if self.spec is None else self.spec.fill,
             "bytes": [path.stat().st_size for path in paths],
         }
 
