@@ -8,7 +8,7 @@ import jax_rele
 
 ROOT = Path(jax_rele.__file__).parent
 LAYERS = (
-    ("types", "errors", "progress", "io"),
+    ("types", "names", "errors", "progress", "io"),
     ("config",),
     ("data", "rationale", "losses", "models"),
     ("training", "teacher", "students", "evaluation", "annotation"),

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jax_rele.cli.parser import argument, command
+from jax_rele.names import MODELS, PLANNED_STEPS
 from jax_rele.runs.stages import STAGES
 
-MODELS = ("teacher", "cross_encoder", "two_tower")
-PLANNED = ("adapt", "finetune", "score_prefix", "score", "generate", "distill")
 """Steps that `plan` knows; `distill` stands for each student's."""
 
 _RUN = argument("run", type=Path, metavar="RUN", help="folder of a finished run, e.g. runs/demo")
@@ -199,10 +198,10 @@ def export(run: Path, output: Path, adapters: bool) -> None:
     argument(
         "--steps",
         nargs="+",
-        choices=PLANNED,
-        default=PLANNED,
+        choices=PLANNED_STEPS,
+        default=PLANNED_STEPS,
         metavar="STEP",
-        help=f"which steps, of {', '.join(PLANNED)}; by default all",
+        help=f"which steps, of {', '.join(PLANNED_STEPS)}; by default all",
     ),
     argument("--json", type=Path, metavar="FILE", help="file to write the plan to as well"),
     reads_config=True,

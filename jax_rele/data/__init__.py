@@ -16,7 +16,7 @@ from jax_rele.data.parquet import (
     write_quarantine,
     write_table,
 )
-from jax_rele.data.rows import FIELDS, SPLITS, Quarantined, RowError, parse_row
+from jax_rele.data.rows import FIELDS, Quarantined, RowError, parse_row
 from jax_rele.data.signals.external import ExternalSignals, read_external_signals, read_rationale
 from jax_rele.data.signals.table import read_signals, take_signals, validate_signals, write_signals
 from jax_rele.data.sources.shards import SAMPLE, check_bad_fraction, read_pairs, source_hash
@@ -28,7 +28,6 @@ __all__ = [
     "QUARANTINE",
     "RATIONALES",
     "SAMPLE",
-    "SPLITS",
     "ExternalSignals",
     "Ingested",
     "PairTable",

@@ -84,7 +84,7 @@ def steps(
       config: the run.
       mesh: of devices, which may be those of a topology that nobody has.
       kind: of chip, `tpu` or `gpu`.
-      names: of `cli.PLANNED`.
+      names: of `names.PLANNED_STEPS`.
 
     Raises:
       UserError: the mesh does not fit the models, or `teacher.init` cannot be read.

@@ -6,7 +6,6 @@ from jax_rele.rationale.evidence import find_evidence as find_evidence
 from jax_rele.rationale.evidence import token_tags as token_tags
 from jax_rele.rationale.gazetteer import Gazetteers as Gazetteers
 from jax_rele.rationale.gazetteer import build_gazetteers as build_gazetteers
-from jax_rele.rationale.grammar import ORDERS as ORDERS
 from jax_rele.rationale.grammar import VALUE_DELIMITERS as VALUE_DELIMITERS
 from jax_rele.rationale.grammar import ParseError as ParseError
 from jax_rele.rationale.grammar import Segment as Segment

@@ -17,10 +17,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jax_rele.names import ORDERS
 from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
-
-ORDERS = ("rationale_first", "label_first", "label_only")
-"""Where the label stands: after the comparisons, before them, or alone."""
 
 KINDS = ("fixed", "query_values", "item_values", "verdict", "label")
 """What a segment of a rendered rationale is."""

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from jax_rele.config import Config
-from jax_rele.data import SPLITS, ExternalSignals, read_external_signals, read_pairs_table, take_signals, write_signals
+from jax_rele.data import ExternalSignals, read_external_signals, read_pairs_table, take_signals, write_signals
 from jax_rele.errors import UserError
+from jax_rele.names import SPLITS
 from jax_rele.runs import layout
 from jax_rele.types import Pair, Signals
 

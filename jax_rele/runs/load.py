@@ -10,7 +10,7 @@ from typing import Literal, cast
 import jax
 from transformers import PreTrainedTokenizerBase
 
-from jax_rele.config import Config, MeshConfig, StudentName
+from jax_rele.config import Config, MeshConfig
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
 from jax_rele.distillation.objectives import learns_evidence, learns_verdicts
 from jax_rele.errors import UserError
@@ -18,6 +18,7 @@ from jax_rele.models import Decoder, build_teacher
 from jax_rele.models.decoder import init_decoder
 from jax_rele.models.quantize import quantize_params
 from jax_rele.models.weights import load_params, weights_folder
+from jax_rele.names import StudentName
 from jax_rele.runs import layout, pipeline
 from jax_rele.students import Student, build_student
 from jax_rele.students.weights import init_student

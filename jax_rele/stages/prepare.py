@@ -13,10 +13,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from jax_rele.config import Config
-from jax_rele.data import SPLITS, PairTable, candidates, ingest, new_files, source_hash, write_pairs
+from jax_rele.data import PairTable, candidates, ingest, new_files, source_hash, write_pairs
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.models.weights import NEEDED, SIDE_FILES, weights_folder
+from jax_rele.names import SPLITS
 from jax_rele.rationale import grammar, render
 from jax_rele.runs import layout
 from jax_rele.teacher import check_verbalizers

@@ -34,7 +34,7 @@ class Teacher:
       schema: the labels to choose from.
       dimensions: the aspects to compare, in order.
       fields: the item's texts in the prompt.
-      order: one of `grammar.ORDERS`.
+      order: one of `names.ORDERS`.
       prompt_length, value_length: maximum tokens of a prompt and of a slot of values.
       batch_size: rows per forward pass, and slots of the decoder.
       instructions: text before the query of every prompt.

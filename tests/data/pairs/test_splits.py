@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_rele.data.pairs.splits import assign_splits, long_tail, normalise_query, words
-from jax_rele.data.rows import SPLITS
 from jax_rele.errors import UserError
+from jax_rele.names import SPLITS
 from jax_rele.types import Item, Pair
 
 SPLIT_OF_60_20_20 = (0.6, 0.2, 0.2)

@@ -24,12 +24,12 @@ from jax_rele.data.sources.benchmarks.builder import SHARD_ROWS, Benchmark, noti
 from jax_rele.data.sources.benchmarks.markup import plain_text
 from jax_rele.data.sources.benchmarks.official import OfficialFile, check_columns, check_rows
 from jax_rele.errors import UserError
+from jax_rele.names import SPLITS
 
 ONE_LINE = {"id", "query_id", "product_id", "query", "query_class", "label"}
 """Columns whose texts never hold a line break."""
 
 QUERIES, PRODUCTS, LABELS = "query.csv", "product.csv", "label.csv"
-SPLITS = ("train", "validation", "test")
 
 _URL = "https://raw.githubusercontent.com/wayfair/WANDS/main/dataset"
 _RATINGS = ("rating_count", "average_rating", "review_count")
