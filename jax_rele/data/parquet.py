@@ -67,7 +67,7 @@ RATIONALES = pa.schema([_required("pair_id", _TEXT), _required("text", _TEXT), _
 """Schema of rationales: the text in the grammar, and who wrote it."""
 
 
-def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, Sequence], schema: pa.Schema) -> None:
+def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, Iterable], schema: pa.Schema) -> None:
     """Writes a Parquet table in one step, see `open_atomically`.
 
     Args:

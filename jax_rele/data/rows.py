@@ -22,12 +22,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
+from itertools import chain
 
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
-_SPLITS_TOO = dict.fromkeys(("valid", "val", "dev"), "validation")
+SPLITS = ("train", "validation", "test")
+"""The names of the splits, in order."""
+
+_SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
 
 FIELDS = (
     *("pair_id", "query", "item", "label", "locale", "split", "query_tags", "query_frequency", "long_tail"),
@@ -62,6 +66,12 @@ class Quarantined:
     row: int
     reason: str
     raw: str
+
+
+def known_split(name: str) -> str | None:
+    """The split that a name or a synonym of it (`valid`, `val`, `dev`) stands for; None for any other name."""
+    split = _SPLIT_SYNONYMS.get(name.lower(), name.lower())
+    return split if split in SPLITS else None
 
 
 @dataclass(frozen=True)
@@ -146,10 +156,10 @@ def parse_row(
     if for_prediction:
         return _checked(Pair(pair_id, query, item, locale=locale), max_characters)
     split = _text(_find(row, names.flat["split"]), "split") if with_split else ""
-    split = _SPLITS_TOO.get(split.lower(), split.lower())
-    if split and split not in SPLITS:
+    split_name = known_split(split)
+    if split and split_name is None:
         raise RowError(
-            f"unknown split {_shown(split)}: must be one of {list(SPLITS)}, or set data.splits.existing: ignore"
+            f"unknown split {_shown(split.lower())}: must be one of {list(SPLITS)}, or set data.splits.existing: ignore"
         )
     label = _parse_label(_find(row, names.flat["label"]), label_map, label_names)
     if require_label and label is None:
@@ -160,7 +170,7 @@ def parse_row(
         item=item,
         label=label,
         locale=locale,
-        split=split or None,
+        split=split_name,
         tags=_parse_tags(_find(row, names.flat["query_tags"])),
         query_frequency=_parse_count(_find(row, names.flat["query_frequency"]), "query_frequency"),
         long_tail=_parse_truth(_find(row, names.flat["long_tail"]), "long_tail"),
@@ -171,10 +181,9 @@ def parse_row(
 def _checked(pair: Pair, max_characters: int | None) -> Pair:
     """The pair. Raises RowError where one of its texts is longer than that."""
     item = pair.item
-    longest = max(len(pair.pair_id), len(pair.query), len(pair.locale), len(item.id), len(item.title), len(item.brand))
-    longest = max(longest, len(item.color), len(item.category), len(item.bullets), len(item.description))
-    for texts in (*item.attributes, *((tag.text, tag.type) for tag in pair.tags or ())):
-        longest = max(longest, *map(len, texts))
+    texts = [pair.pair_id, pair.query, pair.locale, item.id, *(getattr(item, field) for field in ITEM_FIELDS)]
+    texts += chain(*item.attributes, *((tag.text, tag.type) for tag in pair.tags or ()))
+    longest = max(map(len, texts))
     if max_characters is not None and longest > max_characters:
         raise RowError(f"a text of {longest} characters, more than data.max_characters {max_characters}")
     return pair
@@ -218,22 +227,16 @@ def _parse_attributes(
     for name, value in values.items():
         key = _required(name, "name of an attribute")
         path = f"item.attributes.{key}"
-        if isinstance(value, bool):
-            value = "true" if value else "false"
-        text = _joined(value, path) if isinstance(value, list | tuple) else _text(value, path)
+        text = _joined(value, path) if isinstance(value, list | tuple) else _text(_bool_text(value), path)
         if text:
             attributes[key] = text
     return tuple(attributes.items())
 
 
 def _parse_label(value, label_map: Mapping[str, str], label_names: Sequence[str]) -> str | None:
-    if isinstance(value, bool):
-        value = "true" if value else "false"
-    label = _text(value, "label")
-    if not label:
-        return None
-    if label in label_names:
-        return label
+    label = _text(_bool_text(value), "label")
+    if not label or label in label_names:
+        return label or None
     if label in label_map:
         return label_map[label]
     raise RowError(
@@ -277,16 +280,15 @@ def _parse_count(value, name: str) -> int | None:
         return None
     try:
         number = Decimal(text)
-        is_integer = 0 <= number < 2**63 and number == number.to_integral_value()
+        if 0 <= number < 2**63 and number == number.to_integral_value():
+            return int(number)
     except ArithmeticError:
-        is_integer = False
-    if not is_integer:
-        raise RowError(f"{name} must be a whole number from 0 on, got {_shown(value)}")
-    return int(number)
+        pass
+    raise RowError(f"{name} must be a whole number from 0 on, got {_shown(value)}")
 
 
 def _parse_truth(value, name: str) -> bool | None:
-    text = str(value).lower() if isinstance(value, bool) else _text(value, name).lower()
+    text = _text(_bool_text(value), name).lower()
     if text and text not in _TRUTHS:
         raise RowError(f"{name} must be true or false, yes or no, 1 or 0, got {_shown(value)}")
     return _TRUTHS.get(text)
@@ -326,6 +328,10 @@ def _text(value, name: str) -> str:
     except UnicodeEncodeError:  # a lone surrogate, from "\ud800" in JSON: no table and no tokenizer takes it
         raise RowError(f"{name} is no valid Unicode text: {_shown(value)}") from None
     return value.replace("\0", "").strip()
+
+
+def _bool_text(value):
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _joined(values: Sequence, name: str) -> str:

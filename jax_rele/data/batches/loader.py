@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import grain
 import jax
@@ -12,11 +11,12 @@ import numpy as np
 
 from jax_rele.data.batches.sampler import Order, Stream, shuffle_streams
 from jax_rele.data.tokens.token_cache import Columns, take_rows
+from jax_rele.types import PyTree
 
 STEPS = 1 << 40
 """More steps than any run has."""
 
-Arrays = dict[str, Any]
+Arrays = dict[str, PyTree]
 """A nested dict of arrays with the same number of rows."""
 
 Read = Callable[[np.ndarray, np.ndarray], Arrays]
@@ -30,9 +30,9 @@ def batches(read: Read, examples: Order, indices: np.ndarray | None = None) -> g
     (`get_state`, `set_state`) is the step number in every process: a run resumes with any number of processes.
 
     Args:
-      read: reads examples, see `rows` and `Groups`.
+      read: see `rows` and `Groups`.
       examples: which are in which batch.
-      indices: the numbers in a batch of the examples to read, see `training.local_row_indices`; None for all.
+      indices: those of a batch to read, see `training.local_row_indices`; None for all.
     """
     indices = np.arange(examples.width) if indices is None else indices
     steps = grain.MapDataset.range(STEPS if examples.steps is None else examples.steps)
@@ -88,7 +88,9 @@ def bucket_of(tokens: np.ndarray, full: int, lengths: int) -> np.ndarray:
     return np.searchsorted(limits, tokens) + 1
 
 
-def group_by_query(queries: Sequence[Any] | np.ndarray, labelled: Sequence[bool] | np.ndarray, size: int) -> np.ndarray:
+def group_by_query(
+    queries: Sequence[object] | np.ndarray, labelled: Sequence[bool] | np.ndarray, size: int
+) -> np.ndarray:
     """Deals the pairs of each query into groups of at most `size`, its labelled pairs spread over them evenly.
 
     Args:

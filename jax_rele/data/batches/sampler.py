@@ -105,14 +105,14 @@ def shuffle_streams(
         grain.MapDataset.range(len(stream.members)).shuffle(seed=seed + number).repeat()
         for number, stream in enumerate(streams)
     ]
-    ends = [None if epochs is None else epochs * len(stream.members) for stream in streams]
-    steps = None if epochs is None else max(_steps_to(stream, end) for stream, end in zip(streams, ends))
+    ends = None if epochs is None else [epochs * len(stream.members) for stream in streams]
+    steps = None if ends is None else max(map(_steps_to, streams, ends))
     # Where the counts change, they are those of streams that fill each other up.
     longest = max(len(stream.counts) for stream in streams)
     width = max(sum(stream.before(t + 1) - stream.before(t) for stream in streams) for t in range(longest))
 
     def numbers(which: int, start: int, stop: int) -> np.ndarray:
-        stop = stop if ends[which] is None else min(stop, ends[which])
+        stop = stop if ends is None else min(stop, ends[which])
         indices = [sources[which][index] for index in range(start, stop)]
         return streams[which].members[np.asarray(indices, np.int64)]
 
@@ -121,7 +121,7 @@ def shuffle_streams(
         """For each step of a window the examples of each stream."""
         first = number * window
         last = first + window if steps is None else min(first + window, steps)
-        # The end of an epoch that is the last leaves gaps, which must stay in the last batch.
+        # The end of the last epoch leaves gaps, which must stay in the last batch.
         final = steps is not None and last == steps
         ranks = np.arange(last - first) if final else np.random.default_rng([seed, number]).permutation(last - first)
         batches: list[list[np.ndarray]] = [[] for _ in range(last - first)]

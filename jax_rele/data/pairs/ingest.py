@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ _FACTS = {
     "judgement": np.uint64,
     "content": np.uint64,
     "label": np.int16,
-    "given": np.int8,
+    "source_split": np.int8,
     "shard": np.int32,
     "row": np.int64,
 }
@@ -85,10 +85,10 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
         spool = PairTable(folder / "rows.parquet")
         statuses, replacements = _row_statuses(facts, spool, data)
         n_rows, n_bad = len(statuses) + sum(bad.values()), int((statuses == BAD).sum()) + sum(bad.values())
-        examples = [*bad][:3]
-        examples += [
-            _reason(i, facts, statuses, replacements, shards, data, labels) for i in np.flatnonzero(statuses == BAD)[:1]
-        ]
+        reason_of = partial(
+            _reason, facts=facts, statuses=statuses, replacements=replacements, shards=shards, label_names=labels.names
+        )
+        examples = [*[*bad][:3], *map(reason_of, np.flatnonzero(statuses == BAD)[:1].tolist())]
         check_bad_fraction(n_rows, n_bad, examples, data.max_bad_fraction, data.path)
         is_selected = statuses == deduplicate.SELECTED
         splits = _split(facts, spool, is_selected, data)
@@ -99,7 +99,7 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
             for start, table in _row_groups(folder / "rows.parquet"):
                 rows = slice(start, start + table.num_rows)
                 for i in np.flatnonzero(~is_selected[rows]):
-                    one = _reason(start + i, facts, statuses, replacements, shards, data, labels)
+                    one = reason_of(start + int(i))
                     raw = {name: value for name, value in table.slice(i, 1).to_pylist()[0].items() if value is not None}
                     set_aside(Quarantined(**{**asdict(one), "raw": raw_text(raw)}))
                 names = pa.array(SPLITS).take(pa.array(split_indices[rows][is_selected[rows]]))
@@ -127,15 +127,13 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
 
 def check_disjoint(path: Path) -> None:
     """Raises ValueError where a normalised query is in two splits of a table of pairs."""
-    key_of = lru_cache(1 << 16)(lambda query: query_key(query, 0))
-    keys, splits = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
-    for _, table in _row_groups(path, ["query", "split"]):
-        keys.append(np.array([key_of(query) for query in table.column("query").to_pylist()], np.uint64))
-        splits.append(pc.index_in(table.column("split"), pa.array(SPLITS)).to_numpy())
-    key, split = np.concatenate(keys), np.concatenate(splits)
-    order = np.lexsort((split, key))
-    key, split = key[order], split[order]
-    if ((key[1:] == key[:-1]) & (split[1:] != split[:-1])).any():
+    key_of = lru_cache(1 << 16)(partial(query_key, seed=0))
+    parts = [
+        pa.table({"key": pa.array(map(key_of, table["query"].to_pylist()), pa.uint64()), "split": table["split"]})
+        for _, table in _row_groups(path, ["query", "split"])
+    ]
+    counts = pa.concat_tables(parts).group_by("key").aggregate([("split", "count_distinct")])
+    if pc.any(pc.greater(counts["split_count_distinct"], 1)).as_py():
         raise ValueError(f"{path}: a query is in two splits")
 
 
@@ -196,18 +194,18 @@ def _row_statuses(facts: dict[str, np.ndarray], spool: PairTable, data: DataConf
     # Ranks of texts by their bytes are those of Python's order: by code points.
     facts["rank"] = pc.rank(spool.column("pair_id"), sort_keys="ascending", tiebreaker="dense").to_numpy()
     if data.splits.existing == "ignore":
-        facts["given"] = np.full(n_rows, NO_SPLIT, np.int8)
-    facts["last"] = strictest_source_splits(facts["query"], facts["given"])
-    leaked = (facts["given"] != NO_SPLIT) & (facts["given"] != facts["last"])
+        facts["source_split"] = np.full(n_rows, NO_SPLIT, np.int8)
+    facts["query_split"] = strictest_source_splits(facts["query"], facts["source_split"])
+    leaked = (facts["source_split"] != NO_SPLIT) & (facts["source_split"] != facts["query_split"])
     if leaked.any() and data.splits.leakage == "refuse":
         row = int(np.flatnonzero(leaked)[0])
-        same = (facts["query"] == facts["query"][row]) & (facts["given"] > facts["given"][row])
+        same = (facts["query"] == facts["query"][row]) & (facts["source_split"] > facts["source_split"][row])
         raise UserError(f"{data.path}: {leak_error(spool[row], spool[int(np.flatnonzero(same)[0])])}")
     statuses[leaked] = LEAKED
 
     remaining = np.flatnonzero(~leaked)
-    names = ("judgement", "label", "rank", "content")
-    statuses[remaining], other = deduplicate.resolve(*(facts[name][remaining] for name in names), data.conflicts)
+    key, label, rank, content = (facts[name][remaining] for name in ("judgement", "label", "rank", "content"))
+    statuses[remaining], other = deduplicate.resolve(key, label, rank, content, data.conflicts)
     replacements[remaining] = np.where(other < 0, -1, remaining[other])
 
     remaining = np.flatnonzero(statuses == deduplicate.SELECTED)
@@ -218,8 +216,10 @@ def _row_statuses(facts: dict[str, np.ndarray], spool: PairTable, data: DataConf
 
 
 def _split(facts: dict[str, np.ndarray], spool: PairTable, is_selected: np.ndarray, data: DataConfig) -> np.ndarray:
-    """[kept] places in `SPLITS`."""
-    query, label, rank, source_splits = (facts[name][is_selected] for name in ("query", "label", "rank", "given"))
+    """[selected] indices in `SPLITS`."""
+    query, label, rank, source_splits = (
+        facts[name][is_selected] for name in ("query", "label", "rank", "source_split")
+    )
     if not len(query):
         raise UserError(f"{data.path}: no row is left after conflicts were dropped; change data.conflicts")
     if (query == query[0]).all():
@@ -241,8 +241,7 @@ def _reason(
     statuses: np.ndarray,
     replacements: np.ndarray,
     shards: Sequence[Shard],
-    data: DataConfig,
-    labels: LabelsConfig,
+    label_names: Sequence[str],
 ) -> Quarantined:
     """The quarantined row with its reason."""
     source, number, other = shards[facts["shard"][row]].name, int(facts["row"][row]), replacements[row]
@@ -253,11 +252,13 @@ def _reason(
     if statuses[row] == BAD:
         reason = f"duplicate pair_id, first seen at {where}"
     elif statuses[row] == LEAKED:
-        reason = f"leaked: the query is in the split {SPLITS[facts['last'][row]]} too (data.splits.leakage: drop)"
+        reason = (
+            f"leaked: the query is in the split {SPLITS[facts['query_split'][row]]} too (data.splits.leakage: drop)"
+        )
     elif statuses[row] == deduplicate.DUPLICATE:
         reason = f"duplicate: {where} judges the same query and item and is kept"
     elif other >= 0:
-        name = labels.names[facts["label"][other]]
+        name = label_names[facts["label"][other]]
         reason = f"conflict: {where} gives the same query and item the label {name!r}, which is kept"
     else:
         reason = "conflict: the same query and item are judged differently (data.conflicts: drop)"
@@ -276,17 +277,14 @@ def _row_groups(path: Path, columns: list[str] | None = None) -> Iterator[tuple[
 
 @contextmanager
 def _quarantine(path: Path) -> Iterator[Callable[[Quarantined], None]]:
-    """A table of rows that were set aside, written as they come."""
+    """A table of quarantined rows, written as they come."""
     buffered: list[Quarantined] = []
 
     def flush(writer: pq.ParquetWriter) -> None:
         writer.write_table(pa.Table.from_pylist([asdict(one) for one in buffered], schema=QUARANTINE))
         buffered.clear()
 
-    with (
-        open_atomically(path) as file,
-        pq.ParquetWriter(file, QUARANTINE, **WRITE_OPTIONS) as writer,
-    ):
+    with open_atomically(path) as file, pq.ParquetWriter(file, QUARANTINE, **WRITE_OPTIONS) as writer:
 
         def set_aside(one: Quarantined) -> None:
             buffered.append(one)

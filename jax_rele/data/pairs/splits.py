@@ -16,7 +16,7 @@ from jax_rele.names import SPLITS
 from jax_rele.types import Pair
 
 NO_SPLIT = -1
-"""Stands for "brings no split" where splits are given as places in `SPLITS`."""
+"""Stands for "brings no split" where splits are indices in `SPLITS`."""
 
 
 def normalise_query(query: str) -> str:
@@ -130,12 +130,10 @@ def assign_splits(pairs: Sequence[Pair], fractions: tuple[float, float, float], 
     """
     queries = np.array([query_key(pair.query, seed) for pair in pairs], np.uint64)
     source_splits = np.array([SPLITS.index(pair.split) if pair.split else NO_SPLIT for pair in pairs], np.int8)
-    for row in np.flatnonzero(
-        (source_splits != NO_SPLIT) & (source_splits != strictest_source_splits(queries, source_splits))
-    ):
-        one = pairs[row]
-        two = next(pairs[i] for i in np.flatnonzero(queries == queries[row]) if pairs[i].split not in (None, one.split))
-        raise leak_error(one, two)
+    leaks = (source_splits != NO_SPLIT) & (source_splits != strictest_source_splits(queries, source_splits))
+    for row in np.flatnonzero(leaks).tolist():
+        one, same_query = pairs[row], np.flatnonzero(queries == queries[row]).tolist()
+        raise leak_error(one, next(pairs[i] for i in same_query if pairs[i].split not in (None, one.split)))
     names = sorted({pair.label or "" for pair in pairs})
     labels = np.array([names.index(pair.label or "") for pair in pairs], np.int64)
     # NumPy's texts drop trailing NULs, ids may not: ranks by Python's order.
@@ -173,21 +171,20 @@ def long_tail(pairs: Sequence[Pair], max_frequency: int) -> np.ndarray:
     Raises:
       ValueError: marks and frequencies are missing and no pair is in the training split.
     """
-    if all(pair.long_tail is not None or pair.query_frequency is not None for pair in pairs):
-        marks = (pair.query_frequency <= max_frequency if pair.long_tail is None else pair.long_tail for pair in pairs)
-        return np.fromiter(marks, bool, len(pairs))
-    queries, titles = set(), set()
-    for pair in pairs:
-        if pair.split == "train":
-            queries.add(normalise_query(pair.query))
-            titles.add(normalise_query(pair.item.title))
-    if not queries:
-        raise ValueError("no pair is in the training split: call assign_splits first")
-    frequency = Counter(word for texts in (queries, titles) for text in texts for word in set(words(text)))
+    frequency: Counter[str] | None = None
+    if any(pair.long_tail is None and pair.query_frequency is None for pair in pairs):
+        training = [pair for pair in pairs if pair.split == "train"]
+        if not training:
+            raise ValueError("no pair is in the training split: call assign_splits first")
+        queries = {normalise_query(pair.query) for pair in training}
+        titles = {normalise_query(pair.item.title) for pair in training}
+        frequency = Counter(word for texts in (queries, titles) for text in texts for word in set(words(text)))
 
     def is_rare(pair: Pair) -> bool:
         if pair.long_tail is not None:
             return pair.long_tail
+        if frequency is None:
+            return (pair.query_frequency or 0) <= max_frequency
         return min((frequency[word] for word in words(pair.query)), default=0) <= max_frequency
 
     return np.fromiter(map(is_rare, pairs), bool, len(pairs))

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -59,7 +58,7 @@ class ExternalSignals:
 
 @dataclass(frozen=True)
 class _ParsedRow:
-    """What one row says of one pair."""
+    """The signals of one row."""
 
     label_probs: np.ndarray
     verdict_probs: np.ndarray
@@ -90,7 +89,7 @@ def read_external_signals(
     Raises:
       UserError: no such file, an unknown suffix, a damaged or empty file, or a row that cannot be read: other labels or
         dimensions, no number or no distribution where one belongs, a pair twice. It names the file, the row and the
-        mend.
+        fix.
     """
     name = os.fspath(path).lower()
     if not name.endswith(_SUFFIXES):
@@ -164,15 +163,12 @@ def read_rationale(text: str, dimensions: Sequence[str], labels: Sequence[str]) 
 
 def _join(by_pair: Mapping[str, _ParsedRow], n_labels: int, n_dimensions: int, width: int) -> Signals:
     rows = list(by_pair.values())
-    embedding = None
-    if width:
-        embedding = np.array([[np.nan] * width if row.embedding is None else row.embedding for row in rows], np.float32)
+    embedding = np.array([row.embedding or [np.nan] * width for row in rows], np.float32) if width else None
+    verdict_probs = np.array([row.verdict_probs for row in rows], np.float32)
     return Signals(
         pair_ids=tuple(by_pair),
         label_probs=np.array([row.label_probs for row in rows], np.float32).reshape(-1, n_labels),
-        verdict_probs=np.array([row.verdict_probs for row in rows], np.float32).reshape(
-            -1, n_dimensions, len(VERDICTS)
-        ),
+        verdict_probs=verdict_probs.reshape(-1, n_dimensions, len(VERDICTS)),
         evidence=tuple(row.evidence for row in rows),
         rationales=tuple(row.rationale for row in rows),
         confidence=np.array([row.confidence for row in rows], np.float32),
@@ -186,7 +182,7 @@ def _read(
     probs = _label_probs(row, schema)
     rationale, failure = _rationale(row, probs, schema, dimensions)
     if probs is None:
-        if rationale is None:
+        if rationale is None or rationale.label is None:
             reason = f"its rationale gives none ({failure})" if failure else "it has none of them"
             raise RowError(f"a row needs label_probs, score, label or a rationale with its label; {reason}")
         probs = _one_hot(schema.index(rationale.label), len(schema))
@@ -225,8 +221,7 @@ def _rationale(
     row: Mapping, probs: np.ndarray | None, schema: LabelSchema, dimensions: Sequence[str]
 ) -> tuple[Rationale | None, str]:
     """The rationale of a row, and why there is none although it has a text."""
-    text = row.get("rationale")
-    if text is None:
+    if (text := row.get("rationale")) is None:
         return None, ""
     if not isinstance(text, str):
         raise RowError(f"rationale must be text in the grammar, got {type(text).__name__}")
@@ -254,19 +249,16 @@ def _verdict_probs(row: Mapping, rationale: Rationale | None, dimensions: Sequen
             raise RowError(f"{name} must map dimensions to values, got {type(raw).__name__}")
         _known(raw, dimensions, name, "dimensions")
         for dimension, value in raw.items():
-            if value is None:
-                continue
-            if name == "verdicts":
+            if value is not None and name == "verdicts":
                 _known([value], VERDICTS, f"the verdict on {dimension!r}", "verdicts")
                 probs[dimensions.index(dimension)] = _one_hot(VERDICTS.index(value), len(VERDICTS))
-            else:
+            elif value is not None:
                 probs[dimensions.index(dimension)] = _distribution(value, f"verdict_probs of {dimension!r}", VERDICTS)
     return probs
 
 
 def _embedding(row: Mapping) -> list[float] | None:
-    raw = row.get("rationale_embedding")
-    if raw is None:
+    if (raw := row.get("rationale_embedding")) is None:
         return None
     if not isinstance(raw, list | tuple) or not raw:
         raise RowError("rationale_embedding must be a list of numbers; leave it out where there is none")
@@ -276,7 +268,7 @@ def _embedding(row: Mapping) -> list[float] | None:
     return values
 
 
-def _distribution(raw: Any, name: str, over: Sequence[str]) -> np.ndarray:
+def _distribution(raw: object, name: str, over: Sequence[str]) -> np.ndarray:
     if not isinstance(raw, list | tuple) or len(raw) != len(over):
         raise RowError(f"{name} must hold {len(over)} numbers, for {list(over)}, got {reprlib.repr(raw)}")
     probs = np.array([_number(value, name) for value in raw])
@@ -289,14 +281,14 @@ def _distribution(raw: Any, name: str, over: Sequence[str]) -> np.ndarray:
     return probs
 
 
-def _probability(raw: Any, name: str) -> float:
+def _probability(raw: object, name: str) -> float:
     value = _number(raw, name)
     if not 0.0 <= value <= 1.0:
         raise RowError(f"{name} must lie in [0, 1], got {raw!r}")
     return value
 
 
-def _number(value: Any, name: str) -> float:
+def _number(value: object, name: str) -> float:
     if value is None:
         return float("nan")
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -304,7 +296,7 @@ def _number(value: Any, name: str) -> float:
     return float(value)
 
 
-def _known(raw: Any, names: Sequence[str], what: str, kind: str) -> None:
+def _known(raw: Iterable[object], names: Sequence[str], what: str, kind: str) -> None:
     for name in raw:
         if name not in names:
             raise RowError(

@@ -140,16 +140,15 @@ def is_signals_table(path: str | os.PathLike) -> bool:
 
 def take_signals(signals: Signals, rows: Sequence[int]) -> Signals:
     """The signals of some rows, in their order."""
-    rows = np.asarray(rows, np.int64)
-    embedding = signals.rationale_embedding
+    indices, embedding = np.asarray(rows, np.int64), signals.rationale_embedding
     return Signals(
         pair_ids=tuple(signals.pair_ids[row] for row in rows),
-        label_probs=signals.label_probs[rows],
-        verdict_probs=signals.verdict_probs[rows],
+        label_probs=signals.label_probs[indices],
+        verdict_probs=signals.verdict_probs[indices],
         evidence=tuple(signals.evidence[row] for row in rows),
         rationales=tuple(signals.rationales[row] for row in rows),
-        confidence=signals.confidence[rows],
-        rationale_embedding=None if embedding is None else embedding[rows],
+        confidence=np.asarray(signals.confidence)[indices],
+        rationale_embedding=None if embedding is None else embedding[indices],
     )
 
 
@@ -178,7 +177,7 @@ def validate_signals(
     if confidence.shape != (n,) or (embedding is not None and (embedding.ndim != 2 or len(embedding) != n)):
         raise UserError(
             f"{source}: {n} pairs need confidence of shape {(n,)} and rationale_embedding of shape ({n}, width), or "
-            f"None, got {confidence.shape} and {np.shape(embedding)}; give every pair one"
+            f"None, got {confidence.shape} and {getattr(embedding, 'shape', None)}; give every pair one"
         )
     seen: dict[str, int] = {}
     for row, pair_id in enumerate(signals.pair_ids):
@@ -190,8 +189,7 @@ def validate_signals(
     for d, dimension in enumerate(dimensions):
         absent = np.isnan(verdicts[:, d]).all(axis=-1)
         _check_distributions(verdicts[:, d], absent, f"verdict_probs of {dimension!r}", signals, source)
-    bad = np.flatnonzero(~((confidence >= 0) & (confidence <= 1)))
-    if bad.size:
+    if (bad := np.flatnonzero(~((confidence >= 0) & (confidence <= 1)))).size:
         raise UserError(
             f"{_where(source, signals, bad[0])}: confidence must lie in [0, 1], got {confidence[bad[0]]:g}; leave it "
             "out where it is not known"
@@ -220,8 +218,7 @@ def _check_distributions(probs: np.ndarray, absent: np.ndarray, name: str, signa
         ("do not sum to 1", ~(np.abs(probs.sum(axis=-1, dtype=np.float64) - 1) <= TOLERANCE)),
     )
     for problem, rows in problems:
-        rows = np.flatnonzero(rows & ~absent)
-        if rows.size:
+        if (rows := np.flatnonzero(rows & ~absent)).size:
             raise UserError(
                 f"{_where(source, signals, rows[0])}: {name} {problem}: {probs[rows[0]].tolist()}; {_FIX} or leave it "
                 f"out"
@@ -247,12 +244,10 @@ def _embedding_lists(embedding: np.ndarray | None, n: int) -> list:
 
 def _embeddings(lists: pa.ListArray, source: str) -> np.ndarray | None:
     """N lists of R floats or null -> [N, R], NaN for null; None where all are null."""
-    present = np.flatnonzero(lists.is_valid().to_numpy(zero_copy_only=False))
-    if not present.size:
+    if not (present := np.flatnonzero(lists.is_valid().to_numpy(zero_copy_only=False))).size:
         return None
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)[present].astype(int)
-    wrong = np.flatnonzero((lengths != lengths[0]) | (lengths == 0))
-    if wrong.size:
+    if (wrong := np.flatnonzero((lengths != lengths[0]) | (lengths == 0))).size:
         raise UserError(
             f"{source} row {present[wrong[0]] + 1}: rationale_embedding holds {lengths[wrong[0]]} numbers, that of row "
             f"{present[0] + 1} {lengths[0]}; all must be of one width from 1 on"
@@ -265,8 +260,7 @@ def _embeddings(lists: pa.ListArray, source: str) -> np.ndarray | None:
 def _vectors(lists: pa.ListArray, width: int, source: str, name: str) -> np.ndarray:
     """N lists of `width` floats -> [N, width]."""
     lengths = pc.fill_null(pc.list_value_length(lists), -1).to_numpy(zero_copy_only=False)
-    wrong = np.flatnonzero(lengths != width)
-    if wrong.size:
+    if (wrong := np.flatnonzero(lengths != width)).size:
         raise UserError(f"{source} row {wrong[0] + 1}: {name} must hold {width} numbers, got {lists[wrong[0]]}; {_FIX}")
     return lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)
 
@@ -280,14 +274,14 @@ def _verdict_array(lists: pa.ListArray, n_dimensions: int, source: str) -> np.nd
         if (outer == n_dimensions).all() and (widths == len(VERDICTS)).all():
             return inner.flatten().to_numpy().astype(np.float32).reshape(shape)
     probs = np.full(shape, np.nan, np.float32)
-    for row in np.flatnonzero(lists.is_valid().to_numpy(zero_copy_only=False)):
-        values = lists[row].as_py()
+    for row, values in enumerate(lists.to_pylist()):
+        if values is None:
+            continue
         if len(values) != n_dimensions or any(value is not None and len(value) != len(VERDICTS) for value in values):
             raise UserError(
                 f"{source} row {row + 1}: verdict_probs must hold {len(VERDICTS)} numbers for each of {n_dimensions} "
                 f"dimensions, got {values}; {_FIX}"
             )
         for d, value in enumerate(values):
-            if value is not None:
-                probs[row, d] = [np.nan if number is None else number for number in value]
+            probs[row, d] = np.nan if value is None else np.array(value, np.float32)  # a null becomes NaN
     return probs

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jax_rele.config import HuggingFaceConfig
 from jax_rele.data.rows import RowError, one_line
@@ -16,9 +16,11 @@ from jax_rele.errors import UserError
 from jax_rele.io import hash_folder
 
 # `datasets` is imported where it is used: that takes a second.
+if TYPE_CHECKING:
+    from datasets import ClassLabel, Dataset, IterableDataset
 
 
-def load(name: str, options: HuggingFaceConfig) -> dict[str, Any]:
+def load(name: str, options: HuggingFaceConfig) -> dict[str, Dataset | IterableDataset]:
     """The splits of a data set, by name.
 
     Args:
@@ -37,12 +39,8 @@ def load(name: str, options: HuggingFaceConfig) -> dict[str, Any]:
         if folder := saved_folder(name):
             loaded = datasets.load_from_disk(str(folder))
         else:
-            loaded = datasets.load_dataset(
-                name,
-                options.subset or None,
-                revision=options.revision or None,
-                streaming=options.streaming,
-            )
+            revision = options.revision or None
+            loaded = datasets.load_dataset(name, options.subset or None, revision=revision, streaming=options.streaming)
     except UserError:
         raise
     except Exception as error:
@@ -51,7 +49,7 @@ def load(name: str, options: HuggingFaceConfig) -> dict[str, Any]:
     return dict(loaded) if isinstance(loaded, Mapping) else {str(loaded.split or "all"): loaded}
 
 
-def rows(data_set: Any, name: str) -> Iterator[Row]:
+def rows(data_set: Dataset | IterableDataset, name: str) -> Iterator[Row]:
     """The rows of one split; class numbers become the names of their classes.
 
     Raises:
@@ -66,7 +64,7 @@ def rows(data_set: Any, name: str) -> Iterator[Row]:
         for row in _plain_rows(data_set):
             number += 1
             if classes and not isinstance(row, RowError):
-                row = row | {field: _class_name(kind, row.get(field)) for field, kind in classes.items()}
+                row = {**row, **{field: _class_name(kind, row.get(field)) for field, kind in classes.items()}}
             yield number, row, row
     except Exception as error:
         raise unreachable(f"{name} after row {number}", error) from error
@@ -107,7 +105,7 @@ def saved_folder(name: str) -> Path | None:
     return folder
 
 
-def _plain_rows(data_set: Any) -> Iterator[Mapping | RowError]:
+def _plain_rows(data_set: Dataset | IterableDataset) -> Iterator[Mapping | RowError]:
     import datasets
 
     if not isinstance(data_set, datasets.Dataset):  # streamed
@@ -118,7 +116,7 @@ def _plain_rows(data_set: Any) -> Iterator[Mapping | RowError]:
             yield from python_rows(batch)
 
 
-def _class_name(kind: Any, value: Any) -> Any:
+def _class_name(kind: ClassLabel, value: object) -> str | None:
     # -1 stands for an example without a label.
     return kind.int2str(value) if isinstance(value, int) and 0 <= value < kind.num_classes else None
 

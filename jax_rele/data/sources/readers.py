@@ -27,7 +27,6 @@ Row = tuple[int, Mapping | RowError, object]
 """Row number, the row or what is wrong with it, and the raw row."""
 
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, pa.ArrowException)
-_MARK = codecs.BOM_UTF8
 
 
 def read_file(file: SourceFile, encoding: str = "utf-8", max_characters: int = 0) -> Iterator[Row]:
@@ -53,7 +52,9 @@ def read_file(file: SourceFile, encoding: str = "utf-8", max_characters: int = 0
             if file.suffix in (".csv", ".tsv"):
                 yield from _csv_rows(lines, file.name, encoding, "\t" if file.suffix == ".tsv" else ",")
             else:
-                yield from _json_rows(lines, encoding)
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield number, _json_object(line, encoding), line
     except _DAMAGED as error:
         raise UserError(
             f"{file.name}: the file cannot be read ({one_line(error)}); if it is damaged, write it again"
@@ -84,24 +85,14 @@ def _lines(stream: IO[bytes], encoding: str) -> tuple[Iterable[bytes], str]:
         return _without_mark(stream) if encoding == "utf-8" else stream, encoding
     # In UTF-16 and UTF-32 a byte 10 need not be the end of a line.
     text = io.TextIOWrapper(stream, encoding, errors="replace", newline="\n")
-    return _recoded(text), "utf-8"
-
-
-def _recoded(text: Iterable[str]) -> Iterator[bytes]:
-    for line in _without_mark(line.encode("utf-8", "surrogatepass") for line in text):
-        # What could not be decoded becomes a byte that is never UTF-8, and so its row is found to be bad.
-        yield line.replace("\ufffd".encode(), b"\xff")
+    recoded = _without_mark(line.encode("utf-8", "surrogatepass") for line in text)
+    # What could not be decoded becomes a byte that is never UTF-8, so that its row is quarantined.
+    return (line.replace("\ufffd".encode(), b"\xff") for line in recoded), "utf-8"
 
 
 def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
     for i, line in enumerate(lines):
-        yield line.removeprefix(_MARK) if i == 0 else line
-
-
-def _json_rows(lines: Iterable[bytes], encoding: str) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield number, _json_object(line, encoding), line
+        yield line.removeprefix(codecs.BOM_UTF8) if i == 0 else line
 
 
 def _json_object(line: bytes, encoding: str) -> Mapping | RowError:
@@ -137,6 +128,7 @@ def _csv_rows(lines: Iterable[bytes], source: str, encoding: str, delimiter: str
 
     reader = csv.reader(texts(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
+    problem: RowError | None
     while True:
         pending.clear()
         try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from jax_rele.config import DataConfig
-from jax_rele.data.rows import Quarantined, RowError, check_columns, check_mapping, parse_row
+from jax_rele.config import DataConfig, LabelsConfig
+from jax_rele.data.rows import Quarantined, RowError, check_columns, check_mapping, known_split, parse_row
 from jax_rele.data.sources import hugging_face, tfds
 from jax_rele.data.sources.files import SourceFile, find_files, fingerprint
 from jax_rele.data.sources.readers import Row, check_encoding, read_file
@@ -22,8 +22,7 @@ SAMPLE = "sample"
 
 _SAMPLE_FILE = str(Path(__file__).parents[1] / "sample" / "esci_tiny_us.jsonl")
 _SAMPLE_FIELDS = {"item": "product", "query_tags": "queryner"}
-_SAMPLE_LABELS = {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"}
-_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+_SAMPLE_LABELS = {name[0]: name for name in LabelsConfig().names}
 _RAW_CHARACTERS = 500
 
 
@@ -55,22 +54,18 @@ def open_shards(data: DataConfig, cache: Path) -> list[Shard]:
       UserError: there is no such source.
     """
     kind, name = _kind(data.path)
-    if kind == "hf":
-        splits = hugging_face.load(name, data.hugging_face)
+    if kind in ("hf", "tfds"):
+        splits = hugging_face.load(name, data.hugging_face) if kind == "hf" else tfds.load(name)
+        rows = hugging_face.rows if kind == "hf" else tfds.rows
         return [
-            Shard(f"{data.path} {split}", partial(hugging_face.rows, part, f"{data.path} {split}"), True, _split(split))
+            Shard(f"{data.path} {split}", partial(rows, part, f"{data.path} {split}"), True, known_split(split))
             for split, part in splits.items()
         ]
     if kind == "benchmark":
         from jax_rele.data.sources import benchmarks
 
-        return [Shard(data.path, lambda: _counted(benchmarks.rows(name, data.manual_dir, cache)))]
-    if kind == "tfds":
-        splits = tfds.load(name)
-        return [
-            Shard(f"{data.path} {split}", partial(tfds.rows, part, f"{data.path} {split}"), True, _split(split))
-            for split, part in splits.items()
-        ]
+        examples = partial(benchmarks.rows, name, data.manual_dir, cache)
+        return [Shard(data.path, lambda: ((number, row, row) for number, row in enumerate(examples(), 1)))]
     check_encoding(data.encoding)
     return [
         Shard(file.name, partial(read_file, file, data.encoding, data.max_characters), "json" not in file.suffix)
@@ -101,9 +96,7 @@ def parse_shards(
     require_label: bool = False,
     for_prediction: bool = False,
 ) -> Iterator[tuple[int, int, Pair | Quarantined, object]]:
-    """Every row of the shards, in order: the place of its shard, its number there, the pair or what is wrong, the raw.
-
-    A shard without rows is passed over.
+    """Every row of the shards, in order: (index of its shard, its number there, the pair or what is wrong, raw row).
 
     Raises:
       UserError: a shard cannot be read, one has no column for a field that every pair needs, or no row of any is valid.
@@ -113,7 +106,9 @@ def parse_shards(
         fields = _SAMPLE_FIELDS | fields
         label_map = {code: name for code, name in _SAMPLE_LABELS.items() if name in label_names} | label_map
     check_mapping(fields, label_map, label_names)
-    n_good, n_bad, first_bad, columns = 0, 0, None, {}
+    n_good, n_bad = 0, 0
+    first_bad: Quarantined | None = None
+    columns: dict[str, None] = {}
     for shard_index, shard in enumerate(shards):
         checked = not shard.uniform
         for number, row, raw in shard.rows():
@@ -146,14 +141,8 @@ def parse_shards(
                     pair = replace(pair, split=shard.split)
                 yield shard_index, number, pair, raw
     if not n_good:
-        _refuse(
-            data.path,
-            shards,
-            columns,
-            first_bad,
-            n_bad,
-            partial(check_columns, columns, fields, require_label=require_label),
-        )
+        check = partial(check_columns, columns, fields, require_label=require_label)
+        raise _no_valid_row(data.path, shards, first_bad, n_bad, check if columns else None)
 
 
 def read_pairs(
@@ -168,24 +157,23 @@ def read_pairs(
     max_characters: int = 100_000,
     cache: str | os.PathLike = ".cache",
 ) -> tuple[list[Pair], list[Quarantined]]:
-    """Reads pairs, in the order of the shards and their rows; bad rows are set aside with their reason.
+    """Reads pairs, in the order of the shards and their rows; bad rows are quarantined with their reason.
 
     Args:
-      path: as `data.path` in a config: `sample` (the bundled sample), or a file (`.jsonl`, `.json` with one object a
-        line, `.csv`, `.tsv`, each also compressed; `.parquet`), a folder of such files, or a glob pattern, here or in
-        another file system; or `hf:NAME`, `tfds:NAME`.
+      path: as `data.path` in a config: `sample` (the bundled one), `hf:NAME`, `tfds:NAME`, or a file, folder or glob
+        pattern, here or in another file system (`.jsonl`, `.json` with one object a line, `.csv`, `.tsv`, each also
+        compressed; `.parquet`).
       label_names: the names of the label schema.
       fields: canonical name -> name in the file, see `parse_row`. The sample brings its own.
       label_map: label in the file -> name of the label schema.
-      require_label: set rows without label aside.
+      require_label: quarantine rows without label.
       for_prediction: read what a model needs and nothing else; the same pair may come twice.
       encoding: of text files.
-      max_characters: set rows with a longer text aside.
+      max_characters: quarantine rows with a longer text.
       cache: where a benchmark is converted.
 
     Returns:
-      The pairs, with distinct `pair_id`s (the second row with the same one is set aside) unless they are for
-      prediction, and the rows set aside.
+      The pairs, and the quarantined rows, among them the second row with a `pair_id` unless they are for prediction.
 
     Raises:
       UserError: no such source, an unknown suffix, a damaged file, no column for a field that every pair needs, or no
@@ -270,34 +258,20 @@ def _files(path: str) -> list[SourceFile]:
     return [SourceFile(SAMPLE, _SAMPLE_FILE)] if path == SAMPLE else find_files(path)
 
 
-def _split(name: str) -> str | None:
-    return _SPLITS.get(name.lower())
-
-
-def _counted(rows: Iterable[Mapping]) -> Iterator[Row]:
-    for number, row in enumerate(rows, 1):
-        yield number, row, row
-
-
-def _refuse(
-    path: str,
-    shards: Sequence[Shard],
-    columns: Mapping,
-    first: Quarantined | None,
-    n_bad: int,
-    check: Callable[[str], None],
-) -> None:
-    """Raises the UserError for a source without a valid row."""
+def _no_valid_row(
+    path: str, shards: Sequence[Shard], first: Quarantined | None, n_bad: int, check: Callable[[str], None] | None
+) -> UserError:
+    """The error for a source without a valid row; `check` raises one where a column is missing."""
     if first is None and len(shards) == 1:
-        raise UserError(f"{shards[0].name}: the file has no rows; give one with pairs in it")
+        return UserError(f"{shards[0].name}: the file has no rows; give one with pairs in it")
     if first is None:
-        raise UserError(f"{path}: none of the {len(shards)} files has a row; give one with pairs in it")
+        return UserError(f"{path}: none of the {len(shards)} files has a row; give one with pairs in it")
     if first.raw.lstrip().startswith("["):
-        raise UserError(f"{first.source}: the file is one JSON array; write one object a line (jq -c '.[]' does it)")
-    if columns:
+        return UserError(f"{first.source}: the file is one JSON array; write one object a line (jq -c '.[]' does it)")
+    if check:
         check(first.source)
     where = f"row {first.row}" if first.source == path else f"row {first.row} of {first.source}"
-    raise UserError(
+    return UserError(
         f"{path}: none of its {n_bad} rows is a valid pair ({where}: {first.reason}); mend the rows, or map names in "
         f"data.fields and labels in labels.aliases"
     )

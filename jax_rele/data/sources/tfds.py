@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,9 +15,12 @@ from jax_rele.data.sources.readers import Row
 from jax_rele.errors import UserError
 
 # `tensorflow_datasets` is imported where it is used: that takes seconds.
+if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder
+    from tensorflow_datasets.core.data_sources import BaseDataSource
 
 
-def load(name: str, data_dir: str | None = None) -> dict[str, Any]:
+def load(name: str, data_dir: str | None = None) -> dict[str, BaseDataSource]:
     """The splits of a prepared data set, by name, as sequences of examples.
 
     Args:
@@ -38,7 +41,7 @@ def load(name: str, data_dir: str | None = None) -> dict[str, Any]:
     return dict(sources)
 
 
-def rows(source: Any, name: str) -> Iterator[Row]:
+def rows(source: BaseDataSource, name: str) -> Iterator[Row]:
     """The examples of one split as rows: bytes become text, class numbers the names of their classes.
 
     Raises:
@@ -72,7 +75,7 @@ def version(name: str, data_dir: str | None = None) -> str:
     return f"{builder.info.full_name} {fingerprint(files)} {json.dumps(sizes, sort_keys=True)}"
 
 
-def _builder(name: str, data_dir: str | None) -> Any:
+def _builder(name: str, data_dir: str | None) -> DatasetBuilder:
     import tensorflow_datasets as tfds
 
     try:
@@ -85,7 +88,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
         ) from error
 
 
-def _plain(value: Any, feature: Any = None) -> Any:
+def _plain(value: object, feature: Any = None) -> Any:
     """An example's value in Python's types."""
     if isinstance(value, Mapping):
         return {key: _plain(inner, feature[key] if _has(feature, key) else None) for key, inner in value.items()}
@@ -99,8 +102,8 @@ def _plain(value: Any, feature: Any = None) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _has(feature: Any, key: str) -> bool:
+def _has(feature: object, key: str) -> bool:
     try:
-        return key in feature
+        return key in feature  # type: ignore[operator]  # a feature without names raises TypeError
     except TypeError:
         return False

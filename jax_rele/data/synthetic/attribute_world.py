@@ -42,6 +42,7 @@ from jax_rele.data.synthetic.catalogue import (
     rule,
 )
 from jax_rele.errors import UserError
+from jax_rele.io import write_error, write_json, write_text
 from jax_rele.rationale import render
 from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
 
@@ -77,15 +78,8 @@ def soft_rule(verdicts: np.ndarray, complementary: np.ndarray, softness: float =
     for p in mismatch[:, 1:].T:
         none, one, more = none * (1 - p), one * (1 - p) + none * p, more + one * p
     other = mismatch[:, 0]
-    return np.stack(
-        [
-            (1 - other) * none,
-            (1 - other) * one,
-            other * complementary,
-            (1 - other) * more + other * ~complementary,
-        ],
-        axis=1,
-    )
+    irrelevant = (1 - other) * more + other * ~complementary
+    return np.stack([(1 - other) * none, (1 - other) * one, other * complementary, irrelevant], axis=1)
 
 
 def judge(table: Table, noise: float = 0.0) -> Opinions:
@@ -151,11 +145,11 @@ def write(folder: Path, *, seed: int, labels: int, unlabelled: int, noise: float
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_lines(folder / "pairs.jsonl", (_pair_row(pair) for table in tables for pair in table.pairs))
-        _write_lines(folder / "signals.jsonl", (row for table in tables for row in _signal_rows(table, noise)))
-        (folder / "world.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
+        raise write_error(folder, error) from None
+    write_text(folder / "pairs.jsonl", _json_lines(_pair_row(pair) for table in tables for pair in table.pairs))
+    write_text(folder / "signals.jsonl", _json_lines(row for table in tables for row in _signal_rows(table, noise)))
+    write_json(folder / "world.json", about, indent=1)
     return counts
 
 
@@ -166,21 +160,15 @@ def _pair_row(pair: Pair) -> dict:
 
 
 def _signal_rows(table: Table, noise: float) -> Iterator[dict]:
-    synonyms = judge(table, noise)
-    for pair, probs, rationale, vector in zip(
-        table.pairs, synonyms.label_probs.round(6).tolist(), synonyms.rationales, synonyms.embedding.round(4).tolist()
-    ):
-        yield {
-            "pair_id": pair.pair_id,
-            "label_probs": probs,
-            "rationale": render(rationale),
-            "rationale_embedding": vector,
-        }
+    opinions = judge(table, noise)
+    probs, vectors = opinions.label_probs.round(6).tolist(), opinions.embedding.round(4).tolist()
+    for i, (pair, rationale) in enumerate(zip(table.pairs, opinions.rationales)):
+        row = {"pair_id": pair.pair_id, "label_probs": probs[i], "rationale": render(rationale)}
+        yield {**row, "rationale_embedding": vectors[i]}
 
 
-def _write_lines(path: Path, rows: Iterator[dict]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+def _json_lines(rows: Iterator[dict]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -208,13 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(f"--{name} must be at least {low}, got {getattr(arguments, name)}")
         if not 0.0 <= arguments.noise <= 1.0:
             raise UserError(f"--noise must lie in [0, 1], got {arguments.noise}")
-        counts = write(
-            arguments.folder,
-            seed=arguments.seed,
-            labels=arguments.labels,
-            unlabelled=arguments.unlabelled,
-            noise=arguments.noise,
-        )
+        counts = write(**vars(arguments))
     except UserError as error:
         print(f"attribute_world: {error}", file=sys.stderr)
         return 2

@@ -33,13 +33,12 @@ def pack_examples(sizes: Sequence[int], length: int) -> list[list[int]]:
       Johnson et al., "Worst-Case Performance Bounds for Simple One-Dimensional Packing Algorithms", SIAM Journal on
       Computing, 1974.
     """
-    sizes = np.asarray(sizes, np.int64).reshape(-1)
-    if len(sizes) and not 0 < sizes.min() <= sizes.max() <= length:
-        raise ValueError(f"sizes must be from 1 to {length}, got {sizes.min()} to {sizes.max()}")
+    if len(sizes) and not 0 < min(sizes) <= max(sizes) <= length:
+        raise ValueError(f"sizes must be from 1 to {length}, got {min(sizes)} to {max(sizes)}")
     rows: list[list[int]] = []
     rows_by_space: list[list[int]] = [[] for _ in range(length + 1)]  # rows by the tokens that they have left
     exists = np.zeros(length + 1, bool)  # whether there is a row with so many left
-    for example in np.argsort(-sizes, kind="stable").tolist():
+    for example in np.argsort(-np.asarray(sizes, np.int64), kind="stable").tolist():
         size = int(sizes[example])
         space = size + int(exists[size:].argmax())
         if exists[space]:
@@ -63,7 +62,7 @@ def lay_out(
 ) -> dict[str, np.ndarray]:
     """Rows for next-token training: tokens and their targets, shifted by one within each example, never across.
 
-    An example of n tokens takes n - 1 places: its last token is a target only.
+    An example of n tokens takes n - 1 positions: its last token is a target only.
 
     Args:
       examples: token ids.

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.tokens.packing import lay_out, pack_examples
 from jax_rele.errors import UserError
 from jax_rele.rationale import grammar
-from jax_rele.types import Pair, Rationale
+from jax_rele.types import Pair, PyTree, Rationale
 
 MIN_PAIR_TOKENS = 8
 """Fewest tokens of a prompt that must be left for query and item."""
@@ -83,7 +82,8 @@ class AnswerEncoder:
         return ids[: self.value_length] if kind in ("query_values", "item_values") else ids
 
     def __call__(self, rationale: Rationale) -> Answer:
-        ids, kinds = [], []
+        ids: list[int] = []
+        kinds: list[str] = []
         for segment in grammar.segments(rationale, self.order):
             new = self.segment_ids(segment.text, segment.kind)
             ids += new
@@ -99,7 +99,7 @@ def language_rows(
     *,
     prompt_weight: float = 0.0,
     kind_weights: dict[str, float] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
     """Rows for next-token training: prompt and answer joined and shifted by one, as `make_train_step` takes them.
 
     Args:

@@ -26,10 +26,10 @@ def _items(pairs: Sequence[Pair], fields: Sequence[str]) -> list[list[tuple[str,
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], **options: bool):
-    """What the tokenizer says of each side: its (source, text) parts, joined by spaces, without special tokens."""
+    """The encoding of each side: its (source, text) parts, joined by spaces, without special tokens."""
     joined = [" ".join(text for _, text in side) for side in sides]
     if not joined:
-        return {"input_ids": []}
+        return {"input_ids": [], "offset_mapping": []}
     unread = {"return_attention_mask": False, "return_token_type_ids": False}
     return tokenizer(joined, add_special_tokens=False, verbose=False, **unread, **options)
 
@@ -50,8 +50,6 @@ def _sources(
     tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], length: int
 ) -> list[TokenSources]:
     """Where the tokens of `_ids` come from."""
-    if not sides:
-        return []
     rows = []
     for side, offsets in zip(sides, _tokenize(tokenizer, sides, return_offsets_mapping=True)["offset_mapping"]):
         begins = [0, *accumulate(len(text) + 1 for _, text in side)]
@@ -88,6 +86,20 @@ def _text_lengths(markers: Sequence[Sequence[int]], query_length: int, item_leng
     return max(query_length - before - between, 0), max(item_length - after, 0)
 
 
+def _pair_sources(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    fields: Sequence[str],
+    query_length: int,
+    item_length: int,
+) -> tuple[list[list[int]], list[tuple[TokenSources, TokenSources]]]:
+    """The markers of a pair, and where the tokens of each pair's query and item in `cross_rows` come from."""
+    markers = _markers(tokenizer, 2)
+    query_limit, item_limit = _text_lengths(markers, query_length, item_length)
+    queries = _sources(tokenizer, _queries(pairs), query_limit)
+    return markers, list(zip(queries, _sources(tokenizer, _items(pairs, fields), item_limit)))
+
+
 def tower_rows(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
@@ -97,15 +109,9 @@ def tower_rows(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """The two-tower's inputs before padding, as the tokenizer writes one text, e.g. `[CLS] text [SEP]`.
 
-    Args:
-      tokenizer: the encoder's.
-      pairs: what to judge.
-      fields: the item's texts, which are joined by spaces.
-      query_length: most tokens of a query.
-      item_length: one less than the most tokens of an item.
-
     Returns:
-      The token ids of the queries and of the items. What is too long loses its end, not its markers.
+      The token ids of the queries, at most `query_length`, and of the items, at most `item_length` + 1. What is too
+      long loses its end, not its markers.
     """
     before, after = _markers(tokenizer, 1)
     n_markers = len(before) + len(after)
@@ -125,15 +131,9 @@ def cross_rows(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """The cross-encoder's inputs before padding, as the tokenizer writes a pair, e.g. `[CLS] query [SEP] item [SEP]`.
 
-    Args:
-      tokenizer: the encoder's.
-      pairs: what to judge.
-      fields: the item's texts, which are joined by spaces.
-      query_length: most tokens of a query with the markers around it.
-      item_length: most tokens of an item with the markers after it.
-
     Returns:
-      The token ids of each pair, and their types: 0 up to the item, 1 from there on. What is too long loses its end.
+      The token ids of each pair, and their types: 0 up to the item, 1 from there on. A query with the markers around it
+      has at most `query_length` tokens, an item with the markers after it `item_length`; both lose their ends.
     """
     before, between, after = markers = _markers(tokenizer, 2)
     query_limit, item_limit = _text_lengths(markers, query_length, item_length)
@@ -147,48 +147,7 @@ def cross_rows(
     return rows, types
 
 
-def encode_towers(
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    fields: Sequence[str],
-    query_length: int,
-    item_length: int,
-) -> dict[str, np.ndarray]:
-    """The two-tower's inputs: `tower_rows`, padded.
-
-    Returns:
-      `query_tokens` [N, query_length], `item_tokens` [N, item_length + 1] int32, and `query_valid`, `item_valid` bool.
-    """
-    inputs = {}
-    sides = zip(("query", "item"), tower_rows(tokenizer, pairs, fields, query_length, item_length))
-    for (side, rows), length in zip(sides, (query_length, item_length + 1)):
-        inputs[f"{side}_tokens"] = pad(rows, length, tokenizer.pad_token_id)
-        inputs[f"{side}_valid"] = pad([[True] * len(row) for row in rows], length, False, bool)
-    return inputs
-
-
-def encode_cross(
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    fields: Sequence[str],
-    query_length: int,
-    item_length: int,
-) -> dict[str, np.ndarray]:
-    """The cross-encoder's inputs: `cross_rows`, padded.
-
-    Returns:
-      `tokens`, `token_types` [N, query_length + item_length] int32 and `valid` bool.
-    """
-    rows, types = cross_rows(tokenizer, pairs, fields, query_length, item_length)
-    length = query_length + item_length
-    return {
-        "tokens": pad(rows, length, tokenizer.pad_token_id),
-        "token_types": pad(types, length, 0),
-        "valid": pad([[True] * len(row) for row in rows], length, False, bool),
-    }
-
-
-def evidence_rows(
+def encode_evidence(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
     evidence: Sequence[Sequence[Span]],
@@ -202,13 +161,10 @@ def evidence_rows(
     Returns:
       Rows of tags, 0 for none and 1 + d for dimension d, and of masks, 1 for tokens of the texts.
     """
-    markers = _markers(tokenizer, 2)
+    markers, sources = _pair_sources(tokenizer, pairs, fields, query_length, item_length)
     before, between, after = ([0] * len(ids) for ids in markers)
-    query_limit, item_limit = _text_lengths(markers, query_length, item_length)
-    queries = _sources(tokenizer, _queries(pairs), query_limit)
-    items = _sources(tokenizer, _items(pairs, fields), item_limit)
     tags, masks = [], []
-    for query, item, spans in zip(queries, items, evidence):
+    for (query, item), spans in zip(sources, evidence):
         tags.append([*before, *_tags(query, spans, dimensions), *between, *_tags(item, spans, dimensions), *after])
         masks.append([*before, *[1] * len(query), *between, *[1] * len(item), *after])
     return tags, masks
@@ -225,19 +181,12 @@ def decode_evidence(
 ) -> tuple[tuple[Span, ...], ...]:
     """The spans that evidence tags mark: the inverse of `evidence_rows`, at the precision of tokens.
 
-    Args:
-      tokenizer, pairs, dimensions, fields, query_length, item_length: as for `evidence_rows`.
-      tags: [N, L] int, 0 for none and 1 + d for dimension d.
-
     Returns:
       For each pair its spans, in order; neighbouring tokens with one tag in one text are one span.
     """
-    before, between, _ = markers = _markers(tokenizer, 2)
-    query_limit, item_limit = _text_lengths(markers, query_length, item_length)
-    queries = _sources(tokenizer, _queries(pairs), query_limit)
-    items = _sources(tokenizer, _items(pairs, fields), item_limit)
+    (before, between, _), sources = _pair_sources(tokenizer, pairs, fields, query_length, item_length)
     spans = []
-    for query, item, row in zip(queries, items, tags):
+    for (query, item), row in zip(sources, tags):
         item_start = len(before) + len(query) + len(between)
         both = [(query, row[len(before) :]), (item, row[item_start:])]
         spans.append(tuple(sorted(span for tokens, part in both for span in _merge_tags(tokens, part, dimensions))))

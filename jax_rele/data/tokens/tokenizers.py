@@ -7,8 +7,9 @@ from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from jax_rele.data.rows import one_line
 from jax_rele.errors import UserError
 
 PAD, BEGIN, END = "<pad>", "<s>", "</s>"
@@ -58,7 +59,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, encoder: bool = Fa
     )
 
 
-def load_tokenizer(path: str | Path, special: Sequence[str]) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: str | Path, special: Sequence[str]) -> PreTrainedTokenizerBase:
     """Reads a tokenizer folder; special tokens that texts spell out stay text.
 
     Args:
@@ -77,7 +78,7 @@ def load_tokenizer(path: str | Path, special: Sequence[str]) -> PreTrainedTokeni
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, split_special_tokens=True)
     except Exception as error:
-        raise UserError(f"{path}: damaged tokenizer: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path}: damaged tokenizer: {one_line(error)}") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     missing = [name for name in special if getattr(tokenizer, f"{name}_token_id") is None]

@@ -7,10 +7,13 @@ from hypothesis import strategies as st
 
 from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, language_rows
-from jax_rele.data.tokens.student_inputs import encode_cross, encode_towers, evidence_rows
+from jax_rele.data.tokens.student_inputs import encode_evidence
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.rationale import render
+from jax_rele.students.base import InputSpec, padded_inputs
+from jax_rele.students.cross_encoder import CrossEncoder
+from jax_rele.students.two_tower import TwoTower
 from jax_rele.types import Comparison, Item, Pair, Rationale, Span
 
 RATIONALE = Rationale(
@@ -21,6 +24,8 @@ PAIRS = [
     Pair("1", "acme shoes", Item("a", "Acme Corp red shoes", brand="Acme", color="red")),
     Pair("2", "電池 ✅ pack", Item("b", "Battery " * 40)),
 ]
+# Their inputs do not depend on the encoder.
+CROSS_ENCODER, TWO_TOWER = CrossEncoder(None, 2, 2), TwoTower(None, 2, 2, 8, 8)
 FIELDS = ("title", "brand", "color")
 
 
@@ -95,14 +100,14 @@ def test_language_rows_predict_the_next_token_of_the_completion(tokenizer):
 
 
 def test_student_inputs_hold_query_and_item(tokenizer):
-    cross = encode_cross(tokenizer, PAIRS, FIELDS, 12, 30)
+    cross = padded_inputs(CROSS_ENCODER, tokenizer, PAIRS, InputSpec(FIELDS, 12, 30))
     assert cross["tokens"].shape == (2, 42)
     valid, types = cross["valid"][0], cross["token_types"][0]
     text = tokenizer.decode(cross["tokens"][0][valid & (types == 0)], skip_special_tokens=True)
     assert text.strip() == "acme shoes"
     text = tokenizer.decode(cross["tokens"][0][valid & (types == 1)], skip_special_tokens=True)
     assert text.strip() == "acme corp red shoes acme red"
-    towers = encode_towers(tokenizer, PAIRS, FIELDS, 12, 30)
+    towers = padded_inputs(TWO_TOWER, tokenizer, PAIRS, InputSpec(FIELDS, 12, 30))
     assert towers["query_tokens"].shape == (2, 12)
     for side in ("query", "item"):
         for tokens, valid in zip(towers[f"{side}_tokens"], towers[f"{side}_valid"]):
@@ -116,9 +121,9 @@ def test_evidence_tags_stand_at_the_tokens_of_their_spans(tokenizer):
         (Span("query", 0, 4, "brand"), Span("title", 10, 13, "color"), Span("brand", 0, 4, "brand")),
         (Span("query", 0, 2, "brand"),),
     ]
-    cross = encode_cross(tokenizer, PAIRS, FIELDS, 12, 30)
-    rows, masks = evidence_rows(tokenizer, PAIRS, spans, ("brand", "color"), FIELDS, 12, 30)
-    tags, mask = pad(rows, 42, 0), pad(masks, 42, False, bool)
+    cross = padded_inputs(CROSS_ENCODER, tokenizer, PAIRS, InputSpec(FIELDS, 12, 30))
+    evidence = encode_evidence(tokenizer, PAIRS, spans, ("brand", "color"), FIELDS, 12, 30)
+    tags, mask = evidence["evidence_tags"], evidence["evidence_tags_mask"]
 
     def text(row, tag):
         return tokenizer.decode(cross["tokens"][row][tags[row] == tag]).split()

@@ -14,12 +14,13 @@ from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.student_inputs import (
     cross_rows,
     decode_evidence,
-    encode_cross,
-    encode_towers,
-    evidence_rows,
+    encode_evidence,
     tower_rows,
 )
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
+from jax_rele.students.base import InputSpec, padded_inputs
+from jax_rele.students.cross_encoder import CrossEncoder
+from jax_rele.students.two_tower import TwoTower
 from jax_rele.types import Item, Pair, Span
 
 CORPUS = [
@@ -30,6 +31,8 @@ CORPUS = [
     "電池 battery pack ✅ new",
     "Acme Zeta USB RED ACME",
 ] * 20
+# Their inputs do not depend on the encoder.
+CROSS_ENCODER, TWO_TOWER = CrossEncoder(None, 2, 2), TwoTower(None, 2, 2, 8, 8)
 FIELDS = ("title", "brand", "color")
 
 
@@ -181,9 +184,9 @@ def test_long_texts_lose_their_ends_and_keep_their_markers(tokenizer):
 def test_padded_arrays_hold_the_rows(tokenizer):
     pairs = [pair("acme shoes", "red shoes " * 20), pair("usb", "cable", brand="acme")]
     ids, types = cross_rows(tokenizer, pairs, FIELDS, 10, 30)
-    arrays = encode_cross(tokenizer, pairs, FIELDS, 10, 30)
+    arrays = padded_inputs(CROSS_ENCODER, tokenizer, pairs, InputSpec(FIELDS, 10, 30))
     queries, items = tower_rows(tokenizer, pairs, FIELDS, 10, 30)
-    towers = encode_towers(tokenizer, pairs, FIELDS, 10, 30)
+    towers = padded_inputs(TWO_TOWER, tokenizer, pairs, InputSpec(FIELDS, 10, 30))
     for tokens, valid, length, rows in (
         (arrays["tokens"], arrays["valid"], 40, ids),
         (towers["query_tokens"], towers["query_valid"], 10, queries),
@@ -228,8 +231,9 @@ def test_evidence_stands_at_the_tokens_of_its_words(tokenizer):
         ],
         [],
     ]
-    cross = encode_cross(tokenizer, pairs, FIELDS, 16, 60)
-    tags, mask = padded(evidence_rows(tokenizer, pairs, evidence, DIMENSIONS, FIELDS, 16, 60), 76)
+    cross = padded_inputs(CROSS_ENCODER, tokenizer, pairs, InputSpec(FIELDS, 16, 60))
+    encoded = encode_evidence(tokenizer, pairs, evidence, DIMENSIONS, FIELDS, 16, 60)
+    tags, mask = encoded["evidence_tags"], encoded["evidence_tags_mask"]
     assert tags.shape == mask.shape == cross["tokens"].shape
     # The spans that the tags decode to have the same tags.
     decoded = decode_evidence(tokenizer, pairs, tags, DIMENSIONS, FIELDS, 16, 60)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import abc
 import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
 import tensorflow_datasets as tfds
 
@@ -21,7 +23,7 @@ SHARD_ROWS = 20_000
 """Rows of a shard; TFDS holds those of one in memory."""
 
 
-class Benchmark(tfds.core.ShardBasedBuilder, skip_registration=True):
+class Benchmark(tfds.core.ShardBasedBuilder):
     """A benchmark that is made of a few official files.
 
     It is a `ShardBasedBuilder` because the shuffling of `GeneratorBasedBuilder` needs TensorFlow from 1 GB on. Shards
@@ -32,13 +34,36 @@ class Benchmark(tfds.core.ShardBasedBuilder, skip_registration=True):
     """The official files."""
     INSIDE: ClassVar[str]
     """The folder of the official repository that holds them."""
+    HOMEPAGE: ClassVar[str]
+    TEXTS: ClassVar[Mapping[str, str]]
+    """The text features, and what they hold where the name does not say it."""
+    NUMBERS: ClassVar[tuple[str, ...]] = ()
+    """The numeric features."""
 
     # TFDS looks for checksums beside the code, and for that imports importlib_resources, which it does not require.
     code_path = None
     MANUAL_DOWNLOAD_INSTRUCTIONS = "The official files; see docs/data.md."
 
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {name: tfds.features.Text(doc=doc or None) for name, doc in self.TEXTS.items()}
+        features |= {name: tfds.features.Scalar(np.float32) for name in self.NUMBERS}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=type(self).__doc__,
+            homepage=self.HOMEPAGE,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+        )
+
     @abc.abstractmethod
-    def _info(self) -> tfds.core.DatasetInfo: ...
+    def _rows(self, part: pa.Table, *arguments) -> Iterator[tuple[int, dict[str, object]]]:
+        """The examples of a shard, numbered."""
+
+    def _shards(self, part: pa.Table, *arguments) -> list[Callable]:
+        """`_rows` of each slice of a table."""
+        starts = range(0, part.num_rows, SHARD_ROWS)
+        return [partial(self._rows, part.slice(start, SHARD_ROWS), *arguments) for start in starts]
 
     @classmethod
     def official(cls, name: str) -> OfficialFile:

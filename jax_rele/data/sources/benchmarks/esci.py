@@ -6,9 +6,8 @@ Reddy et al., arXiv 2206.06588; files and statistics: https://github.com/amazon-
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
-from jax_rele.data.sources.benchmarks.builder import SHARD_ROWS, Benchmark, notice, reading
+from jax_rele.data.sources.benchmarks.builder import Benchmark, notice, reading
 from jax_rele.data.sources.benchmarks.markup import plain_text
 from jax_rele.data.sources.benchmarks.official import OfficialFile, check_columns, check_rows
 from jax_rele.errors import UserError
@@ -85,31 +84,16 @@ class Esci(Benchmark):
         OfficialFile(SOURCES, f"{_URL}/{SOURCES}", ("query_id", "source"), rows=130_652, size=1_682_802),
     )
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=type(self).__doc__,
-            homepage="https://github.com/amazon-science/esci-data",
-            features=tfds.features.FeaturesDict(
-                {
-                    "pair_id": text(doc="example_id"),
-                    "query": text(),
-                    "query_id": text(),
-                    "source": text(doc="how the query was found: behavioral, negations, parse_pattern, other"),
-                    "item_id": text(doc="product_id, unique within a locale only"),
-                    "title": text(),
-                    "brand": text(),
-                    "color": text(),
-                    "bullets": text(),
-                    "description": text(),
-                    "locale": text(),
-                    "label": text(),
-                }
-            ),
-            disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(),
-        )
+    HOMEPAGE = "https://github.com/amazon-science/esci-data"
+    TEXTS = MappingProxyType(
+        {
+            "pair_id": "example_id",
+            **dict.fromkeys(("query", "query_id"), ""),
+            "source": "how the query was found: behavioral, negations, parse_pattern, other",
+            "item_id": "product_id, unique within a locale only",
+            **dict.fromkeys(("title", "brand", "color", "bullets", "description", "locale", "label"), ""),
+        }
+    )
 
     def _shard_iterators_per_split(self, dl_manager):
         paths, official = self.located(dl_manager)
@@ -138,7 +122,10 @@ class Esci(Benchmark):
             self.official(PRODUCTS),
             paths[PRODUCTS],
             official[PRODUCTS],
-            {locale_: pa.chunked_array([*_chunks(parts, locale_)], pa.string()) for locale_ in locales},
+            {
+                locale_: pa.concat_tables([parts[split, locale_] for split in SPLITS])["product_id"]
+                for locale_ in locales
+            },
         )
         sources = self._sources(paths[SOURCES], official[SOURCES])
         self.info.metadata.update(
@@ -146,10 +133,9 @@ class Esci(Benchmark):
         )
         return {
             split: [
-                partial(self._rows, part.slice(start, SHARD_ROWS), locale_, catalogue, sources)
+                shard
                 for locale_ in locales
-                for part in (parts[split, locale_],)
-                for start in range(0, part.num_rows, SHARD_ROWS)
+                for shard in self._shards(parts[split, locale_], locale_, catalogue, sources)
             ]
             for split in SPLITS
         }
@@ -184,32 +170,22 @@ class Esci(Benchmark):
 
     def _rows(
         self, examples: pa.Table, locale: str, catalogue: _Catalogue, sources: Mapping[str, str]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    ) -> Iterator[tuple[int, dict[str, object]]]:
         products, keys = catalogue.of(locale)
         positions = pc.index_in(examples["product_id"], value_set=keys).to_pylist()
         for number, (example, position) in enumerate(zip(examples.to_pylist(), positions)):
+            texts: dict[str, str | None] = dict.fromkeys(("title", "brand", "color", "bullets", "description"))
             if position is None:
                 self.info.metadata["without_product"] += 1
-                title = brand = color = bullets = description = None
             else:
-                title, brand, color, bullets, description = (products[name][position].as_py() for name in _TEXTS)
-            yield (
-                number,
-                {
-                    "pair_id": example["example_id"] or "",
-                    "query": example["query"] or "",
-                    "query_id": example["query_id"] or "",
-                    "source": sources.get(example["query_id"]) or "",
-                    "item_id": example["product_id"] or "",
-                    "title": title or "",
-                    "brand": brand or "",
-                    "color": color or "",
-                    "bullets": plain_text(bullets or ""),
-                    "description": plain_text(description or ""),
-                    "locale": locale,
-                    "label": example["esci_label"] or "",
-                },
-            )
+                texts = {name: products[column][position].as_py() for name, column in zip(texts, _TEXTS)}
+            texts |= {
+                **{"pair_id": example["example_id"], "query": example["query"], "query_id": example["query_id"]},
+                **{"item_id": example["product_id"], "locale": locale, "label": example["esci_label"]},
+                **{"source": sources.get(example["query_id"])},
+            }
+            row: dict[str, object] = {name: text or "" for name, text in texts.items()}
+            yield number, row | {name: plain_text(texts[name] or "") for name in ("bullets", "description")}
 
 
 class _Catalogue:
@@ -242,9 +218,3 @@ class _Catalogue:
                     arrays.append(pc.cast(rows[name], pa.string()))
         columns = {name: pa.chunked_array(arrays, pa.string()) for name, arrays in batches.items()}
         return columns, columns.pop("product_id").combine_chunks()
-
-
-def _chunks(parts: Mapping[tuple[str, str], pa.Table], locale: str) -> Iterator[pa.Array]:
-    for (_, locale_), part in parts.items():
-        if locale_ == locale:
-            yield from part["product_id"].chunks

@@ -15,14 +15,12 @@ _POINTER = b"version https://git-lfs.github.com"
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """What is known of an official file.
+    """An official file: where to download it, and what it must hold.
 
     Attributes:
-      name: its name.
-      url: where it is to be had.
-      columns: the columns that it has.
-      rows: how many rows it has.
-      size: how many bytes it has, None where no public source says.
+      columns: the names of its columns.
+      rows: the number of its rows.
+      size: its bytes, None where no public source says.
       sha256: the hash of its content, None where no public source says.
     """
 

@@ -9,9 +9,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,8 @@ import pyarrow.csv
 import tensorflow_datasets as tfds
 
 from jax_rele.data.pairs.splits import normalise_query
-from jax_rele.data.sources.benchmarks.builder import SHARD_ROWS, Benchmark, notice, reading
+from jax_rele.data.rows import SPLITS
+from jax_rele.data.sources.benchmarks.builder import Benchmark, notice, reading
 from jax_rele.data.sources.benchmarks.markup import plain_text
 from jax_rele.data.sources.benchmarks.official import OfficialFile, check_columns, check_rows
 from jax_rele.errors import UserError
@@ -61,30 +61,18 @@ class Wands(Benchmark):
         OfficialFile(LABELS, f"{_URL}/{LABELS}", ("id", "query_id", "product_id", "label"), rows=233_448),
     )
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=type(self).__doc__,
-            homepage="https://github.com/wayfair/WANDS",
-            features=tfds.features.FeaturesDict(
-                {
-                    "pair_id": text(doc="id of the label"),
-                    "query": text(),
-                    "query_id": text(),
-                    "query_class": text(),
-                    "item_id": text(doc="product_id"),
-                    "title": text(),
-                    "category": text(),
-                    "description": text(),
-                    "attributes": text(doc="a JSON object: name -> value, or a list of values"),
-                    "label": text(),
-                    **{name: tfds.features.Scalar(np.float32) for name in _RATINGS},
-                }
-            ),
-            disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(),
-        )
+    HOMEPAGE = "https://github.com/wayfair/WANDS"
+    TEXTS = MappingProxyType(
+        {
+            "pair_id": "id of the label",
+            **dict.fromkeys(("query", "query_id", "query_class"), ""),
+            "item_id": "product_id",
+            **dict.fromkeys(("title", "category", "description"), ""),
+            "attributes": "a JSON object: name -> value, or a list of values",
+            "label": "",
+        }
+    )
+    NUMBERS = _RATINGS
 
     def _shard_iterators_per_split(self, dl_manager):
         paths, must_be = self.located(dl_manager)
@@ -108,41 +96,31 @@ class Wands(Benchmark):
             without_product=item_of.null_count,
         )
         asked = queries.to_pylist()
-        items: dict[int | None, dict[str, Any]] = {}
+        items: dict[int | None, dict[str, object]] = {}
         parts = {split: labels.filter(pc.equal(labels["split"], split)) for split in SPLITS}
-        return {
-            split: [
-                partial(self._rows, part.slice(start, SHARD_ROWS), asked, products, items)
-                for start in range(0, part.num_rows, SHARD_ROWS)
-            ]
-            for split, part in parts.items()
-        }
+        return {split: self._shards(part, asked, products, items) for split, part in parts.items()}
 
     def _rows(
         self,
         labels: pa.Table,
         queries: Sequence[Mapping[str, str | None]],
         products: pa.Table,
-        items: dict[int | None, dict[str, Any]],
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        items: dict[int | None, dict[str, object]],
+    ) -> Iterator[tuple[int, dict[str, object]]]:
         for number, row in enumerate(labels.to_pylist()):
             query = {} if row["query"] is None else queries[row["query"]]
-            position = row["item"]
-            if position not in items:
-                product = {} if position is None else products.slice(position, 1).to_pylist()[0]
-                items[position] = _item(product)
-            yield (
-                number,
-                {
-                    "pair_id": row["id"] or "",
-                    "query": query.get("query") or "",
-                    "query_id": row["query_id"] or "",
-                    "query_class": query.get("query_class") or "",
-                    "item_id": row["product_id"] or "",
-                    "label": row["label"] or "",
-                    **items[position],
-                },
-            )
+            index = row["item"]
+            if index not in items:
+                items[index] = _item({} if index is None else products.slice(index, 1).to_pylist()[0])
+            texts = {
+                "pair_id": row["id"],
+                "query": query.get("query"),
+                "query_id": row["query_id"],
+                "query_class": query.get("query_class"),
+                "item_id": row["product_id"],
+                "label": row["label"],
+            }
+            yield number, {name: text or "" for name, text in texts.items()} | items[index]
 
 
 def split_of(query: str) -> str:
@@ -181,7 +159,7 @@ def attributes(features: str, hierarchy: str = "") -> dict[str, str | list[str]]
     return {name: texts if len(texts) > 1 else texts[0] for name, texts in values.items() if texts}
 
 
-def _item(product: Mapping[str, str | None]) -> dict[str, Any]:
+def _item(product: Mapping[str, str | None]) -> dict[str, object]:
     def text(name: str) -> str:
         return (product.get(name) or "").strip()
 

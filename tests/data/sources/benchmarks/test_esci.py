@@ -99,7 +99,7 @@ def test_tfds_reads_it_without_tensorflow(files, tmp_path):
 
 def test_shards_are_joined_in_order(files, tmp_path, monkeypatch):
     whole = list(benchmarks.rows("esci/task2_all", str(files), tmp_path / "a"))
-    monkeypatch.setattr(esci, "SHARD_ROWS", 7)
+    monkeypatch.setattr("jax_rele.data.sources.benchmarks.builder.SHARD_ROWS", 7)
     assert list(benchmarks.rows("esci/task2_all", str(files), tmp_path / "b")) == whole
     assert len(list((tmp_path / "b").rglob("*.array_record-*"))) > 15
 
