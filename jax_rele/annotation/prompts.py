@@ -77,15 +77,14 @@ class Prompts:
         examples: Sequence[PromptExample] = (),
         fields: Sequence[str] = ("title", "brand", "color"),
         reasoning: bool = False,
-        language: str = "",
     ) -> Prompts:
         """Reads a template and renders it once, so that its mistakes are reported here.
 
         Args:
           template: a language of the package, or a path.
-          dimensions, labels: {name: description}; an empty one is replaced by that of `definitions` in `language`.
+          dimensions, labels: {name: description}; an empty one is replaced by that of `definitions`, in the language of
+            a template of the package, else in English.
           examples, fields, reasoning: see `Prompts`; fields are names of `FIELDS`.
-          language: of the definitions; that of a template of the package, else English.
 
         Raises:
           UserError: the template cannot be read or rendered, has an unknown field or lacks a block; a label has no
@@ -95,7 +94,7 @@ class Prompts:
             raise UserError(f"the field {unknown[0]!r} cannot be shown in a prompt; known are {', '.join(FIELDS)}")
         text = str(template)
         packaged = text in definitions.LANGUAGES
-        language = language or (text if packaged else "en")
+        language = text if packaged else "en"
         meanings = definitions.DIMENSIONS.get(language, {})
         dimensions = {name: meaning or meanings.get(name, "") for name, meaning in dimensions.items()}
         meanings = definitions.LABELS.get(language, {})
