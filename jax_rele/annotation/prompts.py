@@ -18,13 +18,13 @@ from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from jax_rele.annotation import definitions
-from jax_rele.annotation.answers import MAX_VALUES, Failure, Fields, answer_form, read_answer
+from jax_rele.annotation.answers import MAX_VALUES, Failure, JsonObject, answer_form, read_answer
 from jax_rele.errors import UserError
 from jax_rele.io import hash_bytes
 from jax_rele.types import ITEM_FIELDS, VERDICTS, Item, Pair, Rationale
 
 FIELDS = (*ITEM_FIELDS, "attributes")
-"""Fields of an item that a prompt can show."""
+"""JsonObject of an item that a prompt can show."""
 
 BLOCKS = {
     "system": ("dimensions", "labels", "fields", "form", "reasoning"),
@@ -116,11 +116,11 @@ class Prompts:
         return hash_bytes(json.dumps(whole, ensure_ascii=True).encode())
 
     @cached_property
-    def schema(self) -> Fields:
+    def schema(self) -> JsonObject:
         """JSON schema of an answer, as strict servers require it; its keys are in the order of generation."""
         values = {"type": "array", "items": {"type": "string"}}
         verdict = {"type": "string", "enum": list(VERDICTS)}
-        properties: Fields = {
+        properties: JsonObject = {
             "query_attributes": _object(dict.fromkeys(self.dimensions, values)),
             "item_attributes": _object(dict.fromkeys(self.dimensions, values)),
             "verdicts": _object(dict.fromkeys(self.dimensions, verdict)),
@@ -153,11 +153,11 @@ class Prompts:
         return self._render("system")
 
     @cached_property
-    def _variables(self) -> Fields:
+    def _variables(self) -> JsonObject:
         """The variables of every block."""
         values = {name: ["..."] for name in self.dimensions}
         verdicts = dict.fromkeys(self.dimensions, "|".join(VERDICTS))
-        form: Fields = {"query_attributes": values, "item_attributes": values, "verdicts": verdicts}
+        form: JsonObject = {"query_attributes": values, "item_attributes": values, "verdicts": verdicts}
         form |= {"reasoning": "..."} if self.reasoning else {}
         return {
             "dimensions": [{"name": name, "description": meaning} for name, meaning in self.dimensions.items()],
@@ -273,7 +273,7 @@ _PROBE = Pair(
 )
 
 
-def _object(properties: Mapping[str, object]) -> Fields:
+def _object(properties: Mapping[str, object]) -> JsonObject:
     required = list(properties)
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
