@@ -2,37 +2,71 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from jax_rele.errors import UserError
+
+_FREE_DISK = "make room, then run the same command again"
+FREE_CACHE = "free some space, or set cache_dir to another place"
+"""What to do where the disk of the cache is full."""
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether an error says that the disk is full; libraries in other languages say so in their message alone."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or os.strerror(errno.ENOSPC) in str(error)
+
+
+def write_error(path: str | Path, error: Exception, fix: str = _FREE_DISK) -> UserError:
+    """The error for a file or folder that cannot be written; `fix` is for a full disk."""
+    if disk_is_full(error):
+        return UserError(f"{path}: the disk is full; {fix}")
+    return UserError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}")
+
+
+def sync(path: str | Path) -> None:
+    """Waits until a file or the names in a folder are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends, and is removed where the block raises.
 
-    A reader sees the old file or the whole new one. Works for files; `atomic_folder` is for folders.
+    A reader sees the old file or the whole new one, also after a crash. `atomic_folder` is for folders.
 
     Raises:
       UserError: the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    # In the same folder, as a file is renamed atomically within one file system only.
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -41,45 +75,51 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, "utf-8")
 
 
-def write_json(path: str | Path, values: Any, *, indent: int | None = 2) -> None:
+def write_json(path: str | Path, values: object, *, indent: int | None = 2) -> None:
     """Writes a JSON file whole or not at all; NaN and infinity are refused with a ValueError."""
     write_text(path, json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """An empty folder beside `path` that becomes `path` when the block ends, and is removed where the block raises."""
+    """An empty folder beside `path` that becomes `path` when the block ends, and is removed where the block raises.
+
+    Raises:
+      OSError: it cannot be written, or `path` is a folder that is not empty.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _temporary(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+        for file in temporary.rglob("*"):
+            sync(file)
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
-def lock(path: str | Path, on_busy: Callable[[], Exception] | None = None) -> Iterator[None]:
+def lock(path: str | Path, on_busy: Callable[[], Exception] | None = None) -> Iterator[bool]:
     """Holds an exclusive lock on a file; the operating system releases it however the process ends.
+
+    Yields whether the lock is held.
 
     Args:
       path: the lock file; its folder exists.
-      on_busy: makes the error to raise where another process holds the lock; None waits for it.
+      on_busy: makes the error to raise where another process holds the lock; None waits for it, and goes on without a
+        lock where the file system has none.
     """
     with Path(path).open("a") as file:
+        is_locked = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if on_busy else 0))
         except OSError:
-            if on_busy is None:
-                raise
-            raise on_busy() from None
-        yield
+            if on_busy is not None:
+                raise on_busy() from None
+            is_locked = False
+        yield is_locked
 
 
 def hash_bytes(content: bytes) -> str:
@@ -87,7 +127,7 @@ def hash_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def hash_values(values: Any) -> str:
+def hash_values(values: object) -> str:
     """A hash of plain data (dicts, lists, numbers, strings) that does not depend on the order of keys."""
     return hash_bytes(json.dumps(values, sort_keys=True, ensure_ascii=False).encode())
 

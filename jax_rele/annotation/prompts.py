@@ -1,8 +1,8 @@
 """Prompts for chat models, from a template file and the definitions of a config.
 
 A template is a Jinja file with the blocks `system`, `user` and `again`. Untrusted texts of queries and items reach
-it only as `query` and `item`: JSON strings in tagged blocks, without any character that begins a tag or a control token
-of chat models. So no text can close its block, whatever the template does.
+it only as `query` and `item`: JSON strings in tagged blocks, without any character that begins a tag or a control
+token of chat models. So no text can close its block, whatever the template does.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def _run_stages(config: str, overrides: Sequence[str], names: Sequence[str]) -> 
     from jax_rele.training import distributed
 
     # Joined before anything else, so that a mistake which one process alone finds ends the others too.
-    with distributed.together():
+    with distributed.join_processes():
         from jax_rele.cli.overrides import read_config
         from jax_rele.runs import pipeline
 
@@ -179,7 +179,7 @@ def explain(run: Path, query: str, **texts: str) -> None:
     from jax_rele.cli import judge
     from jax_rele.types import Item
 
-    judge.explain(run, query, Item("", **texts))
+    judge.explain(run, query, Item("", **texts))  # type: ignore[arg-type]  # the texts are all strings
 
 
 @command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -40,7 +40,7 @@ class TermConfig(Section):
     """A field with a weight per example, e.g. the teacher's confidence."""
     where: str = ""
     """A bool field; the term is computed on the pairs where it is true."""
-    bind: dict[str, Any] = Field(default_factory=dict)
+    bind: dict[str, object] = Field(default_factory=dict)
     """Parameter of the loss -> the name of a field, or a constant."""
 
 

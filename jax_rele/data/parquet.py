@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jax_rele.data.rows import Quarantined, one_line
 from jax_rele.errors import UserError
+from jax_rele.io import atomic_path, disk_is_full, sync, write_error
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
 
@@ -61,24 +61,23 @@ OPTIONAL_PAIR_COLUMNS = ("long_tail",)
 QUARANTINE = pa.schema(
     [_required("source", _TEXT), _required("row", pa.int64()), _required("reason", _TEXT), _required("raw", _TEXT)]
 )
-"""Schema of the rows that were set aside."""
+"""Schema of the quarantined rows."""
 
 RATIONALES = pa.schema([_required("pair_id", _TEXT), _required("text", _TEXT), _required("annotator", _TEXT)])
 """Schema of rationales: the text in the grammar, and who wrote it."""
 
 
 def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, Sequence], schema: pa.Schema) -> None:
-    """Writes a Parquet table in one step: a reader sees the old file or the whole new one, also after a crash.
+    """Writes a Parquet table in one step, see `open_atomically`.
 
     Args:
-      path: the file; its folder is made if need be.
+      path: the file.
       data: rows (mappings) or columns (a mapping of sequences), with just the names of the schema.
       schema: the columns; its metadata are written too.
 
     Raises:
       ValueError, TypeError: the data do not fit the schema.
     """
-    path = Path(path)
     if isinstance(data, Mapping):
         _check_names(data, schema)
         table = pa.Table.from_pydict(dict(data), schema=schema)
@@ -87,12 +86,20 @@ def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, 
         for row in rows:
             _check_names(row, schema)
         table = pa.Table.from_pylist(rows, schema=schema)
-    with open_atomically(path) as file:
+    with open_atomically(Path(path)) as file:
         pq.write_table(table, file, **WRITE_OPTIONS)
 
 
-def join_tables(path: str | os.PathLike, parts: Iterable[str | os.PathLike]) -> None:
-    """Writes the rows of tables of one schema as one table, in one step, with one of them in memory at a time.
+def join_tables(
+    path: str | os.PathLike, parts: Iterable[str | os.PathLike], order: Sequence[int] | np.ndarray | None = None
+) -> None:
+    """Writes the rows of tables of one schema as one table, in one step.
+
+    Args:
+      path: of the result.
+      parts: the tables.
+      order: the row of the joined parts that each row of the result is; by default they follow each other, and one
+        part is in memory at a time.
 
     Raises:
       UserError: as `read_table`, for a part.
@@ -102,8 +109,12 @@ def join_tables(path: str | os.PathLike, parts: Iterable[str | os.PathLike]) -> 
     first = next(tables, None)
     if first is None:
         raise ValueError(f"{path}: no parts to join")
+    tables = itertools.chain([first], tables)
+    if order is not None:
+        joined, order = pa.concat_tables(tables), np.asarray(order)
+        tables = (joined.take(order[start : start + ROWS]) for start in range(0, len(order), ROWS))
     with open_atomically(Path(path)) as file, pq.ParquetWriter(file, first.schema, **WRITE_OPTIONS) as writer:
-        for table in itertools.chain([first], tables):
+        for table in tables:
             writer.write_table(table)
 
 
@@ -141,59 +152,48 @@ def new_files(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".making-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    with _report_full_disk(folder), tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as temporary:
-        yield Path(temporary)
-        for path in sorted(Path(temporary).iterdir()):
-            target = folder / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(path, target)
-        _sync(folder)
-
-
-@contextmanager
-def _report_full_disk(path: Path) -> Iterator[None]:
     try:
-        yield
-    except UserError:
-        raise
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as temporary:
+            yield Path(temporary)
+            for path in sorted(Path(temporary).iterdir()):
+                target = folder / path.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                os.replace(path, target)
+            sync(folder)
     except Exception as error:
-        # Libraries in other languages raise errors without a number.
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
-        if not full:
+        if isinstance(error, UserError) or not disk_is_full(error):
             raise
-        raise UserError(f"{path}: the disk is full; make room, then run the same command again") from error
+        raise write_error(folder, error) from error
 
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when all of it is on disk. Raises UserError where the disk is full."""
-    with _report_full_disk(path), _replacing(path) as file:
+    """A file that replaces `path` when all of it is on disk, see `io.atomic_path`; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, as os.replace is atomic within one file system only.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+def reading_table(path: str | os.PathLike) -> Iterator[None]:
+    """Turns what a missing or damaged table raises into a UserError."""
     try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such table; run the stage that writes it") from None
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: the table is damaged ({one_line(error)}); delete it and run the stage again"
+        ) from error
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def fill_missing(table: pa.Table, schema: pa.Schema, optional: Collection[str]) -> pa.Table:
+    """The table with nulls for those of its optional columns that it lacks."""
+    for name in optional:
+        if name not in table.column_names:
+            table = table.append_column(schema.field(name), pa.nulls(table.num_rows, schema.field(name).type))
+    return table
 
 
 def read_table(path: str | os.PathLike, schema: pa.Schema | None = None, optional: Collection[str] = ()) -> pa.Table:
@@ -207,20 +207,12 @@ def read_table(path: str | os.PathLike, schema: pa.Schema | None = None, optiona
     Raises:
       UserError: no such file, a damaged one, or one without the columns of the schema.
     """
-    try:
+    with reading_table(path):
         table = pq.ParquetFile(path, page_checksum_verification=True).read()
         table.validate(full=True)  # the checksums do not cover the footer; also finds invalid UTF-8
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such table; run the stage that writes it") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path}: the table is damaged ({one_line(error)}); delete it and run the stage again"
-        ) from error
     if schema is None:
         return table
-    for name in optional:
-        if name not in table.column_names:
-            table = table.append_column(schema.field(name), pa.nulls(table.num_rows, schema.field(name).type))
+    table = fill_missing(table, schema, optional)
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise UserError(
@@ -271,32 +263,31 @@ def pairs_to_arrow(pairs: Sequence[Pair]) -> pa.Table:
     items = [pair.item for pair in pairs]
     item = PAIRS.field("item").type
     columns = {field.name: pa.array([getattr(item, field.name) for item in items], field.type) for field in item}
-    arrays = {
-        "item": pa.StructArray.from_arrays(list(columns.values()), fields=list(item)),
-        "tags": [None if pair.tags is None else [vars(tag) for tag in pair.tags] for pair in pairs],
-    }
-    for name in PAIRS.names:
-        if name not in arrays:
-            arrays[name] = [getattr(pair, name) for pair in pairs]
+    arrays = {name: [getattr(pair, name) for pair in pairs] for name in PAIRS.names if name not in ("item", "tags")}
+    arrays["item"] = pa.StructArray.from_arrays(list(columns.values()), fields=list(item))
+    arrays["tags"] = [None if pair.tags is None else [vars(tag) for tag in pair.tags] for pair in pairs]
     return pa.Table.from_pydict(arrays, schema=PAIRS)
 
 
 def pairs_from_arrow(batch: pa.RecordBatch | pa.Table) -> list[Pair]:
     """The pairs of a table with the schema `PAIRS`."""
-    return [_pair(row) for row in batch.to_pylist()]
+    return [
+        Pair(
+            **{
+                **row,
+                "item": Item(**{**row["item"], "attributes": tuple(row["item"]["attributes"])}),
+                "tags": None if row["tags"] is None else tuple(Tag(**tag) for tag in row["tags"]),
+            }
+        )
+        for row in batch.to_pylist()
+    ]
 
 
 def write_quarantine(path: str | os.PathLike, bad: Iterable[Quarantined]) -> None:
-    """Writes the rows that were set aside; a table without rows if there are none."""
+    """Writes quarantined rows; a table without rows if there are none."""
     write_table(path, map(asdict, bad), QUARANTINE)
 
 
 def _check_names(data: Mapping, schema: pa.Schema) -> None:
     if set(data) != set(schema.names):  # pyarrow would drop unknown names and fill in missing ones
         raise ValueError(f"the schema has the columns {schema.names}, the data {list(data)}")
-
-
-def _pair(row: dict) -> Pair:
-    item = {**row["item"], "attributes": tuple(row["item"]["attributes"])}
-    tags = None if row["tags"] is None else tuple(Tag(**tag) for tag in row["tags"])
-    return Pair(**{**row, "item": Item(**item), "tags": tags})

@@ -6,9 +6,10 @@ of the config. Layers are stacked by `nn.scan`, so compile time does not grow wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -187,7 +188,7 @@ class SwiGLU(nn.Module):
         return project(_swish_gated(gate, up), "down_proj", config.width, ("mlp", "embed"))
 
 
-class Block(nn.Module):
+class DecoderBlock(nn.Module):
     """One layer, in the (carry, out) form that `nn.scan` takes."""
 
     config: DecoderConfig
@@ -256,9 +257,9 @@ class Decoder(nn.Module):
         output_embedding = embedding if config.tied else table("output_embedding")
         x = jnp.take(embedding, tokens, axis=0).astype(config.dtype)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
-        block = Block
+        block = DecoderBlock
         if config.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=POLICIES[config.remat])
+            block = nn.remat(DecoderBlock, prevent_cse=False, static_argnums=(4,), policy=POLICIES[config.remat])
         # One window for all layers is static, which every implementation of attention takes; otherwise each layer reads
         # its own.
         mixed = len(set(config.windows)) > 1
@@ -284,3 +285,8 @@ class Decoder(nn.Module):
         config = self.config
         shape = (config.layers, batch, self.cache_length, config.kv_heads, config.head_dim)
         return [self.variable("cache", name, jnp.zeros, shape, config.dtype) for name in ("key", "value")]
+
+
+def init_decoder(model: Decoder) -> Callable[[jax.Array], dict[str, Any]]:
+    """rng -> the decoder's variables."""
+    return lambda rng: model.init(rng, jnp.zeros((1, 8), jnp.int32))

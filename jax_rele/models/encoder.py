@@ -119,7 +119,7 @@ def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
     )
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """One layer, in the (carry, out) form that `nn.scan` takes.
 
     The carry is the stream and, where norms stand before, also its norm, which the next layer's attention reads. So
@@ -196,7 +196,7 @@ class Encoder(nn.Module):
         self.norm = layer_norm(config, "embedding_norm")
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.scan(
-            Block,
+            EncoderBlock,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),

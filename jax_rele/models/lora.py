@@ -70,18 +70,18 @@ def _low_rank_forward(x, a, b):
     return narrow @ b.astype(x.dtype), (x, narrow, a, b)
 
 
-def _low_rank_backward(kept, slope):
-    x, narrow, a, b = kept
+def _low_rank_backward(residuals, cotangent):
+    x, narrow, a, b = residuals
     rows = tuple(range(x.ndim - 1))
 
     def over_rows(left, right):
         dimensions = (rows, rows), ((), ())
         return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
 
-    by_narrow = slope @ b.astype(x.dtype).T
+    by_narrow = cotangent @ b.astype(x.dtype).T
     # Without the barrier the compiler swaps the factors to save the transpose of the small result.
     by_a = jax.lax.optimization_barrier(over_rows(by_narrow, x)).T
-    return by_narrow @ a.astype(x.dtype).T, by_a.astype(a.dtype), over_rows(narrow, slope).astype(b.dtype)
+    return by_narrow @ a.astype(x.dtype).T, by_a.astype(a.dtype), over_rows(narrow, cotangent).astype(b.dtype)
 
 
 low_rank.defvjp(_low_rank_forward, _low_rank_backward)

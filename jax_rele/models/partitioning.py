@@ -49,9 +49,9 @@ def shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
     Raises:
       UserError: the devices of a mesh axis do not divide an axis that is split over them.
     """
-    found = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    tree = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
     leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
-    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(found)):
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(tree)):
         leaf = leaf.value if isinstance(leaf, nn.LogicallyPartitioned) else leaf
         for size, axes in zip(leaf.shape, sharding.spec):
             names = (axes,) if isinstance(axes, str) else axes or ()
@@ -61,7 +61,7 @@ def shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
                     f"mesh: {' x '.join(names)} = {parts} devices do not divide an axis of {size} in "
                     f"{jax.tree_util.keystr(path, simple=True, separator='/')}; change `mesh` in the config"
                 )
-    return found
+    return tree
 
 
 def check_heads(model: str, heads: int, kv_heads: int, mesh: jax.sharding.Mesh) -> None:

@@ -124,7 +124,7 @@ def load_peft(
     boxed = _boxed(model.config)
     shapes = {path: leaf.shape for path, leaf in flatten_dict(nn.unbox(boxed), sep="/").items()}
     tensors = _checked(folder, targets, shapes)
-    placed = None if mesh is None else flatten_dict(shardings(boxed, mesh), sep="/")
+    leaf_shardings = None if mesh is None else flatten_dict(shardings(boxed, mesh), sep="/")
     adapters = {}
     for path, shape in shapes.items():
         values = np.zeros(shape, np.float32)
@@ -133,8 +133,8 @@ def load_peft(
             values[layer] = np.asarray(tensors[_name(module, layer, factor)].values[:], np.float32).T
         adapters[path] = (
             jnp.asarray(values)
-            if placed is None
-            else jax.make_array_from_callback(shape, placed[path], lambda index, values=values: values[index])
+            if leaf_shardings is None
+            else jax.make_array_from_callback(shape, leaf_shardings[path], lambda index, values=values: values[index])
         )
     return model, {COLLECTION: unflatten_dict(adapters, sep="/")}
 

@@ -58,22 +58,24 @@ def quantize_kernel(kernel: jax.Array | jax.ShapeDtypeStruct, kind: Kind) -> Any
     shapes = jax.eval_shape(partial(_quantize, kind=kind), kernel)
     sharding = getattr(kernel, "sharding", None)
     split = isinstance(sharding, NamedSharding)
-    places = jax.tree.map(lambda leaf: _follow(sharding, leaf.shape) if split else sharding, shapes)
+    out_shardings = jax.tree.map(lambda leaf: _follow(sharding, leaf.shape) if split else sharding, shapes)
     if isinstance(kernel, jax.ShapeDtypeStruct):
         return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
+            lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding),
+            shapes,
+            out_shardings,
         )
-    return jax.jit(_quantize, static_argnames="kind", out_shardings=places if split else None)(kernel, kind=kind)
+    return jax.jit(_quantize, static_argnames="kind", out_shardings=out_shardings if split else None)(kernel, kind=kind)
 
 
 def _follow(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
     """The kernel's sharding for an array of as many axes: an axis that is too short to split is not."""
     parts = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, *[None] * (len(shape) - len(sharding.spec))))
-    kept = []
+    axes = []
     for axis, size in zip(parts.spec, shape):
         names = (axis,) if isinstance(axis, str) else axis or ()
-        kept.append(axis if size % math.prod(sharding.mesh.shape[name] for name in names) == 0 else None)
-    return NamedSharding(sharding.mesh, PartitionSpec(*kept))
+        axes.append(axis if size % math.prod(sharding.mesh.shape[name] for name in names) == 0 else None)
+    return NamedSharding(sharding.mesh, PartitionSpec(*axes))
 
 
 def _quantize(kernel, kind):
@@ -109,8 +111,8 @@ def dequantize(kernel: Any, dtype: Any) -> jax.Array:
 def _nf4_levels() -> jax.Array:
     """[16] float32, ascending from -1 to 1."""
     qwix = _qwix()
-    places = jnp.arange(16, dtype=jnp.uint4)
-    return qwix.dequantize(qwix.QArray(places, jnp.ones(1, jnp.float32), qtype="nf4"))
+    codes = jnp.arange(16, dtype=jnp.uint4)
+    return qwix.dequantize(qwix.QArray(codes, jnp.ones(1, jnp.float32), qtype="nf4"))
 
 
 @jax.custom_vjp
@@ -139,10 +141,10 @@ def _product_forward(x, kernel):
     return product(x, kernel), (x, kernel)
 
 
-def _product_backward(kept, slope):
-    x, kernel = kept
+def _product_backward(residuals, cotangent):
+    x, kernel = residuals
     leading = tuple(range(x.ndim - 1))
-    return _contract(slope, kernel, ((slope.ndim - 1,), (1,))), _contract(x, slope, (leading, leading))
+    return _contract(cotangent, kernel, ((cotangent.ndim - 1,), (1,))), _contract(x, cotangent, (leading, leading))
 
 
 product.defvjp(_product_forward, _product_backward)

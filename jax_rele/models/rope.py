@@ -50,7 +50,7 @@ class Rope:
         if self.kind == "llama3":
             turns = self.original_length / (2 * math.pi / plain)
             # 0 for frequencies that turn rarely over the original context, 1 for those that turn often.
-            kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+            unstretched = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         else:
             low, high = (
                 head_dim * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
@@ -59,10 +59,10 @@ class Rope:
             if self.truncate:
                 low, high = math.floor(low), math.ceil(high)
             low, high = max(low, 0), min(high, head_dim - 1)
-            places = np.arange(head_dim // 2, dtype=np.float32)
-            kept = 1 - (places - low) / max(high - low, 1e-3)
-        kept = np.clip(kept, 0, 1)
-        return (1 - kept) * plain / self.factor + kept * plain
+            indices = np.arange(head_dim // 2, dtype=np.float32)
+            unstretched = 1 - (indices - low) / max(high - low, 1e-3)
+        unstretched = np.clip(unstretched, 0, 1)
+        return (1 - unstretched) * plain / self.factor + unstretched * plain
 
     @property
     def scale(self) -> float:

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jax_rele.errors import UserError
 from jax_rele.models.partitioning import RULES
 
-LANES = 128
+VECTOR_WIDTH = 128
 """A TPU's vector width; the kernel's blocks are multiples of it."""
 
 BLOCK = 512
@@ -24,9 +24,12 @@ BLOCK = 512
 
 
 def block_sizes(length: int) -> tuple[int, int]:
-    """(block, padded length): the fewest equal blocks of at most `BLOCK`, a multiple of `LANES` each, that cover it."""
+    """(block, padded length): the fewest equal blocks that cover `length`.
+
+    A block is a multiple of `VECTOR_WIDTH` and at most `BLOCK`.
+    """
     count = -(-length // BLOCK)
-    block = LANES * -(-length // (count * LANES))
+    block = VECTOR_WIDTH * -(-length // (count * VECTOR_WIDTH))
     return block, count * block
 
 

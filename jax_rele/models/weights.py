@@ -144,16 +144,21 @@ def load_params(source: str | Path, config: Config, mesh: jax.sharding.Mesh | No
     """The base parameters of `config` from a folder or the hub; see `from_hf`."""
     parameters, tensors = _checked(resolve(source, NEEDED), config)
     if mesh is None:
-        placed = dict.fromkeys(parameter.path for parameter in parameters)
+        leaf_shardings = dict.fromkeys(parameter.path for parameter in parameters)
     else:
-        placed = flatten_dict(shardings(_boxed(config), mesh), sep="/")
+        leaf_shardings = flatten_dict(shardings(_boxed(config), mesh), sep="/")
     return unflatten_dict(
         {
-            parameter.path: _load(parameter, tensors, jnp.dtype(config.param_dtype), placed[parameter.path])
+            parameter.path: _load(parameter, tensors, jnp.dtype(config.param_dtype), leaf_shardings[parameter.path])
             for parameter in parameters
         },
         sep="/",
     )
+
+
+def weights_folder(init: str) -> Path:
+    """The folder of the weights that a config's `init` names; fetched from the hub where it is a name there."""
+    return resolve(init, (*NEEDED, *SIDE_FILES))
 
 
 def check_weights(source: str | Path, config: Config) -> None:
@@ -184,10 +189,10 @@ def _checked(folder: Path, config: Config) -> tuple[list[Parameter], dict[str, T
     check_names(folder, "config.json", expected, used)
     for name, parameter in expected.items():
         tensor = tensors[name]
-        if tensor.shape != parameter.their_shape:
+        if tensor.shape != parameter.tensor_shape:
             raise UserError(
                 f"{tensor.file}: tensor {name} is {list(tensor.shape)} but config.json says "
-                f"{list(parameter.their_shape)}; fetch both from one model"
+                f"{list(parameter.tensor_shape)}; fetch both from one model"
             )
         if tensor.dtype not in ("F32", "F16", "BF16", "F64"):
             raise UserError(
@@ -327,7 +332,7 @@ def _outgoing(config: Config, variables: Mapping[str, Any]) -> list[Outgoing]:
         adapter = {name: lora[module + name] for name in ("a", "b") if module in kernels and module + name in lora}
         for layer, name in enumerate(parameter.names):
             # The parts of a tensor are in the table in their order.
-            shapes[name] = parameter.their_shape
+            shapes[name] = parameter.tensor_shape
             pieces.setdefault(name, []).append(
                 partial(_blocks, parameter, layer, params[parameter.path], adapter, spec, config.param_dtype)
             )

@@ -41,12 +41,12 @@ def _plan(request: dict, doing) -> dict:
 
     config = configs.from_dict(request["config"], request["path"])
     mesh, kind = make_mesh(config.mesh, devices), topology.chip.kind
-    found = []
+    estimates = []
     for name, make in steps(config, mesh, kind, request["steps"]):
         doing(name)
         narrow = config.teacher.dtype == "bfloat16" and name not in config.distill.students
-        found.append(estimate(make(), topology, widened=kind == "gpu" and narrow).to_dict())
-    if not found:
+        estimates.append(estimate(make(), topology, widened=kind == "gpu" and narrow).to_dict())
+    if not estimates:
         names = " or ".join(request["steps"])
         raise UserError(f"{request['path']}: its run has no step {names}; name others in --steps")
     return {
@@ -56,7 +56,7 @@ def _plan(request: dict, doing) -> dict:
         "chip": dataclasses.asdict(topology.chip),
         "mesh": dict(mesh.shape),
         "reserve": RESERVE[kind],
-        "steps": found,
+        "steps": estimates,
     }
 
 

@@ -16,7 +16,7 @@ from jax_rele.models.partitioning import RULES, shardings
 from jax_rele.training.state import TrainState, create_state
 
 
-def born(make: Callable[[jax.Array], Any], mesh: jax.sharding.Mesh) -> Any:
+def init_abstract(make: Callable[[jax.Array], Any], mesh: jax.sharding.Mesh) -> Any:
     """What `make(rng)` would be on the mesh; its arrays carry logical axis names, as `Module.init` gives them."""
     boxed = jax.eval_shape(make, jax.random.key(0))
     return jax.tree.map(
@@ -30,7 +30,7 @@ def train_state(
     init: Callable[[jax.Array], Any], trainable: str, frozen: Any, tx: Any, mesh: jax.sharding.Mesh
 ) -> TrainState:
     """The state at step 0 that `training.init_state` would make."""
-    state = born(lambda rng: create_state({trainable: init(rng)[trainable]}, {}, tx), mesh)
+    state = init_abstract(lambda rng: create_state({trainable: init(rng)[trainable]}, {}, tx), mesh)
     return dataclasses.replace(state, frozen=frozen)
 
 

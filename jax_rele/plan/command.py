@@ -38,10 +38,10 @@ def plan(path: str, config: Config, topology: str, *, names: Sequence[str], json
         raise UserError(f"{json_path.resolve().parent}: no such folder to write to; create it first")
     # Where nobody looks, as in a log, tables need not be cut to a terminal's width.
     console = Console(width=None if sys.stdout.isatty() else 120)
-    found = make_plan(path, config, topology, names, console)
-    print_plan(found, console)
+    result = make_plan(path, config, topology, names, console)
+    print_plan(result, console)
     if json_path is not None:
-        json_path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        json_path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 def make_plan(path: str, config: Config, topology: str, names: Sequence[str], console: Console) -> dict[str, Any]:
@@ -66,11 +66,11 @@ def make_plan(path: str, config: Config, topology: str, names: Sequence[str], co
             env=environment,
             text=True,
         ) as process:
-            found = _talk(process, json.dumps(request), console)
-        if "plan" in found:
-            return found["plan"]
-        if "error" in found:
-            raise UserError(found["error"])
+            reply = _talk(process, json.dumps(request), console)
+        if "plan" in reply:
+            return reply["plan"]
+        if "error" in reply:
+            raise UserError(reply["error"])
         noise.seek(0)
         sys.stderr.write(noise.read())
     raise UserError(f"{path}: planning for {topology} ended with status {process.returncode}; what it said is above")
@@ -83,8 +83,8 @@ def _talk(process: subprocess.Popen, request: str, console: Console) -> dict[str
         with suppress(BrokenPipeError), process.stdin:
             process.stdin.write(request)
         for line in process.stdout:
-            said = json.loads(line)
-            if "doing" not in said:
-                return said
-            status.update(f"plan {said['doing']}")
+            message = json.loads(line)
+            if "doing" not in message:
+                return message
+            status.update(f"plan {message['doing']}")
     return {}

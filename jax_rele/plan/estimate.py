@@ -20,14 +20,14 @@ RESERVE = {"tpu": 0.03, "gpu": 0.10}
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StepCost:
     """The costs of a step; bytes are of one chip, operations of all.
 
     Attributes:
       name, shape: the step's.
-      held: bytes by kind before the step runs.
-      made: bytes that the step makes: gradients, activations, results, and the program itself. None where the compiler
-        gave up before it knew.
+      resident: bytes by kind before the step runs.
+      allocated: bytes that the step allocates: gradients, activations, results, and the program itself. None where the
+        compiler failed before it knew.
       limit: bytes that the step may take, the reserve left out.
       attention: bytes of the whole step by implementation of attention, None as above; the config's own comes first.
       tokens: tokens that the step reads.
@@ -38,8 +38,8 @@ class Estimate:
 
     name: str
     shape: str
-    held: dict[str, int]
-    made: int | None
+    resident: dict[str, int]
+    allocated: int | None
     limit: int
     attention: dict[str, int | None]
     tokens: int
@@ -52,7 +52,7 @@ class Estimate:
 
     @property
     def total(self) -> int | None:
-        return None if self.made is None else sum(self.held.values()) + self.made
+        return None if self.allocated is None else sum(self.resident.values()) + self.allocated
 
     @property
     def fits(self) -> bool:
@@ -81,7 +81,7 @@ class Estimate:
         return {
             "step": self.name,
             "shape": self.shape,
-            "bytes_per_chip": {**self.held, "made": self.made, "total": self.total, "limit": self.limit},
+            "bytes_per_chip": {**self.resident, "made": self.allocated, "total": self.total, "limit": self.limit},
             "fits": self.fits,
             "bytes_per_chip_by_attention": self.attention,
             "tokens": self.tokens,
@@ -105,7 +105,7 @@ class Estimate:
         }
 
 
-def estimate(step: Step, topology: Topology, *, widened: bool = False) -> Estimate:
+def estimate(step: Step, topology: Topology, *, widened: bool = False) -> StepCost:
     """Compiles a step for a topology and reads what it costs.
 
     On a GPU topology the program is that of the CPU's compiler for as many devices. What it makes is then at most this:
@@ -118,38 +118,38 @@ def estimate(step: Step, topology: Topology, *, widened: bool = False) -> Estima
       widened: whether the model computes in bfloat16 and the compiler widens it.
     """
     chip, gpu = topology.chip, topology.chip.kind == "gpu"
-    held = {kind: bytes_per_chip(tree) for kind, tree in step.held.items()}
-    made, text, written = {}, None, 0
+    resident = {kind: bytes_per_chip(tree) for kind, tree in step.resident.items()}
+    allocated, text, written = {}, None, 0
     for name, lower in step.lower.items():
         try:
-            compiled, needed = _compile(lower, sum(held.values()))
+            compiled, needed = _compile(lower, sum(resident.values()))
         except (UserError, ValueError):
-            if not made:
+            if not allocated:
                 raise
             continue  # another implementation than the config's, which cannot compute this model
         if compiled is not None:
             stats = compiled.memory_analysis()
             written = stats.output_size_in_bytes - stats.alias_size_in_bytes
             needed = stats.temp_size_in_bytes + written + stats.generated_code_size_in_bytes
-        if not made and compiled is not None:
+        if not allocated and compiled is not None:
             text = compiled.as_text()
-        made[name] = None if needed is None else needed + step.unseen.get(name, 0)
-    own = next(iter(made))
+        allocated[name] = None if needed is None else needed + step.unseen.get(name, 0)
+    own = next(iter(allocated))
     module = hlo.parse(text) if text else None
     collectives = hlo.collectives(module, widened=widened) if module else []
     moved = traffic(module) if module else 0
     seconds = {
         "compute": step.executed / topology.devices / chip.flops,
-        "memory": (sum(held.values()) + written if gpu else moved) / chip.bandwidth,
+        "memory": (sum(resident.values()) + written if gpu else moved) / chip.bandwidth,
         "links": sum(x.moved / topology.bandwidth(x.group) for x in collectives),
     }
-    return Estimate(
+    return StepCost(
         name=step.name,
         shape=step.shape,
-        held=held,
-        made=made[own],
+        resident=resident,
+        allocated=allocated[own],
         limit=round(chip.memory * (1 - RESERVE[chip.kind])),
-        attention={name: None if x is None else x + sum(held.values()) for name, x in made.items() if name},
+        attention={name: None if x is None else x + sum(resident.values()) for name, x in allocated.items() if name},
         tokens=step.tokens,
         executed=step.executed,
         required=step.required,
@@ -163,7 +163,7 @@ def estimate(step: Step, topology: Topology, *, widened: bool = False) -> Estima
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _compile(lower: Lower, held: int) -> tuple[jax.stages.Compiled | None, int | None]:
+def _compile(lower: Lower, resident: int) -> tuple[jax.stages.Compiled | None, int | None]:
     """The compiled program; or None, and what the compiler said that it would have to make where that was too much."""
     try:
         return lower().compile(), None
@@ -171,6 +171,6 @@ def _compile(lower: Lower, held: int) -> tuple[jax.stages.Compiled | None, int |
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         if used := re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(error)):
-            return None, max(0, int(float(used.group(1)) * _UNITS[used.group(2)]) - held)
-        made = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", str(error))
-        return None, int(float(made.group(1)) * _UNITS[made.group(2)]) if made else None
+            return None, max(0, int(float(used.group(1)) * _UNITS[used.group(2)]) - resident)
+        match = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", str(error))
+        return None, int(float(match.group(1)) * _UNITS[match.group(2)]) if match else None

@@ -54,13 +54,13 @@ def _count(jaxpr: core.Jaxpr) -> int:
 
 def _inner(params: dict[str, Any]) -> list[core.Jaxpr]:
     """The jaxprs among an equation's parameters."""
-    found = []
+    jaxprs = []
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             item = getattr(item, "jaxpr", item)
             if isinstance(item, core.Jaxpr):
-                found.append(item)
-    return found
+                jaxprs.append(item)
+    return jaxprs
 
 
 def _dot(equation) -> int:

@@ -40,8 +40,8 @@ class Instruction:
 
     def called(self, key: str) -> str | None:
         """The computation that an attribute such as `body` names."""
-        found = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
-        return found.group(1) if found else None
+        match = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
+        return match.group(1) if match else None
 
 
 @dataclass
@@ -85,8 +85,8 @@ class Collective:
     @property
     def moved(self) -> float:
         """Bytes that one chip sends in a step, by ring algorithms."""
-        share = (self.group - 1) / self.group
-        once = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+        fraction = (self.group - 1) / self.group
+        once = {"all-reduce": 2 * fraction, "collective-permute": 1.0}.get(self.kind, fraction)
         return once * self.bytes * self.count
 
 
@@ -106,10 +106,10 @@ def parse(text: str) -> Module:
         if line and not line[0].isspace() and (header := _HEADER.match(line)):
             current = computations[header.group(2)] = Computation()
             entry = header.group(2) if header.group(1) else entry
-        elif (found := _INSTRUCTION.match(line)) and (made := _instruction(found.group(2), found.group(3))):
-            current.instructions[made.name] = made
-            if found.group(1):
-                current.root = made.name
+        elif (match := _INSTRUCTION.match(line)) and (instruction := _instruction(match.group(2), match.group(3))):
+            current.instructions[instruction.name] = instruction
+            if match.group(1):
+                current.root = instruction.name
     partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
     return Module(computations, entry, int(partitions.group(1)) if partitions else 1)
 
@@ -131,10 +131,10 @@ def _instruction(name: str, rest: str) -> Instruction | None:
 def _closing(text: str, start: int) -> int:
     """The place of the parenthesis that closes the one at `start`."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
+    for index in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
         if depth == 0:
-            return place
+            return index
     return len(text) - 1
 
 
@@ -195,22 +195,22 @@ def trip_count(module: Module, loop: Instruction) -> int:
     counter, end = condition.operands(compare)
     if counter.op != "get-tuple-element" or end.op != "constant" or not end.attributes.isdigit():
         return 1
-    place = int(counter.called("index"))
-    step = _added(body, body.instructions[body.root].operands[place], place)
+    index = int(counter.called("index"))
+    step = _added(body, body.instructions[body.root].operands[index], index)
     return -(-int(end.attributes) // step) if step else 1
 
 
-def _added(body: Computation, name: str, place: int) -> int | None:
-    """What `name` adds to the element `place` of a loop's state; None where it is something else."""
+def _added(body: Computation, name: str, index: int) -> int | None:
+    """What `name` adds to the element `index` of a loop's state; None where it is something else."""
     instruction = body.instructions[name]
     if instruction.op == "get-tuple-element":
-        return 0 if int(instruction.called("index")) == place else None
+        return 0 if int(instruction.called("index")) == index else None
     if instruction.op == "copy":
-        return _added(body, instruction.operands[0], place)
+        return _added(body, instruction.operands[0], index)
     if instruction.op == "add":
         left, right = body.operands(instruction)
         counter, constant = (right, left) if left.op == "constant" else (left, right)
-        before = _added(body, counter.name, place)
+        before = _added(body, counter.name, index)
         if before is not None and constant.op == "constant" and constant.attributes.isdigit():
             return before + int(constant.attributes)
     return None
@@ -227,7 +227,7 @@ def collectives(text: str | Module, *, widened: bool = False) -> list[Collective
       widened: whether float32 counts as 16 bits, for programs whose compiler widened bfloat16.
     """
     module = parse(text) if isinstance(text, str) else text
-    found: dict[Collective, int] = defaultdict(int)
+    counts: dict[Collective, int] = defaultdict(int)
     for instruction, inside, fusion, times in collective_instructions(module):
         kind = instruction.op.removesuffix("-start")
         if kind == "all-reduce" and fusion.startswith("all-reduce-scatter"):
@@ -240,9 +240,9 @@ def collectives(text: str | Module, *, widened: bool = False) -> list[Collective
         )
         size *= group if kind == "all-gather" else 1
         source = re.search(r'op_name="([^"]*)"', instruction.attributes)
-        found[Collective(kind, size, group, 0, source.group(1) if source else "")] += times
+        counts[Collective(kind, size, group, 0, source.group(1) if source else "")] += times
     # A group of one exchanges nothing.
-    return [replace(collective, count=count) for collective, count in found.items() if collective.group > 1]
+    return [replace(collective, count=count) for collective, count in counts.items() if collective.group > 1]
 
 
 def collective_instructions(module: Module) -> Iterator[tuple[Instruction, Computation, str, int]]:

@@ -30,8 +30,8 @@ def _memory(plan: dict[str, Any]) -> Table:
     steps, limit = plan["steps"], plan["steps"][0]["bytes_per_chip"]["limit"]
     table = _table(f"memory: GiB per chip, of {limit / GIB:.2f}", "step", *KINDS.values(), "made", "total", "fits")
     for step in steps:
-        held = step["bytes_per_chip"]
-        cells = (_gib(held.get(kind, 0)) for kind in (*KINDS, "made", "total"))
+        sizes = step["bytes_per_chip"]
+        cells = (_gib(sizes.get(kind, 0)) for kind in (*KINDS, "made", "total"))
         table.add_row(step["step"], *cells, "yes" if step["fits"] else "[red]no[/]")
     return table
 
@@ -56,10 +56,10 @@ def _collectives(plan: dict[str, Any]) -> Table:
 
 
 def _attention(plan: dict[str, Any]) -> Table:
-    found = {step["step"]: step["bytes_per_chip_by_attention"] for step in plan["steps"]}
-    names = sorted({name for sizes in found.values() for name in sizes})
+    by_step = {step["step"]: step["bytes_per_chip_by_attention"] for step in plan["steps"]}
+    names = sorted({name for sizes in by_step.values() for name in sizes})
     table = _table("memory by attention", "step", *names)
-    for step, sizes in found.items():
+    for step, sizes in by_step.items():
         if sizes:
             table.add_row(step, *(_gib(sizes.get(name)) for name in names))
     return table
@@ -70,15 +70,15 @@ def notes(plan: dict[str, Any]) -> list[str]:
     chip = plan["chip"]
     peak = f"{chip['flops'] / 1e12:g} TFLOP/s bfloat16, {chip['bandwidth'] / 1e9:g} GB/s HBM, "
     peak += f"{chip['link'] / 1e9:g} GB/s {'NVLink' if chip['kind'] == 'gpu' else 'a link'} one way"
-    found = [
+    sentences = [
         f"{chip['name']}: {peak}. {plan['reserve']:.0%} of its memory is left to the runtime.",
         "Times are the least that is possible: peak rates, and compute, HBM and links at once. MFU counts what would "
         "be computed without remat; it and tokens/s count padding.",
     ]
     if chip["kind"] == "tpu":
-        return [*found, "Compiled for this topology; nothing was run or allocated."]
+        return [*sentences, "Compiled for this topology; nothing was run or allocated."]
     return [
-        *found,
+        *sentences,
         "By analysis, not compiled for GPUs. What is held is exact. What is made is that of the CPU's compiler, which "
         "widens bfloat16 to float32: a GPU needs less. HBM time is what is held, read once. cudnn is splash, which "
         "keeps as little, and cuDNN's mask.",
@@ -89,16 +89,16 @@ def notes(plan: dict[str, Any]) -> list[str]:
 def by_kind(collectives: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
     """(kind, runs per step, bytes that a chip sends), most bytes first."""
     totals: dict[str, tuple[int, int]] = {}
-    for found in collectives:
-        count, size = totals.get(found["kind"], (0, 0))
-        totals[found["kind"]] = count + found["count"], size + found["sent_per_chip"]
+    for collective in collectives:
+        count, size = totals.get(collective["kind"], (0, 0))
+        totals[collective["kind"]] = count + collective["count"], size + collective["sent_per_chip"]
     return sorted(((kind, *total) for kind, total in totals.items()), key=lambda row: -row[2])
 
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place and column != "kind" else "left", no_wrap=True)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index and column != "kind" else "left", no_wrap=True)
     return table
 
 

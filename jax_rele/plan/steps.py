@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,23 +14,25 @@ import numpy as np
 
 from jax_rele import losses
 from jax_rele.config import AdaptConfig, Config, FinetuneConfig
-from jax_rele.distillation.targets import AUGMENTED
+from jax_rele.distillation import objectives
+from jax_rele.distillation.fields import batch_fields
 from jax_rele.errors import UserError
+from jax_rele.losses.combine import Term
 from jax_rele.models import Decoder, build_teacher
+from jax_rele.models.decoder import init_decoder
 from jax_rele.models.partitioning import check_heads, use
 from jax_rele.models.quantize import quantize_params
-from jax_rele.plan.abstract import array, born, rows, train_state
+from jax_rele.plan.abstract import array, init_abstract, rows, train_state
 from jax_rele.plan.flops import flops
 from jax_rele.rationale import grammar
-from jax_rele.runs import objectives
-from jax_rele.runs.artefacts import check_encoder, init_decoder
-from jax_rele.runs.students import input_spec
-from jax_rele.stages.adapt import language_loss
-from jax_rele.students import build_student
+from jax_rele.runs.preflight import check_encoder
+from jax_rele.students import InputSpec, build_student
+from jax_rele.students.base import StudentModel
 from jax_rele.teacher.continuous_batching import STEP_TOKENS
 from jax_rele.teacher.decoding import Sampling, decode, new_slots
 from jax_rele.teacher.kv_cache import bucket, new_cache, prefill, row_parts
 from jax_rele.teacher.label_scores import first_token_probs
+from jax_rele.teacher.language_model import language_loss
 from jax_rele.teacher.template import DecodingTemplate
 from jax_rele.training import make_optimizer, make_train_step, shard_step
 from jax_rele.types import VERDICTS
@@ -56,7 +58,7 @@ class Step:
       name: which step.
       shape: what it works on, in words.
       tokens: tokens that it reads, padding included, over all chips.
-      held: what is in memory before it runs, by kind.
+      resident: the arrays that are in memory before it runs, by kind.
       lower: the program, by implementation of attention; the config's own comes first.
       unseen: bytes per chip that an implementation takes beside what the lowered program shows.
       executed: floating-point operations over all chips.
@@ -66,7 +68,7 @@ class Step:
     name: str
     shape: str
     tokens: int
-    held: dict[str, Any]
+    resident: dict[str, Any]
     lower: dict[str, Lower]
     executed: int
     required: int
@@ -155,7 +157,7 @@ def _language_step(
     with use(mesh):
         executed = flops(step_of(), state, batch)
         required = flops(step_of(remat="none"), state, batch)
-    held = {"base": state.frozen, "trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
+    resident = {"base": state.frozen, "trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
     unseen = {}
     if "cudnn" in names:
         # Splash stands in for cuDNN, which keeps as little; where rows hold segments cuDNN also takes a 16-bit mask and
@@ -166,7 +168,7 @@ def _language_step(
     lowerings = {name: partial(lower, stand_in or name) for name, stand_in in names.items()}
     parts = f", {optimization.micro_batches} at a time" if optimization.micro_batches > 1 else ""
     shape = f"{count} rows of {length} tokens{parts}"
-    return Step(name, shape, count * length, held, lowerings, executed, required, unseen)
+    return Step(name, shape, count * length, resident, lowerings, executed, required, unseen)
 
 
 def language_batch(mesh: jax.sharding.Mesh, count: int, length: int, *, packed: bool) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def _length(config: Config, segment: grammar.Segment) -> int:
 
 def _base(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Any:
     """The base parameters as they are frozen."""
-    params = born(init_decoder(model), mesh)["params"]
+    params = init_abstract(init_decoder(model), mesh)["params"]
     return params if config.teacher.quantize == "none" else quantize_params(params, config.teacher.quantize)
 
 
@@ -213,15 +215,15 @@ def _score_prefix(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> St
     with use(mesh):
         operations = flops(partial(prefill.__wrapped__, model), *arguments)
     shape = f"{count} queries of {length} tokens"
-    return Step("score_prefix", shape, count * length, _teacher_held(variables), {"": lower}, operations, operations)
+    return Step("score_prefix", shape, count * length, _teacher_arrays(variables), {"": lower}, operations, operations)
 
 
 def _score(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Step:
     count, prompt = config.score.batch_size, config.teacher.prompt_length
-    behind = bucket(prompt // QUERY_SHARE)
+    prefix_length = bucket(prompt // QUERY_SHARE)
     length = bucket(prompt - prompt // QUERY_SHARE)
     variables = _variables(config, model, mesh)
-    cache = _cache(model, mesh, count, behind)
+    cache = _cache(model, mesh, count, prefix_length)
     labels = array(mesh, (len(config.labels.names),), np.int32)
     arguments = variables, cache, *_reading(mesh, count, length), rows(mesh, count, np.int32), labels
 
@@ -231,9 +233,9 @@ def _score(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Step:
 
     with use(mesh):
         operations = flops(partial(first_token_probs.__wrapped__, model), *arguments)
-    held = {**_teacher_held(variables), "cache": cache}
-    shape = f"{count} items of {length} tokens behind queries of {behind}"
-    return Step("score", shape, count * length, held, {"": lower}, operations, operations)
+    resident = {**_teacher_arrays(variables), "cache": cache}
+    shape = f"{count} items of {length} tokens behind queries of {prefix_length}"
+    return Step("score", shape, count * length, resident, {"": lower}, operations, operations)
 
 
 def _generate(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) -> Step:
@@ -261,9 +263,9 @@ def _generate(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str
 
     with use(mesh):
         operations = flops(partial(decode.__wrapped__, model, **options), *arguments)
-    held = {**_teacher_held(variables), "cache": slots.cache}
+    resident = {**_teacher_arrays(variables), "cache": slots.cache}
     shape = f"{count} rows, {width} tokens each, behind up to {length}"
-    return Step("generate", shape, count * width, held, {"": lower}, operations, operations)
+    return Step("generate", shape, count * width, resident, {"": lower}, operations, operations)
 
 
 def _decoding_template(config: Config, model: Decoder) -> DecodingTemplate:
@@ -284,10 +286,10 @@ def _decoding_template(config: Config, model: Decoder) -> DecodingTemplate:
 
 
 def _variables(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    return {"params": _base(config, model, mesh), "lora": born(init_decoder(model), mesh)["lora"]}
+    return {"params": _base(config, model, mesh), "lora": init_abstract(init_decoder(model), mesh)["lora"]}
 
 
-def _teacher_held(variables: dict[str, Any]) -> dict[str, Any]:
+def _teacher_arrays(variables: dict[str, Any]) -> dict[str, Any]:
     return {"base": variables["params"], "trained": variables["lora"]}
 
 
@@ -310,10 +312,11 @@ def _distill(config: Config, name: str, mesh: jax.sharding.Mesh) -> Step:
     optimization, student = config.distill.optimization, config.student
     vocab_size = student.random.vocab_size if student.init == "random" else 0
     model = build_student(name, student, vocab_size, len(config.labels.names), len(config.rationale.dimensions))
+    spec = InputSpec(config.data.item_fields, student.query_length, student.item_length, student.rationale_length)
     count = max(1, optimization.batch_size // config.distill.group_size) * config.distill.group_size
     recipe = "mkd" if "mkd" in config.distill.recipes else config.distill.recipes[-1]
-    terms = objectives.terms(config, recipe, model.heads)
-    batch = student_batch(config, model, mesh, count, losses.needs(terms)[0])
+    terms = objectives.terms(config.distill, config.labels.gains, recipe, model.heads)
+    batch = student_batch(model, spec, mesh, count, terms)
     one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch["inputs"])
     tx = make_optimizer(optimization)
     state = train_state(lambda rng: model.init(rng, **one), "params", {}, tx, mesh)
@@ -332,44 +335,17 @@ def _distill(config: Config, name: str, mesh: jax.sharding.Mesh) -> Step:
 
     with use(mesh):
         operations = flops(step, state, batch)
-    length = sum(array.length for array in model.batch_spec(input_spec(config)).values() if array.is_token)
-    held = {"trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
+    length = sum(array.length for array in model.batch_spec(spec).values() if array.is_token)
+    resident = {"trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
     shape = f"{count} pairs of {length} tokens, recipe {recipe}"
-    return Step(name, shape, count * length, held, {"": lower}, operations, operations)
+    return Step(name, shape, count * length, resident, {"": lower}, operations, operations)
 
 
 def student_batch(
-    config: Config, model: Any, mesh: jax.sharding.Mesh, count: int, outputs: Collection[str]
+    model: StudentModel, spec: InputSpec, mesh: jax.sharding.Mesh, count: int, terms: Mapping[str, Term]
 ) -> dict[str, Any]:
-    """A batch of a student's training, as `stages.distill` feeds it where the terms read these outputs."""
-    labels, dimensions = len(config.labels.names), len(config.rationale.dimensions)
-    make = partial(rows, mesh, count)
-    batch = {
-        "labels": make(np.int32),
-        "labels_mask": make(bool),
-        "label_probs": make(np.float32, labels),
-        "verdict_probs": make(np.float32, dimensions, len(VERDICTS)),
-        "verdict_probs_mask": make(bool, dimensions),
-        "confidence": make(np.float32),
-        "mask": make(bool),
-        "segments": make(np.int32),
-        "segments_mask": make(bool),
-    }
-    spec = model.batch_spec(input_spec(config))
-    inputs = {name: make(array.dtype, array.length) for name, array in spec.items()}
-    outputs = set(outputs) & model.heads
-    if "token_logits" in outputs or "attention" in outputs:
-        batch |= {
-            "evidence_tags": make(np.int32, spec["tokens"].length),
-            "evidence_tags_mask": make(bool, spec["tokens"].length),
-        }
-    if "latent" in outputs:
-        batch |= {
-            "rationale_embedding": make(np.float32, model.latent_width),
-            "rationale_embedding_mask": make(bool),
-        }
-    if AUGMENTED & outputs:
-        extra = config.student.rationale_length
-        inputs["augmented"] = {name: make(array.dtype, array.length + extra) for name, array in spec.items()}
-        batch["rationale_mask"] = make(bool)
-    return {"inputs": inputs, **batch}
+    """A batch of a student's training by these terms, as `stages.distill` feeds it."""
+    fields = batch_fields(model, spec, [terms])
+    batch = jax.tree.map(lambda field: rows(mesh, count, field.dtype, *field.shape), fields)
+    ids, mask = rows(mesh, count, np.int32), rows(mesh, count, bool)
+    return {**batch, "mask": mask, "segments": ids, "segments_mask": mask}

@@ -48,8 +48,8 @@ def _moved(module: Module, computation: Computation, instruction: Instruction) -
         fused = module.computations[instruction.called("calls")]
         return _read_by_fusion(module, fused, operands) + _written(instruction, fused)
     if op in ("slice", "dynamic-slice", "gather", "slice-start"):
-        taken = instruction.shapes[len(operands) if op == "slice-start" else 0]
-        return taken.bytes * (operands[0].shapes[0].in_hbm + taken.in_hbm)
+        selected = instruction.shapes[len(operands) if op == "slice-start" else 0]
+        return selected.bytes * (operands[0].shapes[0].in_hbm + selected.in_hbm)
     if op in _UPDATES:
         return 2 * operands[_UPDATES[op]].bytes
     if op.endswith("-start"):
@@ -65,29 +65,29 @@ def _read_by_fusion(module: Module, fused: Computation, operands: list[Instructi
     parameters = [x for x in fused.instructions.values() if x.op == "parameter"]
     # What a fusion reads of an operand in HBM; the fused computation says how much of it.
     return sum(
-        min(_taken(module, fused, parameter), parameter.bytes)
+        min(_bytes_read(module, fused, parameter), parameter.bytes)
         for parameter in parameters
-        if (place := int(parameter.attributes)) < len(operands) and _in_hbm(operands[place])
+        if (index := int(parameter.attributes)) < len(operands) and _in_hbm(operands[index])
     )
 
 
-def _taken(module: Module, fused: Computation, source: Instruction) -> int:
+def _bytes_read(module: Module, fused: Computation, source: Instruction) -> int:
     """Bytes of `source` that the instructions of a fused computation read."""
     total = 0
     for user in fused.instructions.values():
         if source.name not in user.operands:
             continue
         if user.op == "bitcast":
-            total += _taken(module, fused, user)
+            total += _bytes_read(module, fused, user)
         elif user.op in ("dynamic-slice", "slice", "gather"):
             total += user.bytes
         elif user.op == "fusion":
             inner = module.computations[user.called("calls")]
-            places = [place for place, name in enumerate(user.operands) if name == source.name]
+            indices = [index for index, name in enumerate(user.operands) if name == source.name]
             total += sum(
-                min(_taken(module, inner, x), x.bytes)
+                min(_bytes_read(module, inner, x), x.bytes)
                 for x in inner.instructions.values()
-                if x.op == "parameter" and int(x.attributes) in places
+                if x.op == "parameter" and int(x.attributes) in indices
             )
         elif user.op in _UPDATES and user.operands[0] == source.name:
             continue

@@ -55,15 +55,15 @@ class RuleAnnotator:
         return [self._annotate(pair) for pair in pairs]
 
     def _annotate(self, pair: Pair) -> Rationale:
-        wanted = query_attributes(pair, self.gazetteers)
+        asked = query_attributes(pair, self.gazetteers)
         stated = item_attributes(pair.item, self.gazetteers)
         title = words(pair.item.title)
         comparisons = []
         for dimension in self.gazetteers.dimensions:
-            query_values, item_values = wanted[dimension], stated[dimension]
+            query_values, item_values = asked[dimension], stated[dimension]
             # A title names other brands (`case for iPhone`) and other colors than the columns do.
             if dimension not in ("brand", "color") or not item_values:
-                in_title = _found_in(pair.item.title, title, query_values, dimension)
+                in_title = _occurrences(pair.item.title, title, query_values, dimension)
                 item_values = _distinct((*item_values, *in_title))
             item_values = self._keep(dimension, query_values, item_values)
             comparisons.append(
@@ -73,8 +73,8 @@ class RuleAnnotator:
 
     def _keep(self, dimension: str, query_values: Sequence[str], item_values: Sequence[str]) -> tuple[str, ...]:
         def distance(value: str) -> int:
-            found = {agree(dimension, wanted, value) for wanted in query_values}
-            return 0 if True in found else 1 if False in found else 2
+            agreements = {agree(dimension, asked, value) for asked in query_values}
+            return 0 if True in agreements else 1 if False in agreements else 2
 
         return tuple(sorted(item_values, key=distance)[: self.max_values])
 
@@ -84,10 +84,10 @@ def query_attributes(pair: Pair, gazetteers: Gazetteers) -> dict[str, tuple[str,
     if pair.tags is not None:
         values = [(gazetteers.tag_map.get(tag.type), _plain(tag.text)) for tag in pair.tags]
     else:
-        found = words(pair.query)
+        query_words = words(pair.query)
         values = [
-            (dimension, pair.query[found[start].start : found[end - 1].end])
-            for start, end, dimension in _query_phrases(found, gazetteers)
+            (dimension, pair.query[query_words[start].start : query_words[end - 1].end])
+            for start, end, dimension in _query_phrases(query_words, gazetteers)
         ]
     return _by_dimension(values, gazetteers)
 
@@ -104,17 +104,19 @@ def item_attributes(item: Item, gazetteers: Gazetteers) -> dict[str, tuple[str, 
     return _by_dimension(values, gazetteers)
 
 
-def _query_phrases(found: Sequence[Word], gazetteers: Gazetteers) -> list[tuple[int, int, str | None]]:
+def _query_phrases(query_words: Sequence[Word], gazetteers: Gazetteers) -> list[tuple[int, int, str | None]]:
     """The [start, end) word positions and the dimension of what a query asks for."""
-    phrases = _known_phrases(found, gazetteers.query, gazetteers.dimensions)
+    phrases = _known_phrases(query_words, gazetteers.query, gazetteers.dimensions)
     if "category" in gazetteers.dimensions:
         known = [phrase for phrase in phrases if phrase[2] == "category"]
         phrases = [phrase for phrase in phrases if phrase[2] != "category"]
-        phrases += _category(found, phrases, known, gazetteers)
+        phrases += _category(query_words, phrases, known, gazetteers)
     return phrases
 
 
-def _category(found: Sequence[Word], others: list, known: list, gazetteers: Gazetteers) -> list[tuple[int, int, str]]:
+def _category(
+    query_words: Sequence[Word], others: list, known: list, gazetteers: Gazetteers
+) -> list[tuple[int, int, str]]:
     """What the query looks for: words that nothing else explains, before the first preposition.
 
     Of those, the last unbroken run that holds a known category, else the last run. From the known category (or the last
@@ -124,7 +126,7 @@ def _category(found: Sequence[Word], others: list, known: list, gazetteers: Gaze
     inside = {p for start, end, _ in known for p in range(start, end)}
     audience = {start for start, _, dimension in others if dimension == "audience"}
     unexplained: list[range] = []
-    for position, word in enumerate(found):
+    for position, word in enumerate(query_words):
         if position in explained:
             continue
         if word.norm in PREPOSITIONS and position not in inside:
@@ -143,7 +145,9 @@ def _category(found: Sequence[Word], others: list, known: list, gazetteers: Gaze
     head = max(known_starts.intersection(run), default=None)
     start = run[-1] if head is None else head
     while (
-        start > run[0] and run.stop - start < 3 and (found[start - 1].norm, found[start].norm) in gazetteers.neighbors
+        start > run[0]
+        and run.stop - start < 3
+        and (query_words[start - 1].norm, query_words[start].norm) in gazetteers.neighbors
     ):
         start -= 1
     if head is None:
@@ -152,42 +156,44 @@ def _category(found: Sequence[Word], others: list, known: list, gazetteers: Gaze
 
 
 def _known_phrases(
-    found: Sequence[Word], table: Mapping[str, str | None], dimensions: Sequence[str]
+    text_words: Sequence[Word], table: Mapping[str, str | None], dimensions: Sequence[str]
 ) -> list[tuple[int, int, str | None]]:
     """Known phrases and patterns, longest first; a model's name takes the version that follows it along."""
-    hits = lookup(found, table) + [hit for hit in patterns(found) if hit[2] in dimensions]
+    hits = lookup(text_words, table) + [hit for hit in patterns(text_words) if hit[2] in dimensions]
     phrases: list[tuple[int, int, str | None]] = []
     for start, end, dimension in longest_first(hits):
         if phrases and start < phrases[-1][1]:
             continue
-        while dimension == "model" and end < len(found) and is_version(found[end].norm, found[start:end]):
+        while (
+            dimension == "model" and end < len(text_words) and is_version(text_words[end].norm, text_words[start:end])
+        ):
             end += 1
         phrases.append((start, end, dimension))
     return phrases
 
 
 def _phrases(text: str, gazetteers: Gazetteers) -> list[tuple[str | None, str]]:
-    found = words(text)
-    phrases = _known_phrases(found, gazetteers.title, gazetteers.dimensions)
-    return [(dimension, text[found[s].start : found[e - 1].end]) for s, e, dimension in phrases]
+    text_words = words(text)
+    phrases = _known_phrases(text_words, gazetteers.title, gazetteers.dimensions)
+    return [(dimension, text[text_words[s].start : text_words[e - 1].end]) for s, e, dimension in phrases]
 
 
-def _found_in(text: str, found: Sequence[Word], values: Sequence[str], dimension: str) -> list[str]:
+def _occurrences(text: str, text_words: Sequence[Word], values: Sequence[str], dimension: str) -> list[str]:
     """The first occurrence of each value; of a category that does not occur, its last word's."""
     result = []
     for value in values:
-        span = next(runs(found, key(value)), None)
+        span = next(runs(text_words, key(value)), None)
         if span is None and dimension == "category" and (parts := words(value)):
-            span = next(runs(found, parts[-1].norm), None)
+            span = next(runs(text_words, parts[-1].norm), None)
         if span is not None:
-            result.append(text[found[span[0]].start : found[span[1] - 1].end])
+            result.append(text[text_words[span[0]].start : text_words[span[1] - 1].end])
     return result
 
 
 def _plain(text: str) -> str:
     """A tag's text without leading articles and `for`."""
-    found = content(words(text))
-    return text[found[0].start :].strip() if found else text.strip()
+    text_words = content(words(text))
+    return text[text_words[0].start :].strip() if text_words else text.strip()
 
 
 def _by_dimension(values: Iterable[tuple[str | None, str]], gazetteers: Gazetteers) -> dict[str, tuple[str, ...]]:

@@ -31,15 +31,15 @@ def find_evidence(pair: Pair, rationale: Rationale, fields: Sequence[str]) -> tu
     sides += [(field, text, "item_values") for field, text in pair.item.texts(fields)]
     spans = []
     for source, text, side in sides:
-        found = words(text)
+        text_words = words(text)
         hits = [
             (start, end, comparison.dimension)
             for comparison in rationale.comparisons
             for value in getattr(comparison, side)
-            for start, end in runs(found, key(value))
+            for start, end in runs(text_words, key(value))
         ]
         spans += [
-            Span(source, found[start].start, found[end - 1].end, dimension)
+            Span(source, text_words[start].start, text_words[end - 1].end, dimension)
             for start, end, dimension in longest_first(hits)
         ]
     return tuple(spans)

@@ -83,13 +83,13 @@ def build_gazetteers(pairs: Iterable[Pair], dimensions: Sequence[str], tag_map: 
     return Gazetteers(tuple(dimensions), dict(tag_map), query, title, frozenset(neighbors))
 
 
-def lookup(found: Sequence[Word], table: Mapping[str, str | None]) -> list[tuple[int, int, str | None]]:
+def lookup(text_words: Sequence[Word], table: Mapping[str, str | None]) -> list[tuple[int, int, str | None]]:
     """The [start, end) word positions and the dimension of every known phrase, overlapping ones too."""
     hits = []
-    for start in range(len(found)):
+    for start in range(len(text_words)):
         joined = ""
-        for end in range(start, min(start + MAX_WORDS, len(found))):
-            joined = join((joined, found[end].norm)) if joined else found[end].norm
+        for end in range(start, min(start + MAX_WORDS, len(text_words))):
+            joined = join((joined, text_words[end].norm)) if joined else text_words[end].norm
             if joined in table:
                 hits.append((start, end + 1, table[joined]))
     return hits
@@ -106,8 +106,10 @@ def _column_phrases(items: Iterable[Item], column: str) -> list[str]:
         return list(owners)
     elsewhere: Counter = Counter()
     for item in items:
-        found = words(item.title)
-        for phrase in {join([w.norm for w in found[s:e]]) for s, e, _ in lookup(found, dict.fromkeys(owners))}:
+        title_words = words(item.title)
+        for phrase in {
+            join([w.norm for w in title_words[s:e]]) for s, e, _ in lookup(title_words, dict.fromkeys(owners))
+        }:
             if item.id not in owners.get(phrase, ()):
                 elsewhere[phrase] += 1
     return [phrase for phrase, own in owners.items() if elsewhere[phrase] < len(own) and len(phrase) > 1]

@@ -81,7 +81,7 @@ def escape(text: str) -> str:
     """Any text as a single line that holds none of the grammar's markers. `unescape` is its inverse."""
     if text == NONE:
         return _LONG[NONE]
-    return _SPECIAL.sub(lambda found: _LONG.get(found[0]) or f"\\u{ord(found[0]):04x}", text)
+    return _SPECIAL.sub(lambda match: _LONG.get(match[0]) or f"\\u{ord(match[0]):04x}", text)
 
 
 def unescape(text: str, *, strict: bool = True) -> str:
@@ -95,15 +95,15 @@ def unescape(text: str, *, strict: bool = True) -> str:
       ValueError: `strict`, and the text holds a backslash that begins no escape.
     """
 
-    def raw(found: re.Match) -> str:
-        code, letter = found.groups()
+    def raw(match: re.Match) -> str:
+        code, letter = match.groups()
         if code and not 0xD800 <= int(code, 16) <= 0xDFFF:
             return chr(int(code, 16))
         if letter in _SHORT:
             return _SHORT[letter]
         if strict:
-            raise ValueError(f"{found[0]!r} is not an escape")
-        return found[0]
+            raise ValueError(f"{match[0]!r} is not an escape")
+        return match[0]
 
     return _ESCAPE.sub(raw, text) if "\\" in text else text
 

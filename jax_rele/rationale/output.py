@@ -43,8 +43,8 @@ def parse_output(text: str, *, dimensions: Sequence[str], labels: Sequence[str])
       the label or the verdict of a named dimension is missing, unknown or contradictory.
     """
     try:
-        comparisons, found = _read_plain(text, dimensions) or _read_dressed(text, dimensions)
-        return Rationale(_arrange(comparisons, dimensions), _one_label(found, labels))
+        comparisons, label_names = _read_plain(text, dimensions) or _read_dressed(text, dimensions)
+        return Rationale(_arrange(comparisons, dimensions), _one_label(label_names, labels))
     except _Unreadable as error:
         return ParseFailure(str(error))
 
@@ -73,7 +73,7 @@ def _read_dressed(text: str, dimensions: Sequence[str]) -> tuple[list[Comparison
             rest = rest.removeprefix("**")
         dimension = _lookup(unescape(name, strict=False), dimensions)
         # The pattern also matches the emptiness after the last field.
-        fields = [found[1] for found in _FIELDS.finditer(rest)][:-1]
+        fields = [match[1] for match in _FIELDS.finditer(rest)][:-1]
         if len(fields) > 1 and dimension is not None:
             comparisons.append(_comparison(dimension, fields))
         elif len(fields) < 2 and name.strip(_DRESS).casefold() in ("label", "final label"):
@@ -89,12 +89,12 @@ def _read_dressed(text: str, dimensions: Sequence[str]) -> tuple[list[Comparison
 
 def _answer(text: str) -> str:
     """The text without think blocks (also unclosed, or opened in the prompt) and without the fences of code blocks."""
-    kept = []
+    parts = []
     while text:
         before, _, after = text.partition("<think>")
-        kept.append(before.rpartition("</think>")[2])
+        parts.append(before.rpartition("</think>")[2])
         text = after.partition("</think>")[2]
-    return "\n".join(line for line in "\n".join(kept).split("\n") if not line.lstrip().startswith("```"))
+    return "\n".join(line for line in "\n".join(parts).split("\n") if not line.lstrip().startswith("```"))
 
 
 def _comparison(dimension: str, fields: list[str]) -> Comparison:
@@ -115,23 +115,23 @@ def _undress(slot: str) -> str:
 
 
 def _arrange(comparisons: list[Comparison], dimensions: Sequence[str]) -> tuple[Comparison, ...]:
-    found: dict[str, Comparison] = {}
+    by_dimension: dict[str, Comparison] = {}
     for comparison in comparisons:
         dimension = _lookup(comparison.dimension, dimensions)
         if dimension is None:
             continue
-        first = found.setdefault(dimension, replace(comparison, dimension=dimension))
+        first = by_dimension.setdefault(dimension, replace(comparison, dimension=dimension))
         if first.verdict != comparison.verdict:
             raise _Unreadable(f"{dimension}: judged both {first.verdict} and {comparison.verdict}")
-    return tuple(found.get(dimension) or Comparison(dimension) for dimension in dimensions)
+    return tuple(by_dimension.get(dimension) or Comparison(dimension) for dimension in dimensions)
 
 
-def _one_label(found: list[str], labels: Sequence[str]) -> str:
-    if not found:
+def _one_label(label_names: list[str], labels: Sequence[str]) -> str:
+    if not label_names:
         raise _Unreadable("no label")
-    known = {_lookup(name, labels) for name in found}
+    known = {_lookup(name, labels) for name in label_names}
     if None in known:
-        unknown = next(name for name in found if _lookup(name, labels) is None)
+        unknown = next(name for name in label_names if _lookup(name, labels) is None)
         raise _Unreadable(f"the label {_short(unknown)} is not one of {', '.join(labels)}")
     if len(known) > 1:
         raise _Unreadable(f"more than one label: {', '.join(sorted(known))}")

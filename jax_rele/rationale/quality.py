@@ -37,10 +37,10 @@ def query_quality(annotator: Annotator, pairs: Iterable[Pair], tag_map: Mapping[
     for rule, units in (("values", _keys), ("words", _words)):
         counts = {dimension: Counter() for dimension in dimensions}
         for pair, rationale in zip(tagged, rationales, strict=True):
-            found = {comparison.dimension: comparison.query_values for comparison in rationale.comparisons}
+            query_values = {comparison.dimension: comparison.query_values for comparison in rationale.comparisons}
             for dimension in dimensions:
                 gold = units([tag.text for tag in pair.tags if tag_map.get(tag.type) == dimension])
-                predicted = units(found.get(dimension, ()))
+                predicted = units(query_values.get(dimension, ()))
                 counts[dimension]["correct"] += (gold & predicted).total()
                 counts[dimension]["predicted"] += predicted.total()
                 counts[dimension]["gold"] += gold.total()

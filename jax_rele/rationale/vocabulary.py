@@ -114,15 +114,15 @@ _NUMBER = re.compile(r"[a-z]?\d{1,3}[a-z]?")
 _EDITION = re.compile(r"pro|plus|max|mini|xr|xs|se|ultra|lite|air|series|gen|edge|active")
 
 
-def patterns(found: Sequence[Word]) -> list[tuple[int, int, str]]:
+def patterns(text_words: Sequence[Word]) -> list[tuple[int, int, str]]:
     """The [start, end) word positions and the dimension of every size, age and model number in a text."""
     result = []
-    numbered = [any(c.isdigit() for c in word.norm) for word in found]
-    for start in range(len(found)):
-        for end in range(start + 1, min(start + 6, len(found)) + 1):
-            if not any(numbered[start:end]) and found[start].norm != "size":
+    numbered = [any(c.isdigit() for c in word.norm) for word in text_words]
+    for start in range(len(text_words)):
+        for end in range(start + 1, min(start + 6, len(text_words)) + 1):
+            if not any(numbered[start:end]) and text_words[start].norm != "size":
                 continue
-            text = " ".join(word.norm for word in found[start:end])
+            text = " ".join(word.norm for word in text_words[start:end])
             if _MEASURE.fullmatch(text):
                 result.append((start, end, "size"))
             elif _AGE.fullmatch(text):

@@ -86,8 +86,8 @@ def words(text: str) -> list[Word]:
     masked = text
     if not text.isascii():
         masked = "".join("\u0300" if unicodedata.category(c).startswith("M") else c for c in text)
-    found = (Word(normalize_word(text[m.start() : m.end()]), m.start(), m.end()) for m in _WORD.finditer(masked))
-    return [word for word in found if word.norm]
+    candidates = (Word(normalize_word(text[m.start() : m.end()]), m.start(), m.end()) for m in _WORD.finditer(masked))
+    return [word for word in candidates if word.norm]
 
 
 def join(norms: Sequence[str]) -> str:
@@ -103,26 +103,29 @@ def key(text: str) -> str:
     return join([word.norm for word in content(words(text))])
 
 
-def content(found: Sequence[Word]) -> Sequence[Word]:
+def content(text_words: Sequence[Word]) -> Sequence[Word]:
     """The words without leading articles and `for`, unless there are no others."""
-    for position, word in enumerate(found):
+    for position, word in enumerate(text_words):
         if word.norm not in _LEADING:
-            return found[position:]
-    return found
+            return text_words[position:]
+    return text_words
 
 
-def runs(found: Sequence[Word], wanted: str) -> Iterator[tuple[int, int]]:
-    """The [start, end) word positions of every run of words whose key is `wanted`."""
-    for start, word in enumerate(found):
-        if not wanted.startswith(word.norm):
+def runs(text_words: Sequence[Word], phrase_key: str) -> Iterator[tuple[int, int]]:
+    """The [start, end) word positions of every run of words whose key is `phrase_key`."""
+    for start, word in enumerate(text_words):
+        if not phrase_key.startswith(word.norm):
             continue
         joined = ""
-        for end in range(start, len(found)):
-            joined = join([joined, found[end].norm]) if joined else found[end].norm
+        for end in range(start, len(text_words)):
+            joined = join([joined, text_words[end].norm]) if joined else text_words[end].norm
             # A run that begins with an article has another key than its joined words: `a x` is not `ax`.
-            if joined == wanted and join([word.norm for word in content(found[start : end + 1])]) == wanted:
+            if (
+                joined == phrase_key
+                and join([word.norm for word in content(text_words[start : end + 1])]) == phrase_key
+            ):
                 yield start, end + 1
-            if not wanted.startswith(joined):
+            if not phrase_key.startswith(joined):
                 break
 
 
@@ -131,13 +134,13 @@ def longest_first(hits: Iterable[tuple[int, int, T]]) -> list[tuple[int, int, T]
 
     The longer hit (in words) is better, then the earlier one in `hits`.
     """
-    taken: set[int] = set()
-    kept = []
+    covered: set[int] = set()
+    selected = []
     for start, end, what in sorted(hits, key=lambda hit: hit[0] - hit[1]):
-        if taken.isdisjoint(range(start, end)):
-            taken.update(range(start, end))
-            kept.append((start, end, what))
-    return sorted(kept, key=lambda hit: hit[0])
+        if covered.isdisjoint(range(start, end)):
+            covered.update(range(start, end))
+            selected.append((start, end, what))
+    return sorted(selected, key=lambda hit: hit[0])
 
 
 def _singular(word: str) -> str:

@@ -18,7 +18,7 @@ from jax_rele.config import Config, load
 from jax_rele.errors import UserError
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
-from jax_rele.runs import artefacts
+from jax_rele.runs.load import load_teacher
 from jax_rele.teacher import judge
 from jax_rele.types import Pair, Rationale
 
@@ -172,7 +172,7 @@ def ask_teacher(config: Config, pairs: Sequence[Pair]) -> Responses:
             raise UserError(f"{path}: the teacher of {run_dir} knows {list(theirs)}, the config has {list(ours)}")
     if other.teacher.order == "label_only":
         raise UserError(f"annotate.teacher_run: the teacher of {run_dir} writes no rationales (order: label_only)")
-    teacher = artefacts.load_teacher(other, run_dir)
+    teacher = load_teacher(run_dir, config=other)
     with pairs_bar("annotate", len(pairs)) as advance:
         judged = judge(teacher, pairs, progress=advance)
     outcomes = [
@@ -223,7 +223,10 @@ def ask_again(
             round=1,
         )
         for decision in decisions
-        if decision.status == "pending" and decision.reason.startswith(TO_ASK_AGAIN)
+        if decision.status == "pending"
+        and decision.reason.startswith(TO_ASK_AGAIN)
+        and decision.rationale is not None
+        and decision.gold is not None
     ]
     if not tasks:
         return False

@@ -183,8 +183,8 @@ def main(arguments: list[str] | None = None) -> None:
     overhead = 1000 * (rows[1].wall / rows[1].calls)
     print(f"- the client's cost of a call, by the wall, is {overhead:.2f} ms at most; the goal is under {GOAL_MS:g} ms")
     for name, account in accounts.items():
-        told = "; ".join(f"{what} {ours} and {theirs}" for what, (ours, theirs) in account.items())
-        print(f"- accounting, ours and the server's, server {name}: {told}")
+        text = "; ".join(f"{what} {ours} and {theirs}" for what, (ours, theirs) in account.items())
+        print(f"- accounting, ours and the server's, server {name}: {text}")
     print(f"- memory at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB, of this process")
     print(f"- {len(os.sched_getaffinity(0))} CPU cores, of which the server has one")
     unequal = [what for account in accounts.values() for what, (ours, theirs) in account.items() if ours != theirs]

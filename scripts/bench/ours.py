@@ -25,7 +25,15 @@ from jax_rele.teacher.decoding import Sampling
 from jax_rele.teacher.label_scores import score
 from jax_rele.teacher.template import DecodingTemplate, compile_template
 from jax_rele.teacher.verbalizers import Verbalizers
-from jax_rele.training import init_sharded, init_state, make_mesh, make_optimizer, make_train_step, place, shard_step
+from jax_rele.training import (
+    init_sharded,
+    init_state,
+    make_mesh,
+    make_optimizer,
+    make_train_step,
+    shard_batch,
+    shard_step,
+)
 
 DIMENSIONS = ("category", "brand", "model", "color", "material", "size")
 
@@ -114,7 +122,7 @@ def sft(shape: Shape, device: str, base: Any, mesh: Any, remat: str) -> Iterator
     state = init_state(init(model), "lora", base, tx, mesh, 0)
     batch = packed(shape)
     inputs = {name: batch.pop(name) for name in ("tokens", "positions", "segments")}
-    batch = place({"inputs": inputs, **batch}, mesh)
+    batch = shard_batch({"inputs": inputs, **batch}, mesh)
     loss = losses.combine(tokens=losses.term(losses.next_token_cross_entropy))
     step = shard_step(make_train_step(model.apply, loss, tx), mesh, state)
 
@@ -127,11 +135,13 @@ def sft(shape: Shape, device: str, base: Any, mesh: Any, remat: str) -> Iterator
 
 
 @contextmanager
-def scored(shape: Shape, model: Decoder, base: Any, share: bool, items: int) -> Iterator[Callable[[], np.ndarray]]:
-    """Label distributions of all pairs; without `share` no row shares its prefix."""
+def scored(
+    shape: Shape, model: Decoder, base: Any, share_prefix: bool, items: int
+) -> Iterator[Callable[[], np.ndarray]]:
+    """Label distributions of all pairs; without `share_prefix` no row shares its prefix."""
     rows, queries = score_rows(shape, items)
     verbalizers = Verbalizers((), tuple((token,) for token in LABELS))
-    groups = queries if share else range(len(rows))
+    groups = queries if share_prefix else range(len(rows))
     yield lambda: score(model, base, rows, verbalizers, FOLLOW, groups=groups, batch_size=shape.score_batch)
 
 
@@ -172,7 +182,7 @@ def guided(
     corpus = [grammar.prompt(pair, ("brand", "color", "title")) for pair in pairs]
     segments = grammar.template(DIMENSIONS, "rationale_first")
     # The comparisons; the label is scored and not decoded.
-    segments = segments[: next(place for place, segment in enumerate(segments) if segment.kind == "label") - 1]
+    segments = segments[: next(index for index, segment in enumerate(segments) if segment.kind == "label") - 1]
     example = "".join(segment.text or " match mismatch absent" for segment in segments)
     tokenizer = train_tokenizer(corpus + [example] * 20, min(shape.vocab_size, 8192))
     encoder = AnswerEncoder(tokenizer, "rationale_first", value_length)
@@ -183,8 +193,8 @@ def guided(
         written, passes = generate(
             model, base, template, texts, [[template.prefix]] * rows, batch_size=shape.decode_batch, sampling=Sampling()
         )
-        found = [samples[0] for samples in written]
-        emitted = sum(len(template.tokens(row.slots)) for row in found)
-        return emitted, sum(row.decided for row in found), passes
+        generations = [samples[0] for samples in written]
+        emitted = sum(len(template.tokens(row.slots)) for row in generations)
+        return emitted, sum(row.decided for row in generations), passes
 
     yield run

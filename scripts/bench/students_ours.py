@@ -19,9 +19,9 @@ from students_work import CLIP_NORM, LABELS, LEARNING_RATE, WEIGHT_DECAY, Batch,
 from jax_rele import config, losses
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.models import from_hf
-from jax_rele.runs.students import with_encoder
 from jax_rele.students import CrossEncoder, InputSpec, Student, TwoTower, embed, padded_inputs, predict
-from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, place, shard_step
+from jax_rele.students.weights import with_encoder
+from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, shard_batch, shard_step
 from jax_rele.types import Item, Pair
 
 DIMENSIONS = 6
@@ -45,8 +45,8 @@ def student(
 ) -> tuple[nn.Module, Any, Any]:
     """The model, its variables' init and the encoder's parameters, which learn where there is a mesh."""
     dtype = jnp.dtype(work.dtype)
-    kept = dtype if mesh is None else jnp.float32
-    encoder, variables = from_hf(weights, dtype=dtype, param_dtype=kept, mesh=mesh, dropout=dropout)
+    param_dtype = dtype if mesh is None else jnp.float32
+    encoder, variables = from_hf(weights, dtype=dtype, param_dtype=param_dtype, mesh=mesh, dropout=dropout)
     if name == "cross_encoder":
         model = CrossEncoder(encoder.config, LABELS, DIMENSIONS)
     else:
@@ -59,14 +59,14 @@ def student(
 
 def with_heads(params: dict[str, Any], name: str, width: int) -> dict[str, Any]:
     """The parameters with the heads that both sides have."""
-    found = heads(width)
+    weights = heads(width)
     if name == "cross_encoder":
         # What the label takes from the verdicts starts at nothing: the other side has no verdicts.
         nothing = jax.tree.map(np.zeros_like, params["label_of_verdicts"])
-        given = {"label_head": {key: found[key] for key in ("kernel", "bias")}, "label_of_verdicts": nothing}
+        new = {"label_head": {key: weights[key] for key in ("kernel", "bias")}, "label_of_verdicts": nothing}
     else:
-        given = {"label_slope": found["slope"], "label_bias": found["slope_bias"]}
-    put = {key: jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), given[key], params[key]) for key in given}
+        new = {"label_slope": weights["slope"], "label_bias": weights["slope_bias"]}
+    put = {key: jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), new[key], params[key]) for key in new}
     return {**params, **put}
 
 
@@ -84,13 +84,13 @@ def ready(work: Work, weights: str, name: str) -> Student:
 @contextmanager
 def predicted(work: Work, folder: str, weights: str, name: str) -> Iterator[Callable[[], np.ndarray]]:
     """From texts to logits [N, C] of the pairs, or to the embeddings [2 N, E] of the queries and then of the titles."""
-    pairs, found = read_pairs(folder), ready(work, weights, name)
+    pairs, model = read_pairs(folder), ready(work, weights, name)
 
     def run():
         if name == "cross_encoder":
-            return np.asarray(predict(found, pairs).logits, np.float32)
+            return np.asarray(predict(model, pairs).logits, np.float32)
         sides = zip(("query", "item"), zip(*pairs))
-        return np.concatenate([embed(found, texts, side) for side, texts in sides])
+        return np.concatenate([embed(model, texts, side) for side, texts in sides])
 
     yield run
 
@@ -98,20 +98,20 @@ def predicted(work: Work, folder: str, weights: str, name: str) -> Iterator[Call
 @contextmanager
 def forward(work: Work, folder: str, weights: str, name: str, kind: str) -> Iterator[Callable[[], np.ndarray]]:
     """The model alone over ready batches; rows in the order of `predicted`."""
-    batches, found = read_batches(folder, f"{name}.{kind}"), ready(work, weights, name)
+    batches, loaded = read_batches(folder, f"{name}.{kind}"), ready(work, weights, name)
 
     @jax.jit
     def outputs(variables, tokens, valid, token_types=None):
         if name == "cross_encoder":
-            return found.model.apply(variables, tokens, token_types, valid).logits
-        return found.model.apply(variables, tokens, valid, 0, method="encode")
+            return loaded.model.apply(variables, tokens, token_types, valid).logits
+        return loaded.model.apply(variables, tokens, valid, 0, method="encode")
 
-    inputs = [{key: batch[key] for key in batch if key not in ("places", "side")} for batch in batches]
-    places = np.concatenate([batch["places"] + work.pairs * int(batch["side"]) for batch in batches])
+    inputs = [{key: batch[key] for key in batch if key not in ("indices", "side")} for batch in batches]
+    indices = np.concatenate([batch["indices"] + work.pairs * int(batch["side"]) for batch in batches])
 
     def run():
-        made = jax.device_get([outputs(found.variables, **batch) for batch in inputs])
-        return np.concatenate(made).astype(np.float32)[np.argsort(places)]
+        results = jax.device_get([outputs(loaded.variables, **batch) for batch in inputs])
+        return np.concatenate(results).astype(np.float32)[np.argsort(indices)]
 
     yield run
 
@@ -142,20 +142,20 @@ def train(
             clip_norm=CLIP_NORM,
         )
     )
-    state = with_encoder(init_state(init, "params", {}, tx, mesh, 0), encoder)
-    params = with_heads(state.trainable["params"], name, model.encoder.width)
+    state = init_state(init, "params", {}, tx, mesh, 0)
+    params = with_heads(with_encoder(state.trainable["params"], encoder), name, model.encoder.width)
     state = dataclasses.replace(state, trainable={"params": params})
-    batches = [place(arguments(name, batch), mesh) for batch in read_batches(folder, f"{name}.{kind}")]
+    batches = [shard_batch(arguments(name, batch), mesh) for batch in read_batches(folder, f"{name}.{kind}")]
     loss = losses.combine(label=losses.term(losses.cross_entropy))
     step = shard_step(make_train_step(model.apply, loss, tx), mesh, state)
 
     def run():
         nonlocal state
-        found = []
+        step_losses = []
         for batch in batches * times:
             state, metrics = step(state, batch)
-            found.append(metrics["loss"])
-        return [float(loss) for loss in found]
+            step_losses.append(metrics["loss"])
+        return [float(loss) for loss in step_losses]
 
     yield run
 

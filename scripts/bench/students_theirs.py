@@ -59,10 +59,10 @@ def student(work: Work, weights: str, where: str, name: str, *, learns: bool, dr
         return sentence_transformers.SentenceTransformer(weights, **options)
     model = sentence_transformers.CrossEncoder(weights, num_labels=LABELS, **options)
     classifier = model[0].model.classifier
-    found = heads(classifier.in_features)
+    head = heads(classifier.in_features)
     with torch.no_grad():
-        classifier.weight.copy_(torch.from_numpy(found["kernel"].T.copy()))
-        classifier.bias.copy_(torch.from_numpy(found["bias"]))
+        classifier.weight.copy_(torch.from_numpy(head["kernel"].T.copy()))
+        classifier.bias.copy_(torch.from_numpy(head["bias"]))
     return model
 
 
@@ -70,12 +70,12 @@ def features(batch: Batch, where: str, number: str = "") -> dict[str, torch.Tens
     """A batch as the modules of sentence-transformers take it."""
     tokens = torch.from_numpy(batch[f"tokens{number}"]).long()
     types = batch.get(f"token_types{number}")
-    found = {
+    inputs = {
         "input_ids": tokens,
         "attention_mask": torch.from_numpy(batch[f"valid{number}"]).long(),
         "token_type_ids": torch.zeros_like(tokens) if types is None else torch.from_numpy(types).long(),
     }
-    return {key: value.to(where) for key, value in found.items()}
+    return {key: value.to(where) for key, value in inputs.items()}
 
 
 def embedded(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -105,16 +105,16 @@ def forward(
     batches, model = read_batches(folder, f"{name}.{kind}"), student(work, weights, where, name, learns=False)
     model.eval()
     inputs = [features(batch, "cpu") for batch in batches]
-    places = np.concatenate([batch["places"] + work.pairs * int(batch["side"]) for batch in batches])
+    indices = np.concatenate([batch["indices"] + work.pairs * int(batch["side"]) for batch in batches])
 
     @torch.inference_mode()
     def run():
         moved = ({key: value.to(where) for key, value in batch.items()} for batch in inputs)
         if name == "cross_encoder":
-            made = [model(batch)["scores"].float() for batch in moved]
+            results = [model(batch)["scores"].float() for batch in moved]
         else:
-            made = [embedded(model, batch) for batch in moved]
-        return torch.cat(made).cpu().numpy()[np.argsort(places)]
+            results = [embedded(model, batch) for batch in moved]
+        return torch.cat(results).cpu().numpy()[np.argsort(indices)]
 
     yield run
 
@@ -130,9 +130,9 @@ def train(
     if name == "two_tower":
         # Its own pooler is not read.
         named = {key: weight for key, weight in named.items() if ".pooler." not in key}
-        found = heads(1)
+        head = heads(1)
         for key in ("slope", "slope_bias"):
-            named[key] = torch.nn.Parameter(torch.from_numpy(found[key]).to(where))
+            named[key] = torch.nn.Parameter(torch.from_numpy(head[key]).to(where))
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
     for key, weight in named.items():
         groups[not key.endswith(UNDECAYED)].append(weight)
@@ -159,7 +159,7 @@ def train(
         return (query * item).sum(-1, keepdim=True) * named["slope"] + named["slope_bias"]
 
     def run():
-        found = []
+        step_losses = []
         for sides, labels in batches * times:
             with half:
                 loss = functional.cross_entropy(logits(sides).float(), labels)
@@ -167,8 +167,8 @@ def train(
             torch.nn.utils.clip_grad_norm_(named.values(), CLIP_NORM)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            found.append(loss.detach())
-        return [loss.item() for loss in found]
+            step_losses.append(loss.detach())
+        return [loss.item() for loss in step_losses]
 
     yield run
 

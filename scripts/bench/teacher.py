@@ -107,11 +107,11 @@ def sft_cases(shape: Shape) -> Iterator[Case]:
         )
 
 
-def score_flops(shape: Shape, items: int, share: bool) -> float:
+def score_flops(shape: Shape, items: int, share_prefix: bool) -> float:
     """Operations of all pairs; the label's few rows of the output embedding are left out."""
     total, prefix = 0, shape.prefix_length
     for number, row in enumerate(score_rows(shape, items)[0]):
-        if not share:
+        if not share_prefix:
             total += shape.forward_flops(len(row), seen_causal(len(row)))
             continue
         if number % items == 0:
@@ -122,11 +122,15 @@ def score_flops(shape: Shape, items: int, share: bool) -> float:
 
 def score_cases(shape: Shape) -> Iterator[Case]:
     # Prompts that are read whole have a query each, so that there is nothing to share.
-    for share, items in [(False, 1), *((True, items) for items in ITEMS)]:
-        flops = score_flops(shape, items, share)
-        kind = "shared" if share else "naive"
-        name = f"label scoring, shared prefix, {items} items a query" if share else "label scoring, every prompt whole"
-        goal = {"cpu": "ratio ≥ 1", "gpu": "≥ 4× naive" if items == 100 and share else "≥ 60% of matmul"}
+    for share_prefix, items in [(False, 1), *((True, items) for items in ITEMS)]:
+        flops = score_flops(shape, items, share_prefix)
+        kind = "shared" if share_prefix else "naive"
+        name = (
+            f"label scoring, shared prefix, {items} items a query"
+            if share_prefix
+            else "label scoring, every prompt whole"
+        )
+        goal = {"cpu": "ratio ≥ 1", "gpu": "≥ 4× naive" if items == 100 and share_prefix else "≥ 60% of matmul"}
         yield Case(
             name.replace("1 items", "1 item"), "pairs", (kind, items), (kind, items), shape.pairs, (flops, flops),
             goal=goal,
@@ -171,8 +175,8 @@ def measure(case: Case, sides: dict[str, Side], shape: Shape, same_weights: bool
     case.seconds, case.cores = ({side: [] for side in sides} for _ in range(2))
     for turn in range(shape.repeats):
         for side in sorted(sides, reverse=turn % 2 == 1):
-            for kept, value in zip((case.seconds, case.cores), sides[side].time()):
-                kept[side].append(value)
+            for values, value in zip((case.seconds, case.cores), sides[side].time()):
+                values[side].append(value)
     return case
 
 
@@ -194,20 +198,20 @@ def compare(case: Case, ours: Any, theirs: Any) -> str:
     kind = case.ours[0]
     if kind == "sft":
         apart = abs(ours - theirs) / abs(theirs)
-        told = f"first losses {ours:.5f} and {theirs:.5f}"
+        message = f"first losses {ours:.5f} and {theirs:.5f}"
     elif kind in ("naive", "shared"):
         apart = float(np.abs(ours - theirs).max())
-        told = f"label probabilities at most {apart:.0e} apart"
+        message = f"label probabilities at most {apart:.0e} apart"
     elif kind == "plain":
         equal = float((np.array(ours) == np.array(theirs)).mean())
         # After a near-tie two greedy texts go different ways, so a few rows may.
         apart = 0.0 if equal > 0.8 else np.inf
-        told = f"{equal:.1%} of the tokens are the same"
+        message = f"{equal:.1%} of the tokens are the same"
     else:
         return case.checked
     if not apart <= TOLERANCE:
-        raise RuntimeError(f"{case.name}: the two sides do not compute the same: {told}")
-    return told
+        raise RuntimeError(f"{case.name}: the two sides do not compute the same: {message}")
+    return message
 
 
 # ---- the table
@@ -221,14 +225,14 @@ def scaled(value: float) -> str:
     return f"{value:.3g} "
 
 
-def share(case: Case, side: str, ceilings: dict[str, float], clock: str, peak: float | None) -> str:
+def utilization(case: Case, side: str, ceilings: dict[str, float], clock: str, peak: float | None) -> str:
     """Of the machine's own rate, and of the datasheet's where that is known."""
-    place, seconds = ("ours", "theirs").index(side), case.median(side, clock)
-    if case.flops[place]:
-        rate = case.flops[place] / seconds
-        told = f"{rate / ceilings['matmul']:.0%} of matmul"
-        return told + (f" ({rate / peak:.0%} of datasheet)" if peak else "")
-    return f"{case.read[place] / seconds / ceilings['stream']:.0%} of bandwidth" if case.read[place] else ""
+    index, seconds = ("ours", "theirs").index(side), case.median(side, clock)
+    if case.flops[index]:
+        rate = case.flops[index] / seconds
+        text = f"{rate / ceilings['matmul']:.0%} of matmul"
+        return text + (f" ({rate / peak:.0%} of datasheet)" if peak else "")
+    return f"{case.read[index] / seconds / ceilings['stream']:.0%} of bandwidth" if case.read[index] else ""
 
 
 def table(measured: list[Case], device: str, peak: float | None) -> str:
@@ -244,15 +248,15 @@ def table(measured: list[Case], device: str, peak: float | None) -> str:
     ]
     for case in measured:
         rates = {side: f"{scaled(case.amount / case.median(side))}{case.unit}/s" for side in case.seconds}
-        shares = {side: share(case, side, ceilings, clock, peak) for side in case.seconds}
+        reached = {side: utilization(case, side, ceilings, clock, peak) for side in case.seconds}
         columns = [
             case.name,
             rates["ours"],
             rates.get("theirs", "–"),
             case.ratio(),
             case.ratio("cores") if device == "cpu" else "",
-            shares["ours"],
-            shares.get("theirs", "–"),
+            reached["ours"],
+            reached.get("theirs", "–"),
             case.goal.get(device, ""),
         ]
         lines.append(f"| {' | '.join(columns)} |")

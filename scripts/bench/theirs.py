@@ -27,7 +27,7 @@ def open_side(shape: Shape, device: str, folder: str) -> tuple[str, dict[str, An
     if folder:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(where)
     else:
-        found = transformers.Qwen3Config(
+        model_config = transformers.Qwen3Config(
             vocab_size=shape.vocab_size,
             hidden_size=shape.width,
             intermediate_size=shape.mlp_width,
@@ -38,7 +38,7 @@ def open_side(shape: Shape, device: str, folder: str) -> tuple[str, dict[str, An
             tie_word_embeddings=shape.tied,
         )
         with where:
-            model = transformers.AutoModelForCausalLM.from_config(found, dtype=dtype)
+            model = transformers.AutoModelForCausalLM.from_config(model_config, dtype=dtype)
     model.requires_grad_(False)
     # Rows are written to the end, as what is compared with them is.
     model.generation_config.eos_token_id = None
@@ -89,8 +89,8 @@ def stream(shape: Shape, where: torch.device) -> Iterator[Callable[[], None]]:
 @contextmanager
 def sft(shape: Shape, model: Any, where: torch.device, remat: str) -> Iterator[Callable[[], float]]:
     """A LoRA step as `transformers.Trainer` takes it: clipping to a norm of 1, AdamW; autocast where bfloat16."""
-    found = peft.LoraConfig(r=shape.rank, lora_alpha=2 * shape.rank, target_modules=PROJECTIONS)
-    adapted = peft.get_peft_model(model, found)
+    lora_config = peft.LoraConfig(r=shape.rank, lora_alpha=2 * shape.rank, target_modules=PROJECTIONS)
+    adapted = peft.get_peft_model(model, lora_config)
     adapted.train()
     if remat == "full":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -140,13 +140,13 @@ def naive(shape: Shape, model: Any, where: torch.device, items: int) -> Iterator
 
     @torch.inference_mode()
     def run():
-        found = []
+        results = []
         for start in range(0, len(rows), shape.score_batch):
             tokens, lengths = padded([rows[row] for row in order[start : start + shape.score_batch]], where)
             hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state
-            found.append(label_probs(model, hidden, lengths))
+            results.append(label_probs(model, hidden, lengths))
         probs = np.empty((len(rows), len(LABELS)), np.float32)
-        probs[order] = torch.cat(found).cpu().numpy()
+        probs[order] = torch.cat(results).cpu().numpy()
         return probs
 
     yield run
@@ -157,23 +157,23 @@ def shared(shape: Shape, model: Any, where: torch.device, items: int) -> Iterato
     """The prefixes of a few queries in one pass; their keys and values, repeated for the items, in the next ones."""
     rows, _ = score_rows(shape, items)
     queries = max(1, shape.score_batch // items)
-    together = min(items, shape.score_batch)
+    items_per_pass = min(items, shape.score_batch)
 
     @torch.inference_mode()
     def run():
-        found = []
+        results = []
         for start in range(0, len(rows), queries * items):
             group = rows[start : start + queries * items]
             prefixes = torch.tensor([row[: shape.prefix_length] for row in group[::items]], device=where)
             cache = model.model(input_ids=prefixes, use_cache=True).past_key_values
-            for part in range(0, len(group), queries * together):
-                rests = [row[shape.prefix_length :] for row in group[part : part + queries * together]]
+            for part in range(0, len(group), queries * items_per_pass):
+                rests = [row[shape.prefix_length :] for row in group[part : part + queries * items_per_pass]]
                 tokens, lengths = padded(rests, where)
-                behind = copying.deepcopy(cache)
-                behind.batch_repeat_interleave(len(rests) // len(prefixes))
-                hidden = model.model(input_ids=tokens, past_key_values=behind, use_cache=True).last_hidden_state
-                found.append(label_probs(model, hidden, lengths))
-        return torch.cat(found).cpu().numpy()
+                prefix_cache = copying.deepcopy(cache)
+                prefix_cache.batch_repeat_interleave(len(rests) // len(prefixes))
+                hidden = model.model(input_ids=tokens, past_key_values=prefix_cache, use_cache=True).last_hidden_state
+                results.append(label_probs(model, hidden, lengths))
+        return torch.cat(results).cpu().numpy()
 
     yield run
 
@@ -191,11 +191,11 @@ def written(
 
     @torch.inference_mode()
     def run():
-        found = []
+        results = []
         for start in range(0, rows, shape.decode_batch):
             part = inputs[start : start + shape.decode_batch]
-            made = model.generate(input_ids=part, attention_mask=torch.ones_like(part), **options)
-            found += made[:, length:].tolist()
-        return found
+            generated = model.generate(input_ids=part, attention_mask=torch.ones_like(part), **options)
+            results += generated[:, length:].tolist()
+        return results
 
     yield run

@@ -61,7 +61,7 @@ WEIGHTS = {"embedding": 5.0, "similarity": 10.0, "cosine": 0.5, "verdict": 1.0, 
 UNASKED, OF_ITEM = 0.1, 0.3
 """How much a verdict counts on a dimension that the query does not ask for, and an item's word that occurs."""
 
-ADAM_SHARE = 0.4
+ADAM_FRACTION = 0.4
 """Word vectors that are known from the start are lost where they are learnt as fast as kernels."""
 
 TABLE_SIZE, BRANCH = 0.05, 0.3
@@ -130,13 +130,13 @@ def distance(embedding, target):
 
 def similarity_error(embedding, target):
     """[B]: the mean squared error of a text's cosines with the others of the batch."""
-    found, wanted = (jnp.einsum("iw,jw->ij", x, x, precision="highest") for x in (embedding, target))
-    return ((found - wanted) ** 2).sum(axis=-1) / max(1, len(embedding) - 1)
+    cosines, expected = (jnp.einsum("iw,jw->ij", x, x, precision="highest") for x in (embedding, target))
+    return ((cosines - expected) ** 2).sum(axis=-1) / max(1, len(embedding) - 1)
 
 
-def squared_error(cosine, wanted_cosine):
+def squared_error(cosine, expected_cosine):
     """[B]."""
-    return (cosine - wanted_cosine) ** 2
+    return (cosine - expected_cosine) ** 2
 
 
 def objective(weights: Mapping[str, float]):
@@ -173,7 +173,7 @@ def optimizer(optimization: config.OptimizationConfig) -> optax.GradientTransfor
         optax.contrib.muon(
             # optax counts steps from 0, the schedule from 1.
             lambda count: rate(count + 1),
-            adam_learning_rate=lambda count: ADAM_SHARE * rate(count + 1),
+            adam_learning_rate=lambda count: ADAM_FRACTION * rate(count + 1),
             weight_decay=optimization.weight_decay,
             adam_b2=0.98,
             consistent_rms=0.2,
@@ -212,8 +212,8 @@ def prepare(corpus: Corpus, folder: Path, arguments: argparse.Namespace) -> dict
     vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     arrays["word_targets"] = embed([token.removeprefix("##") for token in vocabulary])
     for name, pairs in (("pair", gathered.pairs), ("crossed", gathered.held_out_pairs), ("judged", corpus.held_out)):
-        made = material.pair_arrays(tokenizer, pairs, gathered.annotator)
-        arrays |= material.prefixed(name, {**made, "cosines": cosines(pairs)})
+        table = material.pair_arrays(tokenizer, pairs, gathered.annotator)
+        arrays |= material.prefixed(name, {**table, "cosines": cosines(pairs)})
         if name != "pair":
             queries, items = [pair.query for pair in pairs], [material.item_text(pair.item) for pair in pairs]
             for side, (whole, number) in {"query": (queries, 0), "item": (items, 1)}.items():
@@ -234,13 +234,13 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def reader(arrays: Mapping[str, np.ndarray], targets: np.ndarray) -> Callable[[np.ndarray, np.ndarray], dict]:
-    """(numbers of as many texts as pairs, texts first; places, which are all) -> a batch."""
+    """(numbers of as many texts as pairs, texts first; the numbers of the rows of the batch) -> a batch."""
     count, cosines = len(targets), arrays["pair_cosines"]
     standard = (cosines - cosines.mean()) / max(cosines.std(), 1e-6)
     eye = np.eye(len(VERDICTS), dtype=np.float32)
     weight_of = np.array([0.0, 1.0, OF_ITEM], np.float32)
 
-    def read(numbers, places):
+    def read(numbers, row_numbers):
         half = len(numbers) // 2
         texts, pairs = numbers[:half], numbers[half:] - count
         text_lengths, pair_lengths = arrays["text_lengths"][texts], arrays["pair_lengths"][pairs]
@@ -263,7 +263,7 @@ def reader(arrays: Mapping[str, np.ndarray], targets: np.ndarray) -> Callable[[n
                 },
             },
             "target": targets[texts],
-            "wanted_cosine": standard[pairs].astype(np.float32),
+            "expected_cosine": standard[pairs].astype(np.float32),
             "verdict_probs": eye[arrays["pair_verdicts"][pairs]],
             "asked": np.where(arrays["pair_asked"][pairs], 1.0, UNASKED).astype(np.float32),
             "evidence_tags": arrays["pair_evidence"][pairs, :of_pair].astype(np.int32),
@@ -316,12 +316,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.minilm.is_dir():
         raise UserError(f"--minilm: {arguments.minilm}: no such folder")
     corpus = load(arguments.folder, arguments.data_seed)
-    prepared = arguments.prepared or work / "prepared"
-    _settle(prepared, arguments, OF_DATA)
+    data_folder = arguments.prepared or work / "prepared"
+    _settle(data_folder, arguments, OF_DATA)
     _settle(work, arguments, OF_TRAINING)
     begin = time.perf_counter()
-    arrays = prepare(corpus, prepared, arguments)
-    tokenizer = load_tokenizer(prepared / "tokenizer", ("pad", "cls", "sep"))
+    arrays = prepare(corpus, data_folder, arguments)
+    tokenizer = load_tokenizer(data_folder / "tokenizer", ("pad", "cls", "sep"))
     axes = teacher.principal(arrays["text_targets"], arguments.width)
     targets, words = (unit(arrays[name].astype(np.float32) @ axes) for name in ("text_targets", "word_targets"))
 
@@ -357,12 +357,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     log = work / "progress.log"
 
     def evaluate(state):
-        found = {name: float(value[0]) for name, value in figures(measure(state.trainable["params"]), arrays).items()}
+        measured = {
+            name: float(value[0]) for name, value in figures(measure(state.trainable["params"]), arrays).items()
+        }
         line = {"step": int(state.step), "seconds": round(time.perf_counter() - begin)}
-        line |= {name: round(value, 4) for name, value in found.items()}
+        line |= {name: round(value, 4) for name, value in measured.items()}
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        return found
+        return measured
 
     state = train(
         shard_step(make_train_step(learner.apply, objective(WEIGHTS), tx), mesh, state),
@@ -380,7 +382,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     rounded = {**state.trainable["params"], "encoder": jax.tree.map(lambda x: x.astype(jnp.float32), params)}
     samples = figures(measure(rounded), arrays, RESAMPLES)
     log_of = {
-        "settings": _said(arguments, (*OF_DATA, *OF_TRAINING)),
+        "settings": _settings(arguments, (*OF_DATA, *OF_TRAINING)),
         "corpus": check(corpus),
         "texts": rows,
         "pairs": pairs,
@@ -390,7 +392,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "auc_less_overlap": interval(samples["auc"] - samples["auc_overlap"]),
     }
     (work / "log.json").write_text(json.dumps(log_of, indent=2) + "\n", "utf-8")
-    ship(Encoder(encoder), {"params": params}, prepared / "tokenizer", output, "encoder")
+    ship(Encoder(encoder), {"params": params}, data_folder / "tokenizer", output, "encoder")
     return log_of
 
 
@@ -401,26 +403,26 @@ OF_TRAINING = (
 )
 
 
-def _said(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+def _settings(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
     values = {name: getattr(arguments, name) for name in names}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def _settle(folder: Path, arguments: argparse.Namespace, names: tuple[str, ...]) -> None:
     """Notes in a folder what it is made with. Raises UserError where it was made with something else."""
-    path, said = folder / "settings.json", _said(arguments, names)
+    path, settings = folder / "settings.json", _settings(arguments, names)
     folder.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         known = json.loads(path.read_text("utf-8"))
-        changed = [name for name in names if known.get(name) != said[name]]
+        changed = [name for name in names if known.get(name) != settings[name]]
         if changed:
             name = changed[0]
             raise UserError(
-                f"{folder}: made with --{name.replace('_', '-')} {known.get(name)}, not {said[name]}; remove the "
+                f"{folder}: made with --{name.replace('_', '-')} {known.get(name)}, not {settings[name]}; remove the "
                 "folder or give another"
             )
     else:
-        path.write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+        path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def main() -> None:

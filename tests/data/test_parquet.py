@@ -119,7 +119,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_table(tmp_path, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tables.pq.ParquetWriter, "write_table", stops)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(UserError, match=rf"^{path}: cannot be written: Input/output error$"):
         write_pairs(path, SOME[:1])
     monkeypatch.setattr(tables.pq.ParquetWriter, "write_table", is_full)
     with pytest.raises(UserError, match=rf"^{path}: the disk is full; make room, then run the same command again$"):
@@ -129,29 +129,29 @@ def test_a_write_that_fails_half_way_leaves_the_old_table(tmp_path, monkeypatch)
 
 
 def write_and_fail(folder, error):
-    with new_files(folder) as made:
-        (made / "table").write_text("2")
+    with new_files(folder) as temporary:
+        (temporary / "table").write_text("2")
         raise error
 
 
 def test_new_files_appear_together_or_not_at_all(tmp_path):
     folder = tmp_path / "stage"
     (folder / ".making-left-by-a-kill").mkdir(parents=True)
-    with new_files(folder) as made:
-        (made / "table").write_text("1")
-        (made / "tokenizer").mkdir()
-        (made / "tokenizer" / "vocab").write_text("1")
-        assert os.listdir(folder) == [made.name]
+    with new_files(folder) as temporary:
+        (temporary / "table").write_text("1")
+        (temporary / "tokenizer").mkdir()
+        (temporary / "tokenizer" / "vocab").write_text("1")
+        assert os.listdir(folder) == [temporary.name]
     assert sorted(os.listdir(folder)) == ["table", "tokenizer"]
-    for error, told in ((OSError(errno.ENOSPC, "full"), UserError), (KeyError(1), KeyError)):
-        with pytest.raises(told):
+    for error, raised in ((OSError(errno.ENOSPC, "full"), UserError), (KeyError(1), KeyError)):
+        with pytest.raises(raised):
             write_and_fail(folder, error)
     with pytest.raises(UserError, match=r"stage: the disk is full"), new_files(folder):
         raise Exception("No space left on device (os error 28)")  # as the tokenizers say it
     assert sorted(os.listdir(folder)) == ["table", "tokenizer"]
     assert (folder / "table").read_text() == "1"
-    with new_files(folder) as made:
-        (made / "tokenizer").mkdir()
+    with new_files(folder) as temporary:
+        (temporary / "tokenizer").mkdir()
     assert os.listdir(folder / "tokenizer") == []
 
 

@@ -424,14 +424,14 @@ def test_a_name_on_the_hub_is_found_in_its_cache(cache, tmp_path):
         (model / "refs" / revision).write_text("abc")
     expected = from_hf(folder(tmp_path / "hf", tensors()), dtype=jnp.float32)
     for name in ("hf:org/name", "hf:org/name@v2"):
-        found = from_hf(name, dtype=jnp.float32)
-        assert found[0] == expected[0]
-        same(found[1], expected[1])
+        loaded = from_hf(name, dtype=jnp.float32)
+        assert loaded[0] == expected[0]
+        same(loaded[1], expected[1])
 
 
 @pytest.mark.usefixtures("cache")
 def test_a_name_that_the_hub_does_not_give():
-    for name, said in (("hf:org/absent", "not in the local cache"), ("hf:a b/c", "write hf:ORG/NAME")):
-        with pytest.raises(UserError, match=said) as error:
+    for name, message in (("hf:org/absent", "not in the local cache"), ("hf:a b/c", "write hf:ORG/NAME")):
+        with pytest.raises(UserError, match=message) as error:
             from_hf(name, dtype=jnp.float32)
         assert "\n" not in str(error.value)

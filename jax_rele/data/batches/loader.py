@@ -88,7 +88,7 @@ def bucket_of(tokens: np.ndarray, full: int, lengths: int) -> np.ndarray:
     return np.searchsorted(limits, tokens) + 1
 
 
-def group_by_query(queries: Sequence[Any] | np.ndarray, labelled: Sequence[bool], size: int) -> np.ndarray:
+def group_by_query(queries: Sequence[Any] | np.ndarray, labelled: Sequence[bool] | np.ndarray, size: int) -> np.ndarray:
     """Deals the pairs of each query into groups of at most `size`, its labelled pairs spread over them evenly.
 
     Args:
@@ -102,17 +102,15 @@ def group_by_query(queries: Sequence[Any] | np.ndarray, labelled: Sequence[bool]
     if not len(queries):
         return np.zeros((0, size), np.int64)
     _, first, query = np.unique(np.asarray(queries), return_index=True, return_inverse=True)
-    shuffle_streams = np.lexsort(
-        (~np.asarray(labelled, bool), first[query])
-    )  # stable: rows in order, labelled ones first
-    query = query[shuffle_streams]
+    order = np.lexsort((~np.asarray(labelled, bool), first[query]))  # stable: rows in order, labelled ones first
+    query = query[order]
     begins = np.flatnonzero(np.r_[True, query[1:] != query[:-1]])
     pairs = np.diff(np.r_[begins, len(query)])
     groups = -(-pairs // size)
     number = np.arange(len(query)) - np.repeat(begins, pairs)
     base = np.repeat(np.cumsum(groups) - groups, pairs)
     groups_of_rows = np.full((groups.sum(), size), -1, np.int64)
-    groups_of_rows[base + number % np.repeat(groups, pairs), number // np.repeat(groups, pairs)] = shuffle_streams
+    groups_of_rows[base + number % np.repeat(groups, pairs), number // np.repeat(groups, pairs)] = order
     return groups_of_rows
 
 
@@ -130,3 +128,11 @@ def flatten_groups(batch: Arrays, indices: np.ndarray | None = None) -> Arrays:
         "segments": np.repeat(np.arange(groups) if indices is None else indices, size).astype(np.int32),
         "segments_mask": (batch["mask"] & has_others).reshape(-1),
     }
+
+
+def row_count(rows: int, most: int, parts: int = 1) -> int:
+    """Rows of a batch that holds `rows`: a power of four, or `most`; a multiple of `parts`."""
+    count = 1
+    while count < rows:
+        count *= 4
+    return -(-min(count, most) // parts) * parts

@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jax_rele.data.parquet import OPTIONAL_PAIR_COLUMNS, PAIRS, pairs_from_arrow
-from jax_rele.data.rows import one_line
+from jax_rele.data.parquet import OPTIONAL_PAIR_COLUMNS, PAIRS, fill_missing, pairs_from_arrow, reading_table
 from jax_rele.errors import UserError
 from jax_rele.types import Pair
 
@@ -23,8 +22,8 @@ _CHUNK = 1024
 class PairTable(Sequence[Pair]):
     """The pairs of a Parquet table, or some of them, as a sequence; a few row groups are in memory at a time.
 
-    Reading in the order of the table, or nearby, is fast; each jump to a row group that is not held reads that group.
-    It may be read by several threads, and sent to another process.
+    Reading in the order of the table, or nearby, is fast; each jump to a row group that is not in memory reads that
+    group. It may be read by several threads, and sent to another process.
 
     Args:
       path: a table with the schema `PAIRS`.
@@ -40,12 +39,8 @@ class PairTable(Sequence[Pair]):
         self._held_groups = held_groups
         self._cached_groups: OrderedDict[int, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
-        try:
+        with reading_table(self.path):
             self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
-        except FileNotFoundError:
-            raise UserError(f"{self.path}: no such table; run the stage that writes it") from None
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise self._damaged(error) from error
         columns = self._file.schema_arrow.names
         missing = [name for name in PAIRS.names if name not in (*columns, *OPTIONAL_PAIR_COLUMNS)]
         if missing:
@@ -72,19 +67,17 @@ class PairTable(Sequence[Pair]):
         return self._pairs(self._rows)
 
     def select(self, indices: np.ndarray) -> PairTable:
-        """The pairs at some places of this sequence, [M] integers, or [len] bool for those that are true."""
+        """The pairs at some indices of this sequence, [M] integers, or [len] bool for those that are true."""
         return PairTable(self.path, self._rows[indices], self._held_groups)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """[len] one column, e.g. `split`, without making pairs."""
-        try:
+        with reading_table(self.path):
             return self._file.read(columns=[name]).column(name).take(self._rows)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise self._damaged(error) from error
 
     def _pairs(self, rows: np.ndarray) -> Iterator[Pair]:
         groups = np.searchsorted(self._ends, rows, side="right") - 1
-        # Neighbours of one group are read together, but not so many that their objects take the place of the table.
+        # Neighbours in one group are read together, up to a limit: pairs take more memory than the table.
         starts = np.flatnonzero(np.diff(groups, prepend=-1))
         for start, stop in zip(starts, [*starts[1:], len(rows)]):
             for first in range(start, stop, _CHUNK):
@@ -101,18 +94,11 @@ class PairTable(Sequence[Pair]):
             return self._cached_groups[group]
 
     def _read(self, group: int) -> pa.Table:
-        try:
+        with reading_table(self.path):
             table = self._file.read_row_group(group, columns=self._names)
             table.validate(full=True)
-            for name in OPTIONAL_PAIR_COLUMNS:
-                if name not in self._names:
-                    table = table.append_column(PAIRS.field(name), pa.nulls(table.num_rows, PAIRS.field(name).type))
+            table = fill_missing(table, PAIRS, OPTIONAL_PAIR_COLUMNS)
             return table.select(PAIRS.names).cast(PAIRS).combine_chunks()
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise self._damaged(error) from error
-
-    def _damaged(self, error: Exception) -> UserError:
-        return UserError(f"{self.path}: the table is damaged ({one_line(error)}); delete it and run the stage again")
 
 
 def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:

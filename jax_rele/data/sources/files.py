@@ -5,22 +5,25 @@ from __future__ import annotations
 import bz2
 import glob
 import gzip
-import hashlib
 import io
 import lzma
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from jax_rele.data.rows import one_line
 from jax_rele.errors import UserError
+from jax_rele.io import hash_bytes, hash_file
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 PARQUET = ".parquet"
@@ -29,15 +32,11 @@ _CONTENT_KEYS = ("etag", "ETag", "md5Hash", "md5", "crc32c", "generation", "Cont
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "Last-Modified", "created")
 
 
-def _zstd(stream: BinaryIO, mode: str) -> BinaryIO:
-    return io.BufferedReader(pa.CompressedInputStream(stream, "zstd"))
-
-
-_DECOMPRESS: dict[str, Callable[[BinaryIO, str], BinaryIO]] = {
+_DECOMPRESS: dict[str, Callable[..., AbstractContextManager]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
-    ".zst": _zstd,
+    ".zst": lambda stream: io.BufferedReader(pa.CompressedInputStream(stream, "zstd")),
 }
 
 
@@ -53,7 +52,7 @@ class SourceFile:
 
     name: str
     path: str
-    system: Any = None
+    system: AbstractFileSystem | None = None
 
     @property
     def suffix(self) -> str:
@@ -65,15 +64,12 @@ class SourceFile:
         return suffix if suffix in (*TEXT_SUFFIXES, PARQUET) else ""
 
     @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
+    def open(self) -> Iterator[IO[bytes]]:
         """The bytes of the file, uncompressed."""
         with open(self.path, "rb") if self.system is None else self.system.open(self.path, "rb") as stream:
-            compression = os.path.splitext(self._base)[1]
-            if compression in _DECOMPRESS:
-                with _DECOMPRESS[compression](stream, "rb") as plain:
-                    yield plain
-            else:
-                yield stream
+            decompress = _DECOMPRESS.get(os.path.splitext(self._base)[1], nullcontext)
+            with decompress(stream) as plain:
+                yield plain
 
     @property
     def _base(self) -> str:
@@ -102,16 +98,23 @@ def fingerprint(files: Sequence[SourceFile]) -> str:
     Of files on this machine the content is read; for others the file system says it: a checksum or version where it has
     one, otherwise size and time.
     """
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(_content_hash(file))
-    return digest.hexdigest()[:16]
+    return hash_bytes(b"".join(map(_content_hash, files)))
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file in hexadecimal digits; it is read once in a process unless size, time or inode change."""
+    status = os.stat(path)
+    return _file_hash(os.fspath(path), status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=100_000)
+def _file_hash(path: str, *_: int) -> str:
+    return hash_file(path)
 
 
 def _content_hash(file: SourceFile) -> bytes:
     if file.system is None:
-        status = os.stat(file.path)
-        return _file_hash(file.path, status.st_size, status.st_mtime_ns, status.st_ino)
+        return bytes.fromhex(file_hash(file.path))
     try:
         info = file.system.info(file.path)
     except Exception as error:
@@ -119,13 +122,6 @@ def _content_hash(file: SourceFile) -> bytes:
     known = [(key, str(info[key])) for key in _CONTENT_KEYS if info.get(key)]
     known = known or [(key, str(info[key])) for key in _TIME_KEYS if info.get(key)]
     return repr((file.name, info.get("size"), known)).encode()
-
-
-@lru_cache(maxsize=100_000)
-def _file_hash(path: str, *_: int) -> bytes:
-    """Read once in a process, unless size, time or place change."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _local_files(path: str) -> list[SourceFile]:

@@ -14,7 +14,7 @@ import lzma
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from typing import BinaryIO
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -78,7 +78,7 @@ def check_encoding(encoding: str) -> str:
     return "utf-8" if name == "utf-8-sig" else name
 
 
-def _lines(stream: BinaryIO, encoding: str) -> tuple[Iterable[bytes], str]:
+def _lines(stream: IO[bytes], encoding: str) -> tuple[Iterable[bytes], str]:
     """Lines and the encoding that they are in."""
     if "\n".encode(encoding)[-1:] == b"\n" and len("\n".encode(encoding)) == 1:
         return _without_mark(stream) if encoding == "utf-8" else stream, encoding

@@ -6,27 +6,26 @@ that it needs. Millions of rows thus take the memory of the batches that are rea
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from jax_rele.errors import UserError
-from jax_rele.io import hash_values
+from jax_rele.io import FREE_CACHE, atomic_folder, hash_values, lock, write_error
+from jax_rele.types import Params, PyTree
 
-_VERSION = 1
-"""Raise it when what is written changes its form or meaning: what older code wrote is then made again."""
+_VERSION = 2
+"""To be raised when the form or meaning of what is written changes."""
 
 _CONTENTS = "columns.json"
+_NOT_WHOLE = (OSError, ValueError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Ragged:
     """Rows of different lengths.
 
     Attributes:
-      values: all rows, one behind the other.
+      values: all rows, one after the other.
       offsets: [N + 1] int64, where each row begins.
       fill: what a row is padded with.
       length: of the longest row that there can be.
@@ -51,7 +50,7 @@ class Ragged:
         return len(self.offsets) - 1
 
     def lengths(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Places of each row up to its last one that is not `fill`."""
+        """Of each row."""
         return self.offsets[1:][rows] - self.offsets[:-1][rows]
 
     def padded(self, rows: np.ndarray, length: int | None = None) -> np.ndarray:
@@ -66,11 +65,22 @@ class Ragged:
         return np.where(present, values, np.array(self.fill, values.dtype)).astype(self.dtype)
 
 
-Columns = dict[str, Any]
+@dataclass(frozen=True)
+class RaggedSpec:
+    """A ragged column to be written: what its rows are padded with, their greatest length, and the type when read."""
+
+    fill: int
+    length: int
+    dtype: DTypeLike
+
+
+Columns = dict[str, PyTree]
 """A nested dict of arrays and `Ragged`s with the same number of rows."""
 
 
-def take_rows(columns: Columns, rows: np.ndarray, length_of: Callable[[int], int] | None = None) -> dict[str, Any]:
+def take_rows(
+    columns: Mapping[str, PyTree], rows: np.ndarray, length_of: Callable[[int], int] | None = None
+) -> dict[str, PyTree]:
     """The rows of these numbers, as arrays [*rows.shape, ...].
 
     Args:
@@ -78,148 +88,111 @@ def take_rows(columns: Columns, rows: np.ndarray, length_of: Callable[[int], int
       rows: row numbers.
       length_of: the full length of a ragged column -> the length to pad to; None for the full one.
     """
-    read = {}
-    for name, column in columns.items():
+
+    def read(column: PyTree) -> PyTree:
         if isinstance(column, Mapping):
-            read[name] = take_rows(column, rows, length_of)
-        elif isinstance(column, Ragged):
-            read[name] = column.padded(rows, length_of(column.length) if length_of else None)
-        else:
-            read[name] = np.asarray(column[rows])
-    return read
+            return take_rows(column, rows, length_of)
+        if isinstance(column, Ragged):
+            return column.padded(rows, length_of(column.length) if length_of else None)
+        return np.asarray(column[rows])
+
+    return {name: read(column) for name, column in columns.items()}
 
 
 def load_or_build(
     root: Path,
     kind: str,
-    depends_on: Any,
-    make: Callable[[], Iterable[Mapping[str, Any]]],
-    ragged: Mapping[str, int],
+    depends_on: object,
+    make: Callable[[], Iterable[Mapping[str, PyTree]]],
+    ragged: Mapping[str, RaggedSpec],
 ) -> Columns:
     """The columns that `make` yields in chunks; those that were written before for the same content are read instead.
 
-    They are written to a folder of their own, which takes its name when it is whole: a process that is killed, or a
-    disk that is full, leaves nothing that is taken for them. Processes that want the same at once wait for the first
-    one to have written it where the file system has locks, and otherwise each writes its own and one is kept.
+    They are written to a folder of their own, which takes its name when it is whole. Processes that want the same at
+    once wait for the first one; where the file system has no locks each writes its own, and one is kept.
 
     Args:
       root: the cache.
       kind: what the columns are, the beginning of the folder's name.
       depends_on: everything that decides their content, as plain data; its hash is the rest of the name.
-      make: yields nested dicts of arrays [n, ...], the rows in order.
-      ragged: dotted name -> what fills its rows up; such a column's arrays are [n, length], and the `fill`s at the end
-        of a row are not stored.
+      make: yields nested dicts of arrays [n, ...], the rows in order; of a ragged column, n lists of integers.
+      ragged: dotted name -> the ragged column.
 
     Raises:
       UserError: the disk is full, or the folder cannot be written.
     """
-    folder = root / f"{kind}-{hash_values([_VERSION, depends_on, dict(ragged)])}"
-    try:
+    specs = {name: [spec.fill, spec.length, np.dtype(spec.dtype).str] for name, spec in ragged.items()}
+    folder = root / f"{kind}-{hash_values([_VERSION, depends_on, specs])}"
+    with suppress(*_NOT_WHOLE):
         return _open(folder)
-    except (OSError, ValueError, KeyError):
-        pass
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _build_lock(root / f".{folder.name}.lock"):
-            with suppress(OSError, ValueError, KeyError):
+        with lock(root / f".{folder.name}.lock"):
+            with suppress(*_NOT_WHOLE):
                 return _open(folder)
-            temporary = root / f".{folder.name}.{uuid.uuid4().hex}"
-            try:
-                temporary.mkdir()
+            shutil.rmtree(folder, ignore_errors=True)
+            with atomic_folder(folder) as temporary:
                 _write(temporary, make(), ragged)
-                _put(temporary, folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
             return _open(folder)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full; free some space" if full else f"cannot be written: {error.strerror or error}"
-        raise UserError(f"{root}: {what}, or set cache_dir to another place") from None
+        with suppress(*_NOT_WHOLE):
+            return _open(folder)  # where the file system has no locks, another process may have been first
+        raise write_error(root, error, FREE_CACHE) from None
 
 
-def _put(temporary: Path, folder: Path) -> None:
-    """Gives a whole folder its name; what is there under it and cannot be read makes room."""
-    for _ in range(3):
-        try:
-            os.rename(temporary, folder)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        with suppress(OSError, ValueError, KeyError):
-            _open(folder)
-            return  # another process was first
-        with suppress(OSError):  # another process may be doing the same
-            damaged = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-            os.rename(folder, damaged)
-            shutil.rmtree(damaged, ignore_errors=True)
-    raise OSError(errno.EBUSY, f"{folder.name} is in the way; delete it")
-
-
-@contextmanager
-def _build_lock(path: Path):
-    """One process at a time, where the file system has locks."""
-    with path.open("a") as file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    flat = {}
+def _flat(tree: Mapping[str, PyTree], prefix: str = "") -> dict[str, PyTree]:
+    flat: dict[str, PyTree] = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
         flat |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
     return flat
 
 
-def _write(folder: Path, chunks: Iterable[Mapping[str, Any]], ragged: Mapping[str, int]) -> None:
+def _write(folder: Path, chunks: Iterable[Mapping[str, PyTree]], ragged: Mapping[str, RaggedSpec]) -> None:
     columns: dict[str, _Column] = {}
     count = 0
-    try:
+    with ExitStack() as stack:
         for chunk in chunks:
-            arrays = {name: np.asarray(array) for name, array in _flat(chunk).items()}
+            arrays = {name: x if name in ragged else np.asarray(x) for name, x in _flat(chunk).items()}
             sizes = {len(array) for array in arrays.values()}
             if len(sizes) != 1 or (columns and set(columns) != set(arrays)):
                 raise ValueError(f"every chunk must hold the same columns of one length, got {sorted(arrays)}")
             for name, array in arrays.items():
                 if name not in columns:
                     columns[name] = _Column(folder / f"{len(columns)}", array, ragged.get(name))
+                    stack.callback(columns[name].close)
                 columns[name].append(array)
             count += sizes.pop()
-        contents = {name: column.close() for name, column in columns.items()}
-    finally:
-        for column in columns.values():
-            column.abandon()
-    with (folder / _CONTENTS).open("w", encoding="utf-8") as file:
-        json.dump({"rows": count, "columns": contents}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    contents = {"rows": count, "columns": {name: column.description() for name, column in columns.items()}}
+    (folder / _CONTENTS).write_text(json.dumps(contents), "utf-8")
 
 
 class _Column:
     """A column while it is written: `N.bin`, and `N.offsets` where it is ragged."""
 
-    def __init__(self, stem: Path, first: np.ndarray, fill: int | None):
-        self.fill, self.dtype, self.shape = fill, first.dtype, first.shape[1:]
-        self.stored = first.dtype if fill is None else np.dtype(np.uint8)
+    def __init__(self, stem: Path, first: PyTree, spec: RaggedSpec | None):
+        self.spec = spec
+        self.dtype, self.shape = (
+            (first.dtype, first.shape[1:]) if spec is None else (np.dtype(spec.dtype), (spec.length,))
+        )
+        self.stored = self.dtype if spec is None else np.dtype(np.uint8)
         self.files = [stem.with_suffix(".bin").open("wb")]
-        if fill is not None:
-            if first.ndim != 2:
-                raise ValueError(f"a ragged column needs rows of numbers, got shape {first.shape}")
+        if spec is not None:
             self.files.append(stem.with_suffix(".offsets").open("wb"))
             self.end = 0
             self.files[1].write(np.zeros(1, np.int64).tobytes())
 
-    def append(self, rows: np.ndarray) -> None:
-        if rows.dtype != self.dtype or rows.shape[1:] != self.shape:
-            raise ValueError(f"rows of {rows.dtype}{list(rows.shape[1:])} in a column of {self.dtype}{self.shape}")
-        if self.fill is None:
+    def append(self, rows: PyTree) -> None:
+        """Adds an array, or lists of integers to a ragged column."""
+        if self.spec is None:
+            if rows.dtype != self.dtype or rows.shape[1:] != self.shape:
+                raise ValueError(f"rows of {rows.dtype}{list(rows.shape[1:])} in a column of {self.dtype}{self.shape}")
             self.files[0].write(np.ascontiguousarray(rows).tobytes())
             return
-        other = rows != self.fill
-        lengths = np.where(other.any(axis=1), rows.shape[1] - np.argmax(other[:, ::-1], axis=1), 0)
-        values = rows[np.arange(rows.shape[1]) < lengths[:, None]]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        if lengths.max(initial=0) > self.spec.length:
+            raise ValueError(f"a row of {lengths.max()} tokens in a column of at most {self.spec.length}")
+        values = np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum())
         self._widen(values)
         self.files[0].write(values.astype(self.stored).tobytes())
         offsets = self.end + np.cumsum(lengths, dtype=np.int64)
@@ -228,11 +201,8 @@ class _Column:
 
     def _widen(self, values: np.ndarray) -> None:
         """Rewrites what there is in larger integers where a value does not fit."""
-        needed = (
-            np.result_type(self.stored, *(np.min_scalar_type(x) for x in (values.min(), values.max())))
-            if len(values)
-            else self.stored
-        )
+        limits = (values.min(), values.max()) if len(values) else ()
+        needed = np.result_type(self.stored, *map(np.min_scalar_type, limits))
         if needed == self.stored:
             return
         path = Path(self.files[0].name)
@@ -245,32 +215,26 @@ class _Column:
         self.files[0] = path.open("ab")
         self.stored = needed
 
-    def close(self) -> dict[str, Any]:
-        sizes = []
+    def close(self) -> None:
         for file in self.files:
-            file.flush()
-            os.fsync(file.fileno())
-            sizes.append(file.tell())
             file.close()
+
+    def description(self) -> dict[str, object]:
+        paths = [Path(file.name) for file in self.files]
         return {
-            "file": Path(self.files[0].name).stem,
+            "file": paths[0].stem,
             "dtype": self.dtype.str,
             "stored": self.stored.str,
             "shape": list(self.shape),
-            "fill": self.fill,
-            "bytes": sizes,
+            "fill": None if self.spec is None else self.spec.fill,
+            "bytes": [path.stat().st_size for path in paths],
         }
-
-    def abandon(self) -> None:
-        for file in self.files:
-            with suppress(OSError):
-                file.close()
 
 
 def _open(folder: Path) -> Columns:
     """Raises OSError, ValueError or KeyError where the folder is not whole."""
     contents = json.loads((folder / _CONTENTS).read_text("utf-8"))
-    columns: Columns = {}
+    columns: dict[str, PyTree] = {}
     for name, column in contents["columns"].items():
         parent_columns = columns
         *parents, leaf = name.split(".")
@@ -280,7 +244,7 @@ def _open(folder: Path) -> Columns:
     return columns
 
 
-def _open_column(stem: Path, column: Mapping[str, Any], count: int) -> np.ndarray | Ragged:
+def _open_column(stem: Path, column: Params, count: int) -> np.ndarray | Ragged:
     suffixes = (".bin", ".offsets")[: len(column["bytes"])]
     for suffix, size in zip(suffixes, column["bytes"]):
         if stem.with_suffix(suffix).stat().st_size != size:
@@ -297,7 +261,7 @@ def _open_column(stem: Path, column: Mapping[str, Any], count: int) -> np.ndarra
     )
 
 
-def _mapped(path: Path, dtype: Any, shape: Sequence[int]) -> np.ndarray:
+def _mapped(path: Path, dtype: DTypeLike, shape: Sequence[int]) -> np.ndarray:
     if not np.prod(shape):
         return np.zeros(shape, dtype)  # an empty file cannot be mapped
     return np.memmap(path, dtype, "r", shape=tuple(shape))

@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from jax_rele.errors import UserError
 
 PAD, BEGIN, END = "<pad>", "<s>", "</s>"
+DECODER_TOKENS, ENCODER_TOKENS = ("eos",), ("pad", "cls", "sep")
+"""The special tokens that each kind of model needs of its tokenizer."""
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """Files of which a tokenizer's folder has at least one."""
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jax_rele.data.batches.loader import Groups, batches, bucket_length, bucket_of, group_by_query, rows, shuffled
 from jax_rele.data.batches.sampler import Stream, shuffle_streams
-from jax_rele.data.tokens.token_cache import load_or_build
+from jax_rele.data.tokens.token_cache import RaggedSpec, load_or_build
 
 ROWS = {"x": np.arange(23), "inputs": {"y": np.arange(46).reshape(23, 2)}}
 
@@ -16,17 +16,19 @@ def all_of(data):
     return list(data)
 
 
-def groups_of(count, size, length=16, lengths=1, root=None):
+def make_groups(count, size, length=16, lengths=1, root=None):
     """Pairs with as many tokens as their number says, in groups of one to `size`."""
     rng = np.random.default_rng(count)
     tokens = [rng.integers(1, 60, 1 + n % length) for n in range(count)]
     padded = np.stack([np.pad(row, (0, length - len(row))) for row in tokens]).astype(np.int32)
-    made = {"inputs": {"tokens": padded, "valid": padded > 0}, "row": np.arange(count)}
-    columns = load_or_build(root, "t", [count, length], lambda: [made], {"inputs.tokens": 0, "inputs.valid": 0})
+    arrays = {"inputs": {"tokens": padded, "valid": padded > 0}, "row": np.arange(count)}
+    rows = {"tokens": [row.tolist() for row in tokens], "valid": [[1] * len(row) for row in tokens]}
+    specs = {"inputs.tokens": RaggedSpec(0, length, np.int32), "inputs.valid": RaggedSpec(0, length, bool)}
+    columns = load_or_build(root, "t", [count, length], lambda: [{**arrays, "inputs": rows}], specs)
     queries = rng.integers(0, max(1, count // 3), count)
     members = group_by_query(queries, np.ones(count, bool), size)
     sizes = np.where(members >= 0, bucket_of(1 + np.maximum(members, 0) % length, length, lengths), 1).max(axis=1)
-    return Groups(columns, members, sizes, lengths), made
+    return Groups(columns, members, sizes, lengths), arrays
 
 
 def test_an_endless_iterator_drops_and_repeats_nothing():
@@ -48,17 +50,17 @@ def test_an_endless_iterator_drops_and_repeats_nothing():
 def test_every_pair_once_per_epoch_over_the_processes(
     tmp_path_factory, processes, pairs, size, batch_size, window, epochs
 ):
-    groups, _ = groups_of(pairs, size, lengths=2, root=tmp_path_factory.getbasetemp() / "columns")
+    groups, _ = make_groups(pairs, size, lengths=2, root=tmp_path_factory.getbasetemp() / "columns")
     stream = [Stream(np.arange(len(groups.members)), (batch_size,))]
     parts = np.array_split(np.arange(batch_size), processes)
     seen, shapes = [], []
     for indices in parts:
         examples = shuffle_streams(stream, 1, sizes=groups.buckets, window=window, epochs=epochs)
-        found = all_of(batches(groups, examples, indices))
-        assert len(found) == examples.steps
-        seen += [batch["row"][batch["mask"]] for batch in found]
-        assert all(len(batch["mask"]) == len(indices) * size for batch in found)
-        shapes.append([batch["inputs"]["tokens"].shape[1] for batch in found])
+        epoch_batches = all_of(batches(groups, examples, indices))
+        assert len(epoch_batches) == examples.steps
+        seen += [batch["row"][batch["mask"]] for batch in epoch_batches]
+        assert all(len(batch["mask"]) == len(indices) * size for batch in epoch_batches)
+        shapes.append([batch["inputs"]["tokens"].shape[1] for batch in epoch_batches])
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.repeat(np.arange(pairs), epochs))
     # Every process pads a step to the same length, or they would wait for each other for ever.
     assert all(lengths == shapes[0] for lengths in shapes)
@@ -74,7 +76,7 @@ def test_every_pair_once_per_epoch_over_the_processes(
 )
 def test_a_run_stopped_and_resumed_sees_the_batches_of_an_unbroken_one(tmp_path_factory, stops, before, after, window):
     """Also with another number of processes: each reads its part, and the state is the same in all of them."""
-    groups, _ = groups_of(29, 3, lengths=2, root=tmp_path_factory.getbasetemp() / "columns")
+    groups, _ = make_groups(29, 3, lengths=2, root=tmp_path_factory.getbasetemp() / "columns")
 
     def iterators(processes):
         streams = [Stream(np.arange(5), (3,)), Stream(np.arange(5, len(groups.members)), (6,))]
@@ -125,20 +127,20 @@ def test_each_process_reads_its_own_rows_alone():
 
 
 def test_the_rows_of_a_batch_are_padded_to_what_it_holds_and_are_otherwise_the_same(tmp_path):
-    groups, made = groups_of(60, 3, length=32, lengths=4, root=tmp_path)
+    groups, arrays = make_groups(60, 3, length=32, lengths=4, root=tmp_path)
     examples = shuffle_streams(
         [Stream(np.arange(len(groups.members)), (4,))], 0, sizes=groups.buckets, window=8, epochs=1
     )
     lengths = set()
     for batch in batches(groups, examples):
-        found = batch["inputs"]["tokens"]
-        lengths.add(found.shape[1])
-        held = batch["mask"]
-        expected = made["inputs"]["tokens"][batch["row"][held]]
-        np.testing.assert_array_equal(found[held], expected[:, : found.shape[1]])
-        assert not expected[:, found.shape[1] :].any()
-        np.testing.assert_array_equal(batch["inputs"]["valid"][held], found[held] > 0)
-        assert found.dtype == np.int32
+        tokens = batch["inputs"]["tokens"]
+        lengths.add(tokens.shape[1])
+        mask = batch["mask"]
+        expected = arrays["inputs"]["tokens"][batch["row"][mask]]
+        np.testing.assert_array_equal(tokens[mask], expected[:, : tokens.shape[1]])
+        assert not expected[:, tokens.shape[1] :].any()
+        np.testing.assert_array_equal(batch["inputs"]["valid"][mask], tokens[mask] > 0)
+        assert tokens.dtype == np.int32
         assert batch["inputs"]["valid"].dtype == bool
     assert lengths <= {8, 16, 24, 32}
     assert len(lengths) > 1

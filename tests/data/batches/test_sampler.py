@@ -25,23 +25,23 @@ def test_every_example_once_per_epoch_and_gaps_at_the_end_alone(count, batch_siz
         [Stream(np.arange(count) * 10, (batch_size,))], seed, sizes=np.repeat(sizes, 10), window=window, epochs=epochs
     )
     assert examples.steps == -(-count * epochs // batch_size)
-    found = drawn(examples, examples.steps)
-    held = found[found >= 0]
-    assert (found[: len(held)] >= 0).all()
-    assert len(found) - len(held) < batch_size
-    np.testing.assert_array_equal(np.sort(held), np.repeat(np.arange(count) * 10, epochs))
+    numbers = drawn(examples, examples.steps)
+    present = numbers[numbers >= 0]
+    assert (numbers[: len(present)] >= 0).all()
+    assert len(numbers) - len(present) < batch_size
+    np.testing.assert_array_equal(np.sort(present), np.repeat(np.arange(count) * 10, epochs))
     if window == 1:
         for epoch in range(epochs):
-            assert sorted(held[epoch * count : (epoch + 1) * count]) == list(range(0, count * 10, 10))
+            assert sorted(present[epoch * count : (epoch + 1) * count]) == list(range(0, count * 10, 10))
 
 
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 5))
 def test_without_end_nothing_is_dropped_or_repeated_within_an_epoch(count, batch_size, seed):
     examples = shuffle_streams([Stream(np.arange(count), (batch_size,))], seed)
     assert examples.steps is None
-    found = drawn(examples, -(-3 * count // batch_size))
+    numbers = drawn(examples, -(-3 * count // batch_size))
     for epoch in range(3):
-        assert sorted(found[epoch * count : (epoch + 1) * count]) == list(range(count))
+        assert sorted(numbers[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
 def test_every_epoch_and_every_seed_is_another_shuffle():
@@ -66,14 +66,16 @@ def test_what_a_stream_gives_does_not_depend_on_those_behind_it():
     steps=st.integers(1, 60),
 )
 def test_a_scheduled_mixture_has_its_proportions(start, end, width, steps):
-    share = np.linspace(start, end, steps + 1)
-    first, second, cycle = count_streams(share, width)
+    fraction = np.linspace(start, end, steps + 1)
+    first, second, cycle = count_streams(fraction, width)
     streams = [Stream(np.arange(3), first, cycle), Stream(np.arange(3), second, cycle)] if any(second) else []
-    for stream, wanted in zip(streams, (share, 1 - share)):
+    for stream, expected_fraction in zip(streams, (fraction, 1 - fraction)):
         counts = np.diff([stream.before(step) for step in range(steps + 400)])
-        if (share * width >= 1).all():
+        if (fraction * width >= 1).all():
             # Carried rounding errors: never more than one place off while the share changes, nor long after.
-            whole = np.concatenate([wanted, np.full(len(counts), wanted[-1])])[: len(counts)] * width
+            whole = (
+                np.concatenate([expected_fraction, np.full(len(counts), expected_fraction[-1])])[: len(counts)] * width
+            )
             drift = np.abs(np.cumsum(counts) - np.cumsum(whole))
             assert drift[: steps + 100].max() <= 1.0
             assert drift.max() <= 1.0 + 0.5 * (1 + len(counts) / 100)  # half a place a cycle
@@ -110,21 +112,24 @@ def test_a_window_deals_examples_of_like_size_together_and_draws_the_order_of_it
 def test_a_step_does_not_depend_on_those_before_it(window):
     sizes = np.arange(100) % 7
 
-    def made():
+    def make_order():
         return shuffle_streams([Stream(np.arange(100), (6,))], 2, sizes=sizes, window=window)
 
-    whole = made()
+    whole = make_order()
     expected = [whole.batch(step) for step in range(60)]
     for step in (59, 0, 31, 7, 8):
-        np.testing.assert_array_equal(made().batch(step), expected[step])
+        np.testing.assert_array_equal(make_order().batch(step), expected[step])
 
 
-@pytest.mark.parametrize(("share", "width"), [(0.3, 16), (1 / 3, 16), (0.9, 5)])
-def test_a_share_that_is_no_whole_number_of_places_is_kept(share, width):
-    first, _, cycle = count_streams([share], width)
+@pytest.mark.parametrize(("fraction", "width"), [(0.3, 16), (1 / 3, 16), (0.9, 5)])
+def test_a_share_that_is_no_whole_number_of_places_is_kept(fraction, width):
+    first, _, cycle = count_streams([fraction], width)
     stream = Stream(np.arange(9), first, cycle)
-    assert stream.before(10_000) / (10_000 * width) == pytest.approx(share, abs=0.5 / (100 * width))
-    assert set(np.diff([stream.before(step) for step in range(500)])) == {int(share * width), int(share * width) + 1}
+    assert stream.before(10_000) / (10_000 * width) == pytest.approx(fraction, abs=0.5 / (100 * width))
+    assert set(np.diff([stream.before(step) for step in range(500)])) == {
+        int(fraction * width),
+        int(fraction * width) + 1,
+    }
 
 
 def test_what_can_never_give_a_batch_is_refused():

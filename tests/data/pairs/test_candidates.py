@@ -56,7 +56,7 @@ def bm25_scores(query, catalogue):
 
 
 # tenths, so that their sum can be at most 1 exactly
-shares = (
+fractions = (
     st.tuples(*[st.integers(0, 10)] * 3)
     .filter(lambda tenths: sum(tenths) <= 10)
     .map(lambda tenths: dict(zip(("bm25", "same_category", "same_brand"), (n / 10 for n in tenths), strict=True)))
@@ -84,24 +84,24 @@ small_pairs = st.lists(
 
 
 @settings(max_examples=100)
-@given(small_pairs, st.lists(small_items, max_size=10), st.integers(0, 6), st.integers(0, 2), shares, st.randoms())
-def test_candidates_are_new_complete_and_independent_of_order(pairs, items, per_query, seed, shares, shuffler):
-    made = candidates(pairs, items, per_query, seed, **shares)
+@given(small_pairs, st.lists(small_items, max_size=10), st.integers(0, 6), st.integers(0, 2), fractions, st.randoms())
+def test_candidates_are_new_complete_and_independent_of_order(pairs, items, per_query, seed, fractions, shuffler):
+    drawn = candidates(pairs, items, per_query, seed, **fractions)
     judged = {query: {item.id for item in group} for query, group in by_query(pairs).items()}
-    chosen = {query: [item.id for item in group] for query, group in by_query(made).items()}
+    chosen = {query: [item.id for item in group] for query, group in by_query(drawn).items()}
     assert chosen.keys() <= judged.keys()
     for query, ids in judged.items():
         free = {item.id for item in items} - ids
-        found = chosen.get(query, [])
-        assert len(set(found)) == len(found) == min(per_query, len(free))
-        assert set(found) <= free
-    for pair in made:
+        item_ids = chosen.get(query, [])
+        assert len(set(item_ids)) == len(item_ids) == min(per_query, len(free))
+        assert set(item_ids) <= free
+    for pair in drawn:
         assert pair.item in items
         assert (pair.label, pair.split) == (None, "train")
         assert pair.pair_id.startswith("x-")
-    assert len({pair.pair_id for pair in made}) == len(made)
+    assert len({pair.pair_id for pair in drawn}) == len(drawn)
     mixed = (shuffler.sample(pairs, len(pairs)), shuffler.sample(items, len(items)))
-    assert candidates(*mixed, per_query, seed, **shares) == made
+    assert candidates(*mixed, per_query, seed, **fractions) == drawn
 
 
 def ample(n_queries, fillers):
@@ -119,25 +119,25 @@ def ample(n_queries, fillers):
 
 
 @settings(max_examples=60)
-@given(st.integers(1, 3), st.integers(0, 12), shares, st.integers(0, 3))
-def test_the_proportions_are_exact_where_the_sources_suffice(n_queries, per_query, shares, seed):
+@given(st.integers(1, 3), st.integers(0, 12), fractions, st.integers(0, 3))
+def test_the_proportions_are_exact_where_the_sources_suffice(n_queries, per_query, fractions, seed):
     pairs, items = ample(n_queries, 20)
-    tenths = [round(10 * share) for share in shares.values()]
+    tenths = [round(10 * fraction) for fraction in fractions.values()]
     tenths.append(10 - sum(tenths))
     counts = [n * per_query // 10 for n in tenths]
     by_remainder = sorted(range(4), key=lambda i: -(tenths[i] * per_query % 10))  # stable: ties by source
     for i in by_remainder[: per_query - sum(counts)]:
         counts[i] += 1
-    made = by_query(candidates(pairs, items, per_query, seed, **shares))
+    drawn = by_query(candidates(pairs, items, per_query, seed, **fractions))
     for i, pair in enumerate(pairs):
-        sources = [item.id.rpartition("-")[0] for item in made[pair.query]]
+        sources = [item.id.rpartition("-")[0] for item in drawn[pair.query]]
         assert len(sources) == per_query
-        wanted = [f"{name}-{i}" for name, n in zip(shares, counts, strict=False) for _ in range(n)]
-        assert sources[: len(wanted)] == wanted
+        expected_sources = [f"{name}-{i}" for name, n in zip(fractions, counts, strict=False) for _ in range(n)]
+        assert sources[: len(expected_sources)] == expected_sources
 
 
 @pytest.mark.parametrize(
-    ("per_query", "shares", "counts"),
+    ("per_query", "fractions", "counts"),
     [
         (10, (0.4, 0.2, 0.2), (4, 2, 2, 2)),
         (3, (0.5, 0.0, 0.0), (2, 0, 0, 1)),
@@ -147,31 +147,34 @@ def test_the_proportions_are_exact_where_the_sources_suffice(n_queries, per_quer
         (1, (0.2, 0.2, 0.2), (0, 0, 0, 1)),
     ],
 )
-def test_the_rest_is_drawn_from_all_items(per_query, shares, counts):
+def test_the_rest_is_drawn_from_all_items(per_query, fractions, counts):
     names = ("bm25", "same_category", "same_brand")
     pairs, items = ample(1, 20_000)  # so many fillers that a random draw is one of them
-    made = candidates(pairs, items, per_query, 0, **dict(zip(names, shares, strict=True)))
-    found = Counter(pair.item.id.partition("-")[0] for pair in made)
-    assert (*(found[name] for name in names), found.total() - sum(found[name] for name in names)) == counts
+    drawn = candidates(pairs, items, per_query, 0, **dict(zip(names, fractions, strict=True)))
+    source_counts = Counter(pair.item.id.partition("-")[0] for pair in drawn)
+    assert (
+        *(source_counts[name] for name in names),
+        source_counts.total() - sum(source_counts[name] for name in names),
+    ) == counts
 
 
 def test_random_items_take_the_place_of_a_source_that_runs_out():
     judged = Pair("p", "boots", Item("j", "judged", category="hat"), split="train")
     items = [Item("k", "warm", category="Hat"), *(Item(f"f{n}", "filler", category="shoe") for n in range(9))]
-    made = candidates([judged], items, 6, 0, bm25=0.5, same_category=0.5)
-    assert made[0].item.id == "k"
-    assert len({pair.item.id for pair in made}) == 6
+    drawn = candidates([judged], items, 6, 0, bm25=0.5, same_category=0.5)
+    assert drawn[0].item.id == "k"
+    assert len({pair.item.id for pair in drawn}) == 6
     # no brand is no brand in common
-    made = candidates([judged], [*items, Item("b", "x", brand="y")], 4, 0, bm25=0.0, same_brand=1.0)
-    assert len(made) == 4
-    assert made == candidates([judged], [*items, Item("b", "x", brand="y")], 4, 0, bm25=0.0)
+    drawn = candidates([judged], [*items, Item("b", "x", brand="y")], 4, 0, bm25=0.0, same_brand=1.0)
+    assert len(drawn) == 4
+    assert drawn == candidates([judged], [*items, Item("b", "x", brand="y")], 4, 0, bm25=0.0)
 
 
 def test_items_of_every_judged_category_are_drawn():
     judged = [Pair(f"p{n}", "boots", Item(f"j{n}", "judged", category=f"kind {n}"), split="train") for n in range(3)]
     items = [Item(f"i{kind}-{n}", "x", category=f"kind {kind}") for kind in range(5) for n in range(200)]
-    made = candidates(judged, items, 300, 0, bm25=0.0, same_category=1.0)
-    counts = Counter(pair.item.category for pair in made)
+    drawn = candidates(judged, items, 300, 0, bm25=0.0, same_category=1.0)
+    counts = Counter(pair.item.category for pair in drawn)
     assert counts.keys() == {"kind 0", "kind 1", "kind 2"}
     assert min(counts.values()) > 70  # uniform over the 600: 100 of each, give or take 7
     every = candidates(judged, items, 600, 0, bm25=0.0, same_category=1.0)
@@ -197,14 +200,14 @@ def test_every_process_makes_the_same_candidates():
 
 def test_only_training_queries_get_candidates(split, train):
     train_queries = by_query(train)
-    made = candidates(train, [pair.item for pair in train], 3, 0, bm25=0.4, same_category=0.3, same_brand=0.3)
+    drawn = candidates(train, [pair.item for pair in train], 3, 0, bm25=0.4, same_category=0.3, same_brand=0.3)
     others = by_query(pair for pair in split if pair.split != "train")
-    assert by_query(made).keys() == train_queries.keys()
-    assert by_query(made).keys().isdisjoint(others)
+    assert by_query(drawn).keys() == train_queries.keys()
+    assert by_query(drawn).keys().isdisjoint(others)
 
 
 def test_lexical_items_are_the_best_by_bm25(train, catalogue):
-    made = by_query(candidates(train, catalogue, 3, 0, bm25=1.0))
+    drawn = by_query(candidates(train, catalogue, 3, 0, bm25=1.0))
     positions = {item.id: i for i, item in enumerate(catalogue)}
     compared = 0
     for pair in train[:60]:
@@ -214,8 +217,8 @@ def test_lexical_items_are_the_best_by_bm25(train, catalogue):
         best = np.sort(scores)[::-1][:3]
         if best[-1] > 0:
             # float32 against float64: the scores agree, items of the same score may stand for each other
-            found = [scores[positions[item.id]] for item in made[query]]
-            np.testing.assert_allclose(found, best, rtol=1e-5)
+            scores_of_drawn = [scores[positions[item.id]] for item in drawn[query]]
+            np.testing.assert_allclose(scores_of_drawn, best, rtol=1e-5)
             compared += 1
     assert compared > 30
 
@@ -223,17 +226,17 @@ def test_lexical_items_are_the_best_by_bm25(train, catalogue):
 def test_of_equal_scores_the_first_ids_count():
     items = [Item(f"i{n:03}", "shoe" if n % 2 else "red shoe") for n in range(300)]
     judged = [Pair("p", "shoe", items[3], split="train")]
-    made = candidates(judged, items, 200, 0, bm25=1.0)
+    drawn = candidates(judged, items, 200, 0, bm25=1.0)
     shorter = [n for n in range(1, 300, 2) if n != 3]
     expected = shorter + list(range(0, 300, 2))[: 200 - len(shorter)]
-    assert [pair.item.id for pair in made] == [f"i{n:03}" for n in expected]
+    assert [pair.item.id for pair in drawn] == [f"i{n:03}" for n in expected]
 
 
 def test_the_share_of_lexical_items(train, catalogue):
-    def overlapping(made):
-        return np.mean([bool({*words(pair.query)} & {*words(pair.item.title)}) for pair in made])
+    def overlapping(drawn):
+        return np.mean([bool({*words(pair.query)} & {*words(pair.item.title)}) for pair in drawn])
 
-    none, half, full = (candidates(train[:40], catalogue, 4, 0, bm25=share) for share in (0.0, 0.5, 1.0))
+    none, half, full = (candidates(train[:40], catalogue, 4, 0, bm25=fraction) for fraction in (0.0, 0.5, 1.0))
     assert overlapping(none) + 0.2 < overlapping(half) < overlapping(full) - 0.2
     shared = {pair.pair_id for pair in half} & {pair.pair_id for pair in full}
     assert len(shared) >= 0.5 * len(half) * 0.9
@@ -254,9 +257,9 @@ def test_a_query_keeps_the_spelling_and_tags_of_its_tagged_pair():
         Pair("2", "RED shoe", items[1], locale="us", tags=(Tag("RED", "color"),), query_frequency=3, long_tail=True),
         Pair("1", "red shoe", items[0]),
     ]
-    (made,) = candidates(pairs, items, 5, 0)
-    assert made.split == "train"
-    assert (made.query, made.tags, made.locale, made.query_frequency, made.long_tail, made.item) == (
+    (pair,) = candidates(pairs, items, 5, 0)
+    assert pair.split == "train"
+    assert (pair.query, pair.tags, pair.locale, pair.query_frequency, pair.long_tail, pair.item) == (
         "RED shoe",
         (Tag("RED", "color"),),
         "us",
@@ -267,7 +270,7 @@ def test_a_query_keeps_the_spelling_and_tags_of_its_tagged_pair():
 
 
 @pytest.mark.parametrize(
-    ("per_query", "shares"),
+    ("per_query", "fractions"),
     [
         (-1, {}),
         (1, {"bm25": 1.5}),
@@ -277,6 +280,6 @@ def test_a_query_keeps_the_spelling_and_tags_of_its_tagged_pair():
         (1, {"bm25": 0.5, "same_category": 0.3, "same_brand": 0.3}),
     ],
 )
-def test_impossible_arguments(per_query, shares):
+def test_impossible_arguments(per_query, fractions):
     with pytest.raises(ValueError, match="need per_query >= 0"):
-        candidates([], [], per_query, 0, **shares)
+        candidates([], [], per_query, 0, **fractions)

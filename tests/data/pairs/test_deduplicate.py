@@ -15,8 +15,8 @@ tables = st.lists(rows, max_size=20)
 
 
 def run(table, rule):
-    judgements, labels, ranks, contents = np.array(table, np.int64).reshape(-1, 4).T
-    statuses, replacements = resolve(judgements.astype(np.uint64), labels.astype(np.int16), ranks, contents, rule)
+    keys, labels, ranks, contents = np.array(table, np.int64).reshape(-1, 4).T
+    statuses, replacements = resolve(keys.astype(np.uint64), labels.astype(np.int16), ranks, contents, rule)
     return statuses.tolist(), replacements.tolist()
 
 
@@ -57,7 +57,7 @@ def test_the_order_of_rows_does_not_matter(table, rule, shuffler):
 
 
 @pytest.mark.parametrize(
-    ("rule", "labels", "kept"),
+    ("rule", "labels", "selected"),
     [
         ("majority", [0, 1, 1], 1),
         ("majority", [0, 1, UNLABELLED], 1),  # of equals the lower grade
@@ -67,6 +67,6 @@ def test_the_order_of_rows_does_not_matter(table, rule, shuffler):
         ("majority", [UNLABELLED, UNLABELLED], 0),
     ],
 )
-def test_examples(rule, labels, kept):
+def test_examples(rule, labels, selected):
     statuses, _ = run([(7, label, rank, 0) for rank, label in enumerate(labels)], rule)
-    assert [i for i, fate in enumerate(statuses) if fate == SELECTED] == [kept]
+    assert [i for i, status in enumerate(statuses) if status == SELECTED] == [selected]

@@ -23,10 +23,10 @@ SCHEMA = LabelsConfig(names=NAMES, gains=(1.0, 0.5, 0.0), positive=("Exact",))
 
 def run(folder, source, seed=0, **data):
     folder.mkdir(parents=True, exist_ok=True)
-    found = ingest(DataConfig(path=str(source), **data), SCHEMA, seed, folder / "cache", folder)
+    result = ingest(DataConfig(path=str(source), **data), SCHEMA, seed, folder / "cache", folder)
     bad = [row["reason"].partition(":")[0] for row in read_table(folder / "quarantine.parquet").to_pylist()]
     assert sorted(path.name for path in folder.iterdir()) == ["pairs.parquet", "quarantine.parquet"]
-    return found, bad
+    return result, bad
 
 
 def write(path, rows):
@@ -81,7 +81,7 @@ def attempt(folder, rows, **options):
         return run(folder / "made", source, max_bad_fraction=1.0, **options)
     except UserError as error:
         message = str(error)
-    assert any(told in message for told in ("is empty", "one query", "no row is left", "none of its"))
+    assert any(reason in message for reason in ("is empty", "one query", "no row is left", "none of its"))
     return None
 
 
@@ -90,12 +90,12 @@ def attempt(folder, rows, **options):
 def test_every_row_ends_once_and_no_query_is_in_two_splits(tmp_path_factory, rows, conflicts, split_rule):
     folder = tmp_path_factory.mktemp("ingest")
     options = {"splits": {"existing": split_rule, "leakage": "drop"}, "conflicts": conflicts}
-    made = attempt(folder, rows, **options)
-    if made is None:
+    attempted = attempt(folder, rows, **options)
+    if attempted is None:
         return
-    found, bad = made
-    pairs = list(found.pairs)
-    counts = found.counts
+    result, bad = attempted
+    pairs = list(result.pairs)
+    counts = result.counts
     assert len(pairs) + len(bad) == len(rows)
     assert len(bad) == sum(counts[name] for name in ("quarantined", "duplicates", "conflicts", "leaked"))
     reasons = Counter(bad)
@@ -113,14 +113,14 @@ def test_every_row_ends_once_and_no_query_is_in_two_splits(tmp_path_factory, row
     assert len(judged) == len(pairs)
     splits = {(normalise_query(pair.query), pair.split) for pair in pairs}
     assert len(splits) == len({query for query, _ in splits})
-    assert [SPLITS[place] for place in found.splits] == [pair.split for pair in pairs]
-    assert found.labelled.tolist() == [pair.label is not None for pair in pairs]
+    assert [SPLITS[index] for index in result.splits] == [pair.split for pair in pairs]
+    assert result.labelled.tolist() == [pair.label is not None for pair in pairs]
     # What is kept is as it was read, in its order.
     numbers = {one["row"] for one in set_aside}
-    kept = [
+    selected = [
         parse_row(one, fields={}, label_map={}, label_names=NAMES) for i, one in enumerate(rows, 1) if i not in numbers
     ]
-    assert [replace(pair, split=None) for pair in pairs] == [replace(pair, split=None) for pair in kept]
+    assert [replace(pair, split=None) for pair in pairs] == [replace(pair, split=None) for pair in selected]
     again, _ = attempt(folder, rows, **options)
     assert list(again.pairs) == pairs
 
@@ -129,26 +129,26 @@ def test_every_row_ends_once_and_no_query_is_in_two_splits(tmp_path_factory, row
 @given(sources(), st.sampled_from(["majority", "drop"]), st.randoms())
 def test_the_order_of_rows_changes_nothing(tmp_path_factory, rows, conflicts, shuffler):
     rows = [one for one in rows if one.get("pair_id") != "p0" or one is rows[0]]
-    found = []
+    results = []
     for part in (rows, shuffler.sample(rows, len(rows))):
-        made = attempt(tmp_path_factory.mktemp("ingest"), part, splits={"leakage": "drop"}, conflicts=conflicts)
-        found.append(made and (sorted(made[0].pairs, key=lambda pair: pair.pair_id), made[0].counts))
-    assert found[0] == found[1]
+        attempted = attempt(tmp_path_factory.mktemp("ingest"), part, splits={"leakage": "drop"}, conflicts=conflicts)
+        results.append(attempted and (sorted(attempted[0].pairs, key=lambda pair: pair.pair_id), attempted[0].counts))
+    assert results[0] == results[1]
 
 
 def test_who_wins_is_told(tmp_path):
     rows = plain(12)
     rows += [row(20, "QUERY  0", "Irrelevant"), row(21, "query 0", "Irrelevant"), row(22, "query 1", "Substitute")]
-    found, _ = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows))
-    assert found.counts == {"quarantined": 0, "duplicates": 2, "conflicts": 1, "leaked": 0, "empty_shards": 0}
-    told = {one["row"]: one for one in read_table(tmp_path / "made" / "quarantine.parquet").to_pylist()}
-    assert {number: one["reason"] for number, one in told.items()} == {
+    result, _ = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows))
+    assert result.counts == {"quarantined": 0, "duplicates": 2, "conflicts": 1, "leaked": 0, "empty_shards": 0}
+    quarantined = {one["row"]: one for one in read_table(tmp_path / "made" / "quarantine.parquet").to_pylist()}
+    assert {number: one["reason"] for number, one in quarantined.items()} == {
         1: "conflict: row 13 gives the same query and item the label 'Irrelevant', which is kept",
         14: "duplicate: row 13 judges the same query and item and is kept",
         15: "duplicate: row 2 judges the same query and item and is kept",
     }
-    assert json.loads(told[1]["raw"])["pair_id"] == "p0"
-    assert {one["source"] for one in told.values()} == {str(tmp_path / "rows.jsonl")}
+    assert json.loads(quarantined[1]["raw"])["pair_id"] == "p0"
+    assert {one["source"] for one in quarantined.values()} == {str(tmp_path / "rows.jsonl")}
 
 
 def test_leaks_are_refused_or_dropped(tmp_path):
@@ -159,19 +159,19 @@ def test_leaks_are_refused_or_dropped(tmp_path):
     message = refusal(tmp_path, source)
     assert f"{source}: the query 'query 0' is in two splits: test (pair_id 'p30') and train (pair_id 'p0')" in message
     assert "data.splits.leakage" in message
-    found, bad = run(tmp_path / "dropped", source, splits={"leakage": "drop"})
+    result, bad = run(tmp_path / "dropped", source, splits={"leakage": "drop"})
     assert bad == ["leaked", "leaked"]
-    assert found.counts["leaked"] == 2
-    assert {pair.pair_id for pair in found.pairs if pair.split == "test" and "uery" in pair.query} == {"p30", "p31"}
-    found, _ = run(tmp_path / "ignored", source, splits={"existing": "ignore"})
-    assert (len(found.pairs), found.counts["leaked"]) == (len(rows), 0)
+    assert result.counts["leaked"] == 2
+    assert {pair.pair_id for pair in result.pairs if pair.split == "test" and "uery" in pair.query} == {"p30", "p31"}
+    result, _ = run(tmp_path / "ignored", source, splits={"existing": "ignore"})
+    assert (len(result.pairs), result.counts["leaked"]) == (len(rows), 0)
 
 
 def test_the_share_of_bad_rows_does_not_count_duplicates(tmp_path):
     rows = plain(10) * 5 + [{"query": "no title"}]
     source = write(tmp_path / "rows.jsonl", rows)
-    found, _ = run(tmp_path / "made", source, max_bad_fraction=0.02)
-    assert (found.counts["duplicates"], found.counts["quarantined"]) == (40, 1)
+    result, _ = run(tmp_path / "made", source, max_bad_fraction=0.02)
+    assert (result.counts["duplicates"], result.counts["quarantined"]) == (40, 1)
     assert "1 of 51 rows are bad (2.0%), more than data.max_bad_fraction 1.0% (row 51 of " in refusal(
         tmp_path, source, max_bad_fraction=0.01
     )
@@ -191,8 +191,8 @@ def test_one_query_in_all_rows_is_said(tmp_path):
 def test_empty_shards_are_counted(tmp_path):
     for i in range(12):
         write(tmp_path / "in" / f"{i:02d}.jsonl", plain(12)[i : i + 1] if i % 2 else [])
-    found, _ = run(tmp_path / "made", tmp_path / "in")
-    assert (len(found.pairs), found.counts["empty_shards"]) == (6, 6)
+    result, _ = run(tmp_path / "made", tmp_path / "in")
+    assert (len(result.pairs), result.counts["empty_shards"]) == (6, 6)
     for path in (tmp_path / "in").iterdir():
         path.write_text("")
     assert "none of the 12 files has a row" in refusal(tmp_path, tmp_path / "in")
@@ -201,19 +201,19 @@ def test_empty_shards_are_counted(tmp_path):
 def test_more_rows_than_a_row_group(tmp_path):
     rows = [row(i, f"query {i % 700}", NAMES[i % 3], item=str(i)) for i in range(9000)]
     rows += [{"query": str(i)} for i in range(4200)]
-    found, bad = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows), max_bad_fraction=0.5)
+    result, bad = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows), max_bad_fraction=0.5)
     assert len(bad) == 4200
-    assert [pair.pair_id for pair in found.pairs] == [f"p{i}" for i in range(9000)]
+    assert [pair.pair_id for pair in result.pairs] == [f"p{i}" for i in range(9000)]
     metadata = pq.ParquetFile(tmp_path / "made" / "pairs.parquet").metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [4096, 4096, 808]
-    counts = Counter(pair.split for pair in found.pairs)
+    counts = Counter(pair.split for pair in result.pairs)
     assert np.allclose([counts[split] / 9000 for split in SPLITS], (0.6, 0.2, 0.2), atol=0.01)
 
 
 def test_a_long_text_is_in_no_table(tmp_path):
     rows = [*plain(12), row(20, "long", "Exact", item="x" * 10_000_000)]
-    found, bad = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows))
-    assert (len(found.pairs), bad) == (12, ["a text of 10000000 characters, more than data.max_characters 100000"])
+    result, bad = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows))
+    assert (len(result.pairs), bad) == (12, ["a text of 10000000 characters, more than data.max_characters 100000"])
     assert sum(path.stat().st_size for path in (tmp_path / "made").iterdir()) < 50_000
 
 
@@ -232,12 +232,12 @@ def test_a_leak_in_what_was_written_is_found(tmp_path):
 
 def test_what_fails_leaves_no_table(tmp_path, monkeypatch):
     source = write(tmp_path / "rows.jsonl", plain(12))
-    made = tmp_path / "made"
-    made.mkdir()
+    output = tmp_path / "made"
+    output.mkdir()
     monkeypatch.setattr(PairTable, "column", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run(made, source)
-    assert "pairs.parquet" not in {path.name for path in made.iterdir()}
+        run(output, source)
+    assert "pairs.parquet" not in {path.name for path in output.iterdir()}
 
 
 def test_splits_are_checked_in_what_was_written(tmp_path, monkeypatch):

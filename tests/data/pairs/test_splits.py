@@ -59,8 +59,8 @@ def test_a_partition_by_query_that_ignores_the_order_of_rows(pairs, seed, shuffl
     assert all(len(splits) == 1 for splits in of_query.values())
     assert set.union(*of_query.values()) == set(SPLITS)
     counts = Counter(next(iter(splits)) for splits in of_query.values())
-    for split, share in zip(SPLITS, SPLIT_OF_60_20_20):
-        assert abs(counts[split] - share * len(of_query)) <= 1
+    for split, fraction in zip(SPLITS, SPLIT_OF_60_20_20):
+        assert abs(counts[split] - fraction * len(of_query)) <= 1
     assert split_of(assigned) == split_of(assign_splits(shuffled, SPLIT_OF_60_20_20, seed))
 
 
@@ -84,13 +84,13 @@ def test_what_is_not_given_is_taken_out_of_train(n_train, lacking, shuffler):
     given_splits = [split for split in SPLITS if split not in lacking]
     pairs = [pair(f"{split}{i}", f"{split} {i}", split=split) for split in given_splits for i in range(n_train)]
     assigned = try_assign(pairs, (0.5, 0.2, 0.3))
-    shares = dict(zip(SPLITS, (0.5, 0.2, 0.3)))
+    fractions = dict(zip(SPLITS, (0.5, 0.2, 0.3)))
     if assigned is None:
         assert n_train < 6
         return
     counts = Counter(each.split for each, before in zip(assigned, pairs) if before.split == "train")
     for split in ("train", *lacking):
-        expected = n_train * shares[split] / (0.5 + sum(shares[name] for name in lacking))
+        expected = n_train * fractions[split] / (0.5 + sum(fractions[name] for name in lacking))
         assert abs(counts[split] - expected) <= 1
     assert all(each.split == before.split for each, before in zip(assigned, pairs) if before.split != "train")
     again = assign_splits(shuffler.sample(pairs, len(pairs)), (0.5, 0.2, 0.3), 0)
@@ -101,11 +101,11 @@ def test_queries_without_a_split_are_divided_beside_given_ones():
     """By the order of a list: each stratum by hash, strata interleaved, cut at the shares."""
     pairs = [pair(i, f"q{i}", label="ES"[i % 3 == 0]) for i in range(50)]
     hashes = {each.query: hashlib.blake2b(f"7 {each.query}".encode()).digest() for each in pairs}
-    places = []
+    positions = []
     for label in "ES":
         queries = sorted((each.query for each in pairs if each.label == label), key=hashes.get)
-        places += [((rank + 0.5) / len(queries), hashes[query], query) for rank, query in enumerate(queries)]
-    order = [query for *_, query in sorted(places)]
+        positions += [((rank + 0.5) / len(queries), hashes[query], query) for rank, query in enumerate(queries)]
+    order = [query for *_, query in sorted(positions)]
     expected = dict(zip(order, ["train"] * 30 + ["validation"] * 10 + ["test"] * 10))
     assert {each.query: each.split for each in assign_splits(pairs, SPLIT_OF_60_20_20, 7)} == expected
 
@@ -115,9 +115,9 @@ def test_strata_are_divided_alike():
     random.Random(0).shuffle(labels)
     assigned = assign_splits([pair(i, f"q{i}", label=label) for i, label in enumerate(labels)], (0.7, 0.1, 0.2), seed=3)
     counts = Counter((each.split, each.label) for each in assigned)
-    for split, share in zip(SPLITS, (0.7, 0.1, 0.2)):
+    for split, fraction in zip(SPLITS, (0.7, 0.1, 0.2)):
         for label, total in Counter(labels).items():
-            assert abs(counts[split, label] - share * total) <= 2
+            assert abs(counts[split, label] - fraction * total) <= 2
 
 
 def test_the_stratum_is_that_of_the_smallest_pair_id():
@@ -203,8 +203,8 @@ def test_long_tail_by_the_rarest_word(rows, max_frequency):
     texts |= {("t", each.item.title.lower()) for each in pairs if each.split == "train"}
     expected = []
     for each in pairs:
-        found = re.findall("[a-z]+", each.query.lower())
-        counts = [sum(word in text.replace("-", " ").split() for _, text in texts) for word in found]
+        query_words = re.findall("[a-z]+", each.query.lower())
+        counts = [sum(word in text.replace("-", " ").split() for _, text in texts) for word in query_words]
         expected.append(min(counts, default=0) <= max_frequency)
     assert np.array_equal(long_tail(pairs, max_frequency), expected)
 

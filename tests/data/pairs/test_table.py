@@ -36,7 +36,7 @@ def path(tmp_path_factory):
     return path
 
 
-places = st.integers(-len(ALL), len(ALL) - 1)
+indices = st.integers(-len(ALL), len(ALL) - 1)
 ends = st.none() | st.integers(-60, 60)
 
 
@@ -49,12 +49,12 @@ def test_it_is_the_list(path, data):
     assert len(table) == len(expected)
     where = slice(data.draw(ends), data.draw(ends), data.draw(st.none() | st.integers(1, 7) | st.integers(-7, -1)))
     assert table[where] == expected[where]
-    for place in data.draw(st.lists(places, max_size=5)):
-        if -len(expected) <= place < len(expected):
-            assert table[place] == table[np.int64(place)] == expected[place]
+    for index in data.draw(st.lists(indices, max_size=5)):
+        if -len(expected) <= index < len(expected):
+            assert table[index] == table[np.int64(index)] == expected[index]
         else:
             with pytest.raises(IndexError):
-                table[place]
+                table[index]
     assert list(table) == expected
     assert list(reversed(table)) == expected[::-1]
     assert table.column("pair_id").to_pylist() == [pair.pair_id for pair in expected]

@@ -36,7 +36,7 @@ def write(folder, *rows, name="signals.jsonl"):
 
 
 @pytest.mark.parametrize(
-    ("said", "probs"),
+    ("columns", "probs"),
     [
         ({"label_probs": [0.1, 0.2, 0.3, 0.4]}, [0.1, 0.2, 0.3, 0.4]),
         ({"label_probs": {"Irrelevant": 0.25, "Exact": 0.75}}, [0.75, 0, 0, 0.25]),
@@ -47,10 +47,10 @@ def write(folder, *rows, name="signals.jsonl"):
     ],
 )
 @pytest.mark.parametrize("name", ["signals.jsonl", "signals.parquet"])
-def test_the_label_distribution_comes_from_the_first_that_is_given(tmp_path, name, said, probs):
-    found = read(write(tmp_path, {"pair_id": "b", **said}, name=name))
-    assert found.signals.pair_ids == ("b",)
-    np.testing.assert_allclose(found.signals.label_probs, [probs], atol=1e-7)
+def test_the_label_distribution_comes_from_the_first_that_is_given(tmp_path, name, columns, probs):
+    result = read(write(tmp_path, {"pair_id": "b", **columns}, name=name))
+    assert result.signals.pair_ids == ("b",)
+    np.testing.assert_allclose(result.signals.label_probs, [probs], atol=1e-7)
 
 
 @given(st.floats(0, 1))
@@ -60,10 +60,10 @@ def test_a_score_is_the_chance_of_the_positive_label(tmp_path_factory, score):
 
 
 def test_a_rationale_gives_verdicts_and_evidence(tmp_path):
-    found = read(
+    result = read(
         write(tmp_path, {"pair_id": "a", "rationale": f"Let me think.\n- {TEXT}"}, {"pair_id": "b", "label": "Exact"})
     )
-    signals = found.signals
+    signals = result.signals
     np.testing.assert_array_equal(signals.verdict_probs[0], [[0, 1, 0], [1, 0, 0]])
     assert set(signals.evidence[0]) == {
         Span("query", 4, 9, "category"),
@@ -74,7 +74,7 @@ def test_a_rationale_gives_verdicts_and_evidence(tmp_path):
     assert parse(signals.rationales[0]).label == "Substitute"
     assert np.isnan(signals.verdict_probs[1]).all()
     assert (signals.evidence[1], signals.rationales[1]) == ((), "")
-    assert (found.rationales, found.unparsed) == (1, 0)
+    assert (result.rationales, result.unparsed) == (1, 0)
 
 
 values = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5).map(lambda text: (text,))
@@ -88,13 +88,13 @@ rationales = st.builds(
 
 @given(rationales)
 def test_what_the_grammar_writes_is_kept(tmp_path_factory, rationale):
-    said = [(c.query_values, c.item_values, c.verdict) for c in rationale.comparisons]
-    assume(any(part != ((), (), "absent") for part in said))
-    found = read(write(tmp_path_factory.mktemp("s"), {"pair_id": "a", "rationale": render(rationale, "label_first")}))
-    again = parse(found.signals.rationales[0])
+    comparisons = [(c.query_values, c.item_values, c.verdict) for c in rationale.comparisons]
+    assume(any(part != ((), (), "absent") for part in comparisons))
+    result = read(write(tmp_path_factory.mktemp("s"), {"pair_id": "a", "rationale": render(rationale, "label_first")}))
+    again = parse(result.signals.rationales[0])
     assert [comparison.verdict for comparison in again.comparisons] == [c.verdict for c in rationale.comparisons]
     assert again.label == rationale.label
-    assert found.signals.evidence[0] == find_evidence(PAIRS[0], again, ("title",))
+    assert result.signals.evidence[0] == find_evidence(PAIRS[0], again, ("title",))
 
 
 def test_comparisons_without_a_label_take_that_of_the_row(tmp_path):
@@ -111,9 +111,9 @@ def test_a_label_alone_is_no_rationale(tmp_path):
 
 
 def test_a_rationale_that_does_not_parse_is_counted_where_the_row_says_more(tmp_path):
-    found = read(write(tmp_path, {"pair_id": "a", "label": "Exact", "rationale": "no idea | at | all"}))
-    assert (found.unparsed, found.rationales, found.signals.rationales) == (1, 1, ("",))
-    assert found.first_unparsed.startswith("row 1: ")
+    result = read(write(tmp_path, {"pair_id": "a", "label": "Exact", "rationale": "no idea | at | all"}))
+    assert (result.unparsed, result.rationales, result.signals.rationales) == (1, 1, ("",))
+    assert result.first_unparsed.startswith("row 1: ")
     with pytest.raises(
         UserError, match=r"row 1 \(pair_id 'a'\): a row needs .*; its rationale gives none \(no label\)"
     ):
@@ -146,17 +146,17 @@ def test_confidence_and_embedding(tmp_path):
 
 def test_other_pairs_and_columns_are_counted(tmp_path):
     rows = [{"pair_id": name, "label": "Exact", "model": "gpt", "note": 1} for name in "xay"]
-    found = read(write(tmp_path, *rows))
-    assert (found.signals.pair_ids, found.others, found.unread) == (("a",), 2, ("model", "note"))
+    result = read(write(tmp_path, *rows))
+    assert (result.signals.pair_ids, result.others, result.unread) == (("a",), 2, ("model", "note"))
 
 
 def test_a_table_of_signals_is_read_as_it_is(tmp_path):
     rows = [{"pair_id": name, "rationale": TEXT, "confidence": 0.5} for name in "axb"]
-    given = read(write(tmp_path, *rows), pairs=[*PAIRS, Pair("x", "q", Item("x", "t"))]).signals
-    write_signals(tmp_path / "table.parquet", given, FOUR.names, DIMENSIONS)
-    found = read(tmp_path / "table.parquet")
-    assert (found.signals.pair_ids, found.others, found.rationales) == (("a", "b"), 1, 2)
-    assert found.signals.evidence == (given.evidence[0], given.evidence[2])
+    signals = read(write(tmp_path, *rows), pairs=[*PAIRS, Pair("x", "q", Item("x", "t"))]).signals
+    write_signals(tmp_path / "table.parquet", signals, FOUR.names, DIMENSIONS)
+    result = read(tmp_path / "table.parquet")
+    assert (result.signals.pair_ids, result.others, result.rationales) == (("a", "b"), 1, 2)
+    assert result.signals.evidence == (signals.evidence[0], signals.evidence[2])
     with pytest.raises(UserError, match=r"table\.parquet: the signals are for the labels \['Exact'"):
         read(tmp_path / "table.parquet", TWO)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jax_rele.data import read_signals, take_signals, validate_signals, write_signals
+from jax_rele.data.signals.table import iter_signals
 from jax_rele.errors import UserError
 from jax_rele.types import Signals, Span
 
@@ -102,10 +103,10 @@ def test_the_table_has_the_documented_columns(tmp_path):
 
 def test_confidence_and_embedding_may_be_null_or_lack_altogether(tmp_path):
     path = tmp_path / "s.parquet"
-    given = replace(
+    signals_without_embedding = replace(
         three(), confidence=np.array([0.5, 1, 0]), rationale_embedding=np.array([[1.0, 2.0], [np.nan] * 2, [3.0, 4.0]])
     )
-    write_signals(path, given, LABELS, DIMENSIONS)
+    write_signals(path, signals_without_embedding, LABELS, DIMENSIONS)
     rows = pq.read_table(path).to_pylist()
     assert [row["rationale_embedding"] for row in rows] == [[1, 2], None, [3, 4]]
     assert [row["confidence"] for row in rows] == [0.5, 1, 0]
@@ -120,14 +121,14 @@ def test_confidence_and_embedding_may_be_null_or_lack_altogether(tmp_path):
 @given(signals(), st.data())
 def test_taking_rows_takes_all_that_is_said_of_them(whole, data):
     rows = data.draw(st.lists(st.integers(0, len(whole.pair_ids) - 1), unique=True) if whole.pair_ids else st.just([]))
-    taken = take_signals(whole, rows)
-    validate_signals(taken, LABELS, DIMENSIONS)
-    assert taken.pair_ids == tuple(whole.pair_ids[row] for row in rows)
+    selected = take_signals(whole, rows)
+    validate_signals(selected, LABELS, DIMENSIONS)
+    assert selected.pair_ids == tuple(whole.pair_ids[row] for row in rows)
     for new, row in enumerate(rows):
         for name in ("label_probs", "verdict_probs", "confidence", "rationale_embedding"):
             if getattr(whole, name) is not None:
-                np.testing.assert_array_equal(getattr(taken, name)[new], getattr(whole, name)[row])
-        assert (taken.evidence[new], taken.rationales[new]) == (whole.evidence[row], whole.rationales[row])
+                np.testing.assert_array_equal(getattr(selected, name)[new], getattr(whole, name)[row])
+        assert (selected.evidence[new], selected.rationales[new]) == (whole.evidence[row], whole.rationales[row])
 
 
 def changed(name, index, value):
@@ -248,3 +249,53 @@ def test_a_table_that_does_not_say_its_labels(tmp_path):
     pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
     with pytest.raises(UserError, match=r"s\.parquet: the table does not say its labels"):
         read_signals(path, LABELS, DIMENSIONS)
+
+
+def one_of(count):
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), (count, 2)).astype(np.float32)
+    probs[::3] = np.nan
+    return Signals(
+        tuple(f"p{n}" for n in range(count)),
+        np.random.default_rng(1).dirichlet(np.ones(3), count).astype(np.float32),
+        probs,
+        tuple((Span("title", 0, 1 + n, "brand"),) * (n % 2) for n in range(count)),
+        tuple(f"brand: {n}" for n in range(count)),
+        confidence=np.linspace(0, 1, count, dtype=np.float32),
+    )
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, 99])
+def test_parts_are_the_whole_table(tmp_path, count):
+    write_signals(tmp_path / "s.parquet", one_of(40), LABELS, DIMENSIONS)
+    whole, start = read_signals(tmp_path / "s.parquet", LABELS, DIMENSIONS), 0
+    for part in iter_signals(tmp_path / "s.parquet", LABELS, DIMENSIONS, count):
+        rows = range(start, start + len(part.pair_ids))
+        expected, start = take_signals(whole, rows), rows.stop
+        assert 0 < len(rows) <= count
+        assert (part.pair_ids, part.evidence, part.rationales) == (
+            expected.pair_ids,
+            expected.evidence,
+            expected.rationales,
+        )
+        for name in ("label_probs", "verdict_probs", "confidence"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(expected, name))
+    assert start == 40
+
+
+def test_a_part_that_cannot_be_learnt_from_is_refused(tmp_path):
+    write_signals(tmp_path / "s.parquet", one_of(4), LABELS, DIMENSIONS)
+    with pytest.raises(UserError, match="the signals are for the labels"):
+        next(iter_signals(tmp_path / "s.parquet", ("Good", "Fair", "Bad"), DIMENSIONS, 2))
+    with pytest.raises(UserError, match="no such file"):
+        next(iter_signals(tmp_path / "nowhere.parquet", LABELS, DIMENSIONS, 2))
+    table = pq.read_table(tmp_path / "s.parquet")
+    column = table.schema.get_field_index("label_probs")
+    bad = pa.array([[1, 0, 0], [0, 1, 0], [0.9, 0.9, 0], [0, 0, 1]], table.schema.field(column).type)
+    pq.write_table(table.set_column(column, table.schema.field(column), bad), tmp_path / "bad.parquet")
+    parts = iter_signals(tmp_path / "bad.parquet", LABELS, DIMENSIONS, 2)
+    assert next(parts).pair_ids == ("p0", "p1")
+    with pytest.raises(UserError, match="label_probs do not sum to 1"):
+        next(parts)
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "s.parquet").read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"cut\.parquet"):
+        list(iter_signals(tmp_path / "cut.parquet", LABELS, DIMENSIONS, 2))

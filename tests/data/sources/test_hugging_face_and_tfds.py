@@ -10,7 +10,7 @@ import pytest
 
 from jax_rele.config import DataConfig, HuggingFaceConfig
 from jax_rele.data.sources import hugging_face
-from jax_rele.data.sources import tfds as prepared
+from jax_rele.data.sources import tfds as tfds_source
 from jax_rele.data.sources.shards import open_shards, parse_shards, read_pairs, source_hash
 from jax_rele.errors import UserError
 
@@ -28,8 +28,8 @@ def rows(start, stop, **more):
 
 def hub_set(**splits):
     """Splits with class numbers as labels, -1 for none."""
-    made = datasets.DatasetDict({name: datasets.Dataset.from_dict(columns) for name, columns in splits.items()})
-    return made.cast_column("label", datasets.ClassLabel(names=list(LABELS)))
+    data_set = datasets.DatasetDict({name: datasets.Dataset.from_dict(columns) for name, columns in splits.items()})
+    return data_set.cast_column("label", datasets.ClassLabel(names=list(LABELS)))
 
 
 @pytest.fixture
@@ -47,17 +47,17 @@ EXPECTED = [
 ]
 
 
-def told(pairs):
+def facts_of(pairs):
     return [(pair.query, pair.label, pair.split) for pair in pairs]
 
 
 def test_a_saved_folder(saved, tmp_path):
     pairs, bad = read_pairs(f"hf:{saved}", label_names=LABELS)
-    assert (told(pairs), bad) == (EXPECTED, [])
+    assert (facts_of(pairs), bad) == (EXPECTED, [])
     assert pairs[0].item.title == "Réd 0"
     single = tmp_path / "single"
     hub_set(train=rows(0, 5))["train"].save_to_disk(single)
-    assert told(read_pairs(f"hf:{single}", label_names=LABELS)[0]) == [(*row[:2], None) for row in EXPECTED[:5]]
+    assert facts_of(read_pairs(f"hf:{single}", label_names=LABELS)[0]) == [(*row[:2], None) for row in EXPECTED[:5]]
 
 
 def test_a_saved_folders_hash_is_that_of_its_files(saved):
@@ -85,18 +85,18 @@ def test_the_hub(monkeypatch, streaming):
 
     def load_dataset(name, subset, *, revision, streaming):
         asked.update(name=name, subset=subset, revision=revision)
-        made = hub_set(train=rows(0, 5), validation=rows(5, 8))
+        data_set = hub_set(train=rows(0, 5), validation=rows(5, 8))
         if streaming:
-            return datasets.IterableDatasetDict({name: part.to_iterable_dataset() for name, part in made.items()})
-        return made
+            return datasets.IterableDatasetDict({name: part.to_iterable_dataset() for name, part in data_set.items()})
+        return data_set
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     options = HuggingFaceConfig(subset="small", revision="v1", streaming=streaming)
     data = DataConfig(path="hf:org/name", hugging_face=options)
     shards = open_shards(data, None)
     parsed = list(parse_shards(shards, data, label_names=LABELS, label_map={}))
-    assert told(pair for _, _, pair, _ in parsed) == EXPECTED[:8]
-    assert [(place, number) for place, number, _, _ in parsed] == [(0, i) for i in range(1, 6)] + [
+    assert facts_of(pair for _, _, pair, _ in parsed) == EXPECTED[:8]
+    assert [(shard, number) for shard, number, _, _ in parsed] == [(0, i) for i in range(1, 6)] + [
         (1, i) for i in range(1, 4)
     ]
     assert asked == {"name": "org/name", "subset": "small", "revision": "v1"}
@@ -146,9 +146,9 @@ def test_data_sets_that_cannot_be_loaded(monkeypatch, error, message):
         lambda: read_pairs("hf:org/name", label_names=LABELS),
         lambda: source_hash(DataConfig(path="hf:org/name")),
     ):
-        with pytest.raises(UserError, match=message) as told_error:
+        with pytest.raises(UserError, match=message) as caught:
             act()
-        assert "\n" not in str(told_error.value)
+        assert "\n" not in str(caught.value)
 
 
 BUILD = """
@@ -192,7 +192,9 @@ def test_a_prepared_data_set(data_dir, monkeypatch):
     tfds.core.add_data_dir(str(data_dir))
     pairs, bad = read_pairs("tfds:shop_pairs", label_names=LABELS)
     assert bad == []
-    assert sorted(told(pairs)) == [(f"q{i}", (None, *LABELS)[i % 3], "train" if i < 6 else "test") for i in range(9)]
+    assert sorted(facts_of(pairs)) == [
+        (f"q{i}", (None, *LABELS)[i % 3], "train" if i < 6 else "test") for i in range(9)
+    ]
     first = next(pair for pair in pairs if pair.query == "q0")
     assert (first.item.title, first.item.bullets, first.query_frequency) == ("Réd 0", "a\nb", 0)
     assert source_hash(DataConfig(path="tfds:shop_pairs")) == source_hash(DataConfig(path="tfds:shop_pairs:1.2.0"))
@@ -205,7 +207,7 @@ def test_data_sets_that_are_not_prepared(tmp_path):
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
     with pytest.raises(UserError, match=r"^tfds:mnist: not prepared for random access in ") as error:
-        prepared.load("mnist", data_dir=str(tmp_path))
+        tfds_source.load("mnist", data_dir=str(tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -217,10 +219,10 @@ def test_a_text_that_is_not_utf8_costs_one_row():
         def __len__(self):
             return 2
 
-        def __getitem__(self, place):
-            return {"query": b"caf\xe9" if place else b"q", "n": np.int64(3)}
+        def __getitem__(self, index):
+            return {"query": b"caf\xe9" if index else b"q", "n": np.int64(3)}
 
-    (_, good, _), (number, bad, _) = prepared.rows(Source(), "s")
+    (_, good, _), (number, bad, _) = tfds_source.rows(Source(), "s")
     assert good == {"query": "q", "n": 3}
     assert number == 2
     assert str(bad).startswith("not valid UTF-8")

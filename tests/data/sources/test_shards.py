@@ -227,17 +227,17 @@ def test_a_table_with_the_wrong_columns_is_not_read_to_its_end(tmp_path):
 
 
 @given(st.binary(max_size=200), st.integers(0, 10))
-def test_no_bytes_stop_the_reading(tmp_path_factory, noise, place):
+def test_no_bytes_stop_the_reading(tmp_path_factory, noise, index):
     folder = tmp_path_factory.mktemp("noise")
     lines = [json.dumps(row(i)).encode() for i in range(10)]
-    lines.insert(place, noise)
+    lines.insert(index, noise)
     (folder / "data.jsonl").write_bytes(b"\n".join(lines))
     pairs, bad = read(folder / "data.jsonl")
     assert [pair.pair_id for pair in pairs] == [f"p{i}" for i in range(10)]
-    seen = noise.removeprefix(b"\xef\xbb\xbf") if place == 0 else noise
+    seen = noise.removeprefix(b"\xef\xbb\xbf") if index == 0 else noise
     assert len(bad) == sum(bool(line.strip()) for line in seen.split(b"\n"))
     cells = [f"p{i},query {i},title {i}".encode() for i in range(10)]
-    cells.insert(place, noise)
+    cells.insert(index, noise)
     (folder / "data.csv").write_bytes(b"\n".join([b"pair_id,query,title", *cells]))
     pairs, bad = read(folder / "data.csv")
     assert {pair.pair_id for pair in pairs} >= {f"p{i}" for i in range(10)}

@@ -33,10 +33,10 @@ def table(name, count=None, seed=0):
 @cache
 def meanings(seed=0):
     """{word: (dimension, value)}."""
-    made = world(seed)
+    the_world = world(seed)
     return {
         str(word): (dimension, value)
-        for dimension, words in zip(catalogue.DIMENSIONS, made.words)
+        for dimension, words in zip(catalogue.DIMENSIONS, the_world.words)
         for value, synonyms in enumerate(words)
         for word in synonyms
     }
@@ -50,12 +50,12 @@ def attributes(text):
 
 
 def verdicts_of(pair):
-    wanted, stated = attributes(pair.query), attributes(pair.item.title)
+    asked, stated = attributes(pair.query), attributes(pair.item.title)
     return {
         dimension: "absent"
-        if dimension not in wanted
+        if dimension not in asked
         else "match"
-        if wanted[dimension] == stated[dimension]
+        if asked[dimension] == stated[dimension]
         else "mismatch"
         for dimension in catalogue.DIMENSIONS
     }
@@ -63,19 +63,19 @@ def verdicts_of(pair):
 
 def label_of(pair):
     """The rule as a shopkeeper would say it, from the words of the texts alone."""
-    wanted, stated, verdicts = attributes(pair.query), attributes(pair.item.title), verdicts_of(pair)
+    asked, stated, verdicts = attributes(pair.query), attributes(pair.item.title), verdicts_of(pair)
     if verdicts["category"] == "mismatch":
-        return "Complement" if world().complements[wanted["category"]] == stated["category"] else "Irrelevant"
+        return "Complement" if world().complements[asked["category"]] == stated["category"] else "Irrelevant"
     wrong = sum(verdict == "mismatch" for verdict in verdicts.values())
     return "Exact" if wrong == 0 else "Substitute" if wrong == 1 else "Irrelevant"
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_labels_and_verdicts_follow_from_the_words(name):
-    found = table(name)
-    for row, pair in enumerate(found.pairs):
-        assert attribute_world.LABELS[found.labels[row]] == label_of(pair)
-        assert [attribute_world.VERDICTS[v] for v in found.verdicts[row]] == list(verdicts_of(pair).values())
+    pairs_table = table(name)
+    for row, pair in enumerate(pairs_table.pairs):
+        assert attribute_world.LABELS[pairs_table.labels[row]] == label_of(pair)
+        assert [attribute_world.VERDICTS[v] for v in pairs_table.verdicts[row]] == list(verdicts_of(pair).values())
         assert pair.label == (None if name == "unlabelled" else label_of(pair))
         assert pair.split == {"labelled": "train", "unlabelled": "train"}.get(name, name)
 
@@ -89,24 +89,24 @@ def test_texts_state_what_they_should_and_are_short():
 
 
 def test_the_words_are_distinct_and_no_complement_is_the_category_itself():
-    made = world()
-    words = [str(word) for part in (*made.words, made.fillers) for word in part.ravel()]
+    the_world = world()
+    words = [str(word) for part in (*the_world.words, the_world.fillers) for word in part.ravel()]
     assert len(set(words)) == len(words) == sum(catalogue.SIZES) * catalogue.SYNONYMS + catalogue.FILLERS
-    assert sorted(made.complements) == list(range(catalogue.SIZES[0]))
-    assert (made.complements != np.arange(catalogue.SIZES[0])).all()
+    assert sorted(the_world.complements) == list(range(catalogue.SIZES[0]))
+    assert (the_world.complements != np.arange(catalogue.SIZES[0])).all()
 
 
 def test_the_mixture_of_labels():
-    shares = np.bincount(table("labelled", 6000).labels, minlength=4) / 6000
-    np.testing.assert_allclose(shares, [0.40, 0.35, 0.10, 0.15], atol=0.02)
+    fractions = np.bincount(table("labelled", 6000).labels, minlength=4) / 6000
+    np.testing.assert_allclose(fractions, [0.40, 0.35, 0.10, 0.15], atol=0.02)
 
 
 def test_negatives_are_hard():
     """Most items that are not what was asked for are of the category, and agree with the query somewhere."""
-    found = table("test")
-    wrong = found.labels != 0
-    assert (found.verdicts[wrong, 0] == catalogue.MATCH).mean() > 0.5
-    assert (found.verdicts[wrong] == catalogue.MATCH).any(axis=1).mean() > 0.9
+    pairs_table = table("test")
+    wrong = pairs_table.labels != 0
+    assert (pairs_table.verdicts[wrong, 0] == catalogue.MATCH).mean() > 0.5
+    assert (pairs_table.verdicts[wrong] == catalogue.MATCH).any(axis=1).mean() > 0.9
 
 
 # ---- splits, head and tail
@@ -133,12 +133,12 @@ def test_test_has_enough_queries_and_items_and_half_of_it_is_tail():
 
 
 def test_few_labels_do_not_reach_the_tail_but_the_teacher_does():
-    def words_of(pairs):
+    def known_words(pairs):
         return {word for pair in pairs for word in pair.query.split() if word in meanings()}
 
-    tail = words_of(pair for pair in table("test").pairs if pair.query_frequency == 1)
-    head = words_of(pair for pair in table("test").pairs if pair.query_frequency > 1)
-    labelled, judged = words_of(table("labelled", 300).pairs), words_of(table("unlabelled", 8000).pairs)
+    tail = known_words(pair for pair in table("test").pairs if pair.query_frequency == 1)
+    head = known_words(pair for pair in table("test").pairs if pair.query_frequency > 1)
+    labelled, judged = known_words(table("labelled", 300).pairs), known_words(table("unlabelled", 8000).pairs)
     assert len(tail - labelled) / len(tail) > 1.05 * len(head - labelled) / len(head)
     assert len(tail - judged) / len(tail) < 0.02
     assert np.mean([pair.query_frequency == 1 for pair in table("labelled").pairs]) < 0.2
@@ -164,11 +164,11 @@ def test_a_seed_decides_everything():
 
 @pytest.mark.slow
 def test_word_overlap_is_weak_and_the_rule_is_perfect():
-    found = table("test")
-    exact = found.labels == 0
-    probs = token_overlap(table("labelled").pairs, [], found.pairs, SCHEMA, ("title",))
+    pairs_table = table("test")
+    exact = pairs_table.labels == 0
+    probs = token_overlap(table("labelled").pairs, [], pairs_table.pairs, SCHEMA, ("title",))
     assert 0.55 < roc_auc_score(exact, probs[:, 0]) < 0.8
-    oracle = attribute_world.judge(found, noise=0.0).label_probs
+    oracle = attribute_world.judge(pairs_table, noise=0.0).label_probs
     assert roc_auc_score(exact, oracle[:, 0]) == 1.0
 
 
@@ -177,12 +177,12 @@ def test_students_read_the_whole_texts():
     pairs = table("labelled").pairs + table("unlabelled").pairs
     texts = [" " + pair.query for pair in pairs] + [" " + pair.item.title for pair in pairs]
     tokenizer = train_tokenizer(texts, settings.random.vocab_size)
-    for texts, room in (
+    for texts, limit in (
         ([pair.query for pair in table("test").pairs], settings.query_length - 2),
         ([pair.item.title for pair in table("test").pairs], settings.item_length - 1),
     ):
         lengths = [len(tokenizer.encode(" " + text, add_special_tokens=False)) for text in texts]
-        assert np.mean(np.array(lengths) > room) < 0.01
+        assert np.mean(np.array(lengths) > limit) < 0.01
 
 
 # ---- the teacher
@@ -190,35 +190,37 @@ def test_students_read_the_whole_texts():
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.4])
 def test_verdicts_are_turned_as_often_as_told(noise):
-    found = table("test")
-    wrong = attribute_world.judge(found, noise).verdicts != found.verdicts
+    pairs_table = table("test")
+    wrong = attribute_world.judge(pairs_table, noise).verdicts != pairs_table.verdicts
     error = 4 * np.sqrt(noise * (1 - noise) / wrong.size)
     assert abs(wrong.mean() - noise) <= error
     # Of each dimension and of each true verdict alike.
-    for part in [*wrong.T, *(wrong[found.verdicts == verdict] for verdict in range(3))]:
+    for part in [*wrong.T, *(wrong[pairs_table.verdicts == verdict] for verdict in range(3))]:
         assert abs(part.mean() - noise) <= 5 * np.sqrt(noise * (1 - noise) / part.size)
 
 
 def test_a_noisier_teacher_errs_wherever_a_less_noisy_one_does():
-    found = table("test")
-    little, much = (attribute_world.judge(found, noise).verdicts for noise in (0.1, 0.3))
-    wrong = little != found.verdicts
+    pairs_table = table("test")
+    little, much = (attribute_world.judge(pairs_table, noise).verdicts for noise in (0.1, 0.3))
+    wrong = little != pairs_table.verdicts
     np.testing.assert_array_equal(little[wrong], much[wrong])
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 def test_what_the_teacher_says_follows_from_its_verdicts(noise):
-    found = table("test")
-    said = attribute_world.judge(found, noise)
-    labels = catalogue.rule(said.verdicts, found.complementary)
-    np.testing.assert_array_equal(said.label_probs.argmax(axis=1), labels)
-    np.testing.assert_allclose(said.label_probs.sum(axis=1), 1.0)
-    for row, rationale in enumerate(said.rationales):
+    pairs_table = table("test")
+    opinions = attribute_world.judge(pairs_table, noise)
+    labels = catalogue.rule(opinions.verdicts, pairs_table.complementary)
+    np.testing.assert_array_equal(opinions.label_probs.argmax(axis=1), labels)
+    np.testing.assert_allclose(opinions.label_probs.sum(axis=1), 1.0)
+    for row, rationale in enumerate(opinions.rationales):
         assert [c.dimension for c in rationale.comparisons] == list(catalogue.DIMENSIONS)
-        assert [c.verdict for c in rationale.comparisons] == [attribute_world.VERDICTS[v] for v in said.verdicts[row]]
+        assert [c.verdict for c in rationale.comparisons] == [
+            attribute_world.VERDICTS[v] for v in opinions.verdicts[row]
+        ]
         assert rationale.label == attribute_world.LABELS[labels[row]]
         assert parse(render(rationale)) == rationale
-    np.testing.assert_allclose(np.linalg.norm(said.embedding, axis=1), 1.0)
+    np.testing.assert_allclose(np.linalg.norm(opinions.embedding, axis=1), 1.0)
 
 
 def test_the_soft_rule_is_the_mean_of_the_rule_over_wrong_verdicts():
@@ -234,8 +236,8 @@ def test_the_soft_rule_is_the_mean_of_the_rule_over_wrong_verdicts():
 
 
 def test_evidence_is_where_the_words_stand():
-    found = table("test", 200)
-    for pair, rationale in zip(found.pairs, attribute_world.judge(found, 0.3).rationales):
+    pairs_table = table("test", 200)
+    for pair, rationale in zip(pairs_table.pairs, attribute_world.judge(pairs_table, 0.3).rationales):
         expected = set()
         for source, text in ((QUERY, pair.query), ("title", pair.item.title)):
             at = 0
@@ -254,25 +256,25 @@ def test_the_files_are_pairs_and_signals_in_the_documented_formats(tmp_path, cap
     assert attribute_world.main(arguments) == 0
     assert "60 labelled, 80 unlabelled, 600 validation, 1800 test pairs" in capsys.readouterr().out
     pairs, bad = read_pairs(tmp_path / "a" / "pairs.jsonl", label_names=attribute_world.LABELS)
-    made = [
+    tables = [
         catalogue.make_table(world(3), name, count)
         for name, count in {**COUNTS, "labelled": 60, "unlabelled": 80}.items()
     ]
-    assert pairs == [pair for part in made for pair in part.pairs]
+    assert pairs == [pair for part in tables for pair in part.pairs]
     assert not bad
-    found = read_external_signals(
+    result = read_external_signals(
         tmp_path / "a" / "signals.jsonl", pairs, schema=SCHEMA, dimensions=catalogue.DIMENSIONS, fields=("title",)
     )
-    assert (found.others, found.unparsed, found.unread) == (0, 0, ())
-    assert found.signals.pair_ids == tuple(pair.pair_id for pair in pairs)
-    said = [attribute_world.judge(part, 0.2) for part in made]
-    verdicts = np.concatenate([part.verdicts for part in said])
-    np.testing.assert_array_equal(found.signals.verdict_probs, np.eye(3)[verdicts])
+    assert (result.others, result.unparsed, result.unread) == (0, 0, ())
+    assert result.signals.pair_ids == tuple(pair.pair_id for pair in pairs)
+    opinions = [attribute_world.judge(part, 0.2) for part in tables]
+    verdicts = np.concatenate([part.verdicts for part in opinions])
+    np.testing.assert_array_equal(result.signals.verdict_probs, np.eye(3)[verdicts])
     np.testing.assert_allclose(
-        found.signals.label_probs, np.concatenate([part.label_probs for part in said]), atol=2e-6
+        result.signals.label_probs, np.concatenate([part.label_probs for part in opinions]), atol=2e-6
     )
-    assert found.signals.rationale_embedding.shape == (len(pairs), attribute_world.EMBEDDING)
-    assert all(found.signals.evidence)
+    assert result.signals.rationale_embedding.shape == (len(pairs), attribute_world.EMBEDDING)
+    assert all(result.signals.evidence)
     about = json.loads((tmp_path / "a" / "world.json").read_text())
     assert (about["seed"], about["noise"]) == (3, 0.2)
 
@@ -282,7 +284,7 @@ def test_the_files_are_pairs_and_signals_in_the_documented_formats(tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--noise", "1.5"], "--noise must lie in [0, 1], got 1.5"),
         (["--noise", "nan"], "--noise must lie in [0, 1], got nan"),
@@ -293,9 +295,9 @@ def test_the_files_are_pairs_and_signals_in_the_documented_formats(tmp_path, cap
         (["--labls", "3"], "unrecognized arguments: --labls 3"),
     ],
 )
-def test_mistakes_give_one_line_and_write_nothing(tmp_path, capsys, options, told):
+def test_mistakes_give_one_line_and_write_nothing(tmp_path, capsys, options, message):
     assert attribute_world.main([str(tmp_path / "out"), *options]) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -13,11 +13,13 @@ def pairs():
 
 
 def test_texts_are_new_and_their_words_are_known(pairs):
-    made = recombine(pairs, 2000, seed=0)
+    recombined = recombine(pairs, 2000, seed=0)
     known = {word for pair in pairs for word in f"{pair.item.title} {pair.item.brand} {pair.query}".lower().split()}
-    assert len({(pair.query, pair.item.title) for pair in made}) > 1950
-    assert not {pair.item.title for pair in made} & {pair.item.title for pair in pairs if len(pair.item.title) > 60}
-    for pair in made:
+    assert len({(pair.query, pair.item.title) for pair in recombined}) > 1950
+    assert not {pair.item.title for pair in recombined} & {
+        pair.item.title for pair in pairs if len(pair.item.title) > 60
+    }
+    for pair in recombined:
         assert pair.query.strip()
         assert pair.item.title.strip()
         assert set(f"{pair.item.title} {pair.query}".lower().split()) <= known
@@ -25,9 +27,9 @@ def test_texts_are_new_and_their_words_are_known(pairs):
 
 
 def test_queries_are_found_in_titles_often_but_not_always(pairs):
-    made = recombine(pairs, 2000, seed=0)
-    found = sum(pair.query in pair.item.title.lower() for pair in made) / len(made)
-    assert 0.4 < found < 0.75
+    recombined = recombine(pairs, 2000, seed=0)
+    fraction = sum(pair.query in pair.item.title.lower() for pair in recombined) / len(recombined)
+    assert 0.4 < fraction < 0.75
 
 
 def test_it_depends_on_the_seed_and_not_on_the_order(pairs):

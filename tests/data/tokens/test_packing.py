@@ -19,10 +19,10 @@ LENGTH, PAD = 24, 99
 def test_every_example_is_in_one_row_that_has_room_for_it(sizes):
     rows = pack_examples(sizes, LENGTH)
     assert sorted(example for row in rows for example in row) == list(range(len(sizes)))
-    used = [sum(sizes[example] for example in row) for row in rows]
-    assert all(0 < total <= LENGTH for total in used)
+    row_sizes = [sum(sizes[example] for example in row) for row in rows]
+    assert all(0 < total <= LENGTH for total in row_sizes)
     # No two rows that are at most half full: the later one's first example had room in the earlier.
-    assert sum(total <= LENGTH / 2 for total in used) <= 1
+    assert sum(total <= LENGTH / 2 for total in row_sizes) <= 1
     for row in rows:
         assert row == sorted(row, key=lambda example: (-sizes[example], example))
 
@@ -33,14 +33,17 @@ def test_few_rows_are_near_the_fewest(sizes):
     assert 9 * len(pack_examples(sizes, 12)) <= 11 * fewest(tuple(sorted(sizes)), ()) + 6
 
 
-def fewest(sizes, used):
+def fewest(sizes, row_sizes):
     """Rows of 12 that hold all sizes, by trying every place for the largest."""
     if not sizes:
-        return len(used)
+        return len(row_sizes)
     *rest, size = sizes
-    places = {room for room in used if room + size <= 12}
-    tried = [(*used[: used.index(room)], room + size, *used[used.index(room) + 1 :]) for room in places]
-    return min(fewest(tuple(rest), tuple(sorted(rows))) for rows in [*tried, (*used, size)])
+    spaces = {space for space in row_sizes if space + size <= 12}
+    tried = [
+        (*row_sizes[: row_sizes.index(space)], space + size, *row_sizes[row_sizes.index(space) + 1 :])
+        for space in spaces
+    ]
+    return min(fewest(tuple(rest), tuple(sorted(rows))) for rows in [*tried, (*row_sizes, size)])
 
 
 @pytest.mark.parametrize("sizes", [[3, LENGTH + 1], [0, 3]])
@@ -70,7 +73,7 @@ def test_rows_hold_what_they_were_given_and_targets_stay_within_it(count, seed):
     prompts, answers = examples(count, seed)
     rows = language_rows(prompts, answers, PAD, LENGTH, kind_weights=WEIGHTS)
     tokens, segments, positions = (rows["inputs"][name] for name in ("tokens", "segments", "positions"))
-    found = []
+    unpacked = []
     for row in range(len(tokens)):
         numbers = segments[row][segments[row] > 0]
         # Segments stand one behind the other, numbered from 1; padding comes last.
@@ -82,16 +85,16 @@ def test_rows_hold_what_they_were_given_and_targets_stay_within_it(count, seed):
             np.testing.assert_array_equal(positions[row][here], np.arange(here.sum()))
             ids, targets = tokens[row][here], rows["targets"][row][here]
             np.testing.assert_array_equal(ids[1:], targets[:-1])
-            found.append((*ids, targets[-1], *rows["token_weights"][row][here]))
+            unpacked.append((*ids, targets[-1], *rows["token_weights"][row][here]))
         padding = segments[row] == 0
         assert (tokens[row][padding] == PAD).all()
         assert not rows["token_weights"][row][padding].any()
         assert not rows["targets_mask"][row][padding].any()
-    given = [
+    expected = [
         (*prompt, *answer.ids, *[0.0] * (len(prompt) - 1), *[WEIGHTS.get(kind, 1.0) for kind in answer.kinds])
         for prompt, answer in zip(prompts, answers)
     ]
-    assert sorted(found) == sorted(given)
+    assert sorted(unpacked) == sorted(expected)
     again = language_rows(prompts, answers, PAD, LENGTH, kind_weights=WEIGHTS)
     jax.tree.map(np.testing.assert_array_equal, rows, again)
 

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer, XLMRobertaTokenizer
 
+from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.student_inputs import (
     cross_rows,
     decode_evidence,
     encode_cross,
-    encode_evidence,
     encode_towers,
+    evidence_rows,
     tower_rows,
 )
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
@@ -30,6 +31,12 @@ CORPUS = [
     "Acme Zeta USB RED ACME",
 ] * 20
 FIELDS = ("title", "brand", "color")
+
+
+def padded(tags_and_masks, length):
+    """Evidence rows as arrays."""
+    tags, masks = tags_and_masks
+    return pad(tags, length, 0), pad(masks, length, False, bool)
 
 
 def wordpiece(path):
@@ -154,11 +161,14 @@ def test_long_texts_lose_their_ends_and_keep_their_markers(tokenizer):
     sides = longest.sequence_ids(0)
     first = sides.index(1)
     assert (len(ids[0]), types[0].count(0), types[0].count(1)) == (32, 12, 20)
-    lead, between = sides.index(0), [token for token, side in zip(longest["input_ids"], sides) if side is None][1:-1]
+    n_leading, between = (
+        sides.index(0),
+        [token for token, side in zip(longest["input_ids"], sides) if side is None][1:-1],
+    )
     assert ids[0][: 12 - len(between)] == longest["input_ids"][: 12 - len(between)]
     assert ids[0][12 - len(between) : 12] == between
     assert ids[0][12:31] == longest["input_ids"][first : first + 19]
-    assert (ids[0][:lead], ids[0][-1]) == ([tokenizer.cls_token_id], tokenizer.sep_token_id)
+    assert (ids[0][:n_leading], ids[0][-1]) == ([tokenizer.cls_token_id], tokenizer.sep_token_id)
     assert ids[1] == tokenizer("acme", "zeta")["input_ids"]
     assert ids[2] == [tokenizer.cls_token_id, *between, tokenizer.sep_token_id]
     queries, items = tower_rows(tokenizer, long, FIELDS, 12, 20)
@@ -219,13 +229,12 @@ def test_evidence_stands_at_the_tokens_of_its_words(tokenizer):
         [],
     ]
     cross = encode_cross(tokenizer, pairs, FIELDS, 16, 60)
-    found = encode_evidence(tokenizer, pairs, evidence, DIMENSIONS, FIELDS, 16, 60)
-    tags, mask = found["evidence_tags"], found["evidence_tags_mask"]
+    tags, mask = padded(evidence_rows(tokenizer, pairs, evidence, DIMENSIONS, FIELDS, 16, 60), 76)
     assert tags.shape == mask.shape == cross["tokens"].shape
     # The spans that the tags decode to have the same tags.
     decoded = decode_evidence(tokenizer, pairs, tags, DIMENSIONS, FIELDS, 16, 60)
-    again = encode_evidence(tokenizer, pairs, decoded, DIMENSIONS, FIELDS, 16, 60)
-    np.testing.assert_array_equal(again["evidence_tags"], tags)
+    again, _ = padded(evidence_rows(tokenizer, pairs, decoded, DIMENSIONS, FIELDS, 16, 60), 76)
+    np.testing.assert_array_equal(again, tags)
 
     def words(tag, kind):
         chosen = (tags[0] == tag) & (cross["token_types"][0] == kind)
@@ -249,8 +258,8 @@ def test_every_word_s_tokens_are_its_own(tokenizer, words):
     for name, word in zip(names, words):
         marked.append(Span("title", begin, begin + len(word), name))
         begin += len(word) + 1
-    found = encode_evidence(tokenizer, [pair("x", title)], [marked], names, ("title",), 20, 100)
-    tags = found["evidence_tags"][0][found["evidence_tags_mask"][0]]
+    rows, masks = evidence_rows(tokenizer, [pair("x", title)], [marked], names, ("title",), 20, 100)
+    tags = np.array(rows[0])[np.array(masks[0], bool)]
     query = len(tokenizer("x", add_special_tokens=False)["input_ids"])
     offsets = tokenizer(title, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     # A space alone is of no word.

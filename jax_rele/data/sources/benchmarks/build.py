@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import io
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import tensorflow_datasets as tfds
 
 from jax_rele.data.rows import one_line
 from jax_rele.data.sources.benchmarks.builder import Benchmark
 from jax_rele.data.sources.benchmarks.esci import Esci
-from jax_rele.data.sources.benchmarks.official import facts, locate, sha256
+from jax_rele.data.sources.benchmarks.official import facts, locate
 from jax_rele.data.sources.benchmarks.wands import Wands
+from jax_rele.data.sources.files import file_hash
 from jax_rele.errors import UserError
+from jax_rele.io import FREE_CACHE, disk_is_full, hash_values, lock, write_error
 
 BENCHMARKS: dict[str, type[Benchmark]] = {"esci": Esci, "wands": Wands}
 """The benchmarks by name, as after `tfds:`."""
@@ -44,14 +42,13 @@ def content_hash(name: str, manual_dir: str) -> str:
     builder, _ = _parse(name)
     if manual_dir:
         paths = locate(builder.name, builder.FILES, manual_dir, builder.INSIDE)
-        content: Mapping = {file: sha256(path) for file, path in paths.items()}
+        content: Mapping[str, object] = {file: file_hash(path) for file, path in paths.items()}
     else:
         content = facts(builder.FILES)
-    text = json.dumps([builder.name, str(builder.VERSION), content], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hash_values([builder.name, str(builder.VERSION), content])
 
 
-def rows(name: str, manual_dir: str, cache: Path) -> Iterator[dict[str, Any]]:
+def rows(name: str, manual_dir: str, cache: Path) -> Iterator[dict[str, object]]:
     """The rows of all splits of a benchmark, as `parse_row` takes them; each names its `split`.
 
     The benchmark is built at the first call, into `cache/tfds/<content_hash>`, a TFDS `data_dir`. A build that fails or
@@ -94,13 +91,16 @@ def _is_built(builder: Benchmark) -> bool:
 
 def _build(builder: type[Benchmark], config: str | None, data_dir: Path, manual_dir: str) -> None:
     try:
-        with _build_lock(data_dir):
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with lock(data_dir / ".lock") as is_locked:
+            for incomplete in data_dir.rglob("incomplete.*") if is_locked else ():  # what a killed process left
+                shutil.rmtree(incomplete, ignore_errors=True)
             opened = _open(builder, config, data_dir)
             options = tfds.download.DownloadConfig(manual_dir=Path(manual_dir).expanduser() if manual_dir else None)
             try:
-                # TFDS writes into a folder of another name and renames it when it is whole, and does nothing where
-                # another process was first.
-                with redirect_stdout(io.StringIO()):  # it tells of downloads where there are none
+                # TFDS writes into a folder of another name, renames it when it is whole, and does nothing where another
+                # process was first.
+                with redirect_stdout(io.StringIO()):  # it reports downloads where there are none
                     opened.download_and_prepare(download_config=options)
             except OSError:
                 # Where the file system knows no locks, another process may have been first.
@@ -108,29 +108,12 @@ def _build(builder: type[Benchmark], config: str | None, data_dir: Path, manual_
                     raise
             _log.info("%s: %s", builder.name, opened.info.metadata["notice"])
     except (OSError, RuntimeError) as error:
-        if "No space left on device" in str(error):
-            raise UserError(f"{data_dir}: the disk is full; make room, or set cache_dir to another disk") from error
-        if isinstance(error, OSError) or "write() failed" in str(error):  # so says ArrayRecord
-            raise UserError(f"{data_dir}: cannot be written ({one_line(error)}); check cache_dir") from error
+        if isinstance(error, OSError) or disk_is_full(error) or "write() failed" in str(error):  # so says ArrayRecord
+            raise write_error(data_dir, error, FREE_CACHE) from error
         raise
 
 
-@contextmanager
-def _build_lock(folder: Path) -> Iterator[None]:
-    """Waits until no other process builds in a folder, and removes what a killed one left."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            yield
-            return
-        for incomplete in folder.rglob("incomplete.*"):
-            shutil.rmtree(incomplete, ignore_errors=True)
-        yield
-
-
-def _read(builder: Benchmark) -> Iterator[dict[str, Any]]:
+def _read(builder: Benchmark) -> Iterator[dict[str, object]]:
     for split, info in builder.info.splits.items():
         if not info.shard_lengths:
             continue

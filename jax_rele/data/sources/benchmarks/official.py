@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
+from jax_rele.data.sources.files import file_hash
 from jax_rele.errors import UserError
 
 _POINTER = b"version https://git-lfs.github.com"
@@ -73,7 +72,7 @@ def check_content(file: OfficialFile, path: Path, fetched: bool = False) -> bool
         raise UserError(f"{path}: fetched {size} bytes of {file.url}, expected {file.size}; delete it and try again")
     if size != file.size:
         return fetched
-    if file.sha256 is not None and (digest := sha256(path)) != file.sha256:
+    if file.sha256 is not None and (digest := file_hash(path)) != file.sha256:
         raise UserError(
             f"{path}: the size of the official file but another content (sha256 {digest}, official {file.sha256}); "
             f"fetch it again from {file.url}"
@@ -94,18 +93,6 @@ def check_rows(file: OfficialFile, path: Path, rows: int) -> None:
     """Raises UserError if a file that should be the official one has another number of rows."""
     if rows != file.rows:
         raise UserError(f"{path}: {rows} rows, but the official file has {file.rows}; fetch it again from {file.url}")
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal; remembered while size and time of change stay the same."""
-    status = path.stat()
-    return _sha256(path.resolve(), status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def facts(files: Iterable[OfficialFile]) -> Mapping[str, object]:

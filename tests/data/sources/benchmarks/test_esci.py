@@ -13,8 +13,9 @@ from jax_rele.data import parse_row
 from jax_rele.data.sources import benchmarks
 from jax_rele.data.sources.benchmarks import Esci, esci
 from jax_rele.data.sources.benchmarks.markup import plain_text
-from jax_rele.data.sources.benchmarks.official import OfficialFile, sha256
+from jax_rele.data.sources.benchmarks.official import OfficialFile
 from jax_rele.errors import UserError
+from jax_rele.io import hash_file
 
 from .official import write_esci
 
@@ -181,21 +182,24 @@ def pretend_official(monkeypatch, folder, **changes):
                 file.columns,
                 rows[file.name],
                 (folder / file.name).stat().st_size,
-                sha256(folder / file.name),
+                hash_file(folder / file.name),
             )
             for file in Esci.FILES
         ),
     )
 
 
-def judgements(folder, config):
-    found = [(row["product_locale"], row["split"]) for row in as_in_the_readme(folder, config)]
-    return {place: tuple(found.count((place, split)) for split in ("train", "test")) for place in ("us", "es", "jp")}
+def judgement_counts(folder, config):
+    locales_and_splits = [(row["product_locale"], row["split"]) for row in as_in_the_readme(folder, config)]
+    return {
+        locale: tuple(locales_and_splits.count((locale, split)) for split in ("train", "test"))
+        for locale in ("us", "es", "jp")
+    }
 
 
 def test_official_files_are_known_and_their_judgements_counted(files, tmp_path, monkeypatch):
     pretend_official(monkeypatch, files)
-    counts = judgements(files, "task1_all")
+    counts = judgement_counts(files, "task1_all")
     monkeypatch.setitem(esci.JUDGEMENT_COUNTS, "small_version", counts)
     list(benchmarks.rows("esci/task1_all", str(files), tmp_path))
     (data_dir,) = (tmp_path / "tfds").iterdir()
@@ -208,15 +212,15 @@ def test_official_files_are_known_and_their_judgements_counted(files, tmp_path, 
 @pytest.mark.parametrize("name", [esci.EXAMPLES, esci.PRODUCTS, esci.SOURCES])
 def test_official_files_with_other_rows_are_refused(files, tmp_path, monkeypatch, name):
     pretend_official(monkeypatch, files, **{name: 7})
-    monkeypatch.setitem(esci.JUDGEMENT_COUNTS, "large_version", judgements(files, "task2_all"))
+    monkeypatch.setitem(esci.JUDGEMENT_COUNTS, "large_version", judgement_counts(files, "task2_all"))
     with pytest.raises(UserError, match=f"{name}: .* rows, but the official file has 7"):
         benchmarks.rows("esci/task2_all", str(files), tmp_path)
 
 
 def test_the_tables_of_the_readme_sum_to_its_totals():
     totals = {
-        version: tuple(sum(counts[i] for counts in places.values()) for i in (0, 1))
-        for version, places in esci.JUDGEMENT_COUNTS.items()
+        version: tuple(sum(counts[i] for counts in locales.values()) for i in (0, 1))
+        for version, locales in esci.JUDGEMENT_COUNTS.items()
     }
     assert totals == {"small_version": (781_638, 336_373), "large_version": (1_983_272, 638_016)}
     assert sum(totals["large_version"]) == Esci.official(esci.EXAMPLES).rows

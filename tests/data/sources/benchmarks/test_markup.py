@@ -42,9 +42,9 @@ def test_escaped_paragraphs_come_back_as_lines(lines):
 
 @given(st.text("<>!-/abp=& ;\n", max_size=60))
 def test_only_what_looks_like_markup_goes(text):
-    kept = "".join(plain_text(text).split())
+    characters = "".join(plain_text(text).split())
     source = iter("".join(html.unescape(text).split()))
-    assert all(character in source for character in kept)  # a subsequence
+    assert all(character in source for character in characters)  # a subsequence
 
 
 @pytest.mark.parametrize("piece", ["<script>", "<!--", "<p ", "<p>", "&amp;", "<", "<b =", "</style>"])

@@ -77,7 +77,7 @@ def test_files_are_found_in_the_folder_or_where_a_clone_has_them(tmp_path):
         official.locate("name", files, tmp_path, "inside")
     assert "f.csv" not in str(error.value)
     (tmp_path / "g.csv").write_bytes(CONTENT)
-    found = official.locate("name", files, tmp_path, "inside")
-    assert found == {"f.csv": tmp_path / "inside" / "f.csv", "g.csv": tmp_path / "g.csv"}
+    paths = official.locate("name", files, tmp_path, "inside")
+    assert paths == {"f.csv": tmp_path / "inside" / "f.csv", "g.csv": tmp_path / "g.csv"}
     with pytest.raises(UserError, match="no such folder"):
         official.locate("name", files, tmp_path / "none", "inside")

@@ -36,14 +36,14 @@ def test_every_judgement_comes_once_as_pandas_reads_it(files, tmp_path):
     by_id = {row["pair_id"]: row for row in rows}
     assert len(rows) == len(by_id) == len(joined) > 100
     for row in joined:
-        made = by_id[row["id"]]
+        example = by_id[row["id"]]
         expected = {"query": "query", "query_class": "query_class", "item_id": "product_id", "label": "label"}
         expected |= {"title": "product_name", "category": "product_class", "query_id": "query_id"}
-        assert {ours: made[ours] for ours in expected} == {ours: row[theirs] for ours, theirs in expected.items()}
-        assert made["description"] == plain_text(row["product_description"])
-        assert json.loads(made["attributes"]) == wands.attributes(row["product_features"], row["category hierarchy"])
+        assert {ours: example[ours] for ours in expected} == {ours: row[theirs] for ours, theirs in expected.items()}
+        assert example["description"] == plain_text(row["product_description"])
+        assert json.loads(example["attributes"]) == wands.attributes(row["product_features"], row["category hierarchy"])
         for name in ("rating_count", "average_rating", "review_count"):
-            assert made[name] == float(row[name]) if row[name] else made[name] != made[name]
+            assert example[name] == float(row[name]) if row[name] else example[name] != example[name]
 
 
 def test_the_rows_are_pairs_with_attributes(files, tmp_path):
@@ -53,9 +53,9 @@ def test_the_rows_are_pairs_with_attributes(files, tmp_path):
         for row in benchmarks.rows("wands", str(files), tmp_path)
     ]
     assert {pair.label for pair in pairs} == set(names)
-    made = [dict(pair.item.attributes) for pair in pairs]
-    assert any(attributes.get("material") == "steel\ngray wood" for attributes in made)
-    assert any(attributes.get("category_level_2") == "Living Room Furniture" for attributes in made)
+    all_attributes = [dict(pair.item.attributes) for pair in pairs]
+    assert any(attributes.get("material") == "steel\ngray wood" for attributes in all_attributes)
+    assert any(attributes.get("category_level_2") == "Living Room Furniture" for attributes in all_attributes)
     assert any('"' in pair.query for pair in pairs)
     assert any(not pair.item.attributes for pair in pairs)
 
@@ -89,28 +89,30 @@ _word = st.text("abc xyz", min_size=1).map(str.strip).filter(bool)
 
 @given(st.dictionaries(_word, st.lists(_word, min_size=1, unique=True)), st.randoms(use_true_random=False))
 def test_features_come_back_whatever_their_order_and_blanks(values, random):
-    parts = [f"{n}{random.choice([':', ' : '])}{v}" for n, found in values.items() for v in found]
+    parts = [f"{n}{random.choice([':', ' : '])}{v}" for n, texts in values.items() for v in texts]
     random.shuffle(parts)
-    made = wands.attributes("|".join(parts))
-    assert {n: {v} if isinstance(v, str) else set(v) for n, v in made.items()} == {n: set(v) for n, v in values.items()}
+    attributes = wands.attributes("|".join(parts))
+    assert {n: {v} if isinstance(v, str) else set(v) for n, v in attributes.items()} == {
+        n: set(v) for n, v in values.items()
+    }
 
 
 @given(st.text(st.characters(blacklist_categories=("Cs",))))
 def test_the_split_is_the_documented_one(query):
     number = int(hashlib.sha256(normalise_query(query).encode()).hexdigest()[:16], 16)
-    shares = [("train", 6), ("validation", 2), ("test", 2)]
-    place, expected = number * 10 / 2**64, None
-    for name, share in shares:
-        if place >= 0:
+    fractions = [("train", 6), ("validation", 2), ("test", 2)]
+    position, expected = number * 10 / 2**64, None
+    for name, tenths in fractions:
+        if position >= 0:
             expected = name
-        place -= share
+        position -= tenths
     assert wands.split_of(query) == expected
     assert wands.split_of(f"  {query.upper().lower()} ") == wands.split_of(query.upper().lower())
 
 
 def test_the_split_is_sixty_twenty_twenty():
-    found = [wands.split_of(f"query {i}") for i in range(5000)]
-    assert [round(found.count(name) / 5000, 1) for name in ("train", "validation", "test")] == [0.6, 0.2, 0.2]
+    splits = [wands.split_of(f"query {i}") for i in range(5000)]
+    assert [round(splits.count(name) / 5000, 1) for name in ("train", "validation", "test")] == [0.6, 0.2, 0.2]
     # Written down, so that the split stays what it is.
     fixed = {"salon chair": "train", "dinosaur": "train", "beds that have leds": "validation", "ombre rug": "test"}
     assert {query: wands.split_of(query) for query in fixed} == fixed
@@ -120,7 +122,7 @@ def test_no_query_is_in_two_splits(files, tmp_path):
     splits = {}
     for row in benchmarks.rows("wands", str(files), tmp_path):
         splits.setdefault(normalise_query(row["query"]), set()).add(row["split"])
-    assert all(len(found) == 1 for found in splits.values())
+    assert all(len(query_splits) == 1 for query_splits in splits.values())
     assert set.union(*splits.values()) == {"train", "validation", "test"}
 
 
@@ -171,9 +173,9 @@ def test_another_encoding_is_named(tmp_path):
 def test_a_quote_that_is_never_closed_is_named(tmp_path):
     write_wands(tmp_path)
     lines = (tmp_path / "label.csv").read_text("utf-8").splitlines(keepends=True)
-    place = 20
-    start, label = lines[place].rsplit("\t", 1)
-    lines[place] = f'{start}\t"{label}'
+    index = 20
+    start, label = lines[index].rsplit("\t", 1)
+    lines[index] = f'{start}\t"{label}'
     (tmp_path / "label.csv").write_text("".join(lines), "utf-8")
     with pytest.raises(UserError, match=r"label\.csv: a quote that is never closed swallows rows \(about line 21, "):
         list(benchmarks.rows("wands", str(tmp_path), tmp_path / "cache"))
