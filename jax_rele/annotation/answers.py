@@ -30,7 +30,7 @@ _MAX_OBJECTS = 64
 _MAX_REPAIRED = 1 << 15
 _DEEPEST = 64
 
-Fields: TypeAlias = dict[str, object]
+JsonObject: TypeAlias = dict[str, object]
 """A JSON object."""
 
 _SECTIONS = ("query_attributes", "item_attributes", "verdicts")
@@ -97,7 +97,7 @@ def read_answer(text: str, dimensions: Sequence[str], labels: Sequence[str]) -> 
         return Failure("not_json", "nested too deeply")
 
 
-def answer_form(rationale: Rationale, dimensions: Sequence[str]) -> Fields:
+def answer_form(rationale: Rationale, dimensions: Sequence[str]) -> JsonObject:
     """A rationale in the form of the schema; `read_answer` reads it back."""
     parsed = {comparison.dimension: comparison for comparison in rationale.comparisons}
     compared = {name: parsed.get(name) or Comparison(name) for name in dimensions}
@@ -184,7 +184,7 @@ def _load(text: str) -> object:
         return None
 
 
-def _objects(text: str) -> Iterator[Fields]:
+def _objects(text: str) -> Iterator[JsonObject]:
     """The outermost JSON objects in a text."""
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
     start = text.find("{")
@@ -199,7 +199,7 @@ def _objects(text: str) -> Iterator[Fields]:
         start = text.find("{", end)
 
 
-def _repair(text: str) -> Fields | None:
+def _repair(text: str) -> JsonObject | None:
     if len(text) > _MAX_REPAIRED or max(_depths(text), default=0) > _DEEPEST:
         return None
     extra.require("json_repair")
@@ -234,25 +234,25 @@ class _Twice(tuple):
     """The different values of a key that stands twice."""
 
 
-def _unique(couples: Iterable[tuple[str, object]]) -> Fields:
+def _unique(couples: Iterable[tuple[str, object]]) -> JsonObject:
     """An object; a key that stands twice with different values has both as a `_Twice`."""
-    fields: Fields = {}
+    fields: JsonObject = {}
     for key, value in couples:
         fields[key] = value if key not in fields or fields[key] == value else _Twice((fields[key], value))
     return fields
 
 
-def _unwrap(parsed: Fields) -> Fields:
+def _unwrap(parsed: JsonObject) -> JsonObject:
     """The answer within an object that holds nothing else, e.g. {"answer": {...}}."""
     inner = next(iter(parsed.values())) if len(parsed) == 1 else None
     return inner if isinstance(inner, dict) else parsed
 
 
-def _is_answer(parsed: Fields) -> bool:
+def _is_answer(parsed: JsonObject) -> bool:
     return {"label", "verdicts"} <= {_plain(key) for key in _unwrap(parsed)}
 
 
-def _rationale(parsed: Fields, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale:
+def _rationale(parsed: JsonObject, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale:
     fields = _unique((_plain(key), value) for key, value in parsed.items())
     if "label" not in fields:
         raise _Unreadable("wrong_schema", "no label")
@@ -266,8 +266,8 @@ def _rationale(parsed: Fields, dimensions: Sequence[str], labels: Sequence[str])
     return Rationale(tuple(_comparison(name, sections) for name in dimensions), label)
 
 
-def _by_dimension(section: Fields, dimensions: Sequence[str], name: str) -> Fields:
-    values: Fields = {}
+def _by_dimension(section: JsonObject, dimensions: Sequence[str], name: str) -> JsonObject:
+    values: JsonObject = {}
     for key, value in section.items():
         dimension = _lookup(key, dimensions)
         if dimension is None:
@@ -278,7 +278,7 @@ def _by_dimension(section: Fields, dimensions: Sequence[str], name: str) -> Fiel
     return values
 
 
-def _comparison(dimension: str, sections: Mapping[str, Fields]) -> Comparison:
+def _comparison(dimension: str, sections: Mapping[str, JsonObject]) -> Comparison:
     query, item = (_values(sections[name].get(dimension), dimension) for name in _SECTIONS[:2])
     text = sections["verdicts"].get(dimension)
     if text is None and not query and not item:

@@ -18,13 +18,13 @@ from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from jax_rele.annotation import definitions
-from jax_rele.annotation.answers import MAX_VALUES, Failure, Fields, answer_form, read_answer
+from jax_rele.annotation.answers import MAX_VALUES, Failure, JsonObject, answer_form, read_answer
 from jax_rele.errors import UserError
 from jax_rele.io import hash_bytes
 from jax_rele.types import ITEM_FIELDS, VERDICTS, Item, Pair, Rationale
 
 FIELDS = (*ITEM_FIELDS, "attributes")
-"""Fields of an item that a prompt can show."""
+"""JsonObject of an item that a prompt can show."""
 
 BLOCKS = {
     "system": ("dimensions", "labels", "fields", "form", "reasoning"),
@@ -77,15 +77,14 @@ class Prompts:
         examples: Sequence[PromptExample] = (),
         fields: Sequence[str] = ("title", "brand", "color"),
         reasoning: bool = False,
-        language: str = "",
     ) -> Prompts:
         """Reads a template and renders it once, so that its mistakes are reported here.
 
         Args:
           template: a language of the package, or a path.
-          dimensions, labels: {name: description}; an empty one is replaced by that of `definitions` in `language`.
+          dimensions, labels: {name: description}; an empty one is replaced by that of `definitions`, in the language of
+            a template of the package, else in English.
           examples, fields, reasoning: see `Prompts`; fields are names of `FIELDS`.
-          language: of the definitions; that of a template of the package, else English.
 
         Raises:
           UserError: the template cannot be read or rendered, has an unknown field or lacks a block; a label has no
@@ -95,7 +94,7 @@ class Prompts:
             raise UserError(f"the field {unknown[0]!r} cannot be shown in a prompt; known are {', '.join(FIELDS)}")
         text = str(template)
         packaged = text in definitions.LANGUAGES
-        language = language or (text if packaged else "en")
+        language = text if packaged else "en"
         meanings = definitions.DIMENSIONS.get(language, {})
         dimensions = {name: meaning or meanings.get(name, "") for name, meaning in dimensions.items()}
         meanings = definitions.LABELS.get(language, {})
@@ -117,11 +116,11 @@ class Prompts:
         return hash_bytes(json.dumps(whole, ensure_ascii=True).encode())
 
     @cached_property
-    def schema(self) -> Fields:
+    def schema(self) -> JsonObject:
         """JSON schema of an answer, as strict servers require it; its keys are in the order of generation."""
         values = {"type": "array", "items": {"type": "string"}}
         verdict = {"type": "string", "enum": list(VERDICTS)}
-        properties: Fields = {
+        properties: JsonObject = {
             "query_attributes": _object(dict.fromkeys(self.dimensions, values)),
             "item_attributes": _object(dict.fromkeys(self.dimensions, values)),
             "verdicts": _object(dict.fromkeys(self.dimensions, verdict)),
@@ -154,11 +153,11 @@ class Prompts:
         return self._render("system")
 
     @cached_property
-    def _variables(self) -> Fields:
+    def _variables(self) -> JsonObject:
         """The variables of every block."""
         values = {name: ["..."] for name in self.dimensions}
         verdicts = dict.fromkeys(self.dimensions, "|".join(VERDICTS))
-        form: Fields = {"query_attributes": values, "item_attributes": values, "verdicts": verdicts}
+        form: JsonObject = {"query_attributes": values, "item_attributes": values, "verdicts": verdicts}
         form |= {"reasoning": "..."} if self.reasoning else {}
         return {
             "dimensions": [{"name": name, "description": meaning} for name, meaning in self.dimensions.items()],
@@ -274,7 +273,7 @@ _PROBE = Pair(
 )
 
 
-def _object(properties: Mapping[str, object]) -> Fields:
+def _object(properties: Mapping[str, object]) -> JsonObject:
     required = list(properties)
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 

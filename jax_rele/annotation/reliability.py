@@ -18,7 +18,7 @@ MAX_FITTED = 20_000
 """Pairs that reliability is fitted on: those with a gold label first, chosen by hash."""
 
 FOLDS = 5
-"""A pair with a gold label is decided by what was learnt from the other folds, so that its own label is no help."""
+"""Estimates from the other folds decide a pair with a gold label, so that its own label has no influence."""
 
 TIE = 1e-9
 """Shares that differ by less are equal."""
@@ -29,7 +29,7 @@ EPSILON = 1e-10
 
 @dataclass(frozen=True)
 class Reliability:
-    """What is known of models.
+    """The estimated reliability of models.
 
     Attributes:
       kind: `gold` (Dawid-Skene) or `equal`.
@@ -38,7 +38,7 @@ class Reliability:
       accuracy: {model: estimated accuracy of its labels}; empty where `equal`.
       confusion: {model: [C, C] P(model says column | truth is row)}; empty where `equal`.
       prior: [C] P(truth); empty where `equal`.
-      folds: what decides pairs with a gold label: fitted without those of the pair's fold; empty where `equal`.
+      folds: for pairs with a gold label: fitted without the gold labels of the pair's fold; empty where `equal`.
       gold: the pairs with a gold label.
     """
 
@@ -57,8 +57,6 @@ def fit_reliability(
     models: Sequence[str],
     labels: LabelSchema,
     gold: Mapping[str, str],
-    *,
-    min_gold: int = MIN_GOLD,
 ) -> Reliability:
     """Learns the models' confusion matrices by Dawid-Skene, with the truth of gold pairs given.
 
@@ -70,10 +68,9 @@ def fit_reliability(
       models: all models.
       labels: the label schema.
       gold: {pair_id: label}.
-      min_gold: fewer pairs with votes and a gold label give equal weights.
     """
     known = {pair_id: gold[pair_id] for pair_id, each in fractions.items() if each and pair_id in gold}
-    if len(known) < min_gold or not models:
+    if len(known) < MIN_GOLD or not models:
         return Reliability("equal", len(known), {model: 1.0 / len(models) for model in models})
     voted = [pair_id for pair_id, each in fractions.items() if each]
     fitted = sorted(voted, key=lambda pair_id: (pair_id not in known, _hash(pair_id)))[:MAX_FITTED]
@@ -146,16 +143,11 @@ def fold_of(pair_id: str) -> int:
 
 
 def label_posterior(votes: Mapping[str, np.ndarray], reliability: Reliability, pair_id: str = "") -> np.ndarray:
-    """[C] what the votes of models for a pair's label add up to; sums to 1.
+    """[C] label distribution of a pair by the votes of at least one model: {model: [C] shares}.
 
-    `equal`: the mean of the models' shares. `gold`: P(truth | votes) by the models' confusion matrices, taking models
-    to err independently; a share of an answer counts as that part of an answer (in the exponent), so that a model's
-    samples together are one vote.
-
-    Args:
-      votes: {model: [C] shares}, of at least one model.
-      reliability: of the models; for a pair with a gold label, that of its fold decides.
-      pair_id: the pair.
+    `equal`: the mean of the models' shares. `gold`: P(truth | votes) by the models' confusion matrices, if models err
+    independently; shares are exponents of the likelihoods, so that a model's samples together are one vote. For a pair
+    with a gold label the estimates of its fold are used.
     """
     if reliability.folds and pair_id in reliability.gold:
         reliability = reliability.folds[fold_of(pair_id)]

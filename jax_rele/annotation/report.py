@@ -40,6 +40,9 @@ COLUMNS = (
 )
 """The figures of models that are shown as a table, with their headings."""
 
+PER_KIND = 3
+"""Examples of a kind; each kind of parse failure is a kind of its own."""
+
 _LONG = 420
 """Characters of a text that a card shows."""
 _LONG_ANSWER = 4000
@@ -71,21 +74,18 @@ class AnnotationExample:
 
 
 def find_examples(
-    annotations: Annotations, texts: Mapping[tuple[str, str, int, int], str] | None = None, *, per_kind: int = 3
+    annotations: Annotations, texts: Mapping[tuple[str, str, int, int], str] | None = None
 ) -> list[AnnotationExample]:
     """Examples of each kind of failure, chosen by hash, so that the order of answers does not matter.
 
-    Args:
-      annotations: all answers and decisions.
-      texts: {(pair_id, model, sample, round): text}; those of unreadable answers are shown.
-      per_kind: most examples of a kind; each kind of parse failure is a kind of its own.
+    `texts`, {(pair_id, model, sample, round): text}, holds what is shown of unreadable answers.
     """
     by_kind: dict[str, list[tuple[str, AnnotationExample]]] = {}
     for identity, example in _candidates(annotations, texts or {}):
         by_kind.setdefault(example.kind, []).append((hash_bytes(identity.encode(errors="replace")), example))
     order = list(EXAMPLES)
     kinds = sorted(by_kind, key=lambda kind: (order.index(kind.split(":")[0]), kind))
-    return [example for kind in kinds for _, example in sorted(by_kind[kind], key=itemgetter(0))[:per_kind]]
+    return [example for kind in kinds for _, example in sorted(by_kind[kind], key=itemgetter(0))[:PER_KIND]]
 
 
 def write_report(

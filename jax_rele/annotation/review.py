@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,11 +16,7 @@ from jax_rele.errors import UserError
 from jax_rele.rationale import parse, render
 from jax_rele.types import Pair, Rationale
 
-
-def _required(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
-
-
+_required = partial(pa.field, nullable=False)
 _TEXT = pa.string()
 _FRACTION = pa.struct([_required("name", _TEXT), _required("share", pa.float64())])
 _VERDICT = pa.struct([_required("dimension", _TEXT), _required("verdict", _TEXT), _required("share", pa.float64())])
@@ -47,18 +44,8 @@ DECISIONS = pa.schema(
 )
 """One row per pair; the fields of `Decision`, the rationale as text in the grammar."""
 
-COLUMNS = [
-    "pair_id",
-    "query",
-    "title",
-    "votes",
-    "proposed_label",
-    "gold_label",
-    "reason",
-    "rationale",
-    "decision",
-    "label",
-]
+_PROPOSED = ("pair_id", "query", "title", "votes", "proposed_label", "gold_label", "reason", "rationale")
+COLUMNS = (*_PROPOSED, "decision", "label")
 """Of the review table; a person fills in the last two."""
 
 CHOICES = ("accept", "reject")
@@ -102,8 +89,8 @@ def to_review(decisions: Iterable[Decision]) -> list[Decision]:
         disputed = decision.status == "accepted" and decision.gold_agrees is False
         return not decision.reviewed and (decision.status == "rejected" or disputed)
 
-    order = lambda decision: (decision.label is None, decision.label_share, decision.pair_id)  # noqa: E731
-    return sorted(filter(is_open, decisions), key=order)
+    open_decisions = filter(is_open, decisions)
+    return sorted(open_decisions, key=lambda decision: (decision.label is None, decision.label_share, decision.pair_id))
 
 
 def write_reviews(path: str | Path, decisions: Iterable[Decision], pairs: Mapping[str, Pair]) -> int:
@@ -185,15 +172,12 @@ def apply_reviews(
       UserError: a pair is accepted for which there is no readable answer, or without a label that could be proposed.
     """
     by_pair = {review.pair_id: review for review in reviews}
-    return [
-        decision
-        if (review := by_pair.get(decision.pair_id)) is None
-        else _reviewed(decision, review, votes.get(decision.pair_id, ()))
-        for decision in decisions
-    ]
+    return [_reviewed(each, by_pair.get(each.pair_id), votes.get(each.pair_id, ())) for each in decisions]
 
 
-def _reviewed(decision: Decision, review: Review, votes: Sequence[Vote]) -> Decision:
+def _reviewed(decision: Decision, review: Review | None, votes: Sequence[Vote]) -> Decision:
+    if review is None:
+        return decision
     if not review.accept:
         return replace(decision, status="rejected", reason="rejected by a reviewer", reviewed=True)
     label = review.label or decision.label

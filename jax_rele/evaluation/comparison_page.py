@@ -172,18 +172,15 @@ def _curves(document, metric, *, difference: bool) -> Iterator[tuple[str, Markup
 
 
 def _lines(document, metric, difference, axis, family, student, slice_name):
-    lines = []
-    for recipe, number in _series(document).items():
-        there = []
-        for point in family:
-            for each in _cells(document, point, student):
-                figure = each["slices"][slice_name][metric]
-                figure = figure["difference"] if difference else figure
-                if each["recipe"] == recipe and figure is not None:
-                    there.append((point[axis], figure))
-        if there:
-            lines.append(plots.Curve(recipe, number, there))
-    return lines
+    points_of: dict[str, list[tuple[int, Mapping]]] = {recipe: [] for recipe in _series(document)}
+    for point in family:
+        for each in _cells(document, point, student):
+            figure = each["slices"][slice_name][metric]
+            figure = figure["difference"] if difference else figure
+            if figure is not None:
+                points_of[each["recipe"]].append((point[axis], figure))
+    series = _series(document)
+    return [plots.Curve(recipe, series[recipe], drawn) for recipe, drawn in points_of.items() if drawn]
 
 
 def _rows(document, slice_name, point):

@@ -85,11 +85,8 @@ def setup(document: Mapping) -> str:
     """On what the recipes are compared, and what the intervals cover."""
     seeds, bootstrap = document["seeds"], document["bootstrap"]
     one = len(seeds) == 1
-    trained = (
-        f"one training seed ({seeds[0]})"
-        if one
-        else f"mean over {len(seeds)} training seeds ({', '.join(map(str, seeds))})"
-    )
+    listed = ", ".join(map(str, seeds))
+    trained = f"one training seed ({listed})" if one else f"mean over {len(seeds)} training seeds ({listed})"
     covered = (
         "queries; they do not cover the chance of training, and are"
         if one

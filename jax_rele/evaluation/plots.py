@@ -1,4 +1,4 @@
-"""Plots as inline SVG, in the colours of the page that holds them (CSS variables), so that they follow its scheme."""
+"""Plots as inline SVG elements, in the colours of the page that holds them (CSS variables)."""
 
 from __future__ import annotations
 
@@ -46,15 +46,9 @@ class Curve:
 
 
 def intervals(metric: str, baselines: Mapping[str, Mapping], models: Mapping[str, Mapping]) -> Markup:
-    """One metric of every baseline (hollow) and model (filled), as a dot on its 95% interval.
+    """One metric of every baseline (hollow) and model (filled, below), each a dot on its 95% interval.
 
-    Args:
-      metric: name of the metric.
-      baselines: {name: {metric: {"value", "ci95"}}}.
-      models: the same of the models, drawn below.
-
-    Returns:
-      An SVG element.
+    `baselines` and `models` are {name: {metric: {"value", "ci95"}}}.
     """
     hollow = [(DotRow(name, figures[metric]), (MUTED, "o", PAPER)) for name, figures in baselines.items()]
     filled = [(DotRow(name, figures[metric]), (ACCENT, "o", ACCENT)) for name, figures in models.items()]
@@ -77,9 +71,6 @@ def dots(
       groups: {heading: rows}; the empty heading is not written.
       line: the position of a dashed line, for chance or no difference.
       sign: whether values are differences: written with their sign, and zero in view.
-
-    Returns:
-      An SVG element.
     """
     rows: list[tuple[DotRow, Look] | tuple[str, None]] = []
     description = []
@@ -103,12 +94,7 @@ def dots(
 
 
 def curves(
-    title: str,
-    lines: Sequence[Curve],
-    *,
-    xlabel: str,
-    levels: Mapping[str, float],
-    sign: bool = False,
+    title: str, lines: Sequence[Curve], *, xlabel: str, levels: Mapping[str, float], sign: bool = False
 ) -> Markup:
     """Lines over a number of training pairs, with their 95% intervals as bars.
 
@@ -122,9 +108,6 @@ def curves(
       levels: {name: y} of horizontal lines; one that lies far from all points is named at the edge and not drawn,
         unless values are differences.
       sign: whether values are differences, which are written with their sign.
-
-    Returns:
-      An SVG element.
     """
     positions, logarithmic = _positions([x for line in lines for x, _ in line.points])
     first, last = min(positions.values()), max(positions.values())
@@ -187,9 +170,6 @@ def reliability_diagram(name: str, before: np.ndarray, after: np.ndarray, outcom
       before: [N] P(positive) as the model says it.
       after: [N] P(positive) after temperature scaling.
       outcome: [N] bool, whether the pair's label is positive.
-
-    Returns:
-      An SVG element.
     """
     tables = [
         (reliability(p, outcome), ink, fill) for p, ink, fill in ((before, MUTED, PAPER), (after, ACCENT, ACCENT))
@@ -222,24 +202,21 @@ def score_distributions(name: str, scores: np.ndarray, labels: np.ndarray, names
       scores: [N] expected gains.
       labels: [N] int labels.
       names: the C labels.
-
-    Returns:
-      An SVG element.
     """
     groups = [scores[labels == label] for label in range(len(names))]
     edges = np.linspace(0.0, 1.0, 26)
 
     def draw(axes: Axes):
+        write = partial(axes.text, transform=axes.get_yaxis_transform(), va="center", size=7.5)
         for row, (label, group) in enumerate(zip(names, groups)):
             height = np.histogram(np.clip(group, 0.0, 1.0), edges)[0]
             height = 0.55 * height / max(1, height.max())
             ink = LABEL.format(row)
             axes.bar(edges[:-1], height, np.diff(edges) * 0.86, bottom=row + 0.62 - height, align="edge", color=ink)
             axes.axhline(row + 0.62, color=LINE, linewidth=0.8)
-            axes.text(0.0, row - 0.18, short(label), transform=axes.get_yaxis_transform(), va="center", size=7.5)
+            write(0.0, row - 0.18, short(label))
             count = f"{len(group)} pairs" if len(group) != 1 else "1 pair"
-            right = {"ha": "right", "color": MUTED}
-            axes.text(1.0, row - 0.18, count, transform=axes.get_yaxis_transform(), va="center", size=7.5, **right)
+            write(1.0, row - 0.18, count, ha="right", color=MUTED)
         axes.set(xlim=(0, 1), ylim=(len(names) - 0.3, -0.3), xlabel="score (expected gain)")
         axes.set_xticks([0, 0.5, 1])
         axes.set_yticks([])

@@ -102,7 +102,7 @@ def _unbroken(text):
     return _INTERVAL.sub(lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
-def _rows(baselines, models, columns):
+def _rows(baselines: Mapping, models: Mapping, columns: Sequence[str]) -> list[tuple[str, bool, list]]:
     """Table rows of (name, is a model, cells of (text, is clearly the best))."""
     everyone = {**baselines, **models}
     return [
@@ -125,34 +125,25 @@ def _clearly_best(name, everyone, column):
 
 def _model_plots(metrics, schema, labels, probs):
     """For each model its reliability diagram and its score distributions."""
-    outcome = schema.is_positive[labels]
-    drawn = []
+    outcome, drawn = schema.is_positive[labels], []
     for name in metrics["models"]:
         label_probs = np.asarray(probs[name], np.float64)
         scaled = apply_temperature(label_probs, metrics["decision"][name]["temperature"])
-        drawn.append(
-            {
-                "name": name,
-                "reliability": plots.reliability_diagram(
-                    name, positive_probs(label_probs, schema), positive_probs(scaled, schema), outcome
-                ),
-                "scores": plots.score_distributions(name, schema.expected_gain(label_probs), labels, schema.names),
-            }
-        )
+        before, after = (positive_probs(each, schema) for each in (label_probs, scaled))
+        diagram = plots.reliability_diagram(name, before, after, outcome)
+        scores = plots.score_distributions(name, schema.expected_gain(label_probs), labels, schema.names)
+        drawn.append({"name": name, "reliability": diagram, "scores": scores})
     return drawn
 
 
 def _dimensions(examples):
-    """Every dimension that the examples name, in order of first mention: the teacher's, the students', the spans'."""
-    named = {}
+    """{dimension: index} over all examples, by first mention: of the teacher and students, then in evidence."""
+    names: list[str] = []
     for example in examples:
-        if example.rationale is not None:
-            named.update(dict.fromkeys(comparison.dimension for comparison in example.rationale.comparisons))
-        for verdicts in example.verdicts.values():
-            named.update(dict.fromkeys(verdicts))
-    for example in examples:
-        named.update(dict.fromkeys(span.dimension for span in example.spans))
-    return {dimension: index for index, dimension in enumerate(named)}
+        names += [] if example.rationale is None else [each.dimension for each in example.rationale.comparisons]
+        names += [dimension for verdicts in example.verdicts.values() for dimension in verdicts]
+    names += [span.dimension for example in examples for span in example.spans]
+    return {dimension: index for index, dimension in enumerate(dict.fromkeys(names))}
 
 
 def _card(example, schema, dimensions):

@@ -148,8 +148,8 @@ class Other:
 
 
 @pytest.fixture
-def other(tmp_path, room_alone):
-    worker = Other(tmp_path, room_alone)
+def other(tmp_path, bare_package):
+    worker = Other(tmp_path, bare_package)
     yield worker
     worker.kill()
 
