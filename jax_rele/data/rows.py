@@ -28,9 +28,6 @@ from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
-SPLITS = ("train", "validation", "test")
-"""The names of the splits, in order."""
-
 _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
 
 FIELDS = (

@@ -126,7 +126,7 @@ def estimate(step: Step, topology: Topology, *, widened: bool = False) -> StepCo
     module = hlo.parse(text) if text else None
     collectives = hlo.collectives(module, widened=widened) if module else []
     moved = resident + written if gpu else traffic(module) if module else 0
-    return Estimate(
+    return StepCost(
         name=step.name,
         shape=step.shape,
         resident=sizes,

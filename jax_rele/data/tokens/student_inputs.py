@@ -9,7 +9,6 @@ from itertools import accumulate
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from jax_rele.data.tokens.packing import pad
 from jax_rele.rationale.evidence import token_tags
 from jax_rele.types import QUERY, Item, Pair, Span
 
@@ -147,7 +146,7 @@ def cross_rows(
     return rows, types
 
 
-def encode_evidence(
+def evidence_rows(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
     evidence: Sequence[Sequence[Span]],

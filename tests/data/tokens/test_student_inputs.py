@@ -14,7 +14,7 @@ from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.student_inputs import (
     cross_rows,
     decode_evidence,
-    encode_evidence,
+    evidence_rows,
     tower_rows,
 )
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
@@ -232,8 +232,7 @@ def test_evidence_stands_at_the_tokens_of_its_words(tokenizer):
         [],
     ]
     cross = padded_inputs(CROSS_ENCODER, tokenizer, pairs, InputSpec(FIELDS, 16, 60))
-    encoded = encode_evidence(tokenizer, pairs, evidence, DIMENSIONS, FIELDS, 16, 60)
-    tags, mask = encoded["evidence_tags"], encoded["evidence_tags_mask"]
+    tags, mask = padded(evidence_rows(tokenizer, pairs, evidence, DIMENSIONS, FIELDS, 16, 60), 76)
     assert tags.shape == mask.shape == cross["tokens"].shape
     # The spans that the tags decode to have the same tags.
     decoded = decode_evidence(tokenizer, pairs, tags, DIMENSIONS, FIELDS, 16, 60)
