@@ -92,11 +92,9 @@ def effect(
         before, after = clean.get(one.clean_id), attacked.get(one.pair.pair_id)
         if before is None or after is None or before.label in (None, one.target):
             continue
-        moved = 0
-        if after.label is not None:
-            target = labels.index(one.target)
-            was, is_ = (abs(labels.index(label) - target) for label in (before.label, after.label))
-            moved = int(np.sign(was - is_))
+        moved, target = 0, labels.index(one.target)
+        if before.label is not None and after.label is not None:
+            moved = int(np.sign(abs(labels.index(before.label) - target) - abs(labels.index(after.label) - target)))
         counted.append((one.kind, one.clean_id, moved, after.label == one.target, after.label is None))
 
     def figures(rows: Sequence[tuple[str, str, int, bool, bool]]) -> dict[str, object]:

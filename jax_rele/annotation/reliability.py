@@ -23,6 +23,9 @@ FOLDS = 5
 TIE = 1e-9
 """Shares that differ by less are equal."""
 
+MAX_STEPS, TOLERANCE = 50, 1e-4
+"""Of expectation maximisation."""
+
 EPSILON = 1e-10
 """Probabilities and expected counts below this are raised to it before their logarithm is taken."""
 
@@ -86,27 +89,17 @@ def fit_reliability(
     return replace(whole, n_gold=len(known), folds=tuple(folds), gold=frozenset(known))
 
 
-def fit_dawid_skene(
-    votes: np.ndarray,
-    truth: np.ndarray,
-    n_labels: int,
-    *,
-    prior_count: int = 0,
-    iterations: int = 50,
-    tolerance: float = 1e-4,
-) -> np.ndarray:
+def fit_dawid_skene(votes: np.ndarray, truth: np.ndarray, n_labels: int, *, prior_count: int = 0) -> np.ndarray:
     """Label probabilities from several annotators' votes by expectation maximisation.
 
-    Reference: Dawid and Skene 1979, doi 10.2307/2346806.
+    The steps end when the evidence lower bound per vote, with the prior counted for each vote, rises by less than
+    TOLERANCE. Reference: Dawid and Skene 1979, doi 10.2307/2346806.
 
     Args:
       votes: [N, M] int, the label that annotator m gave to pair n; -1 for none. Every pair has a vote.
       truth: [N] int, the known label of a pair; -1 where it is to be estimated.
       n_labels: C.
       prior_count: pseudo-pairs of each label that are added to the prior.
-      iterations: most EM steps.
-      tolerance: the steps end when the evidence lower bound per vote, with the prior counted for each vote, rises by
-        less.
 
     Returns:
       [N, C] float64, P(truth | votes); one-hot where the label is known.
@@ -126,13 +119,13 @@ def fit_dawid_skene(
     probs[known] = known_probs
     log_prior, log_likelihood = maximize()
     bound = -np.inf
-    for _ in range(iterations):
+    for _ in range(MAX_STEPS):
         probs = softmax(log_prior + log_likelihood, axis=1)
         probs[known] = known_probs
         log_prior, log_likelihood = maximize()
         expectation = (probs * (log_likelihood + counts[:, None] * log_prior)).sum() + prior_count * log_prior.sum()
         previous, bound = bound, (expectation - (probs * np.log(probs.clip(EPSILON))).sum()) / n_votes
-        if bound - previous < tolerance:
+        if bound - previous < TOLERANCE:
             break
     return probs
 
