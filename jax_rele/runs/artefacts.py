@@ -25,7 +25,7 @@ from jax_rele.errors import UserError
 from jax_rele.models import Decoder, build_teacher
 from jax_rele.models.build import build_encoder
 from jax_rele.models.partitioning import check_heads
-from jax_rele.models.quantize import check_available, quantize_params
+from jax_rele.models.quantize import load_qwix, quantize_params
 from jax_rele.models.weights import NEEDED, SIDE_FILES, check_weights, load_params, resolve
 from jax_rele.rationale import ParseError, parse
 from jax_rele.teacher import Teacher, check_lengths, check_verbalizers
@@ -109,7 +109,7 @@ def preflight(config: Config) -> None:
     check_heads("teacher", shape.heads, shape.kv_heads, mesh)
     check_weights(folder, shape)
     if teacher.quantize != "none":
-        check_available()
+        load_qwix()
     tokenizer = load_tokenizer(folder, DECODER_TOKENS)
     build_teacher(teacher, len(tokenizer))
     check_verbalizers(tokenizer, config.labels.names)
