@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from jax_rele.config import Config
 from jax_rele.data import PairTable, candidates, ingest, new_files, source_hash, write_pairs
@@ -117,18 +117,18 @@ def _sample(pairs: PairTable) -> PairTable:
     return pairs.select(np.arange(count) * len(pairs) // count)
 
 
-def _tokenizers(config: Config, train: PairTable) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+def _tokenizers(config: Config, train: PairTable) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """The tokenizers of teacher and students: trained on the pairs, or those of the weights that they start from."""
     fields = config.data.item_fields
     if config.teacher.init == "random":
         prompts = (grammar.prompt(pair, fields) for pair in train)
         texts = chain(prompts, _grammar_texts(config, len(train)))
-        teacher = train_tokenizer(texts, config.teacher.random.vocab_size)
+        teacher: PreTrainedTokenizerBase = train_tokenizer(texts, config.teacher.random.vocab_size)
     else:
         teacher = load_tokenizer(weights_folder(config.teacher.init), DECODER_TOKENS)
     check_verbalizers(teacher, config.labels.names)
     if config.student.init == "random":
-        student = train_tokenizer(_plain_texts(train, fields), config.student.random.vocab_size, encoder=True)
+        student: PreTrainedTokenizerBase = train_tokenizer(_plain_texts(train, fields), config.student.random.vocab_size, encoder=True)
     else:
         student = load_tokenizer(weights_folder(config.student.init), ENCODER_TOKENS)
     return teacher, student

@@ -172,9 +172,8 @@ class _Column:
 
     def __init__(self, stem: Path, first: PyTree, spec: RaggedSpec | None):
         self.spec = spec
-        self.dtype, self.shape = (
-            (first.dtype, first.shape[1:]) if spec is None else (np.dtype(spec.dtype), (spec.length,))
-        )
+        self.dtype: np.dtype = first.dtype if spec is None else np.dtype(spec.dtype)
+        self.shape: tuple[int, ...] = first.shape[1:] if spec is None else (spec.length,)
         self.stored = self.dtype if spec is None else np.dtype(np.uint8)
         self.files = [stem.with_suffix(".bin").open("wb")]
         if spec is not None:

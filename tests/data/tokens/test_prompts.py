@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, language_rows
 from jax_rele.data.tokens.student_inputs import evidence_rows
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
