@@ -29,7 +29,7 @@ def test_a_plan_is_printed_and_written(capfd, tmp_path):
     out, err = capfd.readouterr()
     assert err == ""
     assert f"{DEMO} on gpu:4xH100: 4 chips, mesh data 2, fsdp 2, tensor 1" in out
-    assert "score: 8 items of 64 tokens behind queries of 32" in out
+    assert "score: 8 items of 64 tokens after queries of 32" in out
     assert re.search(r"score .* yes", out)
     assert "By analysis, not compiled for GPUs." in out
     plan = json.loads((tmp_path / "plan.json").read_text("utf-8"))
