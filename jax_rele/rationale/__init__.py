@@ -1,4 +1,4 @@
-"""Rationales: their grammar, who writes them, and where in the texts their values stand."""
+"""Rationales: their grammar, the rule annotator, and the evidence for their values."""
 
 from jax_rele.rationale.annotators import Annotator as Annotator
 from jax_rele.rationale.annotators import RuleAnnotator as RuleAnnotator

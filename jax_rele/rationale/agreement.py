@@ -1,4 +1,4 @@
-"""Whether what a query asks and what an item states agree, dimension by dimension."""
+"""Agreement of a query's and an item's values, dimension by dimension."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from jax_rele.rationale.vocabulary import is_model_number
 from jax_rele.rationale.words import content, key, runs, words
 
-# Sizes of one family can disagree; sizes of different families (inches and pounds, a shirt's and a bed's) say nothing
-# of one another.
+# Sizes of one family can disagree; sizes of different families (inches and pounds, a shirt's and a bed's) cannot be
+# compared.
 _SIZE_FAMILIES = {
     "small": "letter", "xsmall": "letter", "medium": "letter", "large": "letter", "xlarge": "letter",
     "xxlarge": "letter", "xxxlarge": "letter", "xxsmall": "letter", "4xl": "letter", "5xl": "letter",
@@ -51,11 +51,11 @@ def verdict(dimension: str, query_values: Sequence[str], item_values: Sequence[s
 def agree(dimension: str, asked: str, stated: str) -> bool | None:
     """Whether a value of the query and one of the item agree; None where they cannot be compared.
 
-    Values agree when their keys are equal or the words of one hold those of the other in a row (`North Face` and `The
-    North Face`, `black` and `Rinsed Black`). Besides:
+    Values agree when their keys are equal or one contains the words of the other in a row (`North Face` and `The North
+    Face`, `black` and `Rinsed Black`). Besides:
 
-      category: the longer must also end like the shorter: `chair` is a `gaming chair`, no `chair cover`.
-      model: a bare model number cannot be compared with a name without digits.
+      category: the longer must also end with the shorter: `chair` agrees with `gaming chair`, not with `chair cover`.
+      model: a model number alone cannot be compared with a name without digits.
       size: only sizes of one family can be compared, and only equal sizes agree.
       audience: synonyms agree, and groups agree with their parts (`kids` and `girls`).
     """
