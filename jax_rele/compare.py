@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from jax_rele.evaluation.assemble import REFERENCE_RECIPE
 from jax_rele.evaluation.comparison import Cell, HeldOutPairs, compare
 from jax_rele.evaluation.comparison_page import figures, write_page
 from jax_rele.evaluation.comparison_text import markdown
-from jax_rele.io import hash_values
+from jax_rele.io import hash_values, write_json, write_text
 from jax_rele.runs import layout, pipeline
 from jax_rele.stages import distill, evaluate
 from jax_rele.stages.distill import Distillation
@@ -46,7 +46,7 @@ def run(
     labelled: Sequence[int] = (),
     teacher_labelled: Sequence[int] = (),
     reference: str = REFERENCE_RECIPE,
-    say=print,
+    say: Callable[[str], None] = print,
 ) -> dict[str, object]:
     """Trains every student by every recipe of the config with every seed, and compares them.
 
@@ -116,13 +116,13 @@ def run(
     document = {"name": config.name, "split": config.evaluate.split, **document}
     folder, text = run_dir / "compare", markdown(document, title=f"{config.name}: recipes compared")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", "utf-8")
-    (folder / "comparison.md").write_text(text, "utf-8")
+    write_json(folder / "comparison.json", document, indent=1)
+    write_text(folder / "comparison.md", text)
     write_page(folder / "comparison.html", document)
     shutil.rmtree(folder / "figures", ignore_errors=True)
     (folder / "figures").mkdir()
     for stem, svg in figures(document).items():
-        (folder / "figures" / f"{stem}.svg").write_text(svg, "utf-8")
+        write_text(folder / "figures" / f"{stem}.svg", svg)
     say(text)
     say(f"{folder / 'comparison.html'}: the same with plots")
     return document
@@ -151,9 +151,9 @@ def _trained(
     seeds: Sequence[int],
     selected: np.ndarray,
     held_out: Mapping[str, list[Pair]],
-    say,
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """For each seed the label distributions of every held-out split; trains what is not there yet."""
+    say: Callable[[str], None],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each seed the label distributions on validation and on the evaluated split; trains what is missing."""
     run_dir = config.run_dir
     folder = run_dir / "compare" / student / recipe / f"{point.labelled}+{point.teacher_labelled}"
     title = f"compare {student} {recipe} {point.labelled}+{point.teacher_labelled}"
@@ -169,35 +169,26 @@ def _trained(
             )
             _write(cell, {split: label_probs(predict(trained, part)) for split, part in held_out.items()}, held_out)
             say(f"{title} seed {seed}: trained")
-        yield tuple(_read(cell, split, part) for split, part in held_out.items())
+        validation, evaluated = (_read(cell, split, held_out[split]) for split in ("validation", config.evaluate.split))
+        yield validation, evaluated
 
 
 def _fingerprint(config: Config, run_dir: Path, recipe: str) -> str:
-    """What a training depends on beside what its folder's name says."""
+    """A hash of what a training depends on besides the name of its folder."""
     read = config.model_dump(mode="json")
     own = {key: value for key, value in read["distill"].items() if key not in ("students", "recipes", "objectives")}
     manifests = [json.loads((run_dir / name / pipeline.MANIFEST).read_text("utf-8")) for name in ("prepare", "score")]
     inputs = [[manifest["config_hash"], manifest["inputs"]] for manifest in manifests]
     objective = read["distill"]["objectives"].get(recipe)
-    return hash_values(
-        [
-            own,
-            objective,
-            distill.external_inputs(config),
-            read["student"],
-            read["labels"],
-            read["rationale"],
-            read["data"],
-            inputs,
-        ]
-    )
+    sections = [read[name] for name in ("student", "labels", "rationale", "data")]
+    return hash_values([own, objective, distill.external_inputs(config), *sections, inputs])
 
 
 def _is_done(cell: Path, fingerprint: str) -> bool:
     begun = cell / "fingerprint"
     if not begun.exists():
         cell.mkdir(parents=True, exist_ok=True)
-        begun.write_text(fingerprint, "utf-8")
+        write_text(begun, fingerprint)
         return False
     if begun.read_text("utf-8") != fingerprint:
         raise UserError(
@@ -229,15 +220,14 @@ def _labels(pairs: list[Pair], schema) -> np.ndarray:
     return np.array([schema.index(pair.label) for pair in pairs], np.int64)
 
 
-def _others(config: Config, run_dir: Path, train, validation, pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _others(
+    config: Config, run_dir: Path, train: list[Pair], validation: list[Pair], pairs: list[Pair]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Baselines and, where its figures can be had, the teacher: (evaluated, validation) label distributions."""
-    schema, fields = config.labels.schema_, config.data.item_fields
-    others = {
-        name: (
-            baseline(train, validation, pairs, schema, fields),
-            baseline(train, validation, validation, schema, fields),
-        )
-        for name, baseline in BASELINES.items()
-    }
+
+    def probs(baseline: Callable[..., np.ndarray], group: list[Pair]) -> np.ndarray:
+        return baseline(train, validation, group, config.labels.schema_, config.data.item_fields)
+
+    others = {name: (probs(baseline, pairs), probs(baseline, validation)) for name, baseline in BASELINES.items()}
     _, teacher = evaluate.judge_splits(config, run_dir, pairs, validation, explain=False)
     return others if teacher is None else {**others, "teacher": teacher}
