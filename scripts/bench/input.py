@@ -1,12 +1,12 @@
-"""What input costs: memory, pairs a second, and how long a MiniLM-size student waits for its batches.
+"""The cost of input: memory, pairs per second, and the time that a student of MiniLM's size waits for its batches.
 
     python scripts/bench/input.py [--pairs 5000000] [--steps 16] [--output docs/benchmarks/input.md]
 
-About 25 minutes on two CPU cores, 6 GB of disk. Pairs and signals of made-up words are written as `prepare` and `score`
+About 25 minutes on two CPU cores, 6 GB of disk. Pairs and signals of random words are written as `prepare` and `score`
 write them; then the columns that a cross-encoder learns from by `mkd` are made (tokens, evidence, labels, signals), the
-loader is run alone, and the student is trained for some steps. The last row is the whole; the rows before it show how
-memory grows. Each size runs in a process of its own. Memory is anonymous memory (RssAnon), as pages of mapped files are
-the system's to take back.
+loader is run alone, and the student is trained for some steps. The last row is the full size; the rows before it show
+how memory grows. Each size runs in a process of its own. Memory is anonymous memory (RssAnon): the system can reclaim
+pages of mapped files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MINILM = {"vocab_size": 30_522, "layers": 6, "width": 384, "heads": 12, "mlp_wid
 
 @contextmanager
 def peak(results: dict, name: str):
-    """Seconds, and the most anonymous memory in MB that was there meanwhile."""
+    """Measures a block: its seconds, and its peak anonymous memory in MB."""
     done, most = threading.Event(), [0]
 
     def sample():
@@ -61,7 +61,7 @@ def anonymous() -> int:
 
 def texts(rng, words, count, low, high):
     lengths = rng.integers(low, high + 1, count)
-    # Frequent words are frequent, as in a language.
+    # Word frequencies follow Zipf's law.
     picked = words[np.minimum(rng.zipf(1.2, lengths.sum()), len(words)) - 1]
     ends = np.cumsum(lengths)
     return [" ".join(picked[end - length : end]) for end, length in zip(ends, lengths)]
@@ -140,7 +140,7 @@ def write_tables(folder: Path, count: int, config) -> None:
 
 
 def work(count: int, steps: int, folder: Path) -> dict:
-    """All that is measured at one size."""
+    """The measurements at one size."""
     import jax
 
     from jax_rele.config import from_dict
@@ -226,7 +226,7 @@ def report(rows: list[dict]) -> str:
     lines += [
         "",
         f"The student's steps take {speed:.1f} pairs/s, the loader alone gives {alone / speed:,.0f} times as many. "
-        f"Share of the training's time spent waiting for input: median {waits:.2%}, most {max(last['waits']):.2%}, "
+        f"Fraction of the training's time spent waiting for input: median {waits:.2%}, most {max(last['waits']):.2%}, "
         f"over {len(last['waits'])} trainings.",
         "",
         f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, jax {last['jax']}.",

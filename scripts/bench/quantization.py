@@ -1,10 +1,10 @@
-"""What a base in fewer bits costs in accuracy, before and after adapters are trained over it.
+"""The accuracy that a quantized base loses, before and after adapters are trained over it.
 
     python scripts/bench/quantization.py [--seeds 3] [--output docs/benchmarks/quantization.md]
 
 Needs the extra `quant`; about five minutes on two CPU cores. For each seed a small decoder is trained in float32 on
-rule rationales of the sample's texts. Its projections are then kept in float32, bfloat16, int8 or nf4, and adapters are
-trained over each on the labelled pairs' rationales. Held-out losses are means over completion tokens of pairs whose
+rule rationales of the sample's texts. Its projections are then stored in float32, bfloat16, int8 or nf4, and adapters
+are trained over each on the labelled pairs' rationales. Held-out losses are means over completion tokens of pairs whose
 queries were not trained on. A cell is the median over the seeds, and the least and the largest; differences are taken
 within a seed.
 """
@@ -90,14 +90,14 @@ def rows_of_rationales(config: Config, run_dir: Path, tokenizer):
     return (
         base,
         language_rows(*labelled, tokenizer.pad_token_id),
-        # The base has seen no label.
+        # The base was trained without labels.
         language_rows(*held_out, tokenizer.pad_token_id, kind_weights={"label": 0.0}),
         language_rows(*held_out, tokenizer.pad_token_id),
     )
 
 
 class Experiment:
-    """Training and measuring of one kind of base; compiled once for all seeds."""
+    """Training and evaluation of one kind of base; compiled once for all seeds."""
 
     def __init__(self, model: Decoder, collection: str, optimization: OptimizationConfig, mesh: jax.sharding.Mesh):
         self.model, self.collection, self.optimization, self.mesh = model, collection, optimization, mesh
@@ -123,7 +123,7 @@ class Experiment:
 
 
 def stored(params: dict, kind: str) -> dict:
-    """The base as this kind keeps it."""
+    """The base as this kind stores it."""
     if kind == "float32":
         return params
     if kind == "bfloat16":

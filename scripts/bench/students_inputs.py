@@ -1,4 +1,4 @@
-"""Makes the folder that both sides of the students' benchmark read, and counts its padding."""
+"""Writes the folder that both sides of the students' benchmark read, and counts its padding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make(folder: Path, work: Work, weights: str) -> tuple[str, dict[str, str]]:
       weights: the encoder's folder; "" for a tiny random one, which is written too.
 
     Returns:
-      The encoder's folder, and for each student what it says of tokens and padding.
+      The encoder's folder, and for each student a description of its tokens and padding.
     """
     labelled = sample_pairs(max(work.pairs, work.train_batch * work.train_steps))
     texts = [(pair.query, pair.item.title) for pair in labelled]
@@ -52,7 +52,7 @@ def make(folder: Path, work: Work, weights: str) -> tuple[str, dict[str, str]]:
 
 
 def sample_pairs(count: int) -> list[Pair]:
-    """So many different pairs of a query and a title of the ESCI sample: its own ones, then each query with the title
+    """`count` different pairs of a query and a title of the ESCI sample: its own pairs, then each query with the title
     of the next pair, of the one after that and so on."""
     pairs, _ = read_pairs(SAMPLE, label_names=NAMES)
     pairs = [pairs[index] for index in np.random.default_rng(0).permutation(len(pairs))]
@@ -69,7 +69,7 @@ def random_encoder(folder: Path, texts: Sequence[str]) -> str:
     tokenizer = train_tokenizer(texts, 2048, encoder=True)
     source = folder.with_name("tokenizer")
     tokenizer.save_pretrained(source)
-    # A BERT reads which of the two texts a token is of.
+    # A BERT also reads the index of the text that a token is of.
     path = source / "tokenizer_config.json"
     names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     path.write_text(json.dumps(json.loads(path.read_text()) | names))
@@ -107,7 +107,7 @@ def _padded(rows, indices, length: int, pad_id: int) -> Batch:
 
 
 def _by_length(rows, indices) -> np.ndarray:
-    """The places, those with the longest tokens first."""
+    """The indices, longest rows first."""
     return indices[np.argsort([-len(rows["tokens"][index]) for index in indices], kind="stable")]
 
 
@@ -132,7 +132,7 @@ def _inference(folder, name, tokenizer, work, sides, longest) -> str:
     tokens = sum(int(batch["valid"].sum()) for batch in bucketed)
     padding = [1 - tokens / sum(batch["valid"].size for batch in batches) for batches in (padded, bucketed)]
     return (
-        f"{tokens / work.pairs / len(sides):.0f} tokens a row on the average; of what is computed {padding[0]:.0%} is "
+        f"{tokens / work.pairs / len(sides):.0f} tokens a row on average; of the computed tokens {padding[0]:.0%} is "
         f"padding where all are padded to {' and '.join(map(str, longest))}, {padding[1]:.0%} in our length buckets, "
         f"{1 - tokens / best:.0%} where each batch is padded to its longest row, as sentence-transformers does"
     )

@@ -1,10 +1,9 @@
-"""The side of jax_rele in the students' benchmark: each case sets up and yields what is to be timed."""
+"""The side of jax_rele in the students' benchmark: each case sets up and yields the function to time."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from students_work import CLIP_NORM, LABELS, LEARNING_RATE, WEIGHT_DECAY, Batch, Work, heads, read_batches, read_pairs
+from worker import peak_memory
 
 from jax_rele import config, losses
 from jax_rele.data.tokens.tokenizers import load_tokenizer
@@ -28,7 +28,7 @@ DIMENSIONS = 6
 
 
 def open_side(work: Work, device: str, folder: str, weights: str) -> tuple[str, dict[str, Any]]:
-    """What is to be told of this side, and its cases by name."""
+    """The versions and the device of this side, and its cases by name."""
     about = f"jax {jax.__version__}, " + (
         jax.devices()[0].device_kind if device == "gpu" else f"{len(os.sched_getaffinity(0))} threads"
     )
@@ -43,7 +43,7 @@ def open_side(work: Work, device: str, folder: str, weights: str) -> tuple[str, 
 def student(
     work: Work, weights: str, name: str, *, mesh: jax.sharding.Mesh | None = None, dropout: float = 0.0
 ) -> tuple[nn.Module, Any, Any]:
-    """The model, its variables' init and the encoder's parameters, which learn where there is a mesh."""
+    """The model, its init function and the encoder's parameters, which are trained where there is a mesh."""
     dtype = jnp.dtype(work.dtype)
     param_dtype = dtype if mesh is None else jnp.float32
     encoder, variables = from_hf(weights, dtype=dtype, param_dtype=param_dtype, mesh=mesh, dropout=dropout)
@@ -61,7 +61,7 @@ def with_heads(params: dict[str, Any], name: str, width: int) -> dict[str, Any]:
     """The parameters with the heads that both sides have."""
     weights = heads(width)
     if name == "cross_encoder":
-        # What the label takes from the verdicts starts at nothing: the other side has no verdicts.
+        # The label's weights on the verdicts start at zero, as the other side has no verdicts.
         nothing = jax.tree.map(np.zeros_like, params["label_of_verdicts"])
         new = {"label_head": {key: weights[key] for key in ("kernel", "bias")}, "label_of_verdicts": nothing}
     else:
@@ -97,7 +97,7 @@ def predicted(work: Work, folder: str, weights: str, name: str) -> Iterator[Call
 
 @contextmanager
 def forward(work: Work, folder: str, weights: str, name: str, kind: str) -> Iterator[Callable[[], np.ndarray]]:
-    """The model alone over ready batches; rows in the order of `predicted`."""
+    """The model alone over prepared batches; rows in the order of `predicted`."""
     batches, loaded = read_batches(folder, f"{name}.{kind}"), ready(work, weights, name)
 
     @jax.jit
@@ -117,7 +117,7 @@ def forward(work: Work, folder: str, weights: str, name: str, kind: str) -> Iter
 
 
 def arguments(name: str, batch: Batch) -> dict[str, Any]:
-    """A batch as `make_train_step` takes it."""
+    """A batch in the form of `make_train_step`."""
     if name == "cross_encoder":
         inputs = {key: batch[f"{key}0"] for key in ("tokens", "token_types", "valid")}
     else:
@@ -130,7 +130,7 @@ def arguments(name: str, batch: Batch) -> dict[str, Any]:
 def train(
     work: Work, folder: str, weights: str, name: str, kind: str, dropout: float, times: int
 ) -> Iterator[Callable[[], list[float]]]:
-    """Steps as the stage `distill` takes them, over all batches, `times` times; the loss of each."""
+    """Steps as in the stage `distill`, over all batches, `times` times; the loss of each."""
     mesh = make_mesh(config.MeshConfig())
     model, init, encoder = student(work, weights, name, mesh=mesh, dropout=dropout)
     tx = make_optimizer(
@@ -162,8 +162,8 @@ def train(
 
 @contextmanager
 def memory(device: str) -> Iterator[Callable[[], int]]:
-    """Most bytes that the process has held so far, of the device or of its own."""
+    """Peak bytes of the device, or of the process on the CPU."""
     if device == "gpu":
         yield lambda: jax.devices()[0].memory_stats()["peak_bytes_in_use"]
     else:
-        yield lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        yield peak_memory

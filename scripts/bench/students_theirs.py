@@ -1,8 +1,7 @@
-"""The side of sentence-transformers in the students' benchmark: each case sets up and yields what is to be timed."""
+"""The side of sentence-transformers in the students' benchmark: each case sets up and yields the function to time."""
 
 from __future__ import annotations
 
-import resource
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,12 +25,13 @@ from students_work import (
     read_pairs,
 )
 from torch.nn import functional
+from worker import peak_memory
 
 UNDECAYED = ("bias", "LayerNorm.weight")
 
 
 def open_side(work: Work, device: str, folder: str, weights: str) -> tuple[str, dict[str, Any]]:
-    """What is to be told of this side, and its cases by name."""
+    """The versions and the device of this side, and its cases by name."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
@@ -67,7 +67,7 @@ def student(work: Work, weights: str, where: str, name: str, *, learns: bool, dr
 
 
 def features(batch: Batch, where: str, number: str = "") -> dict[str, torch.Tensor]:
-    """A batch as the modules of sentence-transformers take it."""
+    """A batch in the form of the modules of sentence-transformers."""
     tokens = torch.from_numpy(batch[f"tokens{number}"]).long()
     types = batch.get(f"token_types{number}")
     inputs = {
@@ -101,7 +101,7 @@ def predicted(work: Work, folder: str, weights: str, where: str, name: str) -> I
 def forward(
     work: Work, folder: str, weights: str, where: str, name: str, kind: str
 ) -> Iterator[Callable[[], np.ndarray]]:
-    """The model alone over ready batches; rows in the order of `predicted`."""
+    """The model alone over prepared batches; rows in the order of `predicted`."""
     batches, model = read_batches(folder, f"{name}.{kind}"), student(work, weights, where, name, learns=False)
     model.eval()
     inputs = [features(batch, "cpu") for batch in batches]
@@ -123,12 +123,12 @@ def forward(
 def train(
     work: Work, folder: str, weights: str, where: str, name: str, kind: str, dropout: float, times: int
 ) -> Iterator[Callable[[], list[float]]]:
-    """Steps as its trainer takes them, clipped and with fused AdamW; autocast where activations are bfloat16."""
+    """Steps as in its trainer, with clipping and fused AdamW; autocast where activations are bfloat16."""
     model = student(work, weights, where, name, learns=True, dropout=dropout)
     model.train()
     named = dict(model.named_parameters())
     if name == "two_tower":
-        # Its own pooler is not read.
+        # BERT's own pooler is not used.
         named = {key: weight for key, weight in named.items() if ".pooler." not in key}
         head = heads(1)
         for key in ("slope", "slope_bias"):
@@ -175,8 +175,8 @@ def train(
 
 @contextmanager
 def memory(device: str) -> Iterator[Callable[[], int]]:
-    """Most bytes that the process has held so far, of the device or of its own."""
+    """Peak bytes of the device, or of the process on the CPU."""
     if device == "gpu":
         yield torch.cuda.max_memory_allocated
     else:
-        yield lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        yield peak_memory

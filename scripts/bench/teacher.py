@@ -5,25 +5,23 @@
 Needs torch, transformers and peft beside jax_rele; without them, or with `--sides ours`, only our side runs. Each side
 is a process of its own. Every case is prepared (compiled and run twice) on both sides, then they take turns, each time
 in the other order. A ratio is torch's time over ours of one turn, by the clock and, on the CPU, by the time of all
-cores; the table gives the medians over the turns, and of the ratio the quartiles. The same device, shapes, texts and,
-on the CPU, weights; see docs/benchmarks/teacher.md.
+cores; the table gives the medians over the turns, and the quartiles of the ratio. Both sides have the same device,
+shapes, texts and, on the CPU, weights; see docs/benchmarks/teacher.md.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import json
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cases import ENVIRONMENT, Case, make_parser, print_notes, scaled, selected_parts, side_names, take_turns
 from shapes import SHAPES, Shape, packed, score_rows, seen_causal, seen_packed
 from worker import Side
 
@@ -31,57 +29,8 @@ PARTS = ("sft", "score", "decode")
 ITEMS = (1, 10, 100)
 PEAKS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
 """Dense bfloat16 operations a second by the datasheet of the chip that a device's name holds."""
-ENVIRONMENT = {
-    "cpu": {"ours": {"JAX_PLATFORMS": "cpu"}, "theirs": {"CUDA_VISIBLE_DEVICES": ""}},
-    "gpu": {
-        # Both models are on the one GPU; ours takes its share of the memory at once, theirs what it needs of the rest.
-        "ours": {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.55"},
-        "theirs": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
-    },
-}
 TOLERANCE = 1e-4
 """By how much the first loss (relative) and label probabilities of the two sides may differ in float32."""
-
-
-@dataclass
-class Case:
-    """One row of the table.
-
-    Attributes:
-      name, unit: what is timed, and what `amount` of one run counts.
-      ours, theirs: the case's name and arguments on each side.
-      amount: of `unit` in one run.
-      flops, read: operations and bytes that one run needs at least, for (ours, theirs); 0 where they are not the limit.
-      goal: the target that is printed beside, by device.
-      seconds: of each turn, by side.
-      cores: seconds of all processor cores in each turn, by side; less moved by what else a shared machine does.
-      compile: seconds that the first run took longer than the second, by side.
-      checked: how far the sides' results are apart, in words.
-    """
-
-    name: str
-    unit: str
-    ours: tuple
-    theirs: tuple
-    amount: float
-    flops: tuple[float, float] = (0, 0)
-    read: tuple[float, float] = (0, 0)
-    goal: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    cores: dict[str, list[float]] = field(default_factory=dict)
-    compile: dict[str, float] = field(default_factory=dict)
-    checked: str = ""
-
-    def median(self, side: str, clock: str = "seconds") -> float:
-        return float(np.median(getattr(self, clock)[side]))
-
-    def ratio(self, clock: str = "seconds") -> str:
-        """Torch's time over ours, turn by turn: the median and the quartiles."""
-        times = getattr(self, clock)
-        if "theirs" not in times:
-            return "–"
-        low, middle, high = np.quantile(np.divide(times["theirs"], times["ours"]), (0.25, 0.5, 0.75))
-        return f"{middle:.2f} ({low:.2f} – {high:.2f})"
 
 
 # ---- what is timed
@@ -121,7 +70,7 @@ def score_flops(shape: Shape, items: int, share_prefix: bool) -> float:
 
 
 def score_cases(shape: Shape) -> Iterator[Case]:
-    # Prompts that are read whole have a query each, so that there is nothing to share.
+    # Prompts that are computed whole have a query each, so that no prefix could be shared.
     for share_prefix, items in [(False, 1), *((True, items) for items in ITEMS)]:
         flops = score_flops(shape, items, share_prefix)
         kind = "shared" if share_prefix else "naive"
@@ -147,7 +96,7 @@ def decode_cases(shape: Shape) -> Iterator[Case]:
         rows * new, read=(read, read), goal=goal,
     )  # fmt: skip
     prompt, value_length = shape.guided
-    # Amount and bytes are known once ours has written its rationales: torch is to write as many tokens, one by one.
+    # Amount and bytes are set once ours has written its rationales: torch writes as many tokens, one by one.
     yield Case(
         f"guided rationales, {rows} slots", "tokens", ("guided", 2 * rows, prompt, value_length),
         ("guided", 2 * rows, prompt), 0, goal={"cpu": "ratio ≥ 1", "gpu": "ratio ≥ 1"},
@@ -156,7 +105,7 @@ def decode_cases(shape: Shape) -> Iterator[Case]:
 
 def cases(shape: Shape, parts: list[str]) -> list[Case]:
     makers = {"sft": sft_cases, "score": score_cases, "decode": decode_cases}
-    return [*machine_cases(shape), *(case for part in PARTS if part in parts for case in makers[part](shape))]
+    return [*machine_cases(shape), *(case for part in parts for case in makers[part](shape))]
 
 
 # ---- how it is timed
@@ -172,16 +121,12 @@ def measure(case: Case, sides: dict[str, Side], shape: Shape, same_weights: bool
         case.compile["theirs"], results["theirs"] = sides["theirs"].prepare(*case.theirs)
         if same_weights:
             case.checked = compare(case, **results)
-    case.seconds, case.cores = ({side: [] for side in sides} for _ in range(2))
-    for turn in range(shape.repeats):
-        for side in sorted(sides, reverse=turn % 2 == 1):
-            for values, value in zip((case.seconds, case.cores), sides[side].time()):
-                values[side].append(value)
+    take_turns(case, sides, shape.repeats)
     return case
 
 
 def of_rationales(case: Case, shape: Shape, emitted: int, decided: int, passes: int) -> Case:
-    """The case once it is known what was written."""
+    """The case with the amount and the bytes of the tokens that were written."""
     rows, prompt = case.ours[1:3]
     each = round(emitted / rows)
     step = shape.decode_bytes(shape.decode_batch, prompt + each / 2)
@@ -204,7 +149,7 @@ def compare(case: Case, ours: Any, theirs: Any) -> str:
         message = f"label probabilities at most {apart:.0e} apart"
     elif kind == "plain":
         equal = float((np.array(ours) == np.array(theirs)).mean())
-        # After a near-tie two greedy texts go different ways, so a few rows may.
+        # Greedy texts diverge after a near-tie, so a few rows may differ.
         apart = 0.0 if equal > 0.8 else np.inf
         message = f"{equal:.1%} of the tokens are the same"
     else:
@@ -217,16 +162,8 @@ def compare(case: Case, ours: Any, theirs: Any) -> str:
 # ---- the table
 
 
-def scaled(value: float) -> str:
-    """A number with three digits and a unit prefix."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}"
-    return f"{value:.3g} "
-
-
 def utilization(case: Case, side: str, ceilings: dict[str, float], clock: str, peak: float | None) -> str:
-    """Of the machine's own rate, and of the datasheet's where that is known."""
+    """The fraction of the machine's measured rate, and of the datasheet's where that is known."""
     index, seconds = ("ours", "theirs").index(side), case.median(side, clock)
     if case.flops[index]:
         rate = case.flops[index] / seconds
@@ -237,7 +174,7 @@ def utilization(case: Case, side: str, ceilings: dict[str, float], clock: str, p
 
 def table(measured: list[Case], device: str, peak: float | None) -> str:
     """Markdown."""
-    # On a CPU that others use too, the time of all cores says more than the clock: rates are compared by it.
+    # On a shared CPU the time of all cores varies less than the clock, so rates are compared by it.
     clock = "cores" if device == "cpu" else "seconds"
     ceilings = {
         case.ours[0]: max(case.amount / case.median(side, clock) for side in case.seconds) for case in measured[:2]
@@ -272,46 +209,33 @@ def table(measured: list[Case], device: str, peak: float | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
-    parser.add_argument("--parts", default=",".join(PARTS), help="of sft, score, decode")
+    parser = make_parser(__doc__, PARTS)
     parser.add_argument("--shape", choices=SHAPES, help="small on the CPU, 8b on a GPU")
-    parser.add_argument("--sides", choices=("both", "ours"), default="both")
-    parser.add_argument("--repeats", type=int, help="turns of each case")
-    parser.add_argument("--minutes", type=float, default=8.5, help="no case is begun after so long")
-    parser.add_argument("--json", type=Path, help="file for every single time")
+    parser.add_argument("--minutes", type=float, default=8.5, help="no case starts after so long")
     options = parser.parse_args(arguments)
-    parts = options.parts.split(",")
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"--parts: {', '.join(sorted(unknown))} is not of {', '.join(PARTS)}")
+    parts = selected_parts(parser, options, PARTS)
     shape = SHAPES[options.shape or {"cpu": "small", "gpu": "8b"}[options.device]]
     shape = replace(shape, repeats=options.repeats or shape.repeats)
-    names = ["ours"]
-    if options.sides == "both" and all(map(importlib.util.find_spec, ("torch", "peft"))):
-        names.append("theirs")
+    names = side_names(options, ("torch", "peft"))
 
     start = time.monotonic()
-    # Weights that are written and read again are the same on both sides; for a large model that takes too long.
+    # Weights are the same on both sides where ours writes them to a file; for a large model that takes too long.
     same_weights = options.device == "cpu"
     with tempfile.TemporaryDirectory() as folder:
         weights = str(Path(folder, "model")) if same_weights else ""
         sides = {name: Side(name, ENVIRONMENT[options.device][name], shape, options.device, weights) for name in names}
+    abouts = {name: side.about for name, side in sides.items()}
     measured, left = [], cases(shape, parts)
     while left and time.monotonic() - start < 60 * options.minutes:
         print(f"{time.monotonic() - start:4.0f} s  {left[0].name}", file=sys.stderr)
         measured.append(measure(left.pop(0), sides, shape, same_weights))
         if options.json:
-            abouts = {name: side.about for name, side in sides.items()}
             rows = [asdict(case) for case in measured]
             options.json.write_text(json.dumps({"shape": asdict(shape), "sides": abouts, "cases": rows}, indent=1))
     peak = next((peak for chip, peak in PEAKS.items() if chip in sides["ours"].about), None)
     print(table(measured, options.device, peak if options.device == "gpu" else None))
     print()
-    for side in sides.values():
-        print(f"- {side.about}; {len(os.sched_getaffinity(0))} CPU cores")
-    for case in measured:
-        spent = ", ".join(f"{seconds:.1f} s ({side})" for side, seconds in case.compile.items())
-        print(f"- {case.name}: first run longer by {spent}" + (f"; {case.checked}" if case.checked else ""))
+    print_notes(measured, abouts)
     for case in left:
         print(f"- {case.name}: not run, the time was up")
     for side in sides.values():
