@@ -40,7 +40,7 @@ from jax_rele.training.state import TrainState
 from jax_rele.types import VERDICTS, Params, PyTree
 
 QUERY_DIVISOR = 4
-"""Instructions and query are assumed to be this part of a prompt's tokens; the rest are the item's texts."""
+"""Of a prompt's tokens 1/QUERY_DIVISOR are assumed to be instructions and query, the rest the item's texts."""
 
 BYTES_PER_TOKEN = 3
 """Assumed bytes per token of the grammar's fixed text."""
@@ -58,7 +58,7 @@ class Step:
 
     Attributes:
       name: which step.
-      shape: what it works on, in words.
+      shape: the sizes of its inputs, in words.
       tokens: tokens that it reads, padding included, over all chips.
       resident: the arrays that are in memory before it runs, by kind.
       lower: the program, by implementation of attention; the config's own comes first.
@@ -179,7 +179,7 @@ def _lower_train_step(step: Callable, mesh: jax.sharding.Mesh, state: TrainState
 
 
 def language_batch(mesh: jax.sharding.Mesh, count: int, length: int, *, packed: bool) -> dict[str, PyTree]:
-    """A batch of the teacher's training, as `stages.finetune` feeds it."""
+    """A batch of the teacher's training, as `stages.finetune` builds it."""
     ids = rows(mesh, count, np.int32, length)
     inputs = {"tokens": ids, **({"positions": ids, "segments": ids} if packed else {})}
     weights = rows(mesh, count, np.float32, length)
@@ -269,7 +269,7 @@ def _inference_step(
 
 
 def _decoding_template(config: Config, model: Decoder) -> DecodingTemplate:
-    """A decoding template of the size of the config's."""
+    """A decoding template of the config's sizes."""
     free = [s for s in grammar.template(config.rationale.dimensions, config.teacher.order) if s.kind != "label"]
     slots = [segment for segment in free if segment.kind != "fixed"]
     longest = max(_length(config, segment) for segment in free if segment.kind == "fixed")
@@ -335,7 +335,7 @@ def _distill(config: Config, name: StudentName, mesh: jax.sharding.Mesh) -> Step
 def student_batch(
     model: StudentModel, spec: InputSpec, mesh: jax.sharding.Mesh, count: int, terms: Mapping[str, Term]
 ) -> dict[str, PyTree]:
-    """A batch of a student's training by these terms, as `stages.distill` feeds it."""
+    """A batch of a student's training by these terms, as `stages.distill` builds it."""
     fields = batch_fields(model, spec, [terms])
     batch = jax.tree.map(lambda field: rows(mesh, count, field.dtype, *field.shape), fields)
     ids, mask = rows(mesh, count, np.int32), rows(mesh, count, bool)

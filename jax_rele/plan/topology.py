@@ -67,7 +67,7 @@ class Topology:
 
     Attributes:
       name: as the user wrote it, and for TPUs as the TPU compiler reads it.
-      chip: what it is made of.
+      chip: the kind of accelerator.
       shape: chips along each axis of a TPU slice; the number of GPUs.
     """
 

@@ -1,4 +1,4 @@
-"""What a compiled program moves between HBM and the cores, read from the text of its HLO module."""
+"""The bytes that a compiled program moves between HBM and the cores, from the text of its HLO module."""
 
 from __future__ import annotations
 

@@ -168,14 +168,14 @@ def read_lines(text: str, *, strict: bool) -> tuple[list[Comparison], str | None
             if compared := _COMPARISON.fullmatch(line):
                 comparison = _read_comparison(*compared.groups(), strict=strict)
                 if comparison.dimension in comparisons:
-                    raise ValueError(f"the dimension {comparison.dimension!r} stands twice")
+                    raise ValueError(f"the dimension {comparison.dimension!r} occurs twice")
                 comparisons[comparison.dimension] = comparison
             elif not line.startswith(_LABEL + ":"):
                 raise ValueError("expected 'dimension: query values | item values | verdict' or 'label: name'")
             elif label is not None:
                 raise ValueError("a second label")
             elif number not in (1, len(lines)):
-                raise ValueError("the label stands between comparisons")
+                raise ValueError("the label is between comparisons")
             else:
                 label = _read_text(_read_slot(line[len(_LABEL) + 1 :], strict), strict)
         except ValueError as error:
