@@ -26,6 +26,8 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 
 
 _TEXT = pa.string()
+_ATTRIBUTES = _required("attributes", pa.map_(_TEXT, _required("value", _TEXT)))
+_ITEM = pa.struct([*(_required(field, _TEXT) for field in ("id", *ITEM_FIELDS)), _ATTRIBUTES])
 WRITE_OPTIONS = {"compression": "zstd", "write_page_checksum": True}
 """How every table is written."""
 ROWS = 4096
@@ -35,15 +37,7 @@ PAIRS = pa.schema(
     [
         _required("pair_id", _TEXT),
         _required("query", _TEXT),
-        _required(
-            "item",
-            pa.struct(
-                [
-                    *(_required(field, _TEXT) for field in ("id", *ITEM_FIELDS)),
-                    _required("attributes", pa.map_(_TEXT, _required("value", _TEXT))),
-                ]
-            ),
-        ),
+        _required("item", _ITEM),
         pa.field("label", _TEXT),
         _required("locale", _TEXT),
         pa.field("split", _TEXT),

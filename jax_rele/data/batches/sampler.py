@@ -81,12 +81,7 @@ def count_streams(fractions: Sequence[float], width: int) -> tuple[tuple[int, ..
 
 
 def shuffle_streams(
-    streams: Sequence[Stream],
-    seed: int,
-    *,
-    sizes: np.ndarray | None = None,
-    window: int = 1,
-    epochs: int | None = None,
+    streams: Sequence[Stream], seed: int, *, sizes: np.ndarray | None = None, window: int = 1, epochs: int | None = None
 ) -> Order:
     """A new shuffle of every stream in each of its epochs, every example once.
 
@@ -153,7 +148,4 @@ def _steps_to(stream: Stream, end: int) -> int:
     """The first step before which there are `end` examples of a stream."""
     if not any(stream.counts[-stream.cycle :]) and stream.before(len(stream.counts)) < end:
         raise ValueError("a stream whose counts end in zeros never ends")
-    low, high = 0, 1
-    while stream.before(high) < end:
-        low, high = high, 2 * high
-    return low + bisect_left(range(low, high + 1), end, key=stream.before)
+    return bisect_left(range(1 << 62), end, key=stream.before)

@@ -40,16 +40,16 @@ def candidates(
       catalogue: the items to choose from; of several with one id one counts.
       per_query: pairs for each query.
       seed: another seed draws other items.
-      bm25: share of `per_query` that BM25 chooses.
-      same_category: share whose item has the (normalised) category of an item judged for the query.
-      same_brand: share whose item has the (normalised) brand of one. What the three leave is drawn from all items.
+      bm25: fraction of `per_query` that BM25 chooses.
+      same_category: fraction whose item has the (normalised) category of an item judged for the query.
+      same_brand: fraction whose item has the (normalised) brand of one. The rest is drawn from all items.
 
     Returns:
       Pairs with `label` None, `split` `train`, the tags of their query, and a `pair_id` that starts with `x-`; those of
       a query lie together, in the order of the sources.
 
     Raises:
-      ValueError: `per_query` is negative, or the shares are none or sum to more than 1.
+      ValueError: `per_query` is negative, or the fractions are not in [0, 1] or sum to more than 1.
     """
     counts = _counts(per_query, (bm25, same_category, same_brand))
     items = _distinct(catalogue)
@@ -89,7 +89,7 @@ def candidates(
 
 
 def _counts(total: int, fractions: Sequence[float]) -> list[int]:
-    """`total` divided by `fractions` and the rest that they leave, by the largest remainder; the rest's is not told."""
+    """`total` divided by `fractions` and the rest that they leave, by the largest remainder, without that of the rest."""
     rest = 1 - sum(fractions)
     if not (total >= 0 and all(0 <= fraction <= 1 for fraction in fractions) and rest > -1e-6):
         raise ValueError(f"need per_query >= 0 and shares that sum to at most 1, got {total} and {list(fractions)}")
@@ -122,11 +122,11 @@ def _positions_by_value(items: Sequence[Item], field: str) -> dict[str, list[int
 
 
 def _lexical(items: Sequence[Item], queries: Iterable[str]) -> Callable[[str, set[int], int], list[int]] | None:
-    """A function of (query, taken, n): the n best items by BM25 outside `excluded`, ties by position.
+    """A function of (query, excluded, n): the n best items by BM25 outside `excluded`, ties by position.
 
     It returns positions of items that share a word with the query only. None where no item has a word.
     """
-    # Words that no query asks for need no place in the index, yet count for the length of a text: all are one word.
+    # Words that no query asks for count for the length of a text alone: all are one word.
     vocabulary = {"": 0}
     for query in queries:
         for word in words(query):
@@ -170,7 +170,6 @@ def _draw(pools: Sequence[Sequence[int]], excluded: set[int], n: int, key: str) 
     rng = np.random.default_rng(list(hashlib.blake2b(key.encode()).digest()))
     drawn = rng.choice(ends[-1], min(ends[-1], n + len(excluded)), replace=False)
     which = np.searchsorted(ends, drawn, side="right")
-    members = (
-        pools[pool][offset - ends[pool]] for pool, offset in zip(which, drawn, strict=True)
-    )  # from the pool's end
+    # A negative index counts from the pool's end.
+    members = (pools[pool][offset - ends[pool]] for pool, offset in zip(which, drawn, strict=True))
     return [int(i) for i in members if i not in excluded][:n]

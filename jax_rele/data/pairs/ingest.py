@@ -71,8 +71,8 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
       data: the source and how it is read.
       labels: the label schema, and how the source writes its labels.
       seed: of the splits.
-      cache: folder of what can be made again.
-      folder: where to write; it must be there.
+      cache: the folder of the cache.
+      folder: where to write; it exists.
 
     Raises:
       UserError: the source cannot be read or holds no valid row, too many rows are bad, the given splits leak, or a

@@ -63,21 +63,20 @@ def divide(
     """Gives every row a split such that no query is in two of them.
 
     Rows that bring a split keep it, and so do all rows of the same query; but where some bring train and none brings
-    validation (or test), the queries of train are divided in proportion to the fractions of train and of what lacks.
-    Queries that bring no split are divided by the fractions.
+    validation (or test), the queries of train are divided in proportion to the fractions of train and of the missing
+    splits. Queries that bring no split are divided by the fractions.
 
-    Queries are divided so: they are ordered by their key within each stratum, the strata are interleaved in proportion
-    to their sizes, and the list is cut at the fractions. The counts of queries are thus exact to one query, every
-    stratum is divided alike, and the result depends on neither the order of the rows nor the machine. (Hashing each
-    query to a split on its own would be stable when data are added, but its counts vary too much on a few hundred
-    queries.) A query's stratum is the label of its row with the smallest rank.
+    To divide queries, they are ordered by their key within each stratum (the label of the query's row with the smallest
+    rank), the strata are interleaved in proportion to their sizes, and the list is cut at the fractions. The counts of
+    queries are thus exact to one query, every stratum is divided alike, and the result depends on neither the order of
+    the rows nor the machine. Hashing each query to a split on its own would let the counts of small data vary too much.
 
     Args:
       queries: [N] `query_key`s.
       labels: [N] integers.
       ranks: [N] rank of each row's `pair_id` in their order.
       source_splits: [N] indices in `SPLITS`, `NO_SPLIT` for none; those of one query do not differ.
-      fractions: fractions of the queries for train, validation and test; they sum to 1.
+      fractions: of the queries for train, validation and test; they sum to 1.
 
     Returns:
       [N] indices in `SPLITS`.
@@ -115,15 +114,7 @@ def divide(
 
 
 def assign_splits(pairs: Sequence[Pair], fractions: tuple[float, float, float], seed: int) -> list[Pair]:
-    """Gives every pair a split such that no query is in two of them, as `divide` does it.
-
-    Args:
-      pairs: the pairs.
-      fractions: fractions of the queries for train, validation and test; they sum to 1.
-      seed: another seed gives another split.
-
-    Returns:
-      The pairs in the same order, with `split` set.
+    """The pairs, in the same order, with a `split` such that no query is in two of them, as `divide` gives it.
 
     Raises:
       UserError: a query is in two of the given splits, the fractions are not valid, or a split comes out empty.
@@ -158,12 +149,8 @@ def long_tail(pairs: Sequence[Pair], max_frequency: int) -> np.ndarray:
 
     A pair's own `long_tail` mark decides where it has one. Where all other pairs have a `query_frequency`, their query
     is rare if that is at most `max_frequency`. Otherwise it is rare if its rarest word is in at most `max_frequency` of
-    the distinct queries and titles of the training split. A training query counts itself, so compare shares within a
-    split only.
-
-    Args:
-      pairs: the pairs of all splits.
-      max_frequency: the largest frequency that counts as rare.
+    the distinct queries and titles of the training split. A training query counts itself, so fractions of rare queries
+    can be compared within a split only.
 
     Returns:
       [len(pairs)] bool.

@@ -27,16 +27,10 @@ class SignalTable:
     """
 
     def __init__(self, path: str | os.PathLike, label_names: Sequence[str], dimensions: Sequence[str], folder: Path):
-        """Copies the table.
-
-        Args:
-          path: what `write_signals` wrote.
-          label_names, dimensions: what its arrays mean.
-          folder: of the copy; made if need be.
+        """Copies the table that `write_signals` wrote into `folder`, which is made if need be.
 
         Raises:
-          UserError: as `read_signals`, save that a row is validated when it is asked for; or the copy cannot be
-            written.
+          UserError: as `read_signals`, but a row is validated when it is read; or the copy cannot be written.
         """
         self._path, self._labels, self._dimensions = path, tuple(label_names), tuple(dimensions)
         check_metadata(read_schema(path).metadata or {}, label_names, dimensions, path)

@@ -154,17 +154,16 @@ def _remote_files(path: str) -> list[SourceFile]:
         raise UserError(f"{path}: a package that reads {protocol}:// is not installed; {advice}") from None
     except ValueError as error:
         raise UserError(f"{path}: {one_line(error)}; check the part before ://") from None
+    inside: list[str] = []
     try:
         if system.isfile(root):
             inside = [root]
         elif system.isdir(root):
-            listed = (entry["name"] for entry in system.ls(root, detail=True) if entry["type"] == "file")
-            inside = [name for name in sorted(listed) if PurePosixPath(name).name[0] not in "._"]
-            inside = [name for name in inside if SourceFile(name, name, system).suffix]
+            listed = sorted(entry["name"] for entry in system.ls(root, detail=True) if entry["type"] == "file")
+            listed = [name for name in listed if PurePosixPath(name).name[0] not in "._"]
+            inside = [name for name in listed if SourceFile(name, name, system).suffix]
         elif "*" in root or (glob.has_magic(root) and "http" not in path.partition("://")[0]):
-            inside = sorted(name for name in system.glob(root) if system.isfile(name))
-        else:
-            inside = []
+            inside = sorted(filter(system.isfile, system.glob(root)))
     except Exception as error:  # each file system has its own
         raise unreachable(path, error) from error
     if not inside:

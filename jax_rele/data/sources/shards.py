@@ -48,7 +48,7 @@ def open_shards(data: DataConfig, cache: Path) -> list[Shard]:
 
     Args:
       data: the path, and how it is read.
-      cache: folder of what can be made again: benchmarks are converted there.
+      cache: the folder of the cache, where benchmarks are converted.
 
     Raises:
       UserError: there is no such source.

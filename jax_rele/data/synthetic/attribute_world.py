@@ -55,10 +55,10 @@ EMBEDDING = 32
 
 @dataclass(frozen=True)
 class Opinions:
-    """What the oracle teacher says of a table's pairs.
+    """The oracle teacher's judgements of a table's pairs.
 
     Attributes:
-      verdicts: [N, D] its verdicts, as places in `VERDICTS`.
+      verdicts: [N, D] its verdicts, as indices in `VERDICTS`.
       label_probs: [N, C] the label distribution that follows from them.
       rationales: N rationales: the words that the texts use, its verdicts, and the label that follows.
       embedding: [N, R] unit vectors: a bag of the rationale's words, each with a random vector.
@@ -83,7 +83,7 @@ def soft_rule(verdicts: np.ndarray, complementary: np.ndarray, softness: float =
 
 
 def judge(table: Table, noise: float = 0.0) -> Opinions:
-    """What the oracle teacher says: each verdict is turned into another one with probability `noise`.
+    """The oracle teacher's judgements: each verdict is turned into another one with probability `noise`.
 
     Label, distribution, rationale and embedding follow from the verdicts that it gives, so it errs consistently. It
     always knows which words speak of which dimension.
