@@ -71,13 +71,13 @@ def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, 
     Raises:
       ValueError, TypeError: the data do not fit the schema.
     """
+    rows = [data] if isinstance(data, Mapping) else list(data)
+    for row in rows:
+        if set(row) != set(schema.names):  # pyarrow would drop unknown names and fill in missing ones
+            raise ValueError(f"the schema has the columns {schema.names}, the data {list(row)}")
     if isinstance(data, Mapping):
-        _check_names(data, schema)
         table = pa.Table.from_pydict(dict(data), schema=schema)
     else:
-        rows = list(data)
-        for row in rows:
-            _check_names(row, schema)
         table = pa.Table.from_pylist(rows, schema=schema)
     with open_atomically(Path(path)) as file:
         pq.write_table(table, file, **WRITE_OPTIONS)
@@ -267,8 +267,3 @@ def pairs_from_arrow(batch: pa.RecordBatch | pa.Table) -> list[Pair]:
 def write_quarantine(path: str | os.PathLike, bad: Iterable[Quarantined]) -> None:
     """Writes quarantined rows; a table without rows if there are none."""
     write_table(path, map(asdict, bad), QUARANTINE)
-
-
-def _check_names(data: Mapping, schema: pa.Schema) -> None:
-    if set(data) != set(schema.names):  # pyarrow would drop unknown names and fill in missing ones
-        raise ValueError(f"the schema has the columns {schema.names}, the data {list(data)}")

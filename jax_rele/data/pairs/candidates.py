@@ -59,8 +59,12 @@ def candidates(
         by_query[normalise_query(pair.query)].append(pair)
     lexical = _lexical(items, by_query) if counts[0] else None
     fields = [(field, n) for field, n in zip(("category", "brand"), counts[1:], strict=True) if n]
-    # the positions of the items that have a value, by field and value
-    holders = {field: _positions_by_value(items, field) for field, _ in fields}
+    # The positions of the items that have a (normalised) text in a field, by field and text.
+    holders: dict[str, dict[str, list[int]]] = {field: defaultdict(list) for field, _ in fields}
+    for field, by_value in holders.items():
+        for i, item in enumerate(items):
+            if value := normalise_query(getattr(item, field)):
+                by_value[value].append(i)
     drawn_pairs = []
     for query, group in by_query.items():
         excluded = {positions[pair.item.id] for pair in group if pair.item.id in positions}
@@ -89,7 +93,7 @@ def candidates(
 
 
 def _counts(total: int, fractions: Sequence[float]) -> list[int]:
-    """`total` divided by `fractions` and the rest that they leave, by the largest remainder, without that of the rest."""
+    """`total` divided by `fractions` and what they leave, by the largest remainder; without what they leave."""
     rest = 1 - sum(fractions)
     if not (total >= 0 and all(0 <= fraction <= 1 for fraction in fractions) and rest > -1e-6):
         raise ValueError(f"need per_query >= 0 and shares that sum to at most 1, got {total} and {list(fractions)}")
@@ -104,21 +108,8 @@ def _counts(total: int, fractions: Sequence[float]) -> list[int]:
 
 def _distinct(catalogue: Iterable[Item]) -> list[Item]:
     """The items by id; of several that differ under one id, one that their content alone decides."""
-    by_id: dict[str, Item] = {}
-    for item in catalogue:
-        other = by_id.setdefault(item.id, item)
-        if other is not item and other != item:
-            by_id[item.id] = max(other, item, key=repr)
-    return [by_id[name] for name in sorted(by_id)]
-
-
-def _positions_by_value(items: Sequence[Item], field: str) -> dict[str, list[int]]:
-    """For every (normalised) text that items have in `field`, their positions; the empty text is none."""
-    positions = defaultdict(list)
-    for i, item in enumerate(items):
-        if value := normalise_query(getattr(item, field)):
-            positions[value].append(i)
-    return dict(positions)
+    by_id = {item.id: item for item in sorted(catalogue, key=lambda item: (item.id, repr(item)))}
+    return list(by_id.values())
 
 
 def _lexical(items: Sequence[Item], queries: Iterable[str]) -> Callable[[str, set[int], int], list[int]] | None:

@@ -310,7 +310,7 @@ def _one_hot(index: int, size: int) -> np.ndarray:
 
 def _pair_id(row: Mapping) -> str:
     pair_id = row.get("pair_id")
-    if isinstance(pair_id, int) and not isinstance(pair_id, bool):
+    if type(pair_id) is int:
         pair_id = str(pair_id)
     if not isinstance(pair_id, str) or not pair_id:
         raise RowError("missing pair_id; give each row that of its pair")

@@ -11,11 +11,10 @@ from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
-from jax_rele.data.sources.benchmarks.builder import Benchmark, notice, reading
+from jax_rele.data.sources.benchmarks.builder import Benchmark, notice, read_csv, reading
 from jax_rele.data.sources.benchmarks.markup import plain_text
 from jax_rele.data.sources.benchmarks.official import OfficialFile, check_columns, check_rows
 from jax_rele.errors import UserError
@@ -160,10 +159,7 @@ class Esci(Benchmark):
 
     def _sources(self, path: Path, official: bool) -> Mapping[str, str]:
         file = self.official(SOURCES)
-        with reading(path):
-            options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(file.columns, pa.string()))
-            table = pyarrow.csv.read_csv(path, convert_options=options)
-        check_columns(file, path, table.column_names)
+        table = read_csv(file, path)
         if official:
             check_rows(file, path, table.num_rows)
         return dict(zip(table["query_id"].to_pylist(), table["source"].to_pylist()))
