@@ -140,7 +140,7 @@ def parse_row(
       with_split: whether the row's split is read.
 
     Raises:
-      RowError: the row is no valid pair; says why.
+      RowError: the row is no valid pair.
     """
     names = _names(tuple(fields.items()))
     item = _parse_item(row, names, fields)

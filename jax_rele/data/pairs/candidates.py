@@ -32,7 +32,7 @@ def candidates(
     2009) over title, brand, color and category, which takes items that share a word with the query only; items of the
     category of an item judged for the query; items of the brand of one; all items. All but BM25 draw at random.
     `per_query` is divided by the largest remainder, ties to the source that comes first. Where a source runs out,
-    items of the last take its place; where the catalogue runs out, a query gets fewer pairs. The result does not
+    items of the last replace it; where the catalogue runs out, a query gets fewer pairs. The result does not
     depend on the order of `judged` and `catalogue`.
 
     Args:
@@ -96,7 +96,7 @@ def _counts(total: int, fractions: Sequence[float]) -> list[int]:
     """`total` divided by `fractions` and what they leave, by the largest remainder; without what they leave."""
     rest = 1 - sum(fractions)
     if not (total >= 0 and all(0 <= fraction <= 1 for fraction in fractions) and rest > -1e-6):
-        raise ValueError(f"need per_query >= 0 and shares that sum to at most 1, got {total} and {list(fractions)}")
+        raise ValueError(f"need per_query >= 0 and fractions that sum to at most 1, got {total} and {list(fractions)}")
     quotas = [total * fraction for fraction in (*fractions, max(rest, 0.0))]
     counts = [int(quota) for quota in quotas]
     # rounded, so that equal remainders are equal: 5 * (1 - 0.9) is not 5 * 0.1 in floating point

@@ -299,7 +299,7 @@ def _hash(text: str) -> int:
 
 
 def _content(pair: Pair) -> int:
-    """A hash of what a pair says, the same on every machine."""
+    """A hash of a pair's content, the same on every machine."""
     item = pair.item
     texts = [pair.query, *(getattr(item, field) for field in ITEM_FIELDS)]
     texts += [repr((item.attributes, pair.tags, pair.query_frequency, pair.long_tail))]

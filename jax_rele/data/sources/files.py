@@ -95,7 +95,7 @@ def find_files(path: str | os.PathLike) -> list[SourceFile]:
 def fingerprint(files: Sequence[SourceFile]) -> str:
     """A hash that changes with the content of the files.
 
-    Of files on this machine the content is read; for others the file system says it: a checksum or version where it has
+    Of files on this machine the content is read; for others the file system gives a checksum or version where it has
     one, otherwise size and time.
     """
     return hash_bytes(b"".join(map(_content_hash, files)))
@@ -172,6 +172,6 @@ def _remote_files(path: str) -> list[SourceFile]:
 
 
 def unreachable(name: str, error: Exception) -> UserError:
-    """The error for what another machine does not give."""
+    """The error for a file or data set on another machine that cannot be reached."""
     reason = one_line(error) or type(error).__name__
     return UserError(f"{name}: cannot be reached ({reason}); check the address, the network and your credentials")

@@ -178,10 +178,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes a world. Returns the exit status: 0, or 2 for a user's mistake."""
-    parser = _Parser(
-        prog="python -m jax_rele.data.synthetic.attribute_world",
-        description="Writes a generated catalogue and its teacher.",
-    )
+    program = "python -m jax_rele.data.synthetic.attribute_world"
+    parser = _Parser(prog=program, description="Writes a generated catalogue and its teacher.")
     parser.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER", help="folder to write; files in it are replaced")
     parser.add_argument("--seed", type=int, default=0, help="of every draw (%(default)s)")
     parser.add_argument("--labels", type=int, default=1000, help="labelled training pairs (%(default)s)")

@@ -30,7 +30,7 @@ def encode_prompts(
     before the query.
 
     Raises:
-      UserError: the instructions leave no room for a query and an item.
+      UserError: the instructions leave too few tokens for a query and an item.
     """
     last = "judge:\n"
     tail = tokenizer.encode(last, add_special_tokens=False)

@@ -232,7 +232,7 @@ def encode_augmented(
     item_length: int,
     text_length: int,
 ) -> dict[str, np.ndarray]:
-    """The cross-encoder's inputs with a text behind each pair: `[CLS] query [SEP] item [SEP] text [SEP]`.
+    """The cross-encoder's inputs with a text after each pair: `[CLS] query [SEP] item [SEP] text [SEP]`.
 
     Returns:
       `tokens`, `token_types` [N, query_length + item_length + text_length] int32 and `valid` bool. The text has the

@@ -32,7 +32,7 @@ class Ragged:
     """Rows of different lengths.
 
     Attributes:
-      values: all rows, one behind the other.
+      values: all rows, one after the other.
       offsets: [N + 1] int64, where each row begins.
       fill: what a row is padded with.
       length: of the longest row that there can be.

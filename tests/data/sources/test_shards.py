@@ -380,7 +380,7 @@ def test_the_share_of_bad_rows():
         check_bad_fraction(99, 5, bad[1:4], 0.05, "data")
     assert str(error.value) == (
         "data: 5 of 99 rows are bad (5.1%), more than data.max_bad_fraction 5.0% (row 2 of f.csv: a; row 3 of f.csv: "
-        "b; row 4 of f.csv: c); mend them, or raise data.max_bad_fraction"
+        "b; row 4 of f.csv: c); fix them, or raise data.max_bad_fraction"
     )
 
 

@@ -80,7 +80,7 @@ def _open(builder: type[Benchmark], config: str | None, data_dir: Path) -> Bench
 
 
 def _is_built(builder: Benchmark) -> bool:
-    # `is_prepared` says the same, and warns where it is not so.
+    # `is_prepared` does the same, but warns where it is not built.
     return (Path(builder.data_dir) / "dataset_info.json").is_file()
 
 
@@ -103,7 +103,7 @@ def _build(builder: type[Benchmark], config: str | None, data_dir: Path, manual_
                     raise
             _log.info("%s: %s", builder.name, opened.info.metadata["notice"])
     except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError) or disk_is_full(error) or "write() failed" in str(error):  # so says ArrayRecord
+        if isinstance(error, OSError) or disk_is_full(error) or "write() failed" in str(error):  # of ArrayRecord
             raise write_error(data_dir, error, FREE_CACHE) from error
         raise
 

@@ -143,7 +143,7 @@ def _other_encoding(path: Path) -> int:
 
 
 def notice(official: bool) -> str:
-    """What the metadata of a built benchmark say of its files."""
+    """The sentence on its files in the metadata of a built benchmark."""
     if official:
         return "built from the official files"
     return "not built from the official files but from others of their form: figures do not compare with published ones"
