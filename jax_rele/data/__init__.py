@@ -1,12 +1,11 @@
 """Pairs from files to tables: reading, splitting, candidates, and the tables that the stages hand on."""
 
 from jax_rele.data.pairs.candidates import candidates
-from jax_rele.data.pairs.ingest import Ingested, ingest
+from jax_rele.data.pairs.ingest import ingest
 from jax_rele.data.pairs.splits import assign_splits, long_tail, normalise_query
 from jax_rele.data.pairs.table import PairTable
 from jax_rele.data.parquet import (
     PAIRS,
-    QUARANTINE,
     RATIONALES,
     join_tables,
     new_files,
@@ -16,26 +15,22 @@ from jax_rele.data.parquet import (
     write_quarantine,
     write_table,
 )
-from jax_rele.data.rows import FIELDS, Quarantined, RowError, parse_row
+from jax_rele.data.rows import SPLITS, Quarantined, RowError, parse_row
 from jax_rele.data.signals.external import ExternalSignals, read_external_signals, read_rationale
 from jax_rele.data.signals.table import read_signals, take_signals, validate_signals, write_signals
-from jax_rele.data.sources.shards import SAMPLE, check_bad_fraction, read_pairs, source_hash
+from jax_rele.data.sources.shards import SAMPLE, read_pairs, source_hash
 from jax_rele.data.synthetic.recombination import recombine
 
 __all__ = [
-    "FIELDS",
     "PAIRS",
-    "QUARANTINE",
     "RATIONALES",
     "SAMPLE",
     "ExternalSignals",
-    "Ingested",
     "PairTable",
     "Quarantined",
     "RowError",
     "assign_splits",
     "candidates",
-    "check_bad_fraction",
     "ingest",
     "join_tables",
     "long_tail",

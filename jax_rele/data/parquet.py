@@ -27,6 +27,8 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 
 
 _TEXT = pa.string()
+_ATTRIBUTES = _required("attributes", pa.map_(_TEXT, _required("value", _TEXT)))
+_ITEM = pa.struct([*(_required(field, _TEXT) for field in ("id", *ITEM_FIELDS)), _ATTRIBUTES])
 WRITE_OPTIONS = {"compression": "zstd", "write_page_checksum": True}
 """How every table is written."""
 ROWS = 4096
@@ -36,15 +38,7 @@ PAIRS = pa.schema(
     [
         _required("pair_id", _TEXT),
         _required("query", _TEXT),
-        _required(
-            "item",
-            pa.struct(
-                [
-                    *(_required(field, _TEXT) for field in ("id", *ITEM_FIELDS)),
-                    _required("attributes", pa.map_(_TEXT, _required("value", _TEXT))),
-                ]
-            ),
-        ),
+        _required("item", _ITEM),
         pa.field("label", _TEXT),
         _required("locale", _TEXT),
         pa.field("split", _TEXT),
@@ -78,13 +72,13 @@ def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, 
     Raises:
       ValueError, TypeError: the data do not fit the schema.
     """
+    rows = [data] if isinstance(data, Mapping) else list(data)
+    for row in rows:
+        if set(row) != set(schema.names):  # pyarrow would drop unknown names and fill in missing ones
+            raise ValueError(f"the schema has the columns {schema.names}, the data {list(row)}")
     if isinstance(data, Mapping):
-        _check_names(data, schema)
         table = pa.Table.from_pydict(dict(data), schema=schema)
     else:
-        rows = list(data)
-        for row in rows:
-            _check_names(row, schema)
         table = pa.Table.from_pylist(rows, schema=schema)
     with open_atomically(Path(path)) as file:
         pq.write_table(table, file, **WRITE_OPTIONS)
@@ -286,8 +280,3 @@ def pairs_from_arrow(batch: pa.RecordBatch | pa.Table) -> list[Pair]:
 def write_quarantine(path: str | os.PathLike, bad: Iterable[Quarantined]) -> None:
     """Writes quarantined rows; a table without rows if there are none."""
     write_table(path, map(asdict, bad), QUARANTINE)
-
-
-def _check_names(data: Mapping, schema: pa.Schema) -> None:
-    if set(data) != set(schema.names):  # pyarrow would drop unknown names and fill in missing ones
-        raise ValueError(f"the schema has the columns {schema.names}, the data {list(data)}")

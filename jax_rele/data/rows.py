@@ -8,8 +8,7 @@ A row of JSONL:
 
 A flat row (CSV, TSV, Parquet) spells the fields of the item with a dot (`item.title`, `item.attributes.size`) or bare
 (`title`, `attributes.size`, and `item_id` for `item.id`). `attributes` and `query_tags` may be JSON objects as text.
-Null, NaN and blank text mean that a value is missing. Text is kept as it is, without NUL characters and without
-surrounding white space.
+Null, NaN and blank text mean that a value is missing. Text loses NUL characters and surrounding white space alone.
 """
 
 from __future__ import annotations
@@ -38,10 +37,7 @@ FIELDS = (
 
 _ATTRIBUTE = "item.attributes."
 _ABSENT = object()
-_TRUTHS = {
-    **dict.fromkeys(("true", "yes", "1", "1.0"), True),
-    **dict.fromkeys(("false", "no", "0", "0.0"), False),
-}
+_TRUTHS = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0"), False)
 
 
 class RowError(ValueError):
@@ -130,19 +126,19 @@ def parse_row(
     A missing `item.id` becomes a hash of the item's text, a missing `pair_id` a hash of query, item id and locale.
 
     Args:
-      row: the row, nested or flat.
+      row: nested or flat.
       fields: canonical name -> name in the row (a key, or a dotted path to a nested one; a field of the item may also
         be named by its key inside the item). A name that the row lacks falls back to the canonical one, unless
         `fields` gives that column to another field.
-      label_map: label in the row -> name of the label schema. Names of the schema are always accepted as they are.
-      label_names: the names of the label schema.
+      label_map: label in the row -> name of the label schema.
+      label_names: the label schema; its names are always accepted as they are.
       require_label: refuse a row without label.
-      with_split: whether the row's split is read.
-      for_prediction: read query, item, `pair_id` and locale alone; human labels are ignored.
+      for_prediction: read query, item, `pair_id` and locale alone.
       max_characters: refuse a row that holds a longer text; None for any length.
+      with_split: whether the row's split is read.
 
     Raises:
-      RowError: the row is no valid pair; says why.
+      RowError: the row is no valid pair.
     """
     names = _names(tuple(fields.items()))
     item = _parse_item(row, names, fields)
@@ -213,10 +209,8 @@ def _parse_attributes(
     values = dict(_parse_object(_find(row, candidates), "item.attributes") or {})
     prefixes = tuple(f"{name}." for name in candidates)
     for column, value in row.items():
-        for prefix in prefixes:
-            if column.startswith(prefix):
-                values[column.removeprefix(prefix)] = value
-                break
+        if prefix := next(filter(column.startswith, prefixes), ""):
+            values[column.removeprefix(prefix)] = value
     for field, column in fields.items():
         if field.startswith(_ATTRIBUTE) and (value := _get(row, column)) is not _ABSENT:
             values[field.removeprefix(_ATTRIBUTE)] = value

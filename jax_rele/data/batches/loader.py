@@ -46,7 +46,7 @@ def shuffled(count: int, batch_size: int, seed: int, epochs: int | None = None) 
 
 
 def rows(arrays: Arrays) -> Read:
-    """Examples that are rows; without gaps: for orders without end."""
+    """Examples that are rows of arrays, for orders without end, which have no padding."""
     return lambda numbers, indices: jax.tree.map(lambda array: array[numbers[indices]], arrays)
 
 

@@ -81,22 +81,17 @@ def count_streams(fractions: Sequence[float], width: int) -> tuple[tuple[int, ..
 
 
 def shuffle_streams(
-    streams: Sequence[Stream],
-    seed: int,
-    *,
-    sizes: np.ndarray | None = None,
-    window: int = 1,
-    epochs: int | None = None,
+    streams: Sequence[Stream], seed: int, *, sizes: np.ndarray | None = None, window: int = 1, epochs: int | None = None
 ) -> Order:
     """A new shuffle of every stream in each of its epochs, every example once.
 
     Without `epochs` the streams go on for ever, and a batch may span two epochs: nothing is dropped, and nothing is
-    repeated within an epoch. With `epochs` every stream ends after so many, and places that are left over in the last
-    batches hold -1. Batch t depends on the arguments and t alone.
+    repeated within an epoch. With `epochs` every stream ends after so many, and the last batches are filled up with -1.
+    Batch t depends on the arguments and t alone.
 
     Args:
       streams: the examples; a batch holds those of the first stream, then those of the second, and so on.
-      seed: of the shuffles. What a stream gives does not depend on the streams behind it.
+      seed: of the shuffles. The order of a stream does not depend on the streams after it.
       sizes: of every example, by its number; larger than 1 `window`s deal examples of like size into the same batch.
       window: steps whose examples are dealt by size; the order of the batches in a window is drawn again.
       epochs: how often every example comes; None for no end.
@@ -153,7 +148,4 @@ def _steps_to(stream: Stream, end: int) -> int:
     """The first step before which there are `end` examples of a stream."""
     if not any(stream.counts[-stream.cycle :]) and stream.before(len(stream.counts)) < end:
         raise ValueError("a stream whose counts end in zeros never ends")
-    low, high = 0, 1
-    while stream.before(high) < end:
-        low, high = high, 2 * high
-    return low + bisect_left(range(low, high + 1), end, key=stream.before)
+    return bisect_left(range(1 << 62), end, key=stream.before)

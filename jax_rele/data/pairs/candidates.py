@@ -32,7 +32,7 @@ def candidates(
     2009) over title, brand, color and category, which takes items that share a word with the query only; items of the
     category of an item judged for the query; items of the brand of one; all items. All but BM25 draw at random.
     `per_query` is divided by the largest remainder, ties to the source that comes first. Where a source runs out,
-    items of the last take its place; where the catalogue runs out, a query gets fewer pairs. The result does not
+    items of the last replace it; where the catalogue runs out, a query gets fewer pairs. The result does not
     depend on the order of `judged` and `catalogue`.
 
     Args:
@@ -40,16 +40,16 @@ def candidates(
       catalogue: the items to choose from; of several with one id one counts.
       per_query: pairs for each query.
       seed: another seed draws other items.
-      bm25: share of `per_query` that BM25 chooses.
-      same_category: share whose item has the (normalised) category of an item judged for the query.
-      same_brand: share whose item has the (normalised) brand of one. What the three leave is drawn from all items.
+      bm25: fraction of `per_query` that BM25 chooses.
+      same_category: fraction whose item has the (normalised) category of an item judged for the query.
+      same_brand: fraction whose item has the (normalised) brand of one. The rest is drawn from all items.
 
     Returns:
       Pairs with `label` None, `split` `train`, the tags of their query, and a `pair_id` that starts with `x-`; those of
       a query lie together, in the order of the sources.
 
     Raises:
-      ValueError: `per_query` is negative, or the shares are none or sum to more than 1.
+      ValueError: `per_query` is negative, or the fractions are not in [0, 1] or sum to more than 1.
     """
     counts = _counts(per_query, (bm25, same_category, same_brand))
     items = _distinct(catalogue)
@@ -59,8 +59,12 @@ def candidates(
         by_query[normalise_query(pair.query)].append(pair)
     lexical = _lexical(items, by_query) if counts[0] else None
     fields = [(field, n) for field, n in zip(("category", "brand"), counts[1:], strict=True) if n]
-    # the positions of the items that have a value, by field and value
-    holders = {field: _positions_by_value(items, field) for field, _ in fields}
+    # The positions of the items that have a (normalised) text in a field, by field and text.
+    holders: dict[str, dict[str, list[int]]] = {field: defaultdict(list) for field, _ in fields}
+    for field, by_value in holders.items():
+        for i, item in enumerate(items):
+            if value := normalise_query(getattr(item, field)):
+                by_value[value].append(i)
     drawn_pairs = []
     for query, group in by_query.items():
         excluded = {positions[pair.item.id] for pair in group if pair.item.id in positions}
@@ -89,10 +93,10 @@ def candidates(
 
 
 def _counts(total: int, fractions: Sequence[float]) -> list[int]:
-    """`total` divided by `fractions` and the rest that they leave, by the largest remainder; the rest's is not told."""
+    """`total` divided by `fractions` and what they leave, by the largest remainder; without what they leave."""
     rest = 1 - sum(fractions)
     if not (total >= 0 and all(0 <= fraction <= 1 for fraction in fractions) and rest > -1e-6):
-        raise ValueError(f"need per_query >= 0 and shares that sum to at most 1, got {total} and {list(fractions)}")
+        raise ValueError(f"need per_query >= 0 and fractions that sum to at most 1, got {total} and {list(fractions)}")
     quotas = [total * fraction for fraction in (*fractions, max(rest, 0.0))]
     counts = [int(quota) for quota in quotas]
     # rounded, so that equal remainders are equal: 5 * (1 - 0.9) is not 5 * 0.1 in floating point
@@ -104,29 +108,16 @@ def _counts(total: int, fractions: Sequence[float]) -> list[int]:
 
 def _distinct(catalogue: Iterable[Item]) -> list[Item]:
     """The items by id; of several that differ under one id, one that their content alone decides."""
-    by_id: dict[str, Item] = {}
-    for item in catalogue:
-        other = by_id.setdefault(item.id, item)
-        if other is not item and other != item:
-            by_id[item.id] = max(other, item, key=repr)
-    return [by_id[name] for name in sorted(by_id)]
-
-
-def _positions_by_value(items: Sequence[Item], field: str) -> dict[str, list[int]]:
-    """For every (normalised) text that items have in `field`, their positions; the empty text is none."""
-    positions = defaultdict(list)
-    for i, item in enumerate(items):
-        if value := normalise_query(getattr(item, field)):
-            positions[value].append(i)
-    return dict(positions)
+    by_id = {item.id: item for item in sorted(catalogue, key=lambda item: (item.id, repr(item)))}
+    return list(by_id.values())
 
 
 def _lexical(items: Sequence[Item], queries: Iterable[str]) -> Callable[[str, set[int], int], list[int]] | None:
-    """A function of (query, taken, n): the n best items by BM25 outside `excluded`, ties by position.
+    """A function of (query, excluded, n): the n best items by BM25 outside `excluded`, ties by position.
 
     It returns positions of items that share a word with the query only. None where no item has a word.
     """
-    # Words that no query asks for need no place in the index, yet count for the length of a text: all are one word.
+    # Words that no query asks for count for the length of a text alone: all are one word.
     vocabulary = {"": 0}
     for query in queries:
         for word in words(query):
@@ -170,7 +161,6 @@ def _draw(pools: Sequence[Sequence[int]], excluded: set[int], n: int, key: str) 
     rng = np.random.default_rng(list(hashlib.blake2b(key.encode()).digest()))
     drawn = rng.choice(ends[-1], min(ends[-1], n + len(excluded)), replace=False)
     which = np.searchsorted(ends, drawn, side="right")
-    members = (
-        pools[pool][offset - ends[pool]] for pool, offset in zip(which, drawn, strict=True)
-    )  # from the pool's end
+    # A negative index counts from the pool's end.
+    members = (pools[pool][offset - ends[pool]] for pool, offset in zip(which, drawn, strict=True))
     return [int(i) for i in members if i not in excluded][:n]

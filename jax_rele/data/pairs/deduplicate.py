@@ -29,7 +29,7 @@ def resolve(
     Args:
       keys: [N] what is judged: equal for the same normalised query, item id and locale.
       labels: [N] indices in the label schema, best first; `UNLABELLED` for none.
-      ranks: [N] place of each row's `pair_id` in their order, equal for equal ones.
+      ranks: [N] rank of each row's `pair_id` in their order, equal for equal ones.
       contents: [N] a hash of the rest of the row.
       conflicts: the rule.
 
@@ -69,7 +69,7 @@ def _winners(group: np.ndarray, label: np.ndarray, conflicts: str) -> tuple[np.n
     their_group, their_label = np.divmod(votes, width)
     differ = np.bincount(their_group, minlength=n_groups) > 1
     if conflicts in ("first", "last"):
-        # What is written last stays.
+        # Of several assignments to one index the last one counts.
         in_order = voters if conflicts == "last" else voters[::-1]
         winner[group[in_order]] = label[in_order]
     else:

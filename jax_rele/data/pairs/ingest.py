@@ -72,8 +72,8 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
       data: the source and how it is read.
       labels: the label schema, and how the source writes its labels.
       seed: of the splits.
-      cache: folder of what can be made again.
-      folder: where to write; it must be there.
+      cache: the folder of the cache.
+      folder: where to write; it exists.
 
     Raises:
       UserError: the source cannot be read or holds no valid row, too many rows are bad, the given splits leak, or a
@@ -300,7 +300,7 @@ def _hash(text: str) -> int:
 
 
 def _content(pair: Pair) -> int:
-    """A hash of what a pair says, the same on every machine."""
+    """A hash of a pair's content, the same on every machine."""
     item = pair.item
     texts = [pair.query, *(getattr(item, field) for field in ITEM_FIELDS)]
     texts += [repr((item.attributes, pair.tags, pair.query_frequency, pair.long_tail))]

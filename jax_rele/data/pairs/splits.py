@@ -16,7 +16,7 @@ from jax_rele.names import SPLITS
 from jax_rele.types import Pair
 
 NO_SPLIT = -1
-"""Stands for "brings no split" where splits are indices in `SPLITS`."""
+"""The index of "no split" where splits are indices in `SPLITS`."""
 
 
 def normalise_query(query: str) -> str:
@@ -37,7 +37,7 @@ def query_key(query: str, seed: int) -> int:
 
 
 def strictest_source_splits(queries: np.ndarray, source_splits: np.ndarray) -> np.ndarray:
-    """The strictest split that the rows of each query bring: test before validation before train.
+    """The strictest split that the source gives the rows of each query: test before validation before train.
 
     Args:
       queries: [N] `query_key`s.
@@ -45,7 +45,7 @@ def strictest_source_splits(queries: np.ndarray, source_splits: np.ndarray) -> n
         one leaks.
 
     Returns:
-      [N] indices in `SPLITS`, `NO_SPLIT` where no row of the query brings one.
+      [N] indices in `SPLITS`, `NO_SPLIT` where no row of the query has one.
     """
     keys, inverse = np.unique(queries, return_inverse=True)
     last = np.full(len(keys), NO_SPLIT, np.int8)
@@ -62,22 +62,21 @@ def divide(
 ) -> np.ndarray:
     """Gives every row a split such that no query is in two of them.
 
-    Rows that bring a split keep it, and so do all rows of the same query; but where some bring train and none brings
-    validation (or test), the queries of train are divided in proportion to the fractions of train and of what lacks.
-    Queries that bring no split are divided by the fractions.
+    Rows that have a split keep it, and so do all rows of the same query; but where some have train and none has
+    validation (or test), the queries of train are divided in proportion to the fractions of train and of the missing
+    splits. Queries without a split are divided by the fractions.
 
-    Queries are divided so: they are ordered by their key within each stratum, the strata are interleaved in proportion
-    to their sizes, and the list is cut at the fractions. The counts of queries are thus exact to one query, every
-    stratum is divided alike, and the result depends on neither the order of the rows nor the machine. (Hashing each
-    query to a split on its own would be stable when data are added, but its counts vary too much on a few hundred
-    queries.) A query's stratum is the label of its row with the smallest rank.
+    To divide queries, they are ordered by their key within each stratum (the label of the query's row with the smallest
+    rank), the strata are interleaved in proportion to their sizes, and the list is cut at the fractions. The counts of
+    queries are thus exact to one query, every stratum is divided alike, and the result depends on neither the order of
+    the rows nor the machine. Hashing each query to a split on its own would let the counts of small data vary too much.
 
     Args:
       queries: [N] `query_key`s.
       labels: [N] integers.
       ranks: [N] rank of each row's `pair_id` in their order.
       source_splits: [N] indices in `SPLITS`, `NO_SPLIT` for none; those of one query do not differ.
-      fractions: fractions of the queries for train, validation and test; they sum to 1.
+      fractions: of the queries for train, validation and test; they sum to 1.
 
     Returns:
       [N] indices in `SPLITS`.
@@ -86,7 +85,7 @@ def divide(
       UserError: the fractions are not valid, or a split comes out empty.
     """
     if len(fractions) != 3 or not all(0 <= fraction <= 1 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        raise UserError(f"the fractions of train, validation and test must be shares that sum to 1, got {fractions}")
+        raise UserError(f"the fractions of train, validation and test must lie in [0, 1] and sum to 1, got {fractions}")
     keys, inverse = np.unique(queries, return_inverse=True)
     order = np.lexsort((ranks, inverse))
     strata = labels[order[np.searchsorted(inverse[order], np.arange(len(keys)))]]
@@ -107,7 +106,7 @@ def divide(
     for index, split in enumerate(SPLITS):
         if not (assigned == index).any():
             raise UserError(
-                f"the {split} split is empty: {(source_split == NO_SPLIT).sum()} of {len(keys)} queries bring no split "
+                f"the {split} split is empty: {(source_split == NO_SPLIT).sum()} of {len(keys)} queries have no split "
                 f"and are divided by the fractions {tuple(fractions)}; raise data.splits.{split}, add queries, or give "
                 f"rows the split {split}"
             )
@@ -115,15 +114,7 @@ def divide(
 
 
 def assign_splits(pairs: Sequence[Pair], fractions: tuple[float, float, float], seed: int) -> list[Pair]:
-    """Gives every pair a split such that no query is in two of them, as `divide` does it.
-
-    Args:
-      pairs: the pairs.
-      fractions: fractions of the queries for train, validation and test; they sum to 1.
-      seed: another seed gives another split.
-
-    Returns:
-      The pairs in the same order, with `split` set.
+    """The pairs, in the same order, with a `split` such that no query is in two of them, as `divide` gives it.
 
     Raises:
       UserError: a query is in two of the given splits, the fractions are not valid, or a split comes out empty.
@@ -144,7 +135,7 @@ def assign_splits(pairs: Sequence[Pair], fractions: tuple[float, float, float], 
 
 
 def leak_error(one: Pair, two: Pair) -> UserError:
-    """The error for two pairs of one query that bring two splits."""
+    """The error for two pairs of one query that have two splits."""
     (split, pair_id), (other, other_id) = sorted((pair.split, pair.pair_id) for pair in (one, two))
     return UserError(
         f"the query {normalise_query(one.query)[:80]!r} is in two splits: {split} (pair_id {pair_id!r}) and {other} "
@@ -158,12 +149,8 @@ def long_tail(pairs: Sequence[Pair], max_frequency: int) -> np.ndarray:
 
     A pair's own `long_tail` mark decides where it has one. Where all other pairs have a `query_frequency`, their query
     is rare if that is at most `max_frequency`. Otherwise it is rare if its rarest word is in at most `max_frequency` of
-    the distinct queries and titles of the training split. A training query counts itself, so compare shares within a
-    split only.
-
-    Args:
-      pairs: the pairs of all splits.
-      max_frequency: the largest frequency that counts as rare.
+    the distinct queries and titles of the training split. A training query counts itself, so fractions of rare queries
+    can be compared within a split only.
 
     Returns:
       [len(pairs)] bool.

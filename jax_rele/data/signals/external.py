@@ -1,6 +1,6 @@
 """Signals of any teacher: an API's answers, a torch model's scores, people's labels (docs/signals.md).
 
-A row of JSONL or Parquet says of one pair
+A row of JSONL or Parquet holds the signals of one pair
 
     {"pair_id", "label_probs"?: [..] or {label: p}, "score"?: p, "label"?: name, "rationale"?: text in the grammar,
      "verdicts"?: {dimension: verdict} or "verdict_probs"?: {dimension: [..]}, "confidence"?, "rationale_embedding"?}
@@ -37,7 +37,7 @@ _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 
 @dataclass(frozen=True)
 class ExternalSignals:
-    """What a file of signals holds for given pairs.
+    """The signals that a file holds for given pairs.
 
     Attributes:
       signals: those of the pairs, in the order of the file.
@@ -81,10 +81,9 @@ def read_external_signals(
 
     Args:
       path: a JSONL (also .gz) or Parquet file with rows as above, or a table that `write_signals` wrote.
-      pairs: the pairs that signals are wanted for; rows of others are counted and left out.
-      schema: the labels.
-      dimensions: the dimensions.
-      fields: the item's texts in which a rationale's values are sought as evidence.
+      pairs: rows of other pairs are counted and left out.
+      schema, dimensions: what the signals must be about.
+      fields: the item's texts in which the evidence of a rationale is looked for.
 
     Raises:
       UserError: no such file, an unknown suffix, a damaged or empty file, or a row that cannot be read: other labels or
@@ -310,7 +309,7 @@ def _one_hot(index: int, size: int) -> np.ndarray:
 
 def _pair_id(row: Mapping) -> str:
     pair_id = row.get("pair_id")
-    if isinstance(pair_id, int) and not isinstance(pair_id, bool):
+    if type(pair_id) is int:
         pair_id = str(pair_id)
     if not isinstance(pair_id, str) or not pair_id:
         raise RowError("missing pair_id; give each row that of its pair")

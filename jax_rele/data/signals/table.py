@@ -267,21 +267,19 @@ def _vectors(lists: pa.ListArray, width: int, source: str, name: str) -> np.ndar
 
 def _verdict_array(lists: pa.ListArray, n_dimensions: int, source: str) -> np.ndarray:
     """N (lists of D (lists of V floats or null) or null) -> [N, D, V], NaN for null."""
-    shape = (len(lists), n_dimensions, len(VERDICTS))
     inner = lists.flatten()
-    if not lists.null_count and not inner.null_count and not inner.flatten().null_count:
-        outer, widths = (pc.list_value_length(array).to_numpy() for array in (lists, inner))
-        if (outer == n_dimensions).all() and (widths == len(VERDICTS)).all():
-            return inner.flatten().to_numpy().astype(np.float32).reshape(shape)
-    probs = np.full(shape, np.nan, np.float32)
-    for row, values in enumerate(lists.to_pylist()):
-        if values is None:
-            continue
-        if len(values) != n_dimensions or any(value is not None and len(value) != len(VERDICTS) for value in values):
-            raise UserError(
-                f"{source} row {row + 1}: verdict_probs must hold {len(VERDICTS)} numbers for each of {n_dimensions} "
-                f"dimensions, got {values}; {_FIX}"
-            )
-        for d, value in enumerate(values):
-            probs[row, d] = np.nan if value is None else np.array(value, np.float32)  # a null becomes NaN
+    present, stated = (np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False)) for array in (lists, inner))
+    lengths, widths = (pc.fill_null(pc.list_value_length(array), -1).to_numpy() for array in (lists, inner))
+    rows = np.repeat(present, lengths[present])  # of `inner`
+    wrong = np.union1d(present[lengths[present] != n_dimensions], rows[stated[widths[stated] != len(VERDICTS)]])
+    if wrong.size:
+        row = int(wrong[0])
+        raise UserError(
+            f"{source} row {row + 1}: verdict_probs must hold {len(VERDICTS)} numbers for each of {n_dimensions} "
+            f"dimensions, got {lists[row].as_py()}; {_FIX}"
+        )
+    flat = np.full((len(inner), len(VERDICTS)), np.nan, np.float32)
+    flat[stated] = inner.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(VERDICTS))
+    probs = np.full((len(lists), n_dimensions, len(VERDICTS)), np.nan, np.float32)
+    probs[present] = flat.reshape(len(present), n_dimensions, len(VERDICTS))
     return probs

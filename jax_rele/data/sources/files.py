@@ -95,7 +95,7 @@ def find_files(path: str | os.PathLike) -> list[SourceFile]:
 def fingerprint(files: Sequence[SourceFile]) -> str:
     """A hash that changes with the content of the files.
 
-    Of files on this machine the content is read; for others the file system says it: a checksum or version where it has
+    Of files on this machine the content is read; for others the file system gives a checksum or version where it has
     one, otherwise size and time.
     """
     return hash_bytes(b"".join(map(_content_hash, files)))
@@ -154,17 +154,16 @@ def _remote_files(path: str) -> list[SourceFile]:
         raise UserError(f"{path}: a package that reads {protocol}:// is not installed; {advice}") from None
     except ValueError as error:
         raise UserError(f"{path}: {one_line(error)}; check the part before ://") from None
+    inside: list[str] = []
     try:
         if system.isfile(root):
             inside = [root]
         elif system.isdir(root):
-            listed = (entry["name"] for entry in system.ls(root, detail=True) if entry["type"] == "file")
-            inside = [name for name in sorted(listed) if PurePosixPath(name).name[0] not in "._"]
-            inside = [name for name in inside if SourceFile(name, name, system).suffix]
+            listed = sorted(entry["name"] for entry in system.ls(root, detail=True) if entry["type"] == "file")
+            listed = [name for name in listed if PurePosixPath(name).name[0] not in "._"]
+            inside = [name for name in listed if SourceFile(name, name, system).suffix]
         elif "*" in root or (glob.has_magic(root) and "http" not in path.partition("://")[0]):
-            inside = sorted(name for name in system.glob(root) if system.isfile(name))
-        else:
-            inside = []
+            inside = sorted(filter(system.isfile, system.glob(root)))
     except Exception as error:  # each file system has its own
         raise unreachable(path, error) from error
     if not inside:
@@ -173,6 +172,6 @@ def _remote_files(path: str) -> list[SourceFile]:
 
 
 def unreachable(name: str, error: Exception) -> UserError:
-    """The error for what another machine does not give."""
+    """The error for a file or data set on another machine that cannot be reached."""
     reason = one_line(error) or type(error).__name__
     return UserError(f"{name}: cannot be reached ({reason}); check the address, the network and your credentials")

@@ -33,7 +33,7 @@ def load(name: str, options: HuggingFaceConfig) -> dict[str, Dataset | IterableD
     import datasets
     import huggingface_hub
 
-    # One line says what went wrong; the hub's own warnings of every retry do not help.
+    # The hub warns of every retry; the error that follows is enough.
     huggingface_hub.utils.logging.set_verbosity_error()
     try:
         if folder := saved_folder(name):

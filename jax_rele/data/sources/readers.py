@@ -1,7 +1,7 @@
 """Files of rows: JSON lines, CSV, TSV and Parquet, read row by row so that a bad row costs one row.
 
 The rows are read with json, csv and pyarrow. `datasets` infers one schema for the whole file and stops at the first
-line that does not fit: it can neither say in which row a line is cut nor go on after an invalid byte.
+line that does not fit: it neither reports the row in which a line is cut nor goes on after an invalid byte.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from jax_rele.errors import UserError
 Row = tuple[int, Mapping | RowError, object]
 """Row number, the row or what is wrong with it, and the raw row."""
 
+_INVALID = "\udcff"  # stands in a cell for an invalid byte: a lone surrogate, which no encoding yields
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, pa.ArrowException)
 
 
@@ -145,7 +146,7 @@ def _csv_rows(lines: Iterable[bytes], source: str, encoding: str, delimiter: str
             number, problem, raw = pending[0][0], None, b"".join(line for _, line in pending)
             if not cells:
                 continue
-        if problem is None and not _is_unicode(cells):
+        if problem is None and any(_INVALID in cell for cell in cells):
             problem = RowError(f"{_not_valid(encoding)}: if the file has another encoding, set data.encoding")
         if header is None:
             header = _csv_header(cells, problem, source)
@@ -159,8 +160,8 @@ def _decoded(line: bytes, encoding: str) -> str:
     try:
         return line.decode(encoding)
     except UnicodeDecodeError:
-        # An invalid byte must not stop the csv reader: a lone surrogate marks the cell.
-        return line.decode(encoding, "replace").replace("\ufffd", "\udcff")
+        # An invalid byte must not stop the csv reader.
+        return line.decode(encoding, "replace").replace("\ufffd", _INVALID)
 
 
 def _csv_header(cells: list[str], problem: RowError | None, source: str) -> list[str]:
@@ -190,11 +191,3 @@ def python_rows(batch: pa.RecordBatch) -> list[Mapping | RowError]:
         if batch.num_rows == 1:  # invalid UTF-8 (Parquet does not check it), a map with one key twice, a far-off date
             return [RowError(f"cannot be read: {one_line(error)}")]
         return [row for i in range(batch.num_rows) for row in python_rows(batch.slice(i, 1))]
-
-
-def _is_unicode(cells: list[str]) -> bool:
-    try:
-        "".join(cells).encode()
-    except UnicodeEncodeError:
-        return False
-    return True

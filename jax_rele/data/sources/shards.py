@@ -34,7 +34,7 @@ class Shard:
       name: for messages.
       rows: gives its rows, from the first one at each call.
       uniform: whether all rows have the same columns.
-      split: the split of rows that bring none, or None.
+      split: the split of rows that have none, or None.
     """
 
     name: str
@@ -48,7 +48,7 @@ def open_shards(data: DataConfig, cache: Path) -> list[Shard]:
 
     Args:
       data: the path, and how it is read.
-      cache: folder of what can be made again: benchmarks are converted there.
+      cache: the folder of the cache, where benchmarks are converted.
 
     Raises:
       UserError: there is no such source.
@@ -164,7 +164,7 @@ def read_pairs(
         pattern, here or in another file system (`.jsonl`, `.json` with one object a line, `.csv`, `.tsv`, each also
         compressed; `.parquet`).
       label_names: the names of the label schema.
-      fields: canonical name -> name in the file, see `parse_row`. The sample brings its own.
+      fields: canonical name -> name in the file, see `parse_row`. The sample has its own.
       label_map: label in the file -> name of the label schema.
       require_label: quarantine rows without label.
       for_prediction: read what a model needs and nothing else; the same pair may come twice.
@@ -224,7 +224,7 @@ def check_bad_fraction(
     reasons = "; ".join(f"row {row.row} of {row.source}: {row.reason}" for row in examples)
     raise UserError(
         f"{source}: {n_bad} of {n_rows} rows are bad ({n_bad / n_rows:.1%}), more than data.max_bad_fraction "
-        f"{max_bad_fraction:.1%} ({reasons}); mend them, or raise data.max_bad_fraction"
+        f"{max_bad_fraction:.1%} ({reasons}); fix them, or raise data.max_bad_fraction"
     )
 
 
@@ -272,6 +272,6 @@ def _no_valid_row(
         check(first.source)
     where = f"row {first.row}" if first.source == path else f"row {first.row} of {first.source}"
     return UserError(
-        f"{path}: none of its {n_bad} rows is a valid pair ({where}: {first.reason}); mend the rows, or map names in "
+        f"{path}: none of its {n_bad} rows is a valid pair ({where}: {first.reason}); fix the rows, or map names in "
         f"data.fields and labels in labels.aliases"
     )

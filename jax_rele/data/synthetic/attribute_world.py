@@ -55,10 +55,10 @@ EMBEDDING = 32
 
 @dataclass(frozen=True)
 class Opinions:
-    """What the oracle teacher says of a table's pairs.
+    """The oracle teacher's judgements of a table's pairs.
 
     Attributes:
-      verdicts: [N, D] its verdicts, as places in `VERDICTS`.
+      verdicts: [N, D] its verdicts, as indices in `VERDICTS`.
       label_probs: [N, C] the label distribution that follows from them.
       rationales: N rationales: the words that the texts use, its verdicts, and the label that follows.
       embedding: [N, R] unit vectors: a bag of the rationale's words, each with a random vector.
@@ -83,7 +83,7 @@ def soft_rule(verdicts: np.ndarray, complementary: np.ndarray, softness: float =
 
 
 def judge(table: Table, noise: float = 0.0) -> Opinions:
-    """What the oracle teacher says: each verdict is turned into another one with probability `noise`.
+    """The oracle teacher's judgements: each verdict is turned into another one with probability `noise`.
 
     Label, distribution, rationale and embedding follow from the verdicts that it gives, so it errs consistently. It
     always knows which words speak of which dimension.
@@ -178,10 +178,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes a world. Returns the exit status: 0, or 2 for a user's mistake."""
-    parser = _Parser(
-        prog="python -m jax_rele.data.synthetic.attribute_world",
-        description="Writes a generated catalogue and its teacher.",
-    )
+    program = "python -m jax_rele.data.synthetic.attribute_world"
+    parser = _Parser(prog=program, description="Writes a generated catalogue and its teacher.")
     parser.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER", help="folder to write; files in it are replaced")
     parser.add_argument("--seed", type=int, default=0, help="of every draw (%(default)s)")
     parser.add_argument("--labels", type=int, default=1000, help="labelled training pairs (%(default)s)")

@@ -47,7 +47,7 @@ class World:
       seed: of every draw.
       words: per dimension [values, SYNONYMS] words.
       fillers: [FILLERS] words.
-      weights: per dimension [values] probabilities, falling with the place.
+      weights: per dimension [values] probabilities, falling with the index.
       complements: [categories] the category that goes with each one.
       query_values: [QUERIES, D] the value that each query asks for, -1 for none; queries of common values come first.
       asked: [QUERIES, D] which synonym it uses.
@@ -75,7 +75,7 @@ class Table:
     Attributes:
       world: what they are drawn from.
       name: one of `ITEMS`.
-      query: [N] places in `world.queries`.
+      query: [N] indices in `world.queries`.
       values: [N, D] the item's value on each dimension.
       synonyms: [N, D] which synonym its title uses.
       titles: N texts.
@@ -90,7 +90,7 @@ class Table:
 
     @cached_property
     def verdicts(self) -> np.ndarray:
-        """[N, D] what a comparison of query and item yields, as places in `VERDICTS`."""
+        """[N, D] what a comparison of query and item yields, as indices in `VERDICTS`."""
         query_values = self.world.query_values[self.query]
         return np.where(query_values < 0, ABSENT, np.where(query_values == self.values, MATCH, MISMATCH))
 
@@ -101,7 +101,7 @@ class Table:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """[N] the label by the hidden rule, as places in `LABELS`."""
+        """[N] the label by the hidden rule, as indices in `LABELS`."""
         return rule(self.verdicts, self.complementary)
 
     @cached_property
@@ -122,7 +122,7 @@ class Table:
 
 
 def rule(verdicts: np.ndarray, complementary: np.ndarray) -> np.ndarray:
-    """The hidden rule. [N, D] verdicts, the first the category's, and [N] bool -> [N] places in `LABELS`."""
+    """The hidden rule. [N, D] verdicts, the first the category's, and [N] bool -> [N] indices in `LABELS`."""
     mismatches = (verdicts[:, 1:] == MISMATCH).sum(axis=1)
     within = np.array([0, 1, 3])[np.minimum(mismatches, 2)]
     return np.where(verdicts[:, 0] == MISMATCH, np.where(complementary, 2, 3), within)
@@ -196,7 +196,7 @@ def make_table(world: World, name: str, count: int) -> Table:
     others = [_draw(row, weight, values[:, d]) for d, (row, weight) in enumerate(zip(other, world.weights))]
 
     kinds = np.array([*KINDS, "random"])[np.searchsorted(np.cumsum(list(KINDS.values())), kind, side="right")]
-    # The places of the dimensions that the query asks for beside the category, in random order, before the others.
+    # Ranks in random order of the dimensions that the query asks for beside the category, before those of the others.
     ranks = np.where(query_values[:, 1:] < 0, 2.0, chance.T).argsort(axis=1).argsort(axis=1)
     one_alone = (query_values[:, 1:] >= 0).sum(axis=1) == 1
     two = kinds == "two_mismatches"
@@ -250,7 +250,7 @@ def _draw(u: np.ndarray, weights: np.ndarray, excluded: np.ndarray | None = None
 
 
 def _width(fillers: int) -> int:
-    """Draws that a text with at most so many fillers takes: places, fillers, and how many."""
+    """Draws that a text with at most so many fillers takes: positions, fillers, and their number."""
     return _D + 2 * fillers + 1
 
 

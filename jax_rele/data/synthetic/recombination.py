@@ -17,8 +17,8 @@ def recombine(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
 
     Args:
       pairs: training pairs, at least one.
-      count: how many to make.
-      seed: another seed makes others.
+      count: the number of pairs to return.
+      seed: of the random draws.
 
     Returns:
       `count` pairs without label or tags, with `pair_id` `r-0`, `r-1`, …

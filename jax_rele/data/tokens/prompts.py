@@ -24,17 +24,13 @@ def encode_prompts(
     length: int,
     instructions: str = "",
 ) -> list[list[int]]:
-    """The token ids of each pair's prompt, at most `length`: where it is longer, the end of the item's texts goes.
+    """The token ids of each pair's prompt, at most `length`: where it is longer, the end of the item's texts is cut.
 
-    Args:
-      tokenizer: the teacher's; where it has a token for the beginning of a text, prompts begin with it.
-      pairs: what to judge.
-      fields: the item's texts.
-      length: most tokens.
-      instructions: text before the query.
+    Where the tokenizer has a token for the beginning of a text, prompts begin with it; `instructions` are the text
+    before the query.
 
     Raises:
-      UserError: the instructions leave no room for a query and an item.
+      UserError: the instructions leave too few tokens for a query and an item.
     """
     last = "judge:\n"
     tail = tokenizer.encode(last, add_special_tokens=False)
@@ -106,8 +102,7 @@ def language_rows(
       prompts: token ids.
       answers: the completions.
       pad_id: fills rows up.
-      pack_to: tokens of a row that holds several examples, no fewer than the longest takes. 0: one example a row, in
-        order.
+      pack_to: tokens of a row that holds several examples, no fewer than the longest takes. 0: one example per row.
       prompt_weight: weight of the loss on a prompt token; 0 trains on completions alone.
       kind_weights: weight of the loss on an answer token by kind, 1 where a kind is not named.
 

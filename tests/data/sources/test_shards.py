@@ -16,9 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_rele.config import DataConfig
-from jax_rele.data.rows import Quarantined
-from jax_rele.data.sources.shards import SAMPLE, check_bad_fraction, open_shards, read_pairs, source_hash
+from jax_rele.data.sources.shards import SAMPLE, read_pairs
 from jax_rele.errors import UserError
 
 LABELS = ("Exact", "Irrelevant")
@@ -372,18 +370,6 @@ def test_wrong_mappings(tmp_path):
         read(path, label_map={"E": "exact"})
 
 
-def test_the_share_of_bad_rows():
-    bad = [Quarantined("f.csv", i, reason, "") for i, reason in enumerate(["a", "a", "b", "c", "d"], 1)]
-    check_bad_fraction(100, 5, bad, 0.05, "f.csv")
-    check_bad_fraction(0, 0, [], 0.0, "f.csv")
-    with pytest.raises(UserError) as error:
-        check_bad_fraction(99, 5, bad[1:4], 0.05, "data")
-    assert str(error.value) == (
-        "data: 5 of 99 rows are bad (5.1%), more than data.max_bad_fraction 5.0% (row 2 of f.csv: a; row 3 of f.csv: "
-        "b; row 4 of f.csv: c); mend them, or raise data.max_bad_fraction"
-    )
-
-
 def test_for_prediction_labels_are_not_read_and_a_pair_may_come_twice(tmp_path):
     row = {"query": "shoes", "item": {"id": "1", "title": "Shoes"}, "label": "none of yours", "split": "dev"}
     file = tmp_path / "pairs.jsonl"
@@ -391,53 +377,6 @@ def test_for_prediction_labels_are_not_read_and_a_pair_may_come_twice(tmp_path):
     pairs, bad = read_pairs(file, label_names=["Exact", "Other"], for_prediction=True)
     assert [(pair.item.id, pair.label, pair.split) for pair in pairs] == [("1", None, None)] * 2
     assert [(one.row, one.reason) for one in bad] == [(3, "missing title")]
-
-
-def test_the_hash_is_that_of_the_files_that_are_read(tmp_path):
-    for name in ("b.jsonl", "a.csv", "notes.md"):
-        (tmp_path / name).write_text("x")
-    data = DataConfig(path=str(tmp_path))
-    assert [shard.name for shard in open_shards(data, tmp_path)] == [str(tmp_path / n) for n in ("a.csv", "b.jsonl")]
-    before = source_hash(data)
-    (tmp_path / "notes.md").write_text("y")
-    assert source_hash(data) == before
-    (tmp_path / "b.jsonl").write_text("y!")
-    assert source_hash(data) != before
-    assert re.fullmatch("[0-9a-f]{16}", source_hash(DataConfig()))
-    with pytest.raises(UserError, match="no such file"):
-        source_hash(DataConfig(path=str(tmp_path / "none")))
-
-
-@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "shift_jis", "gb18030", "utf-16", "utf-16-le", "utf-32"])
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-def test_encodings(tmp_path, suffix, encoding):
-    word = (
-        "caf\u00e9 \u00e0" if encoding in ("latin-1", "cp1252") else "\u30bd\u8868\u4e0a"
-    )  # with trail bytes that are ASCII
-    path = write(tmp_path / f"data{suffix}", [row(i, title=f"{word} {i}") for i in range(300)])
-    path.write_bytes(path.read_text("utf-8").encode(encoding))
-    pairs, bad = read(path, encoding=encoding)
-    assert (len(pairs), bad) == (300, [])
-    assert pairs[-1].item.title == f"{word} 299"
-
-
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-@pytest.mark.parametrize(("encoding", "spoilt"), [("utf-8", b"\xe9"), ("gb18030", b"\xff"), ("utf-16-le", b"\x00\xdc")])
-def test_a_row_in_another_encoding_costs_one_row(tmp_path, suffix, encoding, spoilt):
-    path = write(tmp_path / f"data{suffix}", [row(i, title="Title @" if i == 1 else "Title") for i in range(3)])
-    path.write_bytes(path.read_text("utf-8").encode(encoding).replace("@".encode(encoding), spoilt))
-    pairs, bad = read(path, encoding=encoding)
-    assert [pair.pair_id for pair in pairs] == ["p0", "p2"]
-    assert [one.row for one in bad] == [2 if suffix == ".jsonl" else 3]
-    assert bad[0].reason.startswith("not valid")
-    assert "set data.encoding" in bad[0].reason
-
-
-def test_unknown_encodings(tmp_path):
-    path = write(tmp_path / "data.csv", [row(1)])
-    for encoding in ("utf8x", "base64", "hex", ""):
-        with pytest.raises(UserError, match=r"^data\.encoding: .* is no text encoding"):
-            read(path, encoding=encoding)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
@@ -449,9 +388,3 @@ def test_a_text_of_ten_megabytes_costs_one_row(tmp_path, suffix):
     assert len(bad[0].raw) <= 500
     assert len(bad[0].reason) < 200
     assert len(read(path, max_characters=10_000_000)[0]) == 3
-
-
-def test_names_without_a_source():
-    for path in ("hf:", "tfds:"):
-        with pytest.raises(UserError, match=f"^{path}: give a name after the colon"):
-            read(path)

@@ -28,13 +28,9 @@ _log = logging.getLogger(__name__)
 
 
 def content_hash(name: str, manual_dir: str) -> str:
-    """A hash of what a benchmark is built from: its files' content and the builder's version.
+    """A hash of what a benchmark is built from, see `rows`: its files' content and the builder's version.
 
-    Where the files are to be fetched, what is known of the official ones stands for their content.
-
-    Args:
-      name: e.g. `esci/task1_us`, `wands`.
-      manual_dir: the folder of the official files; empty if they are fetched.
+    Where the files are to be fetched, the sizes and checksums of the official ones stand for their content.
 
     Raises:
       UserError: an unknown name, or missing files.
@@ -51,13 +47,12 @@ def content_hash(name: str, manual_dir: str) -> str:
 def rows(name: str, manual_dir: str, cache: Path) -> Iterator[dict[str, object]]:
     """The rows of all splits of a benchmark, as `parse_row` takes them; each names its `split`.
 
-    The benchmark is built at the first call, into `cache/tfds/<content_hash>`, a TFDS `data_dir`. A build that fails or
-    is killed leaves nothing that is taken for whole.
+    The benchmark is built at the first call, into `cache/tfds/<content_hash>`, a TFDS `data_dir`, whole or not at all.
 
     Args:
       name: e.g. `esci/task1_us`, `wands`.
       manual_dir: the folder of the official files; empty: they are fetched.
-      cache: the folder of what can be made again.
+      cache: the folder of the cache.
 
     Raises:
       UserError: an unknown name; missing, damaged or wrong files; no network; a full disk.
@@ -85,7 +80,7 @@ def _open(builder: type[Benchmark], config: str | None, data_dir: Path) -> Bench
 
 
 def _is_built(builder: Benchmark) -> bool:
-    # `is_prepared` says the same, and warns where it is not so.
+    # `is_prepared` does the same, but warns where it is not built.
     return (Path(builder.data_dir) / "dataset_info.json").is_file()
 
 
@@ -108,7 +103,7 @@ def _build(builder: type[Benchmark], config: str | None, data_dir: Path, manual_
                     raise
             _log.info("%s: %s", builder.name, opened.info.metadata["notice"])
     except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError) or disk_is_full(error) or "write() failed" in str(error):  # so says ArrayRecord
+        if isinstance(error, OSError) or disk_is_full(error) or "write() failed" in str(error):  # of ArrayRecord
             raise write_error(data_dir, error, FREE_CACHE) from error
         raise
 

@@ -13,10 +13,11 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import tensorflow_datasets as tfds
 
 from jax_rele.data.rows import one_line
-from jax_rele.data.sources.benchmarks.official import OfficialFile, check_content, locate, where_to_get
+from jax_rele.data.sources.benchmarks.official import OfficialFile, check_columns, check_content, locate, where_to_get
 from jax_rele.errors import UserError
 
 SHARD_ROWS = 20_000
@@ -114,6 +115,20 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
+def read_csv(file: OfficialFile, path: Path, **options) -> pa.Table:
+    """The columns of an official CSV file, all texts; `options` are those of `pyarrow.csv.ParseOptions`."""
+    with reading(path):
+        table = pyarrow.csv.read_csv(
+            path,
+            # A row must lie within a block: the file is one.
+            read_options=pyarrow.csv.ReadOptions(block_size=min(max(path.stat().st_size, 1 << 20), (1 << 31) - 1)),
+            parse_options=pyarrow.csv.ParseOptions(**options),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(file.columns, pa.string())),
+        )
+    check_columns(file, path, table.column_names)
+    return table.select(file.columns)
+
+
 def _other_encoding(path: Path) -> int:
     """The first line of a text file that is not UTF-8; 0 where all are, or it is no text."""
     if path.suffix != ".csv":
@@ -128,7 +143,7 @@ def _other_encoding(path: Path) -> int:
 
 
 def notice(official: bool) -> str:
-    """What the metadata of a built benchmark say of its files."""
+    """The sentence on its files in the metadata of a built benchmark."""
     if official:
         return "built from the official files"
     return "not built from the official files but from others of their form: figures do not compare with published ones"

@@ -5,17 +5,16 @@ Reddy et al., arXiv 2206.06588; files and statistics: https://github.com/amazon-
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
-from jax_rele.data.sources.benchmarks.builder import Benchmark, notice, reading
+from jax_rele.data.sources.benchmarks.builder import Benchmark, notice, read_csv, reading
 from jax_rele.data.sources.benchmarks.markup import plain_text
 from jax_rele.data.sources.benchmarks.official import OfficialFile, check_columns, check_rows
 from jax_rele.errors import UserError
@@ -110,35 +109,25 @@ class Esci(Benchmark):
         }
         if not any(part.num_rows for part in parts.values()):
             raise UserError(f"{paths[EXAMPLES]}: no judgement of {self.name}/{self.builder_config.name} in it")
-        if official[EXAMPLES]:
-            for (split, locale_), part in parts.items():
-                expected = JUDGEMENT_COUNTS[TASKS[task]][locale_][SPLITS.index(split)]
-                if part.num_rows != expected:
-                    raise UserError(
-                        f"{paths[EXAMPLES]}: {part.num_rows} judgements of {task}, {locale_}, {split}; the official "
-                        f"file has {expected}"
-                    )
-        catalogue = _Catalogue(
-            self.official(PRODUCTS),
-            paths[PRODUCTS],
-            official[PRODUCTS],
-            {
-                locale_: pa.concat_tables([parts[split, locale_] for split in SPLITS])["product_id"]
-                for locale_ in locales
-            },
-        )
-        sources = self._sources(paths[SOURCES], official[SOURCES])
-        self.info.metadata.update(
-            official=all(official.values()), notice=notice(all(official.values())), without_product=0
-        )
-        return {
-            split: [
-                shard
-                for locale_ in locales
-                for shard in self._shards(parts[split, locale_], locale_, catalogue, sources)
-            ]
-            for split in SPLITS
-        }
+        for (split, locale_), part in parts.items():
+            expected = JUDGEMENT_COUNTS[TASKS[task]][locale_][SPLITS.index(split)]
+            if official[EXAMPLES] and part.num_rows != expected:
+                raise UserError(
+                    f"{paths[EXAMPLES]}: {part.num_rows} judgements of {task}, {locale_}, {split}; the official file "
+                    f"has {expected}"
+                )
+        needed = {name: pa.concat_tables([parts[split, name] for split in SPLITS])["product_id"] for name in locales}
+        catalogue = _Catalogue(self.official(PRODUCTS), paths[PRODUCTS], official[PRODUCTS], needed)
+        table = read_csv(self.official(SOURCES), paths[SOURCES])
+        if official[SOURCES]:
+            check_rows(self.official(SOURCES), paths[SOURCES], table.num_rows)
+        sources = dict(zip(table["query_id"].to_pylist(), table["source"].to_pylist()))
+        is_official = all(official.values())
+        self.info.metadata.update(official=is_official, notice=notice(is_official), without_product=0)
+        shards: dict[str, list[Callable]] = {split: [] for split in SPLITS}
+        for (split, locale_), part in parts.items():
+            shards[split] += self._shards(part, locale_, catalogue, sources)
+        return shards
 
     def _examples(self, path: Path, official: bool) -> pa.Table:
         """The judgements of all locales, without the versions but the task's, as `version`."""
@@ -157,16 +146,6 @@ class Esci(Benchmark):
             if unknown := sorted(set(map(str, pc.unique(examples[name]).to_pylist())) - set(known)):
                 raise UserError(f"{path}: the column {name} holds {unknown[0]!r}; it must be one of {list(known)}")
         return examples
-
-    def _sources(self, path: Path, official: bool) -> Mapping[str, str]:
-        file = self.official(SOURCES)
-        with reading(path):
-            options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(file.columns, pa.string()))
-            table = pyarrow.csv.read_csv(path, convert_options=options)
-        check_columns(file, path, table.column_names)
-        if official:
-            check_rows(file, path, table.num_rows)
-        return dict(zip(table["query_id"].to_pylist(), table["source"].to_pylist()))
 
     def _rows(
         self, examples: pa.Table, locale: str, catalogue: _Catalogue, sources: Mapping[str, str]

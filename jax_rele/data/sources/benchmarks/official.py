@@ -94,5 +94,5 @@ def check_rows(file: OfficialFile, path: Path, rows: int) -> None:
 
 
 def facts(files: Iterable[OfficialFile]) -> Mapping[str, object]:
-    """What stands for the content of official files that are not here yet."""
+    """Stands for the content of official files that are not here yet."""
     return {file.name: [file.url, file.rows, file.size, file.sha256] for file in files}

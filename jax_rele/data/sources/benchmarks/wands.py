@@ -15,13 +15,13 @@ from types import MappingProxyType
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import tensorflow_datasets as tfds
 
 from jax_rele.data.pairs.splits import normalise_query
-from jax_rele.data.sources.benchmarks.builder import Benchmark, notice, reading
+from jax_rele.data.rows import SPLITS
+from jax_rele.data.sources.benchmarks.builder import Benchmark, notice, read_csv
 from jax_rele.data.sources.benchmarks.markup import plain_text
-from jax_rele.data.sources.benchmarks.official import OfficialFile, check_columns, check_rows
+from jax_rele.data.sources.benchmarks.official import OfficialFile, check_rows
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
 
@@ -177,16 +177,7 @@ def _number(text: str) -> np.float32:
 
 def _read(file: OfficialFile, path: Path) -> pa.Table:
     """A table of texts: separated by tabs, with quotes where a text holds a quote, a tab or a line break."""
-    # A row must lie within a block: the file is one.
-    options = pyarrow.csv.ReadOptions(block_size=min(max(path.stat().st_size, 1 << 20), (1 << 31) - 1))
-    with reading(path):
-        table = pyarrow.csv.read_csv(
-            path,
-            read_options=options,
-            parse_options=pyarrow.csv.ParseOptions(delimiter="\t", newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(file.columns, pa.string())),
-        )
-    check_columns(file, path, table.column_names)
+    table = read_csv(file, path, delimiter="\t", newlines_in_values=True)
     for name in ONE_LINE & set(file.columns):
         broken = pc.indices_nonzero(pc.match_substring(table[name], "\n"))
         if len(broken):
@@ -195,4 +186,4 @@ def _read(file: OfficialFile, path: Path) -> pa.Table:
                 f"{path}: a quote that is never closed swallows rows (about line {broken[0].as_py() + 2}, the column "
                 f"{name} begins with {value!r}); close it, or fetch the file again"
             )
-    return table.select(file.columns)
+    return table
