@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rele import losses
-from jax_rele.config import AdaptConfig, Config, FinetuneConfig, StudentName
+from jax_rele.config import AdaptConfig, Config, FinetuneConfig
 from jax_rele.distillation import objectives
 from jax_rele.distillation.fields import batch_fields
 from jax_rele.errors import UserError

@@ -128,7 +128,9 @@ def _tokenizers(config: Config, train: PairTable) -> tuple[PreTrainedTokenizerBa
         teacher = load_tokenizer(weights_folder(config.teacher.init), DECODER_TOKENS)
     check_verbalizers(teacher, config.labels.names)
     if config.student.init == "random":
-        student: PreTrainedTokenizerBase = train_tokenizer(_plain_texts(train, fields), config.student.random.vocab_size, encoder=True)
+        student: PreTrainedTokenizerBase = train_tokenizer(
+            _plain_texts(train, fields), config.student.random.vocab_size, encoder=True
+        )
     else:
         student = load_tokenizer(weights_folder(config.student.init), ENCODER_TOKENS)
     return teacher, student

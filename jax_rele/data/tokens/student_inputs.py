@@ -228,8 +228,8 @@ def augmented_rows(
     query_length: int,
     item_length: int,
     text_length: int,
-) -> dict[str, np.ndarray]:
-    """The cross-encoder's inputs with a text after each pair: `[CLS] query [SEP] item [SEP] text [SEP]`.
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids and types with a text after each pair: `[CLS] query [SEP] item [SEP] text [SEP]`, not padded.
 
     The text has the item's token type; one that is longer than `text_length` tokens loses its end.
     """
