@@ -141,3 +141,27 @@ def test_a_mistake_gives_one_line_and_status_two(capsys, arguments, message):
 def test_an_unknown_command_or_option_has_status_two(capsys, arguments):
     assert cli.main(arguments) == 2
     assert "jax-rele" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict"], "the following arguments are required: RUN, --model, --input, --output; `jax-rele predict"),
+        (["predict", "runs/x", "--modle", "teacher"], "--modle: did you mean --model?"),
+        (["predict", "r", "--model", "cross_encodr", "--input", "a", "--output", "b"], "did you mean cross_encoder?"),
+        (["compare", DEMO, "--recpes", "mkd"], "there is no option --recpes; --recpes: did you mean --recipes?"),
+        (["compare", DEMO, "--seeds", "0"], "argument --seeds: invalid positive_number value: '0'"),
+        (["annotate", "show-prmpt", "C"], "no command or file 'show-prmpt'; there are annotate show-prompt"),
+        (["annotate", "batch", "foo"], "no command or file 'batch'; there are annotate show-prompt"),
+        (["zzz"], "there is no command 'zzz'; `jax-rele --help` lists them"),
+        (["run", DEMO, "--distil.recipes", "mkd"], "unknown key; did you mean distill.recipes?"),
+        (["prepare", DEMO, "--distill.recipes", "lrkd"], "lrkd needs the head 'latent', which cross_encoder lacks"),
+        (["prepare", DEMO, "--teacher.init", "embedded:decoder"], "embedded:decoder: is called bundled:decoder"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line(capsys, arguments, message):
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -53,7 +53,8 @@ def _dispatch(arguments: list[str]) -> None:
     if selected is None:
         nearest = get_close_matches(arguments[0], COMMANDS, 1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise UserError(f"there is no command {arguments[0]!r}{hint} `jax-rele --help` lists them")
+        raise UserError(f"there is no command {arguments[0]!r}{hint}; `jax-rele --help` lists them")
+    _refuse_unknown_subcommand(selected.name, rest)
     if selected.reads_config and not rest:
         raise UserError(
             f"{selected.name} needs a config file: jax-rele {selected.name} CONFIG.yaml [--path.to.field VALUE ...]"
@@ -62,6 +63,16 @@ def _dispatch(arguments: list[str]) -> None:
         _print_config_help(selected.name, rest[0] if not rest[0].startswith("-") else None)
         return
     run_command(selected, rest)
+
+
+def _refuse_unknown_subcommand(name: str, rest: Sequence[str]) -> None:
+    """Raises UserError where a word that is no file follows a command that has subcommands."""
+    known = [other for other in COMMANDS if other.startswith(f"{name} ")]
+    if known and rest and not rest[0].startswith("-") and not os.path.splitext(rest[0])[1]:
+        if os.path.exists(rest[0]):
+            return
+        nearest = get_close_matches(f"{name} {rest[0]}", known, 1, 0.8) or known
+        raise UserError(f"{name}: there is no command or file {rest[0]!r}; there are {', '.join(nearest)}")
 
 
 def format_help() -> str:

@@ -14,7 +14,7 @@ from jax_rele.runs.stages import STAGES
 _RUN = argument("run", type=Path, metavar="RUN", help="folder of a finished run, e.g. runs/demo")
 
 
-def _positive(text: str) -> int:
+def positive_number(text: str) -> int:
     if (number := int(text)) < 1:
         raise ValueError
     return number
@@ -100,7 +100,7 @@ def read_batch(config: str, files: Sequence[str], overrides: Sequence[str]) -> N
 @command(
     argument("--recipes", nargs="+", metavar="RECIPE", help="in place of distill.recipes"),
     argument("--students", nargs="+", metavar="STUDENT", help="in place of distill.students"),
-    argument("--seeds", type=_positive, default=5, metavar="N", help="number of training seeds; 5"),
+    argument("--seeds", type=positive_number, default=5, metavar="N", help="number of training seeds; 5"),
     argument("--reference", metavar="RECIPE", help="the recipe that the others are compared with; label_only"),
     argument("--labelled", nargs="+", type=int, default=(), metavar="N", help="numbers of labelled pairs, for a curve"),
     argument(

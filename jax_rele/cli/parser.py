@@ -56,15 +56,18 @@ CONFIG: Argument = (("config",), {"metavar": "CONFIG.yaml", "help": "the run"})
 class Parser(argparse.ArgumentParser):
     """Names the nearest option or choice where one is misspelt."""
 
+    words: Sequence[str] = ()
+
     def error(self, message: str) -> NoReturn:
-        known = [option for action in self._actions for option in action.option_strings]
-        for action in self._actions:
-            known += [str(choice) for choice in action.choices or ()]
-        for word in message.replace("'", " ").replace(":", " ").split():
+        """Ends the process with one line, which names what is nearest to a misspelt option or choice."""
+        options = [option for action in self._actions for option in action.option_strings]
+        choices = [str(choice) for action in self._actions for choice in action.choices or ()]
+        for word in (word.partition("=")[0] for word in self.words):
+            known = options if word.startswith("-") else choices
             if word not in known and (nearest := get_close_matches(word, known, 1, 0.75)):
-                message = f"{message}; did you mean {nearest[0]}?"
+                message = f"{message}; {word}: did you mean {nearest[0]}?"
                 break
-        super().error(message)
+        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` explains it\n")
 
 
 def argument(*names: str, **keywords: Any) -> Argument:
@@ -97,9 +100,22 @@ def find_command(words: Sequence[str]) -> tuple[Command | None, list[str]]:
 def run_command(selected: Command, words: Sequence[str]) -> object:
     """Parses the words and calls the command."""
     parser = selected.parser()
+    parser.words = words
     if not selected.reads_config:
         return selected.function(**vars(parser.parse_args(words)))
     if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
         parser.error(f"the config file comes first: jax-rele {selected.name} CONFIG.yaml [--path.to.field VALUE ...]")
     parsed, overrides = parser.parse_known_args(words)
+    _refuse_misspelt_options(parser, [word.partition("=")[0] for word in overrides])
     return selected.function(**vars(parsed), overrides=overrides)
+
+
+def _refuse_misspelt_options(parser: Parser, words: Sequence[str]) -> None:
+    """Ends the process where a word is no field of the config and like one of the command's own options."""
+    from jax_rele.config import Config
+
+    own = [option for action in parser._actions for option in action.option_strings]
+    for word in words:
+        is_field = not word.startswith("--") or word.lstrip("-").partition(".")[0] in Config.model_fields
+        if not is_field and get_close_matches(word, own, 1, 0.75):
+            parser.error(f"there is no option {word}")

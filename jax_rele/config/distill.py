@@ -61,7 +61,7 @@ class DistillConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Temperature of the score distributions in the KL terms."""
     group_size: Positive = 4
-    """Pairs of a group, which have the same query: one labelled, the rest scored by the teacher."""
+    """Most pairs of a group, which have the same query; the labelled pairs of a query are spread over its groups."""
     labelled_fraction: Annotated[float, Field(gt=0, le=1)] | ScheduleConfig = 0.5
     """Fraction of a batch's groups with labelled pairs; the others, where there are any, have pairs that only the
     teacher scored. A number or a schedule."""

@@ -80,7 +80,7 @@ def explain_unknown(path: str) -> str:
         if part not in section.model_fields:
             nearest = get_close_matches(part, section.model_fields, n=1)
             if nearest:
-                return f"unknown key; did you mean {'.'.join([*parts[:depth], nearest[0]])}?"
+                return f"unknown key; did you mean {'.'.join([*parts[:depth], nearest[0], *parts[depth + 1 :]])}?"
             return f"unknown key; {'.'.join(parts[:depth]) or 'the config'} has {', '.join(section.model_fields)}"
         section = section.model_fields[part].annotation
     return "unknown key; remove it or correct its spelling"

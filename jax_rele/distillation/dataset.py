@@ -100,7 +100,7 @@ def examples(tables: Tables) -> Iterator[tuple[list[Pair], Signals]]:
     labelled = (pair for pair in PairTable(tables.pairs) if pair.split == "train" and pair.label is not None)
     pairs = chain(labelled, PairTable(tables.unlabelled))
     for signals in iter_signals(tables.signals, tables.schema.names, tables.dimensions, CHUNK):
-        # Pairs without signals are skipped; where one has none after it, the iterator is at its end.
+        # Pairs without signals are skipped; a signal whose pair does not come later exhausts the iterator.
         part = [pair for pair_id in signals.pair_ids for pair in _take_until(pairs, pair_id)]
         if len(part) < len(signals.pair_ids):
             raise UserError(
@@ -120,7 +120,8 @@ def build_dataset(
 ) -> Dataset:
     """Everything that a student reads of the pairs where it is trained by any of these objectives.
 
-    The arrays are built once and cached by the content of pairs, signals and tokenizer.
+    The arrays are built once and cached by all that decides them: pairs, signals, tokenizer, fields, lengths, and the
+    encoder where it embeds rationales.
 
     Args:
       tables: the pairs and signals.

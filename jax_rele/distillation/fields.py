@@ -1,4 +1,4 @@
-"""The arrays of a training batch: one table for the dataset, the losses and `plan`."""
+"""The arrays of a training batch, for the dataset and for `plan`."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from jax_rele import losses
@@ -39,7 +40,7 @@ def terms(distill: DistillConfig, gains: Sequence[float], name: str, heads: Coll
     terms_by_name = losses.recipe(base, gains=gains, temperature=distill.temperature, heads=heads)
     for term_name, term in ({} if objective is None else objective.terms).items():
         path = f"distill.objectives.{name}.terms.{term_name}"
-        terms_by_name[term_name] = _term(path, term, terms_by_name.get(term_name))
+        terms_by_name[term_name] = _term(path, term, terms_by_name.get(term_name), gains)
         if term.weight == 0:
             del terms_by_name[term_name]
     if not terms_by_name:
@@ -84,7 +85,7 @@ def learns_evidence(distill: DistillConfig, gains: Sequence[float], name: str) -
     return "token_logits" in losses.needs(terms(distill, gains, name, OUTPUTS))[0]
 
 
-def _term(path: str, term: TermConfig, base: Term | None) -> Term:
+def _term(path: str, term: TermConfig, base: Term | None, gains: Sequence[float]) -> Term:
     if not term.loss and base is None:
         raise UserError(f"{path}.loss: the base has no term of this name; say which loss it is")
     options: dict[str, Any] = {"weight": 1.0}
@@ -101,6 +102,8 @@ def _term(path: str, term: TermConfig, base: Term | None) -> Term:
     options |= {key: value for key, value in overrides.items() if value is not None} | term.bind
     try:
         loss = base.fn if base is not None and not term.loss else resolve(f"{path}.loss", term.loss)
+        if "gains" in inspect.signature(loss).parameters:
+            options.setdefault("gains", np.asarray(gains, np.float32))
         return losses.term(loss, **options)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None

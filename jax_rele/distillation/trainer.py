@@ -39,7 +39,7 @@ from jax_rele.training.state import Apply, Batch, Step
 from jax_rele.types import Params, PyTree
 
 WINDOW = 32
-"""Steps whose groups are sorted into batches by length, where there are several lengths."""
+"""With length buckets, groups are sorted by length within this many steps."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Trainer:
       init_state: seed -> the state at step 0.
       batches: seed -> an iterator over this process's rows of every batch.
       params_of: state -> {student: its parameters}.
-      optimization, mesh: as in `make_trainer`.
+      optimization: how long and at what rate.
+      mesh: the devices.
     """
 
     step: Step
@@ -172,7 +173,7 @@ def make_trainer(
 
 
 def query_groups(queries: np.ndarray, labelled: np.ndarray, size: int, *, unlabelled: bool) -> np.ndarray:
-    """[groups, size] rows by query, -1 for none; without unlabelled pairs, the same groups less these."""
+    """[groups, size] rows by query, -1 for none; otherwise the same groups with the unlabelled pairs removed."""
     groups = group_by_query(queries, labelled, size)
     if unlabelled:
         return groups
@@ -192,8 +193,7 @@ def _groups(
 ) -> tuple[Groups, list[Stream]]:
     """The pairs in groups of one query, and the streams of groups with and without labelled pairs.
 
-    A batch holds so many groups that an objective without a teacher sees the same labelled pairs in the same step as
-    one that learns from the group's unlabelled pairs, and from other groups, too.
+    Labelled pairs fall on the same steps whether or not the objective uses unlabelled pairs.
     """
     selected = np.arange(len(dataset)) if selected is None else np.asarray(selected)
     query, labelled = dataset.columns["query"][selected], dataset.labelled[selected]

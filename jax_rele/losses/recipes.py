@@ -106,7 +106,7 @@ def needs(terms: Mapping[str, Term]) -> tuple[set[str], set[str]]:
 
 def needs_teacher(terms: Mapping[str, Term]) -> bool:
     """Whether terms read a teacher's signals, and so can learn from unlabelled pairs."""
-    return bool(needs(terms)[1] - {"labels"})
+    return bool(needs(terms)[1] - {"labels", "labels_mask", "segments", "segments_mask", "mask"})
 
 
 def learns_verdicts(terms: Mapping[str, Term]) -> bool:

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 
 from jax_rele.errors import UserError
-from jax_rele.io import atomic_folder, write_json
+from jax_rele.io import atomic_folder, write_error, write_json
 from jax_rele.models import bundled
 
 JsonObject: TypeAlias = Mapping[str, Any]
@@ -55,6 +55,8 @@ def resolve(source: str | Path, patterns: Sequence[str]) -> Path:
     """
     if str(source).startswith(bundled.BUNDLED):
         return bundled.folder(str(source))
+    if str(source).startswith("embedded:"):
+        raise UserError(f"{source}: is called {bundled.BUNDLED}{str(source).removeprefix('embedded:')}")
     if not str(source).startswith(HUB):
         folder = Path(source)
         if folder.is_dir():
@@ -276,13 +278,16 @@ def write_folder(
         path = Path(path).absolute()
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path}: exists and is not empty; choose another folder or remove it")
-        with atomic_folder(path) as folder:
-            for name, content in files.items():
-                if isinstance(content, Path):
-                    shutil.copyfile(content, folder / name)
-                else:
-                    write_json(folder / name, content)
-            _write_tensors(folder, tensors, stem, max_shard_size)
+        try:
+            with atomic_folder(path) as folder:
+                for name, content in files.items():
+                    if isinstance(content, Path):
+                        shutil.copyfile(content, folder / name)
+                    else:
+                        write_json(folder / name, content)
+                _write_tensors(folder, tensors, stem, max_shard_size)
+        except OSError as error:
+            raise write_error(path, error) from None
     else:
         # Every process takes part in gathering the blocks.
         for tensor in tensors:

@@ -60,6 +60,8 @@ def load_student(
     recipe = recipe or main_recipe(config)
     _check_known(run_dir, "student", name, config.distill.students)
     _check_known(run_dir, "recipe", recipe, config.distill.recipes)
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"load_student: dtype must be float32 or bfloat16, got {dtype!r}")
     if dtype is not None:
         config = config.model_copy(update={"student": config.student.model_copy(update={"dtype": dtype})})
     directory = layout.student_dir(run_dir, name, recipe)

@@ -51,8 +51,8 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print, whol
       config: the run.
       names: which stages; by default all.
       say: receives one line per stage, in process 0.
-      whole: whether the config has to be that of every stage that the run has finished, and becomes the run's; without,
-        it has to be that of the named stages alone.
+      whole: True checks the config against all finished stages and writes it to config.yaml; False checks the named
+        stages alone.
 
     Raises:
       UserError: a stage's folder belongs to another config or other inputs, an earlier stage is missing, another
@@ -255,12 +255,12 @@ def _read_manifest(run_dir: Path, name: str) -> Manifest | None:
         manifest = json.loads(path.read_text("utf-8"))
         kinds = {"status": str, "config": dict, "config_hash": str, "inputs": dict, "wall_seconds": int | float}
         version = manifest.get("format", 1)
-        if isinstance(version, int) and version != FORMAT:
+        if type(version) is int and version != FORMAT:
             raise UserError(
                 f"{run_dir}: was written by another version of jax_rele (run format {version}, this one has {FORMAT}); "
-                "choose another `name`, or use the version that wrote it"
+                "run it again under another `name`, or use the version that wrote it"
             )
-        if all(isinstance(manifest.get(key), kind) for key, kind in kinds.items()):
+        if type(version) is int and all(isinstance(manifest.get(key), kind) for key, kind in kinds.items()):
             return manifest
     except FileNotFoundError:
         return None

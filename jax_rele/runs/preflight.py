@@ -8,12 +8,14 @@ from jax_rele.annotation import extra
 from jax_rele.config import Config
 from jax_rele.data.tokens.prompts import encode_prompts
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
+from jax_rele.distillation.objectives import student_terms
 from jax_rele.errors import UserError
 from jax_rele.models import build_teacher
 from jax_rele.models.build import build_encoder
 from jax_rele.models.partitioning import check_heads
 from jax_rele.models.quantize import load_qwix
 from jax_rele.models.weights import check_weights, weights_folder
+from jax_rele.students import build_student
 from jax_rele.teacher import check_lengths, check_verbalizers
 from jax_rele.training import check_rows, local_row_indices, make_local_mesh, make_mesh
 
@@ -22,16 +24,16 @@ def preflight(config: Config) -> None:
     """Raises UserError for what would otherwise fail after long work.
 
     That is: packages that annotators need; a mesh that does not fit the devices, the models' heads or the rows of a
-    batch; recipes that do not fit a student, or losses that cannot be found; and where the teacher
-    starts from weights, a config that is not supported, a folder that is not whole, a tokenizer that is not the
-    weights', labels that it cannot tell apart, or prompts and rationales longer than the context. Where
-    `score.signals` takes the teacher's place, nothing of the teacher is looked at.
+    batch; recipes that do not fit a student, or losses that cannot be found; and where the teacher starts from weights,
+    a config that is not supported, an incomplete folder, a tokenizer of another model, labels that it cannot
+    distinguish, or prompts and rationales longer than the context. With `score.signals` the teacher is not checked.
     """
     mesh, teacher = make_mesh(config.mesh), config.teacher
     if config.annotate.annotator == "llm" and not config.score.signals:
         extra.require(*extra.PACKAGES)
     check_encoder(config, mesh)
     _check_rows(config, mesh)
+    _check_objectives(config)
     if config.score.signals:
         if teacher.init != "random":
             # `prepare` would fetch its weights, and a manifest would name a teacher that has no part in the run.
@@ -59,6 +61,16 @@ def preflight(config: Config) -> None:
     )
     # Without pairs it looks at the instructions alone.
     encode_prompts(tokenizer, [], config.data.item_fields, teacher.prompt_length, teacher.instructions)
+
+
+def _check_objectives(config: Config) -> None:
+    """Raises UserError for a recipe that does not fit a student, or a loss that cannot be found."""
+    distill, section, labels = config.distill, config.student, config.labels
+    vocab_size = section.random.vocab_size if section.init == "random" else 0
+    for name in distill.students:
+        model = build_student(name, section, vocab_size, len(labels.names), len(config.rationale.dimensions))
+        for recipe in distill.recipes:
+            student_terms(distill, labels.gains, recipe, name, model.heads)
 
 
 def check_encoder(config: Config, mesh: jax.sharding.Mesh) -> None:

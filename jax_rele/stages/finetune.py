@@ -69,7 +69,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
 def encode(
     config: Config, run_dir: Path, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]
 ) -> tuple[list[Pair], list[list[int]], list[Answer]]:
-    """The pairs with a rationale that concludes, their prompts, and the rationales as the teacher is to write them.
+    """The pairs with a rationale that has a label, their prompts, and the rationales as the teacher is to write them.
 
     Raises:
       UserError: there is none; or rules, which explain every labelled pair, have none for one.

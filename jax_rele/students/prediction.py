@@ -32,8 +32,8 @@ from jax_rele.students.base import InputSpec, StudentModel
 from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, PyTree, Span, StudentOutputs
 
 LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 256, 32), *range(256, 513, 64))
-"""To which rows are padded; a longer row is padded to a multiple of the last. Each is one more program to compile; less
-than a fifth of a row of more than 32 tokens is padding."""
+"""Padded lengths; a longer row is padded to a multiple of the last. Each compiles once. Above 32 tokens, less than a
+fifth of a row is padding."""
 
 AHEAD = 1
 """Batches that are on the device while another one's results are fetched."""
@@ -315,7 +315,7 @@ def _mean_of_tokens(hidden: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def _distinct(student: Student, rows: Sequence[Sequence[int]], side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of the distinct rows, and for each row the number of its own."""
+    """Embeddings of the distinct rows, and for each row the index of its embedding."""
     numbers: dict[tuple[int, ...], int] = {}
     of_row = np.array([numbers.setdefault(tuple(row), len(numbers)) for row in rows])
     return _in_buckets(student, list(numbers), side=side), of_row

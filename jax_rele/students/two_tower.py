@@ -37,8 +37,8 @@ class TwoTower(nn.Module):
       embedding_width: E, of the projection; 0: no projection, E is the encoder's width.
       view_width: width of a dimension's view (K).
       towers: `shared`: both sides use the same weights; `separate`: each has its own.
-      distinguish_sides: whether the sides have different token types. Pretrained weights that never saw
-        them are better without.
+      distinguish_sides: whether the sides have different token types. False for pretrained
+        encoders, which did not learn such types.
       pooling: an embedding is the `mean` of the tokens or the `first` token.
       normalize: whether embeddings have unit length; otherwise the cosine is an inner product.
       head: `cosine`, `mlp` or `maxsim`.

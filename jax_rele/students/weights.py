@@ -31,8 +31,8 @@ def with_encoder(params: Params, encoder: Params | None, path: Sequence[str] = (
 
     Args:
       params: the parameters of one student, or of several by name.
-      encoder: what `load_encoder` returned. What the student does not use of it, as a pooler, is left out, and what it
-        adds stays at random.
+      encoder: what `load_encoder` returned. Weights that the student does not use, e.g. a pooler, are dropped;
+        parameters without loaded weights stay random.
       path: of the student's parameters in `params`.
     """
     if encoder is None:

@@ -98,7 +98,7 @@ class _Form:
       verbalizers: the tokens of the labels.
       before_label: the fixed tokens just before the label.
       follow: the token after the label.
-      comparisons: the template of the decoded part; None for a label alone.
+      template: the template of the decoded part; None for a label alone.
       end: the token after the answer.
     """
 

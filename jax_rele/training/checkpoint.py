@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Stateful(Protocol):
-    """What can be moved to where it was, as Grain's iterators."""
+    """An object whose position can be saved and restored, as Grain's iterators."""
 
     def get_state(self) -> PyTree: ...
 
@@ -64,8 +64,8 @@ def _abstract(tree: PyTree) -> PyTree:
 def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, iterator: Stateful) -> None:
     """Saves the trainable state and the data iterator's position, if the step is due.
 
-    The iterator's state must be the same in every process, as that of `data.loader.batches` is: it is saved once, so
-    that any number of processes can resume from it.
+    The iterator's state must be the same in every process, as that of `data.batches.loader.batches` is: it is saved
+    once, so that any number of processes can resume from it.
     """
     checkpoints.save_checkpointables(step, {STATE: _trainable_state(state), DATA: iterator.get_state()})
 

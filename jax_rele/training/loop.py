@@ -38,7 +38,7 @@ def train(
     Args:
       step: a compiled training step, see `sharding.shard_step`.
       state: the state at step 0, on the mesh; its buffers are donated.
-      batches: a Grain iterator over this process's numpy rows of every batch, see `data.loader.batches`.
+      batches: a Grain iterator over this process's numpy rows of every batch, see `data.batches.loader.batches`.
       config: how long, how often to save and log.
       mesh: where batches go.
       directory: the folder of this training run.

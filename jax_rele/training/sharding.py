@@ -137,7 +137,7 @@ def make_init_fn(
 
 
 def _parts_of_process(mesh: jax.sharding.Mesh, process: int) -> tuple[list[int], int]:
-    """Which of how many equal parts of a batch a process's devices hold; alone it holds the one part."""
+    """(Indices of the parts of a batch that this process holds, number of parts); ([0], 1) for one process."""
     if len({device.process_index for device in mesh.devices.flat}) == 1:
         return [0], 1
     by_row = mesh.devices.reshape(-1, mesh.shape["tensor"])

@@ -41,7 +41,7 @@ def make_train_step(
       loss: the objective.
       tx: the optimizer.
       micro_batches: parts of a batch.
-      group_size: so many rows, one after the other, stay together: those of a group of `data.loader.flatten_groups`.
+      group_size: consecutive rows per group (see `data.batches.loader.flatten_groups`); a group is never split.
       term_gradients: also report the gradient norm of each term's mean, before its weight: one more backward pass a
         term, for diagnosis.
       extra_metrics: `(outputs, batch) -> {name: (sum, count)}` of other figures of the outputs to log, e.g. the

@@ -94,3 +94,9 @@ def test_what_recipes_need():
 def test_an_unknown_recipe_is_named():
     with pytest.raises(ValueError, match="unknown recipe 'mdk'; there are label_only"):
         losses.recipe("mdk", gains=GAINS, temperature=2.0, heads=OUTPUTS)
+
+
+def test_a_ranking_of_labels_needs_no_teacher():
+    gains = np.array([1.0, 0.0], np.float32)
+    assert not losses.needs_teacher({"rank": losses.term(losses.pairwise_logistic, gains=gains)})
+    assert losses.needs_teacher({"margin": losses.term(losses.margin_mse, gains=gains)})

@@ -275,6 +275,10 @@ def test_a_run_of_another_version_is_refused_before_its_config_is_read(tiny, tmp
         assert error.count("\n") == 1
     with pytest.raises(UserError, match="another version of jax_rele"):
         pipeline.read_config(copy)
+    for damaged in ("2", None, 2.0, [2], True):
+        manifest.write_text(json.dumps({**values, "format": damaged}))
+        with pytest.raises(UserError, match=r"manifest\.json: damaged"):
+            pipeline.read_config(copy)
 
 
 # ---- predict and explain

@@ -190,6 +190,12 @@ def test_a_loss_from_outside_trains_through_the_config(folder, tmp_path):
     assert {key[9:] for key in rows[-1] if key.startswith("gradient/")} == set(built)
 
 
+def test_a_loss_gets_the_gains_of_the_config(folder):
+    config = config_of(objectives={"mine": {"terms": {"rank": {"loss": "pairwise_logistic"}}}}, recipes=["mine"])
+    built = terms_of(config, folder, "two_tower", "mine")
+    np.testing.assert_allclose(built["rank"].bind["gains"], config.labels.gains)
+
+
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
