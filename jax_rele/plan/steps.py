@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rele import losses
-from jax_rele.config import AdaptConfig, Config, FinetuneConfig, StudentName
+from jax_rele.config import AdaptConfig, Config, FinetuneConfig
 from jax_rele.distillation import objectives
 from jax_rele.distillation.fields import batch_fields
 from jax_rele.errors import UserError
@@ -173,8 +173,7 @@ def _language_step(
 
 
 def _lower_train_step(step: Callable, mesh: jax.sharding.Mesh, state: TrainState, batch: PyTree) -> jax.stages.Lowered:
-    # `shard_step` puts the jitted function on the one that it returns.
-    compiled: jax.stages.Wrapped = vars(shard_step(step, mesh, state))["compiled"]
+    compiled = shard_step(step, mesh, state).compiled
     with use(mesh):
         return compiled.lower(dataclasses.replace(state, frozen={}), state.frozen, batch)
 

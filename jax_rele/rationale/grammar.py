@@ -21,9 +21,6 @@ from typing import TypeAlias
 from jax_rele.names import ORDERS
 from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
 
-ORDERS = ("rationale_first", "label_first", "label_only")
-"""The position of the label: after the comparisons, before them, or alone."""
-
 KINDS = ("fixed", "query_values", "item_values", "verdict", "label")
 """The kinds of segments of a rendered rationale."""
 

@@ -102,7 +102,9 @@ def train_here(directory: Path, devices=None, dies: bool = False):
 def environment() -> dict[str, str]:
     """That of the tests, less what would make a process part of another run; compilers are told to be quick."""
     variables = {
-        name: value for name, value in os.environ.items() if name not in (*distributed.GIVEN, distributed.DETECT)
+        name: value
+        for name, value in os.environ.items()
+        if name not in (*distributed.ADDRESS_VARIABLES, distributed.DETECT)
     }
     return variables | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"}
 
@@ -232,7 +234,7 @@ def test_what_the_processes_read_makes_up_the_batch_of_one(data, fsdp, tensor, s
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
     devices = np.array([SimpleNamespace(process_index=owner) for owner in range(4)]).reshape(4, 1, 1)
     mesh = SimpleNamespace(shape={"data": 4, "fsdp": 1, "tensor": 1}, devices=devices)
-    with pytest.raises(UserError, match="mesh: 6 rows or groups of a step do not divide over data x fsdp = 4 devices"):
+    with pytest.raises(UserError, match="mesh: 6 rows or groups of a step over several processes do not divide"):
         local_row_indices(mesh, 6)
 
 
@@ -264,7 +266,7 @@ def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
     ],
 )
 def test_a_half_set_environment_is_refused(monkeypatch, variables, message):
-    for name in (*distributed.GIVEN, distributed.DETECT):
+    for name in (*distributed.ADDRESS_VARIABLES, distributed.DETECT):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -275,7 +277,7 @@ def test_a_half_set_environment_is_refused(monkeypatch, variables, message):
 
 
 def test_without_an_environment_a_process_is_alone(monkeypatch):
-    for name in (*distributed.GIVEN, distributed.DETECT):
+    for name in (*distributed.ADDRESS_VARIABLES, distributed.DETECT):
         monkeypatch.delenv(name, raising=False)
     with distributed.join_processes():
         assert not distributed.initialize()
