@@ -173,8 +173,7 @@ def _language_step(
 
 
 def _lower_train_step(step: Callable, mesh: jax.sharding.Mesh, state: TrainState, batch: PyTree) -> jax.stages.Lowered:
-    # `shard_step` puts the jitted function on the one that it returns.
-    compiled: jax.stages.Wrapped = vars(shard_step(step, mesh, state))["compiled"]
+    compiled = shard_step(step, mesh, state).compiled
     with use(mesh):
         return compiled.lower(dataclasses.replace(state, frozen={}), state.frozen, batch)
 
