@@ -268,20 +268,12 @@ class Decoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, name="layers")
         # The cache is carried from layer to layer, so that a step writes its tokens in place and copies no layer.
-        cached = self._cache(tokens.shape[0]) if self.cache_length else None
-        cache = None if cached is None else tuple(variable.value for variable in cached)
+        shape = (config.layers, tokens.shape[0], self.cache_length, config.kv_heads, config.head_dim)
+        names = ("key", "value") if self.cache_length else ()
+        cached = [self.variable("cache", name, jnp.zeros, shape, config.dtype) for name in names]
+        cache = tuple(variable.value for variable in cached) or None
         (x, cache), _ = layers((x, cache), positions, segments, deterministic, window, jnp.arange(config.layers))
-        for variable, value in zip(cached or (), cache or ()):
+        for variable, value in zip(cached, cache or ()):
             variable.value = value
         hidden = RMSNorm(config.norm_eps, param_dtype=config.param_dtype, name="final_norm")(x)
         return DecoderOutputs(hidden=hidden, output_embedding=output_embedding.astype(config.dtype))
-
-    def _cache(self, batch: int) -> list[nn.Variable]:
-        config = self.config
-        shape = (config.layers, batch, self.cache_length, config.kv_heads, config.head_dim)
-        return [self.variable("cache", name, jnp.zeros, shape, config.dtype) for name in ("key", "value")]
-
-
-def init_decoder(model: Decoder) -> Callable[[jax.Array], Params]:
-    """rng -> the decoder's variables."""
-    return lambda rng: model.init(rng, jnp.zeros((1, 8), jnp.int32))

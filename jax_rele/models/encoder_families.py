@@ -169,17 +169,11 @@ def _check_layers(where: str, raw: JsonObject) -> None:
     ropes = raw.get("rope_parameters") or {}
     if not isinstance(ropes, Mapping) or not all(isinstance(rope, Mapping) for rope in ropes.values()):
         raise UserError(f"{where}: key rope_parameters must hold an object for each of {' and '.join(LAYER_KINDS)}")
-    check_keys(
-        where, {f"rope_parameters.{kind}": 0 for kind in ropes}, {f"rope_parameters.{k}" for k in LAYER_KINDS}, {}
-    )
+    check_keys(where, dict.fromkeys(ropes, 0), LAYER_KINDS, {}, "rope_parameters.")
     for kind, old in OLD_THETAS.items():
         rope, name = ropes.get(kind, {}), f"rope_parameters.{kind}"
-        check_keys(
-            where,
-            {f"{name}.{key}": value for key, value in rope.items()},
-            {f"{name}.rope_theta"},
-            {f"{name}.rope_type": ("default",), f"{name}.partial_rotary_factor": (1.0,)},
-        )
+        fixed = {"rope_type": ("default",), "partial_rotary_factor": (1.0,)}
+        check_keys(where, rope, ("rope_theta",), fixed, f"{name}.")
         theta = read_theta(where, raw, old, name, rope)
         if theta is not None and not (isinstance(theta, int | float) and theta > 1):
             raise UserError(f"{where}: key {old} is {theta!r:.60}; it must be a number greater than 1")

@@ -279,12 +279,8 @@ def _check_rope(where: str, raw: Mapping[str, object]) -> None:
         if not isinstance(kind, str) or kind not in ROPE_READ:
             raise UserError(f"{where}: key {key}.rope_type is {kind!r:.60}; supported are {', '.join(ROPE_READ)}")
         read = ROPE_READ[kind]
-        check_keys(
-            where,
-            {f"{key}.{name}": entry for name, entry in value.items()},
-            {f"{key}.{name}" for name in ("rope_type", "type", "rope_theta", *read)},
-            {f"{key}.partial_rotary_factor": (1.0,)},
-        )
+        known = ("rope_type", "type", "rope_theta", *read)
+        check_keys(where, value, known, {"partial_rotary_factor": (1.0,)}, f"{key}.")
         for name in ("rope_theta", *read):
             entry, needed = value.get(name), name in ROPE_NEEDED and name in read
             is_positive = isinstance(entry, int | float) and entry > 0

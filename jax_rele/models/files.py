@@ -123,7 +123,11 @@ def words(*groups: str) -> frozenset[str]:
 
 
 def check_keys(
-    where: str | Path, raw: Mapping[str, object], known: Collection[str], fixed: Mapping[str, tuple[object, ...]]
+    where: str | Path,
+    raw: Mapping[str, object],
+    known: Collection[str],
+    fixed: Mapping[str, tuple[object, ...]],
+    prefix: str = "",
 ) -> None:
     """Refuses keys of a config that would be ignored though they change what is computed.
 
@@ -132,6 +136,7 @@ def check_keys(
       raw: the config.
       known: keys that are read or change nothing.
       fixed: keys that are not read, and their values that change nothing. Null, {} and [] never do.
+      prefix: precedes the keys in messages.
 
     Raises:
       UserError: a key is not known and has none of these values.
@@ -140,10 +145,10 @@ def check_keys(
         if key in known or value is None or value in ({}, []):
             continue
         if key not in fixed:
-            raise UserError(f"{where}: key {key} ({value!r:.60}) is not supported")
+            raise UserError(f"{where}: key {prefix}{key} ({value!r:.60}) is not supported")
         if value not in fixed[key]:
             supported = " or ".join(map(repr, fixed[key]))
-            raise UserError(f"{where}: key {key} is {value!r:.60}; supported is {supported}")
+            raise UserError(f"{where}: key {prefix}{key} is {value!r:.60}; supported is {supported}")
 
 
 @dataclass(frozen=True)

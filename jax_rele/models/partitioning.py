@@ -35,6 +35,11 @@ def use(mesh: jax.sharding.Mesh) -> Iterator[None]:
         yield
 
 
+def axis_names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of an entry of `RULES` or of a partition spec."""
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
 def shardings(boxed: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     """The sharding of every leaf of a tree whose arrays (or their shapes) carry logical axis names.
 
@@ -46,7 +51,7 @@ def shardings(boxed: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(tree)):
         leaf = leaf.value if isinstance(leaf, nn.LogicallyPartitioned) else leaf
         for size, axes in zip(leaf.shape, sharding.spec):
-            names = (axes,) if isinstance(axes, str) else axes or ()
+            names = axis_names(axes)
             parts = math.prod(mesh.shape[name] for name in names)
             if size % parts:
                 raise UserError(

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from jax_rele.errors import UserError
+from jax_rele.models.partitioning import axis_names
 from jax_rele.types import Params, PyTree
 
 Kind = Literal["int8", "nf4"]
@@ -70,11 +71,11 @@ def quantize_kernel(kernel: jax.Array | jax.ShapeDtypeStruct, kind: Kind) -> PyT
 
 def _follow(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
     """The kernel's sharding for an array of as many axes; an axis that the devices do not divide is not split."""
-    parts = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, *[None] * (len(shape) - len(sharding.spec))))
+    spec = (*sharding.spec, *[None] * (len(shape) - len(sharding.spec)))
     axes = []
-    for axis, size in zip(parts.spec, shape):
-        names = (axis,) if isinstance(axis, str) else axis or ()
-        axes.append(axis if size % math.prod(sharding.mesh.shape[name] for name in names) == 0 else None)
+    for axis, size in zip(spec, shape):
+        parts = math.prod(sharding.mesh.shape[name] for name in axis_names(axis))
+        axes.append(None if size % parts else axis)
     return NamedSharding(sharding.mesh, PartitionSpec(*axes))
 
 

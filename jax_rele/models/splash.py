@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jax_rele.errors import UserError
-from jax_rele.models.partitioning import RULES
+from jax_rele.models.partitioning import RULES, axis_names
 
 VECTOR_WIDTH = 128
 """A TPU's vector width; the kernel's blocks are multiples of it."""
@@ -62,7 +62,8 @@ def splash_attention(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return local(query, key, value, segments)
-    rows, heads = (tuple(axis for axis in _mesh_axes(name) if axis in mesh.shape) for name in ("batch", "heads"))
+    rules = dict(RULES)
+    rows, heads = (tuple(a for a in axis_names(rules[name]) if a in mesh.shape) for name in ("batch", "heads"))
     parts = math.prod(mesh.shape[axis] for axis in heads)
     for name, count in (("query", query.shape[2]), ("key and value", key.shape[2])):
         if count % parts:
@@ -75,11 +76,6 @@ def splash_attention(
     ids = None if segments is None else (PartitionSpec(rows), PartitionSpec(rows))
     mapped = jax.shard_map(local, in_specs=(split, split, split, ids), out_specs=split, check_vma=False)
     return mapped(query, key, value, segments)
-
-
-def _mesh_axes(name: str) -> tuple[str, ...]:
-    axes = dict(RULES)[name]
-    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def _on_one_device(query, key, value, segments, *, window):

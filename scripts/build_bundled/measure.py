@@ -92,7 +92,7 @@ def measure(folder: Path, base: str) -> None:
     print(f"words: {accuracy(hits)}, commonest answer {majority(truths):.3f}, {len(truths)} words")
 
     # ---- rationales as the base writes them
-    for name, pairs in (("made-up pairs", crossed), ("judged pairs", corpus.held_out)):
+    for name, pairs in (("crossed pairs", crossed), ("judged pairs", corpus.held_out)):
         judged = judge(teacher("rationale_first"), pairs)
         expected = rules.annotator.annotate(pairs)
         parsed = [n for n, rationale in enumerate(judged.rationales) if not isinstance(rationale, ParseFailure)]
