@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from jax_rele.config import Config
 from jax_rele.data import long_tail, read_pairs_table, read_table, write_table
-from jax_rele.distillation import dataset as training_data
-from jax_rele.distillation import trainer
-from jax_rele.distillation.dataset import TrainingData
 from jax_rele.errors import UserError
 from jax_rele.evaluation import BASELINES, slices
 from jax_rele.evaluation.assemble import REFERENCE_RECIPE
 from jax_rele.evaluation.comparison import Cell, HeldOutPairs, compare
 from jax_rele.evaluation.comparison_page import figures, write_page
 from jax_rele.evaluation.comparison_text import markdown
-from jax_rele.io import hash_values
-from jax_rele.runs import artefacts, pipeline, students
+from jax_rele.io import hash_values, write_json, write_text
+from jax_rele.runs import layout, pipeline
 from jax_rele.stages import distill, evaluate
+from jax_rele.stages.distill import Distillation
 from jax_rele.students import label_probs, predict
 from jax_rele.training import distributed
 from jax_rele.types import Pair
@@ -48,8 +46,8 @@ def run(
     labelled: Sequence[int] = (),
     teacher_labelled: Sequence[int] = (),
     reference: str = REFERENCE_RECIPE,
-    say=print,
-) -> dict[str, Any]:
+    say: Callable[[str], None] = print,
+) -> dict[str, object]:
     """Trains every student by every recipe of the config with every seed, and compares them.
 
     The stages up to `score` run first where they have not. Results go to `compare/` in the run's folder:
@@ -79,22 +77,26 @@ def run(
     stages = tuple(pipeline.STAGES)
     pipeline.run(config, stages[: stages.index("distill")], say=say, whole=False)
     run_dir, schema = config.run_dir, config.labels.schema_
-    data, train = training_data.open_data(config, run_dir), artefacts.load_pairs(run_dir, "train")
-    held_out = {split: artefacts.load_pairs(run_dir, split) for split in ("validation", config.evaluate.split)}
-    points = _points(data.labelled, len(data) - data.labelled, labelled, teacher_labelled)
+    distillation, train = distill.prepare(config, run_dir), layout.load_pairs(run_dir, "train")
+    has_label = distillation.datasets[config.distill.students[0]].labelled
+    n_labelled = int(has_label.sum())
+    held_out: dict[str, list[Pair]] = {
+        split: layout.load_pairs(run_dir, split) for split in ("validation", config.evaluate.split)
+    }
+    points = _points(n_labelled, len(has_label) - n_labelled, labelled, teacher_labelled)
     numbers = [config.seed + number for number in range(seeds)]
 
     cells = []
     for point in points:
-        chosen = np.r_[: point.labelled, data.labelled : data.labelled + point.teacher_labelled]
+        selected = np.r_[: point.labelled, n_labelled : n_labelled + point.teacher_labelled]
         for student in config.distill.students:
             for recipe in config.distill.recipes:
-                results = list(_trained(config, run_dir, student, recipe, point, numbers, data, chosen, held_out, say))
+                results = list(_trained(config, distillation, student, recipe, point, numbers, selected, held_out, say))
                 validation, test = zip(*results)
                 cells.append(Cell(student, recipe, point.labelled, point.teacher_labelled, test, validation))
 
     pairs, validation = held_out[config.evaluate.split], held_out["validation"]
-    everyone = read_pairs_table(run_dir / artefacts.PAIRS)
+    everyone = read_pairs_table(run_dir / layout.PAIRS)
     tail = dict(zip((pair.pair_id for pair in everyone), long_tail(everyone, config.data.tail_max_frequency)))
     document = compare(
         cells,
@@ -115,13 +117,13 @@ def run(
     document = {"name": config.name, "split": config.evaluate.split, **document}
     folder, text = run_dir / "compare", markdown(document, title=f"{config.name}: recipes compared")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", "utf-8")
-    (folder / "comparison.md").write_text(text, "utf-8")
+    write_json(folder / "comparison.json", document, indent=1)
+    write_text(folder / "comparison.md", text)
     write_page(folder / "comparison.html", document)
     shutil.rmtree(folder / "figures", ignore_errors=True)
     (folder / "figures").mkdir()
     for stem, svg in figures(document).items():
-        (folder / "figures" / f"{stem}.svg").write_text(svg, "utf-8")
+        write_text(folder / "figures" / f"{stem}.svg", svg)
     say(text)
     say(f"{folder / 'comparison.html'}: the same with plots")
     return document
@@ -143,61 +145,51 @@ def _points(
 
 def _trained(
     config: Config,
-    run_dir: Path,
+    distillation: Distillation,
     student: str,
     recipe: str,
     point: Point,
     seeds: Sequence[int],
-    data: TrainingData,
-    chosen: np.ndarray,
+    selected: np.ndarray,
     held_out: dict[str, list[Pair]],
-    say,
+    say: Callable[[str], None],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each seed the label distributions of every held-out split; trains what is not there yet."""
+    """For each seed the label distributions on validation and on the evaluated split; trains what is missing."""
+    run_dir = config.run_dir
     folder = run_dir / "compare" / student / recipe / f"{point.labelled}+{point.teacher_labelled}"
     title = f"compare {student} {recipe} {point.labelled}+{point.teacher_labelled}"
     fingerprint = _fingerprint(config, run_dir, recipe)
-    training = None
+    trainer = None
     for seed in seeds:
         cell = folder / f"seed_{seed}"
         if not _is_done(cell, fingerprint):
-            if training is None:
-                terms = {student: trainer.terms_of(config, run_dir, student, recipe)}
-                training = trainer.prepare(config, run_dir, recipe, terms, data, chosen)
-                model, tokenizer = students.student_model(config, run_dir, student)
-            state = trainer.fit(training, config, seed, cell, f"{title} seed {seed}")
-            ready = students.as_student(config, model, tokenizer, {"params": training.params_of(state)[student]})
-            _write(cell, {split: label_probs(predict(ready, part)) for split, part in held_out.items()}, held_out)
+            trainer = trainer or distillation.trainer(recipe, [student], selected)
+            params = trainer.fit(seed, cell, f"{title} seed {seed}")[student]
+            trained = dataclasses.replace(
+                distillation.students[student], variables={"params": params}, batch_size=config.score.batch_size
+            )
+            _write(cell, {split: label_probs(predict(trained, part)) for split, part in held_out.items()}, held_out)
             say(f"{title} seed {seed}: trained")
-        yield tuple(_read(cell, split, part) for split, part in held_out.items())
+        validation, evaluated = (_read(cell, split, held_out[split]) for split in ("validation", config.evaluate.split))
+        yield validation, evaluated
 
 
 def _fingerprint(config: Config, run_dir: Path, recipe: str) -> str:
-    """What a training depends on beside what its folder's name says."""
+    """A hash of what a training depends on besides the name of its folder."""
     read = config.model_dump(mode="json")
     own = {key: value for key, value in read["distill"].items() if key not in ("students", "recipes", "objectives")}
     manifests = [json.loads((run_dir / name / pipeline.MANIFEST).read_text("utf-8")) for name in ("prepare", "score")]
     inputs = [[manifest["config_hash"], manifest["inputs"]] for manifest in manifests]
     objective = read["distill"]["objectives"].get(recipe)
-    return hash_values(
-        [
-            own,
-            objective,
-            distill.external_inputs(config),
-            read["student"],
-            read["labels"],
-            read["rationale"],
-            read["data"],
-            inputs,
-        ]
-    )
+    sections = [read[name] for name in ("student", "labels", "rationale", "data")]
+    return hash_values([own, objective, distill.external_inputs(config), *sections, inputs])
 
 
 def _is_done(cell: Path, fingerprint: str) -> bool:
     begun = cell / "fingerprint"
     if not begun.exists():
         cell.mkdir(parents=True, exist_ok=True)
-        begun.write_text(fingerprint, "utf-8")
+        write_text(begun, fingerprint)
         return False
     if begun.read_text("utf-8") != fingerprint:
         raise UserError(
@@ -207,7 +199,7 @@ def _is_done(cell: Path, fingerprint: str) -> bool:
     return (cell / "predictions.parquet").exists()
 
 
-def _write(cell: Path, probs: dict[str, np.ndarray], held_out: dict[str, list[Pair]]) -> None:
+def _write(cell: Path, probs: dict[str, np.ndarray], held_out: Mapping[str, list[Pair]]) -> None:
     rows = [
         {"split": split, "pair_id": pair.pair_id, "label_probs": row.tolist()}
         for split, part in held_out.items()
@@ -229,12 +221,14 @@ def _labels(pairs: list[Pair], schema) -> np.ndarray:
     return np.array([schema.index(pair.label) for pair in pairs], np.int64)
 
 
-def _others(config: Config, run_dir: Path, train, validation, pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _others(
+    config: Config, run_dir: Path, train: list[Pair], validation: list[Pair], pairs: list[Pair]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Baselines and, where its figures can be had, the teacher: (evaluated, validation) label distributions."""
-    schema, fields = config.labels.schema_, config.data.item_fields
-    others = {
-        name: tuple(baseline(train, validation, asked, schema, fields) for asked in (pairs, validation))
-        for name, baseline in BASELINES.items()
-    }
+
+    def probs(baseline: Callable[..., np.ndarray], group: list[Pair]) -> np.ndarray:
+        return baseline(train, validation, group, config.labels.schema_, config.data.item_fields)
+
+    others = {name: (probs(baseline, pairs), probs(baseline, validation)) for name, baseline in BASELINES.items()}
     _, teacher = evaluate.judge_splits(config, run_dir, pairs, validation, explain=False)
     return others if teacher is None else {**others, "teacher": teacher}

@@ -61,8 +61,10 @@ class LabelSchema:
     def __len__(self) -> int:
         return len(self.names)
 
-    def index(self, name: str) -> int:
-        """The position of a label. Raises ValueError for a name outside the schema."""
+    def index(self, name: str | None) -> int:
+        """The position of a label. Raises ValueError for a name outside the schema, and for None."""
+        if name is None:
+            raise ValueError("a pair without a label has no index")
         return self.names.index(name)
 
     @property

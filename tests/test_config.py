@@ -8,9 +8,8 @@ import yaml
 
 from jax_rele import config
 from jax_rele.config.load import RENAMED
-from jax_rele.data.rows import SPLITS
 from jax_rele.errors import UserError
-from jax_rele.rationale.grammar import ORDERS
+from jax_rele.names import ORDERS, SPLITS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

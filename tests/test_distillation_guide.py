@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from jax_rele import losses
-from jax_rele.config import RECIPES, from_dict
+from jax_rele.config import from_dict
+from jax_rele.names import RECIPES
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "distillation.md").read_text("utf-8")
 

@@ -8,12 +8,12 @@ import jax_rele
 
 ROOT = Path(jax_rele.__file__).parent
 LAYERS = (
-    ("types", "errors", "progress", "io"),
+    ("types", "names", "errors", "progress", "io"),
     ("config",),
     ("data", "rationale", "losses", "models"),
     ("training", "teacher", "students", "evaluation", "annotation"),
-    ("runs",),
     ("distillation",),
+    ("runs",),
     ("stages",),
     ("plan", "compare"),
     ("cli",),

@@ -14,7 +14,8 @@ from jax_rele import cli
 from jax_rele.data import read_signals
 from jax_rele.models import Encoder, EncoderConfig, from_hf, load_peft, to_hf
 from jax_rele.rationale import parse
-from jax_rele.runs import pipeline, students
+from jax_rele.runs import pipeline
+from jax_rele.runs.load import load_student
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +83,7 @@ def test_students_start_from_the_weights_of_the_folder(open_model):
     start = from_hf(file.parent / "encoder", dtype=jnp.float32)[1]["params"]
     config = pipeline.read_config(run_dir)
     for name, towers in (("cross_encoder", ["encoder"]), ("two_tower", ["query_encoder", "item_encoder"])):
-        params = students.load_student(config, run_dir, name, "mkd").variables["params"]
+        params = load_student(run_dir, name, recipe="mkd", config=config).variables["params"]
         for tower in towers:
             apart = np.abs(params[tower]["word_embedding"] - start["word_embedding"]).max()
             assert 0 < apart < 0.01

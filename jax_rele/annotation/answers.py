@@ -1,51 +1,44 @@
-"""Rationales out of what a chat model answered: JSON by the schema, however it is dressed, else the grammar's lines."""
+"""Rationales from the answers of chat models: JSON by the schema, tolerantly read, else lines of the grammar."""
 
 from __future__ import annotations
 
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
-import json_repair
-
-from jax_rele.annotation.types import Answer
+from jax_rele.annotation import extra
+from jax_rele.annotation.types import ModelAnswer
 from jax_rele.rationale import ParseFailure, parse_output
 from jax_rele.types import VERDICTS, Comparison, Rationale
 
-KINDS = (
-    "empty",
-    "refusal",
-    "truncated",
-    "not_json",
-    "wrong_schema",
-    "unknown_verdict",
-    "unknown_label",
-    "several_labels",
-    "rejected",
-)
-"""What a failure can be. `rejected` means that the server refused the request for good."""
+KINDS = ("empty", "refusal", "truncated", "not_json", "wrong_schema", "unknown_verdict", "unknown_label",
+         "several_labels", "rejected")  # fmt: skip
+"""The kinds of failures. `rejected` means that the server refused the request for good."""
 
 MAX_VALUES = 16
-MAX_VALUE_CHARACTERS = 200
-"""More values on one side of a dimension, or longer ones, are no attributes."""
+"""Values on one side of a dimension; more are not attributes."""
 
+MAX_VALUE_CHARACTERS = 200
 MAX_CHARACTERS = 1 << 18
-"""Of an answer; only so many are read."""
+"""Of an answer; the rest is not read."""
 
 # Each attempt to read an object may scan the whole text.
 _MAX_OBJECTS = 64
 _MAX_REPAIRED = 1 << 15
 _DEEPEST = 64
 
+JsonObject: TypeAlias = dict[str, object]
+"""A JSON object."""
+
 _SECTIONS = ("query_attributes", "item_attributes", "verdicts")
 _VERDICT_ALIASES = {"匹配": "match", "一致": "match", "不匹配": "mismatch", "不一致": "mismatch"}
 _VERDICT_ALIASES |= {"缺失": "absent", "未提及": "absent", "无": "absent"}
 _THINK_END = re.compile(r"</(?:think|thinking|reasoning|analysis)>", re.IGNORECASE)
 _THINK_START = re.compile(r"<(?:think|thinking|reasoning|analysis)>", re.IGNORECASE)
-_DRESS = re.compile(r"[\s_\-]+")
+_SEPARATORS = re.compile(r"[\s_\-]+")
 _LABEL_FIELD = re.compile(r"[\"'“”‘’]label[\"'“”‘’]\s*[:：]\s*[\"'“”‘’]([^\"'“”‘’]*)", re.IGNORECASE)
 _LIST = re.compile(r"[/,|;、，；]| or | and |或|和")
 _REFUSAL = re.compile(
@@ -70,11 +63,8 @@ class _Unreadable(Exception):
         self.failure = Failure(kind, " ".join(detail.split())[:200])
 
 
-def read(answer: Answer, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale | Failure:
-    """The rationale in what came back for a sample; see `read_answer`.
-
-    An answer that was cut at its length still counts where all of it is there.
-    """
+def read(answer: ModelAnswer, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale | Failure:
+    """The rationale in an endpoint's answer (see `read_answer`), also in one cut at its length that is complete."""
     kind, _, detail = answer.failure.partition(": ")
     if kind and kind != "length":
         return Failure(kind if kind in KINDS else "rejected", detail or ("" if kind in KINDS else kind))
@@ -87,9 +77,9 @@ def read(answer: Answer, dimensions: Sequence[str], labels: Sequence[str]) -> Ra
 def read_answer(text: str, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale | Failure:
     """The rationale in a model's answer. Never raises.
 
-    Think blocks (unclosed, or opened in the prompt, too), code fences, prose around the object, slips of JSON (trailing
-    commas, single quotes, comments), and case, blanks and hyphens of names do not matter. Unknown dimensions are
-    dropped; one without values and verdict is absent. An answer without an object is read as `parse_output` reads.
+    Ignored are think blocks (also unclosed ones, or opened in the prompt), code fences, prose around the object, slips
+    of JSON (trailing commas, single quotes, comments), and case, blanks and hyphens of names. Unknown dimensions are
+    dropped; one without values and verdict is absent. An answer without an object is read by `parse_output`.
 
     Args:
       text: what the model wrote.
@@ -107,7 +97,7 @@ def read_answer(text: str, dimensions: Sequence[str], labels: Sequence[str]) -> 
         return Failure("not_json", "nested too deeply")
 
 
-def answer_form(rationale: Rationale, dimensions: Sequence[str]) -> dict[str, Any]:
+def answer_form(rationale: Rationale, dimensions: Sequence[str]) -> JsonObject:
     """A rationale in the form of the schema; `read_answer` reads it back."""
     parsed = {comparison.dimension: comparison for comparison in rationale.comparisons}
     compared = {name: parsed.get(name) or Comparison(name) for name in dimensions}
@@ -122,85 +112,79 @@ def answer_form(rationale: Rationale, dimensions: Sequence[str]) -> dict[str, An
 def _read(text: str, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale:
     if not text.strip():
         raise _Unreadable("empty", "")
-    whole = _strict(text.strip())
+    whole = _load(text.strip())
     if isinstance(whole, dict):
         return _rationale(_unwrap(whole), dimensions, labels)
     answer = _without_thoughts(text)
     if not answer.strip():
         raise _Unreadable("truncated", "ends in its thoughts")
-    objects = [parsed for parsed in _objects(answer) if _is_answer(parsed)]
-    if objects:
-        read = [_rationale(parsed, dimensions, labels) for parsed in objects]
-        if len({rationale.label for rationale in read}) > 1:
-            raise _Unreadable("several_labels", ", ".join(dict.fromkeys(str(r.label) for r in read)))
-        return read[-1]
-    return _read_damaged(answer, dimensions, labels)
+    rationales = [_rationale(parsed, dimensions, labels) for parsed in _objects(answer) if _is_answer(parsed)]
+    if len({rationale.label for rationale in rationales}) > 1:
+        raise _Unreadable("several_labels", ", ".join(dict.fromkeys(str(each.label) for each in rationales)))
+    return rationales[-1] if rationales else _read_damaged(answer, dimensions, labels)
 
 
 def _read_damaged(answer: str, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale:
-    """An answer without an object that is JSON: one with slips, one in the grammar's lines, or none."""
+    """An answer that holds no valid JSON object: JSON with slips, or lines of the grammar."""
     start, end = answer.find("{"), answer.rfind("}") + 1
     if start >= 0:
         body = answer[start:].rstrip().removesuffix("```").rstrip()
-        closed = next((parsed for marks in ("}", "}}") if isinstance(parsed := _strict(body + marks), dict)), None)
+        closed = next((parsed for marks in ("}", "}}") if isinstance(parsed := _load(body + marks), dict)), None)
         if closed is not None and _is_answer(closed):
             return _rationale(_unwrap(closed), dimensions, labels)
-    if 0 <= start < end and _balanced(answer[start:end]):
+    if 0 <= start < end and _is_balanced(answer[start:end]):
         repaired = _repair(answer[start:end])
         if repaired is not None and _is_answer(repaired):
             distinct = {_plain(label) for label in _LABEL_FIELD.findall(answer[start:end])}
             if len(distinct) > 1:
                 raise _Unreadable("several_labels", ", ".join(sorted(distinct)))
             return _rationale(_unwrap(repaired), dimensions, labels)
-    return _read_lines(answer, dimensions, labels, start, end)
-
-
-def _read_lines(answer: str, dimensions: Sequence[str], labels: Sequence[str], start: int, end: int) -> Rationale:
     lines = parse_output(answer, dimensions=dimensions, labels=labels)
-    if isinstance(lines, Rationale):
-        if all(
-            comparison.verdict == "absent" and not comparison.query_values + comparison.item_values
-            for comparison in lines.comparisons
-        ):
-            raise _Unreadable("wrong_schema", "a label without comparisons")
-        for comparison in lines.comparisons:
-            for value in (*comparison.query_values, *comparison.item_values):
-                _check_value(value, comparison.dimension)
-        return lines
-    assert isinstance(lines, ParseFailure)
+    if isinstance(lines, ParseFailure):
+        raise _why_unreadable(answer, lines.reason, start, end)
+    if all(each == Comparison(each.dimension) for each in lines.comparisons):
+        raise _Unreadable("wrong_schema", "a label without comparisons")
+    for comparison in lines.comparisons:
+        for value in (*comparison.query_values, *comparison.item_values):
+            _check_value(value, comparison.dimension)
+    return lines
+
+
+def _why_unreadable(answer: str, reason: str, start: int, end: int) -> _Unreadable:
+    """Why an answer is neither JSON nor lines of the grammar, where the latter failed for `reason`."""
     plain = answer.strip().lstrip("\"'*#> ")
     if start < 0 and _REFUSAL.match(plain):
-        raise _Unreadable("refusal", plain)
-    if start >= 0 and not _balanced(answer[start:]):
-        raise _Unreadable("truncated", f"ends in {answer.rstrip()[-40:]!r}")
-    if lines.reason.startswith("more than one label"):
-        raise _Unreadable("several_labels", lines.reason)
-    if lines.reason.startswith("the label "):
-        raise _Unreadable("unknown_label", lines.reason)
-    if ": the verdict " in lines.reason:
-        raise _Unreadable("unknown_verdict", lines.reason)
-    if 0 <= start < end and isinstance(_strict(answer[start:end]), dict):
-        raise _Unreadable("wrong_schema", "an object without label and verdicts")
-    raise _Unreadable("not_json", f"begins with {plain[:40]!r}")
+        return _Unreadable("refusal", plain)
+    if start >= 0 and not _is_balanced(answer[start:]):
+        return _Unreadable("truncated", f"ends in {answer.rstrip()[-40:]!r}")
+    if reason.startswith("more than one label"):
+        return _Unreadable("several_labels", reason)
+    if reason.startswith("the label "):
+        return _Unreadable("unknown_label", reason)
+    if ": the verdict " in reason:
+        return _Unreadable("unknown_verdict", reason)
+    if 0 <= start < end and isinstance(_load(answer[start:end]), dict):
+        return _Unreadable("wrong_schema", "an object without label and verdicts")
+    return _Unreadable("not_json", f"begins with {plain[:40]!r}")
 
 
 def _without_thoughts(text: str) -> str:
-    """What stands after the last think block; of an unclosed one at the end, what stands before it."""
+    """The text after the last think block, or before one that is not closed."""
     if closes := list(_THINK_END.finditer(text)):
         text = text[closes[-1].end() :]
     opened = _THINK_START.search(text)
     return text[: opened.start()] if opened else text
 
 
-def _strict(text: str) -> Any:
-    """JSON as it is written; None where it is none."""
+def _load(text: str) -> object:
+    """Valid JSON; None for anything else."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except ValueError:
         return None
 
 
-def _objects(text: str) -> Iterator[dict]:
+def _objects(text: str) -> Iterator[JsonObject]:
     """The outermost JSON objects in a text."""
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
     start = text.find("{")
@@ -209,16 +193,18 @@ def _objects(text: str) -> Iterator[dict]:
             return
         try:
             parsed, end = decoder.raw_decode(text, start)
+            yield _unwrap(parsed)
         except ValueError:
             end = start + 1
-        else:
-            yield _unwrap(parsed)
         start = text.find("{", end)
 
 
-def _repair(text: str) -> dict | None:
+def _repair(text: str) -> JsonObject | None:
     if len(text) > _MAX_REPAIRED or max(_depths(text), default=0) > _DEEPEST:
         return None
+    extra.require("json_repair")
+    import json_repair
+
     try:
         parsed = json_repair.loads(text, skip_json_loads=True)
     except (ValueError, TypeError, IndexError, KeyError, AttributeError):
@@ -226,7 +212,8 @@ def _repair(text: str) -> dict | None:
     return parsed if isinstance(parsed, dict) else None
 
 
-def _balanced(text: str) -> bool:
+def _is_balanced(text: str) -> bool:
+    """Whether every brace is closed, or the first one before the text ends."""
     depth = -1
     for depth in _depths(text):
         if depth <= 0:
@@ -243,39 +230,30 @@ def _depths(text: str) -> Iterator[int]:
             yield depth
 
 
-def _unique(couples: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; where a key stands twice with different values, it has both as a `_Twice`."""
-    fields: dict[str, Any] = {}
+class _Twice(tuple):
+    """The different values of a key that stands twice."""
+
+
+def _unique(couples: Iterable[tuple[str, object]]) -> JsonObject:
+    """An object; a key that stands twice with different values has both as a `_Twice`."""
+    fields: JsonObject = {}
     for key, value in couples:
         fields[key] = value if key not in fields or fields[key] == value else _Twice((fields[key], value))
     return fields
 
 
-class _Twice(tuple):
-    """The values of a key that stands twice."""
-
-
-def _unwrap(parsed: dict) -> dict:
+def _unwrap(parsed: JsonObject) -> JsonObject:
     """The answer within an object that holds nothing else, e.g. {"answer": {...}}."""
-    if len(parsed) == 1:
-        (inner,) = parsed.values()
-        if isinstance(inner, dict):
-            return inner
-    return parsed
+    inner = next(iter(parsed.values())) if len(parsed) == 1 else None
+    return inner if isinstance(inner, dict) else parsed
 
 
-def _is_answer(parsed: Mapping) -> bool:
-    keys = {_plain(key) for key in _unwrap(dict(parsed))}
-    return keys >= {"label", "verdicts"}
+def _is_answer(parsed: JsonObject) -> bool:
+    return {"label", "verdicts"} <= {_plain(key) for key in _unwrap(parsed)}
 
 
-def _rationale(parsed: Mapping, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale:
-    fields: dict[str, Any] = {}
-    for key, value in parsed.items():
-        plain = _plain(key)
-        if plain in fields and fields[plain] != value:
-            value = _Twice((fields[plain], value))
-        fields[plain] = value
+def _rationale(parsed: JsonObject, dimensions: Sequence[str], labels: Sequence[str]) -> Rationale:
+    fields = _unique((_plain(key), value) for key, value in parsed.items())
     if "label" not in fields:
         raise _Unreadable("wrong_schema", "no label")
     label = _label(fields["label"], labels)
@@ -288,34 +266,33 @@ def _rationale(parsed: Mapping, dimensions: Sequence[str], labels: Sequence[str]
     return Rationale(tuple(_comparison(name, sections) for name in dimensions), label)
 
 
-def _by_dimension(section: Mapping, dimensions: Sequence[str], name: str) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def _by_dimension(section: JsonObject, dimensions: Sequence[str], name: str) -> JsonObject:
+    values: JsonObject = {}
     for key, value in section.items():
         dimension = _lookup(key, dimensions)
         if dimension is None:
             continue
-        if isinstance(value, _Twice) or (dimension in result and result[dimension] != value):
+        if isinstance(value, _Twice) or (dimension in values and values[dimension] != value):
             raise _Unreadable("wrong_schema", f"{name}: {dimension} stands twice")
-        result[dimension] = value
-    return result
+        values[dimension] = value
+    return values
 
 
-def _comparison(dimension: str, sections: Mapping[str, Mapping[str, Any]]) -> Comparison:
+def _comparison(dimension: str, sections: Mapping[str, JsonObject]) -> Comparison:
     query, item = (_values(sections[name].get(dimension), dimension) for name in _SECTIONS[:2])
-    verdict_text = sections["verdicts"].get(dimension)
-    if verdict_text is None:
-        if query or item:
-            raise _Unreadable("wrong_schema", f"{dimension}: no verdict")
+    text = sections["verdicts"].get(dimension)
+    if text is None and not query and not item:
         return Comparison(dimension)
-    if not isinstance(verdict_text, str):
-        raise _Unreadable("wrong_schema", f"{dimension}: the verdict must be a text")
-    verdict = _lookup(verdict_text, VERDICTS) or _VERDICT_ALIASES.get(_plain(verdict_text))
+    if not isinstance(text, str):
+        detail = "no verdict" if text is None else "the verdict must be a text"
+        raise _Unreadable("wrong_schema", f"{dimension}: {detail}")
+    verdict = _lookup(text, VERDICTS) or _VERDICT_ALIASES.get(_plain(text))
     if verdict is None:
-        raise _Unreadable("unknown_verdict", f"{dimension}: {verdict_text[:40]!r}")
+        raise _Unreadable("unknown_verdict", f"{dimension}: {text[:40]!r}")
     return Comparison(dimension, query, item, verdict)
 
 
-def _values(parsed: Any, dimension: str) -> tuple[str, ...]:
+def _values(parsed: object, dimension: str) -> tuple[str, ...]:
     if isinstance(parsed, _Twice):
         raise _Unreadable("wrong_schema", f"{dimension}: values stand twice")
     if parsed is None or isinstance(parsed, str | int | float):
@@ -324,11 +301,9 @@ def _values(parsed: Any, dimension: str) -> tuple[str, ...]:
         raise _Unreadable("wrong_schema", f"{dimension}: values must be a list of at most {MAX_VALUES} texts")
     values: dict[str, None] = {}
     for value in parsed:
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise _Unreadable("wrong_schema", f"{dimension}: a value must be a text")
-        text = str(value).strip()
+        text = "" if value is None else str(value).strip()
         _check_value(text, dimension)
         if text not in ("", "-"):
             values[text] = None
@@ -339,26 +314,26 @@ def _check_value(text: str, dimension: str) -> None:
     if len(text) > MAX_VALUE_CHARACTERS:
         raise _Unreadable("wrong_schema", f"{dimension}: a value of {len(text)} characters")
     if any("\ud800" <= c <= "\udfff" for c in text):
-        raise _Unreadable("wrong_schema", f"{dimension}: a value that is no Unicode text")
+        raise _Unreadable("wrong_schema", f"{dimension}: a value that is not valid Unicode")
 
 
-def _label(parsed: Any, labels: Sequence[str]) -> str:
-    several = list(parsed) if isinstance(parsed, _Twice | list) else [parsed]
-    if not several or not all(isinstance(name, str) for name in several):
+def _label(parsed: object, labels: Sequence[str]) -> str:
+    several = parsed if isinstance(parsed, _Twice | list) else [parsed]
+    texts = [name for name in several if isinstance(name, str)]
+    if not texts or len(texts) < len(several):
         raise _Unreadable("wrong_schema", "label must be a text")
-    names = {_lookup(name, labels) for name in several}
-    if len(several) > 1 and len(names) > 1:
-        raise _Unreadable("several_labels", ", ".join(map(str, several)))
+    names = {_lookup(name, labels) for name in texts}
+    if len(names) > 1:
+        raise _Unreadable("several_labels", ", ".join(texts))
     label = names.pop()
     if label is None:
-        parts = [part for part in _LIST.split(several[0]) if _lookup(part, labels)]
-        kind = "several_labels" if len(parts) > 1 else "unknown_label"
-        raise _Unreadable(kind, repr(several[0][:80]))
+        parts = [part for part in _LIST.split(texts[0]) if _lookup(part, labels)]
+        raise _Unreadable("several_labels" if len(parts) > 1 else "unknown_label", repr(texts[0][:80]))
     return label
 
 
 def _lookup(name: str, names: Sequence[str]) -> str | None:
-    """The one of `names` that is meant: the same word, else the only one that differs in case or dress alone."""
+    """The same name among `names`, else the only one that differs in case and separators alone."""
     if name in names:
         return name
     plain = _plain(name)
@@ -367,4 +342,4 @@ def _lookup(name: str, names: Sequence[str]) -> str | None:
 
 
 def _plain(name: str) -> str:
-    return _DRESS.sub("", unicodedata.normalize("NFKC", str(name)).strip(" \t\r\n*`\"'.,:").casefold())
+    return _SEPARATORS.sub("", unicodedata.normalize("NFKC", str(name)).strip(" \t\r\n*`\"'.,:").casefold())

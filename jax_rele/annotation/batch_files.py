@@ -1,4 +1,4 @@
-"""Files for providers' offline batch APIs and `vllm run-batch`: requests for what has no answer yet, and results."""
+"""Files for providers' offline batch APIs and `vllm run-batch`: requests that have no answer yet, and results."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from jax_rele.annotation.calls import Malformed, prompt_hash, read_completion, request_body, sample_keys, worst_cost
+from jax_rele.annotation import completions
+from jax_rele.annotation.completions import prompt_hash, request_body, sample_keys
 from jax_rele.annotation.store import Store
-from jax_rele.annotation.types import Answer, Endpoint, Task
+from jax_rele.annotation.types import Endpoint, ModelAnswer, Task
 from jax_rele.errors import UserError
+from jax_rele.io import atomic_path
 
 NAMED = 20
-"""Lines of each kind that are named."""
+"""Lines of each kind whose names are listed."""
 
 
 @dataclass
 class Results:
-    """What files of results held.
+    """Counts of the lines in files of results.
 
     Attributes:
       stored: answers that are new in the store.
-      known: answers to what the store has one to already, a second line of the files included.
-      failed: {reason: lines} without an answer; their samples can be asked for again.
-      unknown, damaged: lines that belong to no request of these tasks, and that cannot be read.
+      known: answers to requests that had one before, in the store or in an earlier line.
+      failed: {reason: lines} without an answer; their samples can be requested again.
+      unknown, damaged: lines that belong to no request of these tasks, and lines that cannot be read.
       names: {"unknown" or "damaged": the first of them, as FILE:LINE and custom_id}.
     """
 
@@ -48,10 +49,10 @@ def write_requests(
     max_requests: int = 50_000,
     max_bytes: int = 190_000_000,
 ) -> list[Path]:
-    """Writes a request a line for every sample that the store has no answer to, as OpenAI's batch API takes them.
+    """Writes one request per line for every sample that has no answer in the store, in the form of OpenAI's batch API.
 
     `vllm run-batch` reads the same form. A line is `{"custom_id", "method", "url", "body"}`; the custom_id is the
-    answer's key, so that nothing else need be kept until the results come.
+    answer's key, which suffices to store the result.
 
     Args:
       endpoint: as `check` returns it; `auto` counts as `none` here.
@@ -84,7 +85,7 @@ def write_requests(
             if not files or requests == max_requests or size + len(line) > max_bytes:
                 stack.close()
                 files.append(path.with_name(f"{path.stem}-{len(files) + 1:03}{path.suffix}"))
-                file = stack.enter_context(open(files[-1], "wb"))
+                file = stack.enter_context(open(stack.enter_context(atomic_path(files[-1])), "wb"))
                 requests = size = 0
             file.write(line)
             requests, size = requests + 1, size + len(line)
@@ -137,7 +138,7 @@ def _read_line(
         result = json.loads(line)
         key, response = str(result["custom_id"]), result.get("response") or {}
         status, body = int(response.get("status_code") or 0), response.get("body")
-        error = _words(body, "message") if status else _words(result, "code")
+        error = _message(body, "message") if status else _message(result, "code")
     except (AttributeError, KeyError, TypeError, ValueError):
         results.damaged += 1
         return name("damaged", where)
@@ -150,14 +151,15 @@ def _read_line(
         results.known += 1
         return None
     if status == 200:
+        worst = completions.worst_cost(endpoint, request_body(endpoint, task, sample))
         try:
-            worst = worst_cost(endpoint, request_body(endpoint, task, sample))
-            answer = read_completion(body, endpoint, task, sample, key, worst)
-        except Malformed:
+            answer = completions.read_completion(body, endpoint, task, sample, key, worst)
+        except completions.Malformed:
             results.damaged += 1
             return name("damaged", where)
-    elif status in (400, 413, 415, 422):
-        answer = Answer(task.pair_id, endpoint.name, sample, task.round, key, "", f"rejected: {status} {error}".strip())
+    elif status in completions.REFUSED_FOR_GOOD:
+        failure = f"rejected: {status} {error}".strip()
+        answer = ModelAnswer(task.pair_id, endpoint.name, sample, task.round, key, "", failure)
     else:
         results.failed[str(status or error or "no response")] += 1
         return None
@@ -166,7 +168,7 @@ def _read_line(
     return None
 
 
-def _words(body: Any, name: str) -> str:
+def _message(body: object, name: str) -> str:
     """A field of an error, on one line; the error itself where it is a text."""
     error = body.get("error") if isinstance(body, Mapping) else None
     if isinstance(error, Mapping):

@@ -1,29 +1,29 @@
-"""What may yet be spent: the worst case of a call is set aside before it is made, among all processes of a store."""
+"""Budgets: the most that a call can cost is reserved before it is made, among all processes of a store."""
 
 from __future__ import annotations
 
-import fcntl
 from dataclasses import dataclass, field
 
 from jax_rele.annotation.store import Store
+from jax_rele.io import lock
 
 CALLS_AHEAD = 16
-"""Calls for which a worker asks for money at once, so that it seldom has to."""
+"""Calls for which a worker raises its allowance at once, so that it seldom has to."""
 
 
 @dataclass
 class WorkerBudget:
-    """A worker's share of a budget over everything that a store holds.
+    """One worker's part of a budget for everything that a store holds.
 
-    A worker may spend up to its allowance, which it raises under a lock and only so far that the allowances of all
-    workers that live, and what the others spent, stay within the budget. What it sets aside for calls under way counts
-    as spent. So the budget holds while no call costs more than was set aside for it; only calls that were under way
+    A worker may spend up to its allowance. It raises that under a lock, and only so far that the allowances of all
+    running workers, and what the ended ones spent, stay within the budget. Reservations for calls in flight count as
+    spent. So the budget holds while no call costs more than its reservation; the costs of calls that were in flight
     when a process was killed are unknown.
 
     Attributes:
       store: where costs are stored.
       budget: 0 for no limit.
-      calls: under way.
+      calls: in flight.
       reserved: for them.
     """
 
@@ -34,7 +34,7 @@ class WorkerBudget:
     _allowance: float = field(default=0.0, repr=False)
 
     def reserve(self, amount: float) -> bool:
-        """Sets the worst case of a call aside; False where the budget has no room for it now."""
+        """Reserves the most that a call can cost; False where the budget cannot cover it now."""
         if self.budget > 0 and amount > 0:
             required = self.store.spent + self.reserved + amount
             if required > self._allowance and not self._raise_to(required, CALLS_AHEAD * amount):
@@ -44,14 +44,13 @@ class WorkerBudget:
         return True
 
     def settle(self, amount: float) -> None:
-        """Ends what `reserve` set aside, after the call's real cost is in the store."""
+        """Ends a reservation, after the call's real cost is in the store."""
         self.calls -= 1
-        # Nothing is left of sums that differ in their last digit.
+        # Rounding must not leave a remainder.
         self.reserved = max(0.0, self.reserved - amount) if self.calls else 0.0
 
     def _raise_to(self, required: float, ahead: float) -> bool:
-        with open(self.store.folder / "budget.lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with lock(self.store.folder / "budget.lock"):
             available = self.budget - self.store.others()
             if required > available:
                 return False

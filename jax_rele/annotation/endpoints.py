@@ -1,20 +1,21 @@
-"""What is tried of endpoints before the first real call."""
+"""Checks of endpoints before the first real call."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
 import openai
 
-from jax_rele.annotation.calls import describe_error, fault_of, key_of, open_client, request_body, sampling_hash
+from jax_rele.annotation.calls import describe_error, fault_of, key_of, open_client
+from jax_rele.annotation.completions import request_body, sampling_hash
 from jax_rele.annotation.types import Endpoint, Task
 from jax_rele.errors import UserError
 
@@ -24,18 +25,20 @@ CHECK_TOKENS = 16
 CHECK_SECONDS = 10.0
 CHECK_ATTEMPTS = 3
 
+T = TypeVar("T")
 
-def check(endpoints: Sequence[Endpoint], schema: Mapping[str, Any] | None = None) -> list[Endpoint]:
+
+def check(endpoints: Sequence[Endpoint], schema: Mapping[str, object] | None = None) -> list[Endpoint]:
     """Tries every endpoint within seconds and settles `structured` where it is `auto`.
 
-    First what is free, of all endpoints: names, keys, and the server's list of models where it has one. Then one small
-    call to each, with the run's sampling parameters and at most 16 tokens to write, first to those whose model is not
-    in the list. A call that fails costs nothing; one that the server takes costs the schema's tokens and a few more,
-    which are in no accounting. It is made so that a refused schema, parameter or key is known before thousands of calls
-    are under way; `json_schema`, `json_object` and `none` are tried in turn where `structured` is `auto`.
+    What is free comes first, for all endpoints: names, keys, and the server's list of models where it has one. Then
+    each gets one small call with the run's sampling parameters and at most 16 tokens to generate, first those whose
+    model is not listed. A failed call is free; a successful one costs the schema's tokens and a few more, which no
+    accounting includes. Thus a refused schema, parameter or key is known before thousands of calls are made. Where
+    `structured` is `auto`, `json_schema`, `json_object` and `none` are tried in turn.
 
     Args:
-      schema: of the answers; a small one where none is given.
+      schema: of the answers; a small one by default.
 
     Returns:
       The endpoints, none with `auto`.
@@ -43,19 +46,19 @@ def check(endpoints: Sequence[Endpoint], schema: Mapping[str, Any] | None = None
     Raises:
       UserError: an endpoint cannot be used; names it and says why.
     """
-    _check_names(endpoints)
+    _check_settings(endpoints)
     return asyncio.run(_check(endpoints, schema or {"type": "object", "properties": {"ok": {"type": "boolean"}}}))
 
 
-def _check_names(endpoints: Sequence[Endpoint]) -> None:
-    names: dict[str, str] = {}
-    asked: dict[bytes, str] = {}
+def _check_settings(endpoints: Sequence[Endpoint]) -> None:
+    names: set[str] = set()
+    by_sampling: dict[bytes, str] = {}
     for endpoint in endpoints:
         where = f"endpoint {endpoint.name}"
         if endpoint.name in names:
             raise UserError(f"{where}: there are two of this name; rename one")
-        names[endpoint.name] = endpoint.name
-        same = asked.setdefault(sampling_hash(endpoint), endpoint.name)
+        names.add(endpoint.name)
+        same = by_sampling.setdefault(sampling_hash(endpoint), endpoint.name)
         if same != endpoint.name:
             raise UserError(f"{where}: same model and parameters as {same}; keep one of them, with more samples")
         if endpoint.structured not in (*FORMS, "auto"):
@@ -69,29 +72,33 @@ def _check_names(endpoints: Sequence[Endpoint]) -> None:
             raise UserError(f"{where}: the variable {endpoint.key_variable} is not set; export the key under that name")
 
 
-async def _check(endpoints: Sequence[Endpoint], schema: Mapping[str, Any]) -> list[Endpoint]:
+async def _check(endpoints: Sequence[Endpoint], schema: Mapping[str, object]) -> list[Endpoint]:
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(open_client(endpoint)) for endpoint in endpoints]
         lists = await _gather(_models(client, endpoint) for client, endpoint in zip(clients, endpoints))
-        settled = {}
-        # Names that no list has may be aliases, or wrong: they are tried before anything is charged elsewhere.
-        for turn in (False, True):
-            group = [parts for parts in zip(endpoints, clients, lists) if _listed(parts[0], parts[2]) is turn]
-            calls = [_settle(client, endpoint, schema, models) for endpoint, client, models in group]
+        settled: dict[str, Endpoint] = {}
+        # Unlisted names may be aliases, or wrong: they are tried before anything is charged elsewhere.
+        for listed in (False, True):
+            calls = [
+                _settle(client, endpoint, schema, models)
+                for endpoint, client, models in zip(endpoints, clients, lists)
+                if _is_listed(endpoint, models) is listed
+            ]
             settled |= {endpoint.name: endpoint for endpoint in await _gather(calls)}
         return [settled[endpoint.name] for endpoint in endpoints]
 
 
-def _listed(endpoint: Endpoint, models: Sequence[str]) -> bool:
+def _is_listed(endpoint: Endpoint, models: Sequence[str]) -> bool:
     return not models or endpoint.model in models or f"models/{endpoint.model}" in models
 
 
-async def _gather(calls: Iterable[Any]) -> list[Any]:
-    """Results of all; the first error after all have ended."""
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    for result in results:
+async def _gather(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of all calls; the first error is raised after all have ended."""
+    results = []
+    for result in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
+        results.append(result)
     return results
 
 
@@ -112,7 +119,7 @@ async def _models(client: openai.AsyncOpenAI, endpoint: Endpoint) -> list[str]:
 
 
 async def _settle(
-    client: openai.AsyncOpenAI, endpoint: Endpoint, schema: Mapping[str, Any], models: Sequence[str]
+    client: openai.AsyncOpenAI, endpoint: Endpoint, schema: Mapping[str, object], models: Sequence[str]
 ) -> Endpoint:
     task = Task("check", ({"role": "user", "content": 'Write the JSON {"ok": true}.'},), schema)
     forms = FORMS if endpoint.structured == "auto" else (endpoint.structured,)
@@ -120,12 +127,12 @@ async def _settle(
         candidate = replace(endpoint, structured=form)
         body = request_body(candidate, task, 0)
         for name in ("max_tokens", "max_completion_tokens"):
-            if name in body:
-                body[name] = min(body[name], CHECK_TOKENS)
+            if isinstance(limit := body.get(name), int | float):
+                body[name] = min(limit, CHECK_TOKENS)
         try:
             await _small_call(client, endpoint, body)
         except openai.APIStatusError as error:
-            # Of a model that thinks before it writes, and takes the request: 16 tokens are too few.
+            # A model that reasons before it answers takes the request, and needs more than 16 tokens.
             if error.status_code == 400 and "output limit was reached" in str(error.message):
                 return candidate
             if form != forms[-1] and error.status_code in (400, 415, 422, 500, 501):
@@ -135,20 +142,20 @@ async def _settle(
     raise AssertionError
 
 
-async def _small_call(client: openai.AsyncOpenAI, endpoint: Endpoint, body: Mapping[str, Any]) -> None:
-    for attempt in range(CHECK_ATTEMPTS):
+async def _small_call(client: openai.AsyncOpenAI, endpoint: Endpoint, body: Mapping[str, object]) -> None:
+    for attempt in range(1, CHECK_ATTEMPTS + 1):
         try:
             async with asyncio.timeout(endpoint.timeout):
                 await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
             return
         except openai.APIStatusError as error:
             fault = fault_of(error, endpoint)
-            passing = error.status_code in (408, 409, 429, 502, 503, 504) and not fault.fatal
-            if not passing or fault.wait > CHECK_SECONDS or attempt + 1 == CHECK_ATTEMPTS:
+            transient = error.status_code in (408, 409, 429, 502, 503, 504) and not fault.fatal
+            if not transient or fault.wait > CHECK_SECONDS or attempt == CHECK_ATTEMPTS:
                 raise
             await asyncio.sleep(max(fault.wait, 0.5))
         except (openai.APIConnectionError, TimeoutError):
-            if attempt + 1 == CHECK_ATTEMPTS:
+            if attempt == CHECK_ATTEMPTS:
                 raise _silent(endpoint) from None
 
 
@@ -161,7 +168,6 @@ def _silent(endpoint: Endpoint) -> UserError:
 
 def _refused(error: openai.APIStatusError, endpoint: Endpoint, models: Sequence[str] = ()) -> UserError:
     message, where = describe_error(error, endpoint), f"endpoint {endpoint.name}"
-    forms = ("response_format", "json_schema", "json_object", "schema", "grammar", "guided")
     if error.status_code in (401, 403):
         source = f"the key in {endpoint.key_variable}" if endpoint.key_variable else "a call without key_variable"
         return UserError(f"{where}: the server refuses {source}: {message}")
@@ -170,6 +176,7 @@ def _refused(error: openai.APIStatusError, endpoint: Endpoint, models: Sequence[
         near = get_close_matches(endpoint.model, models, 3, 0.4) or list(models)[:5]
         known = f"; it has {', '.join(near)}" if near else ""
         return UserError(f"{where}: the server does not know the model {endpoint.model}{known}: {message}")
+    forms = ("response_format", "json_schema", "json_object", "schema", "grammar", "guided")
     if endpoint.structured != "none" and error.status_code in (400, 422) and any(form in message for form in forms):
         return UserError(f"{where}: the server refuses structured: {endpoint.structured}; choose auto: {message}")
     return UserError(f"{where}: the server refuses a small call; correct the endpoint: {message}")

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from jax_rele.evaluation.bootstrap import Estimate, interval
 
 _CHUNK = 1 << 22
 """Numbers that are drawn at once."""
 
 
-class Figure(TypedDict):
-    """A value and its 95% percentile interval; None where it is undefined."""
-
-    value: float | None
-    ci95: list[float] | None
-
-
 def ratio(
-    numerators: Sequence[float],
-    denominators: Sequence[float],
-    clusters: Sequence[str],
-    n_bootstrap: int,
-    seed: int,
-) -> Figure:
-    """Sum of numerators by sum of denominators, e.g. a share where the denominators are ones."""
+    numerators: ArrayLike, denominators: ArrayLike, clusters: Sequence[str], n_bootstrap: int, seed: int
+) -> Estimate:
+    """Sum of [N] numerators by sum of [N] denominators, e.g. a fraction where the denominators are ones."""
     sums = np.column_stack([np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)])
-    return _resampled(sums, clusters, lambda drawn: _divide(drawn[:, 0], drawn[:, 1]), n_bootstrap, seed)
+    return _estimate(sums, clusters, lambda drawn: _divide(drawn[:, 0], drawn[:, 1]), n_bootstrap, seed)
 
 
-def fleiss_kappa(counts: np.ndarray, clusters: Sequence[str], n_bootstrap: int, seed: int) -> Figure:
+def fleiss_kappa(counts: np.ndarray, clusters: Sequence[str], n_bootstrap: int, seed: int) -> Estimate:
     """Fleiss' kappa (1971, doi 10.1037/h0031619): agreement of raters beyond chance.
 
     Args:
@@ -53,42 +44,35 @@ def fleiss_kappa(counts: np.ndarray, clusters: Sequence[str], n_bootstrap: int, 
     agreed = (counts * (counts - 1)).sum(axis=1) / (raters * (raters - 1))
 
     def kappa(sums: np.ndarray) -> np.ndarray:
-        n = sums[:, :1]
         observed = _divide(sums[:, 1], sums[:, 0])
-        chance = (_divide(sums[:, 2:], n * raters) ** 2).sum(axis=1)
-        # One category throughout: 0 / 0, whatever rounding says.
+        chance = (_divide(sums[:, 2:], sums[:, :1] * raters) ** 2).sum(axis=1)
+        # With one category throughout kappa is 0 / 0, which rounding may hide.
         return np.where(chance > 1 - 1e-12, np.nan, _divide(observed - chance, 1 - chance))
 
     columns = np.column_stack([np.ones(len(counts)), agreed, counts])
-    return _resampled(columns, clusters, kappa, n_bootstrap, seed)
+    return _estimate(columns, clusters, kappa, n_bootstrap, seed)
 
 
-def _resampled(
+def _estimate(
     rows: np.ndarray,
     clusters: Sequence[str],
     statistic: Callable[[np.ndarray], np.ndarray],
     n_bootstrap: int,
     seed: int,
-) -> Figure:
+) -> Estimate:
     """A statistic of the sum of rows, on the rows themselves and on resamples of whole clusters."""
     index = {cluster: number for number, cluster in enumerate(sorted(set(clusters)))}
     sums = np.zeros((len(index), rows.shape[1]))
     np.add.at(sums, np.array([index[cluster] for cluster in clusters], np.intp), rows)
-    value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
-    if np.isnan(value):
-        return {"value": None, "ci95": None}
-    random, values = np.random.default_rng(seed), []
-    step = max(1, _CHUNK // len(index))
+    values = [statistic(sums.sum(axis=0, keepdims=True))]
+    # With one cluster every resample is the sample, which gives no interval.
+    n_bootstrap = n_bootstrap if len(index) > 1 and not np.isnan(values[0][0]) else 0
+    random, step = np.random.default_rng(seed), max(1, _CHUNK // max(1, len(index)))
     for start in range(0, n_bootstrap, step):
         size = min(step, n_bootstrap - start)
         drawn = random.multinomial(len(index), np.full(len(index), 1 / len(index)), size=size)
         values.append(statistic(drawn @ sums))
-    there = np.concatenate(values) if values else np.zeros(0)
-    there = there[~np.isnan(there)]
-    # With one cluster every resample is the sample.
-    if len(index) < 2 or 2 * len(there) < n_bootstrap or not len(there):
-        return {"value": value, "ci95": None}
-    return {"value": value, "ci95": [float(end) for end in np.percentile(there, [2.5, 97.5])]}
+    return interval(np.concatenate(values))
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -1,38 +1,37 @@
-"""Prompts: what a chat model is asked about a pair, from a template file and the definitions of a config.
+"""Prompts for chat models, from a template file and the definitions of a config.
 
-A template is a Jinja file with the blocks `system`, `user` and `again`. It never sees the texts of shoppers and sellers
-themselves, only `query` and `item`, where they stand delimited: as JSON strings in tagged blocks, without any of the
-characters that begin a tag or a chat model's control token. So no text can close its block, whatever the template does.
+A template is a Jinja file with the blocks `system`, `user` and `again`. Untrusted texts of queries and items reach
+it only as `query` and `item`: JSON strings in tagged blocks, without any character that begins a tag or a control
+token of chat models. So no text can close its block, whatever the template does.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import SandboxedEnvironment
 
 from jax_rele.annotation import definitions
-from jax_rele.annotation.answers import MAX_VALUES, Failure, answer_form, read_answer
+from jax_rele.annotation.answers import MAX_VALUES, Failure, JsonObject, answer_form, read_answer
 from jax_rele.errors import UserError
+from jax_rele.io import hash_bytes
 from jax_rele.types import ITEM_FIELDS, VERDICTS, Item, Pair, Rationale
 
 FIELDS = (*ITEM_FIELDS, "attributes")
-"""Fields of an item that a prompt can show."""
+"""JsonObject of an item that a prompt can show."""
 
 BLOCKS = {
     "system": ("dimensions", "labels", "fields", "form", "reasoning"),
     "user": ("query", "item"),
     "again": ("gold", "previous"),
 }
-"""The blocks of a template, and the fields that each knows; all know those of `system`."""
+"""The blocks of a template and their variables; all have those of `system`."""
 
 # `<` begins the tags and most control tokens of chat models (<|im_end|>), `[` the others ([/INST]).
 _ESCAPED = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>[＜＞\x7f\x85\u2028\u2029"}
@@ -42,7 +41,7 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True)
 class PromptExample:
-    """A pair whose answer a prompt shows; its rationale has a label."""
+    """A pair and the answer that a prompt shows for it; the rationale has a label."""
 
     pair: Pair
     rationale: Rationale
@@ -50,11 +49,10 @@ class PromptExample:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a chat model is asked; made by `load`.
+    """Prompts from one template; use `load`.
 
     Attributes:
-      name: of the template, for messages.
-      source: its text.
+      name, source: of the template: its name in messages, and its text.
       dimensions, labels: {name: what it means}, in the order of the schema.
       examples: shown as earlier turns of the chat.
       fields: of the item that are shown.
@@ -79,17 +77,14 @@ class Prompts:
         examples: Sequence[PromptExample] = (),
         fields: Sequence[str] = ("title", "brand", "color"),
         reasoning: bool = False,
-        language: str = "",
     ) -> Prompts:
-        """Prompts from a template that was tried out.
+        """Reads a template and renders it once, so that its mistakes are reported here.
 
         Args:
           template: a language of the package, or a path.
-          dimensions, labels: {name: description}; an empty one is taken from `definitions`, in `language`.
-          examples: shown as earlier turns.
-          fields: names of `FIELDS`.
-          reasoning: asks for a sentence or two before the label.
-          language: of the definitions; the template's where that is one of the package's, else English.
+          dimensions, labels: {name: description}; an empty one is replaced by that of `definitions`, in the language of
+            a template of the package, else in English.
+          examples, fields, reasoning: see `Prompts`; fields are names of `FIELDS`.
 
         Raises:
           UserError: the template cannot be read or rendered, has an unknown field or lacks a block; a label has no
@@ -99,7 +94,7 @@ class Prompts:
             raise UserError(f"the field {unknown[0]!r} cannot be shown in a prompt; known are {', '.join(FIELDS)}")
         text = str(template)
         packaged = text in definitions.LANGUAGES
-        language = language or (text if packaged else "en")
+        language = text if packaged else "en"
         meanings = definitions.DIMENSIONS.get(language, {})
         dimensions = {name: meaning or meanings.get(name, "") for name, meaning in dimensions.items()}
         meanings = definitions.LABELS.get(language, {})
@@ -115,37 +110,34 @@ class Prompts:
 
     @cached_property
     def version(self) -> str:
-        """Hash of the template and all that goes into it besides the pair: 16 hexadecimal digits."""
+        """Hash of the template and everything that it shows besides the pair: 16 hexadecimal digits."""
         rendered = [self.messages(_PROBE), self.messages_again(_PROBE, self._probe_answer, next(iter(self.labels)))]
         whole = [self.source, rendered, self.schema, list(self.fields)]
-        return hashlib.sha256(json.dumps(whole, ensure_ascii=True).encode()).hexdigest()[:16]
+        return hash_bytes(json.dumps(whole, ensure_ascii=True).encode())
 
     @cached_property
-    def schema(self) -> dict[str, Any]:
-        """JSON schema of an answer, as strict servers take it; its keys come in the order in which they are thought."""
-
-        def each(of: dict[str, Any]) -> dict[str, Any]:
-            return _object(dict.fromkeys(self.dimensions, of))
-
+    def schema(self) -> JsonObject:
+        """JSON schema of an answer, as strict servers require it; its keys are in the order of generation."""
         values = {"type": "array", "items": {"type": "string"}}
-        properties = {
-            "query_attributes": each(values),
-            "item_attributes": each(values),
-            "verdicts": each({"type": "string", "enum": list(VERDICTS)}),
+        verdict = {"type": "string", "enum": list(VERDICTS)}
+        properties: JsonObject = {
+            "query_attributes": _object(dict.fromkeys(self.dimensions, values)),
+            "item_attributes": _object(dict.fromkeys(self.dimensions, values)),
+            "verdicts": _object(dict.fromkeys(self.dimensions, verdict)),
         }
         if self.reasoning:
             properties["reasoning"] = {"type": "string"}
         return _object({**properties, "label": {"type": "string", "enum": list(self.labels)}})
 
     def messages(self, pair: Pair) -> tuple[Message, ...]:
-        """The chat that asks about a pair. Its label is not told."""
-        chat = [{"role": "system", "content": self._system}]
+        """The chat that asks about a pair, without its label."""
+        chat: list[Message] = [{"role": "system", "content": self._system}]
         for example in self.examples:
             chat += self._turn(example.pair), self._answer_message(example.rationale)
         return (*chat, self._turn(pair))
 
     def messages_again(self, pair: Pair, previous: Rationale, gold: str) -> tuple[Message, ...]:
-        """The chat that asks once more, with the previous answer and the label that a person gave instead."""
+        """The chat that asks again, with the previous answer and the gold label that differs from its label."""
         disagreement = self._render("again", gold=gold, previous=previous.label)
         return (*self.messages(pair), self._answer_message(previous), {"role": "user", "content": disagreement})
 
@@ -161,10 +153,11 @@ class Prompts:
         return self._render("system")
 
     @cached_property
-    def _always(self) -> dict[str, Any]:
+    def _variables(self) -> JsonObject:
+        """The variables of every block."""
         values = {name: ["..."] for name in self.dimensions}
-        form = {"query_attributes": values, "item_attributes": values}
-        form["verdicts"] = {name: "|".join(VERDICTS) for name in self.dimensions}
+        verdicts = dict.fromkeys(self.dimensions, "|".join(VERDICTS))
+        form: JsonObject = {"query_attributes": values, "item_attributes": values, "verdicts": verdicts}
         form |= {"reasoning": "..."} if self.reasoning else {}
         return {
             "dimensions": [{"name": name, "description": meaning} for name, meaning in self.dimensions.items()],
@@ -180,13 +173,13 @@ class Prompts:
         try:
             tree = environment.parse(self.source, self.name, self.name)
             blocks = {block.name for block in tree.find_all(nodes.Block)}
-            # A field in a branch that the trial does not take would fail only with a later pair.
-            known = {*self._always, *(field for block in blocks for field in BLOCKS.get(block, ()))}
+            # Rendering once would not reach every branch.
+            known = {*self._variables, *(field for block in blocks for field in BLOCKS.get(block, ()))}
             unknown = sorted(meta.find_undeclared_variables(tree) - known)
             if unknown:
                 line = min(name.lineno for name in tree.find_all(nodes.Name) if name.name == unknown[0])
                 raise UserError(f"{self.name}:{line}: the field {unknown[0]!r} is unknown; known are {self._known()}")
-            # Blocks in a template without a loader cannot pull in other files.
+            # A template without a loader cannot include other files.
             template = environment.from_string(self.source)
         except TemplateSyntaxError as error:
             raise UserError(f"{self.name}:{error.lineno}: {_one_line(error)}") from None
@@ -194,13 +187,13 @@ class Prompts:
             raise UserError(f"{self.name}: has no block {missing[0]!r}; a template has {', '.join(BLOCKS)}")
         return template
 
-    def _render(self, block: str, **fields: Any) -> str:
+    def _render(self, block: str, **fields: object) -> str:
         template = self._template
         try:
-            return "".join(template.blocks[block](template.new_context({**self._always, **fields}))).strip()
+            return "".join(template.blocks[block](template.new_context({**self._variables, **fields}))).strip()
         except UserError:
             raise
-        except Exception as error:  # A template is a program: it can raise anything.
+        except Exception as error:  # a template can raise anything
             what = _one_line(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
             line = _line_in(error, template)
             raise UserError(
@@ -208,19 +201,18 @@ class Prompts:
             ) from None
 
     def _known(self, block: str | None = None) -> str:
-        return ", ".join(
-            dict.fromkeys([*BLOCKS["system"], *(f for b in BLOCKS if block in (None, b) for f in BLOCKS[b])])
-        )
+        own = [name for other, names in BLOCKS.items() if block in (None, other) for name in names]
+        return ", ".join(dict.fromkeys([*BLOCKS["system"], *own]))
 
     @cached_property
     def _probe_answer(self) -> Rationale:
-        return Rationale((), next(reversed(self.labels)))
+        return Rationale((), list(self.labels)[-1])
 
     def _try_out(self) -> None:
         for pair in (_PROBE, Pair("probe", "", Item("probe", "t"))):
             self.messages_again(pair, self._probe_answer, next(iter(self.labels)))
-        shown = [message["content"] for message in self.messages(_PROBE)[-1:]]
-        if delimit_query(_PROBE.query) not in shown[0] or delimit_item(_PROBE.item, self.fields) not in shown[0]:
+        shown = self.messages(_PROBE)[-1]["content"]
+        if delimit_query(_PROBE.query) not in shown or delimit_item(_PROBE.item, self.fields) not in shown:
             raise UserError(f"{self.name}: the block 'user' must show {{{{ query }}}} and {{{{ item }}}} as they are")
 
 
@@ -237,11 +229,8 @@ def delimit_item(item: Item, fields: Sequence[str]) -> str:
     return "\n".join(["<item>", *lines, "</item>"])
 
 
-def encode(value: Any) -> str:
-    """Texts, lists and objects of texts as JSON on one line; `json.loads` is its inverse.
-
-    Its strings hold no raw `<`, `>` or `[`.
-    """
+def encode(value: object) -> str:
+    """Texts, lists and objects of texts as JSON on one line, whose strings have escapes for `<`, `>` and `[`."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{encode(name)}: {encode(one)}" for name, one in value.items()) + "}"
     if isinstance(value, list):
@@ -252,29 +241,28 @@ def encode(value: Any) -> str:
 
 
 def read_examples(
-    raw: Sequence[Mapping[str, Any]], dimensions: Sequence[str], labels: Sequence[str], where: str = "examples"
+    raw: Sequence[object], dimensions: Sequence[str], labels: Sequence[str], where: str = "examples"
 ) -> tuple[PromptExample, ...]:
     """Examples as a config writes them: [{"query", "item": {"title", ...}, "answer": an answer as JSON}, ...].
 
     Raises:
-      UserError: one is incomplete, or its answer is not one by the schema; `where` names the place.
+      UserError: one is incomplete, or its answer does not fit the schema; `where` is the path of the examples.
     """
     examples = []
-    for number, one in enumerate(raw):
+    for number, example in enumerate(raw):
         location = f"{where}[{number}]"
-        if not isinstance(one, Mapping) or {"query", "item", "answer"} != set(one):
+        if not isinstance(example, Mapping) or {"query", "item", "answer"} != set(example):
             raise UserError(f"{location}: must have query, item and answer, and nothing else")
-        item = one["item"]
-        known = set(FIELDS)
-        if not isinstance(item, Mapping) or not item.get("title") or not set(item) <= known:
+        item = example["item"]
+        if not isinstance(item, Mapping) or not item.get("title") or not set(item) <= set(FIELDS):
             raise UserError(f"{location}.item: must have a title, and otherwise only {', '.join(FIELDS)}")
         attributes = tuple((str(name), str(value)) for name, value in dict(item.get("attributes") or {}).items())
         texts = {name: str(text) for name, text in item.items() if name != "attributes"}
-        answer = read_answer(json.dumps(one["answer"]), dimensions, labels)
+        answer = read_answer(json.dumps(example["answer"]), dimensions, labels)
         if isinstance(answer, Failure):
             raise UserError(f"{location}.answer: {answer.kind} ({answer.detail}); write it by the answers' schema")
         shown = Item(f"example-{number}", **texts, attributes=attributes)
-        examples.append(PromptExample(Pair(f"example-{number}", str(one["query"]), shown), answer))
+        examples.append(PromptExample(Pair(f"example-{number}", str(example["query"]), shown), answer))
     return tuple(examples)
 
 
@@ -285,13 +273,9 @@ _PROBE = Pair(
 )
 
 
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+def _object(properties: Mapping[str, object]) -> JsonObject:
+    required = list(properties)
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
 def _check_example(example: PromptExample, number: int, dimensions: Mapping, labels: Mapping) -> None:

@@ -1,29 +1,38 @@
-"""How good annotations are, in figures: agreement, accuracy, values and verdicts that do not hold, failures, cost."""
+"""The quality of annotations: agreement, accuracy, wrong values and verdicts, failures, cost."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import numpy as np
 
-from jax_rele.annotation.answers import KINDS
+from jax_rele.annotation.answers import KINDS, Failure
 from jax_rele.annotation.figures import fleiss_kappa, ratio
 from jax_rele.annotation.reliability import Reliability, plurality
 from jax_rele.annotation.verify import LabelRule, Verified, verify
-from jax_rele.annotation.votes import STATUSES, Decision, Vote, model_shares, verdict_plurality, verdict_shares
+from jax_rele.annotation.votes import (
+    STATUSES,
+    TO_ASK_AGAIN,
+    Decision,
+    Vote,
+    label_index,
+    model_names,
+    model_shares,
+    verdict_plurality,
+    verdict_shares,
+)
+from jax_rele.evaluation.bootstrap import Estimate
 from jax_rele.types import VERDICTS, LabelSchema, Pair, Rationale
 
 CONSENSUS = "consensus"
-"""The name of the kept rationales beside those of models."""
+"""The name of the combined vote beside those of models."""
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """All that was annotated.
+    """All answers about some pairs, and the decisions on them.
 
     Attributes:
       pairs: {pair_id: pair}.
@@ -32,8 +41,8 @@ class Annotations:
       labels: the label schema.
       dimensions: of the verdicts.
       fields: of the item that the models have seen.
-      label_rules: what labels go with what verdicts.
-      verified: checks made before, by (pair, rationale); filled as they are made.
+      label_rules: the verdicts that labels must or must not have.
+      verified: a cache of checks by (pair_id, rationale).
     """
 
     pairs: Mapping[str, Pair]
@@ -46,7 +55,7 @@ class Annotations:
     verified: dict[tuple[str, Rationale], Verified] = field(default_factory=dict, repr=False)
 
     def verify(self, pair_id: str, rationale: Rationale) -> Verified:
-        """The checks of a rationale, made once."""
+        """The checks of a rationale (cached)."""
         key = (pair_id, rationale)
         if key not in self.verified:
             self.verified[key] = verify(self.pairs[pair_id], rationale, self.fields, self.label_rules)
@@ -57,22 +66,22 @@ def build_quality(
     annotations: Annotations,
     *,
     reliability: Reliability | None = None,
-    injection: Mapping | None = None,
+    injection: Mapping[str, object] | None = None,
     n_bootstrap: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The quality of annotations as plain JSON.
 
     Every figure with an interval is {"value", "ci95": [low, high]}, from resamples of whole queries; a value is None
-    where it is undefined. Figures of models are of round 0, where nobody was told the gold label; what a consensus
-    with learnt weights says of a pair with a gold label was learnt without that label (see `fit_reliability`).
+    where it is undefined. Figures of models are of round 0, in which the gold label was not pointed out. Learnt weights
+    that decide a pair with a gold label were learnt without that label (see `fit_reliability`).
 
     Returns:
       {"labels", "dimensions", "bootstrap", "weights", "injection", "slices": {name: S}}; S = {"n_pairs", "n_gold",
       "decisions": {status: pairs}, "reasons": {why not accepted: pairs}, "marks": {mark: pairs}, "cost",
       "cost_per_accepted", "majority": {"label", "accuracy"}, "agreement": {"models" and "samples": {"n_pairs",
       "label" and each dimension: kappa}}, "models": {name: M}}. The models include `consensus`: its accuracy is that of
-      the vote before anyone was asked again, its checks are those of the kept rationales. M = {"answers", "readable",
+      the vote of round 0, its checks are those of the accepted rationales. M = {"answers", "readable",
       "failures": {kind: answers}, "accuracy", "values", "hallucinated", "inferred", "contradictions",
       "doubts", "rule_problems", "cost", "cost_per_readable", "kept", "cost_per_kept"}.
     """
@@ -83,19 +92,14 @@ def build_quality(
         "weights": None if reliability is None else _weights(reliability),
         "injection": injection,
         "slices": {
-            name: _slice(annotations, pair_ids, n_bootstrap, seed)
+            name: _Slice(annotations, pair_ids, n_bootstrap, seed).quality()
             for name, pair_ids in _slices(annotations).items()
             if pair_ids
         },
     }
 
 
-def model_names(votes: Mapping[str, Sequence[Vote]]) -> list[str]:
-    """Every model that has a vote, sorted."""
-    return sorted({vote.model for each in votes.values() for vote in each})
-
-
-def _weights(reliability: Reliability) -> dict[str, Any]:
+def _weights(reliability: Reliability) -> dict[str, object]:
     return {
         "kind": reliability.kind,
         "n_gold": reliability.n_gold,
@@ -116,157 +120,157 @@ def _slices(annotations: Annotations) -> dict[str, list[str]]:
     return slices
 
 
-def _slice(annotations: Annotations, pair_ids: list[str], n_bootstrap: int, seed: int) -> dict[str, Any]:
-    labels, votes = annotations.labels, annotations.votes
-    selected = set(pair_ids)
-    decisions = {each.pair_id: each for each in annotations.decisions if each.pair_id in selected}
-    query = {pair_id: annotations.pairs[pair_id].query for pair_id in pair_ids}
-    fraction = partial(_fraction, query=query, n_bootstrap=n_bootstrap, seed=seed)
-    gold = {pair_id: each.gold for pair_id, each in decisions.items() if each.gold is not None}
-    cost = sum(vote.cost for pair_id in pair_ids for vote in votes.get(pair_id, ()))
-    accepted = sum(each.status == "accepted" for each in decisions.values())
-    models = {}
-    for model in model_names({pair_id: votes.get(pair_id, ()) for pair_id in pair_ids}):
-        own = {p: [vote for vote in votes.get(p, ()) if vote.model == model] for p in pair_ids}
-        first = {p: [vote for vote in each if vote.round == 0] for p, each in own.items()}
-        label_of = {}
-        for pair_id in gold:
-            if fractions := model_shares(first[pair_id], labels):
-                label_of[pair_id] = labels.names[plurality(fractions[model], labels)]
-        answers = [vote for each in own.values() for vote in each]
-        failures = Counter(vote.outcome.kind for vote in answers if not isinstance(vote.outcome, Rationale))
+@dataclass(frozen=True)
+class _Slice:
+    annotations: Annotations
+    pair_ids: Sequence[str]
+    n_bootstrap: int
+    seed: int
+
+    def quality(self) -> dict[str, object]:
+        votes = {pair_id: self.annotations.votes.get(pair_id, ()) for pair_id in self.pair_ids}
+        first = {pair_id: [vote for vote in each if vote.round == 0] for pair_id, each in votes.items()}
+        members = set(self.pair_ids)
+        decisions = {each.pair_id: each for each in self.annotations.decisions if each.pair_id in members}
+        gold = {pair_id: each.gold for pair_id, each in decisions.items() if each.gold is not None}
+        accepted = {pair_id: each for pair_id, each in decisions.items() if each.status == "accepted"}
+        cost = sum(vote.cost for each in votes.values() for vote in each)
+        models: dict[str, object] = {
+            model: self._model(model, votes, first, gold, sum(each.model == model for each in accepted.values()))
+            for model in model_names(votes)
+        }
+        first_labels = {p: decisions[p].first_label for p in gold}
+        models[CONSENSUS] = {
+            "answers": len(decisions),
+            "readable": sum(each.label is not None for each in decisions.values()),
+            "failures": {},
+            "accuracy": self._accuracy({p: label for p, label in first_labels.items() if label is not None}, gold),
+            **self._checks((pair_id, each.rationale) for pair_id, each in accepted.items()),
+            "cost": cost,
+            "cost_per_readable": None,
+            "kept": len(accepted),
+            "cost_per_kept": cost / len(accepted) if accepted else None,
+        }
+        marks = ("gold_dropped", "asked_again", "reviewed")
+        counts = Counter(gold.values())
+        majority = min(counts, key=lambda name: (-counts[name], name), default=None)
+        return {
+            "n_pairs": len(self.pair_ids),
+            "n_gold": len(gold),
+            "decisions": {status: sum(each.status == status for each in decisions.values()) for status in STATUSES},
+            "reasons": _reasons(decisions.values()),
+            "marks": {
+                "gold_agrees": sum(each.gold_agrees is True for each in decisions.values()),
+                **{mark: sum(getattr(each, mark) for each in decisions.values()) for mark in marks},
+            },
+            "cost": cost,
+            "cost_per_accepted": cost / len(accepted) if accepted else None,
+            # Always predicting the most frequent gold label is the baseline that an annotator must beat.
+            "majority": {"label": majority, "accuracy": self._accuracy(dict.fromkeys(gold, majority), gold)},
+            "agreement": self._agreement(first),
+            "models": models,
+        }
+
+    def _model(
+        self,
+        model: str,
+        votes: Mapping[str, Sequence[Vote]],
+        first: Mapping[str, Sequence[Vote]],
+        gold: Mapping[str, str],
+        n_selected: int,
+    ) -> dict[str, object]:
+        labels = self.annotations.labels
+        answers = [vote for each in votes.values() for vote in each if vote.model == model]
+        failures = Counter(vote.outcome.kind for vote in answers if isinstance(vote.outcome, Failure))
         readable = len(answers) - failures.total()
-        spent = sum(vote.cost for vote in answers)
-        n_selected = sum(each.status == "accepted" and each.model == model for each in decisions.values())
-        models[model] = {
+        cost = sum(vote.cost for vote in answers)
+        own = {pair_id: [vote for vote in each if vote.model == model] for pair_id, each in first.items()}
+        votes_of = {pair_id: model_shares(own[pair_id], labels).get(model) for pair_id in gold}
+        predicted = {p: labels.names[plurality(each, labels)] for p, each in votes_of.items() if each is not None}
+        return {
             "answers": len(answers),
             "readable": readable,
             "failures": {kind: failures[kind] for kind in KINDS if failures[kind]},
-            "accuracy": fraction([(p, label == gold[p], 1) for p, label in label_of.items()]),
-            **_checks(annotations, [(p, vote.outcome) for p, each in first.items() for vote in each], fraction),
-            "cost": spent,
-            "cost_per_readable": spent / readable if readable else None,
+            "accuracy": self._accuracy(predicted, gold),
+            **self._checks((pair_id, vote.outcome) for pair_id, each in own.items() for vote in each),
+            "cost": cost,
+            "cost_per_readable": cost / readable if readable else None,
             "kept": n_selected,
-            "cost_per_kept": spent / n_selected if n_selected else None,
+            "cost_per_kept": cost / n_selected if n_selected else None,
         }
-    models[CONSENSUS] = {
-        "answers": len(decisions),
-        "readable": sum(each.label is not None for each in decisions.values()),
-        "failures": {},
-        "accuracy": fraction(
-            [(p, decisions[p].first_label == gold[p], 1) for p in gold if decisions[p].first_label is not None]
-        ),
-        **_checks(annotations, [(p, d.rationale) for p, d in decisions.items() if d.status == "accepted"], fraction),
-        "cost": cost,
-        "cost_per_readable": None,
-        "kept": accepted,
-        "cost_per_kept": cost / accepted if accepted else None,
-    }
-    return {
-        "n_pairs": len(pair_ids),
-        "n_gold": len(gold),
-        "decisions": {status: sum(each.status == status for each in decisions.values()) for status in STATUSES},
-        "reasons": _reasons(decisions),
-        "marks": {
-            "gold_agrees": sum(each.gold_agrees is True for each in decisions.values()),
-            **{
-                mark: sum(getattr(each, mark) for each in decisions.values())
-                for mark in ("gold_dropped", "asked_again", "reviewed")
-            },
-        },
-        "cost": cost,
-        "cost_per_accepted": cost / accepted if accepted else None,
-        "majority": _majority(gold, fraction),
-        "agreement": _agreement(annotations, pair_ids, query, n_bootstrap, seed),
-        "models": models,
-    }
+
+    def _ratio(self, rows: Iterable[tuple[str, float, float]]) -> Estimate:
+        """Of rows (pair_id, numerator, denominator)."""
+        rows = list(rows)
+        queries = [self.annotations.pairs[pair_id].query for pair_id, *_ in rows]
+        return ratio([row[1] for row in rows], [row[2] for row in rows], queries, self.n_bootstrap, self.seed)
+
+    def _accuracy(self, predicted: Mapping[str, str | None], gold: Mapping[str, str]) -> Estimate:
+        return self._ratio((pair_id, label == gold[pair_id], 1) for pair_id, label in predicted.items())
+
+    def _checks(self, outcomes: Iterable[tuple[str, Rationale | Failure | None]]) -> dict[str, object]:
+        """Fractions of values that are not in their text, and of rationales with problems."""
+        checks = [(p, self.annotations.verify(p, each)) for p, each in outcomes if isinstance(each, Rationale)]
+        ratio_of = self._ratio
+        return {
+            "values": sum(len(check.values) for _, check in checks),
+            "hallucinated": ratio_of((p, len(check.hallucinated), len(check.values)) for p, check in checks),
+            "inferred": ratio_of((p, len(check.inferred), len(check.values)) for p, check in checks),
+            "contradictions": ratio_of((p, any(x.certain for x in check.verdict_problems), 1) for p, check in checks),
+            "doubts": ratio_of((p, any(not x.certain for x in check.verdict_problems), 1) for p, check in checks),
+            "rule_problems": ratio_of((p, bool(check.label_problems), 1) for p, check in checks),
+        }
+
+    def _agreement(self, votes: Mapping[str, Sequence[Vote]]) -> dict[str, object]:
+        """Fleiss' kappa between models (their pluralities) and between the samples of models, in round 0."""
+        names = model_names(votes)
+        readable = {
+            (pair_id, model): [v.outcome for v in each if v.model == model and isinstance(v.outcome, Rationale)]
+            for pair_id, each in votes.items()
+            for model in names
+        }
+        by_model = {p: [self._plurality_codes(readable[p, m]) for m in names if readable[p, m]] for p in votes}
+        groups = {"models": (len(names), by_model)}
+        for model in names:
+            samples = max(sum(vote.model == model for vote in each) for each in votes.values())
+            groups[f"samples of {model}"] = samples, {p: [self._codes(r) for r in readable[p, model]] for p in votes}
+        return {name: self._kappas(*group) for name, group in groups.items() if group[0] > 1}
+
+    def _kappas(self, raters: int, ratings: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, object]:
+        """Kappa of the label and of each dimension, from the pairs that all raters have rated."""
+        rows = [(pair_id, codes) for pair_id, codes in ratings.items() if len(codes) == raters]
+        queries = [self.annotations.pairs[pair_id].query for pair_id, _ in rows]
+        figures: dict[str, object] = {"n_pairs": len(rows)}
+        for column, name in enumerate(("label", *self.annotations.dimensions)):
+            counts = np.zeros((len(rows), len(VERDICTS) if column else len(self.annotations.labels)))
+            for row, (_, codes) in enumerate(rows):
+                for code in codes:
+                    counts[row, code[column]] += 1
+            figures[name] = fleiss_kappa(counts, queries, self.n_bootstrap, self.seed)
+        return figures
+
+    def _codes(self, rationale: Rationale) -> list[int]:
+        """The categories of one answer: its label, then each verdict."""
+        verdicts = (VERDICTS.index(rationale.verdict(name)) for name in self.annotations.dimensions)
+        return [label_index(rationale, self.annotations.labels), *verdicts]
+
+    def _plurality_codes(self, readable: Sequence[Rationale]) -> list[int]:
+        """The categories of a model's pluralities over its samples."""
+        votes = [Vote("", "", rationale) for rationale in readable]
+        label = plurality(model_shares(votes, self.annotations.labels)[""], self.annotations.labels)
+        fractions = verdict_shares(votes, self.annotations.dimensions, {"": 1.0})
+        return [label, *(VERDICTS.index(verdict_plurality(each)) for each in fractions.values())]
 
 
-def _fraction(rows: Sequence[tuple[str, float, float]], query: Mapping[str, str], n_bootstrap: int, seed: int) -> dict:
-    """Of rows (pair, numerator, denominator)."""
-    pair_ids = [pair_id for pair_id, _, _ in rows]
-    numerators, denominators = [float(a) for _, a, _ in rows], [float(b) for _, _, b in rows]
-    return dict(ratio(numerators, denominators, [query[p] for p in pair_ids], n_bootstrap, seed))
-
-
-def _majority(gold: Mapping[str, str], fraction) -> dict[str, Any]:
-    """Always saying the most frequent gold label, the least that an annotator must beat."""
-    counts = Counter(gold.values())
-    label = min(counts, key=lambda name: (-counts[name], name), default=None)
-    return {"label": label, "accuracy": fraction([(p, answer == label, 1) for p, answer in gold.items()])}
-
-
-def _checks(annotations: Annotations, outcomes: Sequence[tuple[str, Any]], fraction) -> dict[str, Any]:
-    """Shares of values that do not stand where they should, and of rationales with problems."""
-    checks = [
-        (pair_id, annotations.verify(pair_id, answer)) for pair_id, answer in outcomes if isinstance(answer, Rationale)
-    ]
-    return {
-        "values": sum(len(checked.values) for _, checked in checks),
-        "hallucinated": fraction([(p, len(checked.hallucinated), len(checked.values)) for p, checked in checks]),
-        "inferred": fraction([(p, len(checked.inferred), len(checked.values)) for p, checked in checks]),
-        "contradictions": fraction([(p, any(each.certain for each in c.verdict_problems), 1) for p, c in checks]),
-        "doubts": fraction([(p, any(not each.certain for each in c.verdict_problems), 1) for p, c in checks]),
-        "rule_problems": fraction([(p, bool(checked.label_problems), 1) for p, checked in checks]),
-    }
-
-
-def _agreement(annotations: Annotations, pair_ids, query, n_bootstrap: int, seed: int) -> dict[str, Any]:
-    """Fleiss' kappa between models (their pluralities) and between the samples of models."""
-    first = {p: [vote for vote in annotations.votes.get(p, ()) if vote.round == 0] for p in pair_ids}
-    names = model_names(first)
-    between = [
-        (p, [_vote_codes(each, annotations) for m in names if (each := _readable(first[p], m))]) for p in pair_ids
-    ]
-    groups = {"models": (len(names), between)}
-    for model in names:
-        samples = max(len([v for v in each if v.model == model]) for each in first.values())
-        within = [(p, [_rationale_codes(one, annotations) for one in _readable(first[p], model)]) for p in pair_ids]
-        groups[f"samples of {model}"] = (samples, within)
-    result = {}
-    for name, (raters, rows) in groups.items():
-        # All raters must have spoken.
-        rows = [(pair_id, answer) for pair_id, answer in rows if len(answer) == raters] if raters > 1 else []
-        figures: dict[str, Any] = {"n_pairs": len(rows)}
-        for column_index, column in enumerate(("label", *annotations.dimensions)):
-            size = len(annotations.labels) if column_index == 0 else len(VERDICTS)
-            counts = np.zeros((len(rows), size))
-            for number, (_, answer) in enumerate(rows):
-                for one in answer:
-                    counts[number, one[column_index]] += 1
-            figures[column] = fleiss_kappa(counts, [query[p] for p, _ in rows], n_bootstrap, seed)
-        if raters > 1:
-            result[name] = figures
-    return result
-
-
-def _readable(votes: Sequence[Vote], model: str) -> list[Rationale]:
-    return [vote.outcome for vote in votes if vote.model == model and isinstance(vote.outcome, Rationale)]
-
-
-def _rationale_codes(answer: Rationale, annotations: Annotations) -> list[int]:
-    """The categories of one answer: its label, then each verdict."""
-    verdicts = (VERDICTS.index(answer.verdict(name)) for name in annotations.dimensions)
-    return [annotations.labels.index(answer.label), *verdicts]
-
-
-def _vote_codes(readable: Sequence[Rationale], annotations: Annotations) -> list[int]:
-    """The categories of a model's pluralities over its samples."""
-    votes = [Vote("", "", answer) for answer in readable]
-    label = plurality(model_shares(votes, annotations.labels)[""], annotations.labels)
-    fractions = verdict_shares(votes, annotations.dimensions, {"": 1.0})
-    return [label, *(VERDICTS.index(verdict_plurality(fractions[name])) for name in annotations.dimensions)]
-
-
-def _reasons(decisions: Mapping[str, Decision]) -> dict[str, int]:
-    """Why pairs are not accepted, without what differs from pair to pair."""
-    reasons = Counter(f"{each.status}: {_reason(each)}" for each in decisions.values() if each.status != "accepted")
-    return dict(sorted(reasons.items(), key=lambda one: (-one[1], one[0])))
+def _reasons(decisions: Iterable[Decision]) -> dict[str, int]:
+    """{why pairs are not accepted, without details of single pairs: pairs}."""
+    reasons = Counter(f"{each.status}: {_reason(each)}" for each in decisions if each.status != "accepted")
+    return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _reason(decision: Decision) -> str:
     if decision.gold_dropped:
         return "against the gold label"
     if decision.status == "pending":
-        return "to be asked again" if decision.reason.startswith("to be asked again") else "answers wanting"
-    return decision.reason.split(":")[0] if ":" in decision.reason else decision.reason
+        return TO_ASK_AGAIN if decision.reason.startswith(TO_ASK_AGAIN) else "answers wanting"
+    return decision.reason.split(":")[0]

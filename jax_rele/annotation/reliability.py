@@ -1,13 +1,13 @@
-"""How far each model's labels can be trusted, learnt from gold labels, and what votes of unequal worth add up to."""
+"""How reliable each model's labels are, estimated from gold labels, and the label distribution that the votes give."""
 
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy.special import softmax
 
 from jax_rele.types import LabelSchema
 
@@ -18,15 +18,21 @@ MAX_FITTED = 20_000
 """Pairs that reliability is fitted on: those with a gold label first, chosen by hash."""
 
 FOLDS = 5
-"""A pair with a gold label is decided by what was learnt from the other folds, so that its own label is no help."""
+"""Estimates from the other folds decide a pair with a gold label, so that its own label has no influence."""
 
 TIE = 1e-9
 """Shares that differ by less are equal."""
 
+MAX_STEPS, TOLERANCE = 50, 1e-4
+"""Of expectation maximisation."""
+
+EPSILON = 1e-10
+"""Probabilities and expected counts below this are raised to it before their logarithm is taken."""
+
 
 @dataclass(frozen=True)
 class Reliability:
-    """What is known of models.
+    """The estimated reliability of models.
 
     Attributes:
       kind: `gold` (Dawid-Skene) or `equal`.
@@ -34,8 +40,8 @@ class Reliability:
       weights: {model: weight of its verdicts}, its accuracy where `gold`; they sum to 1.
       accuracy: {model: estimated accuracy of its labels}; empty where `equal`.
       confusion: {model: [C, C] P(model says column | truth is row)}; empty where `equal`.
-      prior: [C] P(truth).
-      folds: what decides pairs with a gold label: fitted without those of the pair's fold; empty where `equal`.
+      prior: [C] P(truth); empty where `equal`.
+      folds: for pairs with a gold label: fitted without the gold labels of the pair's fold; empty where `equal`.
       gold: the pairs with a gold label.
     """
 
@@ -44,7 +50,7 @@ class Reliability:
     weights: Mapping[str, float]
     accuracy: Mapping[str, float] = field(default_factory=dict)
     confusion: Mapping[str, np.ndarray] = field(default_factory=dict)
-    prior: np.ndarray | None = None
+    prior: np.ndarray = field(default_factory=lambda: np.empty(0))
     folds: tuple[Reliability, ...] = ()
     gold: frozenset[str] = frozenset()
 
@@ -54,32 +60,74 @@ def fit_reliability(
     models: Sequence[str],
     labels: LabelSchema,
     gold: Mapping[str, str],
-    *,
-    min_gold: int = MIN_GOLD,
 ) -> Reliability:
     """Learns the models' confusion matrices by Dawid-Skene, with the truth of gold pairs given.
 
-    Dawid and Skene 1979, doi 10.2307/2346806, by crowd-kit; a model's vote is the label with its largest share. The
-    expected counts are then smoothed by one imagined answer, spread over all labels, for each model and truth.
+    A model's vote is the label with its largest share; see `fit_dawid_skene`. The expected counts are then smoothed by
+    one pseudo-answer, spread evenly over all labels, for each model and true label.
 
     Args:
-      shares: {pair_id: {model: [C] shares of its answers for each label}}.
+      fractions: {pair_id: {model: [C] shares of its answers for each label}}.
       models: all models.
       labels: the label schema.
       gold: {pair_id: label}.
-      min_gold: fewer pairs with votes and a gold label give equal weights.
     """
     known = {pair_id: gold[pair_id] for pair_id, each in fractions.items() if each and pair_id in gold}
-    if len(known) < min_gold or not models:
+    if len(known) < MIN_GOLD or not models:
         return Reliability("equal", len(known), {model: 1.0 / len(models) for model in models})
     voted = [pair_id for pair_id, each in fractions.items() if each]
     fitted = sorted(voted, key=lambda pair_id: (pair_id not in known, _hash(pair_id)))[:MAX_FITTED]
-    whole = _fit(fractions, fitted, models, labels, known)
-    folds = []
-    for fold in range(FOLDS):
-        others = {pair_id: label for pair_id, label in known.items() if fold_of(pair_id) != fold}
-        folds.append(_fit(fractions, fitted, models, labels, others))
-    return Reliability(**{**vars(whole), "n_gold": len(known), "folds": tuple(folds), "gold": frozenset(known)})
+    votes = np.full((len(fitted), len(models)), -1)
+    for row, pair_id in enumerate(fitted):
+        for column, model in enumerate(models):
+            if model in fractions[pair_id]:
+                votes[row, column] = plurality(fractions[pair_id][model], labels)
+    truth = np.array([labels.index(known[pair_id]) if pair_id in known else -1 for pair_id in fitted])
+    fold = np.array([fold_of(pair_id) for pair_id in fitted])
+    folds = [_fit(votes, np.where(fold == held_out, -1, truth), models, len(labels)) for held_out in range(FOLDS)]
+    whole = _fit(votes, truth, models, len(labels))
+    return replace(whole, n_gold=len(known), folds=tuple(folds), gold=frozenset(known))
+
+
+def fit_dawid_skene(votes: np.ndarray, truth: np.ndarray, n_labels: int, *, prior_count: int = 0) -> np.ndarray:
+    """Label probabilities from several annotators' votes by expectation maximisation.
+
+    The steps end when the evidence lower bound per vote, with the prior counted for each vote, rises by less than
+    TOLERANCE. Reference: Dawid and Skene 1979, doi 10.2307/2346806.
+
+    Args:
+      votes: [N, M] int, the label that annotator m gave to pair n; -1 for none. Every pair has a vote.
+      truth: [N] int, the known label of a pair; -1 where it is to be estimated.
+      n_labels: C.
+      prior_count: pseudo-pairs of each label that are added to the prior.
+
+    Returns:
+      [N, C] float64, P(truth | votes); one-hot where the label is known.
+    """
+    one_hot = np.eye(n_labels + 1)[votes][..., :n_labels]  # -1 selects the last row, which the cut leaves all zeros
+    known, counts = truth >= 0, one_hot.sum(axis=(1, 2))
+    known_probs = np.eye(n_labels)[truth[known]]
+    n_votes = counts.sum() + prior_count * n_labels
+
+    def maximize() -> tuple[np.ndarray, np.ndarray]:
+        confusion = np.einsum("nmo,nt->mot", one_hot, probs).clip(EPSILON)
+        log_confusion = np.log(confusion / confusion.sum(axis=1, keepdims=True))
+        prior = (probs.sum(axis=0) + prior_count) / (len(probs) + prior_count * n_labels)
+        return np.log(prior.clip(EPSILON)), np.einsum("nmo,mot->nt", one_hot, log_confusion)
+
+    probs = one_hot.sum(axis=1) / counts[:, None]
+    probs[known] = known_probs
+    log_prior, log_likelihood = maximize()
+    bound = -np.inf
+    for _ in range(MAX_STEPS):
+        probs = softmax(log_prior + log_likelihood, axis=1)
+        probs[known] = known_probs
+        log_prior, log_likelihood = maximize()
+        expectation = (probs * (log_likelihood + counts[:, None] * log_prior)).sum() + prior_count * log_prior.sum()
+        previous, bound = bound, (expectation - (probs * np.log(probs.clip(EPSILON))).sum()) / n_votes
+        if bound - previous < TOLERANCE:
+            break
+    return probs
 
 
 def fold_of(pair_id: str) -> int:
@@ -88,16 +136,11 @@ def fold_of(pair_id: str) -> int:
 
 
 def label_posterior(votes: Mapping[str, np.ndarray], reliability: Reliability, pair_id: str = "") -> np.ndarray:
-    """[C] what the votes of models for a pair's label add up to; sums to 1.
+    """[C] label distribution of a pair by the votes of at least one model: {model: [C] shares}.
 
-    `equal`: the mean of the models' shares. `gold`: P(truth | votes) by the models' confusion matrices, taking models
-    to err independently; a share of an answer counts as that part of an answer (in the exponent), so that a model's
-    samples together are one vote.
-
-    Args:
-      votes: {model: [C] shares}, of at least one model.
-      reliability: of the models; for a pair with a gold label, that of its fold decides.
-      pair_id: the pair.
+    `equal`: the mean of the models' shares. `gold`: P(truth | votes) by the models' confusion matrices, if models err
+    independently; shares are exponents of the likelihoods, so that a model's samples together are one vote. For a pair
+    with a gold label the estimates of its fold are used.
     """
     if reliability.folds and pair_id in reliability.gold:
         reliability = reliability.folds[fold_of(pair_id)]
@@ -118,42 +161,18 @@ def plurality(fractions: Sequence[float] | np.ndarray, labels: LabelSchema) -> i
     return int(min(tied, key=lambda index: (labels.gains[index], -index)))
 
 
-def _fit(fractions, fitted: Sequence[str], models, labels: LabelSchema, gold: Mapping[str, str]) -> Reliability:
-    # They take a second to import, which those who never learn weights need not wait for.
-    import pandas as pd
-    from crowdkit.aggregation.classification.dawid_skene import DawidSkene
-
-    votes = [
-        (pair_id, model, plurality(fractions[pair_id][model], labels))
-        for pair_id in sorted(fitted)
-        for model in models
-        if model in fractions[pair_id]
-    ]
-    # The library knows only labels that someone votes for; an imagined judge who always votes makes it know all, and
-    # their order. What such a judge says of one pair each changes next to nothing and is left out below.
-    imagined = [(f"\x00{index}", "\x00", index) for index in range(len(labels))]
-    data = pd.DataFrame([*imagined, *votes], columns=["task", "worker", "label"])
-    truth = {pair_id: labels.index(label) for pair_id, label in gold.items() if pair_id in fractions}
-    truth |= {task: index for task, _, index in imagined}
-    fitter = DawidSkene(n_iter=50, tol=1e-4)
-    with warnings.catch_warnings():
-        # The library passes arguments that newer pandas does not want.
-        warnings.simplefilter("ignore")
-        truths = pd.Series({task: truth[task] for task in data["task"].unique() if task in truth})
-        fitter.fit(data, truths)
-    probs = fitter.probas_.reindex(columns=range(len(labels)), fill_value=0.0)
-    rows = {pair_id: index for index, pair_id in enumerate(probs.index)}
-    probs = probs.to_numpy(np.float64)
-    counts = {model: np.full((len(labels), len(labels)), 1.0 / len(labels)) for model in models}
-    for pair_id, model, index in votes:
-        counts[model][:, index] += probs[rows[pair_id]]
-    real = probs[[rows[pair_id] for pair_id in sorted(fitted)]]
-    prior = (real.sum(axis=0) + 1.0 / len(labels)) / (len(real) + 1.0)
-    confusion = {model: count / count.sum(axis=1, keepdims=True) for model, count in counts.items()}
+def _fit(votes: np.ndarray, truth: np.ndarray, models: Sequence[str], n_labels: int) -> Reliability:
+    probs = fit_dawid_skene(votes, truth, n_labels, prior_count=1)
+    prior = (probs.sum(axis=0) + 1.0 / n_labels) / (len(probs) + 1.0)
+    confusion = {}
+    for column, model in enumerate(models):
+        votes_of_model = np.eye(n_labels + 1)[votes[:, column], :n_labels]
+        counts = probs.T @ votes_of_model + 1.0 / n_labels
+        confusion[model] = counts / counts.sum(axis=1, keepdims=True)
     accuracy = {model: float((prior * np.diag(confusion[model])).sum()) for model in models}
     total = sum(accuracy.values())
     weights = {model: fraction / total for model, fraction in accuracy.items()}
-    return Reliability("gold", len(gold), weights, accuracy, confusion, prior)
+    return Reliability("gold", int((truth >= 0).sum()), weights, accuracy, confusion, prior)
 
 
 def _hash(pair_id: str) -> bytes:

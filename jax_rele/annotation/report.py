@@ -1,19 +1,22 @@
-"""The quality of annotations as one self-contained HTML page, with examples of what went wrong."""
+"""The quality of annotations as one self-contained HTML page, with examples of failures."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
-
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from jax_rele.annotation.answers import Failure
 from jax_rele.annotation.quality import CONSENSUS, Annotations
 from jax_rele.annotation.verify import Verified
 from jax_rele.annotation.votes import Decision, Vote
+from jax_rele.evaluation.bootstrap import Estimate
+from jax_rele.evaluation.page import write_html
+from jax_rele.evaluation.summary import cell
+from jax_rele.io import hash_bytes
 from jax_rele.types import Pair, Rationale
 
 EXAMPLES = {
@@ -25,7 +28,7 @@ EXAMPLES = {
     "verdict against its values": "Rationales with a verdict that contradicts its values.",
     "label against the rules": "Rationales whose label does not go with their verdicts.",
 }
-"""Kinds of examples: what a card can be about."""
+"""{kind of example: its description}."""
 
 COLUMNS = (
     ("accuracy", "accuracy"),
@@ -37,6 +40,9 @@ COLUMNS = (
 )
 """The figures of models that are shown as a table, with their headings."""
 
+PER_KIND = 3
+"""Examples of a kind; each kind of parse failure is a kind of its own."""
+
 _LONG = 420
 """Characters of a text that a card shows."""
 _LONG_ANSWER = 4000
@@ -47,14 +53,14 @@ class AnnotationExample:
     """A card of the report.
 
     Attributes:
-      kind: a key of `EXAMPLES`, or that and what exactly, after a colon.
-      pair: what it is about.
+      kind: a key of `EXAMPLES`, for parse failures followed by a colon and the kind of failure.
+      pair: the pair.
       detail: what is wrong.
-      model: whose answer it is, empty where it is about the vote.
-      rationale: what was said, or None.
-      text: the answer as it came, where that is known and could not be read.
-      checked: what the checks of the rationale found.
-      decision: what became of the pair.
+      model: the author of the answer; empty where the card is about the vote.
+      rationale: of the answer or the decision, or None.
+      text: an unreadable answer, where it is known.
+      checked: the checks of the rationale.
+      decision: on the pair.
     """
 
     kind: str
@@ -68,50 +74,31 @@ class AnnotationExample:
 
 
 def find_examples(
-    annotations: Annotations, texts: Mapping[tuple[str, str, int, int], str] | None = None, *, per_kind: int = 3
+    annotations: Annotations, texts: Mapping[tuple[str, str, int, int], str] | None = None
 ) -> list[AnnotationExample]:
-    """Examples of each kind of failure, chosen by hash, so that they are the same whatever the order of answers.
+    """Examples of each kind of failure, chosen by hash, so that the order of answers does not matter.
 
-    Args:
-      annotations: all that was annotated.
-      texts: {(pair_id, model, sample, round): answer as it came}; those of unreadable answers are shown.
-      per_kind: how many of a kind at most; each kind of parse failure is one of its own.
+    `texts`, {(pair_id, model, sample, round): text}, holds what is shown of unreadable answers.
     """
-    candidates: dict[str, list[tuple[bytes, AnnotationExample]]] = {}
+    by_kind: dict[str, list[tuple[str, AnnotationExample]]] = {}
     for identity, example in _candidates(annotations, texts or {}):
-        rank = hashlib.sha256(identity.encode(errors="replace")).digest()
-        selected = candidates.setdefault(example.kind, [])
-        selected.append((rank, example))
-        selected.sort(key=lambda one: one[0])
-        del selected[per_kind:]
+        by_kind.setdefault(example.kind, []).append((hash_bytes(identity.encode(errors="replace")), example))
     order = list(EXAMPLES)
-    kinds = sorted(candidates, key=lambda kind: (order.index(kind.split(":")[0]), kind))
-    return [example for kind in kinds for _, example in candidates[kind]]
+    kinds = sorted(by_kind, key=lambda kind: (order.index(kind.split(":")[0]), kind))
+    return [example for kind in kinds for _, example in sorted(by_kind[kind], key=itemgetter(0))[:PER_KIND]]
 
 
 def write_report(
     path: str | Path, quality: Mapping[str, Any], examples: Sequence[AnnotationExample], *, run_name: str
 ) -> None:
-    """Writes the report: one HTML file that needs no script, no network and no other file.
-
-    Args:
-      path: the file to write.
-      quality: what `build_quality` returned.
-      examples: what `find_examples` returned.
-      run_name: the heading.
-    """
-    environment = Environment(
-        # The style sheet is that of the evaluation's pages.
-        loader=ChoiceLoader([PackageLoader("jax_rele.annotation", "."), PackageLoader("jax_rele.evaluation", ".")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """Writes what `build_quality` and `find_examples` returned as one HTML file, with `run_name` as the heading."""
     kinds: dict[str, list[AnnotationExample]] = {}
     for example in examples:
         kinds.setdefault(example.kind, []).append(example)
-    html = environment.get_template("report.html.j2").render(
+    write_html(
+        path,
+        "report.html.j2",
+        package="jax_rele.annotation",
         run_name=run_name,
         quality=quality,
         whole=quality["slices"]["all"],
@@ -125,56 +112,37 @@ def write_report(
         findings=findings(quality),
         location_of=_location_of,
     )
-    # A lone surrogate, which JSON can carry, has no UTF-8 form.
-    Path(path).write_text(html, encoding="utf-8", errors="replace")
 
 
 def findings(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the figures show, in sentences, each with its kind: `better`, `worse`, `open` or `note`."""
+    """Sentences on the figures, each with its kind: `better`, `worse`, `open` or `note`."""
     whole = quality["slices"]["all"]
-    sentences = []
-    majority = whole["majority"]
-    if majority["label"] is not None:
-        for name, figures in whole["models"].items():
-            if figures["accuracy"]["value"] is not None:
-                sentences.append(_against_majority(name, figures["accuracy"], majority))
-    decisions = whole["decisions"]
+    majority, decisions = whole["majority"], whole["decisions"]
+    sentences = [
+        _against_majority(name, figures["accuracy"], majority)
+        for name, figures in whole["models"].items()
+        if majority["label"] is not None and figures["accuracy"]["value"] is not None
+    ]
     text = f"{decisions['accepted']} of {whole['n_pairs']} pairs are accepted, {decisions['rejected']} rejected"
     sentences.append(("note", f"{text}, {decisions['pending']} pending."))
     if not whole["n_gold"]:
-        sentences.append(("note", "There are no gold labels, so nothing is known of the accuracy of labels."))
-    weights = quality["weights"]
-    if weights is not None:
-        learnt = (
-            f"weights learnt from {weights['n_gold']} gold labels" if weights["kind"] == "gold" else "equal weights"
-        )
-        sentences.append(("note", f"The models vote with {learnt}."))
+        sentences.append(("note", "There are no gold labels, so the accuracy of labels is unknown."))
+    if (weights := quality["weights"]) is not None:
+        learnt = f"weights learnt from {weights['n_gold']} gold labels"
+        sentences.append(("note", f"The models vote with {learnt if weights['kind'] == 'gold' else 'equal weights'}."))
     if quality["injection"] is not None and (attacked := quality["injection"]["overall"])["n"]:
-        low = (attacked["net"]["ci95"] or [0.0])[0]
-        sentences.append(
-            (
-                "worse" if low > 0 else "open",
-                f"Tampered titles move {cell(attacked['towards'])} of {attacked['n']} labels towards the attacker's, "
-                f"{cell(attacked['away'])} away from it.",
-            )
-        )
+        text = f"Tampered titles move {cell(attacked['towards'])} of {attacked['n']} labels towards the attacker's"
+        kind = "worse" if (attacked["net"]["ci95"] or [0.0])[0] > 0 else "open"
+        sentences.append((kind, f"{text}, {cell(attacked['away'])} away from it."))
     return sentences
 
 
-def cell(figure: Mapping[str, Any]) -> str:
-    """A value with its interval: `0.812 [0.790, 0.834]`; a dash where it is undefined."""
-    if figure["value"] is None:
-        return "–"
-    interval = "" if figure["ci95"] is None else " [{:.3f}, {:.3f}]".format(*figure["ci95"])
-    return f"{figure['value']:.3f}{interval}"
-
-
 def money(amount: float | None) -> str:
-    """A cost with four digits that count."""
+    """A cost with four significant digits."""
     return "–" if amount is None else "0" if amount == 0 else f"{amount:.4g}"
 
 
-def _against_majority(name: str, accuracy: Mapping, majority: Mapping) -> tuple[str, str]:
+def _against_majority(name: str, accuracy: Estimate, majority: Mapping[str, Any]) -> tuple[str, str]:
     other = majority["accuracy"]
     text = f"{cell(accuracy)}, where always saying {majority['label']} has {cell(other)}"
     if accuracy["ci95"] is None or other["ci95"] is None:
@@ -189,54 +157,50 @@ def _against_majority(name: str, accuracy: Mapping, majority: Mapping) -> tuple[
 def _candidates(
     annotations: Annotations, texts: Mapping[tuple[str, str, int, int], str]
 ) -> Iterator[tuple[str, AnnotationExample]]:
-    """Everything that could be a card, with what identifies it."""
-    decisions = {decision.pair_id: decision for decision in annotations.decisions}
-    for pair_id, decision in decisions.items():
-        pair = annotations.pairs[pair_id]
-        about = {"pair": pair, "rationale": decision.rationale, "model": decision.model, "decision": decision}
+    """Every possible card, with a text that identifies it."""
+    for decision in annotations.decisions:
+        pair_id, pair = decision.pair_id, annotations.pairs[decision.pair_id]
+        card = partial(
+            AnnotationExample, pair=pair, rationale=decision.rationale, model=decision.model, decision=decision
+        )
         if decision.gold is not None and decision.first_label not in (None, decision.gold):
-            kind = "asked again" if decision.asked_again else "against the gold label"
             detail = f"first vote {decision.first_label}, gold label {decision.gold}"
-            detail += f", asked again {decision.label}" if decision.asked_again else ""
-            yield pair_id, AnnotationExample(kind, detail=detail, **about)
+            if decision.asked_again:
+                yield pair_id, card("asked again", detail=f"{detail}, asked again {decision.label}")
+            else:
+                yield pair_id, card("against the gold label", detail=detail)
         elif decision.status == "rejected" and decision.label is not None and not decision.reviewed:
-            yield pair_id, AnnotationExample("disagreement", detail=decision.reason, **about)
+            yield pair_id, card("disagreement", detail=decision.reason)
         for vote in annotations.votes.get(pair_id, ()):
-            yield from _vote_candidates(annotations, pair, vote, texts, decision)
+            key = (pair_id, vote.model, vote.sample, vote.round)
+            for example in _vote_candidates(annotations, pair, vote, texts.get(key, ""), decision):
+                yield "\x00".join(map(str, key)), example
 
 
 def _vote_candidates(
-    annotations: Annotations, pair: Pair, vote: Vote, texts: Mapping, decision: Decision
-) -> Iterator[tuple[str, AnnotationExample]]:
-    identity = "\x00".join([pair.pair_id, vote.model, str(vote.sample), str(vote.round)])
-    about: dict[str, Any] = {"pair": pair, "model": vote.model, "decision": decision}
-    if isinstance(vote.outcome, Failure):
-        text = texts.get((pair.pair_id, vote.model, vote.sample, vote.round), "")
-        kind = f"parse failure: {vote.outcome.kind}"
-        yield identity, AnnotationExample(kind, detail=vote.outcome.detail, text=text, **about)
+    annotations: Annotations, pair: Pair, vote: Vote, text: str, decision: Decision
+) -> Iterator[AnnotationExample]:
+    outcome = vote.outcome
+    card = partial(AnnotationExample, pair=pair, model=vote.model, decision=decision)
+    if isinstance(outcome, Failure):
+        yield card(f"parse failure: {outcome.kind}", detail=outcome.detail, text=text)
         return
-    checked = annotations.verify(pair.pair_id, vote.outcome)
-    about |= {"rationale": vote.outcome, "checked": checked}
+    checked = annotations.verify(pair.pair_id, outcome)
+    card = partial(card, rationale=outcome, checked=checked)
     if checked.hallucinated:
         values = ", ".join(f"{value.dimension}: {value.text}" for value in checked.hallucinated)
-        yield identity, AnnotationExample("value that stands nowhere", detail=values, **about)
-    certain = [problem for problem in checked.verdict_problems if problem.certain]
-    if certain:
-        detail = "; ".join(f"{problem.dimension}: {problem.detail}" for problem in certain)
-        yield identity, AnnotationExample("verdict against its values", detail=detail, **about)
+        yield card("value that stands nowhere", detail=values)
+    if certain := [f"{each.dimension}: {each.detail}" for each in checked.verdict_problems if each.certain]:
+        yield card("verdict against its values", detail="; ".join(certain))
     if checked.label_problems:
-        detail = "; ".join(problem.detail for problem in checked.label_problems)
-        yield identity, AnnotationExample("label against the rules", detail=detail, **about)
+        yield card("label against the rules", detail="; ".join(each.detail for each in checked.label_problems))
 
 
 def _location_of(example: AnnotationExample, dimension: str, side: str, text: str) -> str:
-    """Where a value stands, as far as the example knows."""
-    if example.checked is None:
-        return "found"
-    return next(
-        (v.location for v in example.checked.values if (v.dimension, v.side, v.text) == (dimension, side, text)),
-        "found",
-    )
+    """Where a value is found; `found` where that was not checked."""
+    values = () if example.checked is None else example.checked.values
+    matches = (each.location for each in values if (each.dimension, each.side, each.text) == (dimension, side, text))
+    return next(matches, "found")
 
 
 def _cut(text: str, size: int = _LONG) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,11 +16,7 @@ from jax_rele.errors import UserError
 from jax_rele.rationale import parse, render
 from jax_rele.types import Pair, Rationale
 
-
-def _required(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
-
-
+_required = partial(pa.field, nullable=False)
 _TEXT = pa.string()
 _FRACTION = pa.struct([_required("name", _TEXT), _required("share", pa.float64())])
 _VERDICT = pa.struct([_required("dimension", _TEXT), _required("verdict", _TEXT), _required("share", pa.float64())])
@@ -47,21 +44,20 @@ DECISIONS = pa.schema(
 )
 """One row per pair; the fields of `Decision`, the rationale as text in the grammar."""
 
-COLUMNS = (
-    "pair_id", "query", "title", "votes", "proposed_label", "gold_label", "reason", "rationale", "decision", "label",
-)  # fmt: skip
+_PROPOSED = ("pair_id", "query", "title", "votes", "proposed_label", "gold_label", "reason", "rationale")
+COLUMNS = (*_PROPOSED, "decision", "label")
 """Of the review table; a person fills in the last two."""
 
 CHOICES = ("accept", "reject")
-"""What `decision` can be; a `label` beside `accept` replaces the proposed one."""
+"""The values of `decision`; a `label` beside `accept` replaces the proposed one."""
 
-# Spreadsheets take cells that begin so for formulas, and sellers write titles.
+# Spreadsheets evaluate cells with such a beginning as formulas, and titles are untrusted.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
 @dataclass(frozen=True)
 class Review:
-    """What a person decided about a pair: whether it is accepted, and with which label instead of the proposed one."""
+    """A person's decision on a pair: whether it is accepted, and a label that replaces the proposed one, or None."""
 
     pair_id: str
     accept: bool
@@ -88,28 +84,22 @@ def decisions_from_arrow(table: pa.Table) -> list[Decision]:
 
 def to_review(decisions: Iterable[Decision]) -> list[Decision]:
     """The decisions that a person should look at: rejected, or against the gold label; the closest votes first."""
-    open_ones = [
-        decision
-        for decision in decisions
-        if not decision.reviewed
-        and (decision.status == "rejected" or (decision.status == "accepted" and decision.gold_agrees is False))
-    ]
-    return sorted(open_ones, key=lambda decision: (decision.label is None, decision.label_share, decision.pair_id))
+
+    def is_open(decision: Decision) -> bool:
+        disputed = decision.status == "accepted" and decision.gold_agrees is False
+        return not decision.reviewed and (decision.status == "rejected" or disputed)
+
+    open_decisions = filter(is_open, decisions)
+    return sorted(open_decisions, key=lambda decision: (decision.label is None, decision.label_share, decision.pair_id))
 
 
 def write_reviews(path: str | Path, decisions: Iterable[Decision], pairs: Mapping[str, Pair]) -> int:
-    """Writes a review table: CSV with a byte order mark, which spreadsheets want.
+    """Writes a review table, one row per decision, and returns the number of rows.
 
-    Args:
-      path: the file; one that is there already is refused, since a person may have edited it.
-      decisions: one row each, e.g. what `to_review` returned.
-      pairs: {pair_id: pair}.
-
-    Returns:
-      The number of rows.
+    It is CSV with a byte order mark, by which spreadsheets recognise UTF-8.
 
     Raises:
-      UserError: the file is there already, or cannot be written.
+      UserError: the file exists, so that a person may have edited it, or it cannot be written.
     """
     rows = 0
     try:
@@ -120,15 +110,9 @@ def write_reviews(path: str | Path, decisions: Iterable[Decision], pairs: Mappin
                 pair = pairs[decision.pair_id]
                 fractions = ", ".join(f"{name} {part:.2f}" for name, part in decision.label_shares.items() if part)
                 text = "" if decision.rationale is None else render(decision.rationale)
-                fields = (
-                    pair.query,
-                    pair.item.title,
-                    fractions,
-                    decision.label or "",
-                    decision.gold or "",
-                    decision.reason,
-                )
-                writer.writerow(map(_guarded, (decision.pair_id, *fields, text, "", "")))
+                proposal = fractions, decision.label or "", decision.gold or "", decision.reason, text
+                cells = decision.pair_id, pair.query, pair.item.title, *proposal, "", ""
+                writer.writerow("'" + cell if cell.startswith(_FORMULA) else cell for cell in cells)
                 rows += 1
     except FileExistsError:
         raise UserError(f"{path}: is there already and may hold a person's decisions; move it away") from None
@@ -138,12 +122,12 @@ def write_reviews(path: str | Path, decisions: Iterable[Decision], pairs: Mappin
 
 
 def read_reviews(path: str | Path, labels: Sequence[str], known: Iterable[str] | None = None) -> list[Review]:
-    """What a person decided, of the rows where `decision` or `label` is filled in.
+    """A person's decisions: the rows where `decision` or `label` is filled in.
 
     Args:
       path: an edited review table; columns may be moved, and others than pair_id, decision and label left out.
-      labels: the labels that there are.
-      known: the pair ids that there are; None takes any.
+      labels: the labels of the schema.
+      known: the ids of all pairs; None accepts any.
 
     Raises:
       UserError: the file cannot be read, lacks a column, or a row has an unknown pair, decision or label, or a pair
@@ -163,7 +147,7 @@ def read_reviews(path: str | Path, labels: Sequence[str], known: Iterable[str] |
         if pair_id in rows:
             raise UserError(f"{where}: the pair {pair_id!r} is decided in row {rows[pair_id]} already; keep one")
         rows[pair_id] = number
-        # A label alone says enough.
+        # A label alone accepts the pair.
         choice = decision.casefold() or CHOICES[0]
         if choice not in CHOICES:
             raise UserError(f"{where}: the decision {decision!r} is not one of {', '.join(CHOICES)}")
@@ -179,28 +163,27 @@ def read_reviews(path: str | Path, labels: Sequence[str], known: Iterable[str] |
 def apply_reviews(
     decisions: Iterable[Decision], reviews: Iterable[Review], votes: Mapping[str, Sequence[Vote]]
 ) -> list[Decision]:
-    """Decisions with those of a person in their place, marked `reviewed`.
+    """Decisions in which those of a person replace the vote's; they are marked `reviewed`.
 
-    A pair that is accepted keeps the rationale that agrees with the vote and concludes with the person's label; where
-    none does, the best one takes that label on.
+    An accepted pair has the rationale that agrees with the vote and concludes with the person's label; where none
+    does, the best one with that label instead of its own.
 
     Raises:
       UserError: a pair is accepted for which there is no readable answer, or without a label that could be proposed.
     """
     by_pair = {review.pair_id: review for review in reviews}
-    return [
-        decision if (review := by_pair.get(decision.pair_id)) is None else _reviewed(decision, review, votes)
-        for decision in decisions
-    ]
+    return [_reviewed(each, by_pair.get(each.pair_id), votes.get(each.pair_id, ())) for each in decisions]
 
 
-def _reviewed(decision: Decision, review: Review, votes: Mapping[str, Sequence[Vote]]) -> Decision:
+def _reviewed(decision: Decision, review: Review | None, votes: Sequence[Vote]) -> Decision:
+    if review is None:
+        return decision
     if not review.accept:
         return replace(decision, status="rejected", reason="rejected by a reviewer", reviewed=True)
     label = review.label or decision.label
-    round_ = max((vote.round for vote in votes.get(decision.pair_id, ())), default=0)
-    there = [vote for vote in votes.get(decision.pair_id, ()) if vote.round == round_]
-    rationale, model, concludes = keep_rationale(there, label, decision.verdicts)
+    last_round = max((vote.round for vote in votes), default=0)
+    last_votes = [vote for vote in votes if vote.round == last_round]
+    rationale, model, concludes = keep_rationale(last_votes, label, decision.verdicts)
     if rationale is None:
         raise UserError(f"the review accepts pair {decision.pair_id!r}, which has no readable answer; reject it")
     return replace(
@@ -216,14 +199,13 @@ def _reviewed(decision: Decision, review: Review, votes: Mapping[str, Sequence[V
     )
 
 
-def _rows(path: str | Path) -> Iterable[tuple[int, dict[str, str]]]:
+def _rows(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            text = file.read()
+        text = Path(path).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8; save it as CSV in UTF-8"
         raise UserError(f"{path}: cannot be read ({why})") from None
-    # Spreadsheets of some countries write semicolons.
+    # Spreadsheets separate cells by semicolons in some countries.
     header = text.split("\n", 1)[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
     try:
@@ -244,10 +226,6 @@ def _named(label: str, labels: Sequence[str]) -> str | None:
         return label
     alike = [name for name in labels if name.casefold() == label.casefold()]
     return alike[0] if len(alike) == 1 else None
-
-
-def _guarded(cell: str) -> str:
-    return "'" + cell if cell.startswith(_FORMULA) else cell
 
 
 def _bare(cell: str) -> str:

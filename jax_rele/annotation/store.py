@@ -1,14 +1,14 @@
-"""Answers on disk: appended when they arrive, found by what was asked, shared by several worker processes.
+"""Answers on disk: appended when they arrive, found by the hash of the request, shared by several worker processes.
 
 A store is a folder:
 
-    segments/ID.jsonl   what one worker appended: a JSON object a line, behind a checksum of the line
-    workers/ID          locked while that worker lives; how much of the budget it may spend (see `budget`)
-    claims              byte ranges that are locked while a call is under way
+    segments/ID.jsonl   the lines of one worker: a JSON object each, with a checksum
+    workers/ID          locked while that worker runs; how much of the budget it may spend (see `budget`)
+    claims              byte ranges that are locked while a call is in flight
 
-A line is written by one `write`, so that a killed process loses none that it had, and the file is synced each second,
-so that a machine that loses its power loses the last second. A torn or damaged line is known by its checksum and left
-out. Nothing of a request is stored but its hash, and no header at all.
+A line is written by one `write`, so that a killed process loses none, and the file is synced each second, so that a
+power failure loses the last second at most. A torn or damaged line is recognised by its checksum and skipped. Of a
+request only the hash is stored.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from math import fsum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from jax_rele.annotation.types import Answer
+from jax_rele.annotation.types import ModelAnswer
 from jax_rele.errors import UserError
 
 SYNC_SECONDS = 1.0
 
+Fields: TypeAlias = dict[str, Any]
+"""A line of a segment: the fields of a `ModelAnswer`, or those of a call without an answer."""
+
 
 class IndexEntry(NamedTuple):
-    """Where an answer is, and what is counted without reading it."""
+    """The position of an answer, and what is counted without reading it."""
 
     segment: int
     offset: int
@@ -44,7 +47,7 @@ class IndexEntry(NamedTuple):
 
 
 class _Segment:
-    """A file of another worker, or of this one, as far as it has been read."""
+    """A worker's file, as far as it has been read."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.stem
@@ -54,14 +57,14 @@ class _Segment:
 
 
 class Store:
-    """Answers by key, in memory only where they are; use as a context manager.
+    """Answers by key, of which only the positions are in memory; use as a context manager.
 
-    Two answers to one key can come of a killed worker: the one that counts is the smaller as (failure, text), an answer
-    before a failure, whoever wrote it and whenever; both were paid for. A process opens one writing store on a folder
-    at a time: its claims are the process's.
+    A killed worker can leave a second answer to a key: the one that counts is the smaller as (failure, text), so an
+    answer before a failure, whoever wrote it; both were charged. A process opens one writing store on a folder at a
+    time, since claims belong to the process.
 
     Attributes:
-      damaged: lines that were left out; the torn end of a killed worker's file is one.
+      damaged: lines that were skipped, torn ends of files included.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -91,7 +94,7 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Ends this worker: what it wrote is synced, what it claimed is free for others."""
+        """Syncs what this worker wrote, and releases its claims."""
         if self._out >= 0:
             os.fsync(self._out)
         for file in (self._claims, self._out, *(segment.file for segment in self._segments)):
@@ -112,29 +115,33 @@ class Store:
         return len(self._index)
 
     def entry(self, key: str) -> IndexEntry | None:
-        """Counts of an answer, its cost as in `get`."""
+        """Counts of an answer, with its cost as in `get`."""
         entry = self._index.get(key)
         return entry and entry._replace(cost=self.cost(key))
 
     def cost(self, key: str) -> float:
-        """Of all calls for a key, those that brought no answer or a second one included."""
+        """Cost of all calls for a key, those without an answer or with a second one included."""
         entry = self._index.get(key)
         return fsum([*([entry.cost] if entry else []), *self._more.get(key, ())])
 
     def unanswered(self, key: str) -> int:
-        """Calls for a key that brought nothing and may have been charged."""
+        """Calls for a key that ended without an answer and may have been charged."""
         return self._unanswered.get(key, 0)
 
-    def get(self, key: str) -> Answer | None:
-        """The answer to a key, with the names of the task that asked first."""
+    def get(self, key: str) -> ModelAnswer | None:
+        """The answer to a key, with pair and endpoint of the task that was asked first."""
         entry = self._index.get(key)
         if entry is None:
             return None
-        fields = _decode(self._line(entry))
-        return replace(Answer(**{name: fields[name] for name in Answer.__dataclass_fields__}), cost=self.cost(key))
+        fields = self._fields(entry)
+        return replace(
+            ModelAnswer(**{name: fields[name] for name in ModelAnswer.__dataclass_fields__}), cost=self.cost(key)
+        )
 
-    def _line(self, entry: IndexEntry) -> bytes:
-        return os.pread(self._segments[entry.segment].file, entry.length, entry.offset)
+    def _fields(self, entry: IndexEntry) -> Fields:
+        fields = _decode(os.pread(self._segments[entry.segment].file, entry.length, entry.offset))
+        assert fields is not None  # only undamaged lines are indexed
+        return fields
 
     def refresh(self) -> None:
         """Reads what other workers appended since the last time."""
@@ -146,14 +153,14 @@ class Store:
                 self._live.append(len(self._segments) - 1)
         for number in list(self._live):
             segment = self._segments[number]
-            # Asked before reading: what a dead worker wrote is all there.
+            # Checked before reading, since nothing follows what an ended worker wrote.
             ended = not self.lives(segment.name)
             self._read(number, ended)
             if ended:
                 self._live.remove(number)
 
     def lives(self, worker: str) -> bool:
-        """Whether another worker's process runs."""
+        """Whether a worker's process runs."""
         try:
             file = os.open(self.folder / "workers" / worker, os.O_RDONLY)
         except FileNotFoundError:
@@ -197,8 +204,8 @@ class Store:
         )
         other = self._index.get(key)
         if other is not None:
-            there = _decode(self._line(other))
-            if (there["failure"], there["text"]) <= (fields["failure"], fields["text"]):
+            first = self._fields(other)
+            if (first["failure"], first["text"]) <= (fields["failure"], fields["text"]):
                 entry, other = other, entry
             self._more.setdefault(key, []).append(other.cost)
         self._index[key] = entry
@@ -206,18 +213,18 @@ class Store:
     # ---- writing
 
     def open_worker(self) -> str:
-        """Makes this process a worker that others can see; its id."""
+        """Registers this process as a worker and returns its id."""
         if not self._id:
             self._id = uuid.uuid4().hex
             path = self.folder / "workers" / self._id
-            # Locked before it has its name, so that nobody takes it for a dead one.
+            # Locked before it gets its name, so that no other process takes it for an ended one.
             self._worker = os.open(path.with_suffix(".new"), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             fcntl.flock(self._worker, fcntl.LOCK_EX)
             os.pwrite(self._worker, b"0", 0)
             os.rename(path.with_suffix(".new"), path)
         return self._id
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: ModelAnswer) -> None:
         """Appends an answer; it is on disk, for any process, when this returns.
 
         Raises:
@@ -226,10 +233,10 @@ class Store:
         self._append(asdict(answer))
 
     def add_unanswered(self, key: str, reason: str, cost: float) -> None:
-        """Appends that a call brought nothing and may have been charged, at most `cost`."""
+        """Appends that a call ended without an answer and may have been charged, at most `cost`."""
         self._append({"key": key, "unanswered": reason, "cost": cost})
 
-    def _append(self, fields: dict[str, Any]) -> None:
+    def _append(self, fields: Fields) -> None:
         line = _encode(fields)
         if self._out < 0:
             name = f"{self.open_worker()}.jsonl"
@@ -242,7 +249,7 @@ class Store:
         try:
             written = os.write(self._out, line)
             if written != len(line):
-                # The rest of a torn line is never written: the next one would be read as its end.
+                # A torn line is removed, or the next one would be read as its end.
                 os.ftruncate(self._out, segment.read)
                 raise OSError(0, "the disk is full")
             now = time.monotonic()
@@ -257,10 +264,10 @@ class Store:
     # ---- sharing the work
 
     def claim(self, key: str) -> bool:
-        """Whether this process is to make the call for a key: no other makes it, and none has its answer.
+        """Whether this process is to make the call for a key: no other one makes it, and it has no answer.
 
-        A claim ends with `release`, `close` or the process. A key is looked for in the store after it is claimed, and
-        an answer is appended before its claim is released: so no two processes that live make one call.
+        A claim ends with `release`, `close` or the process. The store is searched after the claim, and an answer is
+        appended before its claim is released, so that no two running processes make the same call.
         """
         if key in self._claimed or key in self._index:
             return False
@@ -281,41 +288,41 @@ class Store:
         self._claimed.remove(key)
         fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, int(key[:14], 16))
 
-    # ---- money, for `budget`
+    # ---- costs, for `budget`
 
     @property
     def spent(self) -> float:
-        """By this worker."""
+        """Cost of what this worker stored."""
         return self._segments[self._own].spent if self._out >= 0 else 0.0
 
     def others(self) -> float:
-        """Cost of what other workers stored, and all that those which live may yet spend; reads what is new."""
+        """The allowances of the other running workers, and the cost of what ended ones stored; reads what is new."""
         live = {}
         for path in (self.folder / "workers").iterdir():
             if path.name != self._id and not path.suffix:
                 if not self.lives(path.name):
                     path.unlink(missing_ok=True)
                     continue
-                # One that ends just now counts as dead.
+                # A worker that ends at this moment counts as ended.
                 with suppress(FileNotFoundError):
                     live[path.name] = float(path.read_text())
         self.refresh()
-        dead = [segment.spent for segment in self._segments if segment.name not in live and segment.name != self._id]
-        return fsum([*live.values(), *dead])
+        ended = [segment.spent for segment in self._segments if segment.name not in live and segment.name != self._id]
+        return fsum([*live.values(), *ended])
 
     def allow(self, amount: float) -> None:
-        """Tells the other workers how much this one may spend."""
+        """Publishes how much this worker may spend."""
         self.open_worker()
         os.pwrite(self._worker, f"{amount!r:40}".encode(), 0)
 
 
-def _encode(fields: dict[str, Any]) -> bytes:
+def _encode(fields: Fields) -> bytes:
     rest = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()[1:]
     return b'{"check":"%08x",%b\n' % (zlib.crc32(rest), rest)
 
 
-def _decode(line: bytes) -> dict[str, Any] | None:
-    """Fields of a line; none where it is damaged."""
+def _decode(line: bytes) -> Fields | None:
+    """Fields of a line; None where it is damaged."""
     rest = line[20:-1]
     if line[:20] != b'{"check":"%08x",' % zlib.crc32(rest):
         return None

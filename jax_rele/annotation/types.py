@@ -1,10 +1,9 @@
-"""What crosses the room: whom to ask, what to ask, and what was answered."""
+"""The types that the modules of this package share: endpoints, tasks, answers, and the accounting of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,13 +11,13 @@ class Endpoint:
     """A model behind an OpenAI-compatible server.
 
     Attributes:
-      name: what the run calls it; unique.
+      name: of the endpoint in the run; unique.
       base_url: e.g. http://localhost:8000/v1.
       model: the server's name of the model.
-      key_variable: the environment variable that holds the key; empty for a server that asks for none.
+      key_variable: the environment variable that holds the key; empty for a server without keys.
       samples: answers per pair.
       temperature, top_p, max_tokens: sampling parameters.
-      structured: `json_schema`, `json_object` or `none`: how the form of an answer is asked for; `auto` tries them in
+      structured: how the form of an answer is asked for: `json_schema`, `json_object` or `none`; `auto` tries them in
         this order at the start.
       concurrency: calls in flight.
       timeout: seconds of one call.
@@ -39,38 +38,38 @@ class Endpoint:
     timeout: float = 60.0
     input_price: float = 0.0
     output_price: float = 0.0
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to ask every endpoint, as often as it has samples.
+    """A question that every endpoint answers as often as it has samples.
 
     Attributes:
-      pair_id: what it is about.
+      pair_id: the pair that it is about.
       messages: the chat, [{"role", "content"}, ...].
       schema: JSON schema of the answer.
-      round: 0, or 1 for what is asked again with a disagreement pointed out.
+      round: 0, or 1 for a repeated question that points out a disagreement.
     """
 
     pair_id: str
     messages: tuple[Mapping[str, str], ...]
-    schema: Mapping[str, Any]
+    schema: Mapping[str, object]
     round: int = 0
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back for one sample of a task from one endpoint.
+class ModelAnswer:
+    """An endpoint's answer to one sample of a task.
 
     Attributes:
-      pair_id, endpoint, sample, round: what was asked of whom.
+      pair_id, endpoint, sample, round: what was asked, and whom.
       key: hash of model, messages, schema, sampling parameters and sample number.
-      text: the answer's text; empty where there is none.
-      failure: empty, or why there is none: `refusal`, `length`, `empty`, `rejected: ...` (the server refuses this
+      text: empty where there is none.
+      failure: empty, or why there is no text: `refusal`, `length`, `empty`, `rejected: ...` (the server refuses this
         request for good).
       input_tokens, output_tokens: as the server counts them.
-      cost: of this call, failed attempts that were paid for included.
+      cost: of this call, charged attempts that failed included.
       seconds: of the call that answered.
     """
 
@@ -92,14 +91,15 @@ class Summary:
     """Accounting of a run of calls.
 
     Attributes:
-      asked: samples wanted, over all tasks and endpoints.
-      stored: samples that have an answer in the store, failed ones included.
+      asked: samples over all tasks and endpoints.
+      stored: samples that have an answer in the store, failures included.
       pending: samples without one: the budget ended, an endpoint is down, or the run was stopped.
       calls: HTTP calls made in this run, retries included.
       retries: {reason: count}, e.g. {"429": 3, "timeout": 1}.
-      cost: in all, of what the store holds for these tasks.
+      cost: of everything that the store holds for these tasks.
       stopped: empty, or why the run ended early, e.g. `budget`.
-      by_endpoint: {name: {"calls", "answers", "failures", "input_tokens", "output_tokens", "cost", "down"}}.
+      by_endpoint: {name: {"calls", "answers", "failures", "unanswered", "input_tokens", "output_tokens", "cost",
+        "down"}}.
     """
 
     asked: int
@@ -109,4 +109,4 @@ class Summary:
     retries: Mapping[str, int]
     cost: float
     stopped: str
-    by_endpoint: Mapping[str, Mapping[str, Any]]
+    by_endpoint: Mapping[str, Mapping[str, object]]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jax_rele.errors import UserError
 from jax_rele.rationale.agreement import verdict as rule_verdict
 from jax_rele.rationale.words import Word, key, runs, words
-from jax_rele.types import VERDICTS, Pair, Rationale
+from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
 
 LOCATIONS = ("found", "other_side", "nowhere")
-"""Where a value stands: in the text of its side, only in that of the other side, or in neither."""
+"""Where a value is found: in the text of its side, only in that of the other side, or in neither."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A value of a rationale and where it stands, one of `PLACES`. What is not found is inferred, at best."""
+    """A value of a rationale, and where it is found: one of `LOCATIONS`."""
 
     dimension: str
     side: str
@@ -27,15 +26,15 @@ class Value:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in a rationale that does not fit.
+    """An inconsistency in a rationale.
 
     Attributes:
       kind: `no_values` (a match or mismatch where one side states nothing), `values_agree` (a mismatch of equal
         values), `values_differ` (a match of values that differ), `not_absent` (absent, although both sides have values
         that can be compared), or `rule` (the label against the verdicts).
-      dimension: what it is about; empty for a rule.
+      dimension: empty for a rule.
       detail: in words.
-      certain: whether it is a contradiction; otherwise a rule that knows words and no meaning sees it otherwise.
+      certain: whether it is a contradiction; else a comparison by words, which ignores synonyms, disagrees.
     """
 
     kind: str
@@ -46,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class LabelRule:
-    """What verdicts a label never or always goes with: {dimension: verdicts}."""
+    """The verdicts that a label never or always has: {dimension: verdicts}."""
 
     label: str
     never: Mapping[str, tuple[str, ...]]
@@ -55,7 +54,7 @@ class LabelRule:
 
 @dataclass(frozen=True)
 class Verified:
-    """What the checks of a rationale found; see `verify`."""
+    """The results of the checks of a rationale; see `verify`."""
 
     values: tuple[Value, ...]
     verdict_problems: tuple[Problem, ...]
@@ -63,7 +62,7 @@ class Verified:
 
     @property
     def inferred(self) -> tuple[Value, ...]:
-        """Values that do not stand in the text of their side."""
+        """Values that are not found in the text of their side."""
         return tuple(value for value in self.values if value.location != "found")
 
     @property
@@ -78,7 +77,7 @@ class Verified:
 
 
 def parse_rules(
-    raw: Sequence[Mapping[str, Any]], dimensions: Sequence[str], labels: Sequence[str], where: str = "label_rules"
+    raw: Sequence[object], dimensions: Sequence[str], labels: Sequence[str], where: str = "label_rules"
 ) -> tuple[LabelRule, ...]:
     """Rules as a config writes them: [{"label": "Exact", "never": {"category": "mismatch"}}, ...].
 
@@ -88,28 +87,26 @@ def parse_rules(
       UserError: a name is unknown or a rule says nothing; `where` names the place.
     """
     rules = []
-    for number, one in enumerate(raw):
+    for number, rule in enumerate(raw):
         location = f"{where}[{number}]"
-        if not isinstance(one, Mapping) or not set(one) <= {"label", "never", "always"} or len(one) < 2:
+        if not isinstance(rule, Mapping) or not set(rule) <= {"label", "never", "always"} or len(rule) < 2:
             raise UserError(f"{location}: must have a label, and never or always")
-        if one.get("label") not in labels:
-            raise UserError(f"{location}.label: {one.get('label')!r} is not one of {', '.join(labels)}")
-        never, always = (_sides(one.get(name), f"{location}.{name}", dimensions) for name in ("never", "always"))
-        rules.append(LabelRule(one["label"], never, always))
+        if rule.get("label") not in labels:
+            raise UserError(f"{location}.label: {rule.get('label')!r} is not one of {', '.join(labels)}")
+        never, always = (_verdicts(rule.get(name), f"{location}.{name}", dimensions) for name in ("never", "always"))
+        rules.append(LabelRule(rule["label"], never, always))
     return tuple(rules)
 
 
 def verify(pair: Pair, rationale: Rationale, fields: Sequence[str], label_rules: Sequence[LabelRule] = ()) -> Verified:
     """Checks a rationale against its pair.
 
-    A value stands in a text where a run of whole words has its key (see `jax_rele.rationale.words`), so case, spaces,
-    accents and plurals do not matter.
+    A value is found in a text where a run of whole words has its key (see `jax_rele.rationale.words`), so that case,
+    spaces, accents and plurals do not matter.
 
     Args:
-      pair: the texts.
-      rationale: what is checked.
-      fields: of the item that its author has seen, `attributes` among them where they were shown.
-      label_rules: what labels go with what verdicts.
+      fields: of the item that the model has seen, `attributes` among them where they were shown.
+      label_rules: the verdicts that labels must or must not have.
     """
     sides = {"query": [pair.query], "item": _item_texts(pair, fields)}
     tokens = {side: [words(text) for text in texts] for side, texts in sides.items()}
@@ -119,14 +116,9 @@ def verify(pair: Pair, rationale: Rationale, fields: Sequence[str], label_rules:
         for side, texts in (("query", comparison.query_values), ("item", comparison.item_values))
         for text in texts
     )
-    problems = [
-        problem for comparison in rationale.comparisons if (problem := _verdict_problem(comparison)) is not None
-    ]
-    broken = []
-    for rule in label_rules:
-        if rule.label == rationale.label:
-            broken += _broken(rule, rationale)
-    return Verified(values, tuple(problems), tuple(broken))
+    problems = tuple(problem for each in rationale.comparisons if (problem := _verdict_problem(each)) is not None)
+    broken = (detail for rule in label_rules if rule.label == rationale.label for detail in _broken(rule, rationale))
+    return Verified(values, problems, tuple(Problem("rule", "", detail, True) for detail in broken))
 
 
 def _item_texts(pair: Pair, fields: Sequence[str]) -> list[str]:
@@ -141,7 +133,7 @@ def _locate(value: str, side: str, texts: Mapping[str, list[str]], tokens: Mappi
     for location, where in (("found", side), ("other_side", other)):
         pattern = key(value)
         if not pattern:
-            # No words, e.g. `★`: only the very characters will do.
+            # A value without words, e.g. `★`, is compared character by character.
             if any(value in text for text in texts[where]):
                 return location
         elif any(next(runs(text, pattern), None) is not None for text in tokens[where]):
@@ -149,7 +141,7 @@ def _locate(value: str, side: str, texts: Mapping[str, list[str]], tokens: Mappi
     return "nowhere"
 
 
-def _verdict_problem(comparison) -> Problem | None:
+def _verdict_problem(comparison: Comparison) -> Problem | None:
     query, item = comparison.query_values, comparison.item_values
     name = comparison.dimension
     shown = f"{' ; '.join(query) or '-'} | {' ; '.join(item) or '-'}"
@@ -167,36 +159,30 @@ def _verdict_problem(comparison) -> Problem | None:
         return Problem("not_absent", name, f"absent, but both state it: {shown}", equal)
     if comparison.verdict == "mismatch":
         return Problem("values_agree", name, f"mismatch of values that agree: {shown}", equal)
-    # Words cannot tell that a sneaker is a running shoe; that 8 GB are not 16 GB they can.
+    # By its words a sneaker is no running shoe, so only differing sizes (8 GB, 16 GB) are certain.
     return Problem("values_differ", name, f"match of values that differ: {shown}", single and name == "size")
 
 
-def _broken(rule: LabelRule, rationale: Rationale) -> list[Problem]:
-    verdict_of = {name: rationale.verdict(name) for name in (*rule.never, *rule.always)}
-    broken = [
-        f"{rule.label} never goes with {name}: {verdict_of[name]}"
-        for name, verdicts in rule.never.items()
-        if verdict_of[name] in verdicts
-    ]
-    broken += [
-        f"{rule.label} goes with {name}: {' or '.join(verdicts)}, not {verdict_of[name]}"
-        for name, verdicts in rule.always.items()
-        if verdict_of[name] not in verdicts
-    ]
-    return [Problem("rule", "", detail, True) for detail in broken]
+def _broken(rule: LabelRule, rationale: Rationale) -> Iterator[str]:
+    for name, verdicts in rule.never.items():
+        if (verdict := rationale.verdict(name)) in verdicts:
+            yield f"{rule.label} never goes with {name}: {verdict}"
+    for name, verdicts in rule.always.items():
+        if (verdict := rationale.verdict(name)) not in verdicts:
+            yield f"{rule.label} goes with {name}: {' or '.join(verdicts)}, not {verdict}"
 
 
-def _sides(raw: Any, where: str, dimensions: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _verdicts(raw: object, where: str, dimensions: Sequence[str]) -> dict[str, tuple[str, ...]]:
     if raw is None:
         return {}
     if not isinstance(raw, Mapping) or not raw:
         raise UserError(f"{where}: must say {{dimension: verdict}}")
-    result = {}
+    by_dimension = {}
     for name, verdicts in raw.items():
         if name not in dimensions:
             raise UserError(f"{where}: {name!r} is not one of {', '.join(dimensions)}")
         listed = tuple(verdicts) if isinstance(verdicts, list | tuple) else (verdicts,)
         if not listed or any(verdict not in VERDICTS for verdict in listed):
             raise UserError(f"{where}.{name}: must be one or more of {', '.join(VERDICTS)}")
-        result[name] = listed
-    return result
+        by_dimension[name] = listed
+    return by_dimension

@@ -1,4 +1,4 @@
-"""Consensus: what several models, each with several samples, say of a pair together, and the rationale that says it.
+"""Consensus: the label and verdicts that several models with several samples agree on, and a rationale for them.
 
 The samples of one model are its vote: a share for each label and for each verdict of each dimension (self-consistency).
 The votes of models are then combined, with weights learnt from gold labels or equal ones. Nothing depends on the order
@@ -7,16 +7,17 @@ of answers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from jax_rele.annotation.answers import Failure
 from jax_rele.annotation.reliability import TIE, Reliability, fit_reliability, label_posterior, plurality
+from jax_rele.io import hash_bytes
 from jax_rele.rationale import render
 from jax_rele.types import VERDICTS, LabelSchema, Rationale
 
@@ -25,23 +26,17 @@ GOLD_FILTERS = ("keep", "drop", "ask_again")
 WEIGHTS = ("gold", "equal")
 
 TO_ASK_AGAIN = "to be asked again"
-"""How the reason of a pending decision begins that waits for answers of round 1."""
+"""The beginning of the reason of a pending decision that waits for answers of round 1."""
 
 _CAUTIOUS = ("absent", "mismatch", "match")
-"""Which verdict wins a tie: the one that claims the least."""
+"""The order in which verdicts win ties: the one that claims the least first."""
 
 
 @dataclass(frozen=True)
 class Vote:
-    """What one sample of a model says of a pair.
+    """One sampled answer of a model about a pair: a rationale, or why there is none.
 
-    Attributes:
-      pair_id: what it is about.
-      model: whose it is.
-      outcome: the rationale, or why there is none.
-      sample: its number.
-      round: 0, or 1 where a disagreement with the gold label was pointed out.
-      cost: of the call.
+    `round` is 1 where a disagreement with the gold label was pointed out, else 0; `cost` is that of the call.
     """
 
     pair_id: str
@@ -54,27 +49,22 @@ class Vote:
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a pair.
+    """The consensus on a pair.
 
     Attributes:
-      pair_id: the pair.
       status: one of `STATUSES`.
-      reason: why it is not accepted; empty where it is.
-      rationale: the one that is kept, of an accepted pair; else the best there is, or None.
-      label: what the vote says; None where nobody does.
-      label_share: the label's share of the vote.
-      label_shares: {label: share}, in the order of the schema.
-      verdicts: {dimension: what the vote says}.
-      verdict_shares: {dimension: that verdict's share of the vote}.
-      n_answers: readable answers, of the round that decides.
-      n_models: models with one.
-      model: whose rationale is kept.
-      gold: the gold label, or None.
-      gold_agrees: whether label and gold label are equal; None without gold label.
-      gold_dropped: rejected for that.
-      asked_again: decided by answers to whom the disagreement was pointed out.
-      reviewed: a person decided.
-      first_label: what the vote said before anyone was asked again.
+      reason: why the pair is not accepted; empty where it is.
+      rationale: the selected one; of a pair that is not accepted the best there is, or None.
+      label: by the vote; None without a readable answer.
+      label_share, label_shares: the label's share of the vote; {label: share} in the order of the schema.
+      verdicts, verdict_shares: {dimension: verdict by the vote}, {dimension: its share}.
+      n_answers, n_models: readable answers of the round that decides, and models with one.
+      model: the author of the rationale.
+      gold, gold_agrees: the gold label, and whether the label equals it; None without gold label.
+      gold_dropped: rejected for another label than the gold label.
+      asked_again: decided by answers of round 1.
+      reviewed: decided by a person.
+      first_label: by the vote of round 0.
     """
 
     pair_id: str
@@ -112,15 +102,15 @@ def consensus(
 ) -> list[Decision]:
     """Decides every pair.
 
-    A pair is pending while answers are wanting; rejected where no answer can be read, where the label's share is below
+    A pair is pending while answers are missing; rejected where no answer can be read, where the label's share is below
     `min_vote_fraction`, where no rationale concludes with the label of the vote, or by the gold filter; else accepted.
-    Ties go to the lower grade, and among verdicts to the one that claims the least. The rationale kept concludes with
-    the label and agrees with the vote on the most verdicts; of several the one with the fewest flaws, then the one that
-    most answers are, then the one whose text has the lowest hash.
+    Ties go to the lower grade, and among verdicts to the one that claims the least. The selected rationale concludes
+    with the label and agrees with the vote on the most verdicts; ties go to the fewest flaws, then to the most frequent
+    rationale, then to the text with the lowest hash.
 
     Gold filter, for pairs whose first vote is not the gold label: `keep` changes nothing; `drop` rejects; `ask_again`
-    leaves them pending until there are answers of round 1, which then decide alone, and rejects where they disagree
-    with the gold label still.
+    leaves them pending until there are answers of round 1, which then decide alone, and rejects where these still
+    disagree with the gold label.
 
     Args:
       votes: {pair_id: its votes}, of both rounds.
@@ -130,9 +120,9 @@ def consensus(
       weights: `gold` learns them (see `fit_reliability`; equal where there is too little gold), `equal` does not.
       min_vote_fraction: of the label that is accepted.
       gold_filter: one of `GOLD_FILTERS`.
-      wanted: answers that a pair should have in a round; 0 where whatever is there is all.
-      reliability: of the models, fitted before; by default it is fitted here, on round 0.
-      flaws: of a pair's rationale, e.g. how many of its values `verify` does not find.
+      expected_answers: of a pair in a round; 0 where the number is unknown.
+      reliability: of the models; by default it is fitted here, on round 0.
+      flaws: counts those of a pair's rationale, e.g. the values that `verify` does not find.
 
     Returns:
       One decision per pair, in the order of pair ids.
@@ -142,9 +132,17 @@ def consensus(
     gold = gold or {}
     if reliability is None:
         reliability = fit_votes(votes, labels, gold, weights=weights)
-    rules = (reliability, min_vote_fraction, expected_answers, flaws)
+    count = partial(
+        _count,
+        labels=labels,
+        dimensions=dimensions,
+        reliability=reliability,
+        min_vote_fraction=min_vote_fraction,
+        expected_answers=expected_answers,
+        flaws=flaws,
+    )
     return [
-        _decide(pair_id, votes[pair_id], labels, dimensions, gold.get(pair_id), gold_filter, rules)
+        _decide(votes[pair_id], partial(count, pair_id, gold.get(pair_id)), gold.get(pair_id), gold_filter)
         for pair_id in sorted(votes)
     ]
 
@@ -152,20 +150,30 @@ def consensus(
 def fit_votes(
     votes: Mapping[str, Sequence[Vote]], labels: LabelSchema, gold: Mapping[str, str], *, weights: str = "gold"
 ) -> Reliability:
-    """How far each model can be trusted, from its votes for labels in round 0; see `fit_reliability`."""
-    names = sorted({vote.model for each in votes.values() for vote in each})
+    """Each model's reliability, from its votes for labels in round 0; see `fit_reliability`."""
     fractions = {
         pair_id: model_shares((vote for vote in each if vote.round == 0), labels) for pair_id, each in votes.items()
     }
-    return fit_reliability(fractions, names, labels, gold if weights == "gold" else {})
+    return fit_reliability(fractions, model_names(votes), labels, gold if weights == "gold" else {})
+
+
+def model_names(votes: Mapping[str, Sequence[Vote]]) -> list[str]:
+    """Every model that has a vote, sorted."""
+    return sorted({vote.model for each in votes.values() for vote in each})
+
+
+def label_index(rationale: Rationale, labels: LabelSchema) -> int:
+    """The position of the label of a model's rationale."""
+    assert rationale.label is not None  # an answer without a label is not readable
+    return labels.index(rationale.label)
 
 
 def model_shares(votes: Iterable[Vote], labels: LabelSchema) -> dict[str, np.ndarray]:
-    """{model: [C] shares of its readable answers for each label}, models without one left out."""
+    """{model: [C] shares of its readable answers for each label}, without models that have none."""
     counts: dict[str, np.ndarray] = {}
     for vote in votes:
         if isinstance(vote.outcome, Rationale):
-            counts.setdefault(vote.model, np.zeros(len(labels)))[labels.index(vote.outcome.label)] += 1
+            counts.setdefault(vote.model, np.zeros(len(labels)))[label_index(vote.outcome, labels)] += 1
     return {model: counts[model] / counts[model].sum() for model in sorted(counts)}
 
 
@@ -202,33 +210,33 @@ def keep_rationale(
     verdicts: Mapping[str, str],
     flaws: Callable[[str, Rationale], int] | None = None,
 ) -> tuple[Rationale | None, str, bool]:
-    """The readable rationale that agrees most with a vote, whose it is, and whether it concludes with the label.
+    """The readable rationale that agrees most with a vote, its model, and whether it concludes with the label.
 
-    One that concludes with the label comes before all others; see `consensus` for the rest.
+    One that concludes with the label precedes all others; see `consensus` for the rest.
     """
     readable = [(vote.outcome, vote) for vote in votes if isinstance(vote.outcome, Rationale)]
     if not readable:
         return None, "", False
     counts = Counter(rationale for rationale, _ in readable)
 
-    def rank(one: tuple[Rationale, Vote]) -> tuple:
-        rationale, vote = one
+    def rank(candidate: tuple[Rationale, Vote]) -> tuple[bool, int, int, int, str, str]:
+        rationale, vote = candidate
         agreed = sum(rationale.verdict(name) == verdict for name, verdict in verdicts.items())
         flawed = 0 if flaws is None else flaws(vote.pair_id, rationale)
         text = render(rationale).encode(errors="replace")
-        return rationale.label != label, -agreed, flawed, -counts[rationale], hashlib.sha256(text).digest(), vote.model
+        return rationale.label != label, -agreed, flawed, -counts[rationale], hash_bytes(text), vote.model
 
     rationale, vote = min(readable, key=rank)
     return rationale, vote.model, rationale.label == label
 
 
 def digest(decisions: Iterable[Decision]) -> str:
-    """Hash of decisions, whatever their order: equal for a run that was killed and resumed and one that was not."""
+    """Hash of decisions in any order: equal for an interrupted run that was resumed and for an uninterrupted one."""
     rows = sorted(json.dumps(row(decision), sort_keys=True) for decision in decisions)
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    return hash_bytes("\n".join(rows).encode())
 
 
-def row(decision: Decision) -> dict:
+def row(decision: Decision) -> dict[str, object]:
     """A decision as a row of the table `DECISIONS` (see `review`)."""
     fields = dict(vars(decision))
     fields["rationale"] = None if decision.rationale is None else render(decision.rationale)
@@ -242,54 +250,45 @@ def row(decision: Decision) -> dict:
 
 
 def _decide(
-    pair_id: str,
-    votes: Sequence[Vote],
-    labels: LabelSchema,
-    dimensions: Sequence[str],
-    gold: str | None,
-    gold_filter: str,
-    rules: tuple,
+    votes: Sequence[Vote], count: Callable[[Sequence[Vote]], Decision], gold: str | None, gold_filter: str
 ) -> Decision:
     rounds = [[vote for vote in votes if vote.round == number] for number in (0, 1)]
-    first = _count(pair_id, rounds[0], labels, dimensions, gold, *rules)
-    fields = dict(vars(first)) | {"first_label": first.label}
-    disagrees = gold is not None and first.label is not None and first.label != gold
-    if first.status == "pending" or not disagrees or gold_filter == "keep":
-        return Decision(**fields)
-    against = f"the vote says {first.label}, the gold label is {gold}"
+    first = count(rounds[0])
+    first = replace(first, first_label=first.label)
+    if first.status == "pending" or gold is None or first.label in (None, gold) or gold_filter == "keep":
+        return first
+    reason = f"the vote says {first.label}, the gold label is {gold}"
     if gold_filter == "drop":
-        return Decision(**{**fields, "status": "rejected", "reason": against, "gold_dropped": True})
+        return replace(first, status="rejected", reason=reason, gold_dropped=True)
     if not rounds[1]:
-        return Decision(**{**fields, "status": "pending", "reason": f"{TO_ASK_AGAIN}: {against}"})
-    # How reliable a model is once it was told the gold label is not known; its reliability before has to do.
-    again = _count(pair_id, rounds[1], labels, dimensions, gold, *rules)
-    fields = dict(vars(again)) | {"first_label": first.label, "asked_again": True}
+        return replace(first, status="pending", reason=f"{TO_ASK_AGAIN}: {reason}")
+    # The reliability of round 0 is used here too: that of models that know the gold label cannot be estimated.
+    again = replace(count(rounds[1]), first_label=first.label, asked_again=True)
     if again.status == "accepted" and again.label != gold:
         reason = f"asked again, the vote says {again.label}, the gold label is {gold}"
-        fields |= {"status": "rejected", "reason": reason, "gold_dropped": True}
-    return Decision(**fields)
+        return replace(again, status="rejected", reason=reason, gold_dropped=True)
+    return again
 
 
 def _count(
     pair_id: str,
+    gold: str | None,
     votes: Sequence[Vote],
     labels: LabelSchema,
     dimensions: Sequence[str],
-    gold: str | None,
     reliability: Reliability,
     min_vote_fraction: float,
     expected_answers: int,
     flaws: Callable[[str, Rationale], int] | None,
 ) -> Decision:
-    """The decision by the answers of one round, the gold filter aside."""
+    """The decision by the answers of one round, without the gold filter."""
     fractions = model_shares(votes, labels)
     if not fractions:
-        failures = Counter(vote.outcome.kind for vote in votes)
-        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(failures.items()))
-        reason, status = f"no readable answer: {counted}", "rejected"
         if len(votes) < max(expected_answers, 1):
-            reason, status = f"{len(votes)} of {max(expected_answers, 1)} answers", "pending"
-        return Decision(pair_id, status, reason, gold=gold)
+            return Decision(pair_id, "pending", f"{len(votes)} of {max(expected_answers, 1)} answers", gold=gold)
+        failures = Counter(vote.outcome.kind for vote in votes if isinstance(vote.outcome, Failure))
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(failures.items()))
+        return Decision(pair_id, "rejected", f"no readable answer: {counted}", gold=gold)
     posterior = label_posterior(fractions, reliability, pair_id)
     index = plurality(posterior, labels)
     label = labels.names[index]

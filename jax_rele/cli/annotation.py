@@ -11,15 +11,15 @@ from jax_rele.annotation.store import Store
 from jax_rele.annotation.types import Endpoint, Task
 from jax_rele.config import Config
 from jax_rele.errors import UserError
-from jax_rele.runs import artefacts, pipeline
 from jax_rele.runs import chat_annotators as chat
+from jax_rele.runs import layout, pipeline
 from jax_rele.stages import annotate
 
 
 def show_prompt(config: Config, pair_id: str = "") -> None:
     """Prints what a chat model is asked of a training pair, by default the first, and the schema of its answer."""
     pipeline.require(config, "prepare")
-    prompts, pairs = chat.prompts_of(config), artefacts.load_pairs(config.run_dir, "train")
+    prompts, pairs = chat.prompts_of(config), layout.load_pairs(config.run_dir, "train")
     matches = [pair for pair in pairs if pair.pair_id == pair_id or not pair_id]
     if not matches:
         raise UserError(f"annotate show-prompt: {config.run_dir} has no labelled training pair {pair_id!r}")

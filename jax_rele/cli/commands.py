@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jax_rele.cli.parser import argument, command
+from jax_rele.names import MODELS, PLANNED_STEPS
 from jax_rele.runs.stages import STAGES
 
-MODELS = ("teacher", "cross_encoder", "two_tower")
-PLANNED = ("adapt", "finetune", "score_prefix", "score", "generate", "distill")
 """Steps that `plan` knows; `distill` stands for each student's."""
 
 _RUN = argument("run", type=Path, metavar="RUN", help="folder of a finished run, e.g. runs/demo")
@@ -25,7 +24,7 @@ def _run_stages(config: str, overrides: Sequence[str], names: Sequence[str]) -> 
     from jax_rele.training import distributed
 
     # Joined before anything else, so that a mistake which one process alone finds ends the others too.
-    with distributed.together():
+    with distributed.join_processes():
         from jax_rele.cli.overrides import read_config
         from jax_rele.runs import pipeline
 
@@ -179,7 +178,7 @@ def explain(run: Path, query: str, **texts: str) -> None:
     from jax_rele.cli import judge
     from jax_rele.types import Item
 
-    judge.explain(run, query, Item("", **texts))
+    judge.explain(run, query, Item("", **texts))  # type: ignore[arg-type]  # the texts are all strings
 
 
 @command(
@@ -199,10 +198,10 @@ def export(run: Path, output: Path, adapters: bool) -> None:
     argument(
         "--steps",
         nargs="+",
-        choices=PLANNED,
-        default=PLANNED,
+        choices=PLANNED_STEPS,
+        default=PLANNED_STEPS,
         metavar="STEP",
-        help=f"which steps, of {', '.join(PLANNED)}; by default all",
+        help=f"which steps, of {', '.join(PLANNED_STEPS)}; by default all",
     ),
     argument("--json", type=Path, metavar="FILE", help="file to write the plan to as well"),
     reads_config=True,

@@ -8,7 +8,8 @@ from jax_rele.errors import UserError
 from jax_rele.models import save_peft, to_hf
 from jax_rele.models.bundled import BUNDLED
 from jax_rele.models.files import HUB
-from jax_rele.runs import artefacts
+from jax_rele.models.weights import weights_folder
+from jax_rele.runs import layout, load
 from jax_rele.runs.load import read_run
 from jax_rele.training import make_mesh
 
@@ -33,16 +34,16 @@ def export(run_dir: Path, output: Path, *, adapters: bool = False) -> None:
         teacher = config.teacher.model_copy(update={"quantize": "none"})
         config = config.model_copy(update={"teacher": teacher})
     mesh = make_mesh(config.mesh)
-    model, _ = artefacts.teacher_model(config, run_dir)
-    variables, own = artefacts.load_lora(model, run_dir, mesh), config.teacher.init == "random"
+    model, _ = load.teacher_model(config, run_dir)
+    variables, own = load.load_lora(model, run_dir, mesh), config.teacher.init == "random"
     if adapters:
         named = config.teacher.init.removeprefix(HUB)
         # PEFT knows the hub's names and folders.
-        base = str(artefacts.base_folder(config)) if named.startswith(BUNDLED) else named
+        base = str(weights_folder(config.teacher.init)) if named.startswith(BUNDLED) else named
         save_peft(model, variables, output, base=None if own else base)
         print(f"{output}: the teacher's adapters")
     else:
-        variables |= artefacts.load_base(config, model, run_dir, mesh)
-        source = run_dir / artefacts.TEACHER_TOKENIZER if own else artefacts.base_folder(config)
+        variables |= load.load_base(config, model, run_dir, mesh)
+        source = run_dir / layout.TEACHER_TOKENIZER if own else weights_folder(config.teacher.init)
         to_hf(model, variables, output, source=source)
         print(f"{output}: the teacher's weights, adapters merged, and its tokenizer")

@@ -76,8 +76,11 @@ def predict(
                     columns[name] = list(np.asarray(getattr(predictions.outputs, name)))
                     types[name] = pa.list_(pa.float32())
     schema = config.labels.schema_
-    head = {"pair_id": [pair.pair_id for pair in pairs], "score": schema.expected_gain(probs)}
-    head |= {name: probs[:, index].astype(np.float64) for index, name in enumerate(schema.names)}
+    head: dict[str, list] = {
+        "pair_id": [pair.pair_id for pair in pairs],
+        "score": list(schema.expected_gain(probs)),
+        **{name: list(probs[:, index].astype(np.float64)) for index, name in enumerate(schema.names)},
+    }
     fields = [("pair_id", pa.string()), ("score", pa.float64()), *((name, pa.float64()) for name in schema.names)]
     write_table(output_path, {**head, **columns}, pa.schema(fields + list(types.items())))
     print(f"{output_path}: {len(pairs)} pairs")
@@ -138,7 +141,7 @@ def explain(run_dir: Path, query: str, item: Item) -> None:
                 *(chosen[index] for chosen in verdicts.values()),
             )
         console.print(table)
-        console.print(f"label: {escape(rationale.label)}\n")
+        console.print(f"label: {escape(rationale.label or '')}\n")
     scores = _table("scores (expected gain, distribution)", "model", "score", *schema.names)
     for name, row in probs.items():
         scores.add_row(name, f"{schema.expected_gain(row):.3f}", *(f"{p:.3f}" for p in row))

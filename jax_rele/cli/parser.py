@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+"""(names, keywords) of `argparse.ArgumentParser.add_argument`."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -22,8 +25,8 @@ class Command:
     """
 
     name: str
-    function: Callable[..., Any]
-    arguments: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
+    function: Callable[..., object]
+    arguments: tuple[Argument, ...]
     reads_config: bool
 
     @property
@@ -47,7 +50,7 @@ class Command:
 COMMANDS: dict[str, Command] = {}
 """Every command by name, in the order of the help."""
 
-CONFIG = (("config",), {"metavar": "CONFIG.yaml", "help": "the run"})
+CONFIG: Argument = (("config",), {"metavar": "CONFIG.yaml", "help": "the run"})
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,17 +67,17 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def argument(*names: str, **keywords: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+def argument(*names: str, **keywords: Any) -> Argument:
     """An argument as `argparse` takes it."""
     return names, keywords
 
 
 def command(
-    *arguments: tuple[tuple[str, ...], dict[str, Any]], name: str = "", reads_config: bool = False
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    *arguments: Argument, name: str = "", reads_config: bool = False
+) -> Callable[[Callable[..., object]], Callable[..., object]]:
     """Registers a function as a command, by default under its own name."""
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+    def register(function: Callable[..., object]) -> Callable[..., object]:
         words = name or function.__name__.replace("_", "-")
         every = (CONFIG, *arguments) if reads_config else arguments
         COMMANDS[words] = Command(words, function, every, reads_config)
@@ -91,7 +94,7 @@ def find_command(words: Sequence[str]) -> tuple[Command | None, list[str]]:
     return None, list(words)
 
 
-def run_command(selected: Command, words: Sequence[str]) -> Any:
+def run_command(selected: Command, words: Sequence[str]) -> object:
     """Parses the words and calls the command."""
     parser = selected.parser()
     if not selected.reads_config:

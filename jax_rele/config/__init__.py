@@ -2,15 +2,7 @@
 
 from jax_rele.config.annotate import AnnotateConfig, ChatEndpointConfig
 from jax_rele.config.data import CandidatesConfig, DataConfig, HuggingFaceConfig, SplitsConfig
-from jax_rele.config.distill import (
-    RECIPES,
-    STUDENTS,
-    DistillConfig,
-    ObjectiveConfig,
-    ScheduleConfig,
-    StudentName,
-    TermConfig,
-)
+from jax_rele.config.distill import DistillConfig, ObjectiveConfig, ScheduleConfig, TermConfig
 from jax_rele.config.evaluate import EvaluateConfig
 from jax_rele.config.labels import LabelsConfig
 from jax_rele.config.load import describe, explain_unknown, flatten, from_dict, load
@@ -29,8 +21,6 @@ from jax_rele.config.teacher import (
 )
 
 __all__ = [
-    "RECIPES",
-    "STUDENTS",
     "AdaptConfig",
     "AnnotateConfig",
     "CandidatesConfig",
@@ -54,7 +44,6 @@ __all__ = [
     "ScoreConfig",
     "SplitsConfig",
     "StudentConfig",
-    "StudentName",
     "TeacherConfig",
     "TermConfig",
     "TwoTowerConfig",

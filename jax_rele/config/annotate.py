@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -38,7 +38,7 @@ class ChatEndpointConfig(Section):
     """Price of a million prompt tokens, in the currency of `annotate.budget`."""
     output_price: Annotated[float, Field(ge=0)] = 0.0
     """Price of a million completion tokens."""
-    extra: dict[str, Any] = Field(default_factory=dict)
+    extra: dict[str, object] = Field(default_factory=dict)
     """Additional fields of the request, e.g. {chat_template_kwargs: {enable_thinking: false}}."""
 
 
@@ -57,7 +57,7 @@ class AnnotateConfig(Section):
     """Label -> its definition; those of ESCI have defaults."""
     dimension_definitions: dict[str, str] = Field(default_factory=dict)
     """Dimension -> its definition; the default dimensions have one."""
-    examples: tuple[dict[str, Any], ...] = ()
+    examples: tuple[dict[str, object], ...] = ()
     """Few-shot examples in the prompt: [{query, item: {title, ...}, answer: {...}}, ...]."""
     fields: tuple[str, ...] = ("title", "brand", "color", "category", "bullets")
     """Item fields in the prompt; `attributes` is one of them."""
@@ -79,7 +79,7 @@ class AnnotateConfig(Section):
     """Minimum fraction of the vote for a label to be accepted."""
     gold_filter: Literal["keep", "drop", "ask_again"] = "ask_again"
     """What happens to a pair whose consensus differs from its gold label."""
-    label_rules: tuple[dict[str, Any], ...] = ()
+    label_rules: tuple[dict[str, object], ...] = ()
     """Verdicts that a label excludes: [{label: Exact, never: {category: mismatch}}, ...]."""
     reviews: str = ""
     """A review table that a person has edited."""

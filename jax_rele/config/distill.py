@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from jax_rele.config.base import Name, Positive, Section
 from jax_rele.config.optimization import OptimizationConfig
-
-StudentName = Literal["cross_encoder", "two_tower"]
-STUDENTS: tuple[StudentName, ...] = get_args(StudentName)
-RECIPES = ("label_only", "score_kd", "cot_kd", "mkd", "margin_mse", "lrkd", "crsd", "rationale_guided")
-"""The objectives of `jax_rele.losses.recipes`."""
+from jax_rele.names import RECIPES, STUDENTS, StudentName
 
 
 class ScheduleConfig(Section):
@@ -40,7 +36,7 @@ class TermConfig(Section):
     """A field with a weight per example, e.g. the teacher's confidence."""
     where: str = ""
     """A bool field; the term is computed on the pairs where it is true."""
-    bind: dict[str, Any] = Field(default_factory=dict)
+    bind: dict[str, object] = Field(default_factory=dict)
     """Parameter of the loss -> the name of a field, or a constant."""
 
 
@@ -56,7 +52,7 @@ class ObjectiveConfig(Section):
 class DistillConfig(Section):
     """Which students are trained by which recipes."""
 
-    students: tuple[StudentName, ...] = ("cross_encoder", "two_tower")
+    students: tuple[StudentName, ...] = STUDENTS
     """The architectures."""
     recipes: tuple[str, ...] = ("label_only", "mkd")
     """Recipes (docs/distillation.md) or names in `objectives`; each is trained from the same initial weights."""

@@ -45,7 +45,7 @@ def load(path: str | Path) -> Config:
     return from_dict(values, str(path))
 
 
-def from_dict(values: dict[str, Any], source: str = "config") -> Config:
+def from_dict(values: dict[str, object], source: str = "config") -> Config:
     """Validates a nested dict. Raises UserError naming `source` and the path of the first problem."""
     try:
         return Config.model_validate(values)
@@ -86,7 +86,7 @@ def explain_unknown(path: str) -> str:
     return "unknown key; remove it or correct its spelling"
 
 
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(values: Any, prefix: str = "") -> dict[str, object]:
     """Nested dicts -> {dotted path: value}."""
     if isinstance(values, dict) and values:
         return {

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from jax_rele.config.base import NonNegative, Positive, Section
 from jax_rele.config.optimization import OptimizationConfig
+from jax_rele.names import Order
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -87,7 +88,7 @@ class TeacherConfig(Section):
     """Tokens of the prompt; longer ones are truncated at the end of the item's texts."""
     value_length: Positive = 8
     """Tokens of the query's, and of the item's, values of one dimension in a rationale; longer ones are truncated."""
-    order: Literal["rationale_first", "label_first", "label_only"] = "label_first"
+    order: Order = "label_first"
     """What the teacher writes first. Which order scores better depends on the data: measure both."""
     lora: LoraConfig = LoraConfig()
     """Adapters trained by `finetune`."""

@@ -15,7 +15,7 @@ from jax_rele.data.parquet import (
     write_quarantine,
     write_table,
 )
-from jax_rele.data.rows import SPLITS, Quarantined, RowError, parse_row
+from jax_rele.data.rows import Quarantined, RowError, parse_row
 from jax_rele.data.signals.external import ExternalSignals, read_external_signals, read_rationale
 from jax_rele.data.signals.table import read_signals, take_signals, validate_signals, write_signals
 from jax_rele.data.sources.shards import SAMPLE, read_pairs, source_hash
@@ -25,7 +25,6 @@ __all__ = [
     "PAIRS",
     "RATIONALES",
     "SAMPLE",
-    "SPLITS",
     "ExternalSignals",
     "PairTable",
     "Quarantined",

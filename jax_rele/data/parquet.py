@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -83,19 +84,31 @@ def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, 
         pq.write_table(table, file, **WRITE_OPTIONS)
 
 
-def join_tables(path: str | os.PathLike, parts: Iterable[str | os.PathLike]) -> None:
-    """Writes the rows of tables of one schema as one table, in one step, with one of them in memory at a time.
+def join_tables(
+    path: str | os.PathLike, parts: Iterable[str | os.PathLike], order: Sequence[int] | np.ndarray | None = None
+) -> None:
+    """Writes the rows of tables of one schema as one table, in one step.
+
+    Args:
+      path: of the result.
+      parts: the tables.
+      order: the row of the joined parts that each row of the result is; by default they follow each other, and one
+        part is in memory at a time.
 
     Raises:
       UserError: as `read_table`, for a part.
       ValueError: there are no parts, or their schemas differ.
     """
-    tables = map(read_table, parts)
-    first = next(tables, None)
+    rest = map(read_table, parts)
+    first = next(rest, None)
     if first is None:
         raise ValueError(f"{path}: no parts to join")
+    tables: Iterable[pa.Table] = itertools.chain([first], rest)
+    if order is not None:
+        joined, order = pa.concat_tables(tables), np.asarray(order)
+        tables = (joined.take(order[start : start + ROWS]) for start in range(0, len(order), ROWS))
     with open_atomically(Path(path)) as file, pq.ParquetWriter(file, first.schema, **WRITE_OPTIONS) as writer:
-        for table in itertools.chain([first], tables):
+        for table in tables:
             writer.write_table(table)
 
 

@@ -24,10 +24,8 @@ from functools import lru_cache
 from itertools import chain
 
 from jax_rele.errors import UserError
+from jax_rele.names import SPLITS
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
-
-SPLITS = ("train", "validation", "test")
-"""The names of the splits, in order."""
 
 _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
 

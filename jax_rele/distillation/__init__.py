@@ -1,1 +1,1 @@
-"""Distillation: the dataset of pairs with signals, what the losses read of it, and the trainer."""
+"""Distillation: objectives as terms, the dataset of pairs with signals, and the trainer."""

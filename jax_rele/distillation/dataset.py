@@ -1,143 +1,266 @@
-"""The training pairs and their arrays, neither of which has to fit in memory."""
+"""The training pairs of a run as arrays, built in one pass and read from disk row by row."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
-from itertools import islice
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
+import jax
 import numpy as np
-import pyarrow.parquet as pq
+from flax import linen as nn
+from jax.sharding import Mesh
 
-from jax_rele.config import Config
+from jax_rele.config import StudentConfig
 from jax_rele.data import PairTable
 from jax_rele.data.pairs.splits import normalise_query
-from jax_rele.data.signals.lazy_table import SignalTable
-from jax_rele.data.tokens.token_cache import Columns, load_or_build
-from jax_rele.runs import artefacts
-from jax_rele.types import Pair, Signals
+from jax_rele.data.signals.table import iter_signals
+from jax_rele.data.tokens.student_inputs import augmented_rows, evidence_rows
+from jax_rele.data.tokens.token_cache import Columns, Ragged, RaggedSpec, load_or_build
+from jax_rele.distillation.fields import Fields, batch_fields
+from jax_rele.errors import UserError
+from jax_rele.io import hash_file, hash_folder
+from jax_rele.losses.combine import Term
+from jax_rele.models.weights import weights_folder
+from jax_rele.rationale import parse, render
+from jax_rele.students import Student, embed_rationales
+from jax_rele.students.base import TokenArray, input_rows
+from jax_rele.students.weights import init_student, load_encoder
+from jax_rele.types import LabelSchema, Pair, Params, PyTree, Signals
 
 CHUNK = 4096
-"""Pairs in memory while their columns are computed."""
+"""Pairs in memory while their arrays are computed."""
 
 _PACKAGES = ("transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """The pairs of a run to learn from, labelled ones first: those that have signals.
+class Tables:
+    """What a run's students learn from.
 
     Attributes:
-      run_dir: the run.
-      cache: the folder of cached columns.
-      signals: the teacher's signals.
-      row_indices: [N] int, the row of each pair in `signals`.
-      labelled: how many pairs have a human label.
-      content: hashes of the tables.
+      pairs: the table of labelled pairs with their splits.
+      unlabelled: the table of unlabelled training pairs.
+      signals: the teacher's signals, in the order of these two tables; pairs without signals are left out.
+      tokenizer: the folder of the students' tokenizer.
+      schema, dimensions: what the arrays of the signals mean.
+      cache: the folder of built datasets.
     """
 
-    run_dir: Path
+    pairs: Path
+    unlabelled: Path
+    signals: Path
+    tokenizer: Path
+    schema: LabelSchema
+    dimensions: tuple[str, ...]
     cache: Path
-    signals: SignalTable
-    row_indices: np.ndarray
-    labelled: int
-    content: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A student's training data, a row per pair, labelled pairs first.
+
+    Attributes:
+      columns: the arrays of `batch_fields`, and `query` [N] uint64, a hash of the normalised query.
+    """
+
+    columns: Columns
 
     def __len__(self) -> int:
-        return len(self.row_indices)
+        return len(self.columns["query"])
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """[N] bool: whether a pair has a human label."""
+        return np.asarray(self.columns["labels_mask"])
+
+    def select(self, fields: Fields) -> Columns:
+        """The columns of these `batch_fields`."""
+        return _select(self.columns, fields)
 
 
-def open_data(config: Config, run_dir: Path) -> TrainingData:
-    """The training data that `prepare` and `score` wrote.
+def _select(columns: Columns, fields: Mapping[str, PyTree]) -> Columns:
+    return {
+        name: _select(columns[name], field) if isinstance(field, Mapping) else columns[name]
+        for name, field in fields.items()
+    }
 
-    Our own teacher judges every pair; of another's signals `score` has checked that none is missing, unless
-    `score.allow_missing`.
+
+def examples(tables: Tables) -> Iterator[tuple[list[Pair], Signals]]:
+    """The pairs with their signals, labelled pairs first, a few thousand at a time.
+
+    Raises:
+      UserError: the signals are damaged, or are not in the order of the pairs.
     """
-    names = {"pairs": artefacts.PAIRS, "unlabelled": artefacts.UNLABELLED, "signals": artefacts.SIGNALS}
-    signals = SignalTable(
-        run_dir / artefacts.SIGNALS, config.labels.names, config.rationale.dimensions, config.cache / "tokens"
-    )
-    row_indices = [
-        np.concatenate([[], *(signals.row_indices(ids) for ids in _ids(run_dir / names[table]))]).astype(np.int64)
-        for table in ("pairs", "unlabelled")
-    ]
-    row_indices = [indices[indices >= 0] for indices in row_indices]
-    return TrainingData(
-        run_dir=run_dir,
-        cache=config.cache / "tokens",
-        signals=signals,
-        row_indices=np.concatenate(row_indices),
-        labelled=len(row_indices[0]),
-        content={name: _file_hash(run_dir / path) for name, path in names.items()},
-    )
+    labelled = (pair for pair in PairTable(tables.pairs) if pair.split == "train" and pair.label is not None)
+    pairs = chain(labelled, PairTable(tables.unlabelled))
+    for signals in iter_signals(tables.signals, tables.schema.names, tables.dimensions, CHUNK):
+        # Pairs without signals are skipped; where one has none after it, the iterator is at its end.
+        part = [pair for pair_id in signals.pair_ids for pair in _take_until(pairs, pair_id)]
+        if len(part) < len(signals.pair_ids):
+            raise UserError(
+                f"{tables.signals}: the signals of {signals.pair_ids[len(part)]!r} do not follow the order of "
+                f"{tables.pairs} and {tables.unlabelled}; delete the folder {tables.signals.parent} and run again"
+            )
+        yield part, signals
 
 
-def _ids(path: Path) -> Iterator[list[str]]:
-    """The `pair_id`s to learn from, a piece at a time: of the table of judged pairs, those of the training split."""
-    judged = path.name == Path(artefacts.PAIRS).name
-    with pq.ParquetFile(path) as table:
-        for batch in table.iter_batches(CHUNK, columns=["pair_id", "split", "label"]):
-            rows = zip(*(batch[name].to_pylist() for name in ("pair_id", "split", "label")))
-            yield [pair_id for pair_id, split, label in rows if not judged or (split == "train" and label is not None)]
+def _take_until(pairs: Iterator[Pair], pair_id: str) -> list[Pair]:
+    """The next pair of this name, skipping others; none where the pairs end before it."""
+    return next(([pair] for pair in pairs if pair.pair_id == pair_id), [])
 
 
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def build_dataset(
+    tables: Tables, student: Student, terms: Collection[Mapping[str, Term]], start: StudentConfig, mesh: Mesh
+) -> Dataset:
+    """Everything that a student reads of the pairs where it is trained by any of these objectives.
 
-
-def pairs_of(data: TrainingData) -> Iterator[Pair]:
-    """The pairs, in order."""
-    judged = filter(_learns_from, PairTable(data.run_dir / artefacts.PAIRS))
-    for pairs in (judged, iter(PairTable(data.run_dir / artefacts.UNLABELLED))):
-        while part := list(islice(pairs, CHUNK)):
-            known = data.signals.row_indices([pair.pair_id for pair in part]) >= 0
-            yield from (pair for pair, is_known in zip(part, known) if is_known)
-
-
-def _learns_from(pair: Pair) -> bool:
-    return pair.split == "train" and pair.label is not None
-
-
-def columns(
-    data: TrainingData,
-    kind: str,
-    depends_on: Any,
-    make: Callable[[Sequence[Pair], Signals], Mapping[str, Any]],
-    ragged: Mapping[str, int] | None = None,
-) -> Columns:
-    """Columns with a row per pair, computed once and cached, see `token_cache.load_or_build`.
+    The arrays are built once and cached by the content of pairs, signals and tokenizer.
 
     Args:
-      data: the pairs.
-      kind: what the columns are.
-      depends_on: what they depend on beside the pairs and signals.
-      make: (pairs, their signals) -> nested dict of arrays with a row per pair.
-      ragged: see `load_or_build`.
+      tables: the pairs and signals.
+      student: how it reads pairs; it needs no parameters.
+      terms: the terms of each objective.
+      start: what the encoder starts from: signals without rationale embeddings get those of the untrained encoder.
+      mesh: this process's devices, for these embeddings.
+
+    Raises:
+      UserError: signals that do not fit, or as `token_cache.load_or_build`.
     """
+    fields = batch_fields(student.model, student.input_spec, terms)
+    embeds = "rationale_embedding" in fields
+    encoder: list[object] = []
+    if embeds:
+        encoder = [start.init, start.random.model_dump(), start.rationale_length, start.dtype]
+        encoder += [] if start.init == "random" else [hash_folder(weights_folder(start.init))]
+
+    @cache
+    def encoder_params() -> Params:
+        loaded = load_encoder(start, student.model, mesh)
+        if loaded is not None:
+            return loaded
+        return jax.jit(lambda rng: nn.unbox(init_student(student)(rng)["params"]["encoder"]))(jax.random.key(0))
 
     def chunks():
-        pairs, start = pairs_of(data), 0
-        while part := list(islice(pairs, CHUNK)):
-            yield make(part, data.signals.take(data.row_indices[start : start + len(part)]))
-            start += len(part)
+        for pairs, signals in examples(tables):
+            rows: dict[str, PyTree] = {"query": _query_hashes(pairs), **targets(student.label_schema, pairs, signals)}
+            rows["inputs"] = input_rows(student.model, student.tokenizer, pairs, student.input_spec)
+            if "augmented" in fields["inputs"]:
+                rows["inputs"]["augmented"], rows["rationale_mask"] = augmented(student, pairs, signals)
+            if "evidence_tags" in fields:
+                rows |= evidence(student, pairs, signals)
+            if embeds:
+                rows |= _rationale_embeddings(student, encoder_params, signals)
+            yield rows
 
-    versions = {package: metadata.version(package) for package in _PACKAGES}
-    return load_or_build(data.cache, kind, [depends_on, dict(data.content), versions], chunks, ragged or {})
+    depends_on = [
+        *(hash_file(path) for path in (tables.pairs, tables.unlabelled, tables.signals)),
+        hash_folder(tables.tokenizer),
+        [tables.schema.names, tables.dimensions],
+        dataclasses.astuple(student.input_spec),
+        sorted(_flat(fields)),
+        encoder,
+        {package: metadata.version(package) for package in _PACKAGES},
+    ]
+    pad_id = student.tokenizer.pad_token_id
+    ragged = {
+        name: RaggedSpec(pad_id if field.is_token else 0, field.length, np.dtype(field.dtype))
+        for name, field in _flat(fields).items()
+        if isinstance(field, TokenArray)
+    }
+    dataset = Dataset(load_or_build(tables.cache, type(student.model).__name__, depends_on, chunks, ragged))
+    if embeds and dataset.columns["rationale_embedding"].shape[1:] != fields["rationale_embedding"].shape:
+        width, expected = dataset.columns["rationale_embedding"].shape[1], fields["rationale_embedding"].shape[0]
+        raise UserError(
+            f"student.cross_encoder.latent_width: the rationale embeddings have {width} numbers, the head {expected}; "
+            f"set it to {width}"
+        )
+    return dataset
 
 
-def queries(data: TrainingData) -> Columns:
-    """`query` [N] uint64, a hash of each pair's normalised query, and `labelled` [N] bool."""
+def check_present(recipe: str, fields: Collection[str], columns: Columns) -> None:
+    """Raises UserError where no pair at all has what an objective learns from.
 
-    def make(pairs: Sequence[Pair], _: Signals) -> Mapping[str, Any]:
-        digests = (hashlib.blake2b(normalise_query(pair.query).encode(), digest_size=8).digest() for pair in pairs)
-        return {
-            "query": np.frombuffer(b"".join(digests), np.uint64),
-            "labelled": np.array([pair.label is not None for pair in pairs]),
-        }
+    Args:
+      recipe: its name.
+      fields: what its terms read.
+      columns: of the dataset.
+    """
+    for field, mask, what in (
+        ("verdict_probs", "verdict_probs_mask", "verdicts"),
+        ("evidence_tags", "evidence_tags_mask", "evidence"),
+        ("rationale_embedding", "rationale_embedding_mask", "rationales"),
+        ("rationale_mask", "rationale_mask", "rationales"),
+    ):
+        if field in fields:
+            column = columns[mask]
+            if not (column.values if isinstance(column, Ragged) else column).any():
+                raise UserError(
+                    f"distill.recipes: {recipe} learns from {what}, and the signals hold none; use label_only, "
+                    "score_kd or margin_mse, or signals that have them (of our own teacher: teacher.order other than "
+                    "label_only)"
+                )
 
-    return columns(data, "queries", None, make)
+
+def targets(schema: LabelSchema, pairs: Sequence[Pair], signals: Signals) -> dict[str, np.ndarray]:
+    """Labels, label and verdict distributions, the teacher's confidence, a row per pair, and where they are present."""
+    return {
+        "labels": np.array([0 if pair.label is None else schema.index(pair.label) for pair in pairs], np.int32),
+        "labels_mask": np.array([pair.label is not None for pair in pairs]),
+        "label_probs": signals.label_probs,
+        "verdict_probs": np.nan_to_num(signals.verdict_probs),
+        "verdict_probs_mask": ~np.isnan(signals.verdict_probs).any(axis=-1),
+        "confidence": np.asarray(signals.confidence, np.float32),
+    }
+
+
+def augmented(
+    student: Student, pairs: Sequence[Pair], signals: Signals
+) -> tuple[dict[str, list[list[int]]], np.ndarray]:
+    """The cross-encoder's inputs with each pair's rationale after it, and which pairs have one."""
+    # The label is what is to be predicted, so it is not read.
+    texts = [render(dataclasses.replace(parse(text), label=None)) if text else "" for text in signals.rationales]
+    spec = student.input_spec
+    lengths = spec.query_length, spec.item_length, spec.rationale_length
+    tokens, types = augmented_rows(student.tokenizer, pairs, texts, spec.fields, *lengths)
+    rows = {"tokens": tokens, "token_types": types, "valid": [[1] * len(row) for row in tokens]}
+    return rows, np.array([bool(text) for text in texts])
+
+
+def evidence(student: Student, pairs: Sequence[Pair], signals: Signals) -> dict[str, list[list[int]]]:
+    """The evidence tags of the cross-encoder's tokens; masked where there is no rationale to mark any."""
+    spec = student.input_spec
+    lengths = spec.query_length, spec.item_length
+    tags, masks = evidence_rows(student.tokenizer, pairs, signals.evidence, student.dimensions, spec.fields, *lengths)
+    masks = [mask if text else [] for mask, text in zip(masks, signals.rationales)]
+    return {"evidence_tags": tags, "evidence_tags_mask": masks}
+
+
+def _rationale_embeddings(student: Student, encoder_params, signals: Signals) -> dict[str, np.ndarray]:
+    """The signals' own, or else those of the encoder that the student starts from, before it is trained."""
+    embeddings = signals.rationale_embedding
+    if embeddings is None:
+        length = student.rationale_length
+        encoder = student.model.encoder
+        embeddings = embed_rationales(encoder, encoder_params(), student.tokenizer, signals.rationales, length)
+    return {
+        "rationale_embedding": np.nan_to_num(embeddings),
+        "rationale_embedding_mask": ~np.isnan(embeddings).any(axis=-1),
+    }
+
+
+def _query_hashes(pairs: Sequence[Pair]) -> np.ndarray:
+    digests = (hashlib.blake2b(normalise_query(pair.query).encode(), digest_size=8).digest() for pair in pairs)
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def _flat(tree: Mapping[str, PyTree], prefix: str = "") -> dict[str, PyTree]:
+    flat: dict[str, PyTree] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

@@ -1,130 +1,156 @@
-"""Training of students by a recipe, with any seed, by one compiled step."""
+"""Training of students by an objective, with any seed, by one compiled step."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import grain
 import jax
 import numpy as np
 import optax
 
 from jax_rele import losses
-from jax_rele.config import Config, ScheduleConfig
-from jax_rele.data.batches.loader import Groups, batches, bucket_of
+from jax_rele.config import DistillConfig, OptimizationConfig, ScheduleConfig
+from jax_rele.data.batches.loader import Groups, batches, bucket_of, group_by_query
 from jax_rele.data.batches.sampler import Stream, count_streams, shuffle_streams
 from jax_rele.data.tokens.token_cache import Columns
-from jax_rele.distillation import targets
-from jax_rele.distillation.dataset import TrainingData, queries
+from jax_rele.distillation.dataset import Dataset, check_present
+from jax_rele.distillation.fields import batch_fields
 from jax_rele.errors import UserError
 from jax_rele.losses.combine import Term
 from jax_rele.models.partitioning import use
-from jax_rele.runs import objectives, students
+from jax_rele.students import Student
+from jax_rele.students.base import StudentModel
+from jax_rele.students.weights import init_student, with_encoder
 from jax_rele.training import (
     TrainState,
     local_row_indices,
     make_init_fn,
-    make_mesh,
     make_optimizer,
     make_train_step,
     shard_step,
     train,
 )
-from jax_rele.training.collapse import alarm, score_variance
+from jax_rele.training.collapse import collapse_check, score_variance
+from jax_rele.training.state import Apply, Batch, Step
+from jax_rele.types import Params, PyTree
 
 WINDOW = 32
 """Steps whose groups are sorted into batches by length, where there are several lengths."""
 
 
-def terms_of(config: Config, run_dir: Path, name: str, recipe: str) -> dict[str, Term]:
-    """The terms of a recipe for a student. Raises UserError where it lacks an output that they read."""
-    heads = students.student_model(config, run_dir, name)[0].heads
-    terms = objectives.terms(config, recipe, heads)
-    targets.check_needs(config, name, recipe, terms, heads)
-    return terms
-
-
 @dataclass(frozen=True)
-class Training:
-    """One or several students and a recipe, ready to be trained with any seed by one compiled step.
+class Trainer:
+    """One or several students and an objective, trained with any seed by one compiled step.
 
     Attributes:
       step: compiled, see `sharding.shard_step`.
-      start: seed -> the state at step 0.
-      data: seed -> the batches.
-      mesh: the devices.
+      init_state: seed -> the state at step 0.
+      batches: seed -> an iterator over this process's rows of every batch.
       params_of: state -> {student: its parameters}.
+      optimization, mesh: as in `make_trainer`.
     """
 
-    step: Callable[..., tuple[TrainState, dict[str, Any]]]
-    start: Callable[[int], TrainState]
-    data: Callable[[int], Any]
+    step: Step
+    init_state: Callable[[int], TrainState]
+    batches: Callable[[int], grain.DatasetIterator]
+    params_of: Callable[[TrainState], dict[str, Params]]
+    optimization: OptimizationConfig
     mesh: jax.sharding.Mesh
-    params_of: Callable[[TrainState], dict[str, Any]]
+
+    def fit(self, seed: int, directory: Path, title: str) -> dict[str, Params]:
+        """Trains from a seed, resuming from the checkpoints in `directory`; warns where the scores collapse.
+
+        Returns:
+          {student: its parameters}.
+        """
+        state = train(
+            self.step,
+            self.init_state(seed),
+            self.batches(seed),
+            config=self.optimization,
+            mesh=self.mesh,
+            directory=directory,
+            title=title,
+            check=collapse_check,
+        )
+        return self.params_of(state)
 
 
-def prepare(
-    config: Config,
-    run_dir: Path,
-    recipe: str,
+def make_trainer(
+    students: Mapping[str, Student],
+    datasets: Mapping[str, Dataset],
     terms: Mapping[str, Mapping[str, Term]],
-    data: TrainingData,
-    chosen: np.ndarray | None = None,
-) -> Training:
+    distill: DistillConfig,
+    mesh: jax.sharding.Mesh,
+    *,
+    recipe: str,
+    encoder: Params | None = None,
+    selected: np.ndarray | None = None,
+) -> Trainer:
     """Everything of a training that does not depend on its seed.
 
     Args:
-      config: the run.
-      run_dir: its folder, for the tokenizer.
-      recipe: its name, for messages.
-      terms: {student: its terms}. Several students are trained side by side in every step, each by its own terms and
-        with an optimizer of its own, so that each ends as it would alone.
-      data: labelled and unlabelled training pairs with their signals.
-      chosen: row numbers of the pairs to train on; None for all.
+      students: one or several by name; they need no parameters. Several are trained side by side in every step, each
+        by its own terms and with an optimizer of its own, so that each ends as it would alone.
+      datasets: of each student, of the same pairs.
+      terms: of each student.
+      distill: how batches are formed, and the optimization.
+      mesh: the devices.
+      recipe: the objective's name, for messages.
+      encoder: the weights that the students' encoders start from; None: random ones.
+      selected: row numbers of the pairs to train on; None for all.
+
+    Raises:
+      UserError: no pair has what a term reads, or a custom objective cannot be computed.
     """
-    optimization, one = config.distill.optimization, len(terms) == 1
-    mesh = make_mesh(config.mesh)
-    models, inits, inputs, fields = {}, {}, {}, {}
-    for name in terms:
-        models[name], tokenizer = students.student_model(config, run_dir, name)
-        inits[name] = students.init_student(config, models[name], tokenizer)
-        columns = targets.columns(config, name, recipe, models[name], tokenizer, terms[name], data)
-        inputs[name] = columns.pop("inputs")
-        fields |= columns
-    (first, model), *_ = models.items()
-    encoder = students.loaded_encoder(config, model, mesh)
-    tx = make_optimizer(optimization)
-    if one:
-        apply, loss, init = model.apply, losses.combine(**terms[first]), inits[first]
-        inputs, paths = inputs[first], {first: ()}
+    columns: Columns = {}
+    inputs = {}
+    for name, student in students.items():
+        read = datasets[name].select(batch_fields(student.model, student.input_spec, [terms[name]]))
+        check_present(recipe, losses.needs(terms[name])[1], read)
+        inputs[name] = read.pop("inputs")
+        columns |= read
+    tx = make_optimizer(distill.optimization)
+    first = next(iter(students))
+    apply: Apply
+    init: Callable[[jax.Array], Params]
+    paths: dict[str, tuple[str, ...]]
+    if len(students) == 1:
+        apply, loss = students[first].model.apply, losses.combine(**terms[first])
+        init, paths = init_student(students[first]), {first: ()}
+        columns["inputs"] = inputs[first]
     else:
-        apply, init = _joint_apply(models), _joint_init(inits)
-        loss = losses.joint(**{name: losses.combine(**terms[name]) for name in terms})
+        apply = _joint_apply({name: student.model for name, student in students.items()})
+        loss = losses.joint(**{name: losses.combine(**terms[name]) for name in students})
+        init, paths = _joint_init(students), {name: (name,) for name in students}
+        columns["inputs"] = inputs
         tx = _separate_optimizers(tx)
-        paths = {name: (name,) for name in terms}
 
-    teacher = any(losses.needs_teacher(each) for each in terms.values())
-    read, streams = _groups(config, {"inputs": inputs, **fields}, data, chosen, teacher, mesh)
+    needs_teacher = any(losses.needs_teacher(terms[name]) for name in students)
+    read_groups, streams = _groups(columns, datasets[first], distill, mesh, needs_teacher, selected)
 
-    def examples(seed):
-        window = WINDOW if read.lengths > 1 else 1
-        return shuffle_streams(streams, seed, sizes=read.buckets, window=window)
+    def order(seed: int):
+        window = WINDOW if read_groups.lengths > 1 else 1
+        return shuffle_streams(streams, seed, sizes=read_groups.buckets, window=window)
 
-    def batches_of(seed):
-        ordered = examples(seed)
-        return batches(read, ordered, local_row_indices(mesh, ordered.width))
+    def batches_of(seed: int):
+        ordered = order(seed)
+        return batches(read_groups, ordered, local_row_indices(mesh, ordered.width))
 
-    init_state = make_init_fn(init, "params", {}, tx, mesh)
+    init_random = make_init_fn(init, "params", {}, tx, mesh)
 
-    def start(seed):
-        state = init_state(seed)
+    def init_state(seed: int) -> TrainState:
+        state = init_random(seed)
+        params = state.trainable["params"]
         for path in paths.values():
-            state = students.with_encoder(state, encoder, path)
-        return state
+            params = with_encoder(params, encoder, path)
+        return dataclasses.replace(state, trainable={"params": params})
 
-    def params_of(state):
+    def params_of(state: TrainState) -> dict[str, Params]:
         params = state.trainable["params"]
         return {name: params[path[0]] if path else params for name, path in paths.items()}
 
@@ -132,57 +158,64 @@ def prepare(
         apply,
         loss,
         tx,
-        micro_batches=optimization.micro_batches,
-        group_size=read.members.shape[1],
-        term_gradients=config.distill.term_gradients,
-        watch=score_variance(config.labels.gains),
+        micro_batches=distill.optimization.micro_batches,
+        group_size=read_groups.members.shape[1],
+        term_gradients=distill.term_gradients,
+        extra_metrics=score_variance(students[first].label_schema.gains),
     )
+    state = init_state(0)
+    if recipe in distill.objectives:
+        first_batch = order(0)
+        batch = read_groups(first_batch.batch(0), np.arange(first_batch.width))
+        _check_objective(recipe, step, state, batch, mesh)
+    return Trainer(shard_step(step, mesh, state), init_state, batches_of, params_of, distill.optimization, mesh)
 
-    state = start(0)
-    if recipe in config.distill.objectives:
-        first = examples(0)
-        _try(recipe, step, state, read(first.batch(0), np.arange(first.width)), mesh)
-    return Training(shard_step(step, mesh, state), start, batches_of, mesh, params_of)
+
+def query_groups(queries: np.ndarray, labelled: np.ndarray, size: int, *, unlabelled: bool) -> np.ndarray:
+    """[groups, size] rows by query, -1 for none; without unlabelled pairs, the same groups less these."""
+    groups = group_by_query(queries, labelled, size)
+    if unlabelled:
+        return groups
+    groups = np.where((groups >= 0) & labelled[groups], groups, -1)
+    groups = np.take_along_axis(groups, np.argsort(groups < 0, axis=1, kind="stable"), axis=1)
+    # Groups that are left empty stay, so that every step holds the same labelled pairs whatever the recipe.
+    return groups[:, : (groups >= 0).sum(axis=1).max()]
 
 
 def _groups(
-    config: Config,
     columns: Columns,
-    data: TrainingData,
-    chosen: np.ndarray | None,
-    teacher: bool,
+    dataset: Dataset,
+    distill: DistillConfig,
     mesh: jax.sharding.Mesh,
+    needs_teacher: bool,
+    selected: np.ndarray | None,
 ) -> tuple[Groups, list[Stream]]:
     """The pairs in groups of one query, and the streams of groups with and without labelled pairs.
 
-    A batch holds so many groups that a recipe without a teacher sees the same labelled pairs in the same step as one
-    that learns from the group's unlabelled pairs, and from other groups, too.
+    A batch holds so many groups that an objective without a teacher sees the same labelled pairs in the same step as
+    one that learns from the group's unlabelled pairs, and from other groups, too.
     """
-    distill = config.distill
-    known = queries(data)
-    chosen = np.arange(len(data)) if chosen is None else np.asarray(chosen)
-    query, labelled = known["query"][chosen], np.asarray(known["labelled"][chosen])
-    groups = whole = targets.groups_of(config, query, labelled, True)
-    if not teacher:
-        groups = targets.groups_of(config, query, labelled, False)
+    selected = np.arange(len(dataset)) if selected is None else np.asarray(selected)
+    query, labelled = dataset.columns["query"][selected], dataset.labelled[selected]
+    whole = query_groups(query, labelled, distill.group_size, unlabelled=True)
+    groups = whole if needs_teacher else query_groups(query, labelled, distill.group_size, unlabelled=False)
     has_label = (labelled[whole] & (whole >= 0)).any(axis=1)
     count = max(1, distill.optimization.batch_size // distill.group_size)
     with_label, without = np.flatnonzero(has_label), np.flatnonzero(~has_label)
     if len(with_label) and len(without):
         first, second, cycle = count_streams(_fraction_schedule(distill.labelled_fraction), count)
         streams = [Stream(with_label, first, cycle)]
-        if any(second):
+        if any(second) and needs_teacher:
             streams.append(Stream(without, second, cycle))
-        streams = streams if teacher else streams[:1]
     else:
         streams = [Stream(np.arange(len(groups)), (count,))]
     width = max(streams[0].counts) if len(streams) == 1 else count
     while width * groups.shape[1] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         groups = np.pad(groups, ((0, 0), (0, 1)), constant_values=-1)  # so that every device has as many rows
-    buckets = _buckets(columns, chosen, distill.length_buckets)
-    members = np.where(groups >= 0, chosen[groups], -1)
-    if buckets is not None:
-        buckets = np.where(groups >= 0, buckets[groups], 1).max(axis=1)
+    members, buckets = np.where(groups >= 0, selected[groups], -1), None
+    if distill.length_buckets > 1:
+        row_buckets = _buckets(columns, selected, distill.length_buckets)
+        buckets = np.where(groups >= 0, row_buckets[groups], 1).max(axis=1)
     return Groups(columns, members, buckets, distill.length_buckets), streams
 
 
@@ -192,10 +225,8 @@ def _fraction_schedule(fraction: float | ScheduleConfig) -> list[float]:
     return [fraction]
 
 
-def _buckets(columns: Columns, rows: np.ndarray, lengths: int) -> np.ndarray | None:
+def _buckets(columns: Mapping[str, PyTree], rows: np.ndarray, lengths: int) -> np.ndarray:
     """The first of the `lengths` that all of a row's tokens fit in, for each row."""
-    if lengths == 1:
-        return None
     bucket = np.ones(len(rows), np.int64)
     for name, column in columns.items():
         if isinstance(column, Mapping):
@@ -205,7 +236,7 @@ def _buckets(columns: Columns, rows: np.ndarray, lengths: int) -> np.ndarray | N
     return bucket
 
 
-def _try(recipe: str, step: Callable[..., Any], state: TrainState, batch: Any, mesh: jax.sharding.Mesh) -> None:
+def _check_objective(recipe: str, step: Step, state: TrainState, batch: Batch, mesh: jax.sharding.Mesh):
     """Raises UserError where an objective of the config's own cannot be computed; traces shapes only."""
     try:
         with use(mesh):
@@ -219,21 +250,7 @@ def _try(recipe: str, step: Callable[..., Any], state: TrainState, batch: Any, m
         ) from None
 
 
-def fit(training: Training, config: Config, seed: int, directory: Path, title: str) -> TrainState:
-    """Trains from a seed, resuming from the checkpoints in `directory`; warns where the scores collapse."""
-    return train(
-        training.step,
-        training.start(seed),
-        training.data(seed),
-        config=config.distill.optimization,
-        mesh=training.mesh,
-        directory=directory,
-        title=title,
-        alarm=alarm,
-    )
-
-
-def _joint_apply(models: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
+def _joint_apply(models: Mapping[str, StudentModel]) -> Apply:
     """The `apply` of several models: {name: its inputs} -> {name: its outputs}, with dropout as if alone."""
 
     def apply(variables, *, deterministic, rngs=None, **inputs):
@@ -247,24 +264,25 @@ def _joint_apply(models: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
     return apply
 
 
+def _joint_init(students: Mapping[str, Student]) -> Callable[[jax.Array], Params]:
+    inits = {name: init_student(student) for name, student in students.items()}
+    return lambda rng: {"params": {name: init(rng)["params"] for name, init in inits.items()}}
+
+
 def _separate_optimizers(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """An optimizer for each of the students, so that one's gradients are not clipped by the norm of the other's."""
 
-    def apart(tree):
+    def by_student(tree):
         return {name: {"params": params} for name, params in tree["params"].items()}
 
     def init(trainable):
-        return {name: tx.init(params) for name, params in apart(trainable).items()}
+        return {name: tx.init(params) for name, params in by_student(trainable).items()}
 
     def update(grads, states, trainable):
-        own = apart(trainable)
-        done = {name: tx.update(each, states[name], own[name]) for name, each in apart(grads).items()}
-        return {"params": {name: each["params"] for name, (each, _) in done.items()}}, {
-            name: state for name, (_, state) in done.items()
+        own = by_student(trainable)
+        results = {name: tx.update(each, states[name], own[name]) for name, each in by_student(grads).items()}
+        return {"params": {name: each["params"] for name, (each, _) in results.items()}}, {
+            name: state for name, (_, state) in results.items()
         }
 
     return optax.GradientTransformation(init, update)
-
-
-def _joint_init(inits: Mapping[str, Callable]) -> Callable[[jax.Array], dict[str, Any]]:
-    return lambda rng: {"params": {name: init(rng)["params"] for name, init in inits.items()}}

@@ -2,7 +2,7 @@
 
 from jax_rele.evaluation.assemble import build_metrics
 from jax_rele.evaluation.baselines import BASELINES, bm25, majority, token_overlap
-from jax_rele.evaluation.bootstrap import evaluate, metric_names, metric_samples, paired_difference
+from jax_rele.evaluation.bootstrap import intervals, metric_names, metric_samples, paired_difference
 from jax_rele.evaluation.calibration import apply_temperature, ece, fit_temperature, reliability
 from jax_rele.evaluation.decision import decide, fit_bias
 from jax_rele.evaluation.report import Example, write_report
@@ -17,9 +17,9 @@ __all__ = [
     "build_metrics",
     "decide",
     "ece",
-    "evaluate",
     "fit_bias",
     "fit_temperature",
+    "intervals",
     "majority",
     "metric_names",
     "metric_samples",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jax_rele.errors import UserError
-from jax_rele.evaluation.bootstrap import interval, metric_samples, paired_difference, positive_probs
+from jax_rele.evaluation.bootstrap import intervals, metric_samples, paired_difference, positive_probs
 from jax_rele.evaluation.calibration import fit_temperature
 from jax_rele.evaluation.decision import fit_bias
 from jax_rele.evaluation.slices import slices
@@ -38,8 +38,8 @@ def build_metrics(
 ) -> dict:
     """Evaluates baselines and models on one split, on its slices, and against each other.
 
-    Each one's decision bias and temperature are fitted on its validation distributions and held for every slice. All
-    share the bootstrap resamples. Pairs of the same text and locale are one query.
+    The decision bias and temperature of each are fitted on its validation distributions and used for every slice. All
+    share the bootstrap resamples. Pairs whose queries have the same text and locale have one query.
 
     Args:
       split: the name of the split that is reported, for the record.
@@ -97,7 +97,7 @@ def build_metrics(
         )
 
     def figures(names, rows):
-        return {name: _intervals(samples(name, rows)) for name in names}
+        return {name: intervals(samples(name, rows)) for name in names}
 
     everywhere = np.arange(len(pairs))
     on_all = {name: samples(name, everywhere) for name in probs}
@@ -108,13 +108,13 @@ def build_metrics(
         "n_queries_with_several_items": sum(count > 1 for count in Counter(queries).values()),
         "label_schema": {
             "names": list(schema.names),
-            "gains": [float(gain) for gain in schema.gains],
+            "gains": list(map(float, schema.gains)),
             "positive": list(schema.positive),
         },
-        "gain_maps": {name: [float(gain) for gain in gains] for name, gains in gain_maps.items()},
+        "gain_maps": {name: list(map(float, gains)) for name, gains in gain_maps.items()},
         "bootstrap": {"samples": n_bootstrap, "unit": "query", "seed": seed},
-        "baselines": {name: _intervals(on_all[name]) for name in baselines},
-        "models": {name: _intervals(on_all[name]) for name in models},
+        "baselines": {name: intervals(on_all[name]) for name in baselines},
+        "models": {name: intervals(on_all[name]) for name in models},
         "score_std": {name: float(np.std(positive_probs(np.asarray(probs[name]), schema))) for name in probs},
         "slices": {
             name: {
@@ -146,15 +146,9 @@ def compared(baselines: Sequence[str], models: Sequence[str]) -> list[tuple[str,
     return couples
 
 
-def _intervals(samples):
-    return {metric: interval(values) for metric, values in samples.items()}
-
-
 def _labels(pairs, split, schema):
     if not pairs:
-        raise UserError(
-            f"the {split} split holds no pair, which evaluation needs: enlarge it in the config's data part"
-        )
+        raise UserError(f"the {split} split holds no pair: enlarge it in the config's data section")
     for pair in pairs:
         if pair.label not in schema.names:
             raise UserError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
@@ -18,10 +19,12 @@ from jax_rele.errors import UserError
 from jax_rele.evaluation.calibration import log_probs
 from jax_rele.types import Item, LabelSchema, Pair
 
-FIELDS = ("title", "brand", "color")
-"""The fields of an item that the lexical baselines read, unless they are told others."""
+Pairs: TypeAlias = Sequence[Pair]
 
-# Chinese and Japanese are written without spaces, so that each of their characters is a word of its own here.
+FIELDS = ("title", "brand", "color")
+"""The fields of an item that the lexical baselines read by default."""
+
+# Chinese and Japanese are written without spaces; each of their characters counts as a word.
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 _STRENGTHS = (1.0, 0.1, 10.0, 100.0)
@@ -32,11 +35,7 @@ _K1, _B = 1.5, 0.75
 
 
 def majority(
-    train: Sequence[Pair],
-    validation: Sequence[Pair],
-    pairs: Sequence[Pair],
-    schema: LabelSchema,
-    fields: Sequence[str] = FIELDS,
+    train: Pairs, validation: Pairs, pairs: Pairs, schema: LabelSchema, fields: Sequence[str] = FIELDS
 ) -> np.ndarray:
     """The label distribution of the train pairs, for every pair. [N, C]."""
     labels = _labels(_labelled(train), schema)
@@ -44,11 +43,7 @@ def majority(
 
 
 def token_overlap(
-    train: Sequence[Pair],
-    validation: Sequence[Pair],
-    pairs: Sequence[Pair],
-    schema: LabelSchema,
-    fields: Sequence[str] = FIELDS,
+    train: Pairs, validation: Pairs, pairs: Pairs, schema: LabelSchema, fields: Sequence[str] = FIELDS
 ) -> np.ndarray:
     """The share of the query's distinct words that occur in the item, as a label distribution. [N, C].
 
@@ -56,18 +51,16 @@ def token_overlap(
     on the train pairs turns the share into a distribution.
     """
 
-    def feature(group):
-        return np.array([_overlap(pair, fields) for pair in group])
+    def feature(group: Pairs) -> np.ndarray:
+        asked = [set(_words(pair.query)) for pair in group]
+        shared = [len(words & set(_words(_text(pair.item, fields)))) for words, pair in zip(asked, group)]
+        return np.array([count / max(1, len(words)) for count, words in zip(shared, asked)])
 
     return _distributions(feature, train, validation, pairs, schema)
 
 
 def bm25(
-    train: Sequence[Pair],
-    validation: Sequence[Pair],
-    pairs: Sequence[Pair],
-    schema: LabelSchema,
-    fields: Sequence[str] = FIELDS,
+    train: Pairs, validation: Pairs, pairs: Pairs, schema: LabelSchema, fields: Sequence[str] = FIELDS
 ) -> np.ndarray:
     """BM25 of query and item, as a share of the most that an item could score, as a label distribution. [N, C].
 
@@ -94,13 +87,7 @@ BASELINES: dict[str, Callable[..., np.ndarray]] = {"majority": majority, "token_
 def bm25_scores(
     queries: Sequence[str], items: Sequence[Item], catalogue: Sequence[Item], fields: Sequence[str] = FIELDS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """BM25 of each query against the item at the same place, with document frequencies of a catalogue.
-
-    Args:
-      queries: N queries.
-      items: N items, in the catalogue or not.
-      catalogue: the items whose document frequencies and mean length count.
-      fields: the texts of an item that are read.
+    """BM25 of N queries, each against one of N items, with document frequencies and mean length of a catalogue.
 
     Returns:
       [N] scores, and [N] sums of the query words' idf, which the scores approach as the item repeats the words.
@@ -154,11 +141,6 @@ def _labelled(train):
 
 def _labels(pairs, schema):
     return np.array([schema.index(pair.label) for pair in pairs], np.int64)
-
-
-def _overlap(pair, fields):
-    asked = set(_words(pair.query))
-    return len(asked & set(_words(_text(pair.item, fields)))) / max(1, len(asked))
 
 
 def _text(item, fields):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jax_rele.evaluation import metrics
 from jax_rele.evaluation.calibration import apply_temperature, ece
@@ -13,6 +15,13 @@ from jax_rele.types import LabelSchema
 
 _CHUNK = 1 << 21
 """Largest number of counts (resamples x pairs) that is worked on at once, which bounds the memory."""
+
+
+class Estimate(TypedDict):
+    """A value with its 95% percentile interval; None where they are undefined."""
+
+    value: float | None
+    ci95: list[float] | None
 
 
 def metric_names(gain_maps: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
@@ -108,7 +117,7 @@ def metric_samples(
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in metric_names(gain_maps)}
 
 
-def interval(samples: np.ndarray) -> dict[str, float | list[float] | None]:
+def interval(samples: np.ndarray) -> Estimate:
     """A value with its 95% percentile interval.
 
     Args:
@@ -126,48 +135,21 @@ def interval(samples: np.ndarray) -> dict[str, float | list[float] | None]:
     return {"value": float(samples[0]), "ci95": ci95}
 
 
-def evaluate(
-    probs: np.ndarray,
-    labels: np.ndarray,
-    queries: Sequence[str],
-    schema: LabelSchema,
-    *,
-    gain_maps: Mapping[str, Sequence[float]],
-    bias: np.ndarray,
-    temperature: float,
-    n_bootstrap: int,
-    seed: int,
-) -> dict[str, dict]:
-    """Every metric of one model with its interval: {metric: {"value", "ci95"}}. Arguments as `metric_samples`."""
-    samples = metric_samples(
-        probs,
-        labels,
-        queries,
-        schema,
-        gain_maps=gain_maps,
-        bias=bias,
-        temperature=temperature,
-        n_bootstrap=n_bootstrap,
-        seed=seed,
-    )
-    return {name: interval(values) for name, values in samples.items()}
+def intervals(samples: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    """The `interval` of every metric of one model, from what `metric_samples` returned."""
+    return {metric: interval(values) for metric, values in samples.items()}
 
 
-def paired_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """Every metric of model a less that of model b, with the interval of the difference.
+def paired_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    """Every metric of model a less that of model b, with the interval of the difference: {metric: {"value", "ci95"}}.
 
-    Args:
-      a: what `metric_samples` returned for one model.
-      b: what it returned for another, on the same pairs with the same seed.
-
-    Returns:
-      {metric: {"value", "ci95"}}.
+    `a` and `b` are what `metric_samples` returned for two models on the same pairs with the same seed.
     """
-    return {name: interval(a[name] - b[name]) for name in a}
+    return intervals({name: a[name] - b[name] for name in a})
 
 
-def _dot(probs, weights):
-    # Not a matrix product: that may round equal rows differently and so break ties by their place in the array.
+def _dot(probs: np.ndarray, weights: ArrayLike) -> np.ndarray:
+    # Not a matrix product, which may round equal rows differently and so break ties by their position.
     return (np.ascontiguousarray(probs, np.float64) * np.asarray(weights, np.float64)).sum(axis=1)
 
 

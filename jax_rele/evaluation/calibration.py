@@ -21,14 +21,9 @@ def log_probs(probs: np.ndarray) -> np.ndarray:
 
 
 def apply_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
-    """Temperature scaling: softmax(log p / T).
+    """Temperature scaling: softmax(log p / T). [N, C] label distributions -> [N, C].
 
-    Args:
-      probs: [N, C] label distributions.
-      temperature: T > 0. Above 1 flattens, below 1 sharpens, 1 changes nothing.
-
-    Returns:
-      [N, C] label distributions.
+    T > 0; above 1 it flattens, below 1 it sharpens, 1 changes nothing.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jax_rele.evaluation.assemble import REFERENCE_RECIPE, TEACHER
-from jax_rele.evaluation.bootstrap import interval, metric_names, metric_samples
+from jax_rele.evaluation.bootstrap import interval, intervals, metric_names, metric_samples
 from jax_rele.evaluation.calibration import fit_temperature
 from jax_rele.evaluation.decision import fit_bias
 from jax_rele.types import LabelSchema
@@ -36,10 +36,10 @@ class HeldOutPairs:
 
 @dataclass(frozen=True)
 class Cell:
-    """One student trained by one recipe on so many pairs, with every seed.
+    """One student trained by one recipe on some number of pairs, with every seed.
 
     Attributes:
-      student, recipe: which.
+      student, recipe: their names.
       labelled, teacher_labelled: numbers of training pairs with a human label, and with the teacher's signals alone.
       probs, validation_probs: for each seed the label distributions, [N, C] and [M, C].
     """
@@ -68,8 +68,8 @@ def compare(
 
     A metric's value is the mean over the training seeds. A resample draws queries with replacement, the same ones for
     every model, and training seeds with replacement, the same ones for a cell and the one it is compared with; so an
-    interval covers the chance of the test queries and that of training. Few seeds make that part rough: with five it
-    is wider or narrower by chance, and with one it covers the queries alone.
+    interval covers the randomness of test queries and of training. With few seeds the latter part is imprecise, and
+    with one the interval covers the queries alone.
 
     Args:
       cells: what was trained; each with as many seeds.
@@ -112,41 +112,21 @@ def compare(
 
     fits = [[fitted(probs) for probs in cell.validation_probs] for cell in cells]
     other_fits = {name: fitted(validation_probs) for name, (_, validation_probs) in others.items()}
-    # A stream of its own: that of the queries begins with the same seed.
+    # A separate stream, since the draws of queries begin with the same seed.
     draws = np.random.default_rng([seed, 1]).integers(0, len(seeds), (n_bootstrap, len(seeds)))
-    document = {
-        "n_pairs": len(pairs.labels),
-        "n_queries": len(set(pairs.queries)),
-        "slices": {name: int(mask.sum()) for name, mask in masks.items()},
-        "seeds": list(seeds),
-        "bootstrap": {"samples": n_bootstrap, "unit": "query and training seed", "seed": seed},
-        "metrics": list(metric_names(gain_maps)),
-        "reference": reference,
-        "others": {},
-        "cells": [
-            {
-                "student": cell.student,
-                "recipe": cell.recipe,
-                "labelled": cell.labelled,
-                "teacher_labelled": cell.teacher_labelled,
-                "slices": {},
-            }
-            for cell in cells
-        ],
-    }
+    others_by_slice: dict[str, dict] = {}
+    figures: list[dict[str, dict]] = [{} for _ in cells]
+    positions = {_key(cell): position for position, cell in enumerate(cells)}
     for slice_name, mask in masks.items():
         fixed = {name: samples(probs, other_fits[name], mask) for name, (probs, _) in others.items()}
-        document["others"][slice_name] = {
-            name: {metric: interval(values) for metric, values in metrics.items()} for name, metrics in fixed.items()
-        }
+        others_by_slice[slice_name] = {name: intervals(metrics) for name, metrics in fixed.items()}
         metrics = [
             _by_seed([samples(probs, fit, mask) for probs, fit in zip(cell.probs, fit_of_seeds)])
             for cell, fit_of_seeds in zip(cells, fits)
         ]
-        positions = {_key(cell): position for position, cell in enumerate(cells)}
-        for cell, by_seed, entry in zip(cells, metrics, document["cells"]):
+        for cell, by_seed, slices in zip(cells, metrics, figures):
             other = positions.get((cell.student, reference, cell.labelled, cell.teacher_labelled))
-            entry["slices"][slice_name] = {
+            slices[slice_name] = {
                 metric: {
                     **interval(_over_seeds(values, draws)),
                     "by_seed": [None if np.isnan(value) else float(value) for value in values[:, 0]],
@@ -157,10 +137,29 @@ def compare(
                 }
                 for metric, values in by_seed.items()
             }
-    return document
+    return {
+        "n_pairs": len(pairs.labels),
+        "n_queries": len(set(pairs.queries)),
+        "slices": {name: int(mask.sum()) for name, mask in masks.items()},
+        "seeds": list(seeds),
+        "bootstrap": {"samples": n_bootstrap, "unit": "query and training seed", "seed": seed},
+        "metrics": list(metric_names(gain_maps)),
+        "reference": reference,
+        "others": others_by_slice,
+        "cells": [
+            {
+                "student": cell.student,
+                "recipe": cell.recipe,
+                "labelled": cell.labelled,
+                "teacher_labelled": cell.teacher_labelled,
+                "slices": slices,
+            }
+            for cell, slices in zip(cells, figures)
+        ],
+    }
 
 
-def _key(cell: Cell) -> tuple:
+def _key(cell: Cell) -> tuple[str, str, int, int]:
     return cell.student, cell.recipe, cell.labelled, cell.teacher_labelled
 
 

@@ -6,33 +6,23 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from jax_rele.evaluation import plots
 from jax_rele.evaluation.assemble import TEACHER
 from jax_rele.evaluation.bootstrap import higher_is_better
 from jax_rele.evaluation.comparison_text import Point, findings, points, setup, sizes, verdict
+from jax_rele.evaluation.page import write_html
 from jax_rele.evaluation.summary import HEADLINE, cell
 
 _CHANCE = {"auc": 0.5}
 
 
 def write_page(path: str | Path, document: Mapping) -> None:
-    """Writes the page: one HTML file that needs no script, no network and no other file.
-
-    Args:
-      path: the file to write.
-      document: what `compare` returned; `name` and `split`, where it has them, are told.
-    """
-    environment = Environment(
-        loader=PackageLoader("jax_rele.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("comparison.html.j2").render(
+    """Writes what `compare` returned as one HTML file, with the document's `name` and `split` where it has them."""
+    write_html(
+        path,
+        "comparison.html.j2",
         name=document.get("name", "a run"),
         setup=setup(document),
         slices=document["slices"],
@@ -49,18 +39,13 @@ def write_page(path: str | Path, document: Mapping) -> None:
         ],
         columns=[(metric, "↑" if higher_is_better(metric) else "↓") for metric in document["metrics"]],
     )
-    Path(path).write_text(html, encoding="utf-8", errors="replace")
 
 
 def figures(document: Mapping) -> dict[str, str]:
-    """The main figures as SVG files in the light scheme, for documents that cannot hold the page.
+    """The main figures of what `compare` returned: {file stem: text of an SVG file in the light scheme}.
 
-    Args:
-      document: what `compare` returned.
-
-    Returns:
-      {file stem: text of an SVG file}: the differences to the reference on each slice with the most training pairs, and
-      where there are several numbers of pairs the curves of the values and of the differences.
+    They are the differences to the reference on each slice with the most training pairs, and where there are several
+    numbers of pairs the curves of the values and of the differences.
     """
     drawn = {}
     most = _from_most(document)[0]
@@ -107,7 +92,7 @@ def _students(document):
 
 
 def _series(document):
-    """{recipe: number of its colour and marker}, the same in every plot."""
+    """{recipe: index of its colour and marker}, the same in every plot."""
     recipes = dict.fromkeys(each["recipe"] for each in document["cells"])
     others = [recipe for recipe in recipes if recipe != document["reference"]]
     return {document["reference"]: 0} | {recipe: number for number, recipe in enumerate(others, start=1)}
@@ -122,10 +107,10 @@ def _differences(document, metric, slice_name, point) -> Markup | None:
         rows = []
         for each in cells:
             figure = each["slices"][slice_name][metric]
-            if figure["difference"] is not None:
+            if figure["difference"] is not None and reference is not None:
                 couples = zip(figure["by_seed"], reference["slices"][slice_name][metric]["by_seed"])
                 seeds = [None if None in couple else couple[0] - couple[1] for couple in couples]
-                rows.append(plots.Row(each["recipe"], figure["difference"], series[each["recipe"]], seeds))
+                rows.append(plots.DotRow(each["recipe"], figure["difference"], series[each["recipe"]], seeds))
         if rows:
             groups[student] = rows
     if not groups:
@@ -136,10 +121,10 @@ def _differences(document, metric, slice_name, point) -> Markup | None:
 
 def _values(document, metric, slice_name, point) -> Markup:
     series = _series(document)
-    groups = {"": [plots.Row(name, figures[metric]) for name, figures in document["others"][slice_name].items()]}
+    groups = {"": [plots.DotRow(name, figures[metric]) for name, figures in document["others"][slice_name].items()]}
     for student in _students(document):
         groups[student] = [
-            plots.Row(each["recipe"], figure, series[each["recipe"]], figure["by_seed"])
+            plots.DotRow(each["recipe"], figure, series[each["recipe"]], figure["by_seed"])
             for each in _cells(document, point, student)
             for figure in [each["slices"][slice_name][metric]]
         ]
@@ -187,18 +172,15 @@ def _curves(document, metric, *, difference: bool) -> Iterator[tuple[str, Markup
 
 
 def _lines(document, metric, difference, axis, family, student, slice_name):
-    lines = []
-    for recipe, number in _series(document).items():
-        there = []
-        for point in family:
-            for each in _cells(document, point, student):
-                figure = each["slices"][slice_name][metric]
-                figure = figure["difference"] if difference else figure
-                if each["recipe"] == recipe and figure is not None:
-                    there.append((point[axis], figure))
-        if there:
-            lines.append(plots.Curve(recipe, number, there))
-    return lines
+    points_of: dict[str, list[tuple[int, Mapping]]] = {recipe: [] for recipe in _series(document)}
+    for point in family:
+        for each in _cells(document, point, student):
+            figure = each["slices"][slice_name][metric]
+            figure = figure["difference"] if difference else figure
+            if figure is not None:
+                points_of[each["recipe"]].append((point[axis], figure))
+    series = _series(document)
+    return [plots.Curve(recipe, series[recipe], drawn) for recipe, drawn in points_of.items() if drawn]
 
 
 def _rows(document, slice_name, point):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from jax_rele.evaluation.bootstrap import higher_is_better
-from jax_rele.evaluation.summary import cell
+from jax_rele.evaluation.summary import cell, markdown_table
 
 HEADLINE = "auc"
 """The metric of the sentences and of the share of the teacher's quality."""
@@ -17,16 +17,10 @@ Point = tuple[int, int]
 def markdown(
     document: Mapping, *, title: str, columns: Sequence[str] = (HEADLINE, "macro_f1", "ece_calibrated")
 ) -> str:
-    """The comparison as Markdown.
+    """What `compare` returned as Markdown, with the metrics `columns`.
 
-    Args:
-      document: what `compare` returned.
-      title: the heading.
-      columns: the metrics of the tables; the document holds all.
-
-    Returns:
-      For every number of training pairs and every slice a table of the recipes with their difference to the reference
-      and the share of the teacher's value, then one sentence a comparison.
+    For every number of training pairs and every slice there is a table of the recipes with their difference to the
+    reference and the fraction of the teacher's value; then one sentence per comparison.
     """
     several = len(points(document)) > 1
     lines = [f"# {title}", "", setup(document), ""]
@@ -52,14 +46,9 @@ def sizes(point: Point) -> str:
 
 
 def findings(document: Mapping, point: Point | None = None) -> list[tuple[str, str]]:
-    """What the paired intervals say on the headline metric.
+    """(kind, sentence) on the headline metric for each cell and slice with a difference to the reference.
 
-    Args:
-      document: what `compare` returned.
-      point: the numbers of training pairs that are told of; None for all.
-
-    Returns:
-      (kind, sentence) for each cell and slice with a difference to the reference; kind: `better`, `worse` or `open`.
+    `kind` is `better`, `worse` or `open`; `point` selects cells by their numbers of training pairs.
     """
     sentences, other = [], document["reference"]
     for each in document["cells"]:
@@ -96,7 +85,8 @@ def setup(document: Mapping) -> str:
     """On what the recipes are compared, and what the intervals cover."""
     seeds, bootstrap = document["seeds"], document["bootstrap"]
     one = len(seeds) == 1
-    trained = f"one training seed ({seeds[0]})" if one else f"mean over {len(seeds)} training seeds ({_listed(seeds)})"
+    listed = ", ".join(map(str, seeds))
+    trained = f"one training seed ({listed})" if one else f"mean over {len(seeds)} training seeds ({listed})"
     covered = (
         "queries; they do not cover the chance of training, and are"
         if one
@@ -108,10 +98,6 @@ def setup(document: Mapping) -> str:
         f"{trained}, same data, start and steps for every recipe. In brackets 95% intervals from "
         f"{bootstrap['samples']:,} resamples of {covered} not adjusted for the number of comparisons."
     )
-
-
-def _listed(seeds):
-    return ", ".join(map(str, seeds))
 
 
 def _table(document, point, slice_name, columns) -> list[str]:
@@ -133,7 +119,4 @@ def _table(document, point, slice_name, columns) -> list[str]:
             row += [cell(figures[column]), "" if difference is None else cell(difference, sign=True)]
         retained = figures[HEADLINE]["retained"]
         rows.append([*row, "" if retained is None else f"{retained:.1%}"])
-    rows = [[row[0].replace("|", "\\|"), *row[1:]] for row in rows]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |" for row in [head, *rows]]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+    return markdown_table([head, *rows])

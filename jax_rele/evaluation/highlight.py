@@ -22,7 +22,7 @@ def segments(text: str, spans: Sequence[Span]) -> list[tuple[str, tuple[str, ...
     clipped = [(max(0, span.start), min(len(text), span.end), span.dimension) for span in spans]
     clipped = [(start, end, dimension) for start, end, dimension in clipped if start < end]
     cuts = sorted({0, len(text), *(start for start, _, _ in clipped), *(end for _, end, _ in clipped)})
-    pieces = []
+    pieces: list[tuple[str, tuple[str, ...]]] = []
     for low, high in pairwise(cuts):
         dimensions = tuple(sorted({dimension for start, end, dimension in clipped if start <= low and high <= end}))
         if pieces and pieces[-1][1] == dimensions:

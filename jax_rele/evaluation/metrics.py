@@ -16,7 +16,6 @@ def auc(score: np.ndarray, relevant: np.ndarray, counts: np.ndarray) -> np.ndarr
     Args:
       score: [N] scores, higher for relevant.
       relevant: [N] bool.
-      counts: [R, N].
 
     Returns:
       [R] areas; NaN where a resample holds one class only.
@@ -35,7 +34,6 @@ def average_precision(score: np.ndarray, relevant: np.ndarray, counts: np.ndarra
     Args:
       score: [N] scores, higher for relevant.
       relevant: [N] bool.
-      counts: [R, N].
 
     Returns:
       [R] average precisions; NaN where a resample holds one class only.
@@ -53,7 +51,6 @@ def macro_f1(decided: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.
     Args:
       decided: [N] int decisions.
       labels: [N] int labels.
-      counts: [R, N].
 
     Returns:
       [R] values; NaN for an empty resample.
@@ -75,7 +72,6 @@ def spearman(score: np.ndarray, gain: np.ndarray, counts: np.ndarray) -> np.ndar
     Args:
       score: [N] scores.
       gain: [N] gains of the labels.
-      counts: [R, N].
 
     Returns:
       [R] correlations from -1 to 1; NaN where score or gain is constant.

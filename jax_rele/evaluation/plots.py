@@ -1,9 +1,10 @@
-"""Plots as inline SVG, in the colours of the page that holds them (CSS variables), so that they follow its scheme."""
+"""Plots as inline SVG elements, in the colours of the page that holds them (CSS variables)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from markupsafe import Markup
@@ -11,21 +12,21 @@ from matplotlib.axes import Axes
 
 from jax_rele.evaluation.calibration import reliability
 from jax_rele.evaluation.summary import cell
-from jax_rele.evaluation.svg import ACCENT, INK, LABEL, LINE, MUTED, PAPER, draw_svg, look, short, standalone
+from jax_rele.evaluation.svg import ACCENT, INK, LABEL, LINE, MUTED, PAPER, Look, draw_svg, look, short, standalone
 
-__all__ = ["Curve", "Row", "curves", "dots", "intervals", "reliability_diagram", "score_distributions", "standalone"]
+__all__ = ["Curve", "DotRow", "curves", "dots", "intervals", "reliability_diagram", "score_distributions", "standalone"]
 
 _CHANCE = {"auc": 0.5}
 
 
 @dataclass(frozen=True)
-class Row:
+class DotRow:
     """One line of a dot plot.
 
     Attributes:
-      name: what it is.
+      name: its text.
       figure: {"value", "ci95"}.
-      series: the number of its colour and marker; None is drawn hollow.
+      series: the index of its colour and marker; None is drawn hollow.
       by_seed: values of single training seeds, drawn as ticks; None or NaN is left out.
     """
 
@@ -37,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a learning curve: its name, the number of its colour and marker, and (x, {"value", "ci95"})."""
+    """One line of a learning curve: its name, the index of its colour and marker, and (x, {"value", "ci95"})."""
 
     name: str
     series: int
@@ -45,18 +46,12 @@ class Curve:
 
 
 def intervals(metric: str, baselines: Mapping[str, Mapping], models: Mapping[str, Mapping]) -> Markup:
-    """One metric of every baseline (hollow) and model (filled), as a dot on its 95% interval.
+    """One metric of every baseline (hollow) and model (filled, below), each a dot on its 95% interval.
 
-    Args:
-      metric: name of the metric.
-      baselines: {name: {metric: {"value", "ci95"}}}.
-      models: the same of the models, drawn below.
-
-    Returns:
-      An SVG element.
+    `baselines` and `models` are {name: {metric: {"value", "ci95"}}}.
     """
-    hollow = [(Row(name, figures[metric]), (MUTED, "o", PAPER)) for name, figures in baselines.items()]
-    filled = [(Row(name, figures[metric]), (ACCENT, "o", ACCENT)) for name, figures in models.items()]
+    hollow = [(DotRow(name, figures[metric]), (MUTED, "o", PAPER)) for name, figures in baselines.items()]
+    filled = [(DotRow(name, figures[metric]), (ACCENT, "o", ACCENT)) for name, figures in models.items()]
     rows = [*hollow, *filled]
     description = "; ".join(f"{row.name} {cell(row.figure)}" for row, _ in rows)
     return draw_svg(
@@ -66,21 +61,22 @@ def intervals(metric: str, baselines: Mapping[str, Mapping], models: Mapping[str
     )
 
 
-def dots(title: str, groups: Mapping[str, Sequence[Row]], *, line: float | None = None, sign: bool = False) -> Markup:
+def dots(
+    title: str, groups: Mapping[str, Sequence[DotRow]], *, line: float | None = None, sign: bool = False
+) -> Markup:
     """Rows under headings, each a dot on its 95% interval with a tick for every training seed.
 
     Args:
-      title: stands above the plot and begins the alternative text; no two plots of a page share one.
+      title: above the plot and first in the alternative text; no two plots of a page share one.
       groups: {heading: rows}; the empty heading is not written.
-      line: where a dashed line is drawn, for chance or no difference.
+      line: the position of a dashed line, for chance or no difference.
       sign: whether values are differences: written with their sign, and zero in view.
-
-    Returns:
-      An SVG element.
     """
-    rows, description = [], []
+    rows: list[tuple[DotRow, Look] | tuple[str, None]] = []
+    description = []
     for heading, members in groups.items():
-        rows += [(heading, None)] if heading else []
+        if heading:
+            rows.append((heading, None))
         rows += [(row, look(row.series)) for row in members]
         for row in members:
             seeds = ", ".join(f"{value:.3f}" for value in _defined(row.by_seed))
@@ -98,28 +94,20 @@ def dots(title: str, groups: Mapping[str, Sequence[Row]], *, line: float | None 
 
 
 def curves(
-    title: str,
-    lines: Sequence[Curve],
-    *,
-    xlabel: str,
-    levels: Mapping[str, float],
-    sign: bool = False,
+    title: str, lines: Sequence[Curve], *, xlabel: str, levels: Mapping[str, float], sign: bool = False
 ) -> Markup:
     """Lines over a number of training pairs, with their 95% intervals as bars.
 
-    Numbers of which the largest is more than ten times the smallest are on a logarithmic axis, where none at all
-    stands at the left. Lines are moved aside a little, so that their bars can be told apart.
+    The axis is logarithmic where the largest number is more than ten times the smallest; zero is at its left end.
+    Lines are shifted slightly, so that their bars do not overlap.
 
     Args:
-      title: stands above the plot and begins the alternative text; no two plots of a page share one.
-      lines: what is drawn.
-      xlabel: what the numbers are.
+      title: above the plot and first in the alternative text; no two plots of a page share one.
+      lines: the curves.
+      xlabel: the kind of the numbers.
       levels: {name: y} of horizontal lines; one that lies far from all points is named at the edge and not drawn,
         unless values are differences.
-      sign: whether values are differences, told with their sign.
-
-    Returns:
-      An SVG element.
+      sign: whether values are differences, which are written with their sign.
     """
     positions, logarithmic = _positions([x for line in lines for x, _ in line.points])
     first, last = min(positions.values()), max(positions.values())
@@ -144,8 +132,8 @@ def curves(
                 axes.axhline(y, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), label=short(name))
             else:
                 position, side, arrow = (0.99, "top", "↑") if y > high else (0.01, "bottom", "↓")
-                words = {"va": side, "size": 7.0, "color": MUTED, "transform": axes.transAxes}
-                axes.text(0.01, position, f"{short(name)} {y:.3f} {arrow}", **words)
+                text = f"{short(name)} {y:.3f} {arrow}"
+                axes.text(0.01, position, text, va=side, size=7.0, color=MUTED, transform=axes.transAxes)
         _draw_ticks(axes, positions, span)
         for number, line in enumerate(lines):
             ink, marker, fill = look(line.series)
@@ -182,9 +170,6 @@ def reliability_diagram(name: str, before: np.ndarray, after: np.ndarray, outcom
       before: [N] P(positive) as the model says it.
       after: [N] P(positive) after temperature scaling.
       outcome: [N] bool, whether the pair's label is positive.
-
-    Returns:
-      An SVG element.
     """
     tables = [
         (reliability(p, outcome), ink, fill) for p, ink, fill in ((before, MUTED, PAPER), (after, ACCENT, ACCENT))
@@ -217,32 +202,21 @@ def score_distributions(name: str, scores: np.ndarray, labels: np.ndarray, names
       scores: [N] expected gains.
       labels: [N] int labels.
       names: the C labels.
-
-    Returns:
-      An SVG element.
     """
     groups = [scores[labels == label] for label in range(len(names))]
     edges = np.linspace(0.0, 1.0, 26)
 
     def draw(axes: Axes):
+        write = partial(axes.text, transform=axes.get_yaxis_transform(), va="center", size=7.5)
         for row, (label, group) in enumerate(zip(names, groups)):
             height = np.histogram(np.clip(group, 0.0, 1.0), edges)[0]
             height = 0.55 * height / max(1, height.max())
             ink = LABEL.format(row)
             axes.bar(edges[:-1], height, np.diff(edges) * 0.86, bottom=row + 0.62 - height, align="edge", color=ink)
             axes.axhline(row + 0.62, color=LINE, linewidth=0.8)
-            axes.text(0.0, row - 0.18, short(label), transform=axes.get_yaxis_transform(), va="center", size=7.5)
+            write(0.0, row - 0.18, short(label))
             count = f"{len(group)} pairs" if len(group) != 1 else "1 pair"
-            axes.text(
-                1.0,
-                row - 0.18,
-                count,
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                ha="right",
-                size=7.5,
-                color=MUTED,
-            )
+            write(1.0, row - 0.18, count, ha="right", color=MUTED)
         axes.set(xlim=(0, 1), ylim=(len(names) - 0.3, -0.3), xlabel="score (expected gain)")
         axes.set_xticks([0, 0.5, 1])
         axes.set_yticks([])
@@ -270,9 +244,11 @@ def _limits(figures, more):
     return (min(ends), max(ends)) if ends else (0.0, 1.0)
 
 
-def _draw_dots(axes, rows, line, sign):
-    """Rows of (`Row`, (colour, marker, fill)); one of (text, None) is a heading."""
-    drawn = [row for row, style in rows if style]
+def _draw_dots(
+    axes: Axes, rows: Sequence[tuple[DotRow, Look] | tuple[str, None]], line: float | None, sign: bool
+) -> None:
+    """Rows of (`DotRow`, (colour, marker, fill)); one of (text, None) is a heading."""
+    drawn = [row for row, _ in rows if isinstance(row, DotRow)]
     zero = [0.0] if sign else []
     low, high = _limits([row.figure for row in drawn], [*zero, *(value for row in drawn for value in row.by_seed)])
     margin = max(0.06 * (high - low), 0.01)
@@ -287,19 +263,13 @@ def _draw_dots(axes, rows, line, sign):
         axes.axvline(line, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
     for position, (row, style) in enumerate(rows):
         background = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
-        description = {
-            "y": position - 0.42,
-            "transform": axes.get_yaxis_transform(),
-            "va": "center",
-            "size": 7.5,
-            "bbox": background,
-        }
-        if style is None:
-            axes.text(0.0, s=short(row), weight="bold", **{**description, "y": position + 0.1})
+        write = partial(axes.text, transform=axes.get_yaxis_transform(), va="center", size=7.5, bbox=background)
+        if isinstance(row, str) or style is None:
+            write(0.0, position + 0.1, short(str(row)), weight="bold")
             continue
         ink, marker, fill = style
-        axes.text(0.0, s=short(row.name), **description)
-        axes.text(1.0, s=cell(row.figure, sign), ha="right", color=MUTED, **description)
+        write(0.0, position - 0.42, short(row.name))
+        write(1.0, position - 0.42, cell(row.figure, sign), ha="right", color=MUTED)
         if row.figure["ci95"] is not None:
             axes.plot(row.figure["ci95"], [position, position], color=ink, linewidth=2.0, solid_capstyle="round")
         seeds = _defined(row.by_seed)
@@ -310,7 +280,7 @@ def _draw_dots(axes, rows, line, sign):
 
 
 def _positions(numbers):
-    """{number: place on the axis}, and whether the axis is logarithmic."""
+    """{number: position on the axis}, and whether the axis is logarithmic."""
     numbers = sorted(set(numbers))
     positive = [number for number in numbers if number > 0]
     if not positive or positive[-1] <= 10 * positive[0]:
@@ -320,8 +290,8 @@ def _positions(numbers):
 
 
 def _draw_ticks(axes, positions, span):
-    """A tick for every number; those without room for their text go without."""
-    labelled = []
+    """A tick for every number, with its text where that does not overlap another."""
+    labelled: list[int] = []
     for number in sorted(positions, reverse=True):
         if not labelled or positions[labelled[-1]] - positions[number] > 0.14 * span:
             labelled.append(number)

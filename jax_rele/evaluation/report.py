@@ -1,4 +1,4 @@
-"""One self-contained HTML page: the figures with their intervals, and what the models say of single pairs."""
+"""One self-contained HTML page: the figures with their intervals, and the models' predictions on single pairs."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jax_rele.evaluation import plots
 from jax_rele.evaluation.bootstrap import higher_is_better, metric_names, positive_probs
 from jax_rele.evaluation.calibration import apply_temperature
 from jax_rele.evaluation.highlight import segments
+from jax_rele.evaluation.page import write_html
 from jax_rele.evaluation.summary import cell, findings
 from jax_rele.types import ITEM_FIELDS, QUERY, LabelSchema, Pair, Rationale, Span
 
 _LONG = 420
 """Texts of more characters than this are folded, or scroll in a box where they hold evidence."""
 
-
 _INTERVAL = re.compile(r"\[[-+.0-9]+, [-+.0-9]+\]")
 
 
 @dataclass(frozen=True)
 class Example:
-    """What the models say of one pair, to be shown as a card.
+    """The models' predictions on one pair, shown as a card.
 
     Attributes:
       pair: the pair; its label is the gold label.
-      rationale: what the teacher wrote, or None where it did not parse or there is no teacher.
+      rationale: the teacher's, or None where it did not parse or there is no teacher.
       raw_text: the teacher's text as it was generated, shown where `rationale` is None.
       failure_reason: why `raw_text` did not parse.
       spans: evidence in the query and in fields of the item.
@@ -57,7 +56,7 @@ def write_report(
     probs: Mapping[str, np.ndarray],
     training_seeds: Sequence[int] = (),
 ) -> None:
-    """Writes the report: one HTML file that needs no script, no network and no other file.
+    """Writes the report as one HTML file.
 
     Args:
       path: the file to write.
@@ -66,23 +65,15 @@ def write_report(
       run_name: the heading.
       labels: [N] int labels of the evaluated pairs, for the plots.
       probs: {name: [N, C]} label distributions of at least the models in `metrics`, for the plots.
-      training_seeds: the seeds with which the models were trained, to be named beside the figures.
+      training_seeds: of the models, shown beside the figures.
     """
-    schema = LabelSchema(
-        tuple(metrics["label_schema"]["names"]),
-        tuple(metrics["label_schema"]["gains"]),
-        tuple(metrics["label_schema"]["positive"]),
-    )
+    schema = LabelSchema(*(tuple(metrics["label_schema"][key]) for key in ("names", "gains", "positive")))
+    everyone = {**metrics["baselines"], **metrics["models"]}
     dimensions = _dimensions(examples)
     columns = metric_names(metrics["gain_maps"])
-    environment = Environment(
-        loader=PackageLoader("jax_rele.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.j2").render(
+    write_html(
+        path,
+        "report.html.j2",
         run_name=run_name,
         metrics=metrics,
         training_seeds=list(training_seeds),
@@ -90,19 +81,13 @@ def write_report(
         columns=columns,
         rows=_rows(metrics["baselines"], metrics["models"], columns),
         slices=[
-            {
-                "name": name,
-                "n_pairs": part["n_pairs"],
-                "rows": _rows(part["baselines"], part["models"], columns),
-            }
+            {"name": name, "n_pairs": part["n_pairs"], "rows": _rows(part["baselines"], part["models"], columns)}
             for name, part in metrics["slices"].items()
         ],
         interval_plots=[
             (name, plots.intervals(name, metrics["baselines"], metrics["models"]))
             for name in columns
-            if any(
-                row[name]["value"] is not None for row in [*metrics["baselines"].values(), *metrics["models"].values()]
-            )
+            if any(figures[name]["value"] is not None for figures in everyone.values())
         ],
         model_plots=_model_plots(metrics, schema, np.asarray(labels), probs),
         dimensions=dimensions,
@@ -110,8 +95,6 @@ def write_report(
         cards=[_card(example, schema, dimensions) for example in examples],
         cell=cell,
     )
-    # A lone surrogate, which JSON can carry, has no UTF-8 form.
-    Path(path).write_text(html, encoding="utf-8", errors="replace")
 
 
 def _unbroken(text):
@@ -119,15 +102,11 @@ def _unbroken(text):
     return _INTERVAL.sub(lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
-def _rows(baselines, models, columns):
+def _rows(baselines: Mapping, models: Mapping, columns: Sequence[str]) -> list[tuple[str, bool, list]]:
     """Table rows of (name, is a model, cells of (text, is clearly the best))."""
     everyone = {**baselines, **models}
     return [
-        (
-            name,
-            name in models,
-            [(cell(figures[column]), _clearly_best(name, everyone, column)) for column in columns],
-        )
+        (name, name in models, [(cell(figures[column]), _clearly_best(name, everyone, column)) for column in columns])
         for name, figures in everyone.items()
     ]
 
@@ -146,34 +125,25 @@ def _clearly_best(name, everyone, column):
 
 def _model_plots(metrics, schema, labels, probs):
     """For each model its reliability diagram and its score distributions."""
-    outcome = schema.is_positive[labels]
-    drawn = []
+    outcome, drawn = schema.is_positive[labels], []
     for name in metrics["models"]:
         label_probs = np.asarray(probs[name], np.float64)
         scaled = apply_temperature(label_probs, metrics["decision"][name]["temperature"])
-        drawn.append(
-            {
-                "name": name,
-                "reliability": plots.reliability_diagram(
-                    name, positive_probs(label_probs, schema), positive_probs(scaled, schema), outcome
-                ),
-                "scores": plots.score_distributions(name, schema.expected_gain(label_probs), labels, schema.names),
-            }
-        )
+        before, after = (positive_probs(each, schema) for each in (label_probs, scaled))
+        diagram = plots.reliability_diagram(name, before, after, outcome)
+        scores = plots.score_distributions(name, schema.expected_gain(label_probs), labels, schema.names)
+        drawn.append({"name": name, "reliability": diagram, "scores": scores})
     return drawn
 
 
 def _dimensions(examples):
-    """Every dimension that the examples name, in order of first mention: the teacher's, the students', the spans'."""
-    named = {}
+    """{dimension: index} over all examples, by first mention: of the teacher and students, then in evidence."""
+    names: list[str] = []
     for example in examples:
-        if example.rationale is not None:
-            named.update(dict.fromkeys(comparison.dimension for comparison in example.rationale.comparisons))
-        for verdicts in example.verdicts.values():
-            named.update(dict.fromkeys(verdicts))
-    for example in examples:
-        named.update(dict.fromkeys(span.dimension for span in example.spans))
-    return {dimension: index for index, dimension in enumerate(named)}
+        names += [] if example.rationale is None else [each.dimension for each in example.rationale.comparisons]
+        names += [dimension for verdicts in example.verdicts.values() for dimension in verdicts]
+    names += [span.dimension for example in examples for span in example.spans]
+    return {dimension: index for index, dimension in enumerate(dict.fromkeys(names))}
 
 
 def _card(example, schema, dimensions):

@@ -10,15 +10,10 @@ from jax_rele.types import Pair
 
 
 def slices(pairs: Sequence[Pair], long_tail: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """The slices on which models are also evaluated.
+    """The slices of N pairs on which models are also evaluated: {name: [N] bool}.
 
-    Args:
-      pairs: N pairs.
-      long_tail: [N] bool, whether each pair's query is a rare one; None where that is unknown.
-
-    Returns:
-      {name: [N] bool}: `long_tail` and `head` if `long_tail` is given, and `locale:X` for every locale X that occurs
-      (an empty one is left out).
+    They are `long_tail` and `head`, if `long_tail` ([N] bool, which queries are rare) is given, and `locale:X` for
+    every locale X that occurs, except the empty one.
     """
     named = {}
     if long_tail is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from jax_rele.evaluation.assemble import REFERENCE_RECIPE, TEACHER
 from jax_rele.evaluation.bootstrap import metric_names
@@ -19,21 +19,22 @@ HEADLINE = ("auc", "macro_f1")
 
 
 def table(metrics: Mapping) -> str:
-    """A Markdown table, readable as plain text: one row per baseline and model, one column per metric.
+    """A Markdown table of what `build_metrics` returned: one row per baseline and model, one column per metric.
 
-    Args:
-      metrics: what `build_metrics` returned.
-
-    Returns:
-      Lines joined by newlines; a cell is `value [low, high]`, or a dash where the metric is undefined.
+    A cell is `value [low, high]`, or a dash where the metric is undefined.
     """
     columns = metric_names(metrics["gain_maps"])
-    rows = [["model", *columns]]
-    for name, figures in {**metrics["baselines"], **metrics["models"]}.items():
-        rows.append([name.replace("|", "\\|"), *(cell(figures[column]) for column in columns)])
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    everyone = {**metrics["baselines"], **metrics["models"]}
+    rows = [[name, *(cell(figures[column]) for column in columns)] for name, figures in everyone.items()]
+    return "\n".join(markdown_table([["model", *columns], *rows]))
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table that is readable as plain text; the first row is its head."""
+    rows = [[row[0].replace("|", "\\|"), *row[1:]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
 def cell(figure: Mapping, sign: bool = False) -> str:
@@ -45,44 +46,36 @@ def cell(figure: Mapping, sign: bool = False) -> str:
 
 
 def verdict_lines(metrics: Mapping) -> list[str]:
-    """Plain sentences: which model beats what, by paired intervals, and what the figures cannot tell.
-
-    Args:
-      metrics: what `build_metrics` returned.
-
-    Returns:
-      Sentences, the comparisons first.
-    """
+    """Sentences on what `build_metrics` returned: paired comparisons, then what the figures cannot show."""
     return [text for _, text in findings(metrics)]
 
 
 def findings(metrics: Mapping) -> list[tuple[str, str]]:
     """The sentences of `verdict_lines`, each with its kind: `better`, `worse`, `open` or `note`."""
-    entries = [
+    comparisons = [
         _comparison(metrics, model, other, metric)
         for model in metrics["models"]
         for metric in HEADLINE
         for other in _opponents(metrics, model, metric)
     ]
-    entries += [("note", text) for text in _notes(metrics)]
-    return entries
+    return [*comparisons, *(("note", text) for text in _notes(metrics))]
 
 
-def _opponents(metrics, model, metric):
+def _opponents(metrics: Mapping, model: str, metric: str) -> list[str]:
     """The strongest baseline on this metric, the label-only twin, and for a student on the first metric the teacher."""
     defined = {
         name: figures[metric]["value"]
         for name, figures in metrics["baselines"].items()
         if figures[metric]["value"] is not None
     }
-    rivals = [max(defined, key=defined.get)] if defined else []
+    rivals = [max(defined, key=lambda name: defined[name])] if defined else []
     twin = f"{model.rpartition(':')[0]}:{REFERENCE_RECIPE}"
     rivals += [twin] if twin in metrics["models"] and twin != model else []
     teacher = metric == HEADLINE[0] and TEACHER in metrics["models"] and model != TEACHER
     return rivals + ([TEACHER] if teacher else [])
 
 
-def _comparison(metrics, a, b, metric):
+def _comparison(metrics: Mapping, a: str, b: str, metric: str) -> tuple[str, str]:
     difference = next(
         entry for entry in metrics["differences"] if (entry["a"], entry["b"], entry["metric"]) == (a, b, metric)
     )
@@ -101,7 +94,7 @@ def _comparison(metrics, a, b, metric):
     return "open", f"{a} does not beat {b} on {metric}: {text}."
 
 
-def _notes(metrics):
+def _notes(metrics: Mapping) -> Iterator[str]:
     columns = metric_names(metrics["gain_maps"])
     for name, figures in metrics["models"].items():
         if figures["auc"] == {"value": 0.5, "ci95": [0.5, 0.5]} and figures["spearman"]["value"] is None:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
+from typing import TypeAlias
 
 import matplotlib
 from markupsafe import Markup
@@ -18,6 +19,10 @@ from matplotlib.figure import Figure
 INK, MUTED, LINE, ACCENT, PAPER = "#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", PAPER: "--card"}
 LABEL = "#0b00{:02x}"
+
+Look: TypeAlias = tuple[str, str, str]
+"""Colour, marker and fill."""
+
 _SERIES = "#0c00{:02x}"
 _N_COLOURS = 7
 _MARKERS = "osD^vPXp"
@@ -51,9 +56,10 @@ def draw_svg(draw: Callable[[Axes], None], size: tuple[float, float], descriptio
     Args:
       draw: draws into the axes.
       size: width and height in inches of 72 units.
-      told: the alternative text; ids are derived from it, so no two elements of a page share one.
+      description: the alternative text; ids are derived from it, so no two elements of a page share one.
     """
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    # The stubs list the names of parameters as literals, which a dict of strings does not match.
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
         # The browser draws the text with its own fonts, so a glyph that matplotlib's font lacks does not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=size, layout="constrained")
@@ -77,23 +83,17 @@ def draw_svg(draw: Callable[[Axes], None], size: tuple[float, float], descriptio
 
 
 def standalone(svg: Markup) -> str:
-    """A plot as a file of its own, in the colours of the light scheme on white.
-
-    Args:
-      svg: what a function of `plots` returned, save for `score_distributions`: the colours of labels are the page's.
-
-    Returns:
-      The text of an SVG file.
+    """The text of an SVG file that shows a plot in the colours of the light scheme on white.
 
     Raises:
-      ValueError: the plot has a colour that only its page knows.
+      ValueError: the plot has a colour that only its page defines, as those of labels in `score_distributions`.
     """
     colours = _light_scheme()
     tag, drawn = str(svg).split(">", 1)
     if unknown := sorted(set(re.findall(r"var\((--[\w-]+)\)", drawn)) - set(colours)):
-        raise ValueError(f"only the page knows the colours {', '.join(unknown)}")
+        raise ValueError(f"only the page defines the colours {', '.join(unknown)}")
     drawn = re.sub(r"var\((--[\w-]+)\)", lambda match: colours[match[1]], drawn)
-    width, height = (float(side) + 2 * _PADDING for side in re.search(r'viewBox="0 0 (\S+) (\S+)"', tag).groups())
+    width, height = (float(side) + 2 * _PADDING for side in re.findall(r'viewBox="0 0 (\S+) (\S+)"', tag)[0])
     tag = re.sub(r'viewBox="[^"]*"', f'viewBox="{-_PADDING} {-_PADDING} {width:g} {height:g}"', tag)
     return (
         '<?xml version="1.0" encoding="utf-8"?>\n'
@@ -103,7 +103,7 @@ def standalone(svg: Markup) -> str:
     )
 
 
-def look(series: int | None) -> tuple[str, str, str]:
+def look(series: int | None) -> Look:
     """Colour, marker and fill of a series; 0 is the reference, None hollow.
 
     Colours and markers repeat in different steps, so that two series look alike only after 56 of them.

@@ -2,6 +2,9 @@
 
 Every loss takes arrays named after the fields that they come from, and `where`, a mask of the elements; it returns
 float32 elements without a reduction. Masked elements are 0 and pass no gradient, whatever the masked inputs hold.
+
+Every loss raises AssertionError at trace time for shapes that do not agree, for labels, tags, segments or targets that
+are not integers, and for masks that are not booleans.
 """
 
 from jax_rele.losses.calibration import brier, confidence

@@ -26,9 +26,6 @@ def brier(logits: ArrayLike, label_probs: ArrayLike, where: ArrayLike | None = N
     Returns:
       [B] float32 elements, from 0 to 2.
 
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree.
-
     Examples:
       >>> import jax.numpy as jnp
       >>> from jax_rele import losses

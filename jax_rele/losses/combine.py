@@ -7,13 +7,15 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, SupportsFloat, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-Schedule = Callable[[Any], Any]
-Totals = Mapping[str, tuple[Any, Any]]
+Schedule: TypeAlias = Callable[[Any], ArrayLike]
+Totals: TypeAlias = Mapping[str, tuple[SupportsFloat, SupportsFloat]]
+T = TypeVar("T", bound=Totals)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Term:
     temperature: float | Schedule | None
     where: str | None
     confidence: str | None
-    bind: Mapping[str, Any]
+    bind: Mapping[str, object]
 
 
 def term(
@@ -45,7 +47,7 @@ def term(
     temperature: float | Schedule | None = None,
     where: str | None = None,
     confidence: str | None = None,
-    **bind: Any,
+    **bind: object,
 ) -> Term:
     """A loss to be combined with others.
 
@@ -160,7 +162,7 @@ def combine(**terms: Term) -> Callable[..., tuple[jax.Array, dict[str, tuple[jax
     return loss
 
 
-def add_totals(a: Totals, b: Totals) -> Totals:
+def add_totals(a: T, b: T) -> T:
     """Adds two {name: (sum, count)} of the same terms. The sum of many is exact longer in numpy's float64.
 
     Examples:

@@ -25,9 +25,6 @@ def rationale_mse(latent: ArrayLike, rationale_embedding: ArrayLike, where: Arra
     Returns:
       [B] float32 elements.
 
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree.
-
     Examples:
       >>> import jax.numpy as jnp
       >>> from jax_rele import losses
@@ -73,9 +70,6 @@ def rationale_contrast(
 
     Returns:
       [B] float32 elements, in nats; 0 for the only valid pair of a batch.
-
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -138,9 +132,6 @@ def view_contrast(
 
     Returns:
       [B, D] float32 elements, in nats; 0 where the verdict is no match or the query has no mismatch.
-
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree or segments that are not integers.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -52,8 +52,9 @@ def joint(**losses: Loss) -> Loss:
             raise ValueError(f"{name} must be an objective: write {name}=losses.combine(...), got {objective!r}")
 
     def loss(outputs, batch, step=0, counts=None):
-        scalar, totals = 0.0, {}
-        # The fields of one model are no business of another.
+        scalar: float | jax.Array = 0.0
+        totals: dict[str, tuple[jax.Array, jax.Array]] = {}
+        # A model does not see the fields of another.
         shared = {k: v for k, v in batch.items() if not (k in losses and isinstance(v, Mapping))}
         for name, objective in losses.items():
             if name not in outputs:

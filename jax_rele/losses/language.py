@@ -41,9 +41,6 @@ def next_token_cross_entropy(
       [B, L] float32 elements, in nats; NaN for an unmasked target outside the vocabulary. Logits are accumulated in
       float32 from operands in the precision of the inputs.
 
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree or targets that are not integers.
-
     Examples:
       >>> import jax.numpy as jnp
       >>> from jax_rele import losses

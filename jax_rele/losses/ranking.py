@@ -24,9 +24,6 @@ def in_list(segments: ArrayLike, where: ArrayLike | None = None) -> jax.Array:
     Returns:
       [B] bool; False for an invalid pair. As the mask of a ranking loss it makes the mean run over lists alone.
 
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree or segments that are not integers.
-
     Examples:
       >>> import jax.numpy as jnp
       >>> from jax_rele import losses
@@ -63,9 +60,6 @@ def margin_mse(
 
     Returns:
       [B] float32 elements; 0 for a pair without a valid partner (see `in_list`).
-
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree or segments that are not integers.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -119,9 +113,6 @@ def listwise_kl(
     Returns:
       [B] float32 elements, in nats times :math:`T^2`; 0 for a pair without a valid partner (see `in_list`).
 
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree or segments that are not integers.
-
     Examples:
       >>> import jax.numpy as jnp
       >>> from jax_rele import losses
@@ -156,7 +147,7 @@ def ranknet(
     segments: ArrayLike,
     where: ArrayLike | None = None,
     *,
-    temperature: ArrayLike = 1.0,
+    temperature: float | jax.Array = 1.0,
 ) -> jax.Array:
     r"""Cross entropy of the teacher's preferences between the pairs of one query under the student's.
 
@@ -180,9 +171,6 @@ def ranknet(
 
     Returns:
       [B] float32 elements, in nats times :math:`T^2`; 0 for a pair without a valid partner (see `in_list`).
-
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree or segments that are not integers.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -230,9 +218,6 @@ def pairwise_logistic(
 
     Returns:
       [B] float32 elements, in nats; 0 for a pair without a worse one; NaN for an unmasked label outside [0, C).
-
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree, labels or segments that are not integers.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -287,9 +272,6 @@ def listwise_softmax(
     Returns:
       [B] float32 elements, in nats; 0 for a pair without a valid partner (see `in_list`); NaN in a list with an
       unmasked label outside [0, C).
-
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree, labels or segments that are not integers.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -29,9 +29,6 @@ def verdict_cross_entropy(
     Returns:
       [B, D] float32 elements, in nats.
 
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree.
-
     Examples:
       >>> import jax.numpy as jnp
       >>> from jax_rele import losses
@@ -64,9 +61,6 @@ def evidence_tagging(token_logits: ArrayLike, evidence_tags: ArrayLike, where: A
 
     Returns:
       [B, L] float32 elements, in nats; NaN for an unmasked tag outside [0, 1 + D).
-
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree or tags that are not integers.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -110,10 +104,6 @@ def attention_to_evidence(
 
     Returns:
       [B] float32 elements, in nats; 0 for a pair without evidence. Attention of 0 counts as the least normal float32.
-
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree, tags that are not integers or masks that are not
-        booleans.
 
     Examples:
       >>> import jax.numpy as jnp

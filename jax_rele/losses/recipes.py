@@ -49,13 +49,13 @@ def recipe(name: str, *, gains: Sequence[float], temperature: float, heads: Coll
     Raises:
       ValueError: there is no recipe of that name.
     """
-    gains = np.asarray(gains, np.float32)
+    gain_array = np.asarray(gains, np.float32)
     label = {"label": term(cross_entropy)}
     score = {"score": term(score_kl, temperature=temperature)}
-    margin = {"margin": term(margin_mse, gains=gains)}
+    margin = {"margin": term(margin_mse, gains=gain_array)}
     # Gains lie in [0, 1]: at temperature 1 the distribution over a query's items would be nearly flat. The weight
     # takes the factor T^2 back.
-    order = {"list": term(listwise_kl, weight=LIST_TEMPERATURE**-2, temperature=LIST_TEMPERATURE, gains=gains)}
+    order = {"list": term(listwise_kl, weight=LIST_TEMPERATURE**-2, temperature=LIST_TEMPERATURE, gains=gain_array)}
     verdict = {"verdict": term(verdict_cross_entropy)}
     evidence = {"evidence": term(evidence_tagging, weight=0.5)} if "token_logits" in heads else {}
     recipes = {
@@ -110,5 +110,5 @@ def needs_teacher(terms: Mapping[str, Term]) -> bool:
 
 
 def learns_verdicts(terms: Mapping[str, Term]) -> bool:
-    """Whether terms train the verdict heads; otherwise they stay as they were born."""
+    """Whether terms train the verdict heads; otherwise they keep their initial values."""
     return "verdict_logits" in needs(terms)[0]

@@ -10,7 +10,7 @@ from jax_rele.losses.elements import blank, check_integers, check_shapes, elemen
 
 
 def cross_entropy(
-    logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = None, *, label_smoothing: ArrayLike = 0.0
+    logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = None, *, label_smoothing: float | jax.Array = 0.0
 ) -> jax.Array:
     r"""Cross entropy of the labels under the softmax of the logits.
 
@@ -25,9 +25,6 @@ def cross_entropy(
 
     Returns:
       [B] float32 elements, in nats; NaN for an unmasked label outside [0, C).
-
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree or labels that are not integers.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -66,9 +63,6 @@ def ordinal_cross_entropy(logits: ArrayLike, labels: ArrayLike, where: ArrayLike
 
     Returns:
       [B] float32 elements, in nats; NaN for an unmasked label outside [0, C).
-
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree or labels that are not integers.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -116,9 +110,6 @@ def score_kl(
     Returns:
       [B] float32 elements, in nats times :math:`T^2`.
 
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree.
-
     Examples:
       >>> import jax.numpy as jnp
       >>> from jax_rele import losses
@@ -163,9 +154,6 @@ def reverse_kl(
     Returns:
       [B] float32 elements, in nats times :math:`T^2`.
 
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree.
-
     Examples:
       >>> import jax.numpy as jnp
       >>> from jax_rele import losses
@@ -200,9 +188,6 @@ def jensen_shannon(
 
     Returns:
       [B] float32 elements, in nats times :math:`T^2`.
-
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -242,9 +227,6 @@ def soft_cross_entropy(
     Returns:
       [B] float32 elements, in nats times :math:`T^2`.
 
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree.
-
     Examples:
       >>> import jax.numpy as jnp
       >>> from jax_rele import losses
@@ -279,9 +261,6 @@ def logit_mse(
 
     Returns:
       [B] float32 elements.
-
-    Raises:
-      AssertionError: at trace time, for shapes that do not agree.
 
     Examples:
       >>> import jax.numpy as jnp

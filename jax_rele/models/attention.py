@@ -1,14 +1,14 @@
-"""One entry to attention; a mask is a small spec that becomes an array only where an implementation needs one.
+"""Attention in several implementations; a mask is a specification that becomes an array only where one is needed.
 
-| implementation | where | what it keeps beside queries, keys and values |
+| implementation | devices | what it stores beside queries, keys and values |
 |---|---|---|
 | `xla` | anywhere | scores and weights of a block of queries: [B, H, max(32, Lq / 8), Lk] in float32 |
 | `cudnn` | NVIDIA GPUs | one float32 a query and head; with segments a 16-bit [B, 1, L, L] mask and its gradient |
 | `splash` | TPUs | one float32 a query and head |
 
-All skip blocks that causality rules out, `xla` where a row's positions are its indices. Blocks outside the window are
-skipped by `splash` always, by `cudnn` where there are no segments, by `xla` never. `xla` takes every mask; the others
-take the masks of training and scoring, where a row's positions are its indices, and refuse the rest.
+All skip blocks that causality rules out, `xla` where positions are indices. Blocks outside the window are skipped by
+`splash` always, by `cudnn` where there are no segments, by `xla` never. `xla` takes every mask; the others take
+the masks of training and scoring, where positions are indices, and refuse the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jax_rele.models.splash import splash_attention
 Implementation = Literal["xla", "cudnn", "splash"]
 
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
-"""The score of a pair that the mask rules out; finite, so that a query without keys is no NaN."""
+"""The score of a pair that the mask rules out; finite, so that a query without keys does not give NaN."""
 
 
 @partial(
@@ -37,15 +37,15 @@ _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 )
 @dataclass(frozen=True)
 class Mask:
-    """Which keys a query may attend to: all that every given field allows.
+    """The keys that a query may attend to: those that every field allows.
 
     Attributes:
       causal: a key's position must not be after the query's.
       window: a query sees only the keys less than this many positions before it or, where the mask is not causal
         (`xla` only), on either side of it; an int, or a traced int32 scalar where layers differ (`xla` only). None or
         0: no limit.
-      query_positions: [B, Lq] int. None: a row's positions are its indices, or, where rows hold segments, ascend
-        with the index within each, which allows the same keys.
+      query_positions: [B, Lq] int. None: positions are indices; within a segment that allows the same keys as positions
+        that start anew.
       key_positions: [B, Lk] or [1, Lk] int, or None likewise.
       query_segments: [B, Lq] int, or None. A query sees only keys of its own segment.
       key_segments: [B, Lk] int, or None.
@@ -60,21 +60,29 @@ class Mask:
     key_segments: jax.Array | None = None
     key_valid: jax.Array | None = None
 
+    @property
+    def segments(self) -> tuple[jax.Array, jax.Array] | None:
+        """Segments of the queries and of the keys."""
+        if self.query_segments is None or self.key_segments is None:
+            return None
+        return self.query_segments, self.key_segments
+
     def dense(self, query_length: int, key_length: int) -> jax.Array | None:
         """[B or 1, 1, Lq, Lk] (or broadcastable) bool, or None where everything may attend to everything."""
         allowed = None
-        windowed = self.window is not None and not (isinstance(self.window, int) and self.window == 0)
-        if self.causal or windowed:
+        window = None if isinstance(self.window, int) and self.window == 0 else self.window
+        if self.causal or window is not None:
             query = jnp.arange(query_length)[None] if self.query_positions is None else self.query_positions
             key = jnp.arange(key_length)[None] if self.key_positions is None else self.key_positions
             distance = query[:, None, :, None] - key[:, None, None, :]
             if self.causal:
                 allowed = distance >= 0
-            if windowed:
-                near = (jnp.abs(distance) < self.window) | (jnp.asarray(self.window) == 0)
+            if window is not None:
+                near = (jnp.abs(distance) < window) | (jnp.asarray(window) == 0)
                 allowed = near if allowed is None else allowed & near
-        if self.query_segments is not None:
-            same = self.query_segments[:, None, :, None] == self.key_segments[:, None, None, :]
+        if self.segments is not None:
+            query_segments, key_segments = self.segments
+            same = query_segments[:, None, :, None] == key_segments[:, None, None, :]
             allowed = same if allowed is None else allowed & same
         if self.key_valid is not None:
             valid = self.key_valid[:, None, None, :]
@@ -87,43 +95,40 @@ def attention(
 ) -> jax.Array:
     """Scaled dot-product attention with grouped key and value heads; softmax in float32.
 
-    `splash` runs and is differentiated on CPUs by Pallas's interpreter, and is compiled for TPU topologies; `cudnn` is
-    lowered for the `cuda` platform. No test runs either on its own hardware.
+    The tests run `splash` on CPUs by Pallas's interpreter and compile it for TPU topologies; they lower `cudnn` for the
+    `cuda` platform. No test runs either on its own hardware.
 
     Args:
       query: [B, Lq, H, head_dim].
       key, value: [B, Lk, K, head_dim], where K divides H.
-      mask: which keys each query sees.
-      implementation: how it is computed, see the table above.
+      mask: the keys that each query sees.
+      implementation: see the table above.
 
     Returns:
       [B, Lq, H, head_dim].
 
     Raises:
       ValueError: `cudnn` or `splash` cannot express the mask.
-      UserError: the devices, dtype or head size are not those of `cudnn` or `splash`.
+      UserError: `cudnn` or `splash` does not support the devices, dtype or head size.
     """
     chex.assert_rank([query, key, value], 4)
     chex.assert_equal_shape([key, value])
     if implementation == "xla":
         by_index = mask.causal and mask.query_positions is None and mask.key_positions is None
         return _blocks(query, key, value, mask.dense(query.shape[1], key.shape[1]), by_index)
-    _refuse(mask, implementation, query.shape[1], key.shape[1])
-    # A window that holds the whole row is none.
-    window = mask.window if mask.window and mask.window < key.shape[1] else 0
+    window = _static_window(mask, implementation, query.shape[1], key.shape[1])
     if implementation == "cudnn":
         return _cudnn(query, key, value, mask, window)
-    segments = None if mask.query_segments is None else (mask.query_segments, mask.key_segments)
-    return splash_attention(query, key, value, window, segments)
+    return splash_attention(query, key, value, window, mask.segments)
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(4,))
 def _blocks(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, causal_by_index: bool
 ) -> jax.Array:
-    """Attention, one block of queries after the other, each with the keys up to its end where causality is by index.
+    """Attention by blocks of queries, each with the keys up to its end where causality is by index.
 
-    The backward pass computes scores and weights again, so that none are kept from layer to layer.
+    The backward pass computes scores and weights again, so that none are stored from layer to layer.
     """
     batch, length, heads, width = query.shape
     keys = key.shape[1]
@@ -151,8 +156,8 @@ def _blocks(
     return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
 
-def _refuse(mask: Mask, implementation: str, query_length: int, key_length: int) -> None:
-    """Raises ValueError where only `xla` can do the mask."""
+def _static_window(mask: Mask, implementation: str, query_length: int, key_length: int) -> int:
+    """The window, 0 for none. Raises ValueError where only `xla` can do the mask."""
     for name in ("query_positions", "key_positions", "key_valid"):
         if getattr(mask, name) is not None:
             raise ValueError(f"{implementation} attention cannot do a mask with {name}; use xla")
@@ -166,6 +171,8 @@ def _refuse(mask: Mask, implementation: str, query_length: int, key_length: int)
         raise ValueError(
             f"{implementation} attention needs one window for all layers, known when it is traced; use xla"
         )
+    # A window as long as the row masks nothing.
+    return mask.window if mask.window and mask.window < key_length else 0
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, window: int) -> jax.Array:
@@ -181,12 +188,14 @@ def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, windo
             "set teacher.attention to xla"
         )
     attend = partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
-    # The backward pass asks for an even length. Causality hides the key that is added.
+    # The backward pass needs an even length. Causality masks the key that is added.
     length, odd = query.shape[1], query.shape[1] % 2
     query, key, value = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (query, key, value))
-    if mask.query_segments is None:
+    if mask.segments is None:
         return attend(query, key, value, local_window_size=(window - 1, 0) if window else None)[:, :length]
-    # JAX's public interface to cuDNN has no segments, so they are a mask. It holds the window too, because cuDNN before
-    # 9.10.2 takes no window beside a mask. Causality is said again, so that blocks above the diagonal are skipped.
-    dense = jnp.pad(mask.dense(length, length), ((0, 0), (0, 0), (0, odd), (0, odd)), constant_values=True)
+    # JAX's public interface to cuDNN has no segments, so they are a mask. It includes the window, because cuDNN before
+    # 9.10.2 takes no window beside a mask. `is_causal` is set too, so that blocks above the diagonal are skipped.
+    dense = mask.dense(length, length)
+    assert dense is not None  # A causal mask is an array.
+    dense = jnp.pad(dense, ((0, 0), (0, 0), (0, odd), (0, odd)), constant_values=True)
     return attend(query, key, value, mask=dense)[:, :length]

@@ -1,14 +1,15 @@
 """The teacher: a dense decoder language model of the Qwen2, Qwen3, Llama and Mistral families, in one module.
 
-Pre-norm blocks with RMSNorm, rotary positions, grouped-query attention and SwiGLU. What the families differ in is data
-of the config. Layers are stacked by `nn.scan`, so compile time does not grow with depth.
+Pre-norm blocks with RMSNorm, rotary positions, grouped-query attention and SwiGLU. The config holds all differences of
+the families. Layers are stacked by `nn.scan`, so compile time does not grow with depth.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -26,25 +27,25 @@ POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(PROJECTED),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""What each kind of rematerialisation keeps of a block for the backward pass."""
+"""What each kind of rematerialisation stores of a block for the backward pass."""
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of a decoder and how it is computed.
+    """Shape and computation of a decoder.
 
     Attributes:
       vocab_size: rows of the embedding table.
       layers, width, heads, kv_heads, head_dim, mlp_width: sizes; `heads` is a multiple of `kv_heads`.
-      family: what the weights are called in the Hugging Face form (its `model_type`).
+      family: its `model_type` in the Hugging Face form, which decides the names of the weights.
       rope: the rotary frequencies.
       norm_eps: added to the mean square in RMSNorm.
-      max_length: positions of the context, 0 for no stated limit.
+      max_length: positions of the context, 0 where no limit is stated.
       tied: the output embedding is the input embedding.
       qkv_bias, output_bias, mlp_bias: biases of the projections.
       qk_norm: RMSNorm over each head of queries and keys.
       windows: for each layer the sliding window, 0 for full attention; () where every layer is full.
-      attention: implementation of attention where there is no cache.
+      attention: implementation of attention without a cache.
       remat: what the backward pass recomputes: nothing, all but the results of matrix products, or each block.
       lora: adapters, or None for none.
       dtype: of activations; norms, softmax and rotations are computed in float32.
@@ -75,7 +76,7 @@ class DecoderConfig:
     param_dtype: jnp.dtype = jnp.float32
 
 
-# Of these, the backward pass keeps the inputs and computes the rest again: that takes less time than to read it back.
+# The backward pass of these stores the inputs alone: recomputing the rest takes less time than reading it.
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(2,))
 def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     y = x.astype(jnp.float32)
@@ -107,15 +108,15 @@ Cache = tuple[jax.Array, jax.Array]
 
 
 def write_cache(cache: Cache, layer: jax.Array, key: jax.Array, value: jax.Array, positions: jax.Array) -> Cache:
-    """Puts a layer's keys and values [B, L, kv_heads, head_dim] at their rows' positions [B, L].
+    """Writes a layer's keys and values [B, L, kv_heads, head_dim] at the positions [B, L], which differ by row.
 
-    Rows are at different positions. What padding wrote behind a row's end is masked by causality until the row's own
-    tokens overwrite it.
+    Entries of padding after a row's end are masked by causality until the row's own tokens overwrite them.
     """
     rows = jnp.arange(key.shape[0])[:, None]
-    return tuple(
+    keys, values = (
         whole.at[layer, rows, positions].set(new, mode="drop") for whole, new in zip(cache, (key, value), strict=True)
     )
+    return keys, values
 
 
 class Attention(nn.Module):
@@ -138,16 +139,13 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
 
         def project(name, heads, axis):
-            y = Projection(
-                heads * config.head_dim, ("embed", axis), config.lora, config.qkv_bias, config.param_dtype, name=name
-            )(x, deterministic=deterministic)
-            return y.reshape(batch, length, heads, config.head_dim)
+            width, axes = heads * config.head_dim, ("embed", axis)
+            projection = Projection(width, axes, config.lora, config.qkv_bias, config.param_dtype, name=name)
+            return projection(x, deterministic=deterministic).reshape(batch, length, heads, config.head_dim)
 
-        query, key, value = (
-            project("q_proj", config.heads, "heads"),
-            project("k_proj", config.kv_heads, "kv_heads"),
-            project("v_proj", config.kv_heads, "kv_heads"),
-        )
+        query = project("q_proj", config.heads, "heads")
+        key = project("k_proj", config.kv_heads, "kv_heads")
+        value = project("v_proj", config.kv_heads, "kv_heads")
         if config.qk_norm:
             query = RMSNorm(config.norm_eps, "head_dim", config.param_dtype, name="q_norm")(query)
             key = RMSNorm(config.norm_eps, "head_dim", config.param_dtype, name="k_norm")(key)
@@ -178,17 +176,16 @@ class SwiGLU(nn.Module):
         config = self.config
 
         def project(x, name, features, axes):
-            return Projection(features, axes, config.lora, config.mlp_bias, config.param_dtype, name=name)(
-                x, deterministic=deterministic
-            )
+            projection = Projection(features, axes, config.lora, config.mlp_bias, config.param_dtype, name=name)
+            return projection(x, deterministic=deterministic)
 
         gate = project(x, "gate_proj", config.mlp_width, ("embed", "mlp"))
         up = project(x, "up_proj", config.mlp_width, ("embed", "mlp"))
         return project(_swish_gated(gate, up), "down_proj", config.width, ("mlp", "embed"))
 
 
-class Block(nn.Module):
-    """One layer, in the (carry, out) form that `nn.scan` takes."""
+class DecoderBlock(nn.Module):
+    """One layer, in the (carry, out) form of `nn.scan`."""
 
     config: DecoderConfig
 
@@ -208,9 +205,9 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """A decoder language model as a pure function.
 
-    `init` makes the collections `params` and, where the config has adapters, `lora`. With `cache_length` > 0 it keeps
-    keys and values in the collection `cache`, each [layers, B, cache_length, kv_heads, head_dim]: apply with
-    `mutable=["cache"]`, first on the prompts, then on the tokens that follow.
+    `init` returns the collections `params` and, where the config has adapters, `lora`. With `cache_length` > 0 keys and
+    values are in the collection `cache`, each [layers, B, cache_length, kv_heads, head_dim]: apply with
+    `mutable=["cache"]`, first to the prompts, then to the tokens that follow.
 
     Attributes:
       config: the shape.
@@ -249,18 +246,17 @@ class Decoder(nn.Module):
         def table(name):
             init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
             whole = self.param(name, init, (config.vocab_size, config.width), config.param_dtype)
-            # Gathered over fsdp once, so that tokens and activations stay where they are.
+            # Gathered over fsdp once, so that tokens and activations are not moved.
             return nn.with_logical_constraint(whole, ("vocab", "embed_activation"))
 
         embedding = table("embedding")
         output_embedding = embedding if config.tied else table("output_embedding")
         x = jnp.take(embedding, tokens, axis=0).astype(config.dtype)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
-        block = Block
+        block = DecoderBlock
         if config.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=POLICIES[config.remat])
-        # One window for all layers is static, which every implementation of attention takes; otherwise each layer reads
-        # its own.
+            block = nn.remat(DecoderBlock, prevent_cse=False, static_argnums=(4,), policy=POLICIES[config.remat])
+        # One window for all layers is static, which every implementation of attention takes; otherwise it is scanned.
         mixed = len(set(config.windows)) > 1
         window = jnp.array(config.windows, jnp.int32) if mixed else None
         layers = nn.scan(
@@ -271,7 +267,7 @@ class Decoder(nn.Module):
             length=config.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, name="layers")
-        # The cache is carried from layer to layer, so that a step writes its own tokens in place and copies no layer.
+        # The cache is carried from layer to layer, so that a step writes its tokens in place and copies no layer.
         cached = self._cache(tokens.shape[0]) if self.cache_length else None
         cache = None if cached is None else tuple(variable.value for variable in cached)
         (x, cache), _ = layers((x, cache), positions, segments, deterministic, window, jnp.arange(config.layers))
@@ -284,3 +280,8 @@ class Decoder(nn.Module):
         config = self.config
         shape = (config.layers, batch, self.cache_length, config.kv_heads, config.head_dim)
         return [self.variable("cache", name, jnp.zeros, shape, config.dtype) for name in ("key", "value")]
+
+
+def init_decoder(model: Decoder) -> Callable[[jax.Array], dict[str, Any]]:
+    """rng -> the decoder's variables."""
+    return lambda rng: model.init(rng, jnp.zeros((1, 8), jnp.int32))

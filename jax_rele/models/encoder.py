@@ -1,13 +1,14 @@
 """The students' encoder: bidirectional, of the BERT, RoBERTa, DistilBERT and ModernBERT families, in one module.
 
-What the families differ in is data of the config. Layers are stacked by `nn.scan`; where they differ from one another
-(windows, rotary frequencies), the difference is scanned with them.
+The config holds all differences of the families. Layers are stacked by `nn.scan`; windows and rotary frequencies, which
+can differ between layers, are scanned with them.
 Sources: Devlin et al., BERT, arXiv 1810.04805; Liu et al., RoBERTa, arXiv 1907.11692; Sanh et al., DistilBERT, arXiv
 1910.01108; Warner et al., ModernBERT, arXiv 2412.13663.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -23,7 +24,7 @@ from jax_rele.models.rope import Rope, rotate
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
-ACTIVATIONS = {
+ACTIVATIONS: Mapping[Activation, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "relu": nn.relu,
@@ -33,27 +34,27 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Shape of an encoder and how it is computed. With the defaults it is a BERT.
+    """Shape and computation of an encoder. The defaults are those of BERT.
 
     Attributes:
       vocab_size: rows of the word table.
       max_length: tokens of the longest text. The position table has `max_length + position_offset` rows.
       layers, width, heads, mlp_width: sizes; `width` is a multiple of `heads`.
       token_types: rows of the token-type table; 0 for none.
-      dropout: rate while training, of embeddings and of what attention and feed-forward add.
+      dropout: rate while training, of embeddings and of the outputs of attention and feed-forward.
       norm_eps: of the layer norms.
       dtype: of activations; norms, softmax and rotations are computed in float32.
       param_dtype: of parameters.
-      family: what the weights are called in the Hugging Face form (its `model_type`).
+      family: its `model_type` in the Hugging Face form, which decides the names of the weights.
       activation: of the feed-forward.
-      position_offset: where > 0, positions count a row's valid tokens from this number on and padding has the one
-        before it, as in RoBERTa. 0: positions are a row's indices.
-      prenorm: norms stand before attention and feed-forward, and one after the last layer; not after each.
+      position_offset: where > 0, positions count a row's valid tokens from this number on, and padding has the number
+        before it, as in RoBERTa. 0: positions are indices.
+      prenorm: norms precede attention and feed-forward, and one follows the last layer. False: they follow.
       gated: the feed-forward's activation is multiplied by a second projection (Shazeer, arXiv 2002.05202).
       attention_bias, mlp_bias, norm_bias: whether these have biases.
       rope_thetas: for each layer the base of its rotary frequencies; () for a table of positions.
-      windows: for each layer w > 0 where a token sees only those less than w places away, 0 where it sees all; () where
-        every layer sees all.
+      windows: for each layer w > 0 where a token sees only those less than w positions away, 0 where it sees all; ()
+        where every layer sees all.
     """
 
     vocab_size: int
@@ -85,14 +86,9 @@ class EncoderConfig:
 
 
 def dense(
-    features: int,
-    axes: tuple[str, str],
-    name: str,
-    dtype=jnp.float32,
-    param_dtype=jnp.float32,
-    bias: bool = True,
+    features: int, axes: tuple[str, str], name: str, dtype=jnp.float32, param_dtype=jnp.float32, bias: bool = True
 ) -> nn.Dense:
-    """A linear map, its kernel and bias labelled with logical axes."""
+    """A linear map whose kernel and bias have logical axes."""
     return nn.Dense(
         features,
         use_bias=bias,
@@ -105,13 +101,13 @@ def dense(
 
 
 def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
-    # The backward pass computes it again from its input, which is all that is kept.
+    # The backward pass stores the input alone and computes the norm again.
     return nn.remat(nn.LayerNorm, prevent_cse=False)(
         config.norm_eps,
         use_bias=config.norm_bias,
         scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
-        # E[x^2] - E[x]^2 loses digits where a feature is far larger than the others, as in trained encoders.
+        # E[x^2] - E[x]^2 loses digits where one feature is far larger than the others, as in trained encoders.
         use_fast_variance=False,
         dtype=config.dtype,
         param_dtype=config.param_dtype,
@@ -119,12 +115,12 @@ def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
     )
 
 
-class Block(nn.Module):
-    """One layer, in the (carry, out) form that `nn.scan` takes.
+class EncoderBlock(nn.Module):
+    """One layer, in the (carry, out) form of `nn.scan`.
 
-    The carry is the stream and, where norms stand before, also its norm, which the next layer's attention reads. So
-    every layer has the same parameters, though ModernBERT's first has no norm of its own before its attention and its
-    last is followed by one.
+    The carry is the residual stream and, with `prenorm`, also its norm, which the next layer's attention reads. So
+    every layer has the same parameters, though in ModernBERT no norm precedes the first attention and one follows the
+    last layer.
     """
 
     config: EncoderConfig
@@ -155,7 +151,7 @@ class Block(nn.Module):
         else:
             y = x = layer_norm(config, "attention_norm")(x)
         up = linear(config.mlp_width, ("embed", "mlp"), "up", bias=config.mlp_bias)(y)
-        # As with the norms, only the inputs are kept.
+        # As with the norms, only the inputs are stored.
         activate = jax.checkpoint(ACTIVATIONS[config.activation], prevent_cse=False)
         if config.gated:
             gate = linear(config.mlp_width, ("embed", "mlp"), "gate", bias=config.mlp_bias)(y)
@@ -169,15 +165,16 @@ class Block(nn.Module):
 
 
 def first_attention(query: jax.Array, key: jax.Array, mask: Mask) -> jax.Array:
-    """[B, L] float32: how much a row's first token attends to each, mean over the heads."""
+    """[B, L] float32: the attention of each row's first token, mean over the heads."""
     scores = jnp.einsum("bhd,bkhd->bhk", query[:, 0], key, preferred_element_type=jnp.float32)
     scores *= query.shape[-1] ** -0.5
-    allowed = mask.dense(1, key.shape[1])[:, :, 0]
-    return nn.softmax(jnp.where(allowed, scores, jnp.finfo(jnp.float32).min), axis=-1).mean(axis=1)
+    allowed = mask.dense(1, key.shape[1])
+    assert allowed is not None  # The mask has `key_valid`.
+    return nn.softmax(jnp.where(allowed[:, :, 0], scores, jnp.finfo(jnp.float32).min), axis=-1).mean(axis=1)
 
 
 class Encoder(nn.Module):
-    """Tokens in, one vector per token out."""
+    """Tokens -> one vector per token."""
 
     config: EncoderConfig
 
@@ -196,7 +193,7 @@ class Encoder(nn.Module):
         self.norm = layer_norm(config, "embedding_norm")
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.scan(
-            Block,
+            EncoderBlock,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
@@ -214,12 +211,12 @@ class Encoder(nn.Module):
         deterministic: bool = True,
         attention: bool = False,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """Runs the encoder. What stands at a valid token does not depend on padding.
+        """Runs the encoder. The outputs of valid tokens do not depend on padding.
 
         Args:
           tokens: [B, L] int, L at most `max_length`.
-          token_types: [B, L] int. Encoders without a type table do not look at them; where the table has fewer rows
-            than there are types, the last row stands for those that it lacks (RoBERTa has one row).
+          token_types: [B, L] int. Encoders without a type table ignore them; types beyond the table use its last row
+            (RoBERTa has one row).
           valid: [B, L] bool; False for padding.
           deterministic: False turns on dropout (rng `dropout`).
           attention: also return the attention of the first token.
@@ -242,7 +239,6 @@ class Encoder(nn.Module):
         if config.token_types:
             x += jnp.take(self.types, jnp.minimum(token_types, config.token_types - 1), axis=0)
         x = self.dropout(self.norm(x.astype(config.dtype)), deterministic=deterministic)
-        # What is scanned beside the layers, where they differ from one another.
         windows = jnp.array(config.windows, jnp.int32) if any(config.windows) else None
         frequencies = None
         if config.rope_thetas:
@@ -255,6 +251,6 @@ class Encoder(nn.Module):
     def pool(self, hidden: jax.Array) -> jax.Array:
         """BERT's pooler: tanh of a linear map of the first token, [B, L, width] -> [B, width].
 
-        Its parameters `pooler` exist only where `init` called this or the weights brought them.
+        Its parameters `pooler` exist only where `init` called this or the weights include them.
         """
         return nn.tanh(self.pooler(hidden[:, 0]))

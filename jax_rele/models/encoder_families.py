@@ -1,7 +1,7 @@
-"""Which open encoders `Encoder` computes: their `config.json`, read and written.
+"""The open encoders that `Encoder` computes: their `config.json`, read and written.
 
-Every key that a config holds is read, known to change nothing, or refused by name. Keys that are missing have the
-values that the family's class in `transformers` gives them.
+Every key of a config is read, known to change nothing, or refused by name. Missing keys have the default of the
+family's class in `transformers`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import jax.numpy as jnp
 
 from jax_rele.errors import UserError
 from jax_rele.models import families
-from jax_rele.models.encoder import EncoderConfig
-from jax_rele.models.families import TOKENS, fill, words
-from jax_rele.models.files import check_keys, read_config
+from jax_rele.models.encoder import Activation, EncoderConfig
+from jax_rele.models.families import TOKENS, HfConfig, family_of, fill, read_theta
+from jax_rele.models.files import JsonObject, check_keys, read_config, words
 
-ACTIVATIONS = {
+ACTIVATIONS: Mapping[Activation, tuple[str, ...]] = {
     "gelu": ("gelu", "gelu_python"),
     "gelu_tanh": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh"),
     "relu": ("relu",),
     "silu": ("silu", "swish"),
 }
-"""Our activation, and its names there."""
+"""Activation -> its names in Hugging Face configs."""
 
 HARMLESS = families.HARMLESS | words(
     # Training alone: weights of attention are not dropped here.
     "attention_probs_dropout_prob attention_dropout embedding_dropout gradient_checkpointing",
-    # Heads, and what they are made of.
+    # Heads and their settings.
     "classifier_dropout tie_word_embeddings tie_weights_ summary_type summary_use_proj summary_activation",
     "summary_first_dropout summary_last_dropout summary_proj_to_labels",
     # BERT's pooler as the first releases described it.
@@ -41,37 +41,29 @@ HARMLESS = families.HARMLESS | words(
 )
 """Keys that do not change what is computed."""
 
-FIXED: Mapping[str, tuple[Any, ...]] = {
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
-    "tie_encoder_decoder": (False,),
-}
+FIXED: Mapping[str, tuple[object, ...]] = {**families.NO_CROSS_ATTENTION, "position_embedding_type": ("absolute",)}
 """Keys that would change what is computed, and their values that do not. Null never does."""
 
 
 @dataclass(frozen=True)
-class Family:
-    """What a `model_type` means.
+class EncoderFamily:
+    """The encoders of one `model_type`.
 
     Attributes:
-      architecture: its class in `transformers`.
-      keys: fields of `EncoderConfig` and the keys that say them.
-      given: fields that the family decides.
+      architecture: the class in `transformers`.
+      keys: fields of `EncoderConfig` -> their keys.
+      constants: fields that are the same for the whole family.
       counts: positions count the valid tokens, after `pad_token_id`.
       read: keys that are read beside `keys`.
-      harmless: keys that its class does not look at.
-      fixed: keys with the values that its class computes.
+      harmless: keys that the class ignores.
     """
 
     architecture: str
     keys: Mapping[str, str]
-    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    constants: Mapping[str, object] = dataclasses.field(default_factory=dict)
     counts: bool = False
     read: frozenset[str] = frozenset()
     harmless: frozenset[str] = frozenset()
-    fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
 
 SIZES = {
@@ -89,12 +81,14 @@ BERT = {
     "activation": "hidden_act",
 }
 LAYER_KINDS = ("full_attention", "sliding_attention")
+OLD_THETAS = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
+"""Keys of the rotary bases in configs without `rope_parameters`."""
 
 FAMILIES = {
-    "bert": Family("BertModel", BERT),
-    "roberta": Family("RobertaModel", BERT, counts=True),
-    "xlm-roberta": Family("XLMRobertaModel", BERT, counts=True),
-    "distilbert": Family(
+    "bert": EncoderFamily("BertModel", BERT),
+    "roberta": EncoderFamily("RobertaModel", BERT, counts=True),
+    "xlm-roberta": EncoderFamily("XLMRobertaModel", BERT, counts=True),
+    "distilbert": EncoderFamily(
         "DistilBertModel",
         {
             "vocab_size": "vocab_size",
@@ -105,11 +99,11 @@ FAMILIES = {
             "dropout": "dropout",
             "activation": "activation",
         },
-        given={"token_types": 0, "norm_eps": 1e-12},
-        # Sinusoids are in the table that is saved.
-        harmless=frozenset({"sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout"}),
+        constants={"token_types": 0, "norm_eps": 1e-12},
+        # Sinusoidal positions are saved in the position table.
+        harmless=words("sinusoidal_pos_embds qa_dropout seq_classif_dropout"),
     ),
-    "modernbert": Family(
+    "modernbert": EncoderFamily(
         "ModernBertModel",
         {
             **SIZES,
@@ -120,7 +114,7 @@ FAMILIES = {
             "mlp_bias": "mlp_bias",
             "norm_bias": "norm_bias",
         },
-        given={"token_types": 0, "prenorm": True, "gated": True},
+        constants={"token_types": 0, "prenorm": True, "gated": True},
         read=words(
             "layer_types global_attn_every_n_layers local_attention rope_parameters global_rope_theta local_rope_theta"
         ),
@@ -133,7 +127,7 @@ FAMILIES = {
 }
 
 
-def encoder_config(source: Mapping[str, Any] | str | Path, **overrides: Any) -> EncoderConfig:
+def encoder_config(source: Mapping[str, object] | str | Path, **overrides: Any) -> EncoderConfig:
     """The encoder that a Hugging Face config describes.
 
     Args:
@@ -141,22 +135,17 @@ def encoder_config(source: Mapping[str, Any] | str | Path, **overrides: Any) -> 
       overrides: fields of `EncoderConfig` that the config does not decide, e.g. `dtype`, `dropout`.
 
     Raises:
-      UserError: the config is missing, contradicts itself, or holds a key whose meaning is not implemented; the key is
+      UserError: the config is missing, contradicts itself, or has a key whose meaning is not implemented; the key is
         named.
     """
     where, raw = read_config(source)
-    kind = raw.get("model_type")
-    if kind not in tuple(FAMILIES):
-        raise UserError(
-            f"{where}: model_type {kind!r} is no encoder that is supported; these are {', '.join(FAMILIES)}"
-        )
-    family = FAMILIES[kind]
+    kind, family = family_of(where, raw, FAMILIES, "no encoder that is supported; these are")
     read = {"model_type", "max_position_embeddings", *family.keys.values(), *family.read}
-    check_keys(where, raw, read | HARMLESS | family.harmless, {**FIXED, **family.fixed})
+    check_keys(where, raw, read | HARMLESS | family.harmless, FIXED)
     if "layer_types" in family.read:
         _check_layers(where, raw)
     filled = fill(where, raw)
-    fields = {name: getattr(filled, key) for name, key in family.keys.items()}
+    fields: dict[str, Any] = {name: getattr(filled, key) for name, key in family.keys.items()}
     for name in SIZES:
         if fields[name] < 1:
             raise UserError(f"{where}: {family.keys[name]} is {fields[name]}; it must be at least 1")
@@ -171,58 +160,49 @@ def encoder_config(source: Mapping[str, Any] | str | Path, **overrides: Any) -> 
                 f"{where}: pad_token_id is {filled.pad_token_id}; positions begin after it, so it is needed"
             )
         offset = filled.pad_token_id + 1
-    if filled.max_position_embeddings <= offset:
-        raise UserError(
-            f"{where}: max_position_embeddings is {filled.max_position_embeddings}; it must be more than {offset}"
-        )
-    config = EncoderConfig(
-        family=kind,
-        max_length=filled.max_position_embeddings - offset,
-        position_offset=offset,
-        **fields,
-        **family.given,
-        **(_layers(where, filled) if "layer_types" in family.read else {}),
-    )
-    return dataclasses.replace(config, **overrides)
+    length = filled.max_position_embeddings
+    if length <= offset:
+        raise UserError(f"{where}: max_position_embeddings is {length}; it must be more than {offset}")
+    fields |= {**family.constants, "max_length": length - offset, "position_offset": offset}
+    if "layer_types" in family.read:
+        fields |= _layer_fields(where, filled)
+    return dataclasses.replace(EncoderConfig(family=kind, **fields), **overrides)
 
 
-def _activation(where: str, key: str, name: str) -> str:
-    for ours, theirs in ACTIVATIONS.items():
-        if name in theirs:
-            return ours
-    known = ", ".join(name for theirs in ACTIVATIONS.values() for name in theirs)
+def _activation(where: str, key: str, name: str) -> Activation:
+    for activation, names in ACTIVATIONS.items():
+        if name in names:
+            return activation
+    known = ", ".join(name for names in ACTIVATIONS.values() for name in names)
     raise UserError(f"{where}: key {key} is {name!r:.60}; supported are {known}")
 
 
-def _check_layers(where: str, raw: Mapping[str, Any]) -> None:
+def _check_layers(where: str, raw: JsonObject) -> None:
     """Raises UserError where a layer's kind is unknown, or the kinds' rotary bases are not plain or disagree."""
     for kind in raw.get("layer_types") or ():
         if kind not in LAYER_KINDS:
             raise UserError(f"{where}: layer_types names {kind!r:.60}; supported are {' and '.join(LAYER_KINDS)}")
-    given = raw.get("rope_parameters") or {}
-    if not isinstance(given, Mapping) or not all(isinstance(value, Mapping) for value in given.values()):
+    ropes = raw.get("rope_parameters") or {}
+    if not isinstance(ropes, Mapping) or not all(isinstance(rope, Mapping) for rope in ropes.values()):
         raise UserError(f"{where}: key rope_parameters must hold an object for each of {' and '.join(LAYER_KINDS)}")
     check_keys(
-        where, {f"rope_parameters.{kind}": 0 for kind in given}, {f"rope_parameters.{k}" for k in LAYER_KINDS}, {}
+        where, {f"rope_parameters.{kind}": 0 for kind in ropes}, {f"rope_parameters.{k}" for k in LAYER_KINDS}, {}
     )
-    for kind, old in zip(LAYER_KINDS, ("global_rope_theta", "local_rope_theta")):
-        values = given.get(kind, {})
-        name = f"rope_parameters.{kind}"
+    for kind, old in OLD_THETAS.items():
+        rope, name = ropes.get(kind, {}), f"rope_parameters.{kind}"
         check_keys(
             where,
-            {f"{name}.{key}": value for key, value in values.items()},
+            {f"{name}.{key}": value for key, value in rope.items()},
             {f"{name}.rope_theta"},
             {f"{name}.rope_type": ("default",), f"{name}.partial_rotary_factor": (1.0,)},
         )
-        theta = values.get("rope_theta", raw.get(old))
-        if None not in (theta, raw.get(old)) and theta != raw[old]:
-            raise UserError(f"{where}: keys {old} ({raw[old]}) and {name}.rope_theta ({theta}) disagree")
+        theta = read_theta(where, raw, old, name, rope)
         if theta is not None and not (isinstance(theta, int | float) and theta > 1):
             raise UserError(f"{where}: key {old} is {theta!r:.60}; it must be a number greater than 1")
 
 
-def _layers(where: str, filled: Any) -> dict[str, Any]:
-    """What differs between the layers of a ModernBERT."""
+def _layer_fields(where: str, filled: HfConfig) -> dict[str, object]:
+    """The fields of a ModernBERT that differ between layers."""
     kinds = filled.layer_types
     if filled.hidden_size // filled.num_attention_heads % 2:
         raise UserError(f"{where}: hidden_size / num_attention_heads is odd; rotary positions need an even number")
@@ -237,16 +217,16 @@ def _layers(where: str, filled: Any) -> dict[str, Any]:
     }
 
 
-def encoder_hf_config(config: EncoderConfig) -> dict[str, Any]:
-    """The `config.json` of an encoder; `encoder_config` of it gives the encoder back.
+def encoder_hf_config(config: EncoderConfig) -> dict[str, object]:
+    """The `config.json` of an encoder; `encoder_config` of it returns the encoder.
 
-    Token ids are null, but for RoBERTa's padding, after which its positions begin: the caller knows the others.
+    Token ids are null, except RoBERTa's padding, after which its positions begin: the caller sets the others.
 
     Raises:
-      ValueError: the family has no words for something in `config`; the field is named.
+      ValueError: the family's config cannot express a field of `config`; the field is named.
     """
     family = FAMILIES[config.family]
-    raw = {
+    raw: dict[str, object] = {
         "architectures": [family.architecture],
         "model_type": config.family,
         "torch_dtype": jnp.dtype(config.param_dtype).name,
@@ -259,31 +239,30 @@ def encoder_hf_config(config: EncoderConfig) -> dict[str, Any]:
     if family.counts:
         raw["pad_token_id"] = config.position_offset - 1
     if "layer_types" in family.read:
-        raw |= {"cls_token_id": None, "sep_token_id": None, **_layers_written(config)}
+        raw |= {"cls_token_id": None, "sep_token_id": None, **_layer_keys(config)}
     if bool(config.position_offset) != family.counts:
         raise ValueError(f"{config.family} encoders have no position_offset={config.position_offset}")
     read = encoder_config(raw, dtype=config.dtype, param_dtype=config.param_dtype)
     for field in dataclasses.fields(EncoderConfig):
-        ours = getattr(config, field.name)
+        value = getattr(config, field.name)
         # Windows that are all 0 and no windows are the same.
-        if getattr(read, field.name) != ours and not (field.name == "windows" and not any(ours)):
-            raise ValueError(f"{config.family} encoders have no {field.name}={ours!r}")
+        if getattr(read, field.name) != value and not (field.name == "windows" and not any(value)):
+            raise ValueError(f"{config.family} encoders have no {field.name}={value!r}")
     return raw
 
 
-def _layers_written(config: EncoderConfig) -> dict[str, Any]:
+def _layer_keys(config: EncoderConfig) -> dict[str, object]:
     windows = config.windows or (0,) * config.layers
     kinds = [LAYER_KINDS[bool(window)] for window in windows]
     thetas = dict(zip(kinds, config.rope_thetas))
     rope = {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()}
-    written = {"layer_types": kinds, "rope_parameters": rope}
-    # Versions that do not know `rope_parameters` and `layer_types` read these.
-    old = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
-    written |= {old[kind]: theta for kind, theta in thetas.items()}
+    keys: dict[str, object] = {"layer_types": kinds, "rope_parameters": rope}
+    # Versions of `transformers` without `rope_parameters` and `layer_types` read these.
+    keys |= {OLD_THETAS[kind]: theta for kind, theta in thetas.items()}
     if window := max(windows, default=0):
-        written["local_attention"] = 2 * (window - 1)
-    globals_ = [layer for layer, window in enumerate(windows) if not window]
-    step = globals_[1] - globals_[0] if len(globals_) > 1 else config.layers
-    if globals_ == list(range(0, config.layers, step)):
-        written["global_attn_every_n_layers"] = step
-    return written
+        keys["local_attention"] = 2 * (window - 1)
+    full = [layer for layer, window in enumerate(windows) if not window]
+    step = full[1] - full[0] if len(full) > 1 else config.layers
+    if full == list(range(0, config.layers, step)):
+        keys["global_attn_every_n_layers"] = step
+    return keys

@@ -1,7 +1,7 @@
-"""Which open models the decoder computes: their `config.json`, read and written.
+"""The open models that `Decoder` computes: their `config.json`, read and written.
 
-Every key that a config holds is read, known to change nothing, or refused by name. Keys that are missing have the
-values that the family's class in `transformers` gives them.
+Every key of a config is read, known to change nothing, or refused by name. Missing keys have the default of the
+family's class in `transformers`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import jax.numpy as jnp
 from huggingface_hub.errors import StrictDataclassError
@@ -20,22 +20,34 @@ from transformers import CONFIG_MAPPING, GenerationConfig
 
 from jax_rele.errors import UserError
 from jax_rele.models.decoder import DecoderConfig
-from jax_rele.models.files import check_keys, one_line, read_config
+from jax_rele.models.files import JsonObject, check_keys, one_line, read_config, words
 from jax_rele.models.rope import Rope
 
+HfConfig: TypeAlias = Any
+"""A config of `transformers`, whose attributes depend on the family."""
+
+F = TypeVar("F")
+
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-"""Keys that say nothing of the computation but that whoever generates needs."""
+"""Keys that do not change what is computed, but that generation needs."""
 
 
-def words(*groups: str) -> frozenset[str]:
-    """The words of some texts."""
-    return frozenset(key for group in groups for key in group.split())
+SIZES = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+}
+"""Sizes in `DecoderConfig` -> their keys."""
 
+BIASES = ("qkv_bias", "output_bias", "mlp_bias")
 
 READ = words(
-    "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads",
-    "head_dim max_position_embeddings rms_norm_eps tie_word_embeddings rope_theta rope_scaling rope_parameters",
-)
+    "model_type max_position_embeddings rms_norm_eps tie_word_embeddings rope_theta rope_scaling rope_parameters"
+) | frozenset(SIZES.values())
 """Keys that every family reads."""
 
 HARMLESS = words(
@@ -56,15 +68,16 @@ HARMLESS = words(
 ) | frozenset(GenerationConfig().to_dict())
 """Keys that do not change what is computed."""
 
-FIXED: Mapping[str, tuple[Any, ...]] = {
+NO_CROSS_ATTENTION = dict.fromkeys(
+    ("is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"), (False,)
+)
+
+FIXED: Mapping[str, tuple[object, ...]] = {
+    **NO_CROSS_ATTENTION,
     "hidden_act": ("silu", "swish"),
     "attention_dropout": (0.0,),
     "partial_rotary_factor": (1.0,),
     "is_causal": (True,),
-    "is_decoder": (False,),
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
-    "tie_encoder_decoder": (False,),
     "use_mrope": (False,),
     "rope_interleaved": (False,),
     "logit_scale": (1.0,),
@@ -76,14 +89,8 @@ ROPE_READ = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": (
-        "factor",
-        "original_max_position_embeddings",
-        "attention_factor",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-        "truncate",
+        *("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
+        *("mscale", "mscale_all_dim", "truncate"),
     ),
 }
 """Keys of `rope_parameters` (or `rope_scaling`) that each kind of rope reads, beside its kind and `rope_theta`."""
@@ -96,82 +103,82 @@ UNSTATED_LENGTH = 32_768
 
 
 @dataclass(frozen=True)
-class Family:
-    """What a `model_type` means.
+class DecoderFamily:
+    """The decoders of one `model_type`.
 
     Attributes:
-      architecture: its class in `transformers`.
+      architecture: the class in `transformers`.
       qkv_bias, output_bias, mlp_bias: whether projections have biases, or the key that says so.
       qk_norm: RMSNorm over each head of queries and keys.
-      windows: which layers slide: `none`, `all` (where `sliding_window` is not null) or what `layer_types` says.
-      harmless: keys that its class does not look at.
-      fixed: keys with the values that its class computes.
+      windows: the layers with a window: `none`, `all` (where `sliding_window` is not null) or those of `layer_types`.
+      harmless: keys that the class ignores.
+      fixed: other keys, with the values that the class computes.
     """
 
     architecture: str
-    qkv_bias: bool | str
-    output_bias: bool | str
-    mlp_bias: bool | str
-    qk_norm: bool
-    windows: str
+    qkv_bias: bool | str = False
+    output_bias: bool | str = False
+    mlp_bias: bool | str = False
+    qk_norm: bool = False
+    windows: str = "none"
     harmless: frozenset[str] = frozenset()
-    fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    fixed: Mapping[str, tuple[object, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def read(self) -> frozenset[str]:
         """Keys that are read."""
-        biases = {key for key in (self.qkv_bias, self.output_bias, self.mlp_bias) if isinstance(key, str)}
+        biases = {key for key in (getattr(self, name) for name in BIASES) if isinstance(key, str)}
         windows = {
-            "none": set(),
-            "all": {"sliding_window"},
-            "layer_types": {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"},
+            "none": "",
+            "all": "sliding_window",
+            "layer_types": "use_sliding_window sliding_window max_window_layers layer_types",
         }
-        return READ | biases | windows[self.windows]
+        return READ | biases | words(windows[self.windows])
 
 
 FAMILIES = {
-    "qwen2": Family(
+    "qwen2": DecoderFamily(
         "Qwen2ForCausalLM",
         qkv_bias=True,
-        output_bias=False,
-        mlp_bias=False,
-        qk_norm=False,
         windows="layer_types",
-        # The class has biases on queries, keys and values whatever this says; the tensors tell whether they are there.
+        # The class has biases of queries, keys and values whatever this key says; their tensors are checked.
         harmless=frozenset({"attention_bias"}),
         fixed={"mlp_bias": (False,)},
     ),
-    "qwen3": Family(
+    "qwen3": DecoderFamily(
         "Qwen3ForCausalLM",
         qkv_bias="attention_bias",
         output_bias="attention_bias",
-        mlp_bias=False,
         qk_norm=True,
         windows="layer_types",
         fixed={"mlp_bias": (False,)},
     ),
-    "llama": Family(
+    "llama": DecoderFamily(
         "LlamaForCausalLM",
         qkv_bias="attention_bias",
         output_bias="attention_bias",
         mlp_bias="mlp_bias",
-        qk_norm=False,
-        windows="none",
         fixed={"use_sliding_window": (False,)},
     ),
-    "mistral": Family(
+    "mistral": DecoderFamily(
         "MistralForCausalLM",
-        qkv_bias=False,
-        output_bias=False,
-        mlp_bias=False,
-        qk_norm=False,
         windows="all",
         fixed={"attention_bias": (False,), "mlp_bias": (False,), "use_sliding_window": (True,)},
     ),
 }
 
 
-def decoder_config(source: Mapping[str, Any] | str | Path, **overrides: Any) -> DecoderConfig:
+def family_of(
+    where: str, raw: Mapping[str, object], families: Mapping[str, F], refusal: str = "not supported; supported are"
+) -> tuple[str, F]:
+    """The `model_type` of a config and its family. Raises UserError where it is none of `families`."""
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in families:
+        raise UserError(f"{where}: model_type {kind!r} is {refusal} {', '.join(families)}")
+    return kind, families[kind]
+
+
+def decoder_config(source: Mapping[str, object] | str | Path, **overrides: Any) -> DecoderConfig:
     """The decoder that a Hugging Face config describes.
 
     Args:
@@ -179,45 +186,33 @@ def decoder_config(source: Mapping[str, Any] | str | Path, **overrides: Any) -> 
       overrides: fields of `DecoderConfig` that the config does not decide, e.g. `dtype`, `attention`, `lora`.
 
     Raises:
-      UserError: the config is missing, contradicts itself, or holds a key whose meaning is not implemented; the key is
+      UserError: the config is missing, contradicts itself, or has a key whose meaning is not implemented; the key is
         named.
     """
     where, raw = read_config(source)
-    kind = raw.get("model_type")
-    if kind not in tuple(FAMILIES):
-        raise UserError(f"{where}: model_type {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
-    family = FAMILIES[kind]
+    kind, family = family_of(where, raw, FAMILIES)
     check_keys(where, raw, family.read | HARMLESS | family.harmless, {**FIXED, **family.fixed})
     _check_rope(where, raw)
     filled = fill(where, raw)
-    heads, width = filled.num_attention_heads, filled.hidden_size
+    sizes: dict[str, Any] = {name: getattr(filled, key, None) for name, key in SIZES.items()}
+    heads = sizes["heads"]
+    sizes["head_dim"] = sizes["head_dim"] or sizes["width"] // max(heads, 1)
     config = DecoderConfig(
+        **sizes,
         family=kind,
-        vocab_size=filled.vocab_size,
-        layers=filled.num_hidden_layers,
-        width=width,
-        heads=heads,
-        kv_heads=filled.num_key_value_heads,
-        head_dim=getattr(filled, "head_dim", None) or width // max(heads, 1),
-        mlp_width=filled.intermediate_size,
         rope=_rope(where, filled.rope_parameters),
         norm_eps=filled.rms_norm_eps,
         max_length=filled.max_position_embeddings,
         tied=filled.tie_word_embeddings,
+        qkv_bias=_bias(family.qkv_bias, filled),
+        output_bias=_bias(family.output_bias, filled),
+        mlp_bias=_bias(family.mlp_bias, filled),
         qk_norm=family.qk_norm,
         windows=_windows(where, family, filled),
-        **{name: _bias(family, filled, name) for name in ("qkv_bias", "output_bias", "mlp_bias")},
     )
-    for key, size in (
-        ("num_hidden_layers", config.layers),
-        ("num_attention_heads", heads),
-        ("num_key_value_heads", config.kv_heads),
-        ("head_dim", config.head_dim),
-        ("vocab_size", config.vocab_size),
-        ("intermediate_size", config.mlp_width),
-    ):
-        if size < 1:
-            raise UserError(f"{where}: {key} is {size}; it must be at least 1")
+    for name, key in SIZES.items():
+        if sizes[name] < 1:
+            raise UserError(f"{where}: {key} is {sizes[name]}; it must be at least 1")
     if heads % config.kv_heads:
         raise UserError(f"{where}: num_key_value_heads {config.kv_heads} does not divide num_attention_heads {heads}")
     if config.head_dim % 2:
@@ -225,8 +220,8 @@ def decoder_config(source: Mapping[str, Any] | str | Path, **overrides: Any) -> 
     return dataclasses.replace(config, **overrides)
 
 
-def fill(where: str, raw: Mapping[str, Any]) -> Any:
-    """The class of `transformers` for a config, its defaults filled in. Raises UserError where it refuses a value."""
+def fill(where: str, raw: JsonObject) -> HfConfig:
+    """The config as an object of `transformers`, with its defaults. Raises UserError where it refuses a value."""
     kind = raw["model_type"]
     try:
         return CONFIG_MAPPING[kind](**copy.deepcopy(dict(raw)))
@@ -234,12 +229,11 @@ def fill(where: str, raw: Mapping[str, Any]) -> Any:
         raise UserError(f"{where}: not a valid {kind} config ({one_line(error)})") from None
 
 
-def _bias(family: Family, filled: Any, name: str) -> bool:
-    rule = getattr(family, name)
+def _bias(rule: bool | str, filled: HfConfig) -> bool:
     return getattr(filled, rule) if isinstance(rule, str) else rule
 
 
-def _windows(where: str, family: Family, filled: Any) -> tuple[int, ...]:
+def _windows(where: str, family: DecoderFamily, filled: HfConfig) -> tuple[int, ...]:
     window, layers = getattr(filled, "sliding_window", None), filled.num_hidden_layers
     if family.windows == "none":
         return ()
@@ -248,29 +242,41 @@ def _windows(where: str, family: Family, filled: Any) -> tuple[int, ...]:
     kinds = filled.layer_types
     if len(kinds) != layers:
         raise UserError(f"{where}: layer_types has {len(kinds)} entries for num_hidden_layers {layers}")
-    for layer_type in kinds:
-        if layer_type not in ("full_attention", "sliding_attention"):
-            raise UserError(f"{where}: layer_types names {layer_type!r}; supported are full and sliding attention")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UserError(f"{where}: layer_types names {kind!r}; supported are full and sliding attention")
     if "sliding_attention" not in kinds:
         return ()
     if window is None:
         raise UserError(
             f"{where}: layer_types names sliding_attention, but use_sliding_window or sliding_window is not set"
         )
-    return tuple(window if layer_type == "sliding_attention" else 0 for layer_type in kinds)
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
-def _check_rope(where: str, raw: Mapping[str, Any]) -> None:
-    """Raises UserError where the rope is of a kind, or has keys, that are not implemented, or where keys disagree."""
-    given = {key: raw[key] for key in ("rope_scaling", "rope_parameters") if raw.get(key)}
-    for key, value in given.items():
+def read_theta(
+    where: str, raw: Mapping[str, object], key: str, name: str, parameters: Mapping[str, object]
+) -> object | None:
+    """The base of a rope from its parameters or an older key of the config. Raises UserError where both differ."""
+    old, theta = raw.get(key), parameters.get("rope_theta", raw.get(key))
+    if old is not None and theta is not None and theta != old:
+        raise UserError(f"{where}: keys {key} ({old}) and {name}.rope_theta ({theta}) disagree")
+    return theta
+
+
+def _check_rope(where: str, raw: Mapping[str, object]) -> None:
+    """Raises UserError where the kind of rope or a key of it is not implemented, or keys disagree."""
+    ropes: dict[str, Mapping[str, object]] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        value = raw.get(key)
+        if not value:
+            continue
         if not isinstance(value, Mapping):
             raise UserError(f"{where}: key {key} is {value!r:.60}; it must be an object")
-        theta = value.get("rope_theta", raw.get("rope_theta"))
-        if None not in (theta, raw.get("rope_theta")) and theta != raw["rope_theta"]:
-            raise UserError(f"{where}: keys rope_theta ({raw['rope_theta']}) and {key}.rope_theta ({theta}) disagree")
+        ropes[key] = value
+        read_theta(where, raw, "rope_theta", key, value)
         kind = value.get("rope_type", value.get("type", "default"))
-        if kind not in tuple(ROPE_READ):
+        if not isinstance(kind, str) or kind not in ROPE_READ:
             raise UserError(f"{where}: key {key}.rope_type is {kind!r:.60}; supported are {', '.join(ROPE_READ)}")
         read = ROPE_READ[kind]
         check_keys(
@@ -281,27 +287,27 @@ def _check_rope(where: str, raw: Mapping[str, Any]) -> None:
         )
         for name in ("rope_theta", *read):
             entry, needed = value.get(name), name in ROPE_NEEDED and name in read
-            number = isinstance(entry, int | float) and entry > 0
-            if needed if entry is None else not number and name != "truncate":
+            is_positive = isinstance(entry, int | float) and entry > 0
+            if needed if entry is None else not is_positive and name != "truncate":
                 raise UserError(f"{where}: key {key}.{name} is {entry!r:.60}; rope_type {kind} needs a positive number")
-    if len(given) == 2:
-        scaling, parameters = given.values()
+    if len(ropes) == 2:
+        scaling, parameters = ropes.values()
         for name in scaling.keys() & parameters.keys():
             if scaling[name] != parameters[name]:
                 raise UserError(f"{where}: keys rope_scaling.{name} and rope_parameters.{name} disagree")
 
 
-def _rope(where: str, parameters: Mapping[str, Any]) -> Rope:
-    """The rope from checked keys and the class's defaults."""
+def _rope(where: str, parameters: JsonObject) -> Rope:
+    """The rope of checked keys and the class's defaults."""
     kind = parameters["rope_type"]
-    found = {name: parameters[name] for name in ROPE_READ[kind] if parameters.get(name) is not None}
-    mscale, mscale_all_dim = found.pop("mscale", None), found.pop("mscale_all_dim", None)
-    if mscale and mscale_all_dim and "attention_factor" not in found:
-        stretch = math.log(max(found["factor"], 1.0))
-        found["attention_factor"] = (0.1 * mscale * stretch + 1) / (0.1 * mscale_all_dim * stretch + 1)
-    if "original_max_position_embeddings" in found:
-        found["original_length"] = found.pop("original_max_position_embeddings")
-    rope = Rope(theta=parameters["rope_theta"], kind=kind, **found)
+    values = {name: parameters[name] for name in ROPE_READ[kind] if parameters.get(name) is not None}
+    mscale, mscale_all_dim = values.pop("mscale", None), values.pop("mscale_all_dim", None)
+    if mscale and mscale_all_dim and "attention_factor" not in values:
+        stretch = math.log(max(values["factor"], 1.0))
+        values["attention_factor"] = (0.1 * mscale * stretch + 1) / (0.1 * mscale_all_dim * stretch + 1)
+    if "original_max_position_embeddings" in values:
+        values["original_length"] = values.pop("original_max_position_embeddings")
+    rope = Rope(theta=parameters["rope_theta"], kind=kind, **values)
     if not (isinstance(rope.theta, int | float) and rope.theta > 1):
         raise UserError(f"{where}: key rope_theta is {rope.theta!r:.60}; it must be a number greater than 1")
     if rope.high_freq_factor <= rope.low_freq_factor:
@@ -311,28 +317,24 @@ def _rope(where: str, parameters: Mapping[str, Any]) -> Rope:
     return rope
 
 
-def hf_config(config: DecoderConfig) -> dict[str, Any]:
-    """The `config.json` of a decoder; `decoder_config` of it gives the decoder back.
+def hf_config(config: DecoderConfig) -> dict[str, object]:
+    """The `config.json` of a decoder; `decoder_config` of it returns the decoder.
 
-    Both forms of the rope keys are written, so that versions 4 and 5 of `transformers` read it alike. Token ids are
-    null: the caller knows them.
+    Both forms of the rope keys are written, so that versions 4 and 5 of `transformers` read the same. Token ids are
+    null: the caller sets them.
 
     Raises:
-      ValueError: the family has no words for something in `config`; the field is named.
+      ValueError: the family's config cannot express a field of `config`; the field is named.
     """
     family = FAMILIES[config.family]
-    scaling = _rope_parameters(config.rope)
-    raw = {
+    rope = {**dataclasses.asdict(config.rope), "original_max_position_embeddings": config.rope.original_length}
+    scaling = {"rope_type": config.rope.kind}
+    scaling |= {name: rope[name] for name in ROPE_READ[config.rope.kind] if rope.get(name) is not None}
+    raw: dict[str, object] = {
         "architectures": [family.architecture],
         "model_type": config.family,
         "torch_dtype": jnp.dtype(config.param_dtype).name,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
+        **{key: getattr(config, name) for name, key in SIZES.items()},
         "hidden_act": "silu",
         "max_position_embeddings": config.max_length or UNSTATED_LENGTH,
         "rms_norm_eps": config.norm_eps,
@@ -345,9 +347,7 @@ def hf_config(config: DecoderConfig) -> dict[str, Any]:
         "rope_parameters": {"rope_theta": config.rope.theta, **scaling},
         **dict.fromkeys(TOKENS),
     }
-    for name in ("qkv_bias", "output_bias", "mlp_bias"):
-        if isinstance(getattr(family, name), str):
-            raw[getattr(family, name)] = getattr(config, name)
+    raw |= {getattr(family, name): getattr(config, name) for name in BIASES if isinstance(getattr(family, name), str)}
     window = max(config.windows, default=0)
     if family.windows != "none":
         raw["sliding_window"] = window or None
@@ -355,18 +355,12 @@ def hf_config(config: DecoderConfig) -> dict[str, Any]:
         sliding = [bool(size) for size in config.windows] or [False] * config.layers
         raw["use_sliding_window"] = bool(window)
         raw["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in sliding]
-        # Versions that do not know `layer_types` let the layers from this one on slide.
+        # Versions of `transformers` without `layer_types` give a window to the layers from this one on.
         raw["max_window_layers"] = sliding.index(True) if window else config.layers
     read = decoder_config(raw)
-    for field in ("rope", "qkv_bias", "output_bias", "mlp_bias", "qk_norm"):
+    for field in ("rope", *BIASES, "qk_norm"):
         if getattr(read, field) != getattr(config, field):
             raise ValueError(f"{config.family} models have no {field}={getattr(config, field)!r}")
     if any(config.windows) and read.windows != config.windows:
         raise ValueError(f"{config.family} models have no windows={config.windows!r}")
     return raw
-
-
-def _rope_parameters(rope: Rope) -> dict[str, Any]:
-    values = {**dataclasses.asdict(rope), "original_max_position_embeddings": rope.original_length}
-    read = {name: values.get(name) for name in ROPE_READ[rope.kind]}
-    return {"rope_type": rope.kind, **{name: value for name, value in read.items() if value is not None}}

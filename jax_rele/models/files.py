@@ -1,16 +1,14 @@
-"""Folders in the Hugging Face form: found, checked by their headers, read by slices, written tensor by tensor."""
+"""Folders in the Hugging Face form: located, checked by their headers, read by slices, written tensor by tensor."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -26,16 +24,20 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 
 from jax_rele.errors import UserError
+from jax_rele.io import atomic_folder, write_json
 from jax_rele.models import bundled
 
+JsonObject: TypeAlias = Mapping[str, Any]
+"""A JSON object whose values are checked where they are used."""
+
 HUB = "hf:"
-"""What a name on the Hugging Face hub begins with; what begins neither so nor as bundled weights is a folder."""
+"""Prefix of names on the Hugging Face hub; a source without this prefix and that of bundled weights is a folder."""
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-"""What numpy's dtypes are called in safetensors."""
+"""numpy's dtype -> its name in safetensors."""
 
 SHOWN = 5
-"""Names that a message lists."""
+"""Most names that a message lists."""
 
 BLOCK = 1 << 22
 """Bytes that are read or written at a time: few enough that a block is transposed in the processor's cache."""
@@ -49,20 +51,17 @@ def resolve(source: str | Path, patterns: Sequence[str]) -> Path:
       patterns: names of the files that are needed; only these are downloaded, into the hub's own cache.
 
     Raises:
-      UserError: there is no such folder, the hub does not give it, or the bundled weights are not whole.
+      UserError: the folder does not exist, the download fails, or the bundled weights are damaged.
     """
     if str(source).startswith(bundled.BUNDLED):
         return bundled.folder(str(source))
     if not str(source).startswith(HUB):
         folder = Path(source)
-        if not folder.is_dir():
-            hint = (
-                f"; for the Hugging Face hub write {HUB}{source}"
-                if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))
-                else ""
-            )
-            raise UserError(f"{folder}: no such folder{hint}")
-        return folder
+        if folder.is_dir():
+            return folder
+        is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))
+        hint = f"; for the Hugging Face hub write {HUB}{source}" if is_name else ""
+        raise UserError(f"{folder}: no such folder{hint}")
     name, _, revision = str(source).removeprefix(HUB).partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
@@ -76,7 +75,7 @@ def resolve(source: str | Path, patterns: Sequence[str]) -> Path:
         raise UserError(f"{source}: the hub has no revision {revision} of it") from None
     except LocalEntryNotFoundError:
         raise UserError(f"{source}: not in the local cache and the hub cannot be reached; download it first") from None
-    # The network's own errors come in the kinds of whichever transport the hub's client uses.
+    # The exceptions of the network depend on the transport that the hub's client uses.
     except Exception as error:
         raise UserError(f"{source}: the download failed ({one_line(error)}); try again") from None
 
@@ -87,7 +86,7 @@ def one_line(error: Exception) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError where the file is missing or is none."""
+    """A JSON object. Raises UserError where the file is missing or holds anything else."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -99,8 +98,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_config(source: Mapping[str, Any] | str | Path) -> tuple[str, dict[str, Any]]:
-    """What a message calls a Hugging Face config, and the config.
+def read_config(source: Mapping[str, object] | str | Path) -> tuple[str, dict[str, object]]:
+    """The name of a Hugging Face config for messages, and the config.
 
     Args:
       source: the config as a dict, or its folder, or `hf:ORG/NAME` or `bundled:NAME`.
@@ -110,16 +109,21 @@ def read_config(source: Mapping[str, Any] | str | Path) -> tuple[str, dict[str, 
     """
     if isinstance(source, Mapping):
         return "config", dict(source)
-    folder = resolve(source, ("config.json",))
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json; give a folder in the Hugging Face form")
-    return str(folder / "config.json"), read_json(folder / "config.json")
+    path = resolve(source, ("config.json",)) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path.parent}: no config.json; give a folder in the Hugging Face form")
+    return str(path), read_json(path)
+
+
+def words(*groups: str) -> frozenset[str]:
+    """The words of some texts."""
+    return frozenset(key for group in groups for key in group.split())
 
 
 def check_keys(
-    where: str | Path, raw: Mapping[str, Any], known: Collection[str], fixed: Mapping[str, tuple[Any, ...]]
+    where: str | Path, raw: Mapping[str, object], known: Collection[str], fixed: Mapping[str, tuple[object, ...]]
 ) -> None:
-    """Refuses what a config says and nobody reads.
+    """Refuses keys of a config that would be ignored though they change what is computed.
 
     Args:
       where: the file, for the message.
@@ -128,7 +132,7 @@ def check_keys(
       fixed: keys that are not read, and their values that change nothing. Null, {} and [] never do.
 
     Raises:
-      UserError: a key is neither known nor at such a value.
+      UserError: a key is not known and has none of these values.
     """
     for key, value in raw.items():
         if key in known or value is None or value in ({}, []):
@@ -136,7 +140,7 @@ def check_keys(
         if key not in fixed:
             raise UserError(f"{where}: key {key} ({value!r:.60}) is not supported")
         if value not in fixed[key]:
-            supported = " or ".join(repr(neutral) for neutral in fixed[key])
+            supported = " or ".join(map(repr, fixed[key]))
             raise UserError(f"{where}: key {key} is {value!r:.60}; supported is {supported}")
 
 
@@ -145,10 +149,10 @@ class Tensor:
     """One tensor of a safetensors file, not read yet.
 
     Attributes:
-      file: where it is.
+      file: its file.
       shape: its sizes.
-      dtype: its type in safetensors' words, e.g. `BF16`.
-      values: what slices are read from: indexing by slices gives numpy arrays.
+      dtype: its type as safetensors calls it, e.g. `BF16`.
+      values: a slice of safetensors: indexing it by slices reads numpy arrays.
     """
 
     file: Path
@@ -162,19 +166,20 @@ def open_tensors(folder: Path, stem: str = "model") -> dict[str, Tensor]:
 
     Args:
       folder: holds `STEM.safetensors`, or shards and `STEM.safetensors.index.json`.
-      stem: what the files are called.
+      stem: of the files' names.
 
     Raises:
       UserError: there are no such files, one is missing, truncated or damaged, or two hold the same tensor.
     """
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    weight_map: dict[str, str] = {}
     if index.is_file():
-        where = read_json(index).get("weight_map")
-        if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        weight_map = read_json(index).get("weight_map", ())
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise UserError(f"{index}: no `weight_map` from tensors to files; fetch it again")
-        files = [folder / name for name in sorted(set(where.values()))]
+        files = [folder / name for name in sorted(set(weight_map.values()))]
     elif single.is_file():
-        where, files = {}, [single]
+        files = [single]
     else:
         raise UserError(_no_weights(folder, stem))
     tensors: dict[str, Tensor] = {}
@@ -191,18 +196,18 @@ def open_tensors(folder: Path, stem: str = "model") -> dict[str, Tensor]:
                 raise UserError(f"{file}: tensor {name} is in {tensors[name].file.name} too; fetch the folder again")
             values = opened.get_slice(name)
             tensors[name] = Tensor(file, tuple(values.get_shape()), values.get_dtype(), values)
-    for name, file in where.items():
-        if name not in tensors or tensors[name].file.name != file:
-            raise UserError(f"{index}: tensor {name} is not in {file}; fetch the folder again")
+    for name, file_name in weight_map.items():
+        if name not in tensors or tensors[name].file.name != file_name:
+            raise UserError(f"{index}: tensor {name} is not in {file_name}; fetch the folder again")
     return tensors
 
 
-def check_names(folder: Path, config: str, expected: Collection[str], found: Collection[str]) -> None:
+def check_names(folder: Path, config: str, expected: Collection[str], actual: Collection[str]) -> None:
     """Raises UserError where the tensors of a folder are not those that its config names."""
     parts = []
     for what, names in (
-        ("missing", [name for name in expected if name not in found]),
-        ("not of the model", [name for name in found if name not in expected]),
+        ("missing", [name for name in expected if name not in actual]),
+        ("not of the model", [name for name in actual if name not in expected]),
     ):
         if names:
             more = ", ..." if len(names) > SHOWN else ""
@@ -212,14 +217,14 @@ def check_names(folder: Path, config: str, expected: Collection[str], found: Col
 
 
 def _no_weights(folder: Path, stem: str) -> str:
-    """The message for a folder without `STEM.safetensors`, by what it holds instead."""
-    for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf"):
-        if found := sorted(folder.glob(pattern)):
-            if pattern == "*.safetensors":
-                return f"{folder}: has {found[0].name} but neither {stem}.safetensors nor its index; fetch it again"
+    """The message for a folder without `STEM.safetensors`; it names weights in other forms."""
+    if others := sorted(folder.glob("*.safetensors")):
+        return f"{folder}: has {others[0].name} but neither {stem}.safetensors nor its index; fetch it again"
+    for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf"):
+        if files := sorted(folder.glob(pattern)):
             return (
-                f"{folder}: has no safetensors, only {found[0].name}; convert it with transformers "
-                f"(load it, then `save_pretrained`)"
+                f"{folder}: has no safetensors, only {files[0].name}; convert it with transformers "
+                "(load it, then `save_pretrained`)"
             )
     return f"{folder}: no weights; put {stem}.safetensors there, or its shards and index"
 
@@ -231,7 +236,7 @@ class Outgoing:
     Attributes:
       name: in the file.
       shape, dtype: sizes and numpy's type.
-      blocks: makes the values, as arrays that follow one another along the first axis.
+      blocks: returns the values as arrays that follow one another along the first axis.
     """
 
     name: str
@@ -247,7 +252,7 @@ class Outgoing:
 
 def write_folder(
     path: str | Path,
-    files: Mapping[str, dict[str, Any] | Path],
+    files: Mapping[str, dict[str, object] | Path],
     tensors: Sequence[Outgoing],
     *,
     stem: str = "model",
@@ -255,52 +260,36 @@ def write_folder(
 ) -> None:
     """Writes a folder that appears whole or not at all. Every process of a run calls it; the first one writes.
 
-    Tensors are written one block in memory at a time (`safetensors.numpy.save_file` needs a whole shard).
+    Only one block of a tensor is in memory at a time (`safetensors.numpy.save_file` needs a whole shard).
 
     Args:
       path: the folder; it must not exist or be empty.
-      files: by name, an object to write as JSON or a file to copy.
+      files: name -> an object to write as JSON, or a file to copy.
       tensors: the weights.
-      stem: what their files are called.
+      stem: of the names of the weights files.
       max_shard_size: bytes of a weights file; a larger tensor has a file of its own. Several files get an index.
 
     Raises:
-      UserError: `path` is not empty.
+      UserError: `path` is not empty or cannot be written.
     """
     if jax.process_index() == 0:
-        with _fresh_folder(Path(path).absolute()) as folder:
+        path = Path(path).absolute()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path}: exists and is not empty; choose another folder or remove it")
+        with atomic_folder(path) as folder:
             for name, content in files.items():
                 if isinstance(content, Path):
                     shutil.copyfile(content, folder / name)
                 else:
-                    _write_json(folder / name, content)
+                    write_json(folder / name, content)
             _write_tensors(folder, tensors, stem, max_shard_size)
     else:
-        # Gathering takes all processes.
+        # Every process takes part in gathering the blocks.
         for tensor in tensors:
             for _ in tensor.blocks():
                 pass
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("write_folder")
-
-
-@contextmanager
-def _fresh_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` that becomes it when the block ends well, and vanishes otherwise."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path}: exists and is not empty; choose another folder or remove it")
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def _write_tensors(folder: Path, tensors: Sequence[Outgoing], stem: str, max_shard_size: int) -> None:
@@ -318,20 +307,20 @@ def _write_tensors(folder: Path, tensors: Sequence[Outgoing], stem: str, max_sha
         weight_map.update({tensor.name: name for tensor in shard})
         _write_file(folder / name, shard)
     size = sum(tensor.size for tensor in tensors)
-    _write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
+    write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
 def _write_file(path: Path, tensors: Sequence[Outgoing]) -> None:
     """One file: header length, header, values (https://github.com/huggingface/safetensors#format)."""
-    # Readers of torch weights ask for this word.
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    # `transformers` reads torch weights only where the metadata have this format.
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
-        places = [offset, offset := offset + tensor.size]
+        offsets = [offset, offset := offset + tensor.size]
         header[tensor.name] = {
             "dtype": DTYPES[tensor.dtype.name],
             "shape": list(tensor.shape),
-            "data_offsets": places,
+            "data_offsets": offsets,
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)

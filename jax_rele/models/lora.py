@@ -1,7 +1,7 @@
-"""Low-rank adapters as a variable collection of their own.
+"""Low-rank adapters in a variable collection of their own.
 
 `apply({"params": base, "lora": adapters}, ...)` runs the adapted model, `apply({"params": base}, ...)` the base.
-Gradients, optimizer and checkpoints see `lora` alone, so one base in memory serves any number of adapters.
+Gradients, optimizer and checkpoints hold `lora` alone, so one base in memory serves any number of adapters.
 Sources: Hu et al., LoRA, arXiv 2106.09685; Kalajdzievski, rsLoRA, arXiv 2312.03732.
 """
 
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +17,16 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from jax_rele.models.quantize import is_quantized, multiply
+from jax_rele.types import Params, PyTree
 
 COLLECTION = "lora"
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The linear maps of a decoder's block."""
-
 PROJECTED = "projected"
-"""What rematerialisation knows the results of projections by: once with their adapters, not once for each product."""
+"""Name of a projection's result, adapter included, for rematerialisation."""
 
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Rank, scale and place of the adapters: `x W + scale * x A B`.
+    """Rank, scale and targets of the adapters: `x W + scale * x A B`.
 
     Attributes:
       rank: inner width r.
@@ -59,8 +55,8 @@ class LoraSpec:
 def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     """`x A B` in the precision of x: [..., in], [in, r], [r, out] -> [..., out].
 
-    The gradient is written by hand: with the narrow factor first, no wide activation is transposed, which took a third
-    of an SFT step's time on CPUs; and the adapters' gradients keep the precision of the adapters.
+    The gradient is explicit: with the narrow factor first no wide activation is transposed, which takes a third of an
+    SFT step on CPUs, and the adapters' gradients have the adapters' precision.
     """
     return _low_rank_forward(x, a, b)[0]
 
@@ -70,25 +66,25 @@ def _low_rank_forward(x, a, b):
     return narrow @ b.astype(x.dtype), (x, narrow, a, b)
 
 
-def _low_rank_backward(kept, slope):
-    x, narrow, a, b = kept
+def _low_rank_backward(residuals, cotangent):
+    x, narrow, a, b = residuals
     rows = tuple(range(x.ndim - 1))
 
     def over_rows(left, right):
         dimensions = (rows, rows), ((), ())
         return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
 
-    by_narrow = slope @ b.astype(x.dtype).T
+    by_narrow = cotangent @ b.astype(x.dtype).T
     # Without the barrier the compiler swaps the factors to save the transpose of the small result.
     by_a = jax.lax.optimization_barrier(over_rows(by_narrow, x)).T
-    return by_narrow @ a.astype(x.dtype).T, by_a.astype(a.dtype), over_rows(narrow, slope).astype(b.dtype)
+    return by_narrow @ a.astype(x.dtype).T, by_a.astype(a.dtype), over_rows(narrow, cotangent).astype(b.dtype)
 
 
 low_rank.defvjp(_low_rank_forward, _low_rank_backward)
 
 
 class Projection(nn.Module):
-    """A linear map that carries an adapter when its name is a target and adapters are given.
+    """A linear map, with an adapter where its name is a target and adapters are given.
 
     Attributes:
       features: output width.
@@ -109,6 +105,7 @@ class Projection(nn.Module):
         """[..., in] -> [..., features]."""
         width = x.shape[-1]
         init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
+        kernel: PyTree
         if self.has_variable("params", "kernel") and is_quantized(self.get_variable("params", "kernel")):
             kernel = self.get_variable("params", "kernel")
         else:
@@ -116,10 +113,13 @@ class Projection(nn.Module):
         y = multiply(x, kernel)
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-            y += self.param("bias", zeros, (self.features,), self.param_dtype).astype(x.dtype)
-        if self.lora is None or not self.lora.adapts(self.name):
-            return checkpoint_name(y, PROJECTED)
-        if not (self.is_initializing() or self.has_variable(COLLECTION, "a")):
+            bias: PyTree = self.param("bias", zeros, (self.features,), self.param_dtype)
+            y += bias.astype(x.dtype)
+        if (
+            self.lora is None
+            or not self.lora.adapts(self.name or "")
+            or not (self.is_initializing() or self.has_variable(COLLECTION, "a"))
+        ):
             return checkpoint_name(y, PROJECTED)
         rank = self.lora.rank
         init_a = nn.with_logical_partitioning(nn.initializers.lecun_normal(), (self.axes[0], "lora_rank"))
@@ -131,16 +131,15 @@ class Projection(nn.Module):
         return checkpoint_name(y + self.lora.scale * low_rank(x, a.value, b.value), PROJECTED)
 
 
-def split(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(adapters, everything else): what learns and what is frozen, each a dict of collections."""
-    return (
-        {name: value for name, value in variables.items() if name == COLLECTION},
-        {name: value for name, value in variables.items() if name != COLLECTION},
-    )
+def split(variables: Params) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """(adapters, all other collections): the trained and the frozen variables."""
+    frozen = dict(variables)
+    adapters = {COLLECTION: frozen.pop(COLLECTION)} if COLLECTION in frozen else {}
+    return adapters, frozen
 
 
-def merge(params: Any, lora: Any, scale: float) -> Any:
-    """Folds adapters into the base: every kernel becomes W + scale * A B.
+def merge(params: Params, lora: Params, scale: float) -> dict[str, PyTree]:
+    """Merges adapters into the base: every kernel becomes W + scale * A B.
 
     Args:
       params: nested dict of base parameters.

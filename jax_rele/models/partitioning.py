@@ -3,55 +3,47 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 from flax import linen as nn
 
 from jax_rele.errors import UserError
+from jax_rele.types import PyTree
 
 AXES = ("data", "fsdp", "tensor")
 """The axes of a mesh."""
 
-RULES = (
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", ("data", "fsdp")),
     ("embed", "fsdp"),
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
     ("vocab", "tensor"),
-    ("length", None),
-    ("embed_activation", None),
-    ("embed_out", None),
-    ("embedding", None),
-    ("dimension", None),
-    ("head", None),
-    ("head_dim", None),
-    ("layers", None),
-    ("lora_rank", None),
-    ("position", None),
-    ("token_type", None),
+    *((name, None) for name in ("length", "embed_activation", "embed_out", "embedding", "dimension", "head")),
+    *((name, None) for name in ("head_dim", "layers", "lora_rank", "position", "token_type")),
 )
-"""Logical axis -> mesh axes. The only place where the two meet."""
+"""Logical axis -> mesh axes; None: not split."""
 
 
 @contextmanager
-def use(mesh: jax.sharding.Mesh):
-    """Makes the mesh and the rules those of every trace inside."""
+def use(mesh: jax.sharding.Mesh) -> Iterator[None]:
+    """Sets the mesh and the rules for every trace inside the block."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
 
 
-def shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
+def shardings(boxed: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     """The sharding of every leaf of a tree whose arrays (or their shapes) carry logical axis names.
 
     Raises:
-      UserError: the devices of a mesh axis do not divide an axis that is split over them.
+      UserError: the devices of a mesh axis do not divide an axis of an array that is split over them.
     """
-    found = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    tree = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
     leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
-    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(found)):
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(tree)):
         leaf = leaf.value if isinstance(leaf, nn.LogicallyPartitioned) else leaf
         for size, axes in zip(leaf.shape, sharding.spec):
             names = (axes,) if isinstance(axes, str) else axes or ()
@@ -61,11 +53,11 @@ def shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
                     f"mesh: {' x '.join(names)} = {parts} devices do not divide an axis of {size} in "
                     f"{jax.tree_util.keystr(path, simple=True, separator='/')}; change `mesh` in the config"
                 )
-    return found
+    return tree
 
 
 def check_heads(model: str, heads: int, kv_heads: int, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError where a head of the model, which the message calls `model`, would be split over devices."""
+    """Raises UserError where a head would be split over devices; `model` is its name in the message."""
     tensor = mesh.shape["tensor"]
     for name, count in (("heads", heads), ("kv_heads", kv_heads)):
         if count % tensor:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax_rele.errors import UserError
 from jax_rele.models.decoder import Decoder, DecoderConfig
 from jax_rele.models.files import (
+    JsonObject,
     Outgoing,
     Tensor,
     check_keys,
@@ -25,50 +25,33 @@ from jax_rele.models.files import (
     open_tensors,
     read_json,
     resolve,
+    words,
     write_folder,
 )
 from jax_rele.models.lora import COLLECTION, LoraSpec
 from jax_rele.models.partitioning import shardings
 from jax_rele.models.tables import DECODER
 from jax_rele.models.weights import on_host
+from jax_rele.types import Params, PyTree
 
 STEM = "adapter_model"
 
-READ = frozenset(
-    {
-        "peft_type",
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "use_rslora",
-        "target_modules",
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
-    }
+READ = words(
+    "peft_type r lora_alpha lora_dropout use_rslora target_modules exclude_modules layers_to_transform layers_pattern"
 )
 """Keys of adapter_config.json that are read."""
 
-HARMLESS = frozenset(
-    {
-        "auto_mapping",
-        "base_model_name_or_path",
-        "ensure_weight_tying",
-        "inference_mode",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-    }
+HARMLESS = words(
+    "auto_mapping base_model_name_or_path ensure_weight_tying inference_mode megatron_core peft_version",
+    "qalora_group_size revision runtime_config",
 )
 """Keys that do not change what is computed."""
 
-FIXED: Mapping[str, tuple[Any, ...]] = {
+FIXED: Mapping[str, tuple[object, ...]] = {
     "task_type": ("CAUSAL_LM",),
     "bias": ("none",),
     "fan_in_fan_out": (False,),
-    # Other ways to begin change the base's weights, which the adapter's folder does not hold.
+    # Other initializations change the base's weights, which the folder of an adapter does not hold.
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
     "lora_bias": (False,),
     "use_dora": (False,),
@@ -81,23 +64,21 @@ MODULES = {
     for row in DECODER.rows
     if row.path.endswith("/kernel")
 }
-"""Our path of each projection, and its module in torch with `{}` for the layer's number."""
+"""Path of each projection -> its module in torch, with `{}` for the layer's number."""
 
 FACTORS = {"a": "lora_A", "b": "lora_B"}
-"""Our name and theirs; ours are [in, r] and [r, out], theirs their transposes."""
+"""The factors of an adapter, [in, r] and [r, out], and their names in `peft`, which stores the transposes."""
 
 
-def load_peft(
-    source: str | Path, model: Decoder, mesh: jax.sharding.Mesh | None = None
-) -> tuple[Decoder, dict[str, Any]]:
+def load_peft(source: str | Path, model: Decoder, mesh: jax.sharding.Mesh | None = None) -> tuple[Decoder, Params]:
     """The adapters of a PEFT folder.
 
-    Layers of an adapted projection that the folder leaves out get zeros, which compute and train as no adapter does.
+    Layers of an adapted projection that the folder leaves out get zeros, which compute and train like no adapter.
 
     Args:
       source: a folder with adapter_config.json and adapter_model.safetensors, or `hf:ORG/NAME` on the hub.
-      model: the base that they were made for; adapters that it has give way.
-      mesh: where they live. None: on the default device.
+      model: the base that they were trained for; its own adapters are replaced.
+      mesh: the devices of the adapters. None: the default device.
 
     Returns:
       The model with the folder's `LoraSpec`, and `{"lora": ...}`, float32.
@@ -109,7 +90,7 @@ def load_peft(
     folder = resolve(source, ("adapter_config.json", f"{STEM}*.safetensors", f"{STEM}.safetensors.index.json"))
     where = folder / "adapter_config.json"
     raw = read_json(where)
-    _check_keys(where, raw)
+    _check_config(where, raw)
     targets = {path: layers for path in MODULES if (layers := _layers(where, raw, path, model.config.layers))}
     if not targets:
         raise UserError(f"{where}: key target_modules ({raw['target_modules']!r:.60}) names no projection of the model")
@@ -122,51 +103,52 @@ def load_peft(
     )
     model = Decoder(dataclasses.replace(model.config, lora=spec), model.cache_length)
     boxed = _boxed(model.config)
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(nn.unbox(boxed), sep="/").items()}
-    tensors = _checked(folder, targets, shapes)
-    placed = None if mesh is None else flatten_dict(shardings(boxed, mesh), sep="/")
+    shapes = _shapes(boxed)
+    tensors = _checked_tensors(folder, targets, shapes)
+    leaf_shardings = {} if mesh is None else flatten_dict(shardings(boxed, mesh), sep="/")
     adapters = {}
     for path, shape in shapes.items():
         values = np.zeros(shape, np.float32)
         module, _, factor = path.rpartition("/")
         for layer in targets[module]:
             values[layer] = np.asarray(tensors[_name(module, layer, factor)].values[:], np.float32).T
-        adapters[path] = (
-            jnp.asarray(values)
-            if placed is None
-            else jax.make_array_from_callback(shape, placed[path], lambda index, values=values: values[index])
-        )
+        if mesh is None:
+            adapters[path] = jnp.asarray(values)
+        else:
+            adapters[path] = jax.make_array_from_callback(shape, leaf_shardings[path], values.__getitem__)
     return model, {COLLECTION: unflatten_dict(adapters, sep="/")}
 
 
-def _boxed(config: DecoderConfig) -> dict[str, Any]:
+def _boxed(config: DecoderConfig) -> PyTree:
     """The adapters' shapes with their logical axes."""
     return jax.eval_shape(lambda: Decoder(config).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))[COLLECTION]
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in flatten_dict(nn.unbox(tree), sep="/").items()}
 
 
 def _name(module: str, layer: int, factor: str) -> str:
     return f"base_model.model.{MODULES[module].format(layer)}.{FACTORS[factor]}.weight"
 
 
-def _check_keys(where: Path, raw: Mapping[str, Any]) -> None:
+def _check_config(where: Path, raw: JsonObject) -> None:
     if raw.get("peft_type") != "LORA":
         raise UserError(f"{where}: key peft_type is {raw.get('peft_type')!r}; supported is 'LORA'")
     check_keys(where, raw, READ | HARMLESS, FIXED)
     for key in ("r", "lora_alpha"):
         if not isinstance(raw.get(key), int if key == "r" else int | float) or raw[key] <= 0:
             raise UserError(f"{where}: key {key} is {raw.get(key)!r}; it must be a positive number")
-    if not isinstance(raw.get("target_modules"), str | list):
-        raise UserError(
-            f"{where}: key target_modules is {raw.get('target_modules')!r:.60}; it must be a list or a regex"
-        )
+    targets = raw.get("target_modules")
+    if not isinstance(targets, str | list):
+        raise UserError(f"{where}: key target_modules is {targets!r:.60}; it must be a list or a regex")
 
 
-def _layers(where: Path, raw: Mapping[str, Any], path: str, layers: int) -> list[int]:
-    """The layers in which the config gives a projection an adapter, as `peft` reads it."""
-    names = [MODULES[path].format(layer) for layer in range(layers)]
+def _layers(where: Path, raw: JsonObject, path: str, layers: int) -> list[int]:
+    """The layers in which the config gives a projection an adapter, by the rules of `peft`."""
     targets, excluded = raw["target_modules"], raw.get("exclude_modules")
-    chosen = raw.get("layers_to_transform")
-    chosen = [chosen] if isinstance(chosen, int) else chosen
+    selected = raw.get("layers_to_transform")
+    selected = [selected] if isinstance(selected, int) else selected
     pattern = raw.get("layers_pattern")
     if pattern and "layers" not in ([pattern] if isinstance(pattern, str) else pattern):
         raise UserError(f"{where}: key layers_pattern is {pattern!r:.60}; the model's layers are called 'layers'")
@@ -176,13 +158,15 @@ def _layers(where: Path, raw: Mapping[str, Any], path: str, layers: int) -> list
             return False
         if isinstance(targets, str):
             return targets.lower() == "all-linear" or _matches(where, "target_modules", targets, name)
-        return name in targets or (_matches(where, "target_modules", targets, name) and (not chosen or layer in chosen))
+        if name in targets:
+            return True
+        return _matches(where, "target_modules", targets, name) and (not selected or layer in selected)
 
-    return [layer for layer, name in enumerate(names) if adapts(layer, name)]
+    return [layer for layer in range(layers) if adapts(layer, MODULES[path].format(layer))]
 
 
 def _matches(where: Path, key: str, patterns: str | list[str], name: str) -> bool:
-    """A regex matches the whole name; a list's entry is the name or its last parts."""
+    """A regex matches the whole name; an entry of a list is the name or its last parts."""
     if isinstance(patterns, str):
         try:
             return re.fullmatch(patterns, name) is not None
@@ -191,7 +175,7 @@ def _matches(where: Path, key: str, patterns: str | list[str], name: str) -> boo
     return any(name == pattern or name.endswith(f".{pattern}") for pattern in patterns)
 
 
-def _checked(
+def _checked_tensors(
     folder: Path, targets: Mapping[str, list[int]], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
     """The folder's tensors, after every check that headers allow."""
@@ -212,16 +196,16 @@ def _checked(
     return tensors
 
 
-def save_peft(model: Decoder, variables: Mapping[str, Any], path: str | Path, *, base: str | None = None) -> None:
+def save_peft(model: Decoder, variables: Params, path: str | Path, *, base: str | None = None) -> None:
     """Writes adapters so that `peft.PeftModel.from_pretrained` and `load_peft` read them.
 
     Every process of a run calls it; the first one writes.
 
     Args:
       model: the decoder, with a `LoraSpec`.
-      variables: `lora`; other collections are not looked at.
+      variables: `lora`; other collections are ignored.
       path: the folder; it must not exist or be empty.
-      base: the base's folder or name on the hub, for who loads the adapters without one.
+      base: the base's folder or name on the hub, for loading the adapters without naming one.
 
     Raises:
       UserError: `path` is not empty.
@@ -230,12 +214,9 @@ def save_peft(model: Decoder, variables: Mapping[str, Any], path: str | Path, *,
     if spec is None:
         raise ValueError("the model's config has no LoraSpec")
     adapters = flatten_dict(nn.unbox(variables[COLLECTION]), sep="/")
-    shapes = {
-        leaf_path: leaf.shape for leaf_path, leaf in flatten_dict(nn.unbox(_boxed(model.config)), sep="/").items()
-    }
-    if {leaf_path: leaf.shape for leaf_path, leaf in adapters.items()} != shapes:
+    if _shapes(variables[COLLECTION]) != _shapes(_boxed(model.config)):
         raise ValueError("adapters are not those of the model's config")
-    raw = {
+    raw: dict[str, object] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -248,16 +229,12 @@ def save_peft(model: Decoder, variables: Mapping[str, Any], path: str | Path, *,
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    tensors = [
-        Outgoing(
-            _name(leaf_path.rpartition("/")[0], layer, leaf_path.rpartition("/")[2]),
-            leaf.shape[:0:-1],
-            np.dtype(np.float32),
-            partial(_block, leaf, layer),
-        )
-        for leaf_path, leaf in adapters.items()
-        for layer in range(leaf.shape[0])
-    ]
+    tensors = []
+    for leaf_path, leaf in adapters.items():
+        module, _, factor = leaf_path.rpartition("/")
+        for layer in range(leaf.shape[0]):
+            block = partial(_block, leaf, layer)
+            tensors.append(Outgoing(_name(module, layer, factor), leaf.shape[:0:-1], np.dtype(np.float32), block))
     write_folder(path, {"adapter_config.json": raw}, tensors, stem=STEM)
 
 

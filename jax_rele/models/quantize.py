@@ -1,8 +1,8 @@
 """A frozen base in 8 or 4 bits under adapters of full precision (QLoRA, Dettmers et al., arXiv 2305.14314).
 
-The kernels of a decoder's projections become `qwix.QArray`s, pytrees that go wherever arrays go: through `apply`,
-`jit`, `nn.scan`, shardings and checkpoints. Embeddings, norms and biases stay as they are. A kernel is restored where
-it is used, layer by layer, so that no more than one layer of it is ever there in full.
+The kernels of a decoder's projections become `qwix.QArray`s, pytrees that `apply`, `jit`, `nn.scan`, shardings and
+checkpoints treat like arrays. Embeddings, norms and biases are unchanged. A kernel is dequantized where it is used,
+layer by layer, so that at most one layer of it is in memory in full precision.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from jax_rele.errors import UserError
+from jax_rele.types import Params, PyTree
 
 Kind = Literal["int8", "nf4"]
 """`int8`: round to 255 even steps, one float32 scale an output channel; 8 bits a weight. `nf4`: the 16 levels of 4-bit
 NormalFloat, one bfloat16 scale a tile of an output channel's weights; 4.25 bits a weight."""
 
 TILE = 64
-"""Most weights of an output channel that share a scale in `nf4`, as in the paper."""
+"""Most weights of an output channel with one scale in `nf4`, as in the paper."""
 
 
-def quantize_params(params: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+def quantize_params(params: Params, kind: Kind) -> dict[str, PyTree]:
     """Quantizes the projections of a decoder.
 
     Args:
-      params: nested dict of parameters, arrays or `jax.ShapeDtypeStruct`s. Kernels on a mesh give quantized kernels
-        that are sharded likewise.
-      kind: how.
+      params: nested dict of arrays or `jax.ShapeDtypeStruct`s. Quantized kernels are sharded as the kernels are.
+      kind: the format.
 
     Returns:
-      A new tree of the same kind of leaves. In place of the kernel [layers, in, out] of each `*_proj` there is a
-      `qwix.QArray`.
+      A new tree of arrays or shapes, with a `qwix.QArray` for the kernel [layers, in, out] of each `*_proj`.
 
     Raises:
       UserError: qwix is not installed.
@@ -53,27 +53,28 @@ def quantize_params(params: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     return walk(params, "")
 
 
-def quantize_kernel(kernel: jax.Array | jax.ShapeDtypeStruct, kind: Kind) -> Any:
-    """[layers, in, out] or [in, out], an array or the shape of one -> the same as a `qwix.QArray`."""
+def quantize_kernel(kernel: jax.Array | jax.ShapeDtypeStruct, kind: Kind) -> PyTree:
+    """[layers, in, out] or [in, out], an array or its shape -> a `qwix.QArray` of arrays or shapes."""
     shapes = jax.eval_shape(partial(_quantize, kind=kind), kernel)
     sharding = getattr(kernel, "sharding", None)
-    split = isinstance(sharding, NamedSharding)
-    places = jax.tree.map(lambda leaf: _follow(sharding, leaf.shape) if split else sharding, shapes)
+
+    def sharding_of(leaf):
+        return _follow(sharding, leaf.shape) if isinstance(sharding, NamedSharding) else sharding
+
     if isinstance(kernel, jax.ShapeDtypeStruct):
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
-        )
-    return jax.jit(_quantize, static_argnames="kind", out_shardings=places if split else None)(kernel, kind=kind)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of(x)), shapes)
+    out_shardings = jax.tree.map(sharding_of, shapes) if isinstance(sharding, NamedSharding) else None
+    return jax.jit(_quantize, static_argnames="kind", out_shardings=out_shardings)(kernel, kind=kind)
 
 
 def _follow(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
-    """The kernel's sharding for an array of as many axes: an axis that is too short to split is not."""
+    """The kernel's sharding for an array of as many axes; an axis that the devices do not divide is not split."""
     parts = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, *[None] * (len(shape) - len(sharding.spec))))
-    kept = []
+    axes = []
     for axis, size in zip(parts.spec, shape):
         names = (axis,) if isinstance(axis, str) else axis or ()
-        kept.append(axis if size % math.prod(sharding.mesh.shape[name] for name in names) == 0 else None)
-    return NamedSharding(sharding.mesh, PartitionSpec(*kept))
+        axes.append(axis if size % math.prod(sharding.mesh.shape[name] for name in names) == 0 else None)
+    return NamedSharding(sharding.mesh, PartitionSpec(*axes))
 
 
 def _quantize(kernel, kind):
@@ -86,18 +87,18 @@ def _quantize(kernel, kind):
         tile = math.gcd(kernel.shape[0], TILE)
         return qwix.quantize(kernel, "nf4", channelwise_axes=(1,), tiled_axes={0: tile}, scale_dtype=jnp.bfloat16)
 
-    # One layer after another, because qwix flattens what it quantizes, which gathers a kernel that is sharded.
+    # One layer after another: qwix flattens the array that it quantizes, which gathers a sharded kernel.
     return jax.lax.map(one, kernel) if kernel.ndim == 3 else one(kernel)
 
 
-def is_quantized(kernel: Any) -> bool:
+def is_quantized(kernel: PyTree) -> bool:
     """Whether a kernel is a `qwix.QArray`."""
     return hasattr(kernel, "qvalue")
 
 
-def dequantize(kernel: Any, dtype: Any) -> jax.Array:
-    """The kernel [..., in, out] that a `qwix.QArray` stands for, computed in float32."""
-    # What `qwix.dequantize` does, but that flattens: a sharded kernel would be gathered on every device.
+def dequantize(kernel: PyTree, dtype: DTypeLike) -> jax.Array:
+    """The kernel [..., in, out] of a `qwix.QArray`, computed in float32."""
+    # `qwix.dequantize` flattens, which gathers a sharded kernel on every device.
     values = kernel.qvalue
     if kernel.qtype == "nf4":
         values = _nf4_levels()[values.astype(jnp.int32)]
@@ -109,16 +110,16 @@ def dequantize(kernel: Any, dtype: Any) -> jax.Array:
 def _nf4_levels() -> jax.Array:
     """[16] float32, ascending from -1 to 1."""
     qwix = _qwix()
-    places = jnp.arange(16, dtype=jnp.uint4)
-    return qwix.dequantize(qwix.QArray(places, jnp.ones(1, jnp.float32), qtype="nf4"))
+    codes = jnp.arange(16, dtype=jnp.uint4)
+    return qwix.dequantize(qwix.QArray(codes, jnp.ones(1, jnp.float32), qtype="nf4"))
 
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[..., in] times [in, out] of the same dtype; both products of the backward pass read that dtype too.
 
-    A CPU multiplies bfloat16 in hardware where the result is float32, and slowly otherwise. Devices that sum over a
-    sharded axis would send twice the bytes for it, so elsewhere the result is made in the dtype of `x`.
+    A CPU multiplies bfloat16 in hardware only where the result is float32. On other devices a sum over a sharded axis
+    would send twice the bytes in float32, so the result has the dtype of `x`.
     """
     return _contract(x, kernel, ((x.ndim - 1,), (0,)))
 
@@ -139,36 +140,36 @@ def _product_forward(x, kernel):
     return product(x, kernel), (x, kernel)
 
 
-def _product_backward(kept, slope):
-    x, kernel = kept
+def _product_backward(residuals, cotangent):
+    x, kernel = residuals
     leading = tuple(range(x.ndim - 1))
-    return _contract(slope, kernel, ((slope.ndim - 1,), (1,))), _contract(x, slope, (leading, leading))
+    return _contract(cotangent, kernel, ((cotangent.ndim - 1,), (1,))), _contract(x, cotangent, (leading, leading))
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
-def multiply(x: jax.Array, kernel: Any) -> jax.Array:
+def multiply(x: jax.Array, kernel: PyTree) -> jax.Array:
     """[..., in] times a kernel [in, out], quantized or not, in the dtype of `x`."""
     if not is_quantized(kernel):
         return product(x, kernel.astype(x.dtype))
-    # The backward pass restores the kernel once more. Otherwise those of all layers would be kept for it in full.
+    # The backward pass dequantizes again; otherwise the kernels of all layers would be saved for it in full.
     return jax.checkpoint(lambda x, kernel: x @ dequantize(kernel, x.dtype), prevent_cse=False)(x, kernel)
 
 
-def dequantize_params(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """Parameters with every kernel restored in `dtype`, e.g. to merge adapters into them."""
+def dequantize_params(params: Params, dtype: DTypeLike) -> dict[str, PyTree]:
+    """Parameters with every kernel dequantized to `dtype`, e.g. to merge adapters into them."""
     return jax.tree.map(
         lambda leaf: dequantize(leaf, dtype) if is_quantized(leaf) else leaf, params, is_leaf=is_quantized
     )
 
 
-def to_checkpoint(params: Any) -> Any:
-    """The tree as Orbax can save it, which has no unsigned 4-bit numbers: the same bits with a sign. Also of shapes."""
+def to_checkpoint(params: PyTree) -> PyTree:
+    """A tree of arrays or shapes that Orbax can save: its unsigned 4-bit numbers are reinterpreted as signed ones."""
     return _recast(params, jnp.uint4, jnp.int4)
 
 
-def from_checkpoint(params: Any) -> Any:
+def from_checkpoint(params: PyTree) -> PyTree:
     """The inverse of `to_checkpoint`."""
     return _recast(params, jnp.int4, jnp.uint4)
 
@@ -184,8 +185,8 @@ def _recast(params, old, new):
     return jax.tree.map(leaf, params)
 
 
-def stored_bytes(params: Any) -> int:
-    """Bytes of a tree of arrays or shapes on an accelerator. CPUs keep a 4-bit number in a byte."""
+def stored_bytes(params: PyTree) -> int:
+    """Bytes of a tree of arrays or shapes on an accelerator. CPUs store a 4-bit number in a byte."""
 
     def bits(dtype):
         return (jnp.finfo if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo)(dtype).bits

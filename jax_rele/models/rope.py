@@ -1,4 +1,4 @@
-"""Rotary position embedding and the ways in which open models stretch it to longer contexts."""
+"""Rotary position embedding and how open models stretch it to longer contexts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Rope:
         wavelengths divided by `factor` (Llama 3.1's release); `yarn` (Peng et al., arXiv 2309.00071).
       factor: how many times longer the context is than the one trained on.
       original_length: positions of the context trained on (`original_max_position_embeddings`); llama3 and yarn.
-      low_freq_factor, high_freq_factor: llama3; where between long and short wavelengths the stretch fades out.
-      beta_fast, beta_slow: yarn; rotations over the original context between which the stretch fades in.
+      low_freq_factor, high_freq_factor: llama3; turns over the original context between which the stretch fades out.
+      beta_fast, beta_slow: yarn; turns over the original context between which the stretch fades in.
       attention_factor: yarn; queries and keys are scaled by it. None: 0.1 ln(factor) + 1.
-      truncate: yarn; round the fading's ends to whole frequencies.
+      truncate: yarn; round the ends of the fading to whole frequencies.
     """
 
     theta: float = 10_000.0
@@ -41,16 +41,16 @@ class Rope:
     def frequencies(self, head_dim: int) -> np.ndarray:
         """[head_dim / 2] float32, radians per position."""
         half = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        # Rounded where torch, in which the models were trained, rounds: positions multiply a frequency's last bit.
+        # Rounded where torch rounds, because positions amplify a difference in the last bit.
         plain = np.float32(1) / (self.theta ** half.astype(np.float64)).astype(np.float32)
         if self.kind == "default":
             return plain
         if self.kind == "linear":
             return plain / self.factor
+        unstretched: np.ndarray  # 0: divided by the factor, 1: unchanged.
         if self.kind == "llama3":
             turns = self.original_length / (2 * math.pi / plain)
-            # 0 for frequencies that turn rarely over the original context, 1 for those that turn often.
-            kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+            unstretched = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         else:
             low, high = (
                 head_dim * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
@@ -59,14 +59,14 @@ class Rope:
             if self.truncate:
                 low, high = math.floor(low), math.ceil(high)
             low, high = max(low, 0), min(high, head_dim - 1)
-            places = np.arange(head_dim // 2, dtype=np.float32)
-            kept = 1 - (places - low) / max(high - low, 1e-3)
-        kept = np.clip(kept, 0, 1)
-        return (1 - kept) * plain / self.factor + kept * plain
+            indices = np.arange(head_dim // 2, dtype=np.float32)
+            unstretched = 1 - (indices - low) / max(high - low, 1e-3)
+        unstretched = np.clip(unstretched, 0, 1)
+        return (1 - unstretched) * plain / self.factor + unstretched * plain
 
     @property
     def scale(self) -> float:
-        """What cosines and sines are multiplied by."""
+        """Factor of cosines and sines."""
         if self.kind != "yarn":
             return 1.0
         if self.attention_factor is not None:
@@ -86,7 +86,7 @@ def rotary(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
 
 
 def rotate(x: jax.Array, positions: jax.Array, frequencies: jax.Array | np.ndarray, scale: float = 1.0) -> jax.Array:
-    """`rotary` by frequencies [head_dim / 2] that may be traced, as where layers differ."""
+    """`rotary` by frequencies [head_dim / 2] that may be traced, e.g. where layers differ."""
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles) * scale, jnp.sin(angles) * scale
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -1,6 +1,6 @@
-"""Splash attention: JAX's Pallas kernel for TPUs, fitted to the layout, masks and meshes of this package.
+"""Splash attention: JAX's Pallas kernel for TPUs, with the layout, masks and meshes of this package.
 
-Scores never leave the chip's own memory, and blocks that the causal or window mask rules out are skipped. Pallas calls
+Scores stay in on-chip memory, and blocks that the causal or window mask rules out are skipped. Pallas calls
 are not partitioned by the compiler, so under a mesh each device runs the kernel on its own rows and heads.
 """
 
@@ -16,17 +16,20 @@ from jax.sharding import PartitionSpec
 from jax_rele.errors import UserError
 from jax_rele.models.partitioning import RULES
 
-LANES = 128
+VECTOR_WIDTH = 128
 """A TPU's vector width; the kernel's blocks are multiples of it."""
 
 BLOCK = 512
-"""Most rows and columns of a block of scores. It bounds the kernel's share of on-chip memory to a few MiB."""
+"""Most rows and columns of a block of scores. It keeps the kernel within a few MiB of on-chip memory."""
 
 
 def block_sizes(length: int) -> tuple[int, int]:
-    """(block, padded length): the fewest equal blocks of at most `BLOCK`, a multiple of `LANES` each, that cover it."""
+    """(block, padded length): the fewest equal blocks that cover `length`.
+
+    A block is a multiple of `VECTOR_WIDTH` and at most `BLOCK`.
+    """
     count = -(-length // BLOCK)
-    block = LANES * -(-length // (count * LANES))
+    block = VECTOR_WIDTH * -(-length // (count * VECTOR_WIDTH))
     return block, count * block
 
 
@@ -39,13 +42,12 @@ def splash_attention(
 ) -> jax.Array:
     """Causal scaled dot-product attention by the splash kernel; on a CPU the same kernel is interpreted, which is slow.
 
-    Which of the two a program gets is settled when it is lowered, so a CPU host that compiles for a TPU slice gets the
-    real kernel.
+    The choice is made when a program is lowered, so a CPU host that compiles for a TPU slice gets the compiled kernel.
 
     Args:
       query: [B, L, H, head_dim].
       key, value: [B, L, K, head_dim], where K divides H.
-      window: where > 0, a query sees only the keys less than this many places before it.
+      window: where > 0, a query sees only the keys less than this many positions before it.
       segments: ([B, L], [B, L]) int, of queries and keys. A query sees only keys of its own segment.
 
     Returns:
@@ -68,7 +70,7 @@ def splash_attention(
                 f"mesh: {count} {name} heads do not divide over tensor = {parts}; change `mesh` in the config"
             )
     if query.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
-        rows = ()  # too few rows to split, as when a model is initialised: every device computes all of them
+        rows = ()  # Too few rows to split, e.g. when a model is initialised: every device computes all of them.
     split = PartitionSpec(rows, None, heads)
     ids = None if segments is None else (PartitionSpec(rows), PartitionSpec(rows))
     mapped = jax.shard_map(local, in_specs=(split, split, split, ids), out_specs=split, check_vma=False)
@@ -77,7 +79,7 @@ def splash_attention(
 
 def _mesh_axes(name: str) -> tuple[str, ...]:
     axes = dict(RULES)[name]
-    return (axes,) if isinstance(axes, str) else axes
+    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def _on_one_device(query, key, value, segments, *, window):
@@ -85,10 +87,10 @@ def _on_one_device(query, key, value, segments, *, window):
     block, padded = block_sizes(length)
 
     def prepare(x):
-        # The kernel wants [heads, length, head_dim]. Keys that pad a row come after every query or are of segment -1.
+        # The kernel takes [heads, length, head_dim]. Padding keys come after every query or have segment -1.
         return jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2)
 
-    # The kernel does not scale the scores. A scale rounded to bfloat16 would be wrong by the same amount everywhere.
+    # The kernel does not scale the scores. The product is rounded once; a scale in bfloat16 would shift every score.
     query = (query.astype(jnp.float32) * head_dim**-0.5).astype(query.dtype)
     query, key, value = prepare(query), prepare(key), prepare(value)
     if segments is not None:
@@ -107,16 +109,10 @@ def _kernel(query, key, value, segments, *, window, block, interpret):
     heads, length = query.shape[1:3]
     shape = (length, length)
     mask = splash.LocalMask(shape, (window - 1, 0), 0) if window else splash.CausalMask(shape)
+    blocks = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     kernel = splash.make_splash_mha_single_device(
         splash.MultiHeadMask([mask] * heads),
-        block_sizes=splash.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_q_dq=block,
-            block_kv_dq=block,
-        ),
+        block_sizes=splash.BlockSizes(**dict.fromkeys(blocks, block)),
         interpret=interpret,
     )
     ids = None if segments is None else splash.SegmentIds(*segments)

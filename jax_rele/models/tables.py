@@ -1,4 +1,4 @@
-"""What our parameters are called in the Hugging Face form: one table for decoders, one for each family of encoders."""
+"""The names of the parameters in the Hugging Face form: one table for decoders, one for each family of encoders."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 LAYERS = "layers/"
-"""Paths below it stack what the other side numbers."""
+"""Prefix of the parameters that stack all layers; Hugging Face has one tensor for each layer."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One of our parameters and its tensors.
+class WeightRow:
+    """One parameter and its Hugging Face tensors.
 
     Attributes:
-      path: ours. A `kernel` is [in, out], their weight [out, in].
-      name: theirs, with `{}` for the layer's number where ours is stacked.
-      shift: their layer's number less ours.
-      last: their name of our last layer's, where it is not `name`'s.
-      part, parts: ours is the `part`-th of `parts` equal runs of their tensor's rows.
+      path: of the parameter. A `kernel` is [in, out], the Hugging Face weight [out, in].
+      name: of the tensor, with `{}` for the layer's number where the parameter is stacked.
+      shift: the tensor's layer number less the parameter's.
+      last: the tensor of the last layer, where it does not follow `name`.
+      part, parts: the parameter is the `part`-th of `parts` equal groups of the tensor's rows.
     """
 
     path: str
@@ -30,7 +30,7 @@ class Row:
     parts: int = 1
 
     def names(self, layers: int) -> tuple[str, ...]:
-        """Their tensors, by our layers where it is stacked."""
+        """The tensors: one for each layer where the parameter is stacked, else one."""
         if "{}" not in self.name:
             return (self.name,)
         names = [self.name.format(layer + self.shift) for layer in range(layers)]
@@ -39,15 +39,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One of a model's parameters and its tensors.
+    """One parameter of a model and its tensors.
 
     Attributes:
       row: its row of the table.
-      names: their tensors; by layer where ours is stacked.
-      shape: ours, [layers, ...] where stacked.
+      names: its tensors, by layer where it is stacked.
+      shape: of the parameter, [layers, ...] where stacked.
     """
 
-    row: Row
+    row: WeightRow
     names: tuple[str, ...]
     shape: tuple[int, ...]
 
@@ -65,13 +65,13 @@ class Parameter:
 
     @property
     def part_shape(self) -> tuple[int, ...]:
-        """Of the part that is ours of each of their tensors."""
+        """Of the rows of each tensor that belong to the parameter."""
         shape = self.shape[1:] if self.stacked else self.shape
         return shape[::-1] if self.transposed else shape
 
     @property
-    def their_shape(self) -> tuple[int, ...]:
-        """Of each of their tensors."""
+    def tensor_shape(self) -> tuple[int, ...]:
+        """Of each whole tensor."""
         rows, *rest = self.part_shape
         return (rows * self.row.parts, *rest)
 
@@ -82,83 +82,78 @@ class Layout:
 
     Attributes:
       rows: every parameter that a model of the family can have.
-      prefix: what stands before the names in checkpoints of a model with a head.
-      heads: what the names of such heads' tensors begin with; they are left out where the prefix is there.
-      computed: tensors of older folders that follow from the config.
-      renamed: endings of names in older folders, and what they are now.
-      optional: of the paths, those that a folder may lack, all or none.
-      repeats: two tensors; where a model has no place for the first, it may be there if it equals the second.
+      prefix: precedes the names in checkpoints of a model with a head.
+      heads: prefixes of the tensors of such heads; they are ignored in checkpoints that have the prefix.
+      computed: tensors of older checkpoints that follow from the config.
+      renamed: old endings of names -> current ones.
+      optional: paths that a checkpoint may lack, all or none.
+      repeats: two tensors; where a model does not use the first, it may be present if it equals the second.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[WeightRow, ...]
     prefix: str = ""
     heads: tuple[str, ...] = ()
-    computed: re.Pattern = re.compile(r"(.*\.)?(rotary_emb\..*inv_freq|embeddings\.(position|token_type)_ids)")
+    computed: re.Pattern[str] = re.compile(r"(.*\.)?(rotary_emb\..*inv_freq|embeddings\.(position|token_type)_ids)")
     renamed: Mapping[str, str] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
     repeats: tuple[str, str] | None = None
 
 
-def _linear(path: str, name: str, **where) -> tuple[Row, Row]:
-    return (Row(f"{path}/kernel", f"{name}.weight", **where), Row(f"{path}/bias", f"{name}.bias", **where))
-
-
-def _norm(path: str, name: str, **where) -> tuple[Row, Row]:
-    ends = {"last": where.pop("last")} if "last" in where else {}
+def _linear(path: str, name: str, part: int = 0, parts: int = 1) -> tuple[WeightRow, ...]:
     return tuple(
-        Row(f"{path}/{ours}", f"{name}.{theirs}", **where, **{key: f"{end}.{theirs}" for key, end in ends.items()})
-        for ours, theirs in (("scale", "weight"), ("bias", "bias"))
+        WeightRow(f"{path}/{leaf}", f"{name}.{end}", part=part, parts=parts)
+        for leaf, end in (("kernel", "weight"), ("bias", "bias"))
     )
 
 
+def _linears(path: str, name: str, modules: str) -> list[WeightRow]:
+    """The rows of several linear maps: each of the `modules` replaces the `*` of path and name."""
+    return [row for each in modules.split() for row in _linear(path.replace("*", each), name.replace("*", each))]
+
+
+def _norm(path: str, name: str, shift: int = 0, last: str = "") -> tuple[WeightRow, ...]:
+    return tuple(
+        WeightRow(f"{path}/{leaf}", f"{name}.{end}", shift, last and f"{last}.{end}")
+        for leaf, end in (("scale", "weight"), ("bias", "bias"))
+    )
+
+
+_LAYER = "model.layers.{}."
+
 DECODER = Layout(
     rows=(
-        Row("embedding", "model.embed_tokens.weight"),
-        Row("layers/input_norm/scale", "model.layers.{}.input_layernorm.weight"),
-        *(
-            row
-            for name in ("q_proj", "k_proj", "v_proj", "o_proj")
-            for row in _linear(f"layers/attention/{name}", f"model.layers.{{}}.self_attn.{name}")
-        ),
-        *(
-            Row(f"layers/attention/{name}/scale", f"model.layers.{{}}.self_attn.{name}.weight")
-            for name in ("q_norm", "k_norm")
-        ),
-        Row("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight"),
-        *(
-            row
-            for name in ("gate_proj", "up_proj", "down_proj")
-            for row in _linear(f"layers/mlp/{name}", f"model.layers.{{}}.mlp.{name}")
-        ),
-        Row("final_norm/scale", "model.norm.weight"),
-        Row("output_embedding", "lm_head.weight"),
+        WeightRow("embedding", "model.embed_tokens.weight"),
+        WeightRow("layers/input_norm/scale", _LAYER + "input_layernorm.weight"),
+        *_linears("layers/attention/*", _LAYER + "self_attn.*", "q_proj k_proj v_proj o_proj"),
+        WeightRow("layers/attention/q_norm/scale", _LAYER + "self_attn.q_norm.weight"),
+        WeightRow("layers/attention/k_norm/scale", _LAYER + "self_attn.k_norm.weight"),
+        WeightRow("layers/mlp_norm/scale", _LAYER + "post_attention_layernorm.weight"),
+        *_linears("layers/mlp/*", _LAYER + "mlp.*", "gate_proj up_proj down_proj"),
+        WeightRow("final_norm/scale", "model.norm.weight"),
+        WeightRow("output_embedding", "lm_head.weight"),
     ),
     repeats=("lm_head.weight", "model.embed_tokens.weight"),
 )
 """Qwen2, Qwen3, Llama and Mistral."""
 
 LAYER_NORM = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-"""What TensorFlow called a norm's parameters, as in the hub's first BERT folders."""
+"""TensorFlow's names of a norm's parameters, as in the first BERT checkpoints."""
 
 
 def _bert(prefix: str, *heads: str) -> Layout:
     layer = "encoder.layer.{}."
     return Layout(
         rows=(
-            Row("word_embedding", "embeddings.word_embeddings.weight"),
-            Row("position_embedding", "embeddings.position_embeddings.weight"),
-            Row("token_type_embedding", "embeddings.token_type_embeddings.weight"),
+            WeightRow("word_embedding", "embeddings.word_embeddings.weight"),
+            WeightRow("position_embedding", "embeddings.position_embeddings.weight"),
+            WeightRow("token_type_embedding", "embeddings.token_type_embeddings.weight"),
             *_norm("embedding_norm", "embeddings.LayerNorm"),
-            *(
-                row
-                for name in ("query", "key", "value")
-                for row in _linear(f"layers/{name}", f"{layer}attention.self.{name}")
-            ),
-            *_linear("layers/output", f"{layer}attention.output.dense"),
-            *_norm("layers/attention_norm", f"{layer}attention.output.LayerNorm"),
-            *_linear("layers/up", f"{layer}intermediate.dense"),
-            *_linear("layers/down", f"{layer}output.dense"),
-            *_norm("layers/mlp_norm", f"{layer}output.LayerNorm"),
+            *_linears("layers/*", layer + "attention.self.*", "query key value"),
+            *_linear("layers/output", layer + "attention.output.dense"),
+            *_norm("layers/attention_norm", layer + "attention.output.LayerNorm"),
+            *_linear("layers/up", layer + "intermediate.dense"),
+            *_linear("layers/down", layer + "output.dense"),
+            *_norm("layers/mlp_norm", layer + "output.LayerNorm"),
             *_linear("pooler", "pooler.dense"),
         ),
         prefix=prefix,
@@ -168,57 +163,56 @@ def _bert(prefix: str, *heads: str) -> Layout:
     )
 
 
-_ROBERTA = _bert("roberta.", "lm_head.")
-
-ENCODERS = {
-    "bert": _bert("bert.", "cls.predictions.", "cls.seq_relationship."),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "distilbert": Layout(
+def _distilbert() -> Layout:
+    layer = "transformer.layer.{}."
+    heads = ("vocab_transform.", "vocab_layer_norm.", "vocab_projector.", "pre_classifier.")
+    return Layout(
         rows=(
-            Row("word_embedding", "embeddings.word_embeddings.weight"),
-            Row("position_embedding", "embeddings.position_embeddings.weight"),
+            WeightRow("word_embedding", "embeddings.word_embeddings.weight"),
+            WeightRow("position_embedding", "embeddings.position_embeddings.weight"),
             *_norm("embedding_norm", "embeddings.LayerNorm"),
-            *(
-                row
-                for ours, theirs in (("query", "q_lin"), ("key", "k_lin"), ("value", "v_lin"), ("output", "out_lin"))
-                for row in _linear(f"layers/{ours}", f"transformer.layer.{{}}.attention.{theirs}")
-            ),
-            *_norm("layers/attention_norm", "transformer.layer.{}.sa_layer_norm"),
-            *_linear("layers/up", "transformer.layer.{}.ffn.lin1"),
-            *_linear("layers/down", "transformer.layer.{}.ffn.lin2"),
-            *_norm("layers/mlp_norm", "transformer.layer.{}.output_layer_norm"),
+            *_linear("layers/query", layer + "attention.q_lin"),
+            *_linear("layers/key", layer + "attention.k_lin"),
+            *_linear("layers/value", layer + "attention.v_lin"),
+            *_linear("layers/output", layer + "attention.out_lin"),
+            *_norm("layers/attention_norm", layer + "sa_layer_norm"),
+            *_linear("layers/up", layer + "ffn.lin1"),
+            *_linear("layers/down", layer + "ffn.lin2"),
+            *_norm("layers/mlp_norm", layer + "output_layer_norm"),
         ),
         prefix="distilbert.",
-        heads=(
-            "vocab_transform.",
-            "vocab_layer_norm.",
-            "vocab_projector.",
-            "pre_classifier.",
-            "classifier.",
-            "qa_outputs.",
-        ),
+        heads=(*heads, "classifier.", "qa_outputs."),
         renamed=LAYER_NORM,
-    ),
-    "modernbert": Layout(
+    )
+
+
+def _modernbert() -> Layout:
+    layer = "layers.{}."
+    return Layout(
         rows=(
-            Row("word_embedding", "embeddings.tok_embeddings.weight"),
+            WeightRow("word_embedding", "embeddings.tok_embeddings.weight"),
             *_norm("embedding_norm", "embeddings.norm"),
-            *(
-                row
-                for part, name in enumerate(("query", "key", "value"))
-                for row in _linear(f"layers/{name}", "layers.{}.attn.Wqkv", part=part, parts=3)
-            ),
-            *_linear("layers/output", "layers.{}.attn.Wo"),
-            *_norm("layers/mlp_norm", "layers.{}.mlp_norm"),
-            *_linear("layers/gate", "layers.{}.mlp.Wi", part=0, parts=2),
-            *_linear("layers/up", "layers.{}.mlp.Wi", part=1, parts=2),
-            *_linear("layers/down", "layers.{}.mlp.Wo"),
-            # Ours is the norm after a layer, theirs the one before the next.
-            *_norm("layers/next_norm", "layers.{}.attn_norm", shift=1, last="final_norm"),
+            *_linear("layers/query", layer + "attn.Wqkv", part=0, parts=3),
+            *_linear("layers/key", layer + "attn.Wqkv", part=1, parts=3),
+            *_linear("layers/value", layer + "attn.Wqkv", part=2, parts=3),
+            *_linear("layers/output", layer + "attn.Wo"),
+            *_norm("layers/mlp_norm", layer + "mlp_norm"),
+            *_linear("layers/gate", layer + "mlp.Wi", part=0, parts=2),
+            *_linear("layers/up", layer + "mlp.Wi", part=1, parts=2),
+            *_linear("layers/down", layer + "mlp.Wo"),
+            # `next_norm` follows a layer; the Hugging Face form has the same norm before the next layer.
+            *_norm("layers/next_norm", layer + "attn_norm", shift=1, last="final_norm"),
         ),
         prefix="model.",
         heads=("head.", "decoder.", "classifier.", "qa_outputs."),
-    ),
+    )
+
+
+ENCODERS = {
+    "bert": _bert("bert.", "cls.predictions.", "cls.seq_relationship."),
+    "roberta": _bert("roberta.", "lm_head."),
+    "xlm-roberta": _bert("roberta.", "lm_head."),
+    "distilbert": _distilbert(),
+    "modernbert": _modernbert(),
 }
 """By `model_type`."""

@@ -1,1 +1,1 @@
-"""What every step of a run would cost on accelerators that are not there."""
+"""The cost of every step of a run on accelerators that need not be available."""

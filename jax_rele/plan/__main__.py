@@ -1,7 +1,7 @@
 """The process that plans: `python -m jax_rele.plan`, a request on standard input, the plan on standard output.
 
-It is apart from the command because a TPU's compiler, once loaded, changes how JAX finds devices, and because the
-number of CPU devices is settled before JAX starts.
+It is separate from the command because loading a TPU's compiler changes how JAX finds devices, and because the number
+of CPU devices must be set before JAX starts.
 """
 
 from __future__ import annotations
@@ -10,30 +10,36 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from jax_rele.errors import UserError
+from jax_rele.plan.report import PlanData
 from jax_rele.plan.topology import Topology, parse_topology
+
+if TYPE_CHECKING:
+    import jax
 
 
 def main() -> None:
-    # What libraries print must not stand between the lines of the answer.
-    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # What libraries print goes to standard error, so that standard output holds only the messages of this process.
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def say(**line):
-        print(json.dumps(line), file=answer, flush=True)
+    def send(**message: object) -> None:
+        print(json.dumps(message), file=output, flush=True)
 
     request = json.load(sys.stdin)
     try:
-        say(plan=_plan(request, lambda text: say(doing=text)))
+        send(plan=_plan(request, lambda step: send(doing=step)))
     except UserError as error:
-        say(error=str(error))
+        send(error=str(error))
 
 
-def _plan(request: dict, doing) -> dict:
+def _plan(request: Mapping, report: Callable[[str], None]) -> PlanData:
     topology = parse_topology(request["topology"])
     devices = _devices(topology)
-    # JAX is told of its devices before anything else can ask for them.
+    # These imports may initialise JAX, so the devices are set before them.
     from jax_rele import config as configs
     from jax_rele.plan.estimate import RESERVE, estimate
     from jax_rele.plan.steps import steps
@@ -41,12 +47,12 @@ def _plan(request: dict, doing) -> dict:
 
     config = configs.from_dict(request["config"], request["path"])
     mesh, kind = make_mesh(config.mesh, devices), topology.chip.kind
-    found = []
+    estimates = []
     for name, make in steps(config, mesh, kind, request["steps"]):
-        doing(name)
+        report(name)
         narrow = config.teacher.dtype == "bfloat16" and name not in config.distill.students
-        found.append(estimate(make(), topology, widened=kind == "gpu" and narrow).to_dict())
-    if not found:
+        estimates.append(estimate(make(), topology, widened=kind == "gpu" and narrow).to_dict())
+    if not estimates:
         names = " or ".join(request["steps"])
         raise UserError(f"{request['path']}: its run has no step {names}; name others in --steps")
     return {
@@ -56,11 +62,11 @@ def _plan(request: dict, doing) -> dict:
         "chip": dataclasses.asdict(topology.chip),
         "mesh": dict(mesh.shape),
         "reserve": RESERVE[kind],
-        "steps": found,
+        "steps": estimates,
     }
 
 
-def _devices(topology: Topology) -> list:
+def _devices(topology: Topology) -> list[jax.Device]:
     import jax
 
     if topology.chip.kind == "gpu":
@@ -71,10 +77,9 @@ def _devices(topology: Topology) -> list:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
     except jax.errors.JaxRuntimeError as error:
-        reason = " ".join(str(error).split())
-        if not reason.startswith("INVALID_ARGUMENT: "):
+        status, _, reason = " ".join(str(error).split()).partition(": ")
+        if status != "INVALID_ARGUMENT":
             raise
-        reason = reason.removeprefix("INVALID_ARGUMENT: ")
         raise UserError(f"--topology {topology.name}: the TPU compiler does not know it: {reason}") from None
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
+from jax_rele.types import PyTree
 
-def flops(function: Callable[..., Any], *args: Any) -> int:
+
+def flops(function: Callable[..., PyTree], *args: PyTree) -> int:
     """Operations of `function(*args)` over all devices; a multiply-add counts two.
 
-    What is rematerialised counts as often as it is computed, a `scan` as often as it runs, and of the branches of a
-    condition the costliest counts. A `while` loop counts once, and elementwise operations count nothing.
+    Rematerialised operations count as often as they are computed, a `scan` as often as it runs, and a condition as its
+    costliest branch. A `while` loop counts once, and elementwise operations count nothing.
 
     Args:
       function: what `jax.jit` would take.
@@ -25,7 +26,7 @@ def flops(function: Callable[..., Any], *args: Any) -> int:
       ValueError: the function holds kernels, whose operations the jaxpr does not show.
     """
     closed = jax.make_jaxpr(function)(*args)
-    # Reverse-mode differentiation leaves products that nothing reads; the compiler drops them too.
+    # Reverse-mode differentiation leaves unused products, which the compiler removes too.
     jaxpr, _ = pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     return _count(jaxpr)
 
@@ -52,15 +53,15 @@ def _count(jaxpr: core.Jaxpr) -> int:
     return total
 
 
-def _inner(params: dict[str, Any]) -> list[core.Jaxpr]:
+def _inner(params: Mapping[str, object]) -> list[core.Jaxpr]:
     """The jaxprs among an equation's parameters."""
-    found = []
+    jaxprs = []
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             item = getattr(item, "jaxpr", item)
             if isinstance(item, core.Jaxpr):
-                found.append(item)
-    return found
+                jaxprs.append(item)
+    return jaxprs
 
 
 def _dot(equation) -> int:

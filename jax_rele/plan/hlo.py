@@ -38,10 +38,9 @@ class Instruction:
     def bytes(self) -> int:
         return sum(shape.bytes for shape in self.shapes)
 
-    def called(self, key: str) -> str | None:
-        """The computation that an attribute such as `body` names."""
-        found = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
-        return found.group(1) if found else None
+    def attribute(self, key: str) -> str:
+        """The value of an attribute, such as the computation that `body` names; empty where there is none."""
+        return _search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
 
 
 @dataclass
@@ -70,7 +69,7 @@ class Collective:
 
     Attributes:
       kind: one of `COLLECTIVES`.
-      bytes: what one chip holds of the whole result of an all-gather, and what it brings to any other kind.
+      bytes: of an all-gather the whole result on one chip, of any other kind one chip's operands.
       group: chips that take part together.
       count: how often it runs in a step.
       source: the operation of the model that it belongs to.
@@ -85,8 +84,8 @@ class Collective:
     @property
     def moved(self) -> float:
         """Bytes that one chip sends in a step, by ring algorithms."""
-        share = (self.group - 1) / self.group
-        once = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+        fraction = (self.group - 1) / self.group
+        once = {"all-reduce": 2 * fraction, "collective-permute": 1.0}.get(self.kind, fraction)
         return once * self.bytes * self.count
 
 
@@ -98,20 +97,24 @@ _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OP = re.compile(r"\s*([a-z][\w\-]*)\(")
 
 
+def _search(pattern: str, text: str) -> str:
+    """The first group of the first match; empty where there is none."""
+    match = re.search(pattern, text)
+    return match[1] if match else ""
+
+
 def parse(text: str) -> Module:
     """Reads the text of a module, as `compiled.as_text()` gives it."""
     computations: dict[str, Computation] = {}
     entry, current = "", Computation()
     for line in text.splitlines():
         if line and not line[0].isspace() and (header := _HEADER.match(line)):
-            current = computations[header.group(2)] = Computation()
-            entry = header.group(2) if header.group(1) else entry
-        elif (found := _INSTRUCTION.match(line)) and (made := _instruction(found.group(2), found.group(3))):
-            current.instructions[made.name] = made
-            if found.group(1):
-                current.root = made.name
-    partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
-    return Module(computations, entry, int(partitions.group(1)) if partitions else 1)
+            current = computations[header[2]] = Computation()
+            entry = header[2] if header[1] else entry
+        elif (match := _INSTRUCTION.match(line)) and (instruction := _instruction(match[2], match[3])):
+            current.instructions[instruction.name] = instruction
+            current.root = instruction.name if match[1] else current.root
+    return Module(computations, entry, int(_search(r"num_partitions=(\d+)", text[:100_000]) or 1))
 
 
 def _instruction(name: str, rest: str) -> Instruction | None:
@@ -121,20 +124,18 @@ def _instruction(name: str, rest: str) -> Instruction | None:
     if end <= 0 or op is None:
         return None
     close = _closing(rest, op.end() - 1)
-    operands = tuple(re.findall(r"%([\w.\-]+)", rest[op.end() : close]))
-    attributes = rest[close + 1 :]
-    if op.group(1) in ("constant", "parameter"):
-        attributes = rest[op.end() : close]
-    return Instruction(name, op.group(1), _shapes(rest[:end]), operands, attributes)
+    inside = rest[op.end() : close]
+    attributes = inside if op[1] in ("constant", "parameter") else rest[close + 1 :]
+    return Instruction(name, op[1], _shapes(rest[:end]), tuple(re.findall(r"%([\w.\-]+)", inside)), attributes)
 
 
 def _closing(text: str, start: int) -> int:
-    """The place of the parenthesis that closes the one at `start`."""
+    """The index of the parenthesis that closes the one at `start`."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
+    for index in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
         if depth == 0:
-            return place
+            return index
     return len(text) - 1
 
 
@@ -146,10 +147,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 
 def _bits(kind: str) -> int:
-    if kind == "pred":
-        return 8
-    digits = re.search(r"\d+", kind)
-    return int(digits.group()) if digits else 0  # tokens
+    return 8 if kind == "pred" else int(_search(r"(\d+)", kind) or 0)  # a token has none
 
 
 # ---- walking
@@ -159,23 +157,21 @@ def executed(module: Module) -> Iterator[tuple[Computation, int]]:
     """Computations that run as such (not those inside fusions or reductions) and how often."""
     counts: dict[str, int] = defaultdict(int)
 
-    def visit(name, times):
+    def visit(name: str, times: int) -> None:
         counts[name] += times
         for instruction in module.computations[name].instructions.values():
+            inner, runs = [], times
             if instruction.op == "while":
-                trips = trip_count(module, instruction)
-                visit(instruction.called("body"), times * trips)
-                visit(instruction.called("condition"), times * trips)
-            elif instruction.op == "call" or instruction.op == "async-start":
-                visit(instruction.called("to_apply") or instruction.called("calls"), times)
+                inner, runs = ["body", "condition"], times * trip_count(module, instruction)
+            elif instruction.op in ("call", "async-start"):
+                inner = ["to_apply" if instruction.attribute("to_apply") else "calls"]
             elif instruction.op == "conditional":
-                branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-                named = re.findall(r"%?([\w.\-]+)", branches.group(1)) if branches else []
-                for branch in named or [
-                    instruction.called("true_computation"),
-                    instruction.called("false_computation"),
-                ]:
+                branches = _search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+                for branch in re.findall(r"%?([\w.\-]+)", branches):
                     visit(branch, times)
+                inner = [] if branches else ["true_computation", "false_computation"]
+            for key in inner:
+                visit(instruction.attribute(key), runs)
 
     visit(module.entry, 1)
     for name, times in counts.items():
@@ -183,34 +179,33 @@ def executed(module: Module) -> Iterator[tuple[Computation, int]]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int:
-    """How often a `while` runs its body; 1 where it cannot be told."""
-    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
-    if known:
-        return int(known.group(1))
-    # Loops made by `scan` count up from 0 to a constant; the compiler may have put several rounds into one.
-    condition, body = (module.computations[loop.called(name)] for name in ("condition", "body"))
+    """How often a `while` runs its body; 1 where that is unknown."""
+    if known := _search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(known)
+    # Loops made by `scan` count up from 0 to a constant; the compiler may have unrolled several iterations into one.
+    condition, body = (module.computations[loop.attribute(name)] for name in ("condition", "body"))
     compare = condition.instructions[condition.root]
     if compare.op != "compare" or "direction=LT" not in compare.attributes:
         return 1
     counter, end = condition.operands(compare)
     if counter.op != "get-tuple-element" or end.op != "constant" or not end.attributes.isdigit():
         return 1
-    place = int(counter.called("index"))
-    step = _added(body, body.instructions[body.root].operands[place], place)
+    index = int(counter.attribute("index"))
+    step = _added(body, body.instructions[body.root].operands[index], index)
     return -(-int(end.attributes) // step) if step else 1
 
 
-def _added(body: Computation, name: str, place: int) -> int | None:
-    """What `name` adds to the element `place` of a loop's state; None where it is something else."""
+def _added(body: Computation, name: str, index: int) -> int | None:
+    """What `name` adds to the element `index` of a loop's state; None where it is something else."""
     instruction = body.instructions[name]
     if instruction.op == "get-tuple-element":
-        return 0 if int(instruction.called("index")) == place else None
+        return 0 if int(instruction.attribute("index")) == index else None
     if instruction.op == "copy":
-        return _added(body, instruction.operands[0], place)
+        return _added(body, instruction.operands[0], index)
     if instruction.op == "add":
         left, right = body.operands(instruction)
         counter, constant = (right, left) if left.op == "constant" else (left, right)
-        before = _added(body, counter.name, place)
+        before = _added(body, counter.name, index)
         if before is not None and constant.op == "constant" and constant.attributes.isdigit():
             return before + int(constant.attributes)
     return None
@@ -227,7 +222,7 @@ def collectives(text: str | Module, *, widened: bool = False) -> list[Collective
       widened: whether float32 counts as 16 bits, for programs whose compiler widened bfloat16.
     """
     module = parse(text) if isinstance(text, str) else text
-    found: dict[Collective, int] = defaultdict(int)
+    counts: dict[Collective, int] = defaultdict(int)
     for instruction, inside, fusion, times in collective_instructions(module):
         kind = instruction.op.removesuffix("-start")
         if kind == "all-reduce" and fusion.startswith("all-reduce-scatter"):
@@ -239,26 +234,26 @@ def collectives(text: str | Module, *, widened: bool = False) -> list[Collective
             for shape in operand.shapes
         )
         size *= group if kind == "all-gather" else 1
-        source = re.search(r'op_name="([^"]*)"', instruction.attributes)
-        found[Collective(kind, size, group, 0, source.group(1) if source else "")] += times
+        source = _search(r'op_name="([^"]*)"', instruction.attributes)
+        counts[Collective(kind, size, group, 0, source)] += times
     # A group of one exchanges nothing.
-    return [replace(collective, count=count) for collective, count in found.items() if collective.group > 1]
+    return [replace(collective, count=count) for collective, count in counts.items() if collective.group > 1]
 
 
 def collective_instructions(module: Module) -> Iterator[tuple[Instruction, Computation, str, int]]:
     """(the collective, the computation it is in, the name of that where it is a fusion's, how often it runs)."""
-    # The TPU compiler hides a collective behind other work by cutting it into pieces that it fuses with that work, also
-    # with that of loops; the pieces share a channel, and the first is outside of them.
+    # The TPU compiler overlaps a collective with other work by splitting it into pieces and fusing them with that work,
+    # even inside loops. The pieces share a channel, and the first piece is outside the loops.
     channels = set()
     for computation, times in executed(module):
         for instruction, inside, fusion in _with_fused(module, computation):
             if instruction.op.removesuffix("-start") not in COLLECTIVES:
                 continue
-            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            if fusion and channel and channel.group(1) in channels:
-                continue
+            channel = _search(r"channel_id=(\d+)", instruction.attributes)
             if fusion and channel:
-                channels.add(channel.group(1))
+                if channel in channels:
+                    continue
+                channels.add(channel)
             yield instruction, inside, fusion, times
 
 
@@ -270,22 +265,21 @@ def _with_fused(module: Module, computation: Computation) -> Iterator[tuple[Inst
         for instruction in inside.instructions.values():
             yield instruction, inside, name
             if instruction.op == "fusion":
-                called = instruction.called("calls")
-                pending.append((module.computations[called], called))
+                body = instruction.attribute("calls")
+                pending.append((module.computations[body], body))
 
 
 def _group(attributes: str, partitions: int) -> int:
     """Size of the groups of a collective, which are written in one of four ways."""
-    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
-        to = dict(re.findall(r"(\d+),(\d+)", pairs.group(1)))
-        return _cycle(to)
+    if pairs := _search(r"source_target_pairs=\{(.*?)\}\}", attributes):
+        return _cycle(dict(re.findall(r"(\d+),(\d+)", pairs)))
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
-        sizes = dict(re.findall(r"'([^']*)'=(\d+)", named.group(1)))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']*)'", named.group(2)))
-    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
-        return int(iota.group(1))
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return len(listed.group(1).split(","))
+        sizes = dict(re.findall(r"'([^']*)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']*)'", named[2]))
+    if iota := _search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
+        return int(iota)
+    if listed := _search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return len(listed.split(","))
     return partitions
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+PlanData: TypeAlias = dict[str, Any]
+"""A plan, or a message of the process that makes it, as plain JSON data."""
+
 GIB = 2**30
 KINDS = {"base": "base", "trained": "trained", "optimizer": "optim.", "batch": "batch", "cache": "cache"}
-"""What is held, and its heading."""
+"""Resident arrays by kind, and the column of each."""
 
 
-def print_plan(plan: dict[str, Any], console: Console) -> None:
-    """Prints a plan, as `jax_rele.plan.__main__` makes it: memory, time, collectives and attention of each step."""
+def print_plan(plan: PlanData, console: Console) -> None:
+    """Prints a plan of `jax_rele.plan.__main__`: memory, time, collectives and attention of each step."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     console.print(f"{plan['config']} on {plan['topology']}: {plan['devices']} chips, mesh {mesh}", highlight=False)
     for step in plan["steps"]:
@@ -26,17 +29,17 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         console.print(note, style="dim", highlight=False)
 
 
-def _memory(plan: dict[str, Any]) -> Table:
+def _memory(plan: PlanData) -> Table:
     steps, limit = plan["steps"], plan["steps"][0]["bytes_per_chip"]["limit"]
-    table = _table(f"memory: GiB per chip, of {limit / GIB:.2f}", "step", *KINDS.values(), "made", "total", "fits")
+    table = _table(f"memory: GiB per chip, of {limit / GIB:.2f}", "step", *KINDS.values(), "allocated", "total", "fits")
     for step in steps:
-        held = step["bytes_per_chip"]
-        cells = (_gib(held.get(kind, 0)) for kind in (*KINDS, "made", "total"))
+        sizes = step["bytes_per_chip"]
+        cells = (_gib(sizes.get(kind, 0)) for kind in (*KINDS, "made", "total"))
         table.add_row(step["step"], *cells, "yes" if step["fits"] else "[red]no[/]")
     return table
 
 
-def _time(plan: dict[str, Any]) -> Table:
+def _time(plan: PlanData) -> Table:
     table = _table("time, at least", "step", "TFLOP", "compute", "HBM", "links", "step", "MFU", "tokens/s")
     for step in plan["steps"]:
         times = [_seconds(step["seconds"][name]) for name in ("compute", "memory", "links")]
@@ -47,7 +50,7 @@ def _time(plan: dict[str, Any]) -> Table:
     return table
 
 
-def _collectives(plan: dict[str, Any]) -> Table:
+def _collectives(plan: PlanData) -> Table:
     table = _table("collectives", "step", "kind", "runs a step", "GB sent a chip")
     for step in plan["steps"]:
         for kind, count, size in by_kind(step["collectives"]):
@@ -55,50 +58,50 @@ def _collectives(plan: dict[str, Any]) -> Table:
     return table
 
 
-def _attention(plan: dict[str, Any]) -> Table:
-    found = {step["step"]: step["bytes_per_chip_by_attention"] for step in plan["steps"]}
-    names = sorted({name for sizes in found.values() for name in sizes})
+def _attention(plan: PlanData) -> Table:
+    by_step = {step["step"]: step["bytes_per_chip_by_attention"] for step in plan["steps"]}
+    names = sorted({name for sizes in by_step.values() for name in sizes})
     table = _table("memory by attention", "step", *names)
-    for step, sizes in found.items():
+    for step, sizes in by_step.items():
         if sizes:
             table.add_row(step, *(_gib(sizes.get(name)) for name in names))
     return table
 
 
-def notes(plan: dict[str, Any]) -> list[str]:
-    """What the figures rest on, a sentence each."""
+def notes(plan: PlanData) -> list[str]:
+    """What the figures assume, a sentence each."""
     chip = plan["chip"]
     peak = f"{chip['flops'] / 1e12:g} TFLOP/s bfloat16, {chip['bandwidth'] / 1e9:g} GB/s HBM, "
     peak += f"{chip['link'] / 1e9:g} GB/s {'NVLink' if chip['kind'] == 'gpu' else 'a link'} one way"
-    found = [
+    sentences = [
         f"{chip['name']}: {peak}. {plan['reserve']:.0%} of its memory is left to the runtime.",
-        "Times are the least that is possible: peak rates, and compute, HBM and links at once. MFU counts what would "
-        "be computed without remat; it and tokens/s count padding.",
+        "Times are lower bounds: peak rates, with compute, HBM and links overlapping. MFU counts the operations "
+        "without remat; MFU and tokens/s include padding.",
     ]
     if chip["kind"] == "tpu":
-        return [*found, "Compiled for this topology; nothing was run or allocated."]
+        return [*sentences, "Compiled for this topology; nothing was run or allocated."]
     return [
-        *found,
-        "By analysis, not compiled for GPUs. What is held is exact. What is made is that of the CPU's compiler, which "
-        "widens bfloat16 to float32: a GPU needs less. HBM time is what is held, read once. cudnn is splash, which "
-        "keeps as little, and cuDNN's mask.",
+        *sentences,
+        "By analysis, not compiled for GPUs. Resident bytes are exact. Allocated bytes are those of the CPU's "
+        "compiler, which widens bfloat16 to float32: a GPU needs less. HBM time reads resident arrays once. The memory "
+        "of cudnn is that of splash, which keeps as little, with cuDNN's mask.",
         f"Set XLA_PYTHON_CLIENT_MEM_FRACTION={1 - plan['reserve']:.2f}; by default JAX takes 0.75 of a GPU's memory.",
     ]
 
 
-def by_kind(collectives: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
+def by_kind(collectives: list[PlanData]) -> list[tuple[str, int, int]]:
     """(kind, runs per step, bytes that a chip sends), most bytes first."""
     totals: dict[str, tuple[int, int]] = {}
-    for found in collectives:
-        count, size = totals.get(found["kind"], (0, 0))
-        totals[found["kind"]] = count + found["count"], size + found["sent_per_chip"]
+    for collective in collectives:
+        count, size = totals.get(collective["kind"], (0, 0))
+        totals[collective["kind"]] = count + collective["count"], size + collective["sent_per_chip"]
     return sorted(((kind, *total) for kind, total in totals.items()), key=lambda row: -row[2])
 
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place and column != "kind" else "left", no_wrap=True)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index and column != "kind" else "left", no_wrap=True)
     return table
 
 

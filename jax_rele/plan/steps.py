@@ -3,49 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_rele import losses
-from jax_rele.config import AdaptConfig, Config, FinetuneConfig
-from jax_rele.distillation.targets import AUGMENTED
+from jax_rele.config import AdaptConfig, Config, FinetuneConfig, StudentName
+from jax_rele.distillation import objectives
+from jax_rele.distillation.fields import batch_fields
 from jax_rele.errors import UserError
+from jax_rele.losses.combine import Term
 from jax_rele.models import Decoder, build_teacher
+from jax_rele.models.decoder import init_decoder
 from jax_rele.models.partitioning import check_heads, use
 from jax_rele.models.quantize import quantize_params
-from jax_rele.plan.abstract import array, born, rows, train_state
+from jax_rele.plan.abstract import array, init_abstract, rows, train_state
 from jax_rele.plan.flops import flops
 from jax_rele.rationale import grammar
-from jax_rele.runs import objectives
-from jax_rele.runs.artefacts import check_encoder, init_decoder
-from jax_rele.runs.students import input_spec
-from jax_rele.stages.adapt import language_loss
-from jax_rele.students import build_student
+from jax_rele.runs.preflight import check_encoder
+from jax_rele.students import InputSpec, build_student
+from jax_rele.students.base import StudentModel
 from jax_rele.teacher.continuous_batching import STEP_TOKENS
 from jax_rele.teacher.decoding import Sampling, decode, new_slots
 from jax_rele.teacher.kv_cache import bucket, new_cache, prefill, row_parts
 from jax_rele.teacher.label_scores import first_token_probs
+from jax_rele.teacher.language_model import language_loss
 from jax_rele.teacher.template import DecodingTemplate
 from jax_rele.training import make_optimizer, make_train_step, shard_step
-from jax_rele.types import VERDICTS
+from jax_rele.training.state import TrainState
+from jax_rele.types import VERDICTS, Params, PyTree
 
-QUERY_SHARE = 4
-"""Instructions and query are taken to be one part in so many of a prompt; the rest are the item's texts."""
+QUERY_DIVISOR = 4
+"""Of a prompt's tokens 1/QUERY_DIVISOR are assumed to be instructions and query, the rest the item's texts."""
 
 BYTES_PER_TOKEN = 3
-"""Bytes of the grammar's fixed text that are taken to make a token."""
+"""Assumed bytes per token of the grammar's fixed text."""
 
 _OWN, _OTHERS = {"tpu": "splash", "gpu": "cudnn"}, {"tpu": "cudnn", "gpu": "splash"}
-"""Implementations of attention beside xla, by kind of chip."""
+"""Implementations of attention besides xla, by kind of chip."""
 
-Lower = Callable[[], jax.stages.Lowered]
-"""Makes a program for the mesh."""
+Lower: TypeAlias = Callable[[], jax.stages.Lowered]
+"""Lowers a program for the mesh."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,11 @@ class Step:
 
     Attributes:
       name: which step.
-      shape: what it works on, in words.
+      shape: the sizes of its inputs, in words.
       tokens: tokens that it reads, padding included, over all chips.
-      held: what is in memory before it runs, by kind.
+      resident: the arrays that are in memory before it runs, by kind.
       lower: the program, by implementation of attention; the config's own comes first.
-      unseen: bytes per chip that an implementation takes beside what the lowered program shows.
+      unseen: bytes per chip that an implementation takes besides those of the lowered program.
       executed: floating-point operations over all chips.
       required: those that it would take without `remat`. Both are counted with xla's attention.
     """
@@ -66,8 +70,8 @@ class Step:
     name: str
     shape: str
     tokens: int
-    held: dict[str, Any]
-    lower: dict[str, Lower]
+    resident: Params
+    lower: Mapping[str, Lower]
     executed: int
     required: int
     unseen: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -76,13 +80,13 @@ class Step:
 def steps(
     config: Config, mesh: jax.sharding.Mesh, kind: str, names: Sequence[str]
 ) -> Iterator[tuple[str, Callable[[], Step]]]:
-    """The steps that the config's run takes, of those named: (name, what makes it).
+    """The steps that the config's run takes, of those named: (name, function that makes it).
 
     Args:
       config: the run.
-      mesh: of devices, which may be those of a topology that nobody has.
+      mesh: of devices, which may be abstract.
       kind: of chip, `tpu` or `gpu`.
-      names: of `cli.PLANNED`.
+      names: of `cli.commands.PLANNED`.
 
     Raises:
       UserError: the mesh does not fit the models, or `teacher.init` cannot be read.
@@ -94,7 +98,7 @@ def steps(
     random = config.teacher.init == "random"
     model = build_teacher(config.teacher, config.teacher.random.vocab_size if random else 0)
     check_heads("teacher", model.config.heads, model.config.kv_heads, mesh)
-    # Its parameters are the same whatever computes attention, and xla can be traced anywhere.
+    # The parameters do not depend on the implementation of attention, and xla can be traced anywhere.
     model = model.clone(config=dataclasses.replace(model.config, attention="xla"))
     makers = {
         "adapt": partial(_adapt, config, model, mesh, kind) if config.adapt.enabled else None,
@@ -112,11 +116,11 @@ def steps(
             yield student, partial(_distill, config, student, mesh)
 
 
-# ---- the teacher learns
+# ---- training of the teacher
 
 
 def _adapt(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) -> Step:
-    # As in `stages.adapt`: what learns is float32, whatever the precision of the activations.
+    # As in `stages.adapt`, trained parameters are float32 whatever the precision of the activations.
     model = model.clone(config=dataclasses.replace(model.config, param_dtype=jnp.float32))
     return _language_step("adapt", config.adapt, config, model, "params", {}, mesh, kind)
 
@@ -132,7 +136,7 @@ def _language_step(
     config: Config,
     model: Decoder,
     trainable: str,
-    frozen: dict[str, Any],
+    frozen: Params,
     mesh: jax.sharding.Mesh,
     kind: str,
 ) -> Step:
@@ -143,34 +147,39 @@ def _language_step(
     batch = language_batch(mesh, count, length, packed=bool(pack_to))
     names = dict.fromkeys((config.teacher.attention, "xla", _OWN[kind]))
 
-    def step_of(**changes):
+    def step_of(**changes) -> Callable:
         changed = model.clone(config=dataclasses.replace(model.config, **changes))
         return make_train_step(changed.apply, language_loss(mesh), tx, micro_batches=optimization.micro_batches)
 
-    def lower(attention):
-        compiled = shard_step(step_of(attention=attention), mesh, state).compiled
-        with use(mesh):
-            return compiled.lower(dataclasses.replace(state, frozen={}), state.frozen, batch)
+    def lower(attention: str) -> jax.stages.Lowered:
+        return _lower_train_step(step_of(attention=attention), mesh, state, batch)
 
     with use(mesh):
         executed = flops(step_of(), state, batch)
         required = flops(step_of(remat="none"), state, batch)
-    held = {"base": state.frozen, "trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
+    resident = {"base": state.frozen, "trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
     unseen = {}
     if "cudnn" in names:
-        # Splash stands in for cuDNN, which keeps as little; where rows hold segments cuDNN also takes a 16-bit mask and
-        # gives its gradient.
+        # Splash, which keeps as little, is compiled in place of cuDNN; for packed rows cuDNN also takes a 16-bit mask
+        # and returns its gradient.
         names["cudnn"] = "splash"
         mask = 2 * 2 * length**2 * count // optimization.micro_batches // row_parts(mesh)
         unseen["cudnn"] = mask if pack_to else 0
     lowerings = {name: partial(lower, stand_in or name) for name, stand_in in names.items()}
     parts = f", {optimization.micro_batches} at a time" if optimization.micro_batches > 1 else ""
     shape = f"{count} rows of {length} tokens{parts}"
-    return Step(name, shape, count * length, held, lowerings, executed, required, unseen)
+    return Step(name, shape, count * length, resident, lowerings, executed, required, unseen)
 
 
-def language_batch(mesh: jax.sharding.Mesh, count: int, length: int, *, packed: bool) -> dict[str, Any]:
-    """A batch of the teacher's training, as `stages.finetune` feeds it."""
+def _lower_train_step(step: Callable, mesh: jax.sharding.Mesh, state: TrainState, batch: PyTree) -> jax.stages.Lowered:
+    # `shard_step` puts the jitted function on the one that it returns.
+    compiled: jax.stages.Wrapped = vars(shard_step(step, mesh, state))["compiled"]
+    with use(mesh):
+        return compiled.lower(dataclasses.replace(state, frozen={}), state.frozen, batch)
+
+
+def language_batch(mesh: jax.sharding.Mesh, count: int, length: int, *, packed: bool) -> dict[str, PyTree]:
+    """A batch of the teacher's training, as `stages.finetune` builds it."""
     ids = rows(mesh, count, np.int32, length)
     inputs = {"tokens": ids, **({"positions": ids, "segments": ids} if packed else {})}
     weights = rows(mesh, count, np.float32, length)
@@ -179,9 +188,8 @@ def language_batch(mesh: jax.sharding.Mesh, count: int, length: int, *, packed: 
 
 def _row_length(config: Config) -> int:
     """Tokens of one example: the prompt and an answer with full slots, rounded up to a multiple of 8."""
-    answer = sum(
-        _length(config, segment) for segment in grammar.template(config.rationale.dimensions, config.teacher.order)
-    )
+    segments = grammar.template(config.rationale.dimensions, config.teacher.order)
+    answer = sum(_length(config, segment) for segment in segments)
     return -(-(config.teacher.prompt_length + answer + 1) // 8) * 8
 
 
@@ -191,83 +199,77 @@ def _length(config: Config, segment: grammar.Segment) -> int:
     return 2 if segment.kind in ("verdict", "label") else config.teacher.value_length
 
 
-# ---- the teacher judges
+# ---- predictions of the teacher
 
 
-def _base(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Any:
-    """The base parameters as they are frozen."""
-    params = born(init_decoder(model), mesh)["params"]
+def _base(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> PyTree:
+    """The base parameters, quantized where the config says so."""
+    params = init_abstract(init_decoder(model), mesh)["params"]
     return params if config.teacher.quantize == "none" else quantize_params(params, config.teacher.quantize)
 
 
 def _score_prefix(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Step:
-    count, length = config.score.batch_size, bucket(config.teacher.prompt_length // QUERY_SHARE)
+    count, length = config.score.batch_size, bucket(config.teacher.prompt_length // QUERY_DIVISOR)
     variables = _variables(config, model, mesh)
-    empty = _cache(model, mesh, count, 0)
-    arguments = variables, empty, *_reading(mesh, count, length)
-
-    def lower():
-        with use(mesh):
-            return prefill.lower(model, *arguments)
-
-    with use(mesh):
-        operations = flops(partial(prefill.__wrapped__, model), *arguments)
+    arguments = variables, _cache(model, mesh, count, 0), *_prefill_inputs(mesh, count, length)
     shape = f"{count} queries of {length} tokens"
-    return Step("score_prefix", shape, count * length, _teacher_held(variables), {"": lower}, operations, operations)
+    return _inference_step("score_prefix", shape, count * length, prefill, model, mesh, arguments)
 
 
 def _score(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Step:
     count, prompt = config.score.batch_size, config.teacher.prompt_length
-    behind = bucket(prompt // QUERY_SHARE)
-    length = bucket(prompt - prompt // QUERY_SHARE)
-    variables = _variables(config, model, mesh)
-    cache = _cache(model, mesh, count, behind)
+    prefix_length = bucket(prompt // QUERY_DIVISOR)
+    length = bucket(prompt - prompt // QUERY_DIVISOR)
+    variables, cache = _variables(config, model, mesh), _cache(model, mesh, count, prefix_length)
     labels = array(mesh, (len(config.labels.names),), np.int32)
-    arguments = variables, cache, *_reading(mesh, count, length), rows(mesh, count, np.int32), labels
-
-    def lower():
-        with use(mesh):
-            return first_token_probs.lower(model, *arguments)
-
-    with use(mesh):
-        operations = flops(partial(first_token_probs.__wrapped__, model), *arguments)
-    held = {**_teacher_held(variables), "cache": cache}
-    shape = f"{count} items of {length} tokens behind queries of {behind}"
-    return Step("score", shape, count * length, held, {"": lower}, operations, operations)
+    arguments = variables, cache, *_prefill_inputs(mesh, count, length), rows(mesh, count, np.int32), labels
+    shape = f"{count} items of {length} tokens after queries of {prefix_length}"
+    return _inference_step("score", shape, count * length, first_token_probs, model, mesh, arguments, cache)
 
 
 def _generate(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) -> Step:
     count, template = config.score.batch_size, _decoding_template(config, model)
     length = -(-(bucket(config.teacher.prompt_length) + template.longest) // 16) * 16
     width = min(template.max_pending, max(1, STEP_TOKENS.get(kind, 128) // count))
-    variables = _variables(config, model, mesh)
+    variables, cache = _variables(config, model, mesh), _cache(model, mesh, count, length)
+    make_slots = partial(inspect.unwrap(new_slots), model, rows=count, length=length, max_pending=template.max_pending)
     with use(mesh):
-        slots = jax.eval_shape(
-            partial(new_slots.__wrapped__, model, rows=count, length=length, max_pending=template.max_pending),
-            variables,
-            template,
-        )
-    slots = dataclasses.replace(
-        jax.tree.map(
-            lambda x: rows(mesh, x.shape[0], x.dtype, *x.shape[1:]) if x.shape else array(mesh, (), x.dtype), slots
-        ),
-        cache=_cache(model, mesh, count, length),
+        slots = jax.eval_shape(make_slots, variables, template)
+    slots = jax.tree.map(
+        lambda x: rows(mesh, x.shape[0], x.dtype, *x.shape[1:]) if x.shape else array(mesh, (), x.dtype), slots
     )
-    arguments, options = (variables, template, slots, np.int32(0)), {"width": width, **Sampling().arguments}
+    arguments = variables, template, dataclasses.replace(slots, cache=cache), np.int32(0)
+    options = {"width": width, **Sampling().arguments}
+    shape = f"{count} rows, {width} tokens each, after up to {length}"
+    return _inference_step("generate", shape, count * width, decode, model, mesh, arguments, cache, **options)
 
-    def lower():
+
+def _inference_step(
+    name: str,
+    shape: str,
+    tokens: int,
+    function: jax.stages.Wrapped,
+    model: Decoder,
+    mesh: jax.sharding.Mesh,
+    arguments: tuple[PyTree, ...],
+    cache: PyTree = None,
+    **options: PyTree,
+) -> Step:
+    """A call of a jitted function of the teacher; the first argument holds its variables."""
+
+    def lower() -> jax.stages.Lowered:
         with use(mesh):
-            return decode.lower(model, *arguments, **options)
+            return function.lower(model, *arguments, **options)
 
     with use(mesh):
-        operations = flops(partial(decode.__wrapped__, model, **options), *arguments)
-    held = {**_teacher_held(variables), "cache": slots.cache}
-    shape = f"{count} rows, {width} tokens each, behind up to {length}"
-    return Step("generate", shape, count * width, held, {"": lower}, operations, operations)
+        operations = flops(partial(inspect.unwrap(function), model, **options), *arguments)
+    resident = {"base": arguments[0]["params"], "trained": arguments[0]["lora"]}
+    resident |= {} if cache is None else {"cache": cache}
+    return Step(name, shape, tokens, resident, {"": lower}, operations, operations)
 
 
 def _decoding_template(config: Config, model: Decoder) -> DecodingTemplate:
-    """A decoding template of the size of the config's."""
+    """A decoding template of the config's sizes."""
     free = [s for s in grammar.template(config.rationale.dimensions, config.teacher.order) if s.kind != "label"]
     slots = [segment for segment in free if segment.kind != "fixed"]
     longest = max(_length(config, segment) for segment in free if segment.kind == "fixed")
@@ -283,22 +285,18 @@ def _decoding_template(config: Config, model: Decoder) -> DecodingTemplate:
     )
 
 
-def _variables(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    return {"params": _base(config, model, mesh), "lora": born(init_decoder(model), mesh)["lora"]}
+def _variables(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Params:
+    return {"params": _base(config, model, mesh), "lora": init_abstract(init_decoder(model), mesh)["lora"]}
 
 
-def _teacher_held(variables: dict[str, Any]) -> dict[str, Any]:
-    return {"base": variables["params"], "trained": variables["lora"]}
-
-
-def _cache(model: Decoder, mesh: jax.sharding.Mesh, count: int, length: int) -> Any:
+def _cache(model: Decoder, mesh: jax.sharding.Mesh, count: int, length: int) -> PyTree:
     axes = ("layers", "batch", "length", "kv_heads", "head_dim")
     shapes = jax.eval_shape(lambda: new_cache(model, count, length))
     return jax.tree.map(lambda x: array(mesh, x.shape, x.dtype, axes), shapes)
 
 
-def _reading(mesh: jax.sharding.Mesh, count: int, length: int) -> tuple[Any, Any, Any]:
-    """`parents`, `tokens` and `starts` of `inference.cache.read`."""
+def _prefill_inputs(mesh: jax.sharding.Mesh, count: int, length: int) -> tuple[PyTree, PyTree, PyTree]:
+    """`parents`, `tokens` and `starts` of `teacher.kv_cache.read`."""
     one = rows(mesh, count, np.int32)
     return one, rows(mesh, count, np.int32, length), one
 
@@ -306,14 +304,15 @@ def _reading(mesh: jax.sharding.Mesh, count: int, length: int) -> tuple[Any, Any
 # ---- students
 
 
-def _distill(config: Config, name: str, mesh: jax.sharding.Mesh) -> Step:
+def _distill(config: Config, name: StudentName, mesh: jax.sharding.Mesh) -> Step:
     optimization, student = config.distill.optimization, config.student
     vocab_size = student.random.vocab_size if student.init == "random" else 0
     model = build_student(name, student, vocab_size, len(config.labels.names), len(config.rationale.dimensions))
+    spec = InputSpec(config.data.item_fields, student.query_length, student.item_length, student.rationale_length)
     count = max(1, optimization.batch_size // config.distill.group_size) * config.distill.group_size
     recipe = "mkd" if "mkd" in config.distill.recipes else config.distill.recipes[-1]
-    terms = objectives.terms(config, recipe, model.heads)
-    batch = student_batch(config, model, mesh, count, losses.needs(terms)[0])
+    terms = objectives.terms(config.distill, config.labels.gains, recipe, model.heads)
+    batch = student_batch(model, spec, mesh, count, terms)
     one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch["inputs"])
     tx = make_optimizer(optimization)
     state = train_state(lambda rng: model.init(rng, **one), "params", {}, tx, mesh)
@@ -324,52 +323,20 @@ def _distill(config: Config, name: str, mesh: jax.sharding.Mesh) -> Step:
         micro_batches=optimization.micro_batches,
         group_size=config.distill.group_size,
     )
-
-    def lower():
-        compiled = shard_step(step, mesh, state).compiled
-        with use(mesh):
-            return compiled.lower(dataclasses.replace(state, frozen={}), state.frozen, batch)
-
     with use(mesh):
         operations = flops(step, state, batch)
-    length = sum(array.length for array in model.batch_spec(input_spec(config)).values() if array.is_token)
-    held = {"trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
+    length = sum(array.length for array in model.batch_spec(spec).values() if array.is_token)
+    resident = {"trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
     shape = f"{count} pairs of {length} tokens, recipe {recipe}"
-    return Step(name, shape, count * length, held, {"": lower}, operations, operations)
+    lower = partial(_lower_train_step, step, mesh, state, batch)
+    return Step(name, shape, count * length, resident, {"": lower}, operations, operations)
 
 
 def student_batch(
-    config: Config, model: Any, mesh: jax.sharding.Mesh, count: int, outputs: Collection[str]
-) -> dict[str, Any]:
-    """A batch of a student's training, as `stages.distill` feeds it where the terms read these outputs."""
-    labels, dimensions = len(config.labels.names), len(config.rationale.dimensions)
-    make = partial(rows, mesh, count)
-    batch = {
-        "labels": make(np.int32),
-        "labels_mask": make(bool),
-        "label_probs": make(np.float32, labels),
-        "verdict_probs": make(np.float32, dimensions, len(VERDICTS)),
-        "verdict_probs_mask": make(bool, dimensions),
-        "confidence": make(np.float32),
-        "mask": make(bool),
-        "segments": make(np.int32),
-        "segments_mask": make(bool),
-    }
-    spec = model.batch_spec(input_spec(config))
-    inputs = {name: make(array.dtype, array.length) for name, array in spec.items()}
-    outputs = set(outputs) & model.heads
-    if "token_logits" in outputs or "attention" in outputs:
-        batch |= {
-            "evidence_tags": make(np.int32, spec["tokens"].length),
-            "evidence_tags_mask": make(bool, spec["tokens"].length),
-        }
-    if "latent" in outputs:
-        batch |= {
-            "rationale_embedding": make(np.float32, model.latent_width),
-            "rationale_embedding_mask": make(bool),
-        }
-    if AUGMENTED & outputs:
-        extra = config.student.rationale_length
-        inputs["augmented"] = {name: make(array.dtype, array.length + extra) for name, array in spec.items()}
-        batch["rationale_mask"] = make(bool)
-    return {"inputs": inputs, **batch}
+    model: StudentModel, spec: InputSpec, mesh: jax.sharding.Mesh, count: int, terms: Mapping[str, Term]
+) -> dict[str, PyTree]:
+    """A batch of a student's training by these terms, as `stages.distill` builds it."""
+    fields = batch_fields(model, spec, [terms])
+    batch = jax.tree.map(lambda field: rows(mesh, count, field.dtype, *field.shape), fields)
+    ids, mask = rows(mesh, count, np.int32), rows(mesh, count, bool)
+    return {**batch, "mask": mask, "segments": ids, "segments_mask": mask}

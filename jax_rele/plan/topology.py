@@ -19,13 +19,13 @@ class Chip:
     Attributes:
       name: as it is written in a topology.
       kind: `tpu` or `gpu`.
-      memory: bytes of HBM that a program can have.
-      flops: peak bfloat16 operations per second, dense.
+      memory: bytes of HBM that a program can use.
+      flops: peak dense bfloat16 operations per second.
       bandwidth: bytes per second between HBM and the cores.
-      link: bytes per second one way: of one inter-chip link of a TPU, of all NVLinks of a GPU together.
-      host: GPUs that NVLink joins; TPUs have one interconnect for all.
+      link: bytes per second one way: of one inter-chip link of a TPU, or of all NVLinks of a GPU together.
+      host: GPUs joined by NVLink.
       network: bytes per second one way and GPU between hosts.
-      torus: a TPU slice's axis closes to a ring when its length is a multiple of this.
+      torus: an axis of a TPU slice is a ring when its length is a multiple of this.
       axes: dimensions of a TPU's interconnect.
     """
 
@@ -67,7 +67,7 @@ class Topology:
 
     Attributes:
       name: as the user wrote it, and for TPUs as the TPU compiler reads it.
-      chip: what it is made of.
+      chip: the kind of accelerator.
       shape: chips along each axis of a TPU slice; the number of GPUs.
     """
 
@@ -82,9 +82,9 @@ class Topology:
     def bandwidth(self, group: int) -> float:
         """Bytes per second that a chip can send while `group` chips exchange data in a ring.
 
-        On a TPU slice a group of n chips is taken to lie along as few axes as hold n chips, and to use the links of all
-        of them; an axis gives two directions where it closes to a ring, and one otherwise. GPUs use NVLink up to the
-        size of a host, and the network beyond it.
+        On a TPU slice a group is assumed to span as few axes as hold its chips, and to use the links of all of them; an
+        axis has two directions where it is a ring, and one otherwise. GPUs use NVLink within a host and the network
+        beyond it.
         """
         if self.chip.kind == "gpu":
             return self.chip.link if group <= self.chip.host else self.chip.network

@@ -1,7 +1,8 @@
-"""What a compiled program moves between HBM and the cores, read from the text of its HLO module."""
+"""The bytes that a compiled program moves between HBM and the cores, from the text of its HLO module."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from jax_rele.plan.hlo import COLLECTIVES, Computation, Instruction, Module, collective_instructions, executed, parse
@@ -10,17 +11,17 @@ _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all"),
     *("async-start", "partition-id", "replica-id", "opt-barrier", "domain", "add-dependency"),
 )
-"""What moves nothing itself."""
+"""Instructions that move nothing themselves."""
 
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
-"""What changes a part of its first operand in place, and which operand holds the new values."""
+"""Instructions that update their first operand in place, and the operand that holds the new values."""
 
 
 def traffic(text: str | Module) -> int:
     """Bytes that one chip moves between HBM and its cores in a step: what instructions read and what they write.
 
-    A slice counts as what it takes, an update in place as what it changes; what stays in a core's own memory counts
-    nothing. Fused instructions count by what goes in and out of the fusion.
+    A slice counts the part that it selects, an update in place the part that it changes; arrays in a core's own memory
+    count nothing. Fused instructions count by what goes in and out of the fusion.
     """
     module = parse(text) if isinstance(text, str) else text
     total = sum(
@@ -28,7 +29,7 @@ def traffic(text: str | Module) -> int:
         for computation, times in executed(module)
         for instruction in computation.instructions.values()
     )
-    # A fusion that holds a piece of a collective moves it; that counts once.
+    # A fusion with a piece of a collective moves it, which counts once.
     return total + sum(
         times * _in_hbm(instruction, *inside.operands(instruction))
         for instruction, inside, fusion, times in collective_instructions(module)
@@ -45,50 +46,49 @@ def _moved(module: Module, computation: Computation, instruction: Instruction) -
     if op in _FREE or op.endswith("-done"):
         return 0
     if op == "fusion":
-        fused = module.computations[instruction.called("calls")]
+        fused = module.computations[instruction.attribute("calls")]
         return _read_by_fusion(module, fused, operands) + _written(instruction, fused)
     if op in ("slice", "dynamic-slice", "gather", "slice-start"):
-        taken = instruction.shapes[len(operands) if op == "slice-start" else 0]
-        return taken.bytes * (operands[0].shapes[0].in_hbm + taken.in_hbm)
+        selected = instruction.shapes[len(operands) if op == "slice-start" else 0]
+        return selected.bytes * (operands[0].shapes[0].in_hbm + selected.in_hbm)
     if op in _UPDATES:
         return 2 * operands[_UPDATES[op]].bytes
     if op.endswith("-start"):
         # The result is a tuple that begins with the destination (copies) or with the operands (the others).
-        results = (
-            instruction.shapes[:1] if op == "copy-start" else instruction.shapes[len(operands) : 2 * len(operands)]
-        )
-        instruction = replace(instruction, shapes=results)
+        results = slice(1) if op == "copy-start" else slice(len(operands), 2 * len(operands))
+        instruction = replace(instruction, shapes=instruction.shapes[results])
     return _in_hbm(instruction, *operands)
 
 
 def _read_by_fusion(module: Module, fused: Computation, operands: list[Instruction]) -> int:
-    parameters = [x for x in fused.instructions.values() if x.op == "parameter"]
-    # What a fusion reads of an operand in HBM; the fused computation says how much of it.
+    """Bytes that a fusion reads of its operands in HBM."""
+    in_hbm = {index for index, operand in enumerate(operands) if _in_hbm(operand)}
+    return _read_parameters(module, fused, in_hbm)
+
+
+def _read_parameters(module: Module, fused: Computation, indices: Collection[int]) -> int:
+    """Bytes that a fused computation reads of its parameters of these indices."""
     return sum(
-        min(_taken(module, fused, parameter), parameter.bytes)
-        for parameter in parameters
-        if (place := int(parameter.attributes)) < len(operands) and _in_hbm(operands[place])
+        min(_bytes_read(module, fused, x), x.bytes)
+        for x in fused.instructions.values()
+        if x.op == "parameter" and int(x.attributes) in indices
     )
 
 
-def _taken(module: Module, fused: Computation, source: Instruction) -> int:
+def _bytes_read(module: Module, fused: Computation, source: Instruction) -> int:
     """Bytes of `source` that the instructions of a fused computation read."""
     total = 0
     for user in fused.instructions.values():
         if source.name not in user.operands:
             continue
         if user.op == "bitcast":
-            total += _taken(module, fused, user)
+            total += _bytes_read(module, fused, user)
         elif user.op in ("dynamic-slice", "slice", "gather"):
             total += user.bytes
         elif user.op == "fusion":
-            inner = module.computations[user.called("calls")]
-            places = [place for place, name in enumerate(user.operands) if name == source.name]
-            total += sum(
-                min(_taken(module, inner, x), x.bytes)
-                for x in inner.instructions.values()
-                if x.op == "parameter" and int(x.attributes) in places
-            )
+            inner = module.computations[user.attribute("calls")]
+            indices = [index for index, name in enumerate(user.operands) if name == source.name]
+            total += _read_parameters(module, inner, indices)
         elif user.op in _UPDATES and user.operands[0] == source.name:
             continue
         elif user.op not in ("tuple", *COLLECTIVES) and "AsyncCollective" not in user.attributes:

@@ -1,4 +1,4 @@
-"""Rationales: their grammar, who writes them, and where in the texts their values stand."""
+"""Rationales: their grammar, the rule annotator, and the evidence for their values."""
 
 from jax_rele.rationale.annotators import Annotator as Annotator
 from jax_rele.rationale.annotators import RuleAnnotator as RuleAnnotator
@@ -6,7 +6,6 @@ from jax_rele.rationale.evidence import find_evidence as find_evidence
 from jax_rele.rationale.evidence import token_tags as token_tags
 from jax_rele.rationale.gazetteer import Gazetteers as Gazetteers
 from jax_rele.rationale.gazetteer import build_gazetteers as build_gazetteers
-from jax_rele.rationale.grammar import ORDERS as ORDERS
 from jax_rele.rationale.grammar import VALUE_DELIMITERS as VALUE_DELIMITERS
 from jax_rele.rationale.grammar import ParseError as ParseError
 from jax_rele.rationale.grammar import Segment as Segment

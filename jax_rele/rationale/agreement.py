@@ -1,4 +1,4 @@
-"""Whether what a query asks and what an item states agree, dimension by dimension."""
+"""Agreement of a query's and an item's values, dimension by dimension."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from jax_rele.rationale.vocabulary import is_model_number
 from jax_rele.rationale.words import content, key, runs, words
 
-# Sizes of one family can disagree; sizes of different families (inches and pounds, a shirt's and a bed's) say nothing
-# of one another.
+# Sizes of one family can disagree; sizes of different families (inches and pounds, a shirt's and a bed's) cannot be
+# compared.
 _SIZE_FAMILIES = {
     "small": "letter", "xsmall": "letter", "medium": "letter", "large": "letter", "xlarge": "letter",
     "xxlarge": "letter", "xxxlarge": "letter", "xxsmall": "letter", "4xl": "letter", "5xl": "letter",
@@ -44,45 +44,45 @@ _DIGITS = str.maketrans("", "", "0123456789._/")
 
 def verdict(dimension: str, query_values: Sequence[str], item_values: Sequence[str]) -> str:
     """The verdict on a dimension: match if any two values agree, else mismatch if any two differ, else absent."""
-    found = {agree(dimension, wanted, stated) for wanted in query_values for stated in item_values}
-    return "match" if True in found else "mismatch" if False in found else "absent"
+    agreements = {agree(dimension, asked, stated) for asked in query_values for stated in item_values}
+    return "match" if True in agreements else "mismatch" if False in agreements else "absent"
 
 
-def agree(dimension: str, wanted: str, stated: str) -> bool | None:
+def agree(dimension: str, asked: str, stated: str) -> bool | None:
     """Whether a value of the query and one of the item agree; None where they cannot be compared.
 
-    Values agree when their keys are equal or the words of one hold those of the other in a row (`North Face` and `The
-    North Face`, `black` and `Rinsed Black`). Besides:
+    Values agree when their keys are equal or one contains the words of the other in a row (`North Face` and `The North
+    Face`, `black` and `Rinsed Black`). Besides:
 
-      category: the longer must also end like the shorter: `chair` is a `gaming chair`, no `chair cover`.
-      model: a bare model number cannot be compared with a name without digits.
+      category: the longer must also end with the shorter: `chair` agrees with `gaming chair`, not with `chair cover`.
+      model: a model number alone cannot be compared with a name without digits.
       size: only sizes of one family can be compared, and only equal sizes agree.
       audience: synonyms agree, and groups agree with their parts (`kids` and `girls`).
     """
-    if key(wanted) == key(stated):
-        return bool(key(wanted)) or wanted == stated
+    if key(asked) == key(stated):
+        return bool(key(asked)) or asked == stated
     if dimension == "size":
-        return _agree_size(key(wanted), key(stated))
+        return _agree_size(key(asked), key(stated))
     if dimension == "audience":
-        return _agree_audience(key(wanted), key(stated))
-    if _holds(wanted, stated, dimension == "category") or _holds(stated, wanted, dimension == "category"):
+        return _agree_audience(key(asked), key(stated))
+    if _holds(asked, stated, dimension == "category") or _holds(stated, asked, dimension == "category"):
         return True
-    if dimension == "model" and is_model_number(key(stated)) and not any(c.isdigit() for c in wanted):
+    if dimension == "model" and is_model_number(key(stated)) and not any(c.isdigit() for c in asked):
         return None
     return False
 
 
 def _holds(text: str, part: str, at_end: bool) -> bool:
-    found = content(words(text))
-    wanted = key(part)
-    return bool(wanted) and any(not at_end or end == len(found) for _, end in runs(found, wanted))
+    text_words = content(words(text))
+    phrase_key = key(part)
+    return bool(phrase_key) and any(not at_end or end == len(text_words) for _, end in runs(text_words, phrase_key))
 
 
-def _agree_size(wanted: str, stated: str) -> bool | None:
-    wanted, stated = _SAME_SIZE.get(wanted, wanted), _SAME_SIZE.get(stated, stated)
-    if wanted == stated:
+def _agree_size(asked: str, stated: str) -> bool | None:
+    asked, stated = _SAME_SIZE.get(asked, asked), _SAME_SIZE.get(stated, stated)
+    if asked == stated:
         return True
-    return False if _size_family(wanted) == _size_family(stated) is not None else None
+    return False if _size_family(asked) == _size_family(stated) is not None else None
 
 
 def _size_family(size: str) -> str | None:
@@ -92,6 +92,6 @@ def _size_family(size: str) -> str | None:
     return shape if shape != size else None
 
 
-def _agree_audience(wanted: str, stated: str) -> bool:
-    wanted, stated = _AUDIENCE_OF.get(wanted, wanted), _AUDIENCE_OF.get(stated, stated)
-    return wanted == stated or stated in _AUDIENCE_PARTS.get(wanted, ()) or wanted in _AUDIENCE_PARTS.get(stated, ())
+def _agree_audience(asked: str, stated: str) -> bool:
+    asked, stated = _AUDIENCE_OF.get(asked, asked), _AUDIENCE_OF.get(stated, stated)
+    return asked == stated or stated in _AUDIENCE_PARTS.get(asked, ()) or asked in _AUDIENCE_PARTS.get(stated, ())

@@ -1,19 +1,28 @@
-"""Who writes rationales: the annotator protocol, and an annotator made of rules."""
+"""The protocol of annotators, which write rationales, and an annotator of rules."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from jax_rele.rationale.agreement import agree, verdict
+from jax_rele.rationale.agreement import verdict
 from jax_rele.rationale.gazetteer import Gazetteers, build_gazetteers, lookup
 from jax_rele.rationale.vocabulary import PREPOSITIONS, STOP_WORDS, is_version, patterns
 from jax_rele.rationale.words import Word, content, key, longest_first, runs, words
-from jax_rele.types import Comparison, Item, Pair, Rationale
+from jax_rele.types import VERDICTS, Comparison, Item, Pair, Rationale
 
 MAX_VALUE_LENGTH = 80
-"""Characters. What is longer in a column or an attribute is prose, no value."""
+"""Characters of the longest text of a column or an attribute that is a value; longer text is prose."""
+
+
+_Phrase: TypeAlias = tuple[int, int, str | None]
+"""The [start, end) word positions of a phrase, and its dimension."""
+
+_Value: TypeAlias = tuple[str | None, str]
+"""A dimension and a value."""
+
+_RANKS = {name: rank for rank, name in enumerate(VERDICTS)}
 
 
 class Annotator(Protocol):
@@ -28,14 +37,14 @@ class Annotator(Protocol):
 class RuleAnnotator:
     """Explains pairs by rules: deterministic, without a model or a network.
 
-    Query attributes are the human tags of the query where it has them, whatever its item. Otherwise known phrases,
-    sizes, ages and model numbers are found in the query, longest first; what is left before the first preposition is
-    what the query looks for, its category.
+    Query attributes are the human tags of the query where it has them. Otherwise known phrases, sizes, ages and model
+    numbers are looked up in the query, longest first; the remaining words before the first preposition are its
+    category.
 
     Item attributes come from the item's column and its attributes of that name, else from its title. They do not depend
-    on the query, save that the query's values (of its category, at least the last word) that stand in the title are
-    values of the item too, and that values that agree with the query, then those that can be compared with it, are
-    listed first; `max_values` are kept.
+    on the query, with two exceptions: values of the query (of its category, at least the last word) that occur in the
+    title are values of the item too; and of more than `max_values` values those that agree with the query are kept
+    first, then those that can be compared with it.
 
     The label is the pair's own.
     """
@@ -55,76 +64,68 @@ class RuleAnnotator:
         return [self._annotate(pair) for pair in pairs]
 
     def _annotate(self, pair: Pair) -> Rationale:
-        wanted = query_attributes(pair, self.gazetteers)
+        asked = query_attributes(pair, self.gazetteers)
         stated = item_attributes(pair.item, self.gazetteers)
         title = words(pair.item.title)
         comparisons = []
         for dimension in self.gazetteers.dimensions:
-            query_values, item_values = wanted[dimension], stated[dimension]
+            query_values, item_values = asked[dimension], stated[dimension]
             # A title names other brands (`case for iPhone`) and other colors than the columns do.
             if dimension not in ("brand", "color") or not item_values:
-                in_title = _found_in(pair.item.title, title, query_values, dimension)
+                in_title = _occurrences(pair.item.title, title, query_values, dimension)
                 item_values = _distinct((*item_values, *in_title))
-            item_values = self._keep(dimension, query_values, item_values)
+            ranks = {value: _RANKS[verdict(dimension, query_values, (value,))] for value in item_values}
+            item_values = tuple(sorted(item_values, key=ranks.__getitem__)[: self.max_values])
             comparisons.append(
                 Comparison(dimension, query_values, item_values, verdict(dimension, query_values, item_values))
             )
         return Rationale(tuple(comparisons), pair.label)
 
-    def _keep(self, dimension: str, query_values: Sequence[str], item_values: Sequence[str]) -> tuple[str, ...]:
-        def distance(value: str) -> int:
-            found = {agree(dimension, wanted, value) for wanted in query_values}
-            return 0 if True in found else 1 if False in found else 2
-
-        return tuple(sorted(item_values, key=distance)[: self.max_values])
-
 
 def query_attributes(pair: Pair, gazetteers: Gazetteers) -> dict[str, tuple[str, ...]]:
     """The values of each dimension that a query asks for, as they are written in the query."""
     if pair.tags is not None:
-        values = [(gazetteers.tag_map.get(tag.type), _plain(tag.text)) for tag in pair.tags]
-    else:
-        found = words(pair.query)
-        values = [
-            (dimension, pair.query[found[start].start : found[end - 1].end])
-            for start, end, dimension in _query_phrases(found, gazetteers)
-        ]
+        return _by_dimension([(gazetteers.tag_map.get(tag.type), _plain(tag.text)) for tag in pair.tags], gazetteers)
+    query_words = words(pair.query)
+    phrases = _query_phrases(query_words, gazetteers)
+    values = [(dimension, _text(pair.query, query_words[start:end])) for start, end, dimension in phrases]
     return _by_dimension(values, gazetteers)
 
 
 def item_attributes(item: Item, gazetteers: Gazetteers) -> dict[str, tuple[str, ...]]:
     """The values of each dimension that an item states, whatever the query."""
-    values = [("brand", item.brand), ("category", item.category)]
+    stated: list[_Value] = [("brand", item.brand), ("category", item.category)]
     for name, value in item.attributes:
-        values += [(dimension, value) for dimension in gazetteers.dimensions if key(dimension) == key(name)]
-    values = [(dimension, value.strip()) for dimension, value in values if 0 < len(value.strip()) <= MAX_VALUE_LENGTH]
+        stated += [(dimension, value) for dimension in gazetteers.dimensions if key(dimension) == key(name)]
+    values = [(dimension, value.strip()) for dimension, value in stated if 0 < len(value.strip()) <= MAX_VALUE_LENGTH]
     values += [(dimension, value) for dimension, value in _phrases(item.color, gazetteers) if dimension == "color"]
     columns = {dimension for dimension, _ in values}
     values += [(dimension, value) for dimension, value in _phrases(item.title, gazetteers) if dimension not in columns]
     return _by_dimension(values, gazetteers)
 
 
-def _query_phrases(found: Sequence[Word], gazetteers: Gazetteers) -> list[tuple[int, int, str | None]]:
-    """The [start, end) word positions and the dimension of what a query asks for."""
-    phrases = _known_phrases(found, gazetteers.query, gazetteers.dimensions)
+def _query_phrases(query_words: Sequence[Word], gazetteers: Gazetteers) -> list[_Phrase]:
+    """The phrases of what a query asks for."""
+    phrases = _known_phrases(query_words, gazetteers.query, gazetteers.dimensions)
     if "category" in gazetteers.dimensions:
         known = [phrase for phrase in phrases if phrase[2] == "category"]
         phrases = [phrase for phrase in phrases if phrase[2] != "category"]
-        phrases += _category(found, phrases, known, gazetteers)
+        phrases += _category(query_words, phrases, known, gazetteers)
     return phrases
 
 
-def _category(found: Sequence[Word], others: list, known: list, gazetteers: Gazetteers) -> list[tuple[int, int, str]]:
-    """What the query looks for: words that nothing else explains, before the first preposition.
+def _category(
+    query_words: Sequence[Word], others: Sequence[_Phrase], known: Sequence[_Phrase], gazetteers: Gazetteers
+) -> list[_Phrase]:
+    """The category: words that are not in `others`, before the first preposition.
 
-    Of those, the last unbroken run that holds a known category, else the last run. From the known category (or the last
-    word) the phrase grows to the left as long as catalogue titles hold its words side by side.
+    Of those, the last unbroken run with a known category, else the last run. From the known category (or the last word)
+    the phrase is extended to the left while its words are adjacent in a title of the catalogue.
     """
-    explained = {p for start, end, _ in others for p in range(start, end)}
-    inside = {p for start, end, _ in known for p in range(start, end)}
+    explained, inside = ({p for start, end, _ in spans for p in range(start, end)} for spans in (others, known))
     audience = {start for start, _, dimension in others if dimension == "audience"}
     unexplained: list[range] = []
-    for position, word in enumerate(found):
+    for position, word in enumerate(query_words):
         if position in explained:
             continue
         if word.norm in PREPOSITIONS and position not in inside:
@@ -142,9 +143,8 @@ def _category(found: Sequence[Word], others: list, known: list, gazetteers: Gaze
     run = next((run for run in reversed(unexplained) if known_starts.intersection(run)), unexplained[-1])
     head = max(known_starts.intersection(run), default=None)
     start = run[-1] if head is None else head
-    while (
-        start > run[0] and run.stop - start < 3 and (found[start - 1].norm, found[start].norm) in gazetteers.neighbors
-    ):
+    norms = [word.norm for word in query_words]
+    while start > run[0] and run.stop - start < 3 and (norms[start - 1], norms[start]) in gazetteers.neighbors:
         start -= 1
     if head is None:
         start = min(start, max(run[0], run[-1] - 1))
@@ -152,46 +152,50 @@ def _category(found: Sequence[Word], others: list, known: list, gazetteers: Gaze
 
 
 def _known_phrases(
-    found: Sequence[Word], table: Mapping[str, str | None], dimensions: Sequence[str]
-) -> list[tuple[int, int, str | None]]:
-    """Known phrases and patterns, longest first; a model's name takes the version that follows it along."""
-    hits = lookup(found, table) + [hit for hit in patterns(found) if hit[2] in dimensions]
-    phrases: list[tuple[int, int, str | None]] = []
+    text_words: Sequence[Word], table: Mapping[str, str | None], dimensions: Sequence[str]
+) -> list[_Phrase]:
+    """Known phrases and patterns, longest first; a model's name includes the version that follows it."""
+    hits = lookup(text_words, table) + [hit for hit in patterns(text_words) if hit[2] in dimensions]
+    phrases: list[_Phrase] = []
     for start, end, dimension in longest_first(hits):
         if phrases and start < phrases[-1][1]:
             continue
-        while dimension == "model" and end < len(found) and is_version(found[end].norm, found[start:end]):
+        while dimension == "model" and text_words[end:] and is_version(text_words[end].norm, text_words[start:end]):
             end += 1
         phrases.append((start, end, dimension))
     return phrases
 
 
-def _phrases(text: str, gazetteers: Gazetteers) -> list[tuple[str | None, str]]:
-    found = words(text)
-    phrases = _known_phrases(found, gazetteers.title, gazetteers.dimensions)
-    return [(dimension, text[found[s].start : found[e - 1].end]) for s, e, dimension in phrases]
+def _phrases(text: str, gazetteers: Gazetteers) -> list[_Value]:
+    text_words = words(text)
+    phrases = _known_phrases(text_words, gazetteers.title, gazetteers.dimensions)
+    return [(dimension, _text(text, text_words[start:end])) for start, end, dimension in phrases]
 
 
-def _found_in(text: str, found: Sequence[Word], values: Sequence[str], dimension: str) -> list[str]:
+def _occurrences(text: str, text_words: Sequence[Word], values: Sequence[str], dimension: str) -> list[str]:
     """The first occurrence of each value; of a category that does not occur, its last word's."""
     result = []
     for value in values:
-        span = next(runs(found, key(value)), None)
+        span = next(runs(text_words, key(value)), None)
         if span is None and dimension == "category" and (parts := words(value)):
-            span = next(runs(found, parts[-1].norm), None)
+            span = next(runs(text_words, parts[-1].norm), None)
         if span is not None:
-            result.append(text[found[span[0]].start : found[span[1] - 1].end])
+            result.append(_text(text, text_words[slice(*span)]))
     return result
+
+
+def _text(text: str, run: Sequence[Word]) -> str:
+    """The part of a text from the first to the last word of a run."""
+    return text[run[0].start : run[-1].end]
 
 
 def _plain(text: str) -> str:
     """A tag's text without leading articles and `for`."""
-    found = content(words(text))
-    return text[found[0].start :].strip() if found else text.strip()
+    text_words = content(words(text))
+    return text[text_words[0].start :].strip() if text_words else text.strip()
 
 
-def _by_dimension(values: Iterable[tuple[str | None, str]], gazetteers: Gazetteers) -> dict[str, tuple[str, ...]]:
-    values = list(values)
+def _by_dimension(values: Sequence[_Value], gazetteers: Gazetteers) -> dict[str, tuple[str, ...]]:
     return {name: _distinct([value for other, value in values if other == name]) for name in gazetteers.dimensions}
 
 

@@ -1,4 +1,4 @@
-"""Where a rationale's values stand in the query and in the item."""
+"""Evidence: the spans of the query and of the item that hold a rationale's values."""
 
 from __future__ import annotations
 
@@ -10,19 +10,15 @@ from jax_rele.types import QUERY, Pair, Rationale, Span
 
 
 def find_evidence(pair: Pair, rationale: Rationale, fields: Sequence[str]) -> tuple[Span, ...]:
-    """Every place where a value of the rationale stands in the texts of a pair.
+    """Every occurrence of a value of the rationale in the texts of a pair.
 
-    Query values are sought in the query, item values in each of the item's `fields`, as runs of whole words with the
-    value's key (see `jax_rele.rationale.words`), so that case, spaces, accents and plurals do not matter. Offsets count
-    the characters of the original text. A value that stands nowhere has no span.
+    Query values are searched in the query, item values in each of the item's `fields`, names of `types.ITEM_FIELDS`. An
+    occurrence is a run of whole words with the value's key (see `jax_rele.rationale.words`), so that case, spaces,
+    accents and plurals do not matter. Offsets count the characters of the original text. A value that does not occur
+    has no span.
 
     Spans of one source do not overlap: the one with more words wins, then the one whose dimension comes first in the
     rationale, then the one that comes first in the text.
-
-    Args:
-      pair: the texts.
-      rationale: the values.
-      fields: names of item fields, of `jax_rele.types.ITEM_FIELDS`.
 
     Returns:
       The spans, the query's first, then field by field, in text order.
@@ -31,15 +27,15 @@ def find_evidence(pair: Pair, rationale: Rationale, fields: Sequence[str]) -> tu
     sides += [(field, text, "item_values") for field, text in pair.item.texts(fields)]
     spans = []
     for source, text, side in sides:
-        found = words(text)
+        text_words = words(text)
         hits = [
             (start, end, comparison.dimension)
             for comparison in rationale.comparisons
             for value in getattr(comparison, side)
-            for start, end in runs(found, key(value))
+            for start, end in runs(text_words, key(value))
         ]
         spans += [
-            Span(source, found[start].start, found[end - 1].end, dimension)
+            Span(source, text_words[start].start, text_words[end - 1].end, dimension)
             for start, end, dimension in longest_first(hits)
         ]
     return tuple(spans)

@@ -1,4 +1,4 @@
-"""What words mean, learned from the training queries' tags and the training catalogue."""
+"""Phrases and their dimensions, learned from the tags of training queries and the training catalogue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax_rele.rationale.words import Word, join, key, words
 from jax_rele.types import Item, Pair
 
 MAX_WORDS = 6
-"""The longest phrase that is looked up."""
+"""Words of the longest phrase that is looked up."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Gazetteers:
 
     Attributes:
       dimensions: the dimensions that are compared, in order.
-      tag_map: the dimension of each type of human tag; other types state none of them.
-      query: the dimension of a phrase in a query; None for phrases known to state none.
+      tag_map: the dimension of each type of human tag; other types have none.
+      query: the dimension of a phrase in a query; None for phrases known to have none.
       title: the dimension of a phrase in a title.
-      neighbors: the normal forms of words that stand side by side in a title.
+      neighbors: the normal forms of adjacent words of a title.
     """
 
     dimensions: tuple[str, ...]
@@ -37,15 +37,15 @@ class Gazetteers:
 def build_gazetteers(pairs: Iterable[Pair], dimensions: Sequence[str], tag_map: Mapping[str, str]) -> Gazetteers:
     """Learns phrases from training pairs.
 
-    A tagged phrase gets the dimension that it was given in most queries (ties: the earlier of `dimensions`, no
-    dimension last). Where no tag speaks, the built-in vocabulary does, then the values of the catalogue's brand and
-    category columns. A brand that stands in the titles of other brands as often as in its own is an ordinary word.
+    A tagged phrase has the dimension that most queries tag it with (ties: the earlier of `dimensions`, no dimension
+    last). A phrase without tags is looked up in the built-in vocabulary, then among the values of the catalogue's brand
+    and category columns. A brand is left out where it occurs in titles of other brands as often as in its own.
 
     Args:
       pairs: training pairs; tags and items are read, labels are not.
       dimensions: the dimensions to compare, in order.
-      tag_map: the dimension of each type of human tag. Types that are missing, or whose dimension is not in
-        `dimensions`, are known to state nothing.
+      tag_map: the dimension of each type of human tag. Phrases of other types, or of a dimension that is not in
+        `dimensions`, are known to have none.
     """
     votes: dict[str, Counter] = defaultdict(Counter)
     items: dict[str, Item] = {}
@@ -73,23 +73,21 @@ def build_gazetteers(pairs: Iterable[Pair], dimensions: Sequence[str], tag_map: 
             if dimension == "category":
                 title.setdefault(phrase, dimension)
     for table in (query, title):
-        # A preposition may be tagged alone, but it must go on to end what the item is.
+        # A preposition may be tagged alone, but it must still mark the end of the category.
         for word in ("", *PREPOSITIONS):
             table.pop(word, None)
-    neighbors = set()
-    for item in items.values():
-        norms = [word.norm for word in words(item.title)]
-        neighbors.update(pairwise(norms))
-    return Gazetteers(tuple(dimensions), dict(tag_map), query, title, frozenset(neighbors))
+    titles = ([word.norm for word in words(item.title)] for item in items.values())
+    neighbors = frozenset(neighbor for norms in titles for neighbor in pairwise(norms))
+    return Gazetteers(tuple(dimensions), dict(tag_map), query, title, neighbors)
 
 
-def lookup(found: Sequence[Word], table: Mapping[str, str | None]) -> list[tuple[int, int, str | None]]:
+def lookup(text_words: Sequence[Word], table: Mapping[str, str | None]) -> list[tuple[int, int, str | None]]:
     """The [start, end) word positions and the dimension of every known phrase, overlapping ones too."""
     hits = []
-    for start in range(len(found)):
+    for start in range(len(text_words)):
         joined = ""
-        for end in range(start, min(start + MAX_WORDS, len(found))):
-            joined = join((joined, found[end].norm)) if joined else found[end].norm
+        for end in range(start, min(start + MAX_WORDS, len(text_words))):
+            joined = join((joined, text_words[end].norm)) if joined else text_words[end].norm
             if joined in table:
                 hits.append((start, end + 1, table[joined]))
     return hits
@@ -99,15 +97,13 @@ def _column_phrases(items: Iterable[Item], column: str) -> list[str]:
     items = list(items)
     owners: dict[str, set[str]] = defaultdict(set)
     for item in items:
-        value = key(getattr(item, column))
-        if value:
+        if value := key(getattr(item, column)):
             owners[value].add(item.id)
     if column != "brand":
         return list(owners)
     elsewhere: Counter = Counter()
     for item in items:
-        found = words(item.title)
-        for phrase in {join([w.norm for w in found[s:e]]) for s, e, _ in lookup(found, dict.fromkeys(owners))}:
-            if item.id not in owners.get(phrase, ()):
-                elsewhere[phrase] += 1
+        title_words = words(item.title)
+        phrases = {join([w.norm for w in title_words[s:e]]) for s, e, _ in lookup(title_words, dict.fromkeys(owners))}
+        elsewhere.update(phrase for phrase in phrases if item.id not in owners.get(phrase, ()))
     return [phrase for phrase, own in owners.items() if elsewhere[phrase] < len(own) and len(phrase) > 1]

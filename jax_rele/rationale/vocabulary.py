@@ -1,4 +1,4 @@
-"""Closed word lists and patterns for the dimensions whose values hardly change from shop to shop (English)."""
+"""Closed word lists and patterns of the dimensions whose values are much the same in all shops (English)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ def _entries(text: str) -> tuple[str, ...]:
     return tuple(entry.strip() for entry in text.replace("\n", "|").split("|") if entry.strip())
 
 
-VOCABULARY = {
-    "color": _entries(
-        """
+_TEXTS = {
+    "color": """
         amber|aqua|beige|black|blue|bronze|brown|burgundy|camo|camouflage|champagne|charcoal|cheetah print
         chocolate|clear|coral|cyan|emerald|floral|fuchsia|gold|golden|gray|green|hot pink|indigo|ivory|khaki
         lavender|leopard|leopard print|light blue|dark blue|lilac|lime|lime green|magenta|maroon|mauve|mint
         mint green|multicolor|multi color|mustard|navy|navy blue|neon|nude|off white|olive|orange|pastel|peach
         pink|plaid|plum|purple|rainbow|red|rose gold|royal blue|ruby|rust|salmon|silver|sky blue|striped|tan
         taupe|teal|tie dye|transparent|turquoise|violet|white|wine red|yellow|zebra print
-        """
-    ),
-    "material": _entries(
-        """
+        """,
+    "material": """
         acrylic|alloy|aluminum|bamboo|brass|burlap|canvas|carbon fiber|cardboard|cashmere|cast iron|ceramic
         chiffon|cloth|copper|corduroy|cotton|crystal|denim|diamond|down|faux fur|faux leather|felt|fiberglass
         fleece|flannel|foam|fur|genuine leather|glass|granite|iron|jute|lace|latex|leather|linen|marble
@@ -32,26 +29,20 @@ VOCABULARY = {
         pu leather|pvc|quartz|rattan|resin|rubber|satin|sherpa|silicone|silk|spandex|stainless|stainless steel
         steel|sterling silver|stone|straw|suede|teak|tempered glass|titanium|tungsten|tweed|velvet|vinyl
         walnut|wicker|wood|wool
-        """
-    ),
-    "size": _entries(
-        """
+        """,
+    "size": """
         big and tall|bulk|california king|cal king|double|extra large|extra long|extra small|extra wide|full
         full size|jumbo|king|king size|large|long sleeve|medium|mini|miniature|one size|oversized|petite
         plus size|pocket size|queen|queen size|short sleeve|slim fit|small|tall|tiny|travel size|twin
         twin size|twin xl|wide|x large|x small|xl|xs|xxl|xx large|xxs|xxxl|2xl|3xl|4xl|5xl|2x|3x|4x|big
         high top|high waisted|long|loose fit|oval|relaxed fit|round|skinny|square|thick|thin
-        """
-    ),
-    "audience": _entries(
-        """
+        """,
+    "audience": """
         adult|baby|baby boy|baby girl|boy|child|couple|female|girl|guy|her|him|infant|junior|kid|lady
         little boy|little girl|male|man|newborn|preschooler|senior|teen|teen boy|teen girl|teenage|teenager
         toddler|toddler boy|toddler girl|tween|unisex|woman|youth
-        """
-    ),
-    "brand": _entries(
-        """
+        """,
+    "brand": """
         acer|adidas|amazon basics|anker|apple|asics|asus|audi|bissell|black and decker|black decker|bmw|bosch
         bose|braun|breville|brother|calvin klein|canon|carhartt|casio|champion|chevrolet|chevy|cisco|coach
         coleman|columbia|converse|corsair|crocs|cuisinart|dell|dewalt|disney|dji|dove|duracell|dyson|energizer
@@ -64,18 +55,16 @@ VOCABULARY = {
         rolex|ryobi|samsung|seiko|sennheiser|sharp|shimano|skechers|sony|stanley|subaru|suzuki|tcl|timberland
         timex|tommy hilfiger|toshiba|toyota|under armour|victoria secret|vizio|volkswagen|volvo|yamaha|yeti
         xiaomi
-        """
-    ),
-    "model": _entries(
-        """
+        """,
+    "model": """
         airpod|apple watch|chromebook|echo dot|fire stick|fire tv|fitbit charge|fitbit versa|galaxy
         galaxy note|galaxy tab|ipad|ipad air|ipad mini|ipad pro|iphone|ipod|kindle|kindle fire
         kindle paperwhite|macbook|macbook air|macbook pro|nintendo ds|nintendo switch|note 9|note 10|note 20
         ps3|ps4|ps5|playstation|playstation 4|playstation 5|surface pro|thinkpad|wii|xbox|xbox 360|xbox one
         xbox series x
-        """
-    ),
+        """,
 }
+VOCABULARY = {dimension: _entries(text) for dimension, text in _TEXTS.items()}
 """Values of a dimension that are known without training data."""
 
 MODIFIERS = _entries(
@@ -89,10 +78,10 @@ MODIFIERS = _entries(
 """Words that describe an item without naming what it is, who makes it, or another usual dimension."""
 
 PREPOSITIONS = frozenset({"by", "for", "from", "in", "of", "on", "that", "to", "with", "without"})
-"""Words that begin what an item is used with or for; what it is stands before them."""
+"""Words that begin what an item is used with or for; its category comes before them."""
 
 STOP_WORDS = frozenset({"a", "an", "and", "my", "not", "or", "the", "your"})
-"""Words that no category holds."""
+"""Words that are not part of a category."""
 
 _UNIT = (
     "inch|mm|cm|m|foot|yard|mil|pound|kg|g|gram|mg|mcg|ounce|ml|liter|l|gallon|quart|qt|pint|cup|watt|w|v|volt|amp|ah"
@@ -114,15 +103,15 @@ _NUMBER = re.compile(r"[a-z]?\d{1,3}[a-z]?")
 _EDITION = re.compile(r"pro|plus|max|mini|xr|xs|se|ultra|lite|air|series|gen|edge|active")
 
 
-def patterns(found: Sequence[Word]) -> list[tuple[int, int, str]]:
+def patterns(text_words: Sequence[Word]) -> list[tuple[int, int, str]]:
     """The [start, end) word positions and the dimension of every size, age and model number in a text."""
     result = []
-    numbered = [any(c.isdigit() for c in word.norm) for word in found]
-    for start in range(len(found)):
-        for end in range(start + 1, min(start + 6, len(found)) + 1):
-            if not any(numbered[start:end]) and found[start].norm != "size":
+    numbered = [any(c.isdigit() for c in word.norm) for word in text_words]
+    for start in range(len(text_words)):
+        for end in range(start + 1, min(start + 6, len(text_words)) + 1):
+            if not any(numbered[start:end]) and text_words[start].norm != "size":
                 continue
-            text = " ".join(word.norm for word in found[start:end])
+            text = " ".join(word.norm for word in text_words[start:end])
             if _MEASURE.fullmatch(text):
                 result.append((start, end, "size"))
             elif _AGE.fullmatch(text):
@@ -138,6 +127,6 @@ def is_model_number(norm: str) -> bool:
 
 
 def is_version(norm: str, name: Sequence[Word]) -> bool:
-    """Whether a word after a model's name belongs to it: `iphone 8 plus`, `galaxy s8`; a name takes one number."""
+    """Whether a word after a model's name is part of it: `iphone 8 plus`, `galaxy s8`; a name has one number."""
     numbered = any(c.isdigit() for word in name for c in word.norm)
     return bool(_EDITION.fullmatch(norm) or (not numbered and _NUMBER.fullmatch(norm)))

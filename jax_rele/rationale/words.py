@@ -1,9 +1,9 @@
-"""When two texts say the same thing: words, their normal form, and where a phrase stands in a text.
+"""Words of a text, their normal forms, and the occurrences of a phrase.
 
 The normal form of a word ignores case, accents, compatibility forms (full width, ligatures, fractions), apostrophes,
-possessive and plural endings, and the spelling of units and of a few words. The key of a text joins its words without
-spaces, so `T-shirts`, `t shirt` and `TShirt` have one key; numbers stay apart from one another. Leading articles and a
-leading `for` do not count.
+possessive and plural endings, and the spelling of units and of a few words. Texts with equal keys are equal values. The
+key of a text joins its words without spaces, so `T-shirts`, `t shirt` and `TShirt` have one key; two numbers are joined
+by `_`. Leading articles and a leading `for` are left out.
 """
 
 from __future__ import annotations
@@ -31,31 +31,11 @@ _NUMBER_UNIT = re.compile(r"(\d[\d./]*)([^\W\d_]+|[\"”″])")
 _LEADING = frozenset({"the", "a", "an", "for"})
 
 _SPELLINGS = {
-    "colour": "color",
-    "grey": "gray",
-    "jewellery": "jewelry",
-    "aluminium": "aluminum",
-    "silicon": "silicone",
-    "wooden": "wood",
-    "men": "man",
-    "women": "woman",
-    "children": "child",
-    "feet": "foot",
-    "teeth": "tooth",
-    "mice": "mouse",
-    "knive": "knife",
-    "leave": "leaf",
-    "shelve": "shelf",
-    "ft": "foot",
-    "lb": "pound",
-    "lbs": "pound",
-    "oz": "ounce",
-    "gal": "gallon",
-    "yr": "year",
-    "pc": "piece",
-    "pcs": "piece",
-    "pk": "pack",
-}
+    "colour": "color", "grey": "gray", "jewellery": "jewelry", "aluminium": "aluminum", "silicon": "silicone",
+    "wooden": "wood", "men": "man", "women": "woman", "children": "child", "feet": "foot", "teeth": "tooth",
+    "mice": "mouse", "knive": "knife", "leave": "leaf", "shelve": "shelf", "ft": "foot", "lb": "pound", "lbs": "pound",
+    "oz": "ounce", "gal": "gallon", "yr": "year", "pc": "piece", "pcs": "piece", "pk": "pack",
+}  # fmt: skip
 # `in` is a unit only right after a number: as a word of its own it is a preposition.
 _UNITS = {'"': "inch", "”": "inch", "″": "inch", "in": "inch", "ins": "inch"}
 
@@ -70,14 +50,12 @@ class Word(NamedTuple):
 
 @lru_cache(maxsize=1 << 17)
 def normalize_word(word: str) -> str:
-    """The normal form of one word; empty where nothing but marks is left."""
+    """The normal form of one word; empty for a word of marks alone."""
     word = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", word).casefold())
     word = _APOSTROPHES.sub("", _POSSESSIVE.sub("", word))
     word = "".join(c for c in word.replace("\u2044", "/") if not "\u0300" <= c <= "\u036f" and c != ",")
-    measured = _NUMBER_UNIT.fullmatch(word)
-    if measured:
-        number, unit = measured.groups()
-        return number + (_UNITS.get(unit) or _singular(unit))
+    if measured := _NUMBER_UNIT.fullmatch(word):
+        return measured[1] + (_UNITS.get(measured[2]) or _singular(measured[2]))
     return _singular(word)
 
 
@@ -86,12 +64,12 @@ def words(text: str) -> list[Word]:
     masked = text
     if not text.isascii():
         masked = "".join("\u0300" if unicodedata.category(c).startswith("M") else c for c in text)
-    found = (Word(normalize_word(text[m.start() : m.end()]), m.start(), m.end()) for m in _WORD.finditer(masked))
-    return [word for word in found if word.norm]
+    candidates = (Word(normalize_word(text[m.start() : m.end()]), m.start(), m.end()) for m in _WORD.finditer(masked))
+    return [word for word in candidates if word.norm]
 
 
 def join(norms: Sequence[str]) -> str:
-    """The key of a run of normal forms: joined without spaces, but two digits never meet."""
+    """The key of a run of normal forms: joined without spaces, with `_` between two digits."""
     key = ""
     for norm in norms:
         key += "_" + norm if key[-1:].isdigit() and norm[0].isdigit() else norm
@@ -99,45 +77,45 @@ def join(norms: Sequence[str]) -> str:
 
 
 def key(text: str) -> str:
-    """What a text is compared by; empty for a text without words."""
+    """The key that texts are compared by; empty for a text without words."""
     return join([word.norm for word in content(words(text))])
 
 
-def content(found: Sequence[Word]) -> Sequence[Word]:
+def content(text_words: Sequence[Word]) -> Sequence[Word]:
     """The words without leading articles and `for`, unless there are no others."""
-    for position, word in enumerate(found):
+    for position, word in enumerate(text_words):
         if word.norm not in _LEADING:
-            return found[position:]
-    return found
+            return text_words[position:]
+    return text_words
 
 
-def runs(found: Sequence[Word], wanted: str) -> Iterator[tuple[int, int]]:
-    """The [start, end) word positions of every run of words whose key is `wanted`."""
-    for start, word in enumerate(found):
-        if not wanted.startswith(word.norm):
+def runs(text_words: Sequence[Word], phrase_key: str) -> Iterator[tuple[int, int]]:
+    """The [start, end) word positions of every run of words whose key is `phrase_key`."""
+    for start, word in enumerate(text_words):
+        if not phrase_key.startswith(word.norm):
             continue
         joined = ""
-        for end in range(start, len(found)):
-            joined = join([joined, found[end].norm]) if joined else found[end].norm
-            # A run that begins with an article has another key than its joined words: `a x` is not `ax`.
-            if joined == wanted and join([word.norm for word in content(found[start : end + 1])]) == wanted:
+        for end in range(start, len(text_words)):
+            joined = join([joined, text_words[end].norm]) if joined else text_words[end].norm
+            # The key of a run that begins with an article is not that of its joined words: `a x` is not `ax`.
+            if joined == phrase_key and join([w.norm for w in content(text_words[start : end + 1])]) == phrase_key:
                 yield start, end + 1
-            if not wanted.startswith(joined):
+            if not phrase_key.startswith(joined):
                 break
 
 
 def longest_first(hits: Iterable[tuple[int, int, T]]) -> list[tuple[int, int, T]]:
-    """The (start, end, what) hits that are left when those that overlap a better one go, in text order.
+    """The (start, end, what) hits that do not overlap a better one, in text order.
 
     The longer hit (in words) is better, then the earlier one in `hits`.
     """
-    taken: set[int] = set()
-    kept = []
+    covered: set[int] = set()
+    selected = []
     for start, end, what in sorted(hits, key=lambda hit: hit[0] - hit[1]):
-        if taken.isdisjoint(range(start, end)):
-            taken.update(range(start, end))
-            kept.append((start, end, what))
-    return sorted(kept, key=lambda hit: hit[0])
+        if covered.isdisjoint(range(start, end)):
+            covered.update(range(start, end))
+            selected.append((start, end, what))
+    return sorted(selected, key=lambda hit: hit[0])
 
 
 def _singular(word: str) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jax_rele.annotation import extra
 from jax_rele.annotation.answers import Failure, read
-from jax_rele.annotation.calls import prompt_hash, sample_keys
-from jax_rele.annotation.endpoints import check
+from jax_rele.annotation.completions import prompt_hash, sample_keys
 from jax_rele.annotation.prompts import Prompts, read_examples
-from jax_rele.annotation.runner import collect
 from jax_rele.annotation.store import Store
 from jax_rele.annotation.types import Endpoint, Summary, Task
 from jax_rele.annotation.verify import LabelRule, parse_rules, verify
@@ -19,7 +18,7 @@ from jax_rele.config import Config, load
 from jax_rele.errors import UserError
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
-from jax_rele.runs import artefacts
+from jax_rele.runs.load import load_teacher
 from jax_rele.teacher import judge
 from jax_rele.types import Pair, Rationale
 
@@ -83,8 +82,11 @@ def asking(config: Config, prompts: Prompts) -> Ask:
     """Asks the endpoints, which are tried first, or reads what they answered before.
 
     Raises:
-      UserError: an endpoint cannot be used.
+      UserError: a package of the extra `annotate` is missing, or an endpoint cannot be used.
     """
+    extra.require(*extra.PACKAGES)
+    from jax_rele.annotation.endpoints import check
+
     endpoints = endpoints_of(config)
     ready: list[Endpoint] = []
 
@@ -107,6 +109,8 @@ def asking(config: Config, prompts: Prompts) -> Ask:
 def _collect(
     config: Config, tasks: Sequence[Task], endpoints: Sequence[Endpoint], progress: Callable[[int], None]
 ) -> Summary:
+    from jax_rele.annotation.runner import collect  # needs the extra `annotate`
+
     return collect(
         tasks,
         endpoints,
@@ -168,7 +172,7 @@ def ask_teacher(config: Config, pairs: Sequence[Pair]) -> Responses:
             raise UserError(f"{path}: the teacher of {run_dir} knows {list(theirs)}, the config has {list(ours)}")
     if other.teacher.order == "label_only":
         raise UserError(f"annotate.teacher_run: the teacher of {run_dir} writes no rationales (order: label_only)")
-    teacher = artefacts.load_teacher(other, run_dir)
+    teacher = load_teacher(run_dir, config=other)
     with pairs_bar("annotate", len(pairs)) as advance:
         judged = judge(teacher, pairs, progress=advance)
     outcomes = [
@@ -219,7 +223,10 @@ def ask_again(
             round=1,
         )
         for decision in decisions
-        if decision.status == "pending" and decision.reason.startswith(TO_ASK_AGAIN)
+        if decision.status == "pending"
+        and decision.reason.startswith(TO_ASK_AGAIN)
+        and decision.rationale is not None
+        and decision.gold is not None
     ]
     if not tasks:
         return False

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jax_rele.config import Config
-from jax_rele.data import SPLITS, ExternalSignals, read_external_signals, read_pairs_table, take_signals, write_signals
+from jax_rele.data import ExternalSignals, read_external_signals, read_pairs_table, take_signals, write_signals
 from jax_rele.errors import UserError
-from jax_rele.runs import artefacts
+from jax_rele.names import SPLITS
+from jax_rele.runs import layout
 from jax_rele.types import Pair, Signals
 
 
@@ -34,13 +35,13 @@ class MatchedSignals:
     file: ExternalSignals
 
 
-def write(config: Config, run_dir: Path) -> dict[str, Any]:
+def write(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Writes the signals of `score.signals` as the score stage writes our own teacher's; what they hold in numbers."""
     matched = read(config, run_dir, config.score.signals)
     labels, dimensions = config.labels.names, config.rationale.dimensions
     if matched.held_out.pair_ids:
-        write_signals(run_dir / artefacts.HELD_OUT, matched.held_out, labels, dimensions)
-    write_signals(run_dir / artefacts.SIGNALS, matched.train, labels, dimensions)
+        write_signals(run_dir / layout.HELD_OUT, matched.held_out, labels, dimensions)
+    write_signals(run_dir / layout.SIGNALS, matched.train, labels, dimensions)
     return counts(matched)
 
 
@@ -50,9 +51,9 @@ def read(config: Config, run_dir: Path, path: str) -> MatchedSignals:
     Raises:
       UserError: as `read_external_signals`; or pairs to learn from have no signals, unless `score.allow_missing`.
     """
-    everyone = read_pairs_table(run_dir / artefacts.PAIRS)
+    everyone = read_pairs_table(run_dir / layout.PAIRS)
     pairs = {split: [pair for pair in everyone if pair.split == split and pair.label is not None] for split in SPLITS}
-    pairs["unlabelled"] = read_pairs_table(run_dir / artefacts.UNLABELLED)
+    pairs["unlabelled"] = read_pairs_table(run_dir / layout.UNLABELLED)
     learned, held_out = pairs["train"] + pairs["unlabelled"], pairs["validation"] + pairs["test"]
     file = read_external_signals(
         path,
@@ -69,8 +70,8 @@ def read(config: Config, run_dir: Path, path: str) -> MatchedSignals:
             remedy = "add them, or set score.allow_missing to leave those pairs out of distillation"
         raise UserError(
             f"{path}: no signals for {len(missing)} of {len(learned)} pairs to learn from, the first is "
-            f"{missing[0].pair_id!r}; {remedy} (they are in {run_dir / artefacts.PAIRS} and "
-            f"{run_dir / artefacts.UNLABELLED})"
+            f"{missing[0].pair_id!r}; {remedy} (they are in {run_dir / layout.PAIRS} and "
+            f"{run_dir / layout.UNLABELLED})"
         )
 
     def of(pairs_of_split: list[Pair]) -> Signals:
@@ -79,9 +80,9 @@ def read(config: Config, run_dir: Path, path: str) -> MatchedSignals:
     return MatchedSignals(of(learned), of(held_out), missing, pairs, file)
 
 
-def counts(matched: MatchedSignals) -> dict[str, Any]:
+def counts(matched: MatchedSignals) -> Mapping[str, object]:
     """What was read in numbers, for the manifest."""
-    counts: dict[str, Any] = {
+    counts: dict[str, object] = {
         "pairs": len(matched.train.pair_ids),
         "held-out pairs": len(matched.held_out.pair_ids),
         "pairs left out": len(matched.missing),
@@ -111,7 +112,7 @@ def summary(config: Config, matched: MatchedSignals) -> list[str]:
     lines += [
         f"labels     {mean} (mean over the pairs to learn from)",
         f"entropy    {entropy:.3f} nats in the mean, of at most {np.log(len(schema)):.3f}",
-        f"confidence {np.mean(signals.confidence):.3f} in the mean",
+        f"confidence {np.mean(np.asarray(signals.confidence)):.3f} in the mean",
     ]
     embedding = signals.rationale_embedding
     for name, there in (

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
+
+import jax
+from transformers import PreTrainedTokenizerBase
 
 from jax_rele.config import Config, MeshConfig
+from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
+from jax_rele.distillation.objectives import learns_evidence, learns_verdicts
 from jax_rele.errors import UserError
-from jax_rele.runs import artefacts, objectives, pipeline, students
-from jax_rele.students import Student
+from jax_rele.models import Decoder, build_teacher
+from jax_rele.models.decoder import init_decoder
+from jax_rele.models.quantize import quantize_params
+from jax_rele.models.weights import load_params, weights_folder
+from jax_rele.names import StudentName
+from jax_rele.runs import layout, pipeline
+from jax_rele.students import Student, build_student
+from jax_rele.students.weights import init_student
 from jax_rele.teacher import Teacher
+from jax_rele.training import abstract, make_local_mesh
+from jax_rele.training.checkpoint import load_variables
 
 
 def read_run(run_dir: str | Path) -> Config:
@@ -48,13 +62,35 @@ def load_student(
     _check_known(run_dir, "recipe", recipe, config.distill.recipes)
     if dtype is not None:
         config = config.model_copy(update={"student": config.student.model_copy(update={"dtype": dtype})})
-    return students.load_student(
-        config,
-        run_dir,
-        name,
-        recipe,
-        has_verdicts=objectives.learns_verdicts(config, recipe),
-        has_evidence=objectives.learns_evidence(config, recipe),
+    directory = layout.student_dir(run_dir, name, recipe)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: this student is not trained yet; run `jax-rele distill CONFIG` first")
+    student = new_student(config, run_dir, cast(StudentName, name))
+    target = abstract(init_student(student), make_local_mesh(config.mesh), jax.random.key(0), collection="params")
+    gains = config.labels.gains
+    return dataclasses.replace(
+        student,
+        variables=load_variables(directory / "variables", target),
+        batch_size=config.score.batch_size,
+        has_verdicts=learns_verdicts(config.distill, gains, recipe),
+        has_evidence=learns_evidence(config.distill, gains, recipe),
+    )
+
+
+def new_student(config: Config, run_dir: Path, name: StudentName) -> Student:
+    """A student of a run before it is trained: without parameters."""
+    section, dimensions = config.student, config.rationale.dimensions
+    tokenizer = load_tokenizer(run_dir / layout.STUDENT_TOKENIZER, ENCODER_TOKENS)
+    return Student(
+        model=build_student(name, section, len(tokenizer), len(config.labels.names), len(dimensions)),
+        variables={},
+        tokenizer=tokenizer,
+        fields=config.data.item_fields,
+        query_length=section.query_length,
+        item_length=section.item_length,
+        rationale_length=section.rationale_length,
+        schema=config.labels.schema_,
+        dimensions=dimensions,
     )
 
 
@@ -68,7 +104,51 @@ def load_teacher(run_dir: str | Path, *, config: Config | None = None) -> Teache
     Raises:
       UserError: the folder is not a run's, or the run has no teacher of its own.
     """
-    return artefacts.load_teacher(config or read_run(run_dir), Path(run_dir))
+    config, run_dir = config or read_run(run_dir), Path(run_dir)
+    if config.score.signals:
+        raise UserError(f"the run has no teacher: its signals are those of score.signals, {config.score.signals}")
+    mesh = make_local_mesh(config.mesh)
+    model, tokenizer = teacher_model(config, run_dir)
+    base = load_base(config, model, run_dir, mesh)
+    lora = load_lora(model, run_dir, mesh)
+    return Teacher(
+        model=model,
+        variables={**base, **lora},
+        tokenizer=tokenizer,
+        schema=config.labels.schema_,
+        dimensions=config.rationale.dimensions,
+        fields=config.data.item_fields,
+        order=config.teacher.order,
+        prompt_length=config.teacher.prompt_length,
+        value_length=config.teacher.value_length,
+        batch_size=config.score.batch_size,
+        instructions=config.teacher.instructions,
+        mesh=mesh,
+    )
+
+
+def teacher_model(config: Config, run_dir: Path) -> tuple[Decoder, PreTrainedTokenizerBase]:
+    """The teacher's decoder, without weights, and its tokenizer."""
+    tokenizer = load_tokenizer(run_dir / layout.TEACHER_TOKENIZER, DECODER_TOKENS)
+    return build_teacher(config.teacher, len(tokenizer)), tokenizer
+
+
+def load_base(config: Config, model: Decoder, run_dir: Path, mesh: jax.sharding.Mesh) -> dict:
+    """The frozen base parameters, on the mesh: what `adapt` trained, or the weights at `teacher.init`."""
+    if config.adapt.enabled:
+        target = abstract(init_decoder(model), mesh, jax.random.key(0), collection="params")
+        return load_variables(run_dir / layout.BASE, target)
+    params = load_params(weights_folder(config.teacher.init), model.config, mesh)
+    if config.teacher.quantize != "none":
+        params = quantize_params(params, config.teacher.quantize)
+    return {"params": params}
+
+
+def load_lora(model: Decoder, run_dir: Path, mesh: jax.sharding.Mesh) -> dict:
+    """The adapters that `finetune` trained, on the mesh."""
+    return load_variables(
+        run_dir / layout.LORA, abstract(init_decoder(model), mesh, jax.random.key(0), collection="lora")
+    )
 
 
 def main_recipe(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""The stages in order: finished ones are skipped, half-finished ones go on, those of another config are refused."""
+"""The stages in order: finished ones are skipped, interrupted ones resume, those of another config are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import yaml
 from jax_rele.config import Config, flatten, load
 from jax_rele.errors import UserError
 from jax_rele.io import hash_values, lock, write_json, write_text
-from jax_rele.runs import artefacts
+from jax_rele.runs.preflight import preflight
 from jax_rele.runs.stages import STAGES, Stage
 from jax_rele.training import distributed
 
@@ -29,15 +29,20 @@ UNHASHED = (
 with a larger budget."""
 
 PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
+FORMAT = 2
+"""Version of what a run's folder holds. Raise it when a stage's files change their form or meaning."""
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 LOCK = ".lock"
+Manifest = dict[str, Any]
+"""What `manifest.json` holds."""
+
 SHARED_SECONDS = 10.0
 """How long what process 0 writes may take to be seen by the others: network file systems keep listings for a while."""
 
 
 def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print, whole: bool = True) -> None:
-    """Runs stages in order under `config.run_dir`, in as many processes as `distributed.together` has joined.
+    """Runs stages in order under `config.run_dir`, in as many processes as `distributed.join_processes` has joined.
 
     Process 0 alone keeps the lock and the manifests and decides what is left to do; the others follow. They all see
     the same run folder.
@@ -83,9 +88,11 @@ def read_config(run_dir: Path) -> Config:
     """The config of a run's folder. Raises UserError where it is not a run's, or not that of its stages."""
     if not (run_dir / CONFIG).is_file():
         raise UserError(f"{run_dir}: not a run folder ({CONFIG} is missing); give the folder that `jax-rele run` wrote")
+    # First, as the config of another version may have other keys.
+    manifests = {name: _read_manifest(run_dir, name) for name in STAGES}
     config = load(run_dir / CONFIG)
     for name, stage in STAGES.items():
-        manifest = _read_manifest(run_dir, name)
+        manifest = manifests[name]
         if manifest is not None and manifest["config"] != _sections(config, stage):
             raise UserError(f"{run_dir / CONFIG}: is not the config that the stage {name} ran with; set it back")
     return config
@@ -131,7 +138,7 @@ def _holds(path: Path, text: str) -> bool:
 def _begin(config: Config, run_dir: Path, names: Sequence[str]) -> None:
     for name in names:
         _refuse_other(config, run_dir, name)
-    artefacts.preflight(config)
+    preflight(config)
     if len(names) < len(STAGES) and (run_dir / CONFIG).exists():
         return  # it is that of other stages too
     write_text(run_dir / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -159,8 +166,8 @@ def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
     say(f"{name:9} finished in {seconds:.0f} s" + (f": {summary}" if summary else ""))
 
 
-def _begin_stage(config: Config, run_dir: Path, name: str, say) -> dict[str, Any] | None:
-    """The manifest of a stage that starts or goes on, as it was written; None where nothing is left to do."""
+def _begin_stage(config: Config, run_dir: Path, name: str, say) -> Manifest | None:
+    """The manifest of a stage that starts or resumes, as it was written; None where nothing is left to do."""
     stage, directory = STAGES[name], run_dir / name
     manifest = _read_manifest(run_dir, name)
     if manifest and manifest["status"] == "finished":
@@ -171,8 +178,9 @@ def _begin_stage(config: Config, run_dir: Path, name: str, say) -> dict[str, Any
             continue
         if (earlier := _read_manifest(run_dir, needed)) is None or earlier["status"] != "finished":
             raise UserError(f"{name} needs the stage {needed}, which has not finished in {run_dir}; run it first")
-    say(f"{name:9} {'goes on' if manifest else 'starts'}")
+    say(f"{name:9} {'resumes' if manifest else 'starts'}")
     manifest = {
+        "format": FORMAT,
         "stage": name,
         "status": "running",
         "config_hash": hash_values(_sections(config, stage)),
@@ -187,8 +195,8 @@ def _begin_stage(config: Config, run_dir: Path, name: str, say) -> dict[str, Any
     return manifest
 
 
-def _give_up(directory: Path, manifest: dict[str, Any]) -> None:
-    """Leaves an interrupted stage so that it can go on."""
+def _give_up(directory: Path, manifest: Manifest) -> None:
+    """Leaves an interrupted stage so that it can resume."""
     if [path.name for path in directory.iterdir()] == [MANIFEST]:
         # Nothing was written yet, so nothing binds the folder to this config.
         (directory / MANIFEST).unlink()
@@ -221,9 +229,9 @@ def _refuse_other(config: Config, run_dir: Path, name: str) -> None:
         )
 
 
-def _sections(config: Config, stage: Stage) -> dict[str, Any]:
+def _sections(config: Config, stage: Stage) -> Manifest:
     """What the stage reads of the config: path -> value."""
-    sections = {}
+    sections: Manifest = {}
     for path in stage.reads:
         value = config.model_dump(mode="json")
         for part in path.split("."):
@@ -241,11 +249,17 @@ def _inputs(config: Config, run_dir: Path, stage: Stage) -> dict[str, str]:
     return inputs
 
 
-def _read_manifest(run_dir: Path, name: str) -> dict[str, Any] | None:
+def _read_manifest(run_dir: Path, name: str) -> Manifest | None:
     path = run_dir / name / MANIFEST
     try:
         manifest = json.loads(path.read_text("utf-8"))
         kinds = {"status": str, "config": dict, "config_hash": str, "inputs": dict, "wall_seconds": int | float}
+        version = manifest.get("format", 1)
+        if isinstance(version, int) and version != FORMAT:
+            raise UserError(
+                f"{run_dir}: was written by another version of jax_rele (run format {version}, this one has {FORMAT}); "
+                "choose another `name`, or use the version that wrote it"
+            )
         if all(isinstance(manifest.get(key), kind) for key, kind in kinds.items()):
             return manifest
     except FileNotFoundError:
@@ -255,7 +269,7 @@ def _read_manifest(run_dir: Path, name: str) -> dict[str, Any] | None:
     raise UserError(f"{path}: damaged; delete the folder {path.parent} to run its stage again")
 
 
-def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+def _write_manifest(directory: Path, manifest: Manifest) -> None:
     write_json(directory / MANIFEST, manifest)
 
 

@@ -3,71 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from jax_rele import losses
 from jax_rele.config import Config
 from jax_rele.data import candidates, recombine
-from jax_rele.data.batches.loader import batches, rows, shuffled
-from jax_rele.data.tokens.prompts import Answer, AnswerEncoder, encode_prompts, language_rows
-from jax_rele.errors import UserError
-from jax_rele.models.weights import load_params
+from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, language_rows
+from jax_rele.models.decoder import init_decoder
+from jax_rele.models.weights import load_params, weights_folder
 from jax_rele.rationale import RuleAnnotator
-from jax_rele.runs import artefacts
-from jax_rele.training import (
-    distributed,
-    init_state,
-    local_row_indices,
-    make_mesh,
-    make_optimizer,
-    make_train_step,
-    shard_step,
-    train,
-)
+from jax_rele.runs import layout
+from jax_rele.runs.load import teacher_model
+from jax_rele.teacher.language_model import check_packing, train_language_model
+from jax_rele.training import distributed, init_state, make_mesh, make_optimizer
 from jax_rele.training.checkpoint import clear, save_variables
-from jax_rele.types import Pair
-
-CHUNK = 512
-"""Positions of a device whose logits exist at a time."""
 
 
-def language_term(mesh: jax.sharding.Mesh):
-    """Next-token cross-entropy; the rows carry each token's weight."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    return losses.term(losses.next_token_cross_entropy, chunk_size=CHUNK * devices)
-
-
-def language_loss(mesh: jax.sharding.Mesh):
-    """The objective of `adapt` and `finetune`."""
-    return losses.combine(tokens=language_term(mesh))
-
-
-def check_packing(
-    pairs: Sequence[Pair], prompts: Sequence[Sequence[int]], answers: Sequence[Answer], pack_to: int, field: str
-) -> None:
-    """Raises UserError where an example is longer than a packed row; nothing is cut."""
-    sizes = [len(prompt) + len(answer.ids) - 1 for prompt, answer in zip(prompts, answers)]
-    longest = max(sizes, default=0)
-    if 0 < pack_to < longest:
-        name = pairs[sizes.index(longest)].pair_id
-        raise UserError(
-            f"{field}: prompt and rationale of the pair {name!r} take {longest} tokens, a row has {pack_to}; make it "
-            f"{longest} or more, or 0 for one example a row"
-        )
-
-
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Trains and writes the base; does nothing where the base is to be used as it is."""
     adapt, optimization = config.adapt, config.adapt.optimization
     if not adapt.enabled:
         return {"steps": 0, "base": config.teacher.init}
-    model, tokenizer = artefacts.teacher_model(config, run_dir)
-    pairs = artefacts.load_pairs(run_dir, "train")
+    model, tokenizer = teacher_model(config, run_dir)
+    pairs = layout.load_pairs(run_dir, "train")
     annotator = RuleAnnotator.fit(pairs, config.rationale.dimensions, config.rationale.tag_map)
     options = config.data.candidates
     crossed = candidates(
@@ -96,32 +56,28 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         kind_weights={"verdict": adapt.verdict_weight},
     )
     counts = {"pairs": len(crossed), "rows": len(arrays["targets"]), "steps": optimization.steps}
-    if distributed.on_main((run_dir / artefacts.BASE).exists):
-        return counts  # an earlier attempt ended between writing the base and saying so
+    if distributed.on_main((run_dir / layout.BASE).exists):
+        return counts  # an earlier attempt ended after the base was written and before its manifest was
 
     # What learns is kept in float32, whatever the precision of the activations; later stages load it in theirs.
     model = model.clone(config=dataclasses.replace(model.config, param_dtype=jnp.float32))
     mesh, tx = make_mesh(config.mesh), make_optimizer(optimization)
-    state = init_state(artefacts.init_decoder(model), "params", {}, tx, mesh, config.seed)
+    state = init_state(init_decoder(model), "params", {}, tx, mesh, config.seed)
     if teacher.init != "random":
-        state = dataclasses.replace(state, trainable={})  # gives the random weights' memory up first
-        params = load_params(artefacts.base_folder(config), model.config, mesh)
+        state = dataclasses.replace(state, trainable={})  # frees the random weights' memory first
+        params = load_params(weights_folder(teacher.init), model.config, mesh)
         state = dataclasses.replace(state, trainable={"params": params})
-    step = make_train_step(model.apply, language_loss(mesh), tx, micro_batches=optimization.micro_batches)
     directory = run_dir / "adapt"
-    state = train(
-        shard_step(step, mesh, state),
+    state = train_language_model(
+        model,
         state,
-        batches(
-            rows(arrays),
-            shuffled(len(arrays["targets"]), optimization.batch_size, config.seed),
-            local_row_indices(mesh, optimization.batch_size),
-        ),
-        config=optimization,
+        arrays,
+        optimization=optimization,
         mesh=mesh,
+        seed=config.seed,
         directory=directory,
         title="adapt",
     )
-    save_variables(run_dir / artefacts.BASE, state.trainable)
+    save_variables(run_dir / layout.BASE, state.trainable)
     clear(directory / "checkpoints")
     return counts

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jax_rele.annotation.injection import attack, effect
 from jax_rele.annotation.quality import Annotations, build_quality
@@ -19,8 +18,8 @@ from jax_rele.data import RATIONALES, PairTable, write_table
 from jax_rele.errors import UserError
 from jax_rele.io import hash_folder
 from jax_rele.rationale import RuleAnnotator, query_quality, render
-from jax_rele.runs import artefacts
 from jax_rele.runs import chat_annotators as chat
+from jax_rele.runs import layout
 from jax_rele.types import Pair
 
 
@@ -33,14 +32,14 @@ def external_inputs(config: Config) -> dict[str, str]:
     if annotate.reviews:
         hashes[f"annotate.reviews {annotate.reviews}"] = _file_hash(annotate.reviews, "annotate.reviews")
     if annotate.annotator == "teacher":
-        folder = Path(annotate.teacher_run) / artefacts.LORA
+        folder = Path(annotate.teacher_run) / layout.LORA
         if not folder.is_dir():
             raise UserError(f"annotate.teacher_run: {folder} is not there; give the folder of a run with a teacher")
         hashes[f"annotate.teacher_run {annotate.teacher_run}"] = hash_folder(folder)
     return hashes
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Writes the rationales that are accepted, and the annotators' quality."""
     pairs = pairs_of(config, run_dir)
     return (_by_rules if config.annotate.annotator == "rules" else _by_models)(config, run_dir, pairs)
@@ -48,25 +47,25 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
 
 def pairs_of(config: Config, run_dir: Path) -> list[Pair]:
     """The pairs to explain: labelled ones of training and validation, and the unlabelled ones where they are asked."""
-    pairs = [pair for split in ("train", "validation") for pair in artefacts.load_pairs(run_dir, split)]
-    return [*pairs, *PairTable(run_dir / artefacts.UNLABELLED)] if config.annotate.unlabelled else pairs
+    pairs = [pair for split in ("train", "validation") for pair in layout.load_pairs(run_dir, split)]
+    return [*pairs, *PairTable(run_dir / layout.UNLABELLED)] if config.annotate.unlabelled else pairs
 
 
-def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
+def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[str, object]:
     """Rules give no label: an unlabelled pair has none in its rationale, and `finetune` passes it over."""
     train = [pair for pair in pairs if pair.split == "train" and pair.label is not None]
     annotator = RuleAnnotator.fit(train, config.rationale.dimensions, config.rationale.tag_map)
     rationales = annotator.annotate(pairs)
     _write_rationales(run_dir, zip(pairs, rationales, ["rules"] * len(pairs)))
-    everyone = PairTable(run_dir / artefacts.PAIRS)
+    everyone = PairTable(run_dir / layout.PAIRS)
     fitted = {pair.pair_id for pair in train}
     held_out = query_quality(
         annotator,
         [pair for pair in everyone if pair.label is not None and pair.pair_id not in fitted],
         config.rationale.tag_map,
     )
-    (run_dir / artefacts.QUALITY).write_text(json.dumps(held_out, indent=2) + "\n", "utf-8")
-    counts: dict[str, Any] = {"rationales": len(pairs)}
+    (run_dir / layout.QUALITY).write_text(json.dumps(held_out, indent=2) + "\n", "utf-8")
+    counts: dict[str, object] = {"rationales": len(pairs)}
     if held_out["n_queries"]:
         for unit in ("values", "words"):
             figures = held_out[unit]["overall"]
@@ -76,7 +75,7 @@ def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str,
     return counts
 
 
-def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
+def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[str, object]:
     annotate, schema, folder = config.annotate, config.labels.schema_, run_dir / "annotate"
     by_id = {pair.pair_id: pair for pair in pairs}
     gold = {pair.pair_id: pair.label for pair in pairs if pair.label is not None}
@@ -89,7 +88,7 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str
     else:
         responses = chat.ask_teacher(config, pairs)
     decisions = chat.decide(config, responses, by_id, gold)
-    if ask is not None and chat.ask_again(ask, prompts, responses, decisions, by_id):
+    if ask is not None and prompts is not None and chat.ask_again(ask, prompts, responses, decisions, by_id):
         decisions = chat.decide(config, responses, by_id, gold)
     if annotate.reviews:
         decisions = apply_reviews(decisions, read_reviews(annotate.reviews, schema.names, by_id), responses.votes)
@@ -101,8 +100,8 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str
     )
     quality = build_quality(annotations, reliability=reliability, injection=injected, seed=config.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(run_dir / artefacts.DECISIONS, *_columns(decisions))
-    (run_dir / artefacts.QUALITY).write_text(json.dumps(quality, indent=1) + "\n", "utf-8")
+    write_table(run_dir / layout.DECISIONS, *_columns(decisions))
+    (run_dir / layout.QUALITY).write_text(json.dumps(quality, indent=1) + "\n", "utf-8")
     write_report(folder / "report.html", quality, find_examples(annotations, responses.texts), run_name=config.name)
     (folder / "review.csv").unlink(missing_ok=True)  # a person's edits live in a copy, `annotate.reviews`
     to_see = write_reviews(folder / "review.csv", to_review(decisions), by_id)
@@ -131,7 +130,9 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> dict[str
     }
 
 
-def _injection(config: Config, ask: chat.Ask, prompts, pairs: Sequence[Pair], decisions: Sequence[Decision]) -> Any:
+def _injection(
+    config: Config, ask: chat.Ask, prompts, pairs: Sequence[Pair], decisions: Sequence[Decision]
+) -> Mapping[str, object] | None:
     """What adversarial titles do to the vote: each attack demands the best grade."""
     target = config.labels.names[0]
     others = {one.pair_id for one in decisions if one.label not in (None, target)}
@@ -160,7 +161,7 @@ def _columns(decisions: Sequence[Decision]):
 
 def _write_rationales(run_dir: Path, rows: Iterable) -> None:
     write_table(
-        run_dir / artefacts.RATIONALES,
+        run_dir / layout.RATIONALES,
         [
             {"pair_id": pair.pair_id, "text": render(rationale), "annotator": annotator}
             for pair, rationale, annotator in rows

@@ -2,57 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from jax_rele.config import Config
-from jax_rele.distillation import trainer
-from jax_rele.distillation.dataset import open_data
-from jax_rele.runs import artefacts, objectives
-from jax_rele.training import (
-    distributed,
-)
+import jax
+import numpy as np
+
+from jax_rele.config import Config, DistillConfig
+from jax_rele.distillation.dataset import Dataset, Tables, build_dataset
+from jax_rele.distillation.objectives import source_hash, student_terms
+from jax_rele.distillation.trainer import Trainer, make_trainer
+from jax_rele.losses.combine import Term
+from jax_rele.runs import layout
+from jax_rele.runs.load import new_student
+from jax_rele.students import Student
+from jax_rele.students.weights import load_encoder
+from jax_rele.training import distributed, make_local_mesh, make_mesh
 from jax_rele.training.checkpoint import clear, save_variables
+from jax_rele.types import Params
 
 
 def external_inputs(config: Config) -> dict[str, str]:
-    """Hashes of the files that hold losses of the config's own: an edited loss changes the student."""
+    """Hashes of the files of custom losses: an edited loss changes the student."""
     terms = [term for objective in config.distill.objectives.values() for term in objective.terms.values()]
-    hashes = {f"loss {term.loss}": objectives.source_hash(term.loss) for term in terms if ":" in term.loss}
+    hashes = {f"loss {term.loss}": source_hash(term.loss) for term in terms if ":" in term.loss}
     return {name: value for name, value in hashes.items() if value}
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Trains and writes the students; those that an interrupted run finished are skipped."""
-    # Inconsistent recipes are refused before anything is trained.
-    work = []
-    for recipe in config.distill.recipes:
-        groups = (
-            [config.distill.students]
-            if config.distill.joint_training
-            else [(name,) for name in config.distill.students]
+@dataclass(frozen=True)
+class Distillation:
+    """What a run's students are trained with, whatever the recipe and the seed.
+
+    Attributes:
+      students: by name, without parameters.
+      terms: {recipe: {student: its terms}}.
+      datasets: {student: its training data}, the same pairs in each.
+      encoder: the weights that their encoders start from; None for random ones.
+      distill, mesh: as in the config.
+    """
+
+    students: Mapping[str, Student]
+    terms: Mapping[str, Mapping[str, Mapping[str, Term]]]
+    datasets: Mapping[str, Dataset]
+    encoder: Params | None
+    distill: DistillConfig
+    mesh: jax.sharding.Mesh
+
+    def trainer(self, recipe: str, names: Sequence[str], selected: np.ndarray | None = None) -> Trainer:
+        """A trainer of these students by a recipe, on all pairs or on those selected by row number."""
+        return make_trainer(
+            {name: self.students[name] for name in names},
+            self.datasets,
+            self.terms[recipe],
+            self.distill,
+            self.mesh,
+            recipe=recipe,
+            encoder=self.encoder,
+            selected=selected,
         )
+
+
+def prepare(config: Config, run_dir: Path) -> Distillation:
+    """Reads what the students are trained with, and builds their datasets where they are not cached.
+
+    Raises:
+      UserError: a recipe does not fit a student, or as `build_dataset`.
+    """
+    distill, gains, mesh = config.distill, config.labels.gains, make_mesh(config.mesh)
+    students: dict[str, Student] = {name: new_student(config, run_dir, name) for name in distill.students}
+    terms = {
+        recipe: {
+            name: student_terms(distill, gains, recipe, name, student.model.heads) for name, student in students.items()
+        }
+        for recipe in distill.recipes
+    }
+    tables = Tables(
+        pairs=run_dir / layout.PAIRS,
+        unlabelled=run_dir / layout.UNLABELLED,
+        signals=run_dir / layout.SIGNALS,
+        tokenizer=run_dir / layout.STUDENT_TOKENIZER,
+        schema=config.labels.schema_,
+        dimensions=config.rationale.dimensions,
+        cache=config.cache / "tokens",
+    )
+    local = make_local_mesh(config.mesh)
+    datasets = {
+        name: build_dataset(tables, student, [terms[recipe][name] for recipe in terms], config.student, local)
+        for name, student in students.items()
+    }
+    encoder = load_encoder(config.student, next(iter(students.values())).model, mesh)
+    return Distillation(students, terms, datasets, encoder, distill, mesh)
+
+
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
+    """Trains and writes the students; those that an interrupted run finished are skipped."""
+    distillation, distill = prepare(config, run_dir), config.distill
+    groups = [distill.students] if distill.joint_training else [(name,) for name in distill.students]
+    for recipe in distill.recipes:
         for names in groups:
-            terms = {name: trainer.terms_of(config, run_dir, name, recipe) for name in names}
-            work.append((recipe, terms))
-    data = open_data(config, run_dir)
-    for recipe, terms in work:
-        folders = {name: artefacts.student_dir(run_dir, name, recipe) for name in terms}
-        if distributed.on_main(partial(_are_trained, folders.values())):
-            continue
-        training = trainer.prepare(config, run_dir, recipe, terms, data)
-        directory = run_dir / "distill" / "together" / recipe if len(terms) > 1 else folders[next(iter(terms))]
-        title = f"distill {' + '.join(terms)} {recipe}"
-        state = trainer.fit(training, config, config.seed, directory, title)
-        for name, params in training.params_of(state).items():
-            save_variables(folders[name] / "variables", {"params": params})
-        clear(directory / "checkpoints")
+            folders: dict[str, Path] = {name: layout.student_dir(run_dir, name, recipe) for name in names}
+            if distributed.on_main(partial(_are_trained, folders.values())):
+                continue
+            trainer = distillation.trainer(recipe, names)
+            directory = run_dir / "distill" / "joint" / recipe if len(names) > 1 else folders[names[0]]
+            for name, params in trainer.fit(config.seed, directory, f"distill {' + '.join(names)} {recipe}").items():
+                save_variables(folders[name] / "variables", {"params": params})
+            clear(directory / "checkpoints")
     return {
-        "students": len(config.distill.students) * len(config.distill.recipes),
-        "steps each": config.distill.optimization.steps,
-        "pairs": len(data),
+        "students": len(distill.students) * len(distill.recipes),
+        "steps each": distill.optimization.steps,
+        "pairs": len(distillation.datasets[distill.students[0]]),
     }
 
 

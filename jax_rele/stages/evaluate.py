@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
@@ -16,10 +17,10 @@ from jax_rele.config import Config
 from jax_rele.data import RATIONALES, long_tail, read_pairs_table, read_rationale, write_table
 from jax_rele.evaluation import BASELINES, Example, build_metrics, table, verdict_lines, write_report
 from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence, grammar
-from jax_rele.runs import artefacts
+from jax_rele.runs import layout
 from jax_rele.runs.load import load_student, load_teacher
 from jax_rele.teacher import TeacherPredictions
-from jax_rele.types import VERDICTS, Pair
+from jax_rele.types import VERDICTS, Pair, Rationale
 
 SHOWN = 3
 """Rationales that are printed."""
@@ -43,14 +44,14 @@ class Measured:
     verdicts: dict[str, np.ndarray]
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Writes metrics, predictions, the teacher's rationales and the report; prints the table."""
     schema, directory = config.labels.schema_, run_dir / "evaluate"
-    pairs = artefacts.load_pairs(run_dir, config.evaluate.split)
+    pairs = layout.load_pairs(run_dir, config.evaluate.split)
     measured = measure(config, run_dir, pairs, config.evaluate.split)
     metrics, probs = measured.metrics, {**measured.baselines, **measured.models}
     write_report(
-        run_dir / artefacts.REPORT,
+        run_dir / layout.REPORT,
         metrics,
         _examples(config, pairs, measured.judged, measured.models, measured.verdicts),
         run_name=config.name,
@@ -62,12 +63,12 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     text = table(metrics) + "\n\n" + "\n".join(f"- {line}" for line in verdict_lines(metrics)) + "\n"
     text += first_rationales(pairs, measured.judged)
     (directory / "table.md").write_text(text, "utf-8")
-    (run_dir / artefacts.METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", "utf-8")
+    (run_dir / layout.METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", "utf-8")
     print(text)
     return {
         "pairs": len(pairs),
         "rationales that parse": f"{metrics['rationales']['parsed']}/{metrics['rationales']['written']}",
-        "report": str(run_dir / artefacts.REPORT),
+        "report": str(run_dir / layout.REPORT),
     }
 
 
@@ -80,8 +81,8 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
       name: what the metrics call them.
     """
     schema = config.labels.schema_
-    everyone = read_pairs_table(run_dir / artefacts.PAIRS)
-    train, validation = (artefacts.load_pairs(run_dir, split) for split in ("train", "validation"))
+    everyone = read_pairs_table(run_dir / layout.PAIRS)
+    train, validation = (layout.load_pairs(run_dir, split) for split in ("train", "validation"))
     judged, both = judge_splits(config, run_dir, pairs, validation)
     probs = {} if both is None else {"teacher": both[0]}
     validation_probs = {} if both is None else {"teacher": both[1]}
@@ -152,11 +153,12 @@ def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> TeacherPredicti
     labels, dimensions = config.labels.names, config.rationale.dimensions
     probs = np.full((len(pairs), len(labels)), np.nan)
     verdicts = np.full((len(pairs), len(dimensions), len(VERDICTS)), np.nan)
-    texts, rationales = [""] * len(pairs), [ParseFailure("none was given")] * len(pairs)
-    signals = artefacts.load_held_out(config, run_dir)
-    rows = {} if signals is None else {pair_id: row for row, pair_id in enumerate(signals.pair_ids)}
+    texts = [""] * len(pairs)
+    rationales: list[Rationale | ParseFailure] = [ParseFailure("none was given")] * len(pairs)
+    signals = layout.load_held_out(config, run_dir)
+    rows = {pair_id: row for row, pair_id in enumerate(() if signals is None else signals.pair_ids)}
     for row, pair in enumerate(pairs):
-        if (at := rows.get(pair.pair_id)) is None:
+        if signals is None or (at := rows.get(pair.pair_id)) is None:
             continue
         probs[row], verdicts[row] = signals.label_probs[at], signals.verdict_probs[at]
         rationale = read_rationale(signals.rationales[at], dimensions, labels)
@@ -175,7 +177,7 @@ def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> TeacherPredicti
 
 def rationale_figures(
     config: Config, train: list[Pair], pairs: list[Pair], judged: TeacherPredictions
-) -> dict[str, Any]:
+) -> Mapping[str, object]:
     """How many of the teacher's rationales parse, and how often their verdicts agree with the rule annotator's.
 
     Agreement stands beside that of always giving the annotator's most frequent verdict on the dimension.
@@ -183,7 +185,7 @@ def rationale_figures(
     explains = bool(config.score.signals) or config.teacher.order != "label_only"
     written = [text for text in judged.texts if text and explains]
     parsed = [rationale for rationale in judged.rationales if not isinstance(rationale, ParseFailure)]
-    figures: dict[str, Any] = {"written": len(written), "parsed": len(parsed) if written else 0}
+    figures: dict[str, object] = {"written": len(written), "parsed": len(parsed) if written else 0}
     failures = Counter(
         rationale.reason
         for text, rationale in zip(judged.texts, judged.rationales)
@@ -259,7 +261,7 @@ def first_rationales(pairs: list[Pair], judged: TeacherPredictions) -> str:
 
 
 def _write_tables(directory: Path, pairs, schema, probs, judged: TeacherPredictions) -> None:
-    columns: dict[str, Any] = {"pair_id": [pair.pair_id for pair in pairs], "label": [pair.label for pair in pairs]}
+    columns: dict[str, list] = {"pair_id": [pair.pair_id for pair in pairs], "label": [pair.label for pair in pairs]}
     for name, distribution in probs.items():
         columns[name] = [[float(p) for p in row] for row in distribution]
     fields = [pa.field("pair_id", pa.string()), pa.field("label", pa.string())]

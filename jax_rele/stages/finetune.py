@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,36 +13,26 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele import losses
 from jax_rele.config import Config
 from jax_rele.data import PairTable
-from jax_rele.data.batches.loader import batches, rows, shuffled
 from jax_rele.data.tokens.prompts import Answer, AnswerEncoder, encode_prompts, language_rows
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder
-from jax_rele.runs import artefacts
-from jax_rele.stages.adapt import check_packing, language_loss, language_term
+from jax_rele.models.decoder import init_decoder
+from jax_rele.runs import layout
+from jax_rele.runs.load import load_base, teacher_model
 from jax_rele.teacher import make_verbalizers
-from jax_rele.training import (
-    TrainState,
-    distributed,
-    init_state,
-    local_row_indices,
-    make_evaluate,
-    make_mesh,
-    make_optimizer,
-    make_train_step,
-    shard_step,
-    train,
-)
+from jax_rele.teacher.language_model import check_packing, language_term, train_language_model
+from jax_rele.training import TrainState, distributed, init_state, make_evaluate, make_mesh, make_optimizer
 from jax_rele.training.checkpoint import clear, save_variables
 from jax_rele.types import Pair
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Trains and writes the adapters; the loss is on the completion only."""
     finetune, optimization = config.finetune, config.finetune.optimization
-    model, tokenizer = artefacts.teacher_model(config, run_dir)
-    pairs = artefacts.load_pairs(run_dir, "train")
+    model, tokenizer = teacher_model(config, run_dir)
+    pairs = layout.load_pairs(run_dir, "train")
     if config.annotate.unlabelled:
-        pairs += PairTable(run_dir / artefacts.UNLABELLED)
+        pairs += PairTable(run_dir / layout.UNLABELLED)
     pairs, prompts, answers = encode(config, run_dir, tokenizer, pairs)
     check_packing(pairs, prompts, answers, finetune.pack_to, "finetune.pack_to")
     arrays = language_rows(
@@ -54,30 +43,25 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         kind_weights={"label": finetune.label_weight},
     )
     counts = {"pairs": len(pairs), "rows": len(arrays["targets"]), "steps": optimization.steps}
-    if distributed.on_main((run_dir / artefacts.LORA).exists):
-        return counts  # an earlier attempt ended between writing the adapters and saying so
+    if distributed.on_main((run_dir / layout.LORA).exists):
+        return counts  # an earlier attempt ended after the adapters were written and before the manifest was
 
     mesh, tx = make_mesh(config.mesh), make_optimizer(optimization)
-    base = artefacts.load_base(config, model, run_dir, mesh)
-    state = init_state(artefacts.init_decoder(model), "lora", base, tx, mesh, config.seed)
-    step = make_train_step(model.apply, language_loss(mesh), tx, micro_batches=optimization.micro_batches)
+    base = load_base(config, model, run_dir, mesh)
     directory = run_dir / "finetune"
-    state = train(
-        shard_step(step, mesh, state),
-        state,
-        batches(
-            rows(arrays),
-            shuffled(len(arrays["targets"]), optimization.batch_size, config.seed),
-            local_row_indices(mesh, optimization.batch_size),
-        ),
-        config=optimization,
+    state = train_language_model(
+        model,
+        init_state(init_decoder(model), "lora", base, tx, mesh, config.seed),
+        arrays,
+        optimization=optimization,
         mesh=mesh,
+        seed=config.seed,
         directory=directory,
         title="finetune",
         evaluate=held_out(config, run_dir, model, tokenizer, mesh) if finetune.evaluate_every else None,
         evaluate_every=finetune.evaluate_every,
     )
-    save_variables(run_dir / artefacts.LORA, state.trainable)
+    save_variables(run_dir / layout.LORA, state.trainable)
     clear(directory / "checkpoints")
     return counts
 
@@ -90,7 +74,7 @@ def encode(
     Raises:
       UserError: there is none; or rules, which explain every labelled pair, have none for one.
     """
-    rationales, path = artefacts.load_rationales(run_dir), run_dir / artefacts.RATIONALES
+    rationales, path = layout.load_rationales(run_dir), run_dir / layout.RATIONALES
     missing = [pair.pair_id for pair in pairs if pair.label is not None and pair.pair_id not in rationales]
     if missing and config.annotate.annotator == "rules":
         raise UserError(f"{path}: no rationale for pair {missing[0]!r}; delete the folder {path.parent} and run again")
@@ -118,7 +102,7 @@ def label_hits(
       output_embedding: [vocabulary, E].
       label_positions: [B] int, where the hidden state is that the label is read from.
       labels: [B] int.
-      label_tokens: [C] int, the token that tells each label word from the others.
+      label_tokens: [C] int, the token that distinguishes each label from the others.
 
     Returns:
       [B] float32, 0 or 1.
@@ -134,9 +118,9 @@ def held_out(
     """Measures a state on the validation split: `loss`, weighted as in training, and `label_accuracy`.
 
     The label is chosen after the annotator's text, which with `rationale_first` is its whole rationale. There is no
-    accuracy where the labels' words cannot be told by one token.
+    accuracy where the labels' verbalizers differ in no single token.
     """
-    pairs = artefacts.load_pairs(run_dir, "validation")
+    pairs = layout.load_pairs(run_dir, "validation")
     pairs, prompts, answers = encode(config, run_dir, tokenizer, pairs)
     kind_weights = {"label": config.finetune.label_weight}
     validation_rows = language_rows(prompts, answers, tokenizer.pad_token_id, kind_weights=kind_weights)

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from jax_rele.config import Config
-from jax_rele.data import SPLITS, PairTable, candidates, ingest, new_files, source_hash, write_pairs
-from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
+from jax_rele.data import PairTable, candidates, ingest, new_files, source_hash, write_pairs
+from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
-from jax_rele.models.weights import NEEDED, SIDE_FILES
+from jax_rele.models.weights import NEEDED, SIDE_FILES, weights_folder
+from jax_rele.names import SPLITS
 from jax_rele.rationale import grammar, render
-from jax_rele.runs import artefacts
-from jax_rele.runs.students import encoder_folder
+from jax_rele.runs import layout
 from jax_rele.teacher import check_verbalizers
-from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
+from jax_rele.types import VERDICTS, Comparison, Item, Pair, Rationale
 
 TOKENIZER_PAIRS = 200_000
 """Training pairs that tokenizers are trained on: the merges of a vocabulary of some thousands need no more."""
@@ -32,9 +31,9 @@ def external_inputs(config: Config) -> dict[str, str]:
     """A hash of the content of the data, and of the weights that teacher and students start from."""
     inputs = {f"data.path {config.data.path}": source_hash(config.data)}
     if config.teacher.init != "random":
-        inputs[f"teacher.init {config.teacher.init}"] = _folder_hash(artefacts.base_folder(config))
+        inputs[f"teacher.init {config.teacher.init}"] = _folder_hash(weights_folder(config.teacher.init))
     if config.student.init != "random":
-        inputs[f"student.init {config.student.init}"] = _folder_hash(encoder_folder(config))
+        inputs[f"student.init {config.student.init}"] = _folder_hash(weights_folder(config.student.init))
     return inputs
 
 
@@ -51,13 +50,13 @@ def _folder_hash(folder: Path, ends: int = 1 << 20) -> str:
     return digest.hexdigest()[:16]
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Writes the pairs with their splits, the unlabelled pairs, the quarantine and the tokenizers.
 
     Memory holds a few numbers per row of the data; and, where `data.candidates` asks for pairs, the distinct queries
     and items of the training split.
     """
-    data, labels, folder = config.data, config.labels, (run_dir / artefacts.PAIRS).parent
+    data, labels, folder = config.data, config.labels, (run_dir / layout.PAIRS).parent
     # What is written becomes the stage's only when all of it is there: nothing of a run that fails stays.
     with new_files(folder) as new_folder:
         ingested = ingest(data, labels, config.seed, config.cache, new_folder)
@@ -71,11 +70,11 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         train = ingested.pairs.select(in_train)
         crossed = _candidates(config, train) if data.candidates.per_query else []
         unlabelled = ingested.pairs.select(in_train & ~ingested.labelled)
-        write_pairs(new_folder / Path(artefacts.UNLABELLED).name, chain(unlabelled, crossed))
+        write_pairs(new_folder / Path(layout.UNLABELLED).name, chain(unlabelled, crossed))
 
         teacher_tokenizer, student_tokenizer = _tokenizers(config, _sample(train))
-        teacher_tokenizer.save_pretrained(new_folder / Path(artefacts.TEACHER_TOKENIZER).name)
-        student_tokenizer.save_pretrained(new_folder / Path(artefacts.STUDENT_TOKENIZER).name)
+        teacher_tokenizer.save_pretrained(new_folder / Path(layout.TEACHER_TOKENIZER).name)
+        student_tokenizer.save_pretrained(new_folder / Path(layout.STUDENT_TOKENIZER).name)
     return {"pairs": labelled, "unlabelled": len(unlabelled) + len(crossed), **ingested.counts}
 
 
@@ -104,7 +103,8 @@ def _candidates(config: Config, train: PairTable) -> list[Pair]:
 
 def _judged(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs; equal texts and items are one object."""
-    queries, items = {}, {}
+    queries: dict[str, str] = {}
+    items: dict[Item, Item] = {}
     return [
         replace(pair, query=queries.setdefault(pair.query, pair.query), item=items.setdefault(pair.item, pair.item))
         for pair in pairs
@@ -117,7 +117,7 @@ def _sample(pairs: PairTable) -> PairTable:
     return pairs.select(np.arange(count) * len(pairs) // count)
 
 
-def _tokenizers(config: Config, train: PairTable) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+def _tokenizers(config: Config, train: PairTable) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """The tokenizers of teacher and students: trained on the pairs, or those of the weights that they start from."""
     fields = config.data.item_fields
     if config.teacher.init == "random":
@@ -125,12 +125,12 @@ def _tokenizers(config: Config, train: PairTable) -> tuple[PreTrainedTokenizerFa
         texts = chain(prompts, _grammar_texts(config, len(train)))
         teacher = train_tokenizer(texts, config.teacher.random.vocab_size)
     else:
-        teacher = load_tokenizer(artefacts.base_folder(config), artefacts.DECODER_TOKENS)
+        teacher = load_tokenizer(weights_folder(config.teacher.init), DECODER_TOKENS)
     check_verbalizers(teacher, config.labels.names)
     if config.student.init == "random":
         student = train_tokenizer(_plain_texts(train, fields), config.student.random.vocab_size, encoder=True)
     else:
-        student = load_tokenizer(encoder_folder(config), artefacts.ENCODER_TOKENS)
+        student = load_tokenizer(weights_folder(config.student.init), ENCODER_TOKENS)
     return teacher, student
 
 

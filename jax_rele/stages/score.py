@@ -5,26 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import jax
+import numpy as np
 
 from jax_rele.config import Config
 from jax_rele.data import join_tables, read_pairs_table, read_signals, write_signals
 from jax_rele.errors import UserError
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
-from jax_rele.runs import artefacts, external_signals
+from jax_rele.runs import external_signals, layout
+from jax_rele.runs.load import load_teacher
 from jax_rele.teacher import Teacher, TeacherPredictions, check_verbalizers, judge
 from jax_rele.training import distributed
 from jax_rele.types import Pair, Signals
 
 SHARD = 1024
-"""Pairs per shard; an interrupted run goes on behind the last whole shard."""
+"""Pairs per shard; an interrupted run resumes after the last whole shard."""
 
 
 def external_inputs(config: Config) -> dict[str, str]:
@@ -39,7 +40,7 @@ def external_inputs(config: Config) -> dict[str, str]:
     return {f"score.signals {config.score.signals}": content[:16]}
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Writes label distributions, verdict distributions, evidence and rationales.
 
     With several processes each judges its own shards on its own devices, and process 0 joins them. Where
@@ -47,8 +48,10 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """
     if config.score.signals:
         return distributed.on_main(partial(external_signals.write, config, run_dir))
-    pairs = by_query(artefacts.load_pairs(run_dir, "train") + read_pairs_table(run_dir / artefacts.UNLABELLED))
-    teacher = artefacts.load_teacher(config, run_dir)
+    everyone = layout.load_pairs(run_dir, "train") + read_pairs_table(run_dir / layout.UNLABELLED)
+    order = by_query(everyone)
+    pairs = [everyone[index] for index in order]
+    teacher = load_teacher(run_dir, config=config)
     directory, shards = run_dir / "score" / "shards", range(-(-len(pairs) // SHARD))
     own = shards[jax.process_index() :: jax.process_count()]
     with pairs_bar("score", sum(len(pairs[shard * SHARD : (shard + 1) * SHARD]) for shard in own)) as advance:
@@ -56,14 +59,17 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     distributed.barrier("score: every shard is written")
     if not distributed.is_main():
         return {}
-    return {"label scoring": check_verbalizers(teacher.tokenizer, config.labels.names), **join(config, run_dir, shards)}
+    return {
+        "label scoring": check_verbalizers(teacher.tokenizer, config.labels.names),
+        **join(config, run_dir, shards, order),
+    }
 
 
-def by_query(pairs: Iterable[Pair]) -> list[Pair]:
-    """The pairs of a query together, as they share a prompt's beginning, otherwise in order."""
-    groups: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.query, []).append(pair)
+def by_query(pairs: Iterable[Pair]) -> list[int]:
+    """The order in which pairs are scored: those of a query follow each other, as they share a prompt's beginning."""
+    groups: dict[str, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        groups.setdefault(pair.query, []).append(index)
     return list(chain.from_iterable(groups.values()))
 
 
@@ -84,7 +90,7 @@ def score_shards(
 
 
 def signals(teacher: Teacher, pairs: list[Pair], judged: TeacherPredictions) -> Signals:
-    """What was judged of the pairs; a rationale that does not parse leaves no text and no evidence."""
+    """The teacher's predictions as signals; a rationale that does not parse leaves no text and no evidence."""
     parsed = [None if isinstance(rationale, ParseFailure) else rationale for rationale in judged.rationales]
     return Signals(
         pair_ids=tuple(pair.pair_id for pair in pairs),
@@ -98,8 +104,14 @@ def signals(teacher: Teacher, pairs: list[Pair], judged: TeacherPredictions) -> 
     )
 
 
-def join(config: Config, run_dir: Path, shards: Iterable[int]) -> dict[str, Any]:
-    """Writes the shards as one table, one at a time in memory; what they hold in numbers."""
+def join(config: Config, run_dir: Path, shards: Iterable[int], order: Sequence[int]) -> Mapping[str, object]:
+    """Writes the shards as one table, in the order of `prepare`'s tables; returns counts.
+
+    Args:
+      config, run_dir: of the run.
+      shards: all of them.
+      order: the index in `prepare`'s tables of each row of the shards.
+    """
     paths = [_path(run_dir / "score" / "shards", shard) for shard in shards]
     counts = Counter({"pairs": 0, "tokens decoded": 0, "tokens emitted": 0})
     parsed = 0
@@ -107,7 +119,7 @@ def join(config: Config, run_dir: Path, shards: Iterable[int]) -> dict[str, Any]
         part = read_signals(path, config.labels.names, config.rationale.dimensions)
         parsed += sum(map(bool, part.rationales))
         counts.update(json.loads(path.with_suffix(".json").read_text("utf-8")), pairs=len(part.pair_ids))
-    join_tables(run_dir / artefacts.SIGNALS, paths)
+    join_tables(run_dir / layout.SIGNALS, paths, np.argsort(order))
     return {**counts, "rationales that parse": f"{parsed / counts['pairs']:.1%}"}
 
 

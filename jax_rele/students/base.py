@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.tokens.packing import pad
 from jax_rele.models.encoder import EncoderConfig
-from jax_rele.types import Pair
+from jax_rele.types import Pair, Params, PyTree
 
 RaggedInputs = dict[str, list[list[int]]]
 """Rows of token ids (or types), one per pair, by the name of the array."""
@@ -40,8 +40,13 @@ class TokenArray:
     """A [batch, length] array of a student's inputs; `is_token`: padded with the tokenizer's padding token, not 0."""
 
     length: int
-    dtype: Any
+    dtype: type
     is_token: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row."""
+        return (self.length,)
 
 
 BatchSpec = dict[str, TokenArray]
@@ -55,13 +60,19 @@ class StudentModel(Protocol):
     labels: int
     dimensions: int
 
+    def init(self, rngs: jax.Array, *args: PyTree, **kwargs: PyTree) -> PyTree: ...
+
+    def init_with_output(self, rngs: jax.Array, *args: PyTree, **kwargs: PyTree) -> PyTree: ...
+
+    def apply(self, variables: Params, *args: PyTree, **kwargs: PyTree) -> PyTree: ...
+
     def tokenize(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], spec: InputSpec) -> RaggedInputs:
         """The pairs as ragged rows, not padded."""
 
     def batch_spec(self, spec: InputSpec) -> BatchSpec:
         """The arrays of a padded batch: what training reads, the token cache stores and `plan` compiles."""
 
-    def dummy_inputs(self) -> dict[str, Any]:
+    def dummy_inputs(self) -> dict[str, PyTree]:
         """Inputs of the smallest shape."""
 
     @property
@@ -73,18 +84,24 @@ class StudentModel(Protocol):
         """The fields of `StudentOutputs` that the student can fill in training."""
 
 
+def input_rows(
+    model: StudentModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], spec: InputSpec
+) -> RaggedInputs:
+    """The keyword arguments of `model` for these pairs, not padded."""
+    rows = model.tokenize(tokenizer, pairs, spec)
+    valid = [name for name in model.batch_spec(spec) if name not in rows]  # `valid` goes with `tokens`
+    return rows | {name: [[1] * len(row) for row in rows[name.replace("valid", "tokens")]] for name in valid}
+
+
 def padded_inputs(
     model: StudentModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], spec: InputSpec
 ) -> dict[str, np.ndarray]:
     """The keyword arguments of `model` for these pairs, at full length."""
-    rows, arrays = model.tokenize(tokenizer, pairs, spec), {}
-    for name, array in model.batch_spec(spec).items():
-        if name in rows:
-            arrays[name] = pad(rows[name], array.length, tokenizer.pad_token_id if array.is_token else 0)
-        else:  # `valid` goes with `tokens`
-            tokens = rows[name.replace("valid", "tokens")]
-            arrays[name] = pad([[True] * len(row) for row in tokens], array.length, False, bool)
-    return arrays
+    rows = input_rows(model, tokenizer, pairs, spec)
+    return {
+        name: pad(rows[name], array.length, tokenizer.pad_token_id if array.is_token else 0, array.dtype)
+        for name, array in model.batch_spec(spec).items()
+    }
 
 
 def traced_heads(model: StudentModel) -> set[str]:

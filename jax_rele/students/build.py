@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from flax import linen as nn
-
 from jax_rele import config
 from jax_rele.models.build import build_encoder
+from jax_rele.names import StudentName
+from jax_rele.students.base import StudentModel
 from jax_rele.students.cross_encoder import CrossEncoder
 from jax_rele.students.two_tower import TwoTower
 
 
 def build_student(
-    name: config.StudentName, student: config.StudentConfig, vocab_size: int, labels: int, dimensions: int
-) -> nn.Module:
+    name: StudentName, student: config.StudentConfig, vocab_size: int, labels: int, dimensions: int
+) -> StudentModel:
     """The student called `name`, without weights.
 
     Args:

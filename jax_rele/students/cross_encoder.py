@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele.data.tokens.student_inputs import cross_rows
 from jax_rele.models.encoder import Encoder, EncoderConfig, dense
 from jax_rele.students.base import BatchSpec, InputSpec, RaggedInputs, TokenArray, traced_heads
-from jax_rele.types import VERDICTS, Pair, StudentOutputs
+from jax_rele.types import VERDICTS, Pair, PyTree, StudentOutputs
 
 
 class CrossEncoder(nn.Module):
@@ -74,7 +74,8 @@ class CrossEncoder(nn.Module):
         logits, verdict_logits = self._apply_heads(representation)
         augmented_representation = augmented_logits = None
         if augmented is not None:
-            y = self.reader(**augmented, deterministic=deterministic)
+            parts = (augmented[name] for name in ("tokens", "token_types", "valid"))
+            y = cast(jax.Array, self.reader(*parts, deterministic=deterministic))
             augmented_representation, _ = self._represent(y, augmented["valid"], deterministic)
             augmented_logits, _ = self._apply_heads(augmented_representation)
         return StudentOutputs(
@@ -110,10 +111,10 @@ class CrossEncoder(nn.Module):
         }
 
     @nn.nowrap
-    def dummy_inputs(self) -> dict[str, Any]:
+    def dummy_inputs(self) -> dict[str, PyTree]:
         """Inputs of the smallest shape, for initialisation and for tracing; with `augmented`, as in training."""
         ids, valid = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
-        inputs: dict[str, Any] = {"tokens": ids, "token_types": ids, "valid": valid}
+        inputs: dict[str, PyTree] = {"tokens": ids, "token_types": ids, "valid": valid}
         return {**inputs, "augmented": dict(inputs)}
 
     @property

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from flax import linen as nn
 from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
+from jax_rele.data.batches.loader import row_count
 from jax_rele.data.rows import as_item, as_pair
 from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.student_inputs import (
@@ -29,8 +29,7 @@ from jax_rele.data.tokens.student_inputs import (
 )
 from jax_rele.models import Encoder, EncoderConfig
 from jax_rele.students.base import InputSpec, StudentModel
-from jax_rele.teacher.kv_cache import row_count
-from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, Span, StudentOutputs
+from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, PyTree, Span, StudentOutputs
 
 LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 256, 32), *range(256, 513, 64))
 """To which rows are padded; a longer row is padded to a multiple of the last. Each is one more program to compile; less
@@ -53,6 +52,7 @@ class Student:
       schema: the labels; None for a student that only embeds.
       dimensions: names of the D dimensions.
       has_verdicts, has_evidence: whether its recipe trained these heads.
+      rationale_length: most tokens of a rationale that it reads after a pair in training.
     """
 
     model: StudentModel
@@ -66,14 +66,14 @@ class Student:
     dimensions: tuple[str, ...] = ()
     has_verdicts: bool = False
     has_evidence: bool = False
+    rationale_length: int = 0
 
     def predict(
         self, pairs: Sequence[Pair | tuple[str, str]], *, progress: Callable[[int], None] = lambda pairs: None
     ) -> Predictions:
         """Judges pairs, in order; each a `Pair`, or the texts of a query and an item. `progress` is called after each
         batch with its number of pairs."""
-        if self.schema is None:
-            raise ValueError("predict needs a student with a label schema, as load_student gives it")
+        schema = self.label_schema
         outputs = predict(self, pairs, progress=progress)
         probs = label_probs(outputs)
         verdict_probs = evidence = None
@@ -84,12 +84,19 @@ class Student:
             lengths = self.query_length, self.item_length
             as_pairs = [as_pair(pair) for pair in pairs]
             evidence = decode_evidence(self.tokenizer, as_pairs, tags, self.dimensions, self.fields, *lengths)
-        return Predictions(self.schema.expected_gain(probs), probs, verdict_probs, evidence, outputs)
+        return Predictions(schema.expected_gain(probs), probs, verdict_probs, evidence, outputs)
+
+    @property
+    def label_schema(self) -> LabelSchema:
+        """The labels. Raises ValueError for a student that has none."""
+        if self.schema is None:
+            raise ValueError("predict needs a student with a label schema, as load_student gives it")
+        return self.schema
 
     @property
     def input_spec(self) -> InputSpec:
         """How the student's pairs become tokens."""
-        return InputSpec(self.fields, self.query_length, self.item_length)
+        return InputSpec(self.fields, self.query_length, self.item_length, self.rationale_length)
 
     def embed(self, texts: Sequence[str | Item], side: str) -> np.ndarray:
         """[N, E] embeddings of a two-tower's queries or items, see `embed`."""
@@ -124,7 +131,8 @@ class Predictions:
 
 @partial(jax.jit, static_argnames=("model", "method", "side"))
 def _apply(model: nn.Module, variables: dict, *inputs: jax.Array, method: str | None = None, side: int | None = None):
-    return model.apply(variables, *inputs, **({} if side is None else {"side": side}), method=method)
+    options: dict[str, PyTree] = {} if side is None else {"side": side}
+    return model.apply(variables, *inputs, **options, method=method)
 
 
 def predict(
@@ -205,14 +213,17 @@ def embed(student: Student, texts: Sequence[str | Item] | Mapping[str, np.ndarra
     if isinstance(texts, Mapping):
         rows = _ragged(texts["tokens"], texts["valid"])
     else:
-        pairs = [Pair("", text, Item("", "")) if side == "query" else Pair("", "", as_item(text)) for text in texts]
+        pairs = [
+            Pair("", text, Item("", "")) if side == "query" and isinstance(text, str) else Pair("", "", as_item(text))
+            for text in texts
+        ]
         rows = tower_rows(student.tokenizer, pairs, student.fields, student.query_length, student.item_length)[number]
     return _in_buckets(student, rows, side=number)
 
 
 def embed_rationales(
     encoder: EncoderConfig,
-    params: dict[str, Any],
+    params: dict[str, PyTree],
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     length: int,
@@ -244,9 +255,9 @@ def _in_buckets(
     types: Sequence[Sequence[int]] | None = None,
     *,
     side: int | None = None,
-    reduce: Callable[[Any, np.ndarray], Any] = lambda outputs, valid: outputs,
+    reduce: Callable[[PyTree, np.ndarray], PyTree] = lambda outputs, valid: outputs,
     progress: Callable[[int], None] = lambda rows: None,
-) -> Any:
+) -> PyTree:
     """Runs the model over ragged rows, the longest first to show a lack of memory at once; results in input order."""
     order = np.argsort([-len(row) for row in rows], kind="stable")
     # One number of rows for all batches of a call; few rows are not padded to a whole batch.
@@ -271,9 +282,9 @@ def _in_buckets(
     return jax.tree.map(lambda *xs: _concatenate(xs)[back], *outputs)
 
 
-def _fetch_batches(batches: Iterable[tuple[int, Any]], progress: Callable[[int], None]) -> Iterator[Any]:
+def _fetch_batches(batches: Iterable[tuple[int, PyTree]], progress: Callable[[int], None]) -> Iterator[PyTree]:
     """The first so many rows of each batch, on the host; by then the device has the next batches."""
-    waiting: deque[tuple[int, Any]] = deque()
+    waiting: deque[tuple[int, PyTree]] = deque()
 
     def fetch():
         rows, outputs = waiting.popleft()

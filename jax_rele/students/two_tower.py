@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal, cast
 
 import chex
 import jax
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele.data.tokens.student_inputs import tower_rows
 from jax_rele.models.encoder import Encoder, EncoderConfig, dense
 from jax_rele.students.base import BatchSpec, InputSpec, RaggedInputs, TokenArray, traced_heads
-from jax_rele.types import VERDICTS, Pair, StudentOutputs
+from jax_rele.types import VERDICTS, Pair, PyTree, StudentOutputs
 
 
 class TwoTower(nn.Module):
@@ -58,7 +58,7 @@ class TwoTower(nn.Module):
     def setup(self):
         dtype = self.encoder.dtype
         if self.towers == "shared":
-            self.readers = (Encoder(self.encoder, name="encoder"),) * 2
+            self.readers: Sequence[Encoder] = (Encoder(self.encoder, name="encoder"),) * 2
         else:
             self.readers = tuple(Encoder(self.encoder, name=f"{side}_encoder") for side in ("query", "item"))
         if self.embedding_width:
@@ -74,20 +74,22 @@ class TwoTower(nn.Module):
             slope = nn.with_logical_partitioning(
                 lambda _, shape: jnp.full(shape, -4.0 / (shape[0] - 1), jnp.float32).at[0].set(4.0), ("head",)
             )
-            self.label_slope = self.param("label_slope", slope, (self.labels,))
-            self.label_bias = self.param("label_bias", nn.with_logical_partitioning(zeros, ("head",)), (self.labels,))
+            bias = nn.with_logical_partitioning(zeros, ("head",))
+            self.label_slope = cast(jax.Array, self.param("label_slope", slope, (self.labels,)))
+            self.label_bias = cast(jax.Array, self.param("label_bias", bias, (self.labels,)))
         verdict_init = nn.with_logical_partitioning(
             nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0), ("dimension", "embedding", "head")
         )
         shape = (self.dimensions, 2 * self.view_width + 1, len(VERDICTS))
         self.verdict_kernel = self.param("verdict_kernel", verdict_init, shape)
         bias_init = nn.with_logical_partitioning(zeros, ("dimension", "head"))
-        self.verdict_bias = self.param("verdict_bias", bias_init, (self.dimensions, len(VERDICTS)))
+        bias_shape = (self.dimensions, len(VERDICTS))
+        self.verdict_bias = cast(jax.Array, self.param("verdict_bias", bias_init, bias_shape))
 
     def encode(self, tokens: jax.Array, valid: jax.Array, side: int, *, deterministic: bool = True) -> jax.Array:
         """[B, L] tokens of one side (0 queries, 1 items) -> [B, E]; [B, L, E], zeros for padding, for `maxsim`."""
         types = jnp.full_like(tokens, side if self.distinguish_sides else 0)
-        x = self.readers[side](tokens, types, valid, deterministic=deterministic)
+        x = cast(jax.Array, self.readers[side](tokens, types, valid, deterministic=deterministic))
         weights = valid[..., None].astype(x.dtype)
         if self.head == "maxsim":
             x = x * weights
@@ -111,8 +113,8 @@ class TwoTower(nn.Module):
             chex.assert_equal_shape([query, item])
             pooled = query, item
             if self.head == "mlp":
-                features = jnp.concatenate([query, item, jnp.abs(query - item), query * item], axis=-1)
-                logits = self.mlp_down(nn.gelu(self.mlp_up(features)))
+                both = jnp.concatenate([query, item, jnp.abs(query - item), query * item], axis=-1)
+                logits = self.mlp_down(nn.gelu(self.mlp_up(both)))
             else:
                 logits = jnp.sum(query * item, axis=-1, keepdims=True) * self.label_slope + self.label_bias
         u, v = (_unit(self.views(x).reshape(-1, self.dimensions, self.view_width)) for x in pooled)
@@ -173,7 +175,7 @@ class TwoTower(nn.Module):
         return arrays
 
     @nn.nowrap
-    def dummy_inputs(self) -> dict[str, Any]:
+    def dummy_inputs(self) -> dict[str, PyTree]:
         """Inputs of the smallest shape, for initialisation and for tracing."""
         ids, valid = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
         return {"query_tokens": ids, "query_valid": valid, "item_tokens": ids, "item_valid": valid}

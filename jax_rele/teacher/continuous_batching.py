@@ -6,11 +6,11 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 
+from jax_rele.data.batches.loader import row_count
 from jax_rele.data.tokens.packing import pad
 from jax_rele.models import Decoder
 from jax_rele.teacher.decoding import Sampling, decode, insert, new_slots
@@ -21,12 +21,12 @@ from jax_rele.teacher.kv_cache import (
     bucket,
     buckets,
     prefill,
-    row_count,
     row_parts,
     shared_base,
     use_mesh,
 )
 from jax_rele.teacher.template import DecodingTemplate
+from jax_rele.types import PyTree
 
 STEP_TOKENS = {"cpu": 64}
 """Tokens over all rows up to which a wider step costs little, by platform."""
@@ -61,7 +61,7 @@ def step_width(template: DecodingTemplate, rows: int) -> int:
 
 def generate(
     model: Decoder,
-    variables: Any,
+    variables: PyTree,
     template: DecodingTemplate,
     prompts: Sequence[Sequence[int]],
     prefixes: Sequence[Sequence[Sequence[int]]],
@@ -90,7 +90,7 @@ def generate(
     Returns:
       The generated text of each prompt and sample, and the number of forward passes that decoding took.
     """
-    written: list[list[Any]] = [[None] * len(samples) for samples in prefixes]
+    written: list[list[PyTree]] = [[None] * len(samples) for samples in prefixes]
     total = sum(map(len, written))
     if not total:
         return written, 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ import numpy as np
 from jax_rele.models import Decoder
 from jax_rele.teacher.kv_cache import cache_length, new_cache, split_cache, split_rows
 from jax_rele.teacher.template import DecodingTemplate
+from jax_rele.types import PyTree
 
 _NEVER = -1e30
 
@@ -42,7 +42,7 @@ class Slots:
       passes: int32, forward passes so far.
     """
 
-    cache: Any
+    cache: PyTree
     pending_tokens: jax.Array
     pending_lengths: jax.Array
     read: jax.Array
@@ -77,7 +77,7 @@ class Sampling:
             raise ValueError(f"temperature must not be negative and top_p must lie in (0, 1], got {self}")
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, PyTree]:
         """The keyword arguments of `draw` and `decode`: numbers, which may change without a compile, and flags."""
         return {
             "temperature": np.float32(self.temperature),
@@ -90,7 +90,7 @@ class Sampling:
 
 @partial(jax.jit, static_argnames=("model", "rows", "length", "max_pending"))
 def new_slots(
-    model: Decoder, variables: Any, template: DecodingTemplate, rows: int, length: int, max_pending: int
+    model: Decoder, variables: PyTree, template: DecodingTemplate, rows: int, length: int, max_pending: int
 ) -> Slots:
     """Empty slots, for `length` positions and up to `max_pending` pending tokens."""
     decisions = len(template.is_choice)
@@ -119,7 +119,7 @@ def new_slots(
 @partial(jax.jit, donate_argnames=("slots",))
 def insert(
     slots: Slots,
-    cache: Any,
+    cache: PyTree,
     source: jax.Array,
     slot: jax.Array,
     pending_tokens: jax.Array,
@@ -164,7 +164,7 @@ def insert(
 @partial(jax.jit, static_argnames=("model", "width", "greedy", "nucleus"), donate_argnames=("slots",))
 def decode(
     model: Decoder,
-    variables: Any,
+    variables: PyTree,
     template: DecodingTemplate,
     slots: Slots,
     rest: jax.Array,

@@ -17,10 +17,10 @@ from jax_rele.models import Decoder
 from jax_rele.rationale import ParseFailure, grammar, parse_output
 from jax_rele.teacher.continuous_batching import GeneratedText, generate, row_key
 from jax_rele.teacher.decoding import Sampling, draw
-from jax_rele.teacher.kv_cache import row_parts
 from jax_rele.teacher.label_scores import score
 from jax_rele.teacher.template import DecodingTemplate, compile_template
 from jax_rele.teacher.verbalizers import Verbalizers, check_verbalizers, make_verbalizers
+from jax_rele.training import check_rows
 from jax_rele.types import VERDICTS, LabelSchema, Pair, Rationale
 
 
@@ -34,7 +34,7 @@ class Teacher:
       schema: the labels to choose from.
       dimensions: the aspects to compare, in order.
       fields: the item's texts in the prompt.
-      order: one of `grammar.ORDERS`.
+      order: one of `names.ORDERS`.
       prompt_length, value_length: maximum tokens of a prompt and of a slot of values.
       batch_size: rows per forward pass, and slots of the decoder.
       instructions: text before the query of every prompt.
@@ -105,14 +105,14 @@ class _Form:
     verbalizers: Verbalizers
     before_label: tuple[int, ...]
     follow: int
-    comparisons: DecodingTemplate | None
+    template: DecodingTemplate | None
     end: int
 
     @property
     def longest(self) -> int:
         """Maximum tokens of an answer."""
         label = len(self.before_label) + len(self.verbalizers.common) + max(map(len, self.verbalizers.rests))
-        return label + (self.comparisons.longest if self.comparisons else 0) + 1
+        return label + (self.template.longest if self.template else 0) + 1
 
 
 def _form(tokenizer, label_names, dimensions, order: str, value_length: int, vocab_size: int) -> _Form:
@@ -125,7 +125,7 @@ def _form(tokenizer, label_names, dimensions, order: str, value_length: int, voc
         verbalizers=make_verbalizers(tokenizer, label_names),
         before_label=encoder.segment_ids(segments[label - 1].text, "fixed"),
         follow=encoder.segment_ids(after[0].text, "fixed")[0] if after else encoder.end,
-        comparisons=compile_template(tokenizer, encoder, free, vocab_size) if free else None,
+        template=compile_template(tokenizer, encoder, free, vocab_size) if free else None,
         end=encoder.end,
     )
 
@@ -194,11 +194,11 @@ def sample(
     """
     form = _checked_form(teacher)
     prompts = encode_prompts(teacher.tokenizer, pairs, teacher.fields, teacher.prompt_length, teacher.instructions)
-    template, label_last = form.comparisons, teacher.order == "rationale_first"
-    options = {"batch_size": teacher.batch_size, "mesh": teacher.mesh}
+    template, label_last = form.template, teacher.order == "rationale_first"
     written: list[list[GeneratedText]] | None = None
 
     def decode(prefixes):
+        assert template is not None  # only an order with a rationale decodes
         return generate(
             teacher.model,
             teacher.variables,
@@ -207,11 +207,12 @@ def sample(
             prefixes,
             sampling=sampling,
             progress=progress,
-            **options,
+            batch_size=teacher.batch_size,
+            mesh=teacher.mesh,
         )[0]
 
     rows = [[prompt] for prompt in prompts]
-    if label_last:
+    if label_last and template is not None:
         written = decode([[template.prefix] * samples for _ in prompts])
         rows = [
             [[*prompt, *template.tokens(one.slots)] for one in several] for prompt, several in zip(prompts, written)
@@ -225,13 +226,14 @@ def sample(
         form.follow,
         groups=[pair.query for pair, several in zip(pairs, rows) for _ in several],
         progress=(lambda rows: None) if writes or label_last else lambda rows: progress(rows * samples),
-        **options,
+        batch_size=teacher.batch_size,
+        mesh=teacher.mesh,
     )
     # [pairs, samples, labels]; where the label comes first, all samples of a pair have the same distribution.
     shape = (len(pairs), samples, len(teacher.schema))
     probs = np.broadcast_to(probs.reshape(shape[0], len(rows[0]) if rows else samples, shape[2]), shape)
     labels = _drawn_labels(prompts, probs, sampling)
-    if writes:
+    if writes and template is not None:
         before = [
             [(*form.before_label, *form.verbalizers.tokens(label), *template.prefix) for label in row] for row in labels
         ]
@@ -256,12 +258,8 @@ def _checked_form(teacher: Teacher) -> _Form:
         value_length=teacher.value_length,
         max_length=config.max_length,
     )
-    parts = row_parts(teacher.mesh)
-    if teacher.batch_size % parts:
-        raise UserError(
-            f"score.batch_size: {teacher.batch_size} rows do not divide over data x fsdp = {parts} devices; take a "
-            "multiple of it, or change `mesh`"
-        )
+    if teacher.mesh is not None:
+        check_rows(teacher.batch_size, teacher.mesh, "score.batch_size", "take a multiple of it, or change `mesh`")
     return _form(
         teacher.tokenizer,
         teacher.schema.names,
@@ -291,10 +289,10 @@ def _drawn_labels(prompts: Sequence[Sequence[int]], probs: np.ndarray, sampling:
 def _make_predictions(
     teacher: Teacher, form: _Form, probs: np.ndarray, labels: np.ndarray, written: list[GeneratedText] | None
 ) -> TeacherPredictions:
-    count, template = len(probs), form.comparisons
+    count, template = len(probs), form.template
     order, dimensions = (teacher.order, teacher.dimensions) if written is not None else ("label_only", ())
     segments = grammar.template(dimensions, order)
-    decoded = cache(lambda ids: teacher.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    decoded = cache(lambda ids: str(teacher.tokenizer.decode(ids, clean_up_tokenization_spaces=False)))
     names = [grammar.escape(name) for name in teacher.schema.names]
     verdict_probs = np.full((count, len(teacher.dimensions), len(VERDICTS)), np.nan, np.float32)
     texts, emitted = [], 0
@@ -302,7 +300,7 @@ def _make_predictions(
         one = written[row] if written is not None else None
         texts.append(_text(segments, names[label], one, decoded))
         emitted += len(form.before_label) + len(form.verbalizers.tokens(label)) + 1
-        if one is not None:
+        if one is not None and template is not None:
             verdict_probs[row] = one.probs[template.is_choice]
             emitted += len(template.tokens(one.slots))
     return TeacherPredictions(

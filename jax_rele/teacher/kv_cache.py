@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from flax import linen as nn
 from jax_rele.data.tokens.packing import pad
 from jax_rele.models import Decoder
 from jax_rele.models.partitioning import use
-from jax_rele.types import DecoderOutputs
+from jax_rele.types import DecoderOutputs, PyTree
 
 SMALLEST = 16
 """The smallest padded length other than zero."""
@@ -48,14 +47,6 @@ def buckets(lengths: Sequence[int], least: int) -> np.ndarray:
     return sizes_of
 
 
-def row_count(rows: int, most: int, parts: int = 1) -> int:
-    """Rows of a batch that holds `rows`: a power of four, or `most`; a multiple of `parts`."""
-    count = 1
-    while count < rows:
-        count *= 4
-    return -(-min(count, most) // parts) * parts
-
-
 def row_parts(mesh: jax.sharding.Mesh | None) -> int:
     """Devices of a mesh over which the rows of a batch are divided."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
@@ -71,23 +62,23 @@ def use_mesh(mesh: jax.sharding.Mesh | None) -> Iterator[None]:
             yield
 
 
-def split_rows(tree: Any) -> Any:
+def split_rows(tree: PyTree) -> PyTree:
     """Arrays whose first axis is the rows, with the rows split over the mesh of the trace."""
     return jax.tree.map(lambda x: nn.with_logical_constraint(x, ("batch", *[None] * (x.ndim - 1))), tree)
 
 
-def split_cache(cache: Any) -> Any:
+def split_cache(cache: PyTree) -> PyTree:
     """A cache, its rows and heads split over the mesh of the trace."""
     axes = ("layers", "batch", "length", "kv_heads", "head_dim")
     return jax.tree.map(lambda x: nn.with_logical_constraint(x, axes), cache)
 
 
-def cache_length(cache: Any) -> int:
+def cache_length(cache: PyTree) -> int:
     """Positions of a cache."""
     return jax.tree.leaves(cache)[0].shape[2]
 
 
-def new_cache(model: Decoder, rows: int, length: int) -> Any:
+def new_cache(model: Decoder, rows: int, length: int) -> PyTree:
     """An empty cache. One of length 0 is what the first tokens of a row are read with."""
     config = model.config
     shape = (config.layers, rows, length, config.kv_heads, config.head_dim)
@@ -95,8 +86,8 @@ def new_cache(model: Decoder, rows: int, length: int) -> Any:
 
 
 def read(
-    model: Decoder, variables: Any, cache: Any, parents: jax.Array, tokens: jax.Array, starts: jax.Array
-) -> tuple[DecoderOutputs, Any]:
+    model: Decoder, variables: PyTree, cache: PyTree, parents: jax.Array, tokens: jax.Array, starts: jax.Array
+) -> tuple[DecoderOutputs, PyTree]:
     """Runs the decoder on tokens that continue rows of a cache.
 
     Args:
@@ -126,15 +117,16 @@ def read(
 
 @partial(jax.jit, static_argnames=("model",))
 def prefill(
-    model: Decoder, variables: Any, cache: Any, parents: jax.Array, tokens: jax.Array, starts: jax.Array
-) -> Any:
+    model: Decoder, variables: PyTree, cache: PyTree, parents: jax.Array, tokens: jax.Array, starts: jax.Array
+) -> PyTree:
     """The cache that `read` returns."""
     return read(model, variables, cache, parents, tokens, starts)[1]
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
     """The longest common prefix that leaves every row at least one token."""
-    first, last = list(min(rows)), list(max(rows))
+    lists = list(map(list, rows))
+    first, last = min(lists), max(lists)
     most = min(len(first), len(last), min(map(len, rows)) - 1)
     same = next((index for index in range(most) if first[index] != last[index]), most)
     return first[:same]
@@ -146,7 +138,7 @@ def shared_base(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(base) if len(base) >= SMALLEST else ()
 
 
-def base_cache(model: Decoder, variables: Any, base: Sequence[int], parts: int) -> Any:
+def base_cache(model: Decoder, variables: PyTree, base: Sequence[int], parts: int) -> PyTree:
     """The cache of the common prefix `base`, in its row 0; of length 0 where `base` is empty."""
     empty = new_cache(model, parts, 0)
     if not base:

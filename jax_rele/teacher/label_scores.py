@@ -9,25 +9,26 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_rele.data.batches.loader import row_count
 from jax_rele.data.tokens.packing import pad
 from jax_rele.losses import next_token_cross_entropy
 from jax_rele.models import Decoder
-from jax_rele.teacher.kv_cache import base_cache, prefill, read, row_count, row_parts, use_mesh
+from jax_rele.teacher.kv_cache import base_cache, prefill, read, row_parts, use_mesh
 from jax_rele.teacher.shared_prefixes import make_plan
 from jax_rele.teacher.verbalizers import Verbalizers
+from jax_rele.types import PyTree
 
 
 @partial(jax.jit, static_argnames=("model",))
 def first_token_probs(
     model: Decoder,
-    variables: Any,
-    cache: Any,
+    variables: PyTree,
+    cache: PyTree,
     parents: jax.Array,
     tokens: jax.Array,
     starts: jax.Array,
@@ -53,8 +54,8 @@ def first_token_probs(
 @partial(jax.jit, static_argnames=("model",))
 def full_probs(
     model: Decoder,
-    variables: Any,
-    cache: Any,
+    variables: PyTree,
+    cache: PyTree,
     parents: jax.Array,
     tokens: jax.Array,
     starts: jax.Array,
@@ -111,7 +112,7 @@ def _last(hidden: jax.Array, lengths: jax.Array) -> jax.Array:
 
 def score(
     model: Decoder,
-    variables: Any,
+    variables: PyTree,
     rows: Sequence[Sequence[int]],
     verbalizers: Verbalizers,
     follow: int,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jax_rele.teacher.kv_cache import MIN_BATCHES, bucket, buckets, common_prefix, row_count, shared_base
+from jax_rele.data.batches.loader import row_count
+from jax_rele.teacher.kv_cache import MIN_BATCHES, bucket, buckets, common_prefix, shared_base
 
 
 @dataclass(frozen=True)

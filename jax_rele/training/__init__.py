@@ -6,13 +6,14 @@ from jax_rele.training.loop import train
 from jax_rele.training.optimizer import learning_rate, make_optimizer
 from jax_rele.training.sharding import (
     abstract,
+    check_rows,
     init_sharded,
     init_state,
     local_row_indices,
     make_init_fn,
     make_local_mesh,
     make_mesh,
-    place,
+    shard_batch,
     shard_step,
 )
 from jax_rele.training.state import TrainState, create_state
@@ -23,6 +24,7 @@ __all__ = [
     "RULES",
     "TrainState",
     "abstract",
+    "check_rows",
     "create_state",
     "init_sharded",
     "init_state",
@@ -34,7 +36,7 @@ __all__ = [
     "make_mesh",
     "make_optimizer",
     "make_train_step",
-    "place",
+    "shard_batch",
     "shard_step",
     "train",
     "use",

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -20,8 +20,20 @@ from orbax.checkpoint import v1 as ocp
 from jax_rele.errors import UserError
 from jax_rele.training import distributed
 from jax_rele.training.state import TrainState
+from jax_rele.types import Params, PyTree
 
 STATE, DATA = "state", "data"
+
+T = TypeVar("T")
+
+
+class Stateful(Protocol):
+    """What can be moved to where it was, as Grain's iterators."""
+
+    def get_state(self) -> PyTree: ...
+
+    def set_state(self, state: PyTree) -> None: ...
+
 
 # Orbax logs every save at INFO and warns of defaults that are meant; the run's own logs say what a user needs.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -40,25 +52,25 @@ def open_checkpoints(directory: Path, every: int, keep: int = 2) -> ocp.training
     )
 
 
-def _learned(state: TrainState) -> dict[str, Any]:
-    # Frozen variables are somebody else's artefact: a LoRA checkpoint holds adapters, not the base.
+def _trainable_state(state: TrainState) -> Params:
+    # Frozen variables come from another stage: a LoRA checkpoint holds adapters, not the base.
     return {"step": state.step, "trainable": state.trainable, "opt_state": state.opt_state}
 
 
-def _abstract(tree: Any) -> Any:
+def _abstract(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, iterator: Any) -> None:
-    """Saves what has learned and where the data iterator stands, if the step is due.
+def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, iterator: Stateful) -> None:
+    """Saves the trainable state and the data iterator's position, if the step is due.
 
     The iterator's state must be the same in every process, as that of `data.loader.batches` is: it is saved once, so
-    that any number of processes can go on from it.
+    that any number of processes can resume from it.
     """
-    checkpoints.save_checkpointables(step, {STATE: _learned(state), DATA: iterator.get_state()})
+    checkpoints.save_checkpointables(step, {STATE: _trainable_state(state), DATA: iterator.get_state()})
 
 
-def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator: Any) -> TrainState:
+def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator: Stateful) -> TrainState:
     """The latest checkpoint in the shardings of `state`; `iterator` is moved to where it stood.
 
     Returns `state` itself where there is none. Raises UserError for a checkpoint that cannot be read.
@@ -67,21 +79,21 @@ def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator:
     if step is None:
         return state
     path = Path(str(checkpoints.directory)) / str(step)
-    target = {STATE: _abstract(_learned(state)), DATA: iterator.get_state()}
+    target = {STATE: _abstract(_trainable_state(state)), DATA: iterator.get_state()}
     loaded = _read(
         lambda: checkpoints.load_checkpointables(step, target),
-        f"{path}: damaged checkpoint; delete this folder to go on from the one before",
+        f"{path}: damaged checkpoint; delete this folder to resume from the one before",
     )
     iterator.set_state(loaded[DATA])
     return dataclasses.replace(state, **loaded[STATE])
 
 
-def save_variables(path: Path, variables: Any) -> None:
+def save_variables(path: Path, variables: PyTree) -> None:
     """Writes variable collections as one Orbax checkpoint, replacing what is there."""
     ocp.save(path.resolve(), variables, overwrite=True)
 
 
-def load_variables(path: Path, abstract: Any) -> Any:
+def load_variables(path: Path, abstract: PyTree) -> PyTree:
     """Reads variable collections into the shapes, dtypes and shardings of `abstract`.
 
     Where those shardings are over this process's devices alone, it reads by itself and waits for no other.
@@ -103,7 +115,7 @@ def clear(directory: Path) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _load(path: Path, abstract: Any) -> Any:
+def _load(path: Path, abstract: PyTree) -> PyTree:
     process = jax.process_index()
     alone = all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(abstract))
     if jax.process_count() == 1 or not alone:
@@ -115,8 +127,8 @@ def _load(path: Path, abstract: Any) -> Any:
         return ocp.load(path, abstract)
 
 
-def _read(load: Callable[[], Any], told: str) -> Any:
-    """Runs `load`; any failure is a UserError that says `told`, and nothing else reaches the user's screen."""
+def _read(load: Callable[[], T], message: str) -> T:
+    """Runs `load`; any failure is a UserError with `message`, and nothing else is printed."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -125,7 +137,7 @@ def _read(load: Callable[[], Any], told: str) -> Any:
     except Exception as error:
         # The hook stays off: the other readers of the same checkpoint fail after this one, some as the process ends.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited")
-        raise UserError(f"{told} ({_one_line(error)})") from None
+        raise UserError(f"{message} ({_one_line(error)})") from None
     sys.unraisablehook = hook
     logging.getLogger("absl").setLevel(logging.ERROR)
     return loaded

@@ -1,33 +1,34 @@
-"""Whether a student still tells pairs apart: a silent collapse to one score for all is reported while it trains."""
+"""Whether a student still distinguishes pairs: a silent collapse to one score is reported while it trains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jax_rele.types import PyTree
+
 SMALLEST = 1e-3
-"""Standard deviation of the expected gain under which all pairs count as judged alike."""
+"""Standard deviation of the expected gain below which the scores count as equal."""
 
 
 def score_variance(
     gains: Sequence[float],
-) -> Callable[[Any, Mapping[str, Any]], dict[str, tuple[jax.Array, jax.Array]]]:
-    """The `watch` of a training step: variance of the expected gain over the pairs of a batch.
+) -> Callable[[PyTree, Mapping[str, PyTree]], dict[str, tuple[jax.Array, jax.Array]]]:
+    """The `extra_metrics` of a training step: variance of the expected gain over the pairs of a batch.
 
     Args:
-      gains: [C] the worth of each label.
+      gains: [C] the gain of each label.
 
     Returns:
       `(outputs, batch) -> {"score_variance": (sum of squares about the batch's mean, pairs)}`, over the rows of
       `batch["mask"]` where there is one; for several students in one pass a `NAME/score_variance` each.
     """
 
-    def watch(outputs, batch):
+    def variance(outputs, batch):
         if isinstance(outputs, Mapping):
-            return {f"{name}/{key}": value for name in outputs for key, value in watch(outputs[name], batch).items()}
+            return {f"{name}/{key}": value for name in outputs for key, value in variance(outputs[name], batch).items()}
         probs = jax.nn.softmax(jax.lax.stop_gradient(outputs.logits).astype(jnp.float32))
         score = (probs * jnp.asarray(gains, jnp.float32)).sum(axis=-1)
         mask = batch.get("mask", jnp.ones(score.shape, bool))
@@ -35,15 +36,15 @@ def score_variance(
         mean = jnp.where(mask, score, 0.0).sum() / jnp.maximum(count, 1.0)
         return {"score_variance": (jnp.where(mask, (score - mean) ** 2, 0.0).sum(), count)}
 
-    return watch
+    return variance
 
 
-def alarm(row: Mapping[str, float]) -> str:
-    """What to tell of a line of the metric log; nothing where the scores differ.
+def collapse_check(row: Mapping[str, float]) -> str:
+    """A warning for a line of the metric log; empty where the scores differ.
 
     Examples:
-      >>> from jax_rele.training.collapse import alarm
-      >>> alarm({"step": 40, "score_variance": 1e-12}).partition(";")[0]
+      >>> from jax_rele.training.collapse import collapse_check
+      >>> collapse_check({"step": 40, "score_variance": 1e-12}).partition(";")[0]
       'step 40: all pairs have the same score (standard deviation 1e-06): the student has collapsed'
     """
     for key, value in row.items():

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TypeVar
 
 import jax
 
@@ -24,8 +24,10 @@ from jax._src.distributed import global_state
 
 from jax_rele.errors import UserError
 
-GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+ADDRESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 DETECT = "JAX_RELE_DISTRIBUTED"
+
+T = TypeVar("T")
 
 _FAILED = "jax_rele/failed"
 _POLL_MS = 2_000
@@ -50,29 +52,31 @@ def initialize() -> bool:
       Whether there are several processes.
 
     Raises:
-      UserError: the environment says one half of it, or the others cannot be reached.
+      UserError: the variables are incomplete or invalid, or the other processes cannot be reached.
     """
     detect = os.environ.get(DETECT, "0")
     if detect not in ("0", "1"):
         raise UserError(f"{DETECT} is {detect!r}; set it to 1 where the cluster knows the processes, or unset it")
-    given = {name: os.environ[name] for name in GIVEN if os.environ.get(name)}
-    if detect == "0" and not given:
+    variables = {name: os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)}
+    if detect == "0" and not variables:
         return False
-    if detect == "0" and len(given) < len(GIVEN):
-        missing = ", ".join(name for name in GIVEN if name not in given)
+    if detect == "0" and len(variables) < len(ADDRESS_VARIABLES):
+        missing = ", ".join(name for name in ADDRESS_VARIABLES if name not in variables)
         raise UserError(
-            f"{', '.join(given)} is set without {missing}; set all three, or {DETECT}=1 where the cluster says the rest"
+            f"{', '.join(variables)} is set without {missing}; set all three, or {DETECT}=1 where the cluster sets them"
         )
-    count, process = _number("JAX_NUM_PROCESSES", given), _number("JAX_PROCESS_ID", given)
+    count, process = _number("JAX_NUM_PROCESSES", variables), _number("JAX_PROCESS_ID", variables)
     if count is not None and process is not None and process >= count:
-        raise UserError(f"{GIVEN[2]} is {process}; with {GIVEN[1]}={count} it must be less")
-    # Otherwise SIGTERM would only be noted: a run that is told to end ends, and goes on from its last checkpoint.
+        raise UserError(f"{ADDRESS_VARIABLES[2]} is {process}; with {ADDRESS_VARIABLES[1]}={count} it must be less")
+    # With it SIGTERM would only be recorded; it is to end the run, which resumes from its last checkpoint.
     jax.config.update("jax_enable_preemption_service", False)
-    if ":" not in given.get(GIVEN[0], ":"):
-        raise UserError(f"{GIVEN[0]} is {given[GIVEN[0]]!r}; it must be HOST:PORT of process 0")
+    if ":" not in variables.get(ADDRESS_VARIABLES[0], ":"):
+        raise UserError(
+            f"{ADDRESS_VARIABLES[0]} is {variables[ADDRESS_VARIABLES[0]]!r}; it must be HOST:PORT of process 0"
+        )
     try:
         jax.distributed.initialize(
-            given.get("JAX_COORDINATOR_ADDRESS"),
+            variables.get("JAX_COORDINATOR_ADDRESS"),
             count,
             process,
             cluster_detection_method=None if detect == "1" else "deactivate",
@@ -80,17 +84,23 @@ def initialize() -> bool:
         # The processes tell each other their devices, and wait for that only minutes: not while one works alone.
         jax.devices()
     except (RuntimeError, ValueError, LookupError, OSError) as error:
-        what = f"{DETECT}=1" if detect == "1" else f"{GIVEN[0]}={given[GIVEN[0]]}"
+        what = f"{DETECT}=1" if detect == "1" else f"{ADDRESS_VARIABLES[0]}={variables[ADDRESS_VARIABLES[0]]}"
         raise UserError(f"{what}: the processes cannot join: {' '.join(str(error).split())[:300]}") from None
     return True
 
 
-def _number(name: str, given: dict[str, str]) -> int | None:
-    if name not in given:
+def _number(name: str, variables: dict[str, str]) -> int | None:
+    if name not in variables:
         return None
-    if not given[name].isdecimal():
-        raise UserError(f"{name} is {given[name]!r}; it must be a whole number")
-    return int(given[name])
+    if not variables[name].isdecimal():
+        raise UserError(f"{name} is {variables[name]!r}; it must be a whole number")
+    return int(variables[name])
+
+
+def _store():
+    """The key-value store of the processes."""
+    assert global_state.client is not None, "jax.distributed is not initialised"
+    return global_state.client
 
 
 def process_count() -> int:
@@ -103,7 +113,7 @@ def is_main() -> bool:
     return global_state.process_id == 0
 
 
-def on_main(make: Callable[[], Any]) -> Any:
+def on_main(make: Callable[[], T]) -> T:
     """Runs `make()` in process 0 and returns its value, which JSON can hold, in every process; they wait for it.
 
     All processes must call this, `gather` and `barrier` in the same order.
@@ -113,18 +123,18 @@ def on_main(make: Callable[[], Any]) -> Any:
     key = f"jax_rele/{next(_calls)}"
     if is_main():
         value = make()
-        global_state.client.key_value_set(key, json.dumps(value))
+        _store().key_value_set(key, json.dumps(value))
         return value
     return json.loads(_wait(key))
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: T) -> list[T]:
     """The value of every process, which JSON can hold, in every process and in their order."""
     if process_count() == 1:
         return [value]
     key = f"jax_rele/{next(_calls)}"
     if not is_main():
-        global_state.client.key_value_set(f"{key}/{global_state.process_id}", json.dumps(value))
+        _store().key_value_set(f"{key}/{global_state.process_id}", json.dumps(value))
     return on_main(lambda: [value] + [json.loads(_wait(f"{key}/{other}")) for other in range(1, process_count())])
 
 
@@ -132,13 +142,13 @@ def barrier(name: str) -> None:
     """Waits for all processes. Raises RuntimeError where one of them is elsewhere in the program."""
     names = gather(name)
     if set(names) != {name}:
-        raise RuntimeError(f"the processes are at different places of the run: {names}")
+        raise RuntimeError(f"the processes are at different points of the run: {names}")
 
 
 def _wait(key: str) -> str:
     while not _failed.is_set():
         try:
-            return global_state.client.blocking_key_value_get(key, _POLL_MS)
+            return _store().blocking_key_value_get(key, _POLL_MS)
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
@@ -146,7 +156,7 @@ def _wait(key: str) -> str:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def join_processes() -> Iterator[None]:
     """Joins the processes of a run; an error in one ends all of them, with one line from process 0.
 
     With several processes an error does not leave the context: it ends the process, with status 2 for a `UserError`,
@@ -156,7 +166,7 @@ def together() -> Iterator[None]:
     if not initialize():
         yield
         return
-    threading.Thread(target=_watch, daemon=True).start()
+    threading.Thread(target=_end_after_failure, daemon=True).start()
     try:
         yield
         barrier("the end of the run")
@@ -165,11 +175,11 @@ def together() -> Iterator[None]:
     jax.distributed.shutdown()
 
 
-def _watch() -> None:
+def _end_after_failure() -> None:
     """Ends this process some seconds after another has failed, whatever it is doing."""
     while True:
         try:
-            global_state.client.blocking_key_value_get(_FAILED, 86_400_000)
+            _store().blocking_key_value_get(_FAILED, 86_400_000)
             break
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
@@ -182,20 +192,22 @@ def _watch() -> None:
 def _fail(error: BaseException) -> None:
     """Tells the others why this process ends, unless one of them was first, and ends it."""
     if isinstance(error, UserError):
-        status, told = 2, str(error)
+        status, message = 2, str(error)
     elif isinstance(error, KeyboardInterrupt):
-        status, told = 130, "interrupted; the same command goes on from where it was"
+        status, message = 130, "interrupted; the same command resumes"
     else:
-        status, told = 1, f"{type(error).__name__}; its traceback is above or in its own log"
-    client = global_state.client
+        status, message = 1, f"{type(error).__name__}; its traceback is above or in its own log"
+    client = _store()
     if not is_main():
-        _failed.wait(1.0)  # what every process finds is said by process 0
+        _failed.wait(1.0)  # an error that every process meets is reported by process 0
     try:
         client.key_value_try_get(_FAILED)
-    except jax.errors.JaxRuntimeError:  # nobody has: what goes wrong after a failure elsewhere follows from it
+    except (
+        jax.errors.JaxRuntimeError
+    ):  # no process has failed before: what goes wrong after a failure elsewhere follows from it
         if status == 1:
             traceback.print_exception(error)
-        failure = {"process": global_state.process_id, "status": status, "told": told}
+        failure = {"process": global_state.process_id, "status": status, "message": message}
         with suppress(jax.errors.JaxRuntimeError):  # another one did just now, or process 0 is gone
             client.key_value_set(_FAILED, json.dumps(failure))
     _leave()
@@ -204,13 +216,13 @@ def _fail(error: BaseException) -> None:
 def _leave() -> None:
     """Ends this process; process 0 says why, and goes last, for the store goes with it."""
     _leaving.acquire()
-    client, status = global_state.client, 1
+    client, status = _store(), 1
     with suppress(jax.errors.JaxRuntimeError):  # a process that is gone already
         failure = json.loads(client.blocking_key_value_get(_FAILED, _POLL_MS))
         status = failure["status"]
         if is_main():
             who = f"process {failure['process']}: " if failure["process"] else ""
-            print(f"jax-rele: {who}{failure['told']}", file=sys.stderr)
+            print(f"jax-rele: {who}{failure['message']}", file=sys.stderr)
             deadline = time.monotonic() + _LEAVE_SECONDS
             for other in range(1, process_count()):
                 left = max(1, round(1000 * (deadline - time.monotonic())))

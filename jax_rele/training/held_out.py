@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from jax_rele import losses
-from jax_rele.training.sharding import local_row_indices, place, use
-from jax_rele.training.state import TrainState
-from jax_rele.training.step import Batch, Loss
+from jax_rele.losses.combine import Totals
+from jax_rele.training.sharding import local_row_indices, shard_batch, use
+from jax_rele.training.state import Apply, Batch, TrainState
+from jax_rele.training.step import Loss
 
 
 def make_evaluate(
-    apply: Callable[..., Any], loss: Loss, rows: Batch, batch_size: int, mesh: jax.sharding.Mesh
+    apply: Apply, loss: Loss, rows: Batch, batch_size: int, mesh: jax.sharding.Mesh
 ) -> Callable[[TrainState], dict[str, float]]:
     """Makes `evaluate(state) -> {term: mean}`, for `train`.
 
@@ -26,27 +26,25 @@ def make_evaluate(
       mesh: the devices.
 
     Returns:
-      A function with the attribute `compiled`. The means are exact: the last batch is filled up with rows that count
-      for nothing.
+      A function. The means are exact: the last batch is filled up with rows that count for nothing.
     """
-    count, places = len(jax.tree.leaves(rows)[0]), local_row_indices(mesh, batch_size)
+    count, indices = len(jax.tree.leaves(rows)[0]), local_row_indices(mesh, batch_size)
 
     @jax.jit
     def totals(variables, batch):
         return loss(apply(variables, **batch["inputs"], deterministic=True), batch)[1]
 
     def batch(start):
-        numbers = start + places
+        numbers = start + indices
         picked = jax.tree.map(lambda x: x[numbers % count], rows)
-        return place({**picked, "mask": numbers < count}, mesh)
+        return shard_batch({**picked, "mask": numbers < count}, mesh)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        found: dict[str, tuple[float, float]] = {}
+        sums: Totals = {}
         with use(mesh):
             for start in range(0, count, batch_size):
                 terms = jax.tree.map(float, jax.device_get(totals(state.variables, batch(start))))
-                found = losses.add_totals(found, terms) if found else terms
-        return losses.means(found)
+                sums = losses.add_totals(sums, terms) if sums else terms
+        return losses.means(sums)
 
-    evaluate.compiled = totals
     return evaluate

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh, parameters born sharded, batches split by rows."""
+"""Sharding: one mesh, parameters initialised sharded, batches split by rows."""
 
 from __future__ import annotations
 
@@ -6,21 +6,41 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_rele import config
 from jax_rele.errors import UserError
 from jax_rele.models.partitioning import AXES, shardings, use
-from jax_rele.training.state import TrainState, create_state
+from jax_rele.training.state import Batch, Metrics, Step, TrainState, create_state
+from jax_rele.types import Params, PyTree
 
 BATCH = PartitionSpec(("data", "fsdp"))
 """How every array of a batch is split: by rows."""
+
+_FIX = "change the mesh, or the batch_size of the stage's optimization to a multiple of it"
+
+
+def check_rows(
+    rows: int, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, path: str, fix: str, *, what: str = "rows"
+) -> None:
+    """Raises UserError where rows that are computed at a time do not divide over the data and fsdp axes of a mesh.
+
+    Args:
+      rows: how many.
+      mesh: the devices.
+      path: of the config, for the message.
+      fix: what to change.
+      what: what the rows are.
+    """
+    devices = math.prod(mesh.shape.get(axis, 1) for axis in BATCH[0])
+    if rows % devices:
+        raise UserError(f"{path}: {rows} {what} do not divide over data x fsdp = {devices} devices; {fix}")
 
 
 def make_mesh(sizes: config.MeshConfig, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -48,7 +68,7 @@ def make_local_mesh(sizes: config.MeshConfig) -> jax.sharding.Mesh:
     return make_mesh(config.MeshConfig(data=-1, fsdp=fsdp, tensor=tensor), local)
 
 
-def abstract(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any, collection: str) -> Any:
+def abstract(make: Callable[..., PyTree], mesh: jax.sharding.Mesh, *args: PyTree, collection: str) -> PyTree:
     """What one collection of `make(*args)` looks like on the mesh, as a target to load a checkpoint into.
 
     Returns:
@@ -62,12 +82,12 @@ def abstract(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any, coll
     )
 
 
-def init_sharded(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any) -> Any:
+def init_sharded(make: Callable[..., PyTree], mesh: jax.sharding.Mesh, *args: PyTree) -> PyTree:
     """Runs `make(*args)` under jit so that each device makes only its own shard; axis names are taken off."""
-    return _sharded_maker(make, mesh, *args)(*args)
+    return _compile_sharded(make, mesh, *args)(*args)
 
 
-def _sharded_maker(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any) -> Callable[..., Any]:
+def _compile_sharded(make: Callable[..., PyTree], mesh: jax.sharding.Mesh, *args: PyTree) -> Callable[..., PyTree]:
     """`init_sharded` for arguments like these, compiled once."""
     with use(mesh):
         out_shardings = shardings(jax.eval_shape(make, *args), mesh)
@@ -81,10 +101,10 @@ def _sharded_maker(make: Callable[..., Any], mesh: jax.sharding.Mesh, *args: Any
 
 
 def init_state(
-    init: Callable[[jax.Array], dict[str, Any]],
+    init: Callable[[jax.Array], Params],
     trainable: str,
-    frozen: dict[str, Any],
-    tx: Any,
+    frozen: Params,
+    tx: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     seed: int,
 ) -> TrainState:
@@ -93,10 +113,10 @@ def init_state(
 
 
 def make_init_fn(
-    init: Callable[[jax.Array], dict[str, Any]],
+    init: Callable[[jax.Array], Params],
     trainable: str,
-    frozen: dict[str, Any],
-    tx: Any,
+    frozen: Params,
+    tx: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
 ) -> Callable[[int], TrainState]:
     """Makes `seed -> sharded state at step 0`, which compiles once; the seed is of the initial values and of dropout.
@@ -112,8 +132,8 @@ def make_init_fn(
     def make(seed):
         return create_state({trainable: init(jax.random.key(seed))[trainable]}, {}, tx, seed)
 
-    born = _sharded_maker(make, mesh, jnp.uint32(0))
-    return lambda seed: dataclasses.replace(born(jnp.uint32(seed)), frozen=frozen)
+    init_sharded_state = _compile_sharded(make, mesh, jnp.uint32(0))
+    return lambda seed: dataclasses.replace(init_sharded_state(jnp.uint32(seed)), frozen=frozen)
 
 
 def _parts_of_process(mesh: jax.sharding.Mesh, process: int) -> tuple[list[int], int]:
@@ -121,38 +141,31 @@ def _parts_of_process(mesh: jax.sharding.Mesh, process: int) -> tuple[list[int],
     if len({device.process_index for device in mesh.devices.flat}) == 1:
         return [0], 1
     by_row = mesh.devices.reshape(-1, mesh.shape["tensor"])
-    held = [row for row, devices in enumerate(by_row) if process in {device.process_index for device in devices}]
-    return held, len(by_row)
+    own = [row for row, devices in enumerate(by_row) if process in {device.process_index for device in devices}]
+    return own, len(by_row)
 
 
 def local_row_indices(mesh: jax.sharding.Mesh, rows: int, process: int | None = None) -> np.ndarray:
-    """The numbers of the rows that a process's devices hold of a batch of `rows`, ascending; by default this process's.
+    """The numbers of the rows of a batch of `rows` that a process's devices hold, ascending; by default this process's.
 
-    Each place along data x fsdp holds an equal run of rows. Processes hold the same ones where the tensor axis spans
+    Each index along data x fsdp holds an equal run of rows. Processes hold the same ones where the tensor axis spans
     them. Raises UserError where the rows do not divide evenly over several processes' devices.
     """
-    held, parts = _parts_of_process(mesh, jax.process_index() if process is None else process)
-    if rows % parts:
-        raise UserError(
-            f"mesh: {rows} rows or groups of a step do not divide over data x fsdp = {parts} devices of several "
-            "processes; change the mesh, or the batch_size of the stage's optimization to a multiple of it"
-        )
-    return np.arange(rows).reshape(parts, -1)[held].reshape(-1)
+    own, parts = _parts_of_process(mesh, jax.process_index() if process is None else process)
+    if parts > 1:
+        check_rows(rows, mesh, "mesh", _FIX, what="rows or groups of a step over several processes")
+    return np.arange(rows).reshape(parts, -1)[own].reshape(-1)
 
 
-def place(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+def shard_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     """This process's numpy rows of a batch (see `local_row_indices`) -> global arrays split by rows over the mesh.
 
     Raises UserError where the rows do not divide evenly over the devices.
     """
-    sharding, (held, parts) = NamedSharding(mesh, BATCH), _parts_of_process(mesh, jax.process_index())
-    size, devices = len(jax.tree.leaves(batch)[0]) // len(held), mesh.shape["data"] * mesh.shape["fsdp"]
-    if size * parts % devices:
-        raise UserError(
-            f"mesh: {size * parts} rows of a step do not divide over data x fsdp = {devices} devices; change the mesh, "
-            "or the batch_size of the stage's optimization to a multiple of it"
-        )
-    begins = {part: size * number for number, part in enumerate(held)}
+    sharding, (own, parts) = NamedSharding(mesh, BATCH), _parts_of_process(mesh, jax.process_index())
+    size = len(jax.tree.leaves(batch)[0]) // len(own)
+    check_rows(size * parts, mesh, "mesh", _FIX, what="rows of a step")
+    begins = {part: size * number for number, part in enumerate(own)}
 
     def put(rows):
         def read(index):
@@ -165,7 +178,7 @@ def place(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(lambda rows: put(np.asarray(rows)), batch)
 
 
-def shard_step(step: Callable[..., Any], mesh: jax.sharding.Mesh, state: TrainState) -> Callable[..., Any]:
+def shard_step(step: Step, mesh: jax.sharding.Mesh, state: TrainState) -> ShardedStep:
     """Compiles `step(state, batch)` for the mesh.
 
     The state keeps its shardings. The buffers of what learns are given up to the new state; frozen variables are only
@@ -184,10 +197,22 @@ def shard_step(step: Callable[..., Any], mesh: jax.sharding.Mesh, state: TrainSt
         state, metrics = step(dataclasses.replace(learns, frozen=frozen), batch)
         return dataclasses.replace(state, frozen={}), metrics
 
-    def run(state, batch):
-        with use(mesh):
-            learns, metrics = compiled(dataclasses.replace(state, frozen={}), state.frozen, batch)
-        return dataclasses.replace(learns, frozen=state.frozen), metrics
+    return ShardedStep(compiled, mesh)
 
-    run.compiled = compiled
-    return run
+
+@dataclasses.dataclass(frozen=True)
+class ShardedStep:
+    """A compiled step, `(state, batch) -> (state, metrics)`.
+
+    Attributes:
+      compiled: the jitted function of (state without frozen variables, frozen variables, batch).
+      mesh: the devices.
+    """
+
+    compiled: jax.stages.Wrapped
+    mesh: jax.sharding.Mesh
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with use(self.mesh):
+            learns, metrics = self.compiled(dataclasses.replace(state, frozen={}), state.frozen, batch)
+        return dataclasses.replace(learns, frozen=state.frozen), metrics

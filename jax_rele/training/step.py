@@ -1,11 +1,9 @@
-"""Pure training steps. Sharding and donation are put on from outside, by `jax_rele.training.sharding`."""
+"""Pure training steps. `jax_rele.training.sharding` compiles them with sharding and donation."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +11,24 @@ import optax
 from flax import linen as nn
 
 from jax_rele.errors import UserError
-from jax_rele.training.sharding import BATCH
-from jax_rele.training.state import TrainState
-
-Batch = Mapping[str, Any]
-"""`inputs`: keyword arguments of the model; every other key: a field that loss terms read by name."""
+from jax_rele.training.sharding import check_rows
+from jax_rele.training.state import Apply, Batch, Metrics, Step, TrainState
+from jax_rele.types import PyTree
 
 Loss = Callable[..., tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]]
 """`loss(outputs, batch, step, counts) -> (scalar, {term: (sum, count)})`, as made by `jax_rele.losses.combine`."""
 
 
 def make_train_step(
-    apply: Callable[..., Any],
+    apply: Apply,
     loss: Loss,
     tx: optax.GradientTransformation,
     *,
     micro_batches: int = 1,
     group_size: int = 1,
     term_gradients: bool = False,
-    watch: Callable[[Any, Batch], dict[str, tuple[jax.Array, jax.Array]]] | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+    extra_metrics: Callable[[PyTree, Batch], dict[str, tuple[jax.Array, jax.Array]]] | None = None,
+) -> Step:
     """Makes `step(state, batch) -> (state, metrics)`.
 
     With `micro_batches` the rows are computed in that many parts, one after the other, and the activations of one part
@@ -48,38 +44,38 @@ def make_train_step(
       group_size: so many rows, one after the other, stay together: those of a group of `data.loader.flatten_groups`.
       term_gradients: also report the gradient norm of each term's mean, before its weight: one more backward pass a
         term, for diagnosis.
-      watch: `(outputs, batch) -> {name: (sum, count)}` of what else is to be told of the outputs, e.g. the moments of
-        the scores; without gradient.
+      extra_metrics: `(outputs, batch) -> {name: (sum, count)}` of other figures of the outputs to log, e.g. the
+        variance of the scores; without gradient.
 
     Returns:
-      A pure function. Metrics are `loss`, `grad_norm`, `terms`, a dict of (sum, count) pairs, `watched`, the same of
-      what `watch` gives, and with `term_gradients` also `term_gradients`, a dict of norms. When it is traced it
+      A pure function. Metrics are `loss`, `grad_norm`, `terms`, a dict of (sum, count) pairs, `extra`, the same of
+      `extra_metrics`, and with `term_gradients` also `term_gradients`, a dict of norms. When it is traced it
       raises UserError for rows that do not divide into the parts, or a part's over the devices of the mesh, and
-      ValueError for groups (a batch with `segments`) whose size was not told.
+      ValueError for groups (a batch with `segments`) without a `group_size`.
 
     Raises:
       ValueError: `term_gradients` with micro-batches.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
 
         def objective(trainable, batch, rng, counts=None):
             variables = {**state.frozen, **trainable}
             outputs = apply(variables, **batch["inputs"], deterministic=False, rngs={"dropout": rng})
             value, terms = loss(outputs, batch, state.step, **({} if counts is None else {"counts": counts}))
-            return value, (terms, {} if watch is None else watch(outputs, batch))
+            return value, (terms, {} if extra_metrics is None else extra_metrics(outputs, batch))
 
         differentiate = jax.value_and_grad(objective, has_aux=True)
         if micro_batches == 1:
-            (value, (terms, watched)), grads = differentiate(state.trainable, batch, rng)
+            (value, (terms, extra)), grads = differentiate(state.trainable, batch, rng)
         else:
             parts = _split(batch, micro_batches, group_size)
             counts = _counts(apply, loss, state, batch)
-            (value, (terms, watched)), grads = _accumulate(differentiate, state.trainable, parts, rng, counts)
+            (value, (terms, extra)), grads = _accumulate(differentiate, state.trainable, parts, rng, counts)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "terms": terms, "watched": watched}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "terms": terms, "extra": extra}
         if term_gradients:
             metrics["term_gradients"] = _term_gradients(lambda x: objective(x, batch, rng)[1][0], state.trainable)
         return dataclasses.replace(state, step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
@@ -89,15 +85,15 @@ def make_train_step(
     return step
 
 
-def _term_gradients(totals: Callable[[Any], Any], trainable: Any) -> dict[str, jax.Array]:
+def _term_gradients(totals: Callable[[PyTree], PyTree], trainable: PyTree) -> dict[str, jax.Array]:
     """The norm of the gradient of each term's mean; one forward pass and one backward pass a term."""
 
     def means(trainable):
         return {name: total / jnp.where(count > 0, count, 1.0) for name, (total, count) in totals(trainable).items()}
 
-    found, pull = jax.vjp(means, trainable)
-    unit = {name: jnp.zeros_like(value) for name, value in found.items()}
-    return {name: optax.tree.norm(pull({**unit, name: jnp.ones_like(found[name])})[0]) for name in found}
+    values, pull = jax.vjp(means, trainable)
+    zeros = {name: jnp.zeros_like(value) for name, value in values.items()}
+    return {name: optax.tree.norm(pull({**zeros, name: jnp.ones_like(values[name])})[0]) for name in values}
 
 
 def _split(batch: Batch, micro_batches: int, group_size: int) -> Batch:
@@ -115,12 +111,9 @@ def _split(batch: Batch, micro_batches: int, group_size: int) -> Batch:
             "change it or batch_size"
         )
     mesh = jax.sharding.get_abstract_mesh()
-    devices = math.prod(mesh.shape.get(axis, 1) for axis in BATCH[0])
-    if rows // micro_batches % devices:
-        raise UserError(
-            f"optimization.micro_batches: the {rows // micro_batches} rows of a part do not divide over "
-            f"{' x '.join(BATCH[0])} = {devices} devices; lower it or raise batch_size"
-        )
+    check_rows(
+        rows // micro_batches, mesh, "optimization.micro_batches", "lower it or raise batch_size", what="rows of a part"
+    )
 
     def split(x):
         x = x.reshape(-1, micro_batches, group_size, *x.shape[1:]).swapaxes(0, 1)
@@ -146,11 +139,11 @@ def _accumulate(differentiate, trainable, parts, rng, counts):
 
     def add(sums, numbered):
         number, part = numbered
-        found = differentiate(trainable, part, jax.random.fold_in(rng, number), counts)
-        return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), sums, found), None
+        results = differentiate(trainable, part, jax.random.fold_in(rng, number), counts)
+        return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), sums, results), None
 
     numbers = jnp.arange(len(jax.tree.leaves(parts)[0]))
     shapes = jax.eval_shape(lambda: differentiate(trainable, jax.tree.map(lambda x: x[0], parts), rng, counts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-    (found, grads), _ = jax.lax.scan(add, zeros, (numbers, parts))
-    return found, jax.tree.map(lambda grad, x: grad.astype(x.dtype), grads, trainable)
+    (sums, grads), _ = jax.lax.scan(add, zeros, (numbers, parts))
+    return sums, jax.tree.map(lambda grad, x: grad.astype(x.dtype), grads, trainable)

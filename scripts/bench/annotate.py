@@ -3,9 +3,9 @@
     python scripts/bench/annotate.py [--pairs 10000] [--samples 3] [--in-flight 256] [--json OUT]
 
 The server is a process of its own and answers after 50 to 150 ms, with two models. Timed in turn: the openai library
-alone, `collect` with a server that behaves, and `collect` with one that misbehaves (429 with and without Retry-After,
-500, 503, cut connections, hanging, malformed and spoilt answers). What the server says that it was asked and charged is
-compared with what `collect` says. See docs/benchmarks/annotate.md.
+alone, `collect` with a server without faults, and `collect` with one with faults (429 with and without Retry-After,
+500, 503, cut connections, hanging, malformed and invalid answers). The server's counts of calls and charges are
+compared with those of `collect`. See docs/benchmarks/annotate.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,8 +28,10 @@ from typing import Any
 
 import httpx2
 import openai
+from worker import peak_memory
 
-from jax_rele.annotation.calls import open_client, request_body
+from jax_rele.annotation.calls import open_client
+from jax_rele.annotation.completions import request_body
 from jax_rele.annotation.runner import collect
 from jax_rele.annotation.types import Endpoint, Summary, Task
 
@@ -42,13 +43,13 @@ FAULTS = {
     "twice": 0.005,
 }  # fmt: skip
 GOAL_MS = 2.0
-LIBRARY_SHARE = 10
-"""The library alone makes a tenth of the calls."""
+LIBRARY_DIVISOR = 10
+"""The library alone makes this part of the calls."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A run: wall and processor seconds of this process, seconds that the server spent in handling, calls."""
+    """A run: its calls, wall and processor seconds of this process, and seconds that the server spent on handling."""
 
     name: str
     calls: int
@@ -72,7 +73,7 @@ def counts(url: str) -> dict[str, Any]:
 
 
 def make_tasks(pairs: int) -> list[Task]:
-    """About 500 tokens of a prompt each, most of them the same in all, and the schema of ten dimensions."""
+    """Prompts of about 500 tokens, most of which all share, with the schema of ten dimensions."""
     values = {"type": "array", "items": {"type": "string"}}
     verdict = {"enum": ["match", "mismatch", "absent"]}
     dimension = {"type": "object", "properties": {"query": values, "item": values, "verdict": verdict}}
@@ -98,7 +99,7 @@ def make_endpoints(url: str, options: argparse.Namespace) -> list[Endpoint]:
 
 
 async def library_alone(tasks: Sequence[Task], endpoints: Sequence[Endpoint], calls: int) -> None:
-    """As `ask` calls it, and reads the answer, but nothing else."""
+    """The calls of `collect` by the library alone, which only reads the answers."""
 
     async def worker(client: openai.AsyncOpenAI, endpoint: Endpoint, numbers: Iterator[int]) -> None:
         for number in numbers:
@@ -156,11 +157,11 @@ def main(arguments: list[str] | None = None) -> None:
     tasks = make_tasks(options.pairs)
     rows: list[Timed] = []
     accounts: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, rates in (("behaves", {}), ("misbehaves", FAULTS)):
+    for name, rates in (("without faults", {}), ("with faults", FAULTS)):
         with serving({"rates": rates}) as url, tempfile.TemporaryDirectory() as folder:
             endpoints = make_endpoints(url, options)
             if not rates:
-                calls = max(1, 2 * options.pairs * options.samples // LIBRARY_SHARE)
+                calls = max(1, 2 * options.pairs * options.samples // LIBRARY_DIVISOR)
                 alone = library_alone(tasks, endpoints, calls)
                 rows.append(timed("openai library alone", url, partial(asyncio.run, alone))[0])
             before = counts(url)
@@ -182,9 +183,9 @@ def main(arguments: list[str] | None = None) -> None:
     overhead = 1000 * (rows[1].wall / rows[1].calls)
     print(f"- the client's cost of a call, by the wall, is {overhead:.2f} ms at most; the goal is under {GOAL_MS:g} ms")
     for name, account in accounts.items():
-        told = "; ".join(f"{what} {ours} and {theirs}" for what, (ours, theirs) in account.items())
-        print(f"- accounting, ours and the server's, server {name}: {told}")
-    print(f"- memory at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB, of this process")
+        text = "; ".join(f"{what} {ours} and {theirs}" for what, (ours, theirs) in account.items())
+        print(f"- counts of ours and of the server {name}: {text}")
+    print(f"- memory at most {peak_memory() / 2**20:.0f} MB, of this process")
     print(f"- {len(os.sched_getaffinity(0))} CPU cores, of which the server has one")
     unequal = [what for account in accounts.values() for what, (ours, theirs) in account.items() if ours != theirs]
     if unequal:

@@ -1,12 +1,12 @@
-"""What input costs: memory, pairs a second, and how long a MiniLM-size student waits for its batches.
+"""The cost of input: memory, pairs per second, and the time that a student of MiniLM's size waits for its batches.
 
     python scripts/bench/input.py [--pairs 5000000] [--steps 16] [--output docs/benchmarks/input.md]
 
-About 25 minutes on two CPU cores, 6 GB of disk. Pairs and signals of made-up words are written as `prepare` and `score`
+About 25 minutes on two CPU cores, 6 GB of disk. Pairs and signals of random words are written as `prepare` and `score`
 write them; then the columns that a cross-encoder learns from by `mkd` are made (tokens, evidence, labels, signals), the
-loader is run alone, and the student is trained for some steps. The last row is the whole; the rows before it show how
-memory grows. Each size runs in a process of its own. Memory is anonymous memory (RssAnon), as pages of mapped files are
-the system's to take back.
+loader is run alone, and the student is trained for some steps. The last row is the full size; the rows before it show
+how memory grows. Each size runs in a process of its own. Memory is anonymous memory (RssAnon): the system can reclaim
+pages of mapped files.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ MINILM = {"vocab_size": 30_522, "layers": 6, "width": 384, "heads": 12, "mlp_wid
 
 
 @contextmanager
-def peak(found: dict, name: str):
-    """Seconds, and the most anonymous memory in MB that was there meanwhile."""
+def peak(results: dict, name: str):
+    """Measures a block: its seconds, and its peak anonymous memory in MB."""
     done, most = threading.Event(), [0]
 
-    def watch():
+    def sample():
         while not done.wait(0.05):
             most[0] = max(most[0], anonymous())
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=sample)
     thread.start()
     begin = time.perf_counter()
     try:
         yield
     finally:
-        found[name] = {"seconds": time.perf_counter() - begin}
+        results[name] = {"seconds": time.perf_counter() - begin}
         done.set()
         thread.join()
-        found[name]["mb"] = max(most[0], anonymous()) / 1024
+        results[name]["mb"] = max(most[0], anonymous()) / 1024
 
 
 def anonymous() -> int:
@@ -61,7 +61,7 @@ def anonymous() -> int:
 
 def texts(rng, words, count, low, high):
     lengths = rng.integers(low, high + 1, count)
-    # Frequent words are frequent, as in a language.
+    # Word frequencies follow Zipf's law.
     picked = words[np.minimum(rng.zipf(1.2, lengths.sum()), len(words)) - 1]
     ends = np.cumsum(lengths)
     return [" ".join(picked[end - length : end]) for end, length in zip(ends, lengths)]
@@ -69,9 +69,9 @@ def texts(rng, words, count, low, high):
 
 def write_tables(folder: Path, count: int, config) -> None:
     """One labelled pair a query and `CANDIDATES` unlabelled ones, with the signals of all."""
-    from jax_rele.data import PAIRS
+    from jax_rele.data import PAIRS, join_tables
     from jax_rele.data.signals.table import SCHEMA
-    from jax_rele.runs import artefacts
+    from jax_rele.runs import layout
 
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
@@ -79,14 +79,16 @@ def write_tables(folder: Path, count: int, config) -> None:
     rng.shuffle(words)
     labels, dimensions = config.labels.names, config.rationale.dimensions
     metadata = {b"jax_rele.labels": json.dumps(labels), b"jax_rele.dimensions": json.dumps(dimensions)}
-    paths = [folder / name for name in (artefacts.PAIRS, artefacts.UNLABELLED, artefacts.SIGNALS)]
+    paths = [folder / name for name in (layout.PAIRS, layout.UNLABELLED, layout.SIGNALS)]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
+    parts = [folder / name for name in ("labelled_signals.parquet", "other_signals.parquet")]
     options = {"compression": "zstd", "write_page_checksum": True}
     with (
-        pq.ParquetWriter(paths[0], PAIRS, **options) as judged,
-        pq.ParquetWriter(paths[1], PAIRS, **options) as free,
-        pq.ParquetWriter(paths[2], SCHEMA.with_metadata(metadata), **options) as said,
+        pq.ParquetWriter(paths[0], PAIRS, **options) as labelled_pairs,
+        pq.ParquetWriter(paths[1], PAIRS, **options) as unlabelled_pairs,
+        pq.ParquetWriter(parts[0], SCHEMA.with_metadata(metadata), **options) as labelled_signals,
+        pq.ParquetWriter(parts[1], SCHEMA.with_metadata(metadata), **options) as other_signals,
     ):
         for start in range(0, count, CHUNK):
             size = min(CHUNK, count - start)
@@ -113,89 +115,98 @@ def write_tables(folder: Path, count: int, config) -> None:
                 for i, (n, title, brand, labelled) in enumerate(zip(number, titles, brands, has_label))
             ]
             table = pa.Table.from_pylist(rows, schema=PAIRS)
-            judged.write_table(table.filter(pa.array(has_label)), row_group_size=4096)
-            free.write_table(table.filter(pa.array(~has_label)), row_group_size=4096)
+            labelled_pairs.write_table(table.filter(pa.array(has_label)), row_group_size=4096)
+            unlabelled_pairs.write_table(table.filter(pa.array(~has_label)), row_group_size=4096)
             probs = rng.dirichlet(np.ones(len(labels)), size).astype(np.float32)
             verdicts = rng.dirichlet(np.ones(3), (size, len(dimensions))).astype(np.float32)
-            said.write_table(
-                pa.Table.from_pydict(
-                    {
-                        "pair_id": [f"p{n}" for n in number],
-                        "label_probs": list(probs),
-                        "verdict_probs": [list(row) for row in verdicts],
-                        "evidence": [
-                            [{"source": "title", "start": 0, "end": title.index(" "), "dimension": "brand"}]
-                            for title in titles
-                        ],
-                        "rationale": [f"brand: - | {brand} | absent" for brand in brands],
-                        "confidence": np.ones(size, np.float32),
-                        "rationale_embedding": [None] * size,
-                    },
-                    schema=SCHEMA,
-                )
-            )
+            signals = pa.Table.from_pydict(
+                {
+                    "pair_id": [f"p{n}" for n in number],
+                    "label_probs": list(probs),
+                    "verdict_probs": [list(row) for row in verdicts],
+                    "evidence": [
+                        [{"source": "title", "start": 0, "end": title.index(" "), "dimension": "brand"}]
+                        for title in titles
+                    ],
+                    "rationale": [f"brand: - | {brand} | absent" for brand in brands],
+                    "confidence": np.ones(size, np.float32),
+                    "rationale_embedding": [None] * size,
+                },
+                schema=SCHEMA,
+            ).replace_schema_metadata(metadata)
+            labelled_signals.write_table(signals.filter(pa.array(has_label)))
+            other_signals.write_table(signals.filter(pa.array(~has_label)))
+    join_tables(paths[2], parts)  # in the order of the tables of pairs
 
 
 def work(count: int, steps: int, folder: Path) -> dict:
-    """All that is measured at one size."""
+    """The measurements at one size."""
     import jax
 
     from jax_rele.config import from_dict
     from jax_rele.data import PairTable
     from jax_rele.data.tokens.tokenizers import train_tokenizer
-    from jax_rele.distillation import trainer
-    from jax_rele.distillation.dataset import open_data, queries
-    from jax_rele.runs import artefacts
+    from jax_rele.runs import layout
+    from jax_rele.stages import distill
 
-    steps_taken = max(steps, 1)
-    optimization = {"steps": steps_taken, "batch_size": 32, "learning_rate": 1e-5}
-    optimization |= dict.fromkeys(("log_every", "checkpoint_every"), steps_taken)
+    n_steps = max(steps, 1)
+    optimization = {"steps": n_steps, "batch_size": 32, "learning_rate": 1e-5}
+    optimization |= dict.fromkeys(("log_every", "checkpoint_every"), n_steps)
     config = from_dict(
         {
             "cache_dir": str(folder / "cache"),
             "student": {"random": MINILM, **LENGTHS},
-            "distill": {"recipes": ["mkd"], "length_buckets": 4, "optimization": optimization},
+            "distill": {
+                "students": ["cross_encoder"],
+                "recipes": ["mkd"],
+                "length_buckets": 4,
+                "optimization": optimization,
+            },
         }
     )
-    found: dict = {"pairs": count}
-    with peak(found, "write"):
+    results: dict = {"pairs": count}
+    with peak(results, "write"):
         write_tables(folder, count, config)
-    table = PairTable(folder / artefacts.UNLABELLED)
+    table = PairTable(folder / layout.UNLABELLED)
     sample = [f"{pair.query} {pair.item.title}" for pair in table[: min(2000, len(table))]]
-    train_tokenizer(sample, 8000, encoder=True).save_pretrained(folder / artefacts.STUDENT_TOKENIZER)
-    with peak(found, "open"):
-        data = open_data(config, folder)
-    terms = {"cross_encoder": trainer.terms_of(config, folder, "cross_encoder", "mkd")}
-    with peak(found, "columns"):
-        queries(data)
-        training = trainer.prepare(config, folder, "mkd", terms, data)
-    with peak(found, "again"):
-        trainer.prepare(config, folder, "mkd", terms, data)
-    batches = training.data(0)
+    train_tokenizer(sample, 8000, encoder=True).save_pretrained(folder / layout.STUDENT_TOKENIZER)
+    with peak(results, "columns"):
+        trainer = distill.prepare(config, folder).trainer("mkd", ["cross_encoder"])
+    with peak(results, "again"):
+        distill.prepare(config, folder).trainer("mkd", ["cross_encoder"])
+    batches = trainer.batches(0)
     next(batches)
     read = 0
-    with peak(found, "loader"):
+    with peak(results, "loader"):
         for _ in range(min(2000, count // 32)):
             read += int(next(batches)["mask"].sum())
-    found["loader"]["pairs"] = read
-    found["disk_mb"] = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file()) / 2**20
+    results["loader"]["pairs"] = read
+    results["disk_mb"] = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file()) / 2**20
     del batches
     if steps:
-        trainer.fit(training, config, 0, folder / "first", "first")  # compiles
-        found["waits"], found["step_pairs"] = [], []
+        trainer.fit(0, folder / "first", "first")  # compiles
+        results["waits"], results["step_pairs"] = [], []
         for turn in range(TURNS):
-            with peak(found, "train"):
-                trainer.fit(training, config, 0, folder / f"train{turn}", "train")
+            with peak(results, "train"):
+                trainer.fit(0, folder / f"train{turn}", "train")
             (line,) = (folder / f"train{turn}" / "metrics.jsonl").read_text("utf-8").splitlines()
-            found["waits"].append(json.loads(line)["input_wait"])
-            found["step_pairs"].append(json.loads(line)["pairs_per_second"])
-    found["jax"] = jax.__version__
-    return found
+            results["waits"].append(json.loads(line)["input_wait"])
+            results["step_pairs"].append(json.loads(line)["pairs_per_second"])
+    results["jax"] = jax.__version__
+    return results
 
 
 def report(rows: list[dict]) -> str:
-    phases = ("open", "columns", "loader", "train")
-    names = ("pairs", "columns made, pairs/s", "again, s", "loader, pairs/s", "peak MB: open", *phases[1:], "cache MB")
+    phases = ("columns", "loader", "train")
+    names = (
+        "pairs",
+        "columns made, pairs/s",
+        "again, s",
+        "loader, pairs/s",
+        f"peak MB: {phases[0]}",
+        *phases[1:],
+        "cache MB",
+    )
     lines = [f"| {' | '.join(names)} |", "|---:" * len(names) + "|"]
     for row in rows:
         making = row["columns"]["seconds"] - row["again"]["seconds"]
@@ -215,7 +226,7 @@ def report(rows: list[dict]) -> str:
     lines += [
         "",
         f"The student's steps take {speed:.1f} pairs/s, the loader alone gives {alone / speed:,.0f} times as many. "
-        f"Share of the training's time spent waiting for input: median {waits:.2%}, most {max(last['waits']):.2%}, "
+        f"Fraction of the training's time spent waiting for input: median {waits:.2%}, most {max(last['waits']):.2%}, "
         f"over {len(last['waits'])} trainings.",
         "",
         f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, jax {last['jax']}.",
@@ -230,12 +241,12 @@ def main() -> None:
     parser.add_argument("--folder", default=None, help="where the tables go; a temporary folder by default")
     parser.add_argument("--output", default=None, help="a Markdown file to write as well")
     parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.worker:
-        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-            print(json.dumps(work(given.worker, given.steps, Path(folder))), flush=True)
+    options = parser.parse_args()
+    if options.worker:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            print(json.dumps(work(options.worker, options.steps, Path(folder))), flush=True)
         return
-    sizes = [size for size in (given.pairs // 100, given.pairs // 10, given.pairs) if size >= 200]
+    sizes = [size for size in (options.pairs // 100, options.pairs // 10, options.pairs) if size >= 200]
     rows = []
     for size in sizes:
         command = [
@@ -244,17 +255,17 @@ def main() -> None:
             "--worker",
             str(size),
             "--steps",
-            str(given.steps if size == sizes[-1] else 0),
+            str(options.steps if size == sizes[-1] else 0),
         ]
-        if given.folder:
-            command += ["--folder", given.folder]
+        if options.folder:
+            command += ["--folder", options.folder]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     text = report(rows)
     print(text)
-    if given.output:
-        Path(given.output).write_text(f"# Input\n\n{__doc__.strip()}\n\n{text}\n", "utf-8")
+    if options.output:
+        Path(options.output).write_text(f"# Input\n\n{__doc__.strip()}\n\n{text}\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The side of jax_rele: each case sets up and yields what is to be timed."""
+"""The side of jax_rele: each case sets up and yields the function to time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ from jax_rele.teacher.decoding import Sampling
 from jax_rele.teacher.label_scores import score
 from jax_rele.teacher.template import DecodingTemplate, compile_template
 from jax_rele.teacher.verbalizers import Verbalizers
-from jax_rele.training import init_sharded, init_state, make_mesh, make_optimizer, make_train_step, place, shard_step
+from jax_rele.training import (
+    init_sharded,
+    init_state,
+    make_mesh,
+    make_optimizer,
+    make_train_step,
+    shard_batch,
+    shard_step,
+)
 
 DIMENSIONS = ("category", "brand", "model", "color", "material", "size")
 
@@ -56,7 +64,7 @@ def init(model: Decoder) -> Callable[[jax.Array], Any]:
 
 
 def open_side(shape: Shape, device: str, folder: str) -> tuple[str, dict[str, Any]]:
-    """What is to be told of this side, and its cases by name; its random weights are left in `folder`, if not ""."""
+    """The versions and the device of this side, and its cases by name; its random weights go to `folder`, if not ""."""
     mesh = make_mesh(config.MeshConfig())
     model = decoder(shape, device)
     base = init_sharded(init(model), mesh, jax.random.key(0))
@@ -83,7 +91,7 @@ def matmul(shape: Shape) -> Iterator[Callable[[], None]]:
     product = jax.jit(jnp.matmul)
 
     def run():
-        # Each result is dropped as the next is made; the device works through them in order.
+        # Each result is dropped when the next is dispatched; the device runs them in order.
         for _ in range(times):
             c = product(a, b)
         c.block_until_ready()
@@ -108,13 +116,13 @@ def stream(shape: Shape) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def sft(shape: Shape, device: str, base: Any, mesh: Any, remat: str) -> Iterator[Callable[[], float]]:
-    """A LoRA step as the stage `finetune` takes it."""
+    """A LoRA step as in the stage `finetune`."""
     model = decoder(shape, device, remat=remat, lora=LoraSpec(shape.rank, 2.0 * shape.rank))
     tx = make_optimizer(config.OptimizationConfig(steps=1000, learning_rate=1e-4))
     state = init_state(init(model), "lora", base, tx, mesh, 0)
     batch = packed(shape)
     inputs = {name: batch.pop(name) for name in ("tokens", "positions", "segments")}
-    batch = place({"inputs": inputs, **batch}, mesh)
+    batch = shard_batch({"inputs": inputs, **batch}, mesh)
     loss = losses.combine(tokens=losses.term(losses.next_token_cross_entropy))
     step = shard_step(make_train_step(model.apply, loss, tx), mesh, state)
 
@@ -127,11 +135,13 @@ def sft(shape: Shape, device: str, base: Any, mesh: Any, remat: str) -> Iterator
 
 
 @contextmanager
-def scored(shape: Shape, model: Decoder, base: Any, share: bool, items: int) -> Iterator[Callable[[], np.ndarray]]:
-    """Label distributions of all pairs; without `share` no row shares its prefix."""
+def scored(
+    shape: Shape, model: Decoder, base: Any, share_prefix: bool, items: int
+) -> Iterator[Callable[[], np.ndarray]]:
+    """Label distributions of all pairs; without `share_prefix` no row shares its prefix."""
     rows, queries = score_rows(shape, items)
     verbalizers = Verbalizers((), tuple((token,) for token in LABELS))
-    groups = queries if share else range(len(rows))
+    groups = queries if share_prefix else range(len(rows))
     yield lambda: score(model, base, rows, verbalizers, FOLLOW, groups=groups, batch_size=shape.score_batch)
 
 
@@ -139,7 +149,7 @@ def scored(shape: Shape, model: Decoder, base: Any, share: bool, items: int) -> 
 def plain(
     shape: Shape, model: Decoder, base: Any, rows: int, length: int, tokens: int
 ) -> Iterator[Callable[[], list[list[int]]]]:
-    """Free text, token by token, behind prompts of `length` tokens."""
+    """Free text, token by token, after prompts of `length` tokens."""
     last = shape.vocab_size - 1
     template = DecodingTemplate(
         prefix=(),
@@ -167,12 +177,12 @@ def plain(
 def guided(
     shape: Shape, model: Decoder, base: Any, rows: int, length: int, value_length: int
 ) -> Iterator[Callable[[], tuple[int, int, int]]]:
-    """Rationales along the grammar; tokens emitted, decisions of the model, and its forward passes."""
+    """Guided rationales: tokens emitted, decisions of the model, and its forward passes."""
     pairs, _ = read_pairs(SAMPLE, label_names=("Exact", "Substitute", "Complement", "Irrelevant"))
     corpus = [grammar.prompt(pair, ("brand", "color", "title")) for pair in pairs]
     segments = grammar.template(DIMENSIONS, "rationale_first")
-    # The comparisons; the label is scored and not decoded.
-    segments = segments[: next(place for place, segment in enumerate(segments) if segment.kind == "label") - 1]
+    # The comparisons alone: the label is scored, not decoded.
+    segments = segments[: next(index for index, segment in enumerate(segments) if segment.kind == "label") - 1]
     example = "".join(segment.text or " match mismatch absent" for segment in segments)
     tokenizer = train_tokenizer(corpus + [example] * 20, min(shape.vocab_size, 8192))
     encoder = AnswerEncoder(tokenizer, "rationale_first", value_length)
@@ -183,8 +193,8 @@ def guided(
         written, passes = generate(
             model, base, template, texts, [[template.prefix]] * rows, batch_size=shape.decode_batch, sampling=Sampling()
         )
-        found = [samples[0] for samples in written]
-        emitted = sum(len(template.tokens(row.slots)) for row in found)
-        return emitted, sum(row.decided for row in found), passes
+        generations = [samples[0] for samples in written]
+        emitted = sum(len(template.tokens(row.slots)) for row in generations)
+        return emitted, sum(row.decided for row in generations), passes
 
     yield run

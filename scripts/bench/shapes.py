@@ -1,4 +1,4 @@
-"""What is timed: the shapes, the texts of both sides, and how many operations and bytes they need at least."""
+"""The shapes that are timed, the texts of both sides, and the operations and bytes that they need at least."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder of the Qwen3 form and the work that it is given.
+    """A decoder of the Qwen3 architecture, and the sizes of its work.
 
     Attributes:
       layers, width, heads, kv_heads, head_dim, mlp_width, vocab_size, tied: the decoder.
       dtype: of weights and activations; adapters are float32.
-      matmul, stream: for the machine's own rates: (rows and columns of a product's matrices, products), and (float32
-        numbers of an array, times that it is scaled), timed together.
+      matmul, stream: for the machine's measured rates: (rows and columns of a product's matrices, products), and
+        (float32 numbers of an array, times that it is scaled), timed together.
       rank, rows, row_length, texts: the SFT step: rank of the adapters on all seven projections, packed rows of a
         batch, tokens of a row, and the (fewest, most) tokens of a text; its last third is the completion.
       remats: (ours, theirs) for each SFT case: what the backward pass recomputes, "none", "dots" (all but the results
@@ -54,8 +54,8 @@ class Shape:
     guided: tuple[int, int]
     repeats: int
 
-    # ---- operations, after Chowdhery et al., PaLM, arXiv 2204.02311, appendix B: what the model needs, not what a
-    # program recomputes; a multiplication and an addition are two.
+    # ---- operations, after Chowdhery et al., PaLM, arXiv 2204.02311, appendix B: without recomputation; a
+    # multiplication and an addition are two.
 
     @property
     def projections(self) -> int:
@@ -94,7 +94,7 @@ class Shape:
         return {"float32": 4, "bfloat16": 2}[self.dtype]
 
     def decode_bytes(self, batch: int, context: float) -> float:
-        """That one step of decoding must read: every weight once, and keys and values of `context` tokens a row."""
+        """The least bytes that a decoding step reads: every weight, and keys and values of `context` tokens a row."""
         weights = self.projections + self.vocab_size * self.width
         cache = 2 * self.layers * self.kv_heads * self.head_dim * batch * context
         return self.itemsize * (weights + cache)
@@ -127,10 +127,10 @@ SHAPES = {
 
 
 LABELS = (11, 12, 13, 14)
-"""The tokens that scoring chooses from."""
+"""The tokens of the labels in scoring."""
 
 FOLLOW = 15
-"""A token behind a label."""
+"""A token after a label."""
 
 
 def packed(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
@@ -149,7 +149,7 @@ def packed(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
         start = text = 0
         while start < shape.row_length:
             length = int(rng.integers(*shape.texts, endpoint=True))
-            # The last text ends with its row, so that there is no padding to count.
+            # The last text ends with its row, so that there is no padding.
             end = start + length if start + length + shape.texts[0] <= shape.row_length else shape.row_length
             text += 1
             positions[row, start:end] = np.arange(end - start)

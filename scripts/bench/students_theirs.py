@@ -1,8 +1,7 @@
-"""The side of sentence-transformers in the students' benchmark: each case sets up and yields what is to be timed."""
+"""The side of sentence-transformers in the students' benchmark: each case sets up and yields the function to time."""
 
 from __future__ import annotations
 
-import resource
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,12 +25,13 @@ from students_work import (
     read_pairs,
 )
 from torch.nn import functional
+from worker import peak_memory
 
 UNDECAYED = ("bias", "LayerNorm.weight")
 
 
 def open_side(work: Work, device: str, folder: str, weights: str) -> tuple[str, dict[str, Any]]:
-    """What is to be told of this side, and its cases by name."""
+    """The versions and the device of this side, and its cases by name."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
@@ -59,23 +59,23 @@ def student(work: Work, weights: str, where: str, name: str, *, learns: bool, dr
         return sentence_transformers.SentenceTransformer(weights, **options)
     model = sentence_transformers.CrossEncoder(weights, num_labels=LABELS, **options)
     classifier = model[0].model.classifier
-    found = heads(classifier.in_features)
+    head = heads(classifier.in_features)
     with torch.no_grad():
-        classifier.weight.copy_(torch.from_numpy(found["kernel"].T.copy()))
-        classifier.bias.copy_(torch.from_numpy(found["bias"]))
+        classifier.weight.copy_(torch.from_numpy(head["kernel"].T.copy()))
+        classifier.bias.copy_(torch.from_numpy(head["bias"]))
     return model
 
 
 def features(batch: Batch, where: str, number: str = "") -> dict[str, torch.Tensor]:
-    """A batch as the modules of sentence-transformers take it."""
+    """A batch in the form of the modules of sentence-transformers."""
     tokens = torch.from_numpy(batch[f"tokens{number}"]).long()
     types = batch.get(f"token_types{number}")
-    found = {
+    inputs = {
         "input_ids": tokens,
         "attention_mask": torch.from_numpy(batch[f"valid{number}"]).long(),
         "token_type_ids": torch.zeros_like(tokens) if types is None else torch.from_numpy(types).long(),
     }
-    return {key: value.to(where) for key, value in found.items()}
+    return {key: value.to(where) for key, value in inputs.items()}
 
 
 def embedded(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -101,20 +101,20 @@ def predicted(work: Work, folder: str, weights: str, where: str, name: str) -> I
 def forward(
     work: Work, folder: str, weights: str, where: str, name: str, kind: str
 ) -> Iterator[Callable[[], np.ndarray]]:
-    """The model alone over ready batches; rows in the order of `predicted`."""
+    """The model alone over prepared batches; rows in the order of `predicted`."""
     batches, model = read_batches(folder, f"{name}.{kind}"), student(work, weights, where, name, learns=False)
     model.eval()
     inputs = [features(batch, "cpu") for batch in batches]
-    places = np.concatenate([batch["places"] + work.pairs * int(batch["side"]) for batch in batches])
+    indices = np.concatenate([batch["indices"] + work.pairs * int(batch["side"]) for batch in batches])
 
     @torch.inference_mode()
     def run():
         moved = ({key: value.to(where) for key, value in batch.items()} for batch in inputs)
         if name == "cross_encoder":
-            made = [model(batch)["scores"].float() for batch in moved]
+            results = [model(batch)["scores"].float() for batch in moved]
         else:
-            made = [embedded(model, batch) for batch in moved]
-        return torch.cat(made).cpu().numpy()[np.argsort(places)]
+            results = [embedded(model, batch) for batch in moved]
+        return torch.cat(results).cpu().numpy()[np.argsort(indices)]
 
     yield run
 
@@ -123,16 +123,16 @@ def forward(
 def train(
     work: Work, folder: str, weights: str, where: str, name: str, kind: str, dropout: float, times: int
 ) -> Iterator[Callable[[], list[float]]]:
-    """Steps as its trainer takes them, clipped and with fused AdamW; autocast where activations are bfloat16."""
+    """Steps as in its trainer, with clipping and fused AdamW; autocast where activations are bfloat16."""
     model = student(work, weights, where, name, learns=True, dropout=dropout)
     model.train()
     named = dict(model.named_parameters())
     if name == "two_tower":
-        # Its own pooler is not read.
+        # BERT's own pooler is not used.
         named = {key: weight for key, weight in named.items() if ".pooler." not in key}
-        found = heads(1)
+        head = heads(1)
         for key in ("slope", "slope_bias"):
-            named[key] = torch.nn.Parameter(torch.from_numpy(found[key]).to(where))
+            named[key] = torch.nn.Parameter(torch.from_numpy(head[key]).to(where))
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
     for key, weight in named.items():
         groups[not key.endswith(UNDECAYED)].append(weight)
@@ -159,7 +159,7 @@ def train(
         return (query * item).sum(-1, keepdim=True) * named["slope"] + named["slope_bias"]
 
     def run():
-        found = []
+        step_losses = []
         for sides, labels in batches * times:
             with half:
                 loss = functional.cross_entropy(logits(sides).float(), labels)
@@ -167,16 +167,16 @@ def train(
             torch.nn.utils.clip_grad_norm_(named.values(), CLIP_NORM)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            found.append(loss.detach())
-        return [loss.item() for loss in found]
+            step_losses.append(loss.detach())
+        return [loss.item() for loss in step_losses]
 
     yield run
 
 
 @contextmanager
 def memory(device: str) -> Iterator[Callable[[], int]]:
-    """Most bytes that the process has held so far, of the device or of its own."""
+    """Peak bytes of the device, or of the process on the CPU."""
     if device == "gpu":
         yield torch.cuda.max_memory_allocated
     else:
-        yield lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        yield peak_memory

@@ -1,6 +1,6 @@
-"""What both sides of the students' benchmark are given: sizes, and a folder of texts, weights of the heads and batches.
+"""The inputs of both sides of the students' benchmark: sizes, weights of the heads, and a folder of texts and batches.
 
-It needs numpy alone, so that neither side holds the other's libraries in memory.
+It needs numpy alone, so that neither side loads the other's libraries.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Work:
     """Sizes of a run.
 
     Attributes:
-      dtype: of activations, and of the weights in inference; what learns is float32.
+      dtype: of activations, and of the weights in inference; trained weights are float32.
       pairs, batch: of a timed run of inference, and rows of a forward pass.
       train_batch: pairs of a training step.
       train_steps: steps of the comparison of padded and bucketed batches.
-      query_length, item_length: most tokens of the texts, to which padded batches are padded.
+      query_length, item_length: maximum tokens of the texts, the length of padded batches.
       repeats: times that each case is timed.
       random: whether the encoder is a tiny random one.
     """

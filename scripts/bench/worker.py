@@ -7,13 +7,19 @@ import gc
 import importlib
 import multiprocessing
 import os
+import resource
 import time
 import traceback
 from typing import Any
 
 
+def peak_memory() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def _serve(pipe, module: str, environment: dict[str, str], arguments: tuple) -> None:
-    """Answers (order, arguments...) with (True, result) or (False, what went wrong) until the pipe closes."""
+    """Answers (order, arguments...) with (True, result) or (False, traceback) until the pipe closes."""
     os.environ.update(environment)
     stack, cases, run = contextlib.ExitStack(), {}, None
     while True:
@@ -48,7 +54,7 @@ class Side:
     """A side's process; its methods block until the process has answered.
 
     Attributes:
-      about: what the side says of itself.
+      about: the versions and the device of the side.
     """
 
     def __init__(self, module: str, environment: dict[str, str], *arguments: Any):
@@ -70,12 +76,12 @@ class Side:
         """Sets a case up in place of the one before and runs it twice.
 
         Returns:
-          By how many seconds the first run was slower, which is mostly compilation, and what it returned.
+          The seconds that the first run took longer, mostly compilation, and its result.
         """
         return self._ask("prepare", case, *arguments)
 
     def time(self) -> tuple[float, float]:
-        """Seconds of one run of the case, by the clock and of all its processor cores."""
+        """Seconds of one run of the case: by the clock, and of all processor cores."""
         return self._ask("time")
 
     def close(self) -> None:

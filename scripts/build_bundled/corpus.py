@@ -35,7 +35,7 @@ LOCALE = "us"
 ONE_SIDED = ("Grandi9",)
 """Values of a row's `source` that only ever judge Exact: their pairs are read without their label."""
 
-HELD_OUT_SHARE = 0.4
+HELD_OUT_FRACTION = 0.4
 """Of the queries of judged pairs outside the sample."""
 
 
@@ -78,7 +78,7 @@ def load(folder: Path, seed: int = 0) -> Corpus:
         for pair in judged
         if pair.label is not None
         and key(pair.query) not in in_sample
-        and query_key(key(pair.query), seed) % 1000 < 1000 * HELD_OUT_SHARE
+        and query_key(key(pair.query), seed) % 1000 < 1000 * HELD_OUT_FRACTION
     ]
     queries, held_out_queries = _tagged(folder)
     apart = frozenset(key(pair.query) for pair in (*demo, *held_out, *held_out_queries))
@@ -127,8 +127,8 @@ def _sample() -> list[Pair]:
     """The bundled sample as the demo splits it."""
     demo = config.load(DEMO)
     with tempfile.TemporaryDirectory() as folder:
-        found = ingest(demo.data, demo.labels, demo.seed, Path(folder), Path(folder))
-        return list(found.pairs)
+        ingested = ingest(demo.data, demo.labels, demo.seed, Path(folder), Path(folder))
+        return list(ingested.pairs)
 
 
 def _judged(folder: Path) -> list[Pair]:
@@ -146,9 +146,9 @@ def _tagged(folder: Path) -> tuple[list[Pair], list[Pair]]:
     parts: tuple[dict[str, Pair], dict[str, Pair]] = {}, {}
     for number, row in enumerate(_rows(path), 1):
         tags = {"tokens": row.get("tokens"), "labels": row.get("labels")}
-        made = {"query": row.get("query"), "item": {"title": "-"}, "query_tags": tags}
+        raw_row = {"query": row.get("query"), "item": {"title": "-"}, "query_tags": tags}
         try:
-            pair = parse_row(made, fields={}, label_map={}, label_names=())
+            pair = parse_row(raw_row, fields={}, label_map={}, label_names=())
         except RowError as error:
             raise UserError(f"{path}: line {number}: {error}; mend or remove it") from None
         pair = replace(pair, pair_id=f"q-{number}", item=Item("", ""))

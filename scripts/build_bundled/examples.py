@@ -56,10 +56,10 @@ class Rules:
 
     def probs(self, pairs: Sequence[Pair], rationales: Sequence[Rationale]) -> np.ndarray:
         """[N, C] distributions of the label, from what the rules say of each pair."""
-        found = np.zeros((len(pairs), len(self.labels)))
+        probs = np.zeros((len(pairs), len(self.labels)))
         columns = [self.labels.index(name) for name in self.grades.classes_]
-        found[:, columns] = self.grades.predict_proba(features(pairs, rationales))
-        return found
+        probs[:, columns] = self.grades.predict_proba(features(pairs, rationales))
+        return probs
 
 
 def fit_rules(corpus: Corpus, labels: Sequence[str], dimensions: Sequence[str], tag_map, seed: int) -> Rules:
@@ -114,19 +114,19 @@ def made_up(corpus: Corpus, count: int, seed: int) -> list[Pair]:
 def dense(corpus: Corpus, count: int, seed: int) -> list[Pair]:
     """Short titles, each with a query of words of which about half occur in it: many answers for few tokens."""
     rng = random.Random(seed)
-    said = [title for pair in corpus.judged for title in (pair.item.title, *sentences(pair.item))]
-    said += [pair.query for pair in corpus.queries]
-    known = [text.split() for text in said]
-    made = []
+    phrases = [title for pair in corpus.judged for title in (pair.item.title, *sentences(pair.item))]
+    phrases += [pair.query for pair in corpus.queries]
+    known = [text.split() for text in phrases]
+    pairs = []
     for number in range(count):
         title = [rng.choice(rng.choice(known)) for _ in range(rng.randint(2, 6))]
         start = rng.choice(known)
-        place = rng.randint(0, len(start) - 1)
-        title += start[place : place + 6]
+        position = rng.randint(0, len(start) - 1)
+        title += start[position : position + 6]
         rng.shuffle(title)
         query = [rng.choice(title) if rng.random() < 0.5 else rng.choice(rng.choice(known)) for _ in range(MOST_WORDS)]
-        made.append(Pair(f"d-{number}", " ".join(query).lower(), Item(f"d-{number}", " ".join(title))))
-    return corpus.allowed(made)
+        pairs.append(Pair(f"d-{number}", " ".join(query).lower(), Item(f"d-{number}", " ".join(title))))
+    return corpus.allowed(pairs)
 
 
 def short(corpus: Corpus, count: int, seed: int) -> list[Pair]:
@@ -141,7 +141,7 @@ def short(corpus: Corpus, count: int, seed: int) -> list[Pair]:
     for kind, text in phrases:
         by_type[kind].append((kind, text))
         by_end[text.split()[-1]].append((kind, text))
-    made = []
+    pairs = []
     for number in range(count):
         # A kind first, for rare kinds to be seen as often as frequent ones; what the item is in any case.
         title = [rng.choice(by_type[rng.choice([*by_type])]) for _ in range(rng.randint(1, 4))]
@@ -153,12 +153,12 @@ def short(corpus: Corpus, count: int, seed: int) -> list[Pair]:
             query.append(rng.choice(rng.choice(choices)))
         query.sort(key=lambda phrase: phrase[0] == TYPE)
         brand, color = (
-            rng.choice(by_type[kind])[1] if by_type[kind] and rng.random() < share else ""
-            for kind, share in (("creator", 0.4), ("color", 0.3))
+            rng.choice(by_type[kind])[1] if by_type[kind] and rng.random() < fraction else ""
+            for kind, fraction in (("creator", 0.4), ("color", 0.3))
         )
         item = Item(f"h-{number}", " ".join(text for _, text in title), brand=brand, color=color)
-        made.append(Pair(f"h-{number}", " ".join(dict.fromkeys(text for _, text in query)), item))
-    return corpus.allowed(made)
+        pairs.append(Pair(f"h-{number}", " ".join(dict.fromkeys(text for _, text in query)), item))
+    return corpus.allowed(pairs)
 
 
 def only_asked(rationale: Rationale) -> Rationale:
@@ -176,8 +176,8 @@ def sentences(item: Item) -> list[str]:
 
 def texts(corpus: Corpus) -> list[str]:
     """What the tokenizer learns from: queries, titles, brands, colors and prose, as prompts hold them."""
-    found = [grammar.prompt(pair, FIELDS) for pair in (*corpus.judged, *corpus.queries)]
-    return found + [f" {text}" for pair in corpus.judged for text in sentences(pair.item)]
+    lines = [grammar.prompt(pair, FIELDS) for pair in (*corpus.judged, *corpus.queries)]
+    return lines + [f" {text}" for pair in corpus.judged for text in sentences(pair.item)]
 
 
 class Writer:
@@ -202,11 +202,11 @@ class Writer:
         prompts = [[*prompt[: -len(end)], *tail] for prompt in prompts]
         answers = []
         for pair in pairs:
-            ids, kinds, said = [], [], set()
+            ids, kinds, seen = [], [], set()
             for word, there in zip(words(pair.query)[:MOST_WORDS], occurs(pair)):
-                if word.norm in said:
+                if word.norm in seen:
                     continue
-                said.add(word.norm)
+                seen.add(word.norm)
                 text = grammar.escape(pair.query[word.start : word.end])
                 name = self.ids(f" {text}", "fixed")
                 ids += name

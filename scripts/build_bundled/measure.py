@@ -82,24 +82,24 @@ def measure(folder: Path, base: str) -> None:
         picked = outputs.output_embedding[jnp.array([there, absent])]
         logits = np.asarray(jnp.einsum("ble,ce->blc", outputs.hidden, picked))
         for row, (prompt, answer) in enumerate(zip(prompts[start : start + 50], answers[start : start + 50])):
-            places = [
+            positions = [
                 n for n, kind in enumerate(answer.kinds) if kind == "verdict" and answer.ids[n] in (there, absent)
             ]
-            truth = [answer.ids[n] == there for n in places]
-            said = [logits[row, len(prompt) + n - 1].argmax() == 0 for n in places]
+            truth = [answer.ids[n] == there for n in positions]
+            predicted = [logits[row, len(prompt) + n - 1].argmax() == 0 for n in positions]
             truths += truth
-            hits.append([a == b for a, b in zip(truth, said)])
+            hits.append([a == b for a, b in zip(truth, predicted)])
     print(f"words: {accuracy(hits)}, commonest answer {majority(truths):.3f}, {len(truths)} words")
 
     # ---- rationales as the base writes them
     for name, pairs in (("made-up pairs", crossed), ("judged pairs", corpus.held_out)):
         judged = judge(teacher("rationale_first"), pairs)
         expected = rules.annotator.annotate(pairs)
-        kept = [n for n, found in enumerate(judged.rationales) if not isinstance(found, ParseFailure)]
-        print(f"{name}: {len(kept)} of {len(pairs)} rationales parse")
+        parsed = [n for n, rationale in enumerate(judged.rationales) if not isinstance(rationale, ParseFailure)]
+        print(f"{name}: {len(parsed)} of {len(pairs)} rationales parse")
         for part in ("all dimensions", "dimensions that the query asks for"):
             agreed, truths = [], []
-            for n in kept:
+            for n in parsed:
                 asked = [c for c in expected[n].comparisons if c.query_values or part == "all dimensions"]
                 agreed.append([judged.rationales[n].verdict(c.dimension) == c.verdict for c in asked])
                 truths += [c.verdict for c in asked]

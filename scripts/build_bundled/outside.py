@@ -19,7 +19,7 @@ from jax_rele.config import MeshConfig
 from jax_rele.errors import UserError
 from jax_rele.evaluation import table, verdict_lines
 from jax_rele.rationale.words import key
-from jax_rele.runs import artefacts, pipeline
+from jax_rele.runs import layout, pipeline
 from jax_rele.stages.evaluate import measure
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a JSON file for all figures")
     arguments = parser.parse_args()
     config = pipeline.read_config(arguments.run).model_copy(update={"mesh": MeshConfig()})
-    train = artefacts.load_pairs(arguments.run, "train")
+    train = layout.load_pairs(arguments.run, "train")
     queries, products = {key(pair.query) for pair in train}, {pair.item.id for pair in train}
     held_out = load(arguments.folder).held_out
     pairs = [pair for pair in held_out if key(pair.query) not in queries and pair.item.id not in products]

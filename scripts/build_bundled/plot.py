@@ -36,8 +36,8 @@ def draw(work: Path, output: Path) -> None:
     figures = {name.removeprefix(FIGURE): value for name, value in measured[-1].items() if name.startswith(FIGURE)}
     levels = {name: value for name, value in figures.items() if name.endswith(LEVELS)}
     if (work / "majority.json").is_file():
-        said = json.loads((work / "majority.json").read_text("utf-8"))
-        levels |= {name if name.endswith(LEVELS) else f"{name}_majority": value for name, value in said.items()}
+        majority = json.loads((work / "majority.json").read_text("utf-8"))
+        levels |= {name if name.endswith(LEVELS) else f"{name}_majority": value for name, value in majority.items()}
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     left.plot([line["step"] for line in lines], [line["loss"] for line in lines], color="0.3")
     left.set(title="training loss", xlabel="step", yscale="log")

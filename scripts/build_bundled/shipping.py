@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_rele.io import atomic_folder
 from jax_rele.models import Decoder, Encoder, to_hf
 from jax_rele.models.bundled import write_checksums
 
@@ -28,11 +29,9 @@ def ship(model: Decoder | Encoder, variables: Mapping[str, Any], tokenizer: Path
     """
     half = jax.tree.map(lambda x: x.astype(jnp.float16), dict(variables))
     config = dataclasses.replace(model.config, param_dtype=jnp.dtype("float16"))
-    part = output.with_name(f"{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    to_hf(model.clone(config=config), half, part, source=tokenizer)
-    shutil.copyfile(HERE / "cards" / f"{name}.md", part / "README.md")
-    shutil.copyfile(HERE / "cards" / "NOTICE", part / "NOTICE")
-    shutil.copyfile(HERE.parents[1] / "LICENSE", part / "LICENSE")
-    write_checksums(part)
-    part.rename(output)
+    with atomic_folder(output) as folder:
+        to_hf(model.clone(config=config), half, folder, source=tokenizer)
+        shutil.copyfile(HERE / "cards" / f"{name}.md", folder / "README.md")
+        shutil.copyfile(HERE / "cards" / "NOTICE", folder / "NOTICE")
+        shutil.copyfile(HERE.parents[1] / "LICENSE", folder / "LICENSE")
+        write_checksums(folder)

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def impatient():
+def short_pauses():
     """Pauses are short."""
     patch = pytest.MonkeyPatch()
     patch.setattr(runner, "BACKOFF", 0.004)
@@ -23,8 +23,8 @@ def impatient():
 
 
 @pytest.fixture(scope="session")
-def room_alone() -> str:
-    """Code for the head of a worker's program: the package without its other rooms, which take seconds to import."""
+def bare_package() -> str:
+    """Code for the head of a worker's program: imports no other packages of jax_rele, which take seconds."""
     return f"""
 import sys, types
 sys.modules["jax_rele"] = types.ModuleType("jax_rele")

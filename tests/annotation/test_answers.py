@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_rele.annotation.answers import KINDS, MAX_VALUE_CHARACTERS, Failure, answer_form, read, read_answer
-from jax_rele.annotation.types import Answer
+from jax_rele.annotation.types import ModelAnswer
 from jax_rele.rationale import render
 from jax_rele.types import VERDICTS, Comparison, Rationale
 
@@ -188,7 +188,7 @@ def test_no_part_of_an_answer_passes_for_a_whole(end, before):
 
 def test_what_the_server_said_is_kept():
     def from_server(failure, text=""):
-        return read(Answer("p", "e", 0, 0, "k", text, failure), DIMENSIONS, LABELS)
+        return read(ModelAnswer("p", "e", 0, 0, "k", text, failure), DIMENSIONS, LABELS)
 
     assert from_server("refusal") == Failure("refusal")
     assert from_server("empty") == Failure("empty")

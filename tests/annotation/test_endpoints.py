@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 from server import Plan, running
 
 from jax_rele.annotation import calls
-from jax_rele.annotation.calls import (
+from jax_rele.annotation.calls import ask, open_client, retry_after
+from jax_rele.annotation.completions import (
+    MAX_TEXT,
     Malformed,
     answer_key,
-    ask,
-    open_client,
     prompt_hash,
     read_completion,
     request_body,
-    retry_after,
     sampling_hash,
     worst_cost,
 )
@@ -122,10 +121,10 @@ def test_an_answer_of_each_kind(message, reason, text, failure):
 
 
 def test_what_is_too_long_is_cut_and_marked():
-    answer = read_completion(completion(content="x" * (calls.MAX_TEXT + 1)), make("http://x"), TASK, 0, "k", 0.0)
-    assert (len(answer.text), answer.failure) == (calls.MAX_TEXT, "length")
-    answer = read_completion(completion(content="x" * calls.MAX_TEXT), make("http://x"), TASK, 0, "k", 0.0)
-    assert (len(answer.text), answer.failure) == (calls.MAX_TEXT, "")
+    answer = read_completion(completion(content="x" * (MAX_TEXT + 1)), make("http://x"), TASK, 0, "k", 0.0)
+    assert (len(answer.text), answer.failure) == (MAX_TEXT, "length")
+    answer = read_completion(completion(content="x" * MAX_TEXT), make("http://x"), TASK, 0, "k", 0.0)
+    assert (len(answer.text), answer.failure) == (MAX_TEXT, "")
 
 
 def test_a_response_that_does_not_end_is_not_read_to_its_end(monkeypatch):

@@ -204,9 +204,9 @@ print(json.dumps(asdict(summary)))
 
 
 @pytest.fixture
-def start(room_alone):
+def start(bare_package):
     def start(url, folder, pairs, budget=0.0):
-        command = [sys.executable, "-c", room_alone + WORKER, url, str(folder), str(pairs), str(budget)]
+        command = [sys.executable, "-c", bare_package + WORKER, url, str(folder), str(pairs), str(budget)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     return start

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from jax_rele.annotation.budget import WorkerBudget
 from jax_rele.annotation.store import Store
-from jax_rele.annotation.types import Answer
+from jax_rele.annotation.types import ModelAnswer
 from jax_rele.errors import UserError
 
 TEXTS = st.text(max_size=20)
 
 
-def answer(key: int = 0, text: str = "t", **fields) -> Answer:
-    return Answer("p", "a", 0, 0, f"{key:032x}", text, **fields)
+def answer(key: int = 0, text: str = "t", **fields) -> ModelAnswer:
+    return ModelAnswer("p", "a", 0, 0, f"{key:032x}", text, **fields)
 
 
 ANSWERS = st.builds(answer, st.integers(0, 4), TEXTS, failure=st.sampled_from(["", "length"]), cost=st.integers(0, 9))
@@ -95,7 +95,7 @@ def test_lines_are_json_and_hold_no_request(tmp_path):
         store.add(answer(text="茶\n\u2028"))
         (segment,) = (tmp_path / "segments").iterdir()
         (line,) = segment.read_text("utf-8").split("\n")[:-1]
-    assert set(json.loads(line)) == {"check", *Answer.__dataclass_fields__}
+    assert set(json.loads(line)) == {"check", *ModelAnswer.__dataclass_fields__}
 
 
 def test_a_full_disk_is_told_in_a_line(tmp_path, monkeypatch):
@@ -115,7 +115,7 @@ OTHER = """
 import sys
 from jax_rele.annotation.budget import WorkerBudget
 from jax_rele.annotation.store import Store
-from jax_rele.annotation.types import Answer
+from jax_rele.annotation.types import ModelAnswer
 store = Store(sys.argv[1])
 worker_budget = WorkerBudget(store, 100.0)
 for line in sys.stdin:
@@ -127,7 +127,7 @@ for line in sys.stdin:
     elif word == "reserve":
         print(worker_budget.reserve(float(key)), flush=True)
     else:
-        print(store.add(Answer("p", "a", 0, 0, key, "t", cost=float(cost[0]))), flush=True)
+        print(store.add(ModelAnswer("p", "a", 0, 0, key, "t", cost=float(cost[0]))), flush=True)
 """
 
 
@@ -148,8 +148,8 @@ class Other:
 
 
 @pytest.fixture
-def other(tmp_path, room_alone):
-    worker = Other(tmp_path, room_alone)
+def other(tmp_path, bare_package):
+    worker = Other(tmp_path, bare_package)
     yield worker
     worker.kill()
 

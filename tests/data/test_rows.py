@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_rele.data.rows import SPLITS, RowError, check_columns, check_mapping, parse_row
+from jax_rele.data.rows import RowError, check_columns, check_mapping, parse_row
 from jax_rele.errors import UserError
+from jax_rele.names import SPLITS
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
 LABELS = ("Exact", "Irrelevant")

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from jax_rele.config import Config
-from jax_rele.data import write_pairs, write_signals
+from jax_rele.data import take_signals, write_pairs, write_signals
 from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.distillation import dataset as training_data
-from jax_rele.distillation import targets
-from jax_rele.distillation.dataset import open_data, pairs_of, queries
-from jax_rele.runs import artefacts, students
+from jax_rele.distillation.dataset import Tables, examples
+from jax_rele.errors import UserError
+from jax_rele.runs import layout
+from jax_rele.stages import distill
 from jax_rele.types import Item, Pair, Signals
 
 STUDENT = {
@@ -31,51 +32,66 @@ OTHERS = [
 
 
 def config_of(folder, **student):
-    return Config.model_validate({"student": {**STUDENT, **student}, "cache_dir": str(folder / "cache")})
+    options = {"students": ["cross_encoder"], "recipes": ["score_kd"]}
+    return Config.model_validate(
+        {"student": {**STUDENT, **student}, "distill": options, "cache_dir": str(folder / "cache")}
+    )
 
 
 def write(folder, pairs=PAIRS, seed=0, words="query title"):
     config, rng = config_of(folder), np.random.default_rng(seed)
     judged, free = ([pair for pair in pairs if (pair.label is None) == is_free] for is_free in (False, True))
-    write_pairs(folder / artefacts.PAIRS, judged + OTHERS)
-    write_pairs(folder / artefacts.UNLABELLED, free)
+    write_pairs(folder / layout.PAIRS, judged + OTHERS)
+    write_pairs(folder / layout.UNLABELLED, free)
     count = len(pairs)
-    shuffled = [pairs[n].pair_id for n in rng.permutation(count)]
+    ordered = [pair.pair_id for pair in judged + free]
     signals = Signals(
-        tuple(shuffled),
+        tuple(ordered),
         rng.dirichlet(np.ones(4), count).astype(np.float32),
         rng.dirichlet(np.ones(3), (count, 7)).astype(np.float32),
         ((),) * count,
-        tuple(f"label: {name}" for name in shuffled),
+        tuple(f"label: {name}" for name in ordered),
     )
-    write_signals(folder / artefacts.SIGNALS, signals, config.labels.names, config.rationale.dimensions)
-    train_tokenizer([words] * 9, 320, encoder=True).save_pretrained(folder / artefacts.STUDENT_TOKENIZER)
+    write_signals(folder / layout.SIGNALS, signals, config.labels.names, config.rationale.dimensions)
+    train_tokenizer([words] * 9, 320, encoder=True).save_pretrained(folder / layout.STUDENT_TOKENIZER)
     return signals
 
 
 def columns(folder, monkeypatch, **student):
     """The columns of a cross-encoder, and how often its inputs were tokenized for them."""
-    calls, encode = [], targets.padded_inputs
+    calls, encode = [], training_data.input_rows
 
     def counted(*args):
         calls.append(len(args[2]))
         return encode(*args)
 
-    config = config_of(folder, **student)
-    model, tokenizer = students.student_model(config, folder, "cross_encoder")
-    monkeypatch.setattr(targets, "padded_inputs", counted)
-    built = targets.columns(config, "cross_encoder", "score_kd", model, tokenizer, {}, open_data(config, folder))
-    monkeypatch.setattr(targets, "padded_inputs", encode)
-    return built, len(calls)
+    monkeypatch.setattr(training_data, "input_rows", counted)
+    dataset = distill.prepare(config_of(folder, **student), folder).datasets["cross_encoder"]
+    monkeypatch.setattr(training_data, "input_rows", encode)
+    return dataset.columns, len(calls)
+
+
+def tables_of(folder):
+    config = config_of(folder)
+    return Tables(
+        folder / layout.PAIRS,
+        folder / layout.UNLABELLED,
+        folder / layout.SIGNALS,
+        folder / layout.STUDENT_TOKENIZER,
+        config.labels.schema_,
+        config.rationale.dimensions,
+        config.cache,
+    )
 
 
 def test_every_pair_comes_with_its_own_signals(tmp_path, monkeypatch):
     monkeypatch.setattr(training_data, "CHUNK", 7)
     signals = write(tmp_path)
-    data = open_data(config_of(tmp_path), tmp_path)
     expected = [pair for pair in PAIRS if pair.label is not None] + [pair for pair in PAIRS if pair.label is None]
-    assert list(pairs_of(data)) == expected
-    assert (len(data), data.labelled) == (30, 18)
+    parts = list(examples(tables_of(tmp_path)))
+    assert [pair for pairs, _ in parts for pair in pairs] == expected
+    assert all(part.pair_ids == tuple(pair.pair_id for pair in pairs) for pairs, part in parts)
+    assert max(len(pairs) for pairs, _ in parts) == 7
     built, _ = columns(tmp_path, monkeypatch)
     index = {pair_id: row for row, pair_id in enumerate(signals.pair_ids)}
     schema = config_of(tmp_path).labels.schema_
@@ -83,30 +99,26 @@ def test_every_pair_comes_with_its_own_signals(tmp_path, monkeypatch):
         np.testing.assert_array_equal(built["label_probs"][row], signals.label_probs[index[pair.pair_id]])
         assert built["labels_mask"][row] == (pair.label is not None)
         assert pair.label is None or built["labels"][row] == schema.index(pair.label)
-    known = queries(data)
     same = [[a.query == b.query for a in expected] for b in expected]
-    np.testing.assert_array_equal(known["query"][:, None] == known["query"], same)
-    np.testing.assert_array_equal(known["labelled"], built["labels_mask"])
+    np.testing.assert_array_equal(built["query"][:, None] == built["query"], same)
 
 
 def test_pairs_without_signals_are_left_out(tmp_path):
     signals = write(tmp_path)
     config = config_of(tmp_path)
-    selected = [row for row, pair_id in enumerate(signals.pair_ids) if pair_id not in ("p0", "p1")]
-    fewer = dataclasses.replace(
-        signals,
-        pair_ids=tuple(signals.pair_ids[row] for row in selected),
-        label_probs=signals.label_probs[selected],
-        verdict_probs=signals.verdict_probs[selected],
-        evidence=((),) * 28,
-        rationales=("",) * 28,
-        confidence=signals.confidence[selected],
-    )
-    write_signals(tmp_path / artefacts.SIGNALS, fewer, config.labels.names, config.rationale.dimensions)
-    data = open_data(config, tmp_path)
-    assert {pair.pair_id for pair in pairs_of(data)} == {pair.pair_id for pair in PAIRS} - {"p0", "p1"}
-    signals = data.signals.take(data.row_indices)
-    assert signals.pair_ids == tuple(pair.pair_id for pair in pairs_of(data))
+    fewer = take_signals(signals, [row for row, name in enumerate(signals.pair_ids) if name not in ("p0", "p1")])
+    write_signals(tmp_path / layout.SIGNALS, fewer, config.labels.names, config.rationale.dimensions)
+    ((pairs, read),) = examples(tables_of(tmp_path))
+    assert {pair.pair_id for pair in pairs} == {pair.pair_id for pair in PAIRS} - {"p0", "p1"}
+    assert read.pair_ids == tuple(pair.pair_id for pair in pairs)
+
+
+def test_signals_in_another_order_are_refused(tmp_path):
+    signals, config = write(tmp_path), config_of(tmp_path)
+    backwards = take_signals(signals, range(len(signals.pair_ids) - 1, -1, -1))
+    write_signals(tmp_path / layout.SIGNALS, backwards, config.labels.names, config.rationale.dimensions)
+    with pytest.raises(UserError, match=r"do not follow the order of .*; delete the folder"):
+        list(examples(tables_of(tmp_path)))
 
 
 def test_texts_are_tokenized_once(tmp_path, monkeypatch):

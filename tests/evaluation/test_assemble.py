@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_rele.errors import UserError
-from jax_rele.evaluation import build_metrics, evaluate, fit_bias, fit_temperature, metric_names
+from jax_rele.evaluation import build_metrics, fit_bias, fit_temperature, intervals, metric_names, metric_samples
 from jax_rele.evaluation.assemble import compared
 
 
@@ -68,7 +68,7 @@ def test_figures_are_those_of_evaluate_with_what_validation_chose(
     assert document["decision"]["teacher"] == {"bias": chosen["bias"].tolist(), "temperature": chosen["temperature"]}
 
     def expected(rows):
-        return evaluate(
+        samples = metric_samples(
             predictions["models"]["teacher"][rows],
             label_indices(judged, schema)[rows],
             [judged[row].query for row in rows],
@@ -78,6 +78,7 @@ def test_figures_are_those_of_evaluate_with_what_validation_chose(
             seed=0,
             **chosen,
         )
+        return intervals(samples)
 
     assert document["models"]["teacher"] == expected(np.arange(len(judged)))
     tail = np.arange(0, len(judged), 3)

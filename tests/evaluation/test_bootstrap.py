@@ -14,7 +14,7 @@ from jax_rele.evaluation import (
     bootstrap,
     decide,
     ece,
-    evaluate,
+    intervals,
     metric_names,
     metric_samples,
     paired_difference,
@@ -37,6 +37,10 @@ def case(made_up):
         return made_up(labels, 1.5, 0), labels, [f"query {index}" for index in rng.integers(0, 30, size)]
 
     return build
+
+
+def evaluate(*arguments, **settings):
+    return intervals(metric_samples(*arguments, **settings))
 
 
 def written_out(probs, labels, queries):

@@ -347,7 +347,7 @@ def test_numbers_without_room_go_unwritten_and_levels_far_away_are_named():
 def test_no_two_of_many_recipes_look_alike(html):
     looks = {svg.look(series) for series in range(56)} | {svg.look(None)}
     assert len({look[:2] for look in looks}) == 57
-    dots = plots.dots("t", {"": [plots.Row("x", {"value": 0.5, "ci95": None}, series) for series in range(9)]})
+    dots = plots.dots("t", {"": [plots.DotRow("x", {"value": 0.5, "ci95": None}, series) for series in range(9)]})
     for number in range(8):
         assert f"var(--series-{number})" in dots
         assert len(set(re.findall(rf"--series-{number}: (#\w+);", html))) == 2

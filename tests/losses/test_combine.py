@@ -149,12 +149,12 @@ def test_a_masked_confidence_is_not_read():
     batch |= {"sure": np.where(known & batch["mask"], 0.25, np.nan), "sure_mask": known}
     loss = losses.combine(k=losses.term(losses.brier, confidence="sure"))
     (scalar, totals), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(outputs, batch)
-    kept = known & batch["mask"]
-    wanted = losses.brier(outputs.logits, batch["label_probs"])[kept]
-    np.testing.assert_allclose(scalar, wanted.mean(), rtol=1e-6)
-    np.testing.assert_allclose(totals["k"], (0.25 * wanted.sum(), 0.25 * kept.sum()), rtol=1e-6)
+    counted = known & batch["mask"]
+    expected = losses.brier(outputs.logits, batch["label_probs"])[counted]
+    np.testing.assert_allclose(scalar, expected.mean(), rtol=1e-6)
+    np.testing.assert_allclose(totals["k"], (0.25 * expected.sum(), 0.25 * counted.sum()), rtol=1e-6)
     assert np.isfinite(gradients.logits).all()
-    assert not gradients.logits[~kept].any()
+    assert not gradients.logits[~counted].any()
 
 
 def test_an_unmasked_confidence_that_is_nan_is_seen():
@@ -263,7 +263,9 @@ def test_micro_batches_sum_to_the_batch(parts):
     micro = [STEP(rows(outputs, i, i + size), rows(batch, i, i + size), 0, counts) for i in range(0, B, size)]
     np.testing.assert_allclose(sum(value for (value, _), _ in micro), scalar, rtol=1e-5)
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *(gradient for _, gradient in micro))
-    jax.tree.map(lambda got, wanted: np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-8), joined, gradients)
+    jax.tree.map(
+        lambda got, expected: np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-8), joined, gradients
+    )
     added = micro[0][0][1]
     for (_, more), _ in micro[1:]:
         added = losses.add_totals(added, more)
@@ -284,7 +286,7 @@ def test_sharded_over_eight_devices_equals_one():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put((outputs, batch), NamedSharding(mesh, PartitionSpec("data")))
     jax.tree.map(
-        lambda got, wanted: np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7),
+        lambda got, expected: np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7),
         STEP(*sharded),
         STEP(outputs, batch),
     )
@@ -341,8 +343,8 @@ def test_confidence_that_does_not_fit_is_named():
     outputs, batch = make()
     k = losses.term(losses.score_kl, confidence="sure")
     for confidence in (np.ones(B - 1), np.ones((B, C))):
-        found = message(outputs, batch | {"sure": confidence}, k=k)
-        assert f"the confidence 'sure' has shape {confidence.shape}, the elements have ({B},)" in found
+        text = message(outputs, batch | {"sure": confidence}, k=k)
+        assert f"the confidence 'sure' has shape {confidence.shape}, the elements have ({B},)" in text
 
 
 def test_wrong_terms_are_refused():

@@ -35,8 +35,8 @@ def test_it_is_the_sum_and_every_model_has_its_terms():
     reader, towers = READER(OUTPUTS["reader"], SHARED | TAGS, 3), TOWERS(OUTPUTS["towers"], SHARED, 3)
     assert scalar == reader[0] + towers[0]
     assert scalar.dtype == jnp.float32
-    wanted = {f"reader/{k}": v for k, v in reader[1].items()} | {f"towers/{k}": v for k, v in towers[1].items()}
-    assert totals == wanted
+    expected = {f"reader/{k}": v for k, v in reader[1].items()} | {f"towers/{k}": v for k, v in towers[1].items()}
+    assert totals == expected
 
 
 def test_each_model_has_the_gradient_that_it_has_alone():
@@ -66,9 +66,9 @@ def test_micro_batches_sum_to_the_batch():
     whole, totals = JOINT(OUTPUTS, BATCH, 3)
     counts = {name: count for name, (_, count) in totals.items()}
     parts = [jax.tree.map(lambda x, rows=rows: x[rows], (OUTPUTS, BATCH)) for rows in (slice(0, 4), slice(4, 8))]
-    found = [JOINT(*part, 3, counts) for part in parts]
-    np.testing.assert_allclose(sum(scalar for scalar, _ in found), whole, rtol=1e-6)
-    added = losses.add_totals(found[0][1], found[1][1])
+    results = [JOINT(*part, 3, counts) for part in parts]
+    np.testing.assert_allclose(sum(scalar for scalar, _ in results), whole, rtol=1e-6)
+    added = losses.add_totals(results[0][1], results[1][1])
     assert losses.means(added) == pytest.approx(losses.means(totals), rel=1e-6)
     with pytest.raises(ValueError, match="counts has no term 'evidence'"):
         JOINT(*parts[0], 3, {name: count for name, count in counts.items() if name != "reader/evidence"})

@@ -49,8 +49,8 @@ def test_value_and_gradient_equal_naive_without_its_memory():
     logits = b * l * vocabulary * 4
     assert chunked.memory_analysis().temp_size_in_bytes < logits / 3
     assert whole.memory_analysis().temp_size_in_bytes > logits
-    for got, wanted in zip(jax.tree.leaves(chunked(*inputs)), jax.tree.leaves(whole(*inputs))):
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-7)
+    for got, desired in zip(jax.tree.leaves(chunked(*inputs)), jax.tree.leaves(whole(*inputs))):
+        np.testing.assert_allclose(got, desired, rtol=1e-4, atol=1e-7)
 
 
 def test_a_frozen_embedding_costs_no_second_logits():
@@ -68,9 +68,9 @@ def test_a_frozen_embedding_costs_no_second_logits():
     def expected(hidden):
         return ((naive(hidden, output_embedding, targets) * weights * where) ** 2).sum()
 
-    found = jax.value_and_grad(total)(hidden, output_embedding)
-    for got, wanted in zip(found, jax.value_and_grad(expected)(hidden)):
-        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
+    results = jax.value_and_grad(total)(hidden, output_embedding)
+    for got, desired in zip(results, jax.value_and_grad(expected)(hidden)):
+        np.testing.assert_allclose(got, desired, rtol=1e-5, atol=1e-7)
     products = [str(jax.make_jaxpr(jax.grad(total, argnums))(hidden, output_embedding)) for argnums in (0, (0, 1))]
     assert [text.count("dot_general") for text in products] == [2, 4]
 
@@ -152,16 +152,16 @@ def test_gradient_of_a_bfloat16_embedding_is_summed_in_float32():
         step = jax.grad(lambda w: losses.next_token_cross_entropy(hidden, w, targets, chunk_size=4).sum())
         return np.asarray(jax.jit(step)(output_embedding), np.float32)
 
-    got, wanted = gradient(*narrow), gradient(*wide)
-    assert np.linalg.norm(got - wanted) < 0.005 * np.linalg.norm(wanted)
+    got, desired = gradient(*narrow), gradient(*wide)
+    assert np.linalg.norm(got - desired) < 0.005 * np.linalg.norm(desired)
 
 
 def test_bfloat16_states_give_float32_logits():
     hidden, output_embedding, targets = batch(2, 8, 256, 16)
     narrow = [jnp.asarray(array, jnp.bfloat16) for array in (hidden, output_embedding)]
     logits = np.einsum("ble,ve->blv", *(np.asarray(array, np.float64) for array in narrow))
-    wanted = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    np.testing.assert_allclose(losses.next_token_cross_entropy(*narrow, targets), wanted, rtol=1e-4, atol=1e-4)
+    desired = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(losses.next_token_cross_entropy(*narrow, targets), desired, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

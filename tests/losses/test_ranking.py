@@ -30,7 +30,7 @@ def scores(seed):
     return rng.normal(size=(B, C)).astype(np.float32), rng.dirichlet(np.ones(C), B).astype(np.float32)
 
 
-def labels_of(seed):
+def random_labels(seed):
     return np.random.default_rng(seed + 1).integers(C, size=B)
 
 
@@ -52,7 +52,7 @@ def test_a_pair_without_partner_is_zero(batch):
     for loss in (margin_mse, listwise_kl, ranknet):
         assert not np.asarray(loss(logits, label_probs, GAINS, segments, valid))[alone].any()
     for loss in (pairwise_logistic, listwise_softmax):
-        assert not np.asarray(loss(logits, labels_of(seed), GAINS, segments, valid))[alone].any()
+        assert not np.asarray(loss(logits, random_labels(seed), GAINS, segments, valid))[alone].any()
 
 
 @settings(max_examples=30)
@@ -74,7 +74,7 @@ def test_lists_sum_to_their_divergence(batch, temperature):
 def test_elements_sum_to_what_rax_says_of_each_list(batch, temperature):
     """Of one list at a time, by rax's mask and not by its segments."""
     seed, segments, valid = batch
-    (logits, _), labels = scores(seed), labels_of(seed)
+    (logits, _), labels = scores(seed), random_labels(seed)
     arguments = logits, labels, GAINS, segments, valid
     by_pair = np.asarray(pairwise_logistic(*arguments, temperature=temperature), np.float64)
     by_list = np.asarray(listwise_softmax(*arguments, temperature=temperature), np.float64)
@@ -82,9 +82,9 @@ def test_elements_sum_to_what_rax_says_of_each_list(batch, temperature):
     for segment in set(segments[valid].tolist()):
         members = valid & (segments == segment)
         worse = np.array([(gains[members] < gain).sum() for gain in gains])
-        wanted = pair_sum(student, gains, members), list_sum(student, gains, members)
-        found = (by_pair * worse)[members].sum(), by_list[members].sum()
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+        expected = pair_sum(student, gains, members), list_sum(student, gains, members)
+        actual = (by_pair * worse)[members].sum(), by_list[members].sum()
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 pair_sum = jax.jit(lambda s, g, members: rax.pairwise_logistic_loss(s, g, where=members, reduce_fn=jnp.sum))

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jax_rele import losses
-from jax_rele.config import RECIPES
 from jax_rele.losses.recipes import LIST_TEMPERATURE, OUTPUTS
+from jax_rele.names import RECIPES
 from jax_rele.types import StudentOutputs
 
 GAINS = np.array([1.0, 0.1, 0.0])

@@ -71,8 +71,8 @@ def of_rows(inputs, rows):
     return {name: value if name in SHARED else value[rows] for name, value in inputs.items()}
 
 
-def assert_close(found, wanted):
-    jax.tree.map(close, found, wanted)
+def assert_close(actual, expected):
+    jax.tree.map(close, actual, expected)
 
 
 def test_table_holds_every_public_loss():
@@ -248,8 +248,8 @@ def test_indices_must_be_integers_and_masks_booleans(case):
     call = partial(jax.eval_shape, partial(eager, case))
     for name, value in inputs.items():
         if not is_number(value):
-            wanted = f"{name} must be {'a mask of booleans' if value.dtype == bool else 'integers'}"
-            with pytest.raises(AssertionError, match=wanted):
+            message = f"{name} must be {'a mask of booleans' if value.dtype == bool else 'integers'}"
+            with pytest.raises(AssertionError, match=message):
                 call(inputs | {name: value.astype(np.float32)})
     with pytest.raises(AssertionError, match="where must be a mask of booleans"):
         call(inputs, where=np.ones(call(inputs).shape, np.int32))

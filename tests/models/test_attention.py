@@ -135,10 +135,10 @@ def test_blocks_cover_any_length_with_little_to_spare(length):
     block, padded = splash.block_sizes(length)
     count = padded // block
     assert padded == block * count >= length
-    assert block % splash.LANES == 0
+    assert block % splash.VECTOR_WIDTH == 0
     assert block <= splash.BLOCK
     assert (count - 1) * splash.BLOCK < length
-    assert padded - length < count * splash.LANES
+    assert padded - length < count * splash.VECTOR_WIDTH
 
 
 # ---- meshes and platforms
@@ -262,7 +262,7 @@ def test_cudnn_on_other_hardware_dtypes_and_sizes_is_refused_in_one_line(monkeyp
 
 @pytest.mark.parametrize("implementation", ["cudnn", "splash"])
 @pytest.mark.parametrize(
-    ("mask", "said"),
+    ("mask", "message"),
     [
         (Mask(causal=True, query_positions=np.arange(8)[None]), "query_positions"),
         (Mask(causal=True, key_positions=np.arange(8)[None]), "key_positions"),
@@ -271,9 +271,9 @@ def test_cudnn_on_other_hardware_dtypes_and_sizes_is_refused_in_one_line(monkeyp
         (Mask(causal=True, window=jnp.int32(3)), "one window for all layers"),
     ],
 )
-def test_a_mask_that_cannot_be_done_is_refused_by_name(implementation, mask, said):
+def test_a_mask_that_cannot_be_done_is_refused_by_name(implementation, mask, message):
     arrays, _, _ = example("causal", 8)
-    with pytest.raises(ValueError, match=f"^{implementation} attention .*{said}.*; use xla$"):
+    with pytest.raises(ValueError, match=f"^{implementation} attention .*{message}.*; use xla$"):
         attention(*arrays[:3], mask, implementation)
 
 

@@ -62,18 +62,18 @@ def write(path: Path, kind: str, vocab_size: int = ROWS) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def folders(tmp_path_factory):
     """Both folders, not to be changed."""
-    root = tmp_path_factory.mktemp("made")
+    root = tmp_path_factory.mktemp("folders")
     for kind in bundled.NAMES:
         bundled.write_checksums(write(root / kind, kind))
     return root
 
 
 @pytest.fixture
-def root(made, tmp_path, monkeypatch):
+def root(folders, tmp_path, monkeypatch):
     """A copy of them in the place of the package's."""
-    monkeypatch.setattr(bundled, "ROOT", shutil.copytree(made, tmp_path / "bundled"))
+    monkeypatch.setattr(bundled, "ROOT", shutil.copytree(folders, tmp_path / "bundled"))
     return tmp_path / "bundled"
 
 
@@ -111,8 +111,8 @@ def test_a_config_and_the_files_beside_the_weights_come_from_there_too(root, tmp
         assert (tmp_path / "again" / name).read_bytes() == (root / "decoder" / name).read_bytes()
 
 
-def test_checksums_are_those_of_every_other_file(made):
-    folder = made / "decoder"
+def test_checksums_are_those_of_every_other_file(folders):
+    folder = folders / "decoder"
     listed = dict(line.split("  ")[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
     assert listed.keys() == {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
     assert {"README.md", "LICENSE.txt", *bundled.NEEDED} < listed.keys()
@@ -163,37 +163,39 @@ def test_other_names_are_refused_with_those_that_there_are(name, root):
 
 
 @given(st.data())
-def test_any_changed_byte_is_found(made, data):
+def test_any_changed_byte_is_found(folders, data):
     file = data.draw(
-        st.sampled_from(sorted(path for path in (made / "decoder").iterdir() if path.name != "SHA256SUMS"))
+        st.sampled_from(sorted(path for path in (folders / "decoder").iterdir() if path.name != "SHA256SUMS"))
     )
     before = file.read_bytes()
     end = len(before) - 1
-    place = data.draw(st.one_of(st.sampled_from([0, end]), st.integers(0, end)))
+    position = data.draw(st.one_of(st.sampled_from([0, end]), st.integers(0, end)))
     changed = bytearray(before)
-    changed[place] ^= data.draw(st.integers(1, 255))
+    changed[position] ^= data.draw(st.integers(1, 255))
     assert f"{file}: its checksum differs from SHA256SUMS; reinstall" in with_bytes(file, bytes(changed))
 
 
 @given(st.data())
-def test_any_truncation_is_found(made, data):
+def test_any_truncation_is_found(folders, data):
     file = data.draw(
-        st.sampled_from(sorted(path for path in (made / "encoder").iterdir() if path.name != "SHA256SUMS"))
+        st.sampled_from(sorted(path for path in (folders / "encoder").iterdir() if path.name != "SHA256SUMS"))
     )
     before = file.read_bytes()
-    kept = data.draw(st.one_of(st.sampled_from([0, len(before) - 1]), st.integers(0, len(before) - 1)))
-    assert f"{file}: its checksum differs" in with_bytes(file, before[:kept])
+    length = data.draw(st.one_of(st.sampled_from([0, len(before) - 1]), st.integers(0, len(before) - 1)))
+    assert f"{file}: its checksum differs" in with_bytes(file, before[:length])
 
 
 @given(st.data())
-def test_damaged_checksums_are_found(made, data):
-    file = made / "encoder" / "SHA256SUMS"
+def test_damaged_checksums_are_found(folders, data):
+    file = folders / "encoder" / "SHA256SUMS"
     before = file.read_bytes()
-    place = data.draw(st.integers(0, len(before) - 2))  # without its last line break it says the same
+    position = data.draw(st.integers(0, len(before) - 2))  # without its last line break it says the same
     if data.draw(st.booleans()):
-        with_bytes(file, before[:place])
+        with_bytes(file, before[:position])
     else:
-        with_bytes(file, before[:place] + bytes([data.draw(st.sampled_from(b"?\x00\xff/ "))]) * 2 + before[place + 1 :])
+        with_bytes(
+            file, before[:position] + bytes([data.draw(st.sampled_from(b"?\x00\xff/ "))]) * 2 + before[position + 1 :]
+        )
 
 
 def with_bytes(file: Path, content: bytes) -> str:

@@ -144,9 +144,9 @@ def test_segments_of_a_row_are_texts_of_their_own(config):
 def test_bfloat16_activations_stay_near_float32_ones():
     variables = varied()
     half = dataclasses.replace(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-    made = jax.tree.map(lambda x: x.dtype, fresh(half))
-    assert set(jax.tree.leaves(made["params"])) == {jnp.dtype("bfloat16")}
-    assert set(jax.tree.leaves(made["lora"])) == {jnp.dtype("float32")}
+    dtypes = jax.tree.map(lambda x: x.dtype, fresh(half))
+    assert set(jax.tree.leaves(dtypes["params"])) == {jnp.dtype("bfloat16")}
+    assert set(jax.tree.leaves(dtypes["lora"])) == {jnp.dtype("float32")}
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
     out = run({**variables, "params": params}, TOKENS, config=half).hidden
     assert out.dtype == jnp.bfloat16
@@ -162,9 +162,9 @@ def test_the_future_and_the_padding_do_not_matter():
 
 @BOTH
 def test_a_fresh_adapter_is_the_identity_and_a_merged_one_the_adapted_model(config):
-    made, variables = fresh(config), varied(config)
-    base = run({"params": made["params"]}, TOKENS, config=config).hidden
-    np.testing.assert_allclose(run(made, TOKENS, config=config).hidden, base, atol=1e-6)
+    initial, variables = fresh(config), varied(config)
+    base = run({"params": initial["params"]}, TOKENS, config=config).hidden
+    np.testing.assert_allclose(run(initial, TOKENS, config=config).hidden, base, atol=1e-6)
     adapted = run(variables, TOKENS, config=config).hidden
     assert np.abs(adapted - run({"params": variables["params"]}, TOKENS, config=config).hidden).max() > 0.1
     adapters, rest = split(variables)

@@ -231,9 +231,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("base", "change", "said"), REFUSED)
-def test_what_is_not_implemented_is_refused_by_name(base, change, said):
-    with pytest.raises(UserError, match=said) as error:
+@pytest.mark.parametrize(("base", "change", "message"), REFUSED)
+def test_what_is_not_implemented_is_refused_by_name(base, change, message):
+    with pytest.raises(UserError, match=message) as error:
         encoder_config({**base, **change})
     assert "\n" not in str(error.value)
 

@@ -41,7 +41,7 @@ def names(family: str) -> dict[str, tuple[int, ...]]:
         "bert": ("attention.output.LayerNorm", "output.LayerNorm"),
         "distilbert": ("sa_layer_norm", "output_layer_norm"),
     }[family]
-    found = {}
+    shapes = {}
     kinds = ("query", "key", "value") if family == "bert" else "qkv"
     for name, shape in (
         *((linears[0].format(kind), square) for kind in kinds),
@@ -49,8 +49,8 @@ def names(family: str) -> dict[str, tuple[int, ...]]:
         (linears[2], up),
         (linears[3], down),
     ):
-        found |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    return found | {f"{norm}.{leaf}": one for norm in norms for leaf in ("weight", "bias")}
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes | {f"{norm}.{leaf}": one for norm in norms for leaf in ("weight", "bias")}
 
 
 def tensors(family: str = "bert", pooler: bool = True) -> dict[str, np.ndarray]:
@@ -173,8 +173,8 @@ def test_heads_are_left_out_and_nothing_else(family, tmp_path):
     _, expected = from_hf(folder(tmp_path / "plain", plain, CONFIGS[family]), dtype=jnp.float32)
     assert "pooler" not in expected["params"]
     values = {prefix + name: value for name, value in plain.items()} | {name: np.zeros(2) for name in heads}
-    _, found = from_hf(folder(tmp_path / "headed", values, CONFIGS[family]), dtype=jnp.float32)
-    same(found, expected)
+    _, loaded = from_hf(folder(tmp_path / "headed", values, CONFIGS[family]), dtype=jnp.float32)
+    same(loaded, expected)
     strange = folder(tmp_path / "strange", values | {"adapter.weight": np.zeros(2)}, CONFIGS[family])
     assert "1 not of the model (adapter.weight)" in refused(strange)
     inner = folder(tmp_path / "inner", values | {f"{prefix}{heads[0]}": np.zeros(2)}, CONFIGS[family])

@@ -181,10 +181,10 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 4096}
 )
 def test_old_and_new_keys_of_the_rope(keys, rope):
     raw = {key: value for key, value in LLAMA31_8B.items() if not key.startswith("rope")}
-    given = {**raw, **keys}
-    before = copy.deepcopy(given)
-    assert decoder_config(given).rope == rope
-    assert given == before
+    config = {**raw, **keys}
+    before = copy.deepcopy(config)
+    assert decoder_config(config).rope == rope
+    assert config == before
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_adapters_live_on_a_mesh(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
@@ -173,10 +173,10 @@ def test_adapters_live_on_a_mesh(tmp_path):
         ({"layers_to_transform": [0], "layers_pattern": "h"}, "layers_pattern is 'h'"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_its_key(keys, said, tmp_path):
+def test_what_is_not_supported_is_refused_by_its_key(keys, message, tmp_path):
     with pytest.raises(UserError) as error:
         load_peft(folder(tmp_path / "peft", {**RAW, **keys}), MODEL)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 

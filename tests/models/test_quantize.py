@@ -46,9 +46,9 @@ NF4 = np.ravel(
 
 @pytest.fixture(scope="module")
 def variables():
-    made = jax.jit(lambda rng: nn.unbox(Decoder(CONFIG).init(rng, TOKENS)))(jax.random.key(0))
+    variables = jax.jit(lambda rng: nn.unbox(Decoder(CONFIG).init(rng, TOKENS)))(jax.random.key(0))
     noise = np.random.default_rng(1)
-    return {**made, "lora": jax.tree.map(lambda x: x + 0.1 * noise.normal(size=x.shape), made["lora"])}
+    return {**variables, "lora": jax.tree.map(lambda x: x + 0.1 * noise.normal(size=x.shape), variables["lora"])}
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,9 @@ def test_a_decoder_over_it_is_the_one_over_the_restored_kernels(variables, quant
 
 def test_bytes_are_a_quarter_and_an_eighth_and_the_scales(variables, quantized):
     blocks = variables["params"]["layers"]
-    kernels = [blocks[room][name]["kernel"] for room in ("attention", "mlp") for name in blocks[room] if "proj" in name]
+    kernels = [
+        blocks[module][name]["kernel"] for module in ("attention", "mlp") for name in blocks[module] if "proj" in name
+    ]
     assert len(kernels) == 7
     weights, channels = sum(x.size for x in kernels), sum(x.shape[0] * x.shape[2] for x in kernels)
     rest = stored_bytes(variables["params"]) - 4 * weights
@@ -157,13 +159,13 @@ def test_bytes_are_a_quarter_and_an_eighth_and_the_scales(variables, quantized):
 def test_on_a_mesh_it_is_sharded_like_the_kernels_and_computes_the_same(variables, quantized, kind):
     mesh = make_mesh(config.MeshConfig(data=1, fsdp=4, tensor=2))
     boxed = {"params": jax.eval_shape(lambda rng: Decoder(CONFIG).init(rng, TOKENS), jax.random.key(0))["params"]}
-    placed = jax.device_put(variables["params"], shardings(boxed, mesh)["params"])
-    split = quantize_params(placed, kind)
+    params = jax.device_put(variables["params"], shardings(boxed, mesh)["params"])
+    split = quantize_params(params, kind)
     kernel = split["layers"]["attention"]["q_proj"]["kernel"]
     assert kernel.qvalue.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     # int8 has one scale for the axis that fsdp splits, nf4 two, fewer than its devices: neither can be split.
     assert kernel.scale.sharding.spec == PartitionSpec(None, None, "tensor")
-    assert shapes_of(split) == quantize_params(shapes_of(placed), kind)
+    assert shapes_of(split) == quantize_params(shapes_of(params), kind)
     with use(mesh):
         sharded = hidden(split, variables["lora"])
     np.testing.assert_allclose(sharded, hidden(quantized[kind], variables["lora"]), atol=1e-4)
@@ -171,12 +173,12 @@ def test_on_a_mesh_it_is_sharded_like_the_kernels_and_computes_the_same(variable
 
 def test_restoring_a_sharded_kernel_moves_nothing():
     mesh = make_mesh(config.MeshConfig(data=1, fsdp=4, tensor=2))
-    place = jax.sharding.NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
-    quantized = quantize_kernel(jax.ShapeDtypeStruct((1024, 64), jnp.float32, sharding=place), "nf4")
+    sharding = jax.sharding.NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    quantized = quantize_kernel(jax.ShapeDtypeStruct((1024, 64), jnp.float32, sharding=sharding), "nf4")
     assert quantized.scale.sharding.spec == PartitionSpec("fsdp", "tensor")
 
     def moves(restore):
-        text = jax.jit(restore, out_shardings=place).lower(quantized).compile().as_text()
+        text = jax.jit(restore, out_shardings=sharding).lower(quantized).compile().as_text()
         return any(name in text for name in ("all-gather", "all-to-all", "collective-permute", "all-reduce"))
 
     assert not moves(lambda kernel: dequantize(kernel, jnp.float32))
@@ -211,19 +213,21 @@ def test_without_qwix_one_line_says_what_to_install(monkeypatch, kernel):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_product_and_its_gradients_are_those_of_the_formula(dtype):
     rng = np.random.default_rng(0)
-    x, kernel, slope = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((2, 7, 512), (512, 24), (2, 7, 24)))
+    x, kernel, cotangent = (
+        jnp.asarray(rng.normal(size=shape), dtype) for shape in ((2, 7, 512), (512, 24), (2, 7, 24))
+    )
     y, back = jax.vjp(product, x, kernel)
-    by_x, by_kernel = back(slope)
-    x64, kernel64, slope64 = (np.asarray(array, np.float64) for array in (x, kernel, slope))
+    by_x, by_kernel = back(cotangent)
+    x64, kernel64, slope64 = (np.asarray(array, np.float64) for array in (x, kernel, cotangent))
     # One rounding of a sum that is exact but for float32, however many terms it has.
     tolerance = {"rtol": 2**-8 if dtype == "bfloat16" else 1e-5, "atol": 1e-4}
-    for found, expected in (
+    for result, expected in (
         (y, x64 @ kernel64),
         (by_x, slope64 @ kernel64.T),
         (by_kernel, np.einsum("bli,blo->io", x64, slope64)),
     ):
-        assert found.dtype == dtype
-        np.testing.assert_allclose(np.asarray(found, np.float64), expected, **tolerance)
+        assert result.dtype == dtype
+        np.testing.assert_allclose(np.asarray(result, np.float64), expected, **tolerance)
 
 
 def test_a_cpu_is_asked_for_float32_sums_of_bfloat16_and_a_tpu_is_not():
@@ -233,7 +237,7 @@ def test_a_cpu_is_asked_for_float32_sums_of_bfloat16_and_a_tpu_is_not():
         step = jax.jit(jax.grad(lambda x, kernel: product(x, kernel).astype(jnp.float32).sum(), argnums=(0, 1)))
         return step.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
 
-    for platform, made in (("cpu", "f32"), ("tpu", "bf16")):
+    for platform, output_type in (("cpu", "f32"), ("tpu", "bf16")):
         products = [line for line in lowered(platform).splitlines() if "dot_general" in line]
         assert products
-        assert all(line.rstrip().endswith(f"x{made}>") or f"x{made}> loc" in line for line in products)
+        assert all(line.rstrip().endswith(f"x{output_type}>") or f"x{output_type}> loc" in line for line in products)

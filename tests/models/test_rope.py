@@ -24,30 +24,34 @@ def test_linear_divides_positions():
 
 def test_llama3_keeps_short_wavelengths_divides_long_ones_and_fades_between():
     rope = Rope(kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_length=512)
-    wavelengths, found = 2 * math.pi / PLAIN, rope.frequencies(HEAD_DIM)
+    wavelengths, frequencies = 2 * math.pi / PLAIN, rope.frequencies(HEAD_DIM)
     short, long = wavelengths < 512 / 4, wavelengths > 512 / 1
-    np.testing.assert_allclose(found[short], PLAIN[short], rtol=1e-6)
-    np.testing.assert_allclose(found[long], PLAIN[long] / 8, rtol=1e-6)
+    np.testing.assert_allclose(frequencies[short], PLAIN[short], rtol=1e-6)
+    np.testing.assert_allclose(frequencies[long], PLAIN[long] / 8, rtol=1e-6)
     between = ~short & ~long
     assert between.any()
-    assert np.all((found[between] < PLAIN[between]) & (found[between] > PLAIN[between] / 8))
+    assert np.all((frequencies[between] < PLAIN[between]) & (frequencies[between] > PLAIN[between] / 8))
 
 
 def test_yarn_fades_with_the_logarithm_of_the_turns_over_the_old_context():
     """Places are linear in that logarithm, so without truncation the ramp is too."""
     rope = Rope(kind="yarn", factor=4.0, original_length=4096, beta_fast=16.0, beta_slow=2.0, truncate=False)
     turns = 4096 * PLAIN / (2 * math.pi)
-    kept = np.clip(np.log(turns / 2) / np.log(16 / 2), 0, 1)
-    assert 0 < kept[np.argmin(np.abs(kept - 0.5))] < 1
-    np.testing.assert_allclose(rope.frequencies(HEAD_DIM), kept * PLAIN + (1 - kept) * PLAIN / 4, rtol=1e-5)
+    unstretched = np.clip(np.log(turns / 2) / np.log(16 / 2), 0, 1)
+    assert 0 < unstretched[np.argmin(np.abs(unstretched - 0.5))] < 1
+    np.testing.assert_allclose(
+        rope.frequencies(HEAD_DIM), unstretched * PLAIN + (1 - unstretched) * PLAIN / 4, rtol=1e-5
+    )
 
 
 def test_truncated_yarn_fades_between_whole_places():
     rope = Rope(kind="yarn", factor=4.0, original_length=4096)
     turns = 4096 * PLAIN / (2 * math.pi)
     low, high = np.flatnonzero(turns > 32)[-1], np.flatnonzero(turns < 1)[0]
-    kept = np.clip(1 - (np.arange(HEAD_DIM // 2) - low) / (high - low), 0, 1)
-    np.testing.assert_allclose(rope.frequencies(HEAD_DIM), kept * PLAIN + (1 - kept) * PLAIN / 4, rtol=1e-5)
+    unstretched = np.clip(1 - (np.arange(HEAD_DIM // 2) - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(
+        rope.frequencies(HEAD_DIM), unstretched * PLAIN + (1 - unstretched) * PLAIN / 4, rtol=1e-5
+    )
 
 
 def test_yarn_scales_queries_and_keys():

@@ -144,10 +144,10 @@ def our_outputs(model: Encoder, variables: dict, valid: np.ndarray = VALID):
 def difference(ours, theirs, valid: np.ndarray = VALID) -> float:
     """Largest over hidden states of valid tokens, pooled states and attention."""
     assert (ours[1] is None) == (theirs[1] is None)
-    found = [np.abs(ours[0] - theirs[0])[valid].max(), np.abs(ours[2] - theirs[2]).max()]
+    errors = [np.abs(ours[0] - theirs[0])[valid].max(), np.abs(ours[2] - theirs[2]).max()]
     if ours[1] is not None:
-        found.append(np.abs(ours[1] - theirs[1]).max())
-    return float(max(found))
+        errors.append(np.abs(ours[1] - theirs[1]).max())
+    return float(max(errors))
 
 
 def minilm() -> Path:

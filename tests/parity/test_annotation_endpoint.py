@@ -14,14 +14,14 @@ import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from jax_rele import config as configs
-from jax_rele.annotation.calls import prompt_hash, sample_keys
+from jax_rele.annotation.completions import prompt_hash, sample_keys
 from jax_rele.annotation.review import decisions_from_arrow
 from jax_rele.annotation.store import Store
 from jax_rele.cli import main
 from jax_rele.data import read_table
 from jax_rele.data.tokens.tokenizers import train_tokenizer
-from jax_rele.runs import artefacts
 from jax_rele.runs import chat_annotators as chat
+from jax_rele.runs import layout
 from jax_rele.stages import annotate
 
 MAX_TOKENS = 24
@@ -55,9 +55,9 @@ def model(tmp_path):
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 8192}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    made = Qwen3ForCausalLM(Qwen3Config(**shape, **heads, **ends, vocab_size=len(tokenizer)))
-    made.generation_config.do_sample = True
-    made.save_pretrained(folder)
+    model = Qwen3ForCausalLM(Qwen3Config(**shape, **heads, **ends, vocab_size=len(tokenizer)))
+    model.generation_config.do_sample = True
+    model.save_pretrained(folder)
     return folder
 
 
@@ -135,10 +135,10 @@ def test_a_foreign_server_is_asked_once_about_each_pair_and_unreadable_answers_e
     assert error.count("\n") == 1
     assert f"none of {len(pairs)} pairs has an accepted rationale" in error
 
-    made = decisions_from_arrow(read_table(settings.run_dir / artefacts.DECISIONS))
-    assert sorted(one.pair_id for one in made) == sorted(pair.pair_id for pair in pairs)
-    assert {one.status for one in made} == {"rejected"}
-    assert all(one.reason.startswith("no readable answer: 1 ") for one in made)
+    decisions = decisions_from_arrow(read_table(settings.run_dir / layout.DECISIONS))
+    assert sorted(one.pair_id for one in decisions) == sorted(pair.pair_id for pair in pairs)
+    assert {one.status for one in decisions} == {"rejected"}
+    assert all(one.reason.startswith("no readable answer: 1 ") for one in decisions)
 
     tasks = chat.tasks_of(chat.prompts_of(settings), pairs)
     endpoint = chat.endpoints_of(settings)[0]

@@ -34,10 +34,10 @@ def test_both_sides_of_the_students_run_and_agree(tmp_path):
     command = [sys.executable, BENCH / "students.py", "--device", "cpu", "--shape", "tiny", "--json", out]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
-    both = [case for case in found["cases"] if case["theirs"]]
+    report = json.loads(out.read_text())
+    both = [case for case in report["cases"] if case["theirs"]]
     assert len(both) == 6
     assert all(set(case["seconds"]) == {"ours", "theirs"} and case["checked"] for case in both)
-    assert all(set(peak) == {"ours", "theirs"} for peak in found["memory"].values())
-    told = [line.split(" | ")[0] for line in done.stdout.splitlines() if "× |" in line]
-    assert "| cross-encoder, training steps, batches by length over all padded to full length" in told
+    assert all(set(peak) == {"ours", "theirs"} for peak in report["memory"].values())
+    labels = [line.split(" | ")[0] for line in done.stdout.splitlines() if "× |" in line]
+    assert "| cross-encoder, training steps, batches by length over all padded to full length" in labels

@@ -69,7 +69,7 @@ def test_the_encoder_is_that_of_torch(attention):
 
 def close(what: str, ours: np.ndarray, expected: np.ndarray, valid: np.ndarray) -> None:
     """Equal wherever no padding stands, and not by being constant."""
-    found, spread = np.abs(ours - expected)[valid].max(), expected[valid].std()
-    print(f"{what}: std {spread:.2f}, |ours - torch| {found:.1e}")
+    error, spread = np.abs(ours - expected)[valid].max(), expected[valid].std()
+    print(f"{what}: std {spread:.2f}, |ours - torch| {error:.1e}")
     assert spread > 0.05
-    assert found < 1e-4
+    assert error < 1e-4

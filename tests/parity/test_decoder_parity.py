@@ -19,8 +19,8 @@ def test_logits_equal_and_folders_go_both_ways(case, tmp_path):
     assert expected.std() > 0.5
 
     model, variables = from_hf(tmp_path / "theirs", dtype=jnp.float32)
-    found = difference(our_logits(model, variables), expected)
-    assert found < 1e-4
+    error = difference(our_logits(model, variables), expected)
+    assert error < 1e-4
     assert difference(our_logits(model, variables, **change), expected) > 0.05, "the case cannot tell a mistake"
 
     to_hf(model, variables, tmp_path / "ours", source=tmp_path / "theirs", max_shard_size=150_000)
@@ -33,7 +33,7 @@ def test_logits_equal_and_folders_go_both_ways(case, tmp_path):
     assert back < 1e-6
     assert again.generation_config.eos_token_id == theirs.generation_config.eos_token_id
     print(
-        f"{case}: logits of std {expected.std():.2f}, |ours - torch| {found:.1e}, written and loaded again {back:.1e}"
+        f"{case}: logits of std {expected.std():.2f}, |ours - torch| {error:.1e}, written and loaded again {back:.1e}"
     )
 
 

@@ -31,8 +31,8 @@ def test_outputs_equal_and_folders_go_both_ways(case, tmp_path):
     assert expected[0].std() > 0.5
 
     model, variables = from_hf(tmp_path / "theirs", dtype=jnp.float32)
-    found = difference(our_outputs(model, variables), expected)
-    assert found < 1e-4
+    error = difference(our_outputs(model, variables), expected)
+    assert error < 1e-4
     other = Encoder(dataclasses.replace(model.config, **change))
     assert difference(our_outputs(other, variables), expected) > 0.02, "the case cannot tell a mistake"
 
@@ -48,7 +48,7 @@ def test_outputs_equal_and_folders_go_both_ways(case, tmp_path):
     reloaded = from_hf(tmp_path / "ours", dtype=jnp.float32)
     assert reloaded[0] == model
     jax.tree.map(np.testing.assert_array_equal, reloaded[1], variables)
-    print(f"{case}: std {expected[0].std():.2f}, |ours - torch| {found:.1e}, written and loaded again {back:.1e}")
+    print(f"{case}: std {expected[0].std():.2f}, |ours - torch| {error:.1e}, written and loaded again {back:.1e}")
 
 
 def test_roberta_counts_the_valid_tokens_wherever_padding_stands(tmp_path):

@@ -57,8 +57,8 @@ def test_adapters_of_peft_load_and_go_back(case, base, tmp_path):
     model, variables = from_hf(base, dtype=jnp.float32)
     model, adapters = load_peft(tmp_path / "theirs", model)
     assert model.config.lora.dropout == 0.1
-    found = difference(our_logits(model, {**variables, **adapters}), expected)
-    assert found < 1e-4
+    error = difference(our_logits(model, {**variables, **adapters}), expected)
+    assert error < 1e-4
 
     save_peft(model, adapters, tmp_path / "ours", base=str(base))
     again = peft.PeftModel.from_pretrained(torch_base(base), tmp_path / "ours").eval()
@@ -68,7 +68,7 @@ def test_adapters_of_peft_load_and_go_back(case, base, tmp_path):
     to_hf(model, {**variables, **adapters}, tmp_path / "merged")
     merged = difference(torch_logits(torch_base(tmp_path / "merged")), expected)
     assert merged < 1e-4
-    print(f"{case}: |ours - peft| {found:.1e}, written and loaded in peft {back:.1e}, merged in torch {merged:.1e}")
+    print(f"{case}: |ours - peft| {error:.1e}, written and loaded in peft {back:.1e}, merged in torch {merged:.1e}")
 
 
 @pytest.mark.parametrize("case", ["qwen3 untied, head_dim 24"])

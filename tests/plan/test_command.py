@@ -29,19 +29,19 @@ def test_a_plan_is_printed_and_written(capfd, tmp_path):
     out, err = capfd.readouterr()
     assert err == ""
     assert f"{DEMO} on gpu:4xH100: 4 chips, mesh data 2, fsdp 2, tensor 1" in out
-    assert "score: 8 items of 64 tokens behind queries of 32" in out
+    assert "score: 8 items of 64 tokens after queries of 32" in out
     assert re.search(r"score .* yes", out)
     assert "By analysis, not compiled for GPUs." in out
     plan = json.loads((tmp_path / "plan.json").read_text("utf-8"))
     (step,) = plan["steps"]
-    held = step["bytes_per_chip"]
-    assert held["total"] == held["base"] + held["trained"] + held["cache"] + held["made"]
+    sizes = step["bytes_per_chip"]
+    assert sizes["total"] == sizes["base"] + sizes["trained"] + sizes["cache"] + sizes["made"]
     assert step["fits"] is True
     assert step["step_seconds"] == max(step["seconds"].values())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--topology", "v5e"], "--topology v5e: v5e has 2 axes"),
         (["--topology", "gpu:8xH100", "--json", "no/such/plan.json"], "no such folder to write to"),
@@ -50,10 +50,10 @@ def test_a_plan_is_printed_and_written(capfd, tmp_path):
         (["--topology", "gpu:1xH100", "--teacher.init", "no_such_folder"], "no_such_folder"),
     ],
 )
-def test_a_mistake_gives_one_line(capfd, arguments, told):
+def test_a_mistake_gives_one_line(capfd, arguments, message):
     assert cli.main(["plan", DEMO, *arguments]) == 2
     out, err = capfd.readouterr()
-    assert told in err
+    assert message in err
     assert err.startswith("jax-rele: ")
     assert err.count("\n") == 1
     assert out == ""

@@ -29,7 +29,7 @@ def step():
         name="toy",
         shape="64 rows",
         tokens=ROWS,
-        held={"batch": x, "base": w},
+        resident={"batch": x, "base": w},
         lower={"xla": lower, "cudnn": lower},
         executed=operations,
         required=operations // 2,
@@ -38,27 +38,27 @@ def step():
 
 
 def test_memory_and_time_add_up(step):
-    found = estimate(step, parse_topology("gpu:8xH100"))
+    result = estimate(step, parse_topology("gpu:8xH100"))
     chip = CHIPS["H100"]
-    assert found.held == {"batch": ROWS * WIDTH * 4 // 8, "base": WIDTH * WIDTH * 4 // 8}
+    assert result.resident == {"batch": ROWS * WIDTH * 4 // 8, "base": WIDTH * WIDTH * 4 // 8}
     # The weights are gathered and the result is written.
-    assert found.made >= WIDTH * WIDTH * 4 + ROWS * WIDTH * 4 // 8
-    assert found.total == sum(found.held.values()) + found.made
-    assert found.attention == {"xla": found.total, "cudnn": found.total + 1000}
-    assert found.limit == round(80e9 * (1 - RESERVE["gpu"]))
-    assert found.fits
-    (gather,) = found.collectives
+    assert result.allocated >= WIDTH * WIDTH * 4 + ROWS * WIDTH * 4 // 8
+    assert result.total == sum(result.resident.values()) + result.allocated
+    assert result.attention == {"xla": result.total, "cudnn": result.total + 1000}
+    assert result.limit == round(80e9 * (1 - RESERVE["gpu"]))
+    assert result.fits
+    (gather,) = result.collectives
     assert (gather.kind, gather.bytes, gather.group) == ("all-gather", WIDTH * WIDTH * 4, 8)
-    assert found.seconds == pytest.approx(
+    assert result.seconds == pytest.approx(
         {
             "compute": 2 * ROWS * WIDTH * WIDTH / 8 / chip.flops,
-            "memory": (sum(found.held.values()) + ROWS * WIDTH * 4 // 8) / chip.bandwidth,
+            "memory": (sum(result.resident.values()) + ROWS * WIDTH * 4 // 8) / chip.bandwidth,
             "links": WIDTH * WIDTH * 4 * 7 / 8 / chip.link,
         }
     )
-    assert (found.bound_by, found.step_seconds) == ("links", found.seconds["links"])
-    assert found.mfu == pytest.approx(ROWS * WIDTH * WIDTH / (8 * chip.flops * found.step_seconds))
-    assert found.tokens_per_second == pytest.approx(ROWS / found.step_seconds)
+    assert (result.bound_by, result.step_seconds) == ("links", result.seconds["links"])
+    assert result.mfu == pytest.approx(ROWS * WIDTH * WIDTH / (8 * chip.flops * result.step_seconds))
+    assert result.tokens_per_second == pytest.approx(ROWS / result.step_seconds)
 
 
 def test_what_was_widened_sends_half(step):
@@ -69,27 +69,27 @@ def test_what_was_widened_sends_half(step):
 
 
 @pytest.mark.parametrize(
-    ("said", "made"),
+    ("message", "allocated"),
     [
         ("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G.", int(20.5 * 2**30)),
         ("the total memory required for HLO temporaries (120.00G) exceeds available HBM (15.75G).", 120 * 2**30),
         ("something else", None),
     ],
 )
-def test_a_compiler_that_runs_out_of_memory_says_how_much_it_needs(step, monkeypatch, said, made):
+def test_a_compiler_that_runs_out_of_memory_says_how_much_it_needs(step, monkeypatch, message, allocated):
     def fail(self, *_, **__):
-        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}")
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", fail)
-    found = estimate(step, parse_topology("v5e:2x4"))
-    held = bytes_per_chip(step.held)
-    if made is not None and "Used" in said:
-        made -= held  # it counts what is held
-    assert found.made == made
-    assert not found.fits
-    assert found.step_seconds is found.mfu is found.tokens_per_second is None
-    plain = found.to_dict()
-    assert (plain["fits"], plain["bytes_per_chip"]["made"]) == (False, made)
+    result = estimate(step, parse_topology("v5e:2x4"))
+    resident = bytes_per_chip(step.resident)
+    if allocated is not None and "Used" in message:
+        allocated -= resident  # it counts what is held
+    assert result.allocated == allocated
+    assert not result.fits
+    assert result.step_seconds is result.mfu is result.tokens_per_second is None
+    plain = result.to_dict()
+    assert (plain["fits"], plain["bytes_per_chip"]["made"]) == (False, allocated)
 
 
 def test_another_error_of_the_compiler_is_not_hidden(step, monkeypatch):

@@ -37,40 +37,40 @@ def compiled(mesh):
     return compile_
 
 
-def only(found):
-    assert len(found) == 1, found
-    return found[0]
+def only(results):
+    assert len(results) == 1, results
+    return results[0]
 
 
 def test_an_all_reduce(compiled):
-    found = only(collectives(compiled(lambda x: x.sum(axis=0), P(("a", "b")), out=P())))
-    assert (found.kind, found.bytes, found.group, found.count) == ("all-reduce", COLUMNS * 4, 8, 1)
-    assert found.moved == 2 * 7 / 8 * COLUMNS * 4
-    assert "reduce_sum" in found.source
+    op = only(collectives(compiled(lambda x: x.sum(axis=0), P(("a", "b")), out=P())))
+    assert (op.kind, op.bytes, op.group, op.count) == ("all-reduce", COLUMNS * 4, 8, 1)
+    assert op.moved == 2 * 7 / 8 * COLUMNS * 4
+    assert "reduce_sum" in op.source
 
 
 def test_an_all_gather_over_one_axis(compiled):
-    found = only(collectives(compiled(lambda x: x * 2, P("a", "b"), out=P("a"))))
+    op = only(collectives(compiled(lambda x: x * 2, P("a", "b"), out=P("a"))))
     # Every chip ends with all columns of its rows.
-    assert (found.kind, found.bytes, found.group, found.count) == ("all-gather", BYTES // 4, 2, 1)
-    assert found.moved == BYTES / 4 / 2
+    assert (op.kind, op.bytes, op.group, op.count) == ("all-gather", BYTES // 4, 2, 1)
+    assert op.moved == BYTES / 4 / 2
 
 
 def test_an_all_to_all(compiled):
-    found = only(collectives(compiled(lambda x: x * 2, P("a"), out=P(None, "a"))))
-    assert (found.kind, found.group, found.count) == ("all-to-all", 4, 1)
-    assert found.bytes == BYTES // 4
-    assert found.moved == BYTES / 4 * 3 / 4
+    op = only(collectives(compiled(lambda x: x * 2, P("a"), out=P(None, "a"))))
+    assert (op.kind, op.group, op.count) == ("all-to-all", 4, 1)
+    assert op.bytes == BYTES // 4
+    assert op.moved == BYTES / 4 * 3 / 4
 
 
 def test_a_collective_permute(mesh, compiled):
     @partial(jax.shard_map, mesh=mesh, in_specs=P("a"), out_specs=P("a"))
     def turn(x):
-        return jax.lax.ppermute(x, "a", [(place, (place + 1) % 4) for place in range(4)])
+        return jax.lax.ppermute(x, "a", [(chip, (chip + 1) % 4) for chip in range(4)])
 
-    found = only(collectives(compiled(turn, P("a"))))
-    assert (found.kind, found.bytes, found.group, found.count) == ("collective-permute", BYTES // 4, 4, 1)
-    assert found.moved == BYTES / 4
+    op = only(collectives(compiled(turn, P("a"))))
+    assert (op.kind, op.bytes, op.group, op.count) == ("collective-permute", BYTES // 4, 4, 1)
+    assert op.moved == BYTES / 4
 
 
 def test_a_reduce_scatter(mesh, compiled):
@@ -78,9 +78,9 @@ def test_a_reduce_scatter(mesh, compiled):
     def scatter(x):
         return jax.lax.psum_scatter(x, "a", scatter_dimension=0, tiled=True)
 
-    found = only(collectives(compiled(scatter, P(None, "b"))))
-    assert (found.kind, found.bytes, found.group, found.count) == ("reduce-scatter", BYTES // 2, 4, 1)
-    assert found.moved == BYTES / 2 * 3 / 4
+    op = only(collectives(compiled(scatter, P(None, "b"))))
+    assert (op.kind, op.bytes, op.group, op.count) == ("reduce-scatter", BYTES // 2, 4, 1)
+    assert op.moved == BYTES / 2 * 3 / 4
 
 
 def test_a_loop_counts_as_often_as_it_runs_and_nested_ones_multiply(mesh, compiled):
@@ -94,8 +94,8 @@ def test_a_loop_counts_as_often_as_it_runs_and_nested_ones_multiply(mesh, compil
 
         return jax.lax.scan(outer, x, None, length=5)[0]
 
-    found = only(collectives(compiled(nested, P("a"))))
-    assert (found.kind, found.bytes, found.group, found.count) == ("all-reduce", BYTES // 4, 4, 15)
+    op = only(collectives(compiled(nested, P("a"))))
+    assert (op.kind, op.bytes, op.group, op.count) == ("all-reduce", BYTES // 4, 4, 15)
 
 
 def test_one_device_sends_nothing(compiled):
@@ -177,9 +177,9 @@ def test_rounds_that_the_compiler_put_into_one_are_told_by_the_counters_step():
 
 
 def test_pieces_of_a_collective_and_asynchronous_forms_count_once():
-    found = {x.kind: x for x in collectives(TPU)}
-    assert len(found) == len(collectives(TPU)) == 3
-    gather, scatter, permute = (found[kind] for kind in ("all-gather", "reduce-scatter", "collective-permute"))
+    by_kind = {x.kind: x for x in collectives(TPU)}
+    assert len(by_kind) == len(collectives(TPU)) == 3
+    gather, scatter, permute = (by_kind[kind] for kind in ("all-gather", "reduce-scatter", "collective-permute"))
     assert (gather.bytes, gather.group, gather.count) == (128 * 16 * 2, 16, 1)
     assert (scatter.bytes, scatter.group, scatter.count) == (64 * 4, 4, 1)
     assert (permute.bytes, permute.group, permute.count) == (8 * 16 * 2, 4, 4)

@@ -4,21 +4,21 @@ import jax
 import numpy as np
 import pytest
 
-from jax_rele import losses
 from jax_rele.config import MeshConfig, from_dict
 from jax_rele.data import write_pairs, write_signals
 from jax_rele.data.batches.loader import Groups
 from jax_rele.data.tokens.prompts import Answer, language_rows
 from jax_rele.data.tokens.tokenizers import train_tokenizer
-from jax_rele.distillation import targets
-from jax_rele.distillation.dataset import open_data, queries
+from jax_rele.distillation.fields import batch_fields
+from jax_rele.distillation.trainer import query_groups
 from jax_rele.errors import UserError
 from jax_rele.models import build_teacher
+from jax_rele.models.decoder import init_decoder
 from jax_rele.plan.abstract import bytes_per_chip, train_state
 from jax_rele.plan.steps import language_batch, steps, student_batch
 from jax_rele.rationale import render
-from jax_rele.runs import artefacts, objectives
-from jax_rele.students import build_student
+from jax_rele.runs import layout
+from jax_rele.stages import distill
 from jax_rele.training import init_state, make_mesh, make_optimizer
 from jax_rele.types import Comparison, Item, Pair, Rationale, Signals
 
@@ -71,7 +71,6 @@ def test_a_planned_batch_of_a_student_is_that_of_the_stage(config, mesh, name, r
     ]
     tokenizer = train_tokenizer([pair.query + " " + pair.item.title for pair in pairs], 300)
     labels, dimensions = len(config.labels.names), config.rationale.dimensions
-    model = build_student(name, config.student, len(tokenizer), labels, len(dimensions))
     signals = Signals(
         pair_ids=tuple(pair.pair_id for pair in pairs),
         label_probs=np.full((16, labels), 1 / labels, np.float32),
@@ -79,32 +78,34 @@ def test_a_planned_batch_of_a_student_is_that_of_the_stage(config, mesh, name, r
         evidence=((),) * 16,
         rationales=(render(Rationale((Comparison("brand", verdict="match"),), "Exact")),) * 16,
     )
-    terms = objectives.terms(config, recipe, model.heads)
-    for path, table in ((artefacts.PAIRS, pairs), (artefacts.UNLABELLED, [])):
+    for path, table in ((layout.PAIRS, pairs), (layout.UNLABELLED, [])):
         write_pairs(tmp_path / path, table)
-    write_signals(tmp_path / artefacts.SIGNALS, signals, config.labels.names, dimensions)
-    tokenizer.save_pretrained(tmp_path / artefacts.STUDENT_TOKENIZER)
-    data = open_data(config.model_copy(update={"cache_dir": str(tmp_path)}), tmp_path)
-    columns = targets.columns(config, name, recipe, model, tokenizer, terms, data)
-    known = queries(data)
-    groups = targets.groups_of(config, known["query"], known["labelled"], True)
+    write_signals(tmp_path / layout.SIGNALS, signals, config.labels.names, dimensions)
+    tokenizer.save_pretrained(tmp_path / layout.STUDENT_TOKENIZER)
+    options = config.distill.model_copy(update={"students": (name,), "recipes": (recipe,)})
+    config = config.model_copy(update={"cache_dir": str(tmp_path), "distill": options})
+    distillation = distill.prepare(config, tmp_path)
+    student, terms = distillation.students[name], distillation.terms[recipe][name]
+    dataset = distillation.datasets[name]
+    columns = dataset.select(batch_fields(student.model, student.input_spec, [terms]))
+    groups = query_groups(dataset.columns["query"], dataset.labelled, config.distill.group_size, unlabelled=True)
     real = Groups(columns, groups)(np.arange(len(groups)), np.arange(len(groups)))
-    planned = student_batch(config, model, mesh, 16, losses.needs(terms)[0])
+    planned = student_batch(student.model, student.input_spec, mesh, 16, terms)
     assert outline(planned, 16) == outline(real, 16)
 
 
 @pytest.mark.parametrize("trainable", ["params", "lora"])
 def test_a_planned_state_is_the_real_one(config, mesh, trainable):
     model = build_teacher(config.teacher, 512)
-    tx, init = make_optimizer(config.finetune.optimization), artefacts.init_decoder(model)
+    tx, init = make_optimizer(config.finetune.optimization), init_decoder(model)
     planned = train_state(init, trainable, {}, tx, mesh)
     real = init_state(init, trainable, {}, tx, mesh, 0)
     assert jax.tree.structure(planned) == jax.tree.structure(real)
     for expected, leaf in zip(jax.tree.leaves(real), jax.tree.leaves(planned)):
         assert (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype)
         assert leaf.sharding.is_equivalent_to(expected.sharding, expected.ndim)
-    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(real))
-    assert bytes_per_chip(planned) == held
+    expected_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(real))
+    assert bytes_per_chip(planned) == expected_bytes
 
 
 @pytest.mark.parametrize(
@@ -118,42 +119,42 @@ def test_a_quantized_base_takes_what_its_bits_take(config, mesh, kind, bits, sca
     layers, width, mlp = 2, 32, 64
     weights = 3 * layers * width * mlp // 4  # fsdp x tensor
     channels = layers * (2 * mlp // 2 + width // 2)  # gate and up over tensor, down over fsdp
-    assert bytes_per_chip(make().held["base"]["layers"]["mlp"]) == weights * bits // 8 + channels * scales
+    assert bytes_per_chip(make().resident["base"]["layers"]["mlp"]) == weights * bits // 8 + channels * scales
 
 
 def test_the_steps_of_a_run(config, mesh):
-    found = dict(steps(config, mesh, "gpu", ("adapt", "finetune", "generate", "distill")))
-    assert list(found) == ["adapt", "finetune", "generate", "cross_encoder", "two_tower"]
-    step = found["finetune"]()
+    makers = dict(steps(config, mesh, "gpu", ("adapt", "finetune", "generate", "distill")))
+    assert list(makers) == ["adapt", "finetune", "generate", "cross_encoder", "two_tower"]
+    step = makers["finetune"]()
     assert (step.tokens, step.shape) == (8 * 64, "8 rows of 64 tokens, 2 at a time")
     assert 0 < step.required < step.executed
     assert list(step.lower) == ["xla", "cudnn"]
     # cuDNN reads a 16-bit mask of the four rows that two chips share, and writes its gradient.
     assert step.unseen == {"cudnn": 2 * 2 * 64 * 64 * (8 // 2 // 4)}
-    assert set(step.held) == {"base", "trained", "optimizer", "batch"}
+    assert set(step.resident) == {"base", "trained", "optimizer", "batch"}
     # Adam keeps two numbers for each that learns, and two counts.
-    assert bytes_per_chip(step.held["optimizer"]) == 2 * bytes_per_chip(step.held["trained"]) + 2 * 4
+    assert bytes_per_chip(step.resident["optimizer"]) == 2 * bytes_per_chip(step.resident["trained"]) + 2 * 4
 
 
 def test_what_learns_is_float32_whatever_the_activations_are(config, mesh):
     teacher = config.teacher.model_copy(update={"dtype": "bfloat16"})
-    found = dict(steps(config.model_copy(update={"teacher": teacher}), mesh, "gpu", ("adapt", "finetune")))
-    adapt, finetune = (found[name]().held for name in ("adapt", "finetune"))
+    makers = dict(steps(config.model_copy(update={"teacher": teacher}), mesh, "gpu", ("adapt", "finetune")))
+    adapt, finetune = (makers[name]().resident for name in ("adapt", "finetune"))
     for learns in (adapt["trained"], finetune["trained"]):
         assert {leaf.dtype for leaf in jax.tree.leaves(learns)} == {np.dtype("float32")}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(finetune["base"])} == {"bfloat16"}
 
 
 @pytest.mark.parametrize(
-    ("sizes", "names", "told"),
+    ("sizes", "names", "message"),
     [
         ({"data": 2, "fsdp": 1, "tensor": 4}, ("score",), "tensor = 4 devices do not divide the teacher's 2 kv_heads"),
         ({"data": 8, "fsdp": 1, "tensor": 1}, ("finetune",), "do not divide over"),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_refused(config, sizes, names, told):
+def test_a_mesh_that_does_not_fit_is_refused(config, sizes, names, message):
     mesh = make_mesh(MeshConfig(**sizes))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         [make() for _, make in steps(config, mesh, "gpu", names)]
 
 

@@ -23,7 +23,7 @@ def test_a_topology_is_a_chip_and_a_shape(text, chip, shape, devices):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("v7:4x4", "unknown accelerator; known are v5e, v5p, v6e and A100, H100, H200"),
         ("H100", "unknown accelerator"),
@@ -40,11 +40,11 @@ def test_a_topology_is_a_chip_and_a_shape(text, chip, shape, devices):
         ("gpu:8xv5e", "write gpu:COUNTxMODEL"),
     ],
 )
-def test_a_bad_topology_is_refused_with_what_there_is(text, told):
+def test_a_bad_topology_is_refused_with_what_there_is(text, message):
     with pytest.raises(UserError) as error:
         parse_topology(text)
     assert str(error.value).startswith(f"--topology {text}: ")
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -23,11 +23,11 @@ def plan(tmp_path, topology, *arguments):
 def test_a_step_is_compiled_for_a_slice(tmp_path, capfd):
     mesh = ["--mesh.data", "1", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
     recipe = ["--teacher.attention", "splash", "--finetune.pack_to", "1024", "--finetune.optimization.batch_size", "16"]
-    found = plan(tmp_path, "v5e:2x2", "--steps", "finetune", *mesh, *recipe)
+    result = plan(tmp_path, "v5e:2x2", "--steps", "finetune", *mesh, *recipe)
     out, err = capfd.readouterr()
     assert err == ""
     assert "Compiled for this topology; nothing was run or allocated." in out
-    (step,) = found["steps"]
+    (step,) = result["steps"]
     assert step["fits"]
     # Of 16 rows of 1024 tokens each chip has 8 rows and 2 heads; xla holds the scores of a block of them, splash none.
     attention = step["bytes_per_chip_by_attention"]
@@ -44,15 +44,15 @@ def test_a_step_is_compiled_for_a_slice(tmp_path, capfd):
 
 @pytest.mark.parametrize("topology", ["v6e:2x4", "v5p:2x2x2"])
 def test_other_slices_are_known_to_the_compiler(tmp_path, topology):
-    found = plan(tmp_path, topology, "--steps", "score", "--mesh.data", "4", "--mesh.tensor", "2")
-    assert found["devices"] == 8
-    assert found["steps"][0]["fits"]
+    result = plan(tmp_path, topology, "--steps", "score", "--mesh.data", "4", "--mesh.tensor", "2")
+    assert result["devices"] == 8
+    assert result["steps"][0]["fits"]
 
 
 def test_a_step_that_is_too_big_says_so(tmp_path, capfd):
     rows = ["--score.batch_size", "4096", "--teacher.prompt_length", "32768"]
-    found = plan(tmp_path, "v5e:2x2", "--steps", "score", *rows)
-    (step,) = found["steps"]
+    result = plan(tmp_path, "v5e:2x2", "--steps", "score", *rows)
+    (step,) = result["steps"]
     assert not step["fits"]
     assert step["step_seconds"] is None
     assert re.search(r"score .* no\b", capfd.readouterr().out)

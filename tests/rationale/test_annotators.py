@@ -49,8 +49,8 @@ def comparisons(annotator, query, tags=None, **item):
 
 
 def asked(annotator, query, **kwargs):
-    found = comparisons(annotator, query, **kwargs)
-    return {name: c.query_values for name, c in found.items() if c.query_values}
+    by_dimension = comparisons(annotator, query, **kwargs)
+    return {name: c.query_values for name, c in by_dimension.items() if c.query_values}
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ def test_attributes_stand_for_columns_of_any_dimension():
 def test_prose_in_a_column_is_no_value(annotator):
     long = "x" * (MAX_VALUE_LENGTH + 1)
     item = Item("1", "t", brand=long, category=long, attributes=(("size", long), ("material", long[:-1])))
-    found = item_attributes(item, annotator.gazetteers)
-    assert {name: values for name, values in found.items() if values} == {"material": (long[:-1],)}
+    attributes = item_attributes(item, annotator.gazetteers)
+    assert {name: values for name, values in attributes.items() if values} == {"material": (long[:-1],)}
 
 
 def test_agreeing_then_comparable_values_are_kept(annotator):
@@ -229,12 +229,12 @@ def test_sample_with_tags_states_what_the_tags_say(sample, dimensions, tag_map):
 def test_the_verdict_on_the_category_follows_the_label(sample, dimensions, tag_map):
     rationales = RuleAnnotator.fit(sample, dimensions, tag_map).annotate(sample)
 
-    def share(label, verdict):
-        found = [r.verdict("category") for r in rationales if r.label == label]
-        return found.count(verdict) / len(found)
+    def fraction(label, verdict):
+        verdicts = [r.verdict("category") for r in rationales if r.label == label]
+        return verdicts.count(verdict) / len(verdicts)
 
-    assert share("E", "match") > share("I", "match") + 0.15
-    assert share("I", "mismatch") > 2 * share("E", "mismatch")
+    assert fraction("E", "match") > fraction("I", "match") + 0.15
+    assert fraction("I", "mismatch") > 2 * fraction("E", "mismatch")
 
 
 @pytest.mark.slow

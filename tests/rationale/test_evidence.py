@@ -101,8 +101,8 @@ def test_every_span_says_its_value(query, item_texts, values, data):
     assert all(a[0] != b[0] or a[2] <= b[1] for a, b in pairwise(order))
     # A source that is one value as a whole has evidence.
     for source, text in [(QUERY, pair.query), *pair.item.texts(fields)]:
-        held = [v for c in rationale.comparisons for v in (c.query_values if source == QUERY else c.item_values)]
-        if key(text) and text in held:
+        side_values = [v for c in rationale.comparisons for v in (c.query_values if source == QUERY else c.item_values)]
+        if key(text) and text in side_values:
             assert any(span.source == source for span in spans)
 
 
@@ -119,14 +119,14 @@ def test_token_tags_lie_where_spans_do(cuts, offsets, data):
     tags = token_tags(spans, "title", offsets, DIMENSIONS)
     assert len(tags) == len(offsets)
     for tag, (start, end) in zip(tags, offsets):
-        held = [0] * (1 + len(DIMENSIONS))
+        counts = [0] * (1 + len(DIMENSIONS))
         for span in spans:
             if span.source == "title":
-                held[1 + DIMENSIONS.index(span.dimension)] += len(
+                counts[1 + DIMENSIONS.index(span.dimension)] += len(
                     set(range(start, end)) & set(range(span.start, span.end))
                 )
-        assert held[tag] == max(held)
-        assert (tag == 0) == (max(held) == 0)
+        assert counts[tag] == max(counts)
+        assert (tag == 0) == (max(counts) == 0)
 
 
 def test_token_tags_of_real_tokens():

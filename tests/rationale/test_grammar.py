@@ -154,9 +154,9 @@ def test_segments_join_to_the_text_and_hold_only_their_own(rationale, order):
         elif part.kind == "label":
             assert (part.dimension, unescape(part.text[1:])) == (None, rationale.label)
         else:
-            held = getattr(by_name[part.dimension], part.kind)
+            values = getattr(by_name[part.dimension], part.kind)
             pieces = [] if part.text == " -" else part.text[1:].split(" ; ")
-            assert tuple(map(unescape, pieces)) == held
+            assert tuple(map(unescape, pieces)) == values
 
 
 @given(rationales.filter(lambda r: r.label is not None), st.sampled_from(ORDERS))
@@ -196,8 +196,8 @@ def test_prompt_holds_one_line_per_text(query, item_texts):
     *lines, last, end = text.split("\n")
     assert (last, end) == ("judge:", "")
     assert len(text.splitlines()) == len(lines) + 1
-    wanted = [("query", query)] + [(f, item_texts[f]) for f in ITEM_FIELDS if item_texts.get(f)]
-    assert [(line.split(": ", 1)[0], unescape(line.split(": ", 1)[1])) for line in lines] == wanted
+    expected = [("query", query)] + [(f, item_texts[f]) for f in ITEM_FIELDS if item_texts.get(f)]
+    assert [(line.split(": ", 1)[0], unescape(line.split(": ", 1)[1])) for line in lines] == expected
 
 
 def test_prompt_reads_the_given_fields_in_their_order():

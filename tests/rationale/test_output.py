@@ -4,7 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jax_rele.rationale.grammar import ORDERS, VALUE_DELIMITERS, render, template
+from jax_rele.names import ORDERS
+from jax_rele.rationale.grammar import VALUE_DELIMITERS, render, template
 from jax_rele.rationale.output import ParseFailure, parse_output
 from jax_rele.types import VERDICTS, Comparison, Rationale
 

@@ -72,8 +72,8 @@ def test_ratios_agree_with_scikit_learn():
     # Rows are queries, columns the (dimension, value)s that exist.
     columns = ["c rain boot", "c boot", "c lamp", "c thing", "b acme", "b woman", "b zoomer"]
     gold = [{"c rain boot", "b acme"}, {"c lamp", "b zoomer", "b acme"}, set()]
-    found = [{"c boot", "b acme", "b woman"}, {"c lamp", "b acme"}, {"c thing"}]
-    as_array = [np.array([[column in row for column in columns] for row in rows]) for rows in (gold, found)]
+    predicted = [{"c boot", "b acme", "b woman"}, {"c lamp", "b acme"}, {"c thing"}]
+    as_array = [np.array([[column in row for column in columns] for row in rows]) for rows in (gold, predicted)]
     expected = precision_recall_fscore_support(*as_array, average="micro")[:3]
     np.testing.assert_allclose([result["precision"], result["recall"], result["f1"]], expected)
 

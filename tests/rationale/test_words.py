@@ -108,19 +108,19 @@ def key_of_parts(*parts):
 
 @given(texts, st.integers(0, 8), st.integers(1, 3))
 def test_runs_find_every_run_with_the_key(text, start, length):
-    found = words(text)
-    run = found[start : start + length]
+    text_words = words(text)
+    run = text_words[start : start + length]
     if not run:
-        assert list(runs(found, key("absent here"))) == []
+        assert list(runs(text_words, key("absent here"))) == []
         return
-    wanted = key(text[run[0].start : run[-1].end])
-    assert wanted == key(" ".join(text[w.start : w.end] for w in run))
-    spans = list(runs(found, wanted))
+    phrase = key(text[run[0].start : run[-1].end])
+    assert phrase == key(" ".join(text[w.start : w.end] for w in run))
+    spans = list(runs(text_words, phrase))
     expected = {
         (s, e)
-        for s in range(len(found))
-        for e in range(s + 1, len(found) + 1)
-        if key(text[found[s].start : found[e - 1].end]) == wanted == join([w.norm for w in found[s:e]])
+        for s in range(len(text_words))
+        for e in range(s + 1, len(text_words) + 1)
+        if key(text[text_words[s].start : text_words[e - 1].end]) == phrase == join([w.norm for w in text_words[s:e]])
     }
     assert set(spans) == expected
     assert len(spans) == len(expected)
@@ -128,10 +128,13 @@ def test_runs_find_every_run_with_the_key(text, start, length):
 
 def test_runs_respect_word_boundaries():
     text = "redder red reds, T-shirt tshirts; a x"
-    found = words(text)
-    assert [text[found[s].start : found[e - 1].end] for s, e in runs(found, "red")] == ["red", "reds"]
-    assert [text[found[s].start : found[e - 1].end] for s, e in runs(found, "tshirt")] == ["T-shirt", "tshirts"]
-    assert list(runs(found, "ax")) == []
+    text_words = words(text)
+    assert [text[text_words[s].start : text_words[e - 1].end] for s, e in runs(text_words, "red")] == ["red", "reds"]
+    assert [text[text_words[s].start : text_words[e - 1].end] for s, e in runs(text_words, "tshirt")] == [
+        "T-shirt",
+        "tshirts",
+    ]
+    assert list(runs(text_words, "ax")) == []
 
 
 def test_longest_first_prefers_length_then_the_order_given():

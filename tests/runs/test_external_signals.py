@@ -8,11 +8,10 @@ import pytest
 
 from jax_rele import cli, config
 from jax_rele.data import read_pairs_table, read_signals, read_table
-from jax_rele.distillation import dataset as training_data
 from jax_rele.errors import UserError
 from jax_rele.rationale import parse, render
-from jax_rele.runs import artefacts
 from jax_rele.runs import external_signals as external_signals
+from jax_rele.runs import layout
 from jax_rele.types import VERDICTS, Comparison, Rationale
 
 pytestmark = pytest.mark.slow
@@ -123,9 +122,9 @@ def test_rationales_become_verdicts_and_are_shown(tmp_path):
     run_dir = tmp_path / "runs" / "other"
     assert no_teacher(run_dir)
     settings = config.load(file)
-    data = training_data.open_data(settings, run_dir)
-    signals = data.signals.take(data.row_indices)
-    assert signals.pair_ids == tuple(pair.pair_id for pair in training_data.pairs_of(data))
+    signals = read_signals(run_dir / layout.SIGNALS, settings.labels.names, settings.rationale.dimensions)
+    learned = layout.load_pairs(run_dir, "train") + read_pairs_table(run_dir / layout.UNLABELLED)
+    assert signals.pair_ids == tuple(pair.pair_id for pair in learned)
     assert not np.isnan(signals.verdict_probs).any()
     assert all(signals.evidence)
     metrics = json.loads((run_dir / "evaluate" / "metrics.json").read_text())
@@ -155,9 +154,9 @@ def copy_of(scored, tmp_path):
 def test_score_needs_prepare_alone_and_keeps_held_out_rows_apart(scored):
     file, run_dir = scored
     assert no_teacher(run_dir)
-    held_out = artefacts.load_held_out(config.load(file), run_dir)
+    held_out = layout.load_held_out(config.load(file), run_dir)
     assert set(held_out.pair_ids) == {row["pair_id"] for row in rows_of(TWO) if row["split"] == "test"}
-    train = read_signals(run_dir / artefacts.SIGNALS, NAMES[TWO], ("category", "color"))
+    train = read_signals(run_dir / layout.SIGNALS, NAMES[TWO], ("category", "color"))
     assert set(train.pair_ids) == {row["pair_id"] for row in rows_of(TWO) if row["split"] == "train"}
     manifest = json.loads((run_dir / "score" / "manifest.json").read_text())
     assert manifest["counts"] == {"pairs": 24, "held-out pairs": 12, "pairs left out": 0, "rows of other pairs": 0}
@@ -204,7 +203,7 @@ def test_commands_say_that_there_is_no_teacher(scored, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def prepared_run(tmp_path_factory):
+def finished_prepare(tmp_path_factory):
     """A config file whose run has finished `prepare`, with one candidate a query."""
     file = make(tmp_path_factory.mktemp("prepared"), per_query=1)
     assert jax_rele("prepare", file) == 0
@@ -213,19 +212,21 @@ def prepared_run(tmp_path_factory):
 
 def expected(file):
     run_dir = config.load(file).run_dir
-    pairs = [pair for name in (artefacts.PAIRS, artefacts.UNLABELLED) for pair in read_pairs_table(run_dir / name)]
+    pairs = [pair for name in (layout.PAIRS, layout.UNLABELLED) for pair in read_pairs_table(run_dir / name)]
     return list({pair.pair_id: pair for pair in pairs}.values())
 
 
-def test_check_signals_says_what_a_file_holds(prepared_run, tmp_path, capsys):
-    rows = {pair.pair_id: {"pair_id": pair.pair_id, "label": "Exact", "model": "x"} for pair in expected(prepared_run)}
+def test_check_signals_says_what_a_file_holds(finished_prepare, tmp_path, capsys):
+    rows = {
+        pair.pair_id: {"pair_id": pair.pair_id, "label": "Exact", "model": "x"} for pair in expected(finished_prepare)
+    }
     for row in explained(rows_of(FOUR)[:3]):
         rows[row["pair_id"]] = row
     rows["p1"] = {"pair_id": "p1", "label_probs": [0.5, 0.5, 0, 0], "rationale": "?"}
     write_lines(tmp_path / "s.jsonl", [*rows.values(), {"pair_id": "unknown"}])
-    assert jax_rele("check-signals", prepared_run, tmp_path / "s.jsonl") == 0
+    assert jax_rele("check-signals", finished_prepare, tmp_path / "s.jsonl") == 0
     out = " ".join(capsys.readouterr().out.split())
-    learned = 24 + len(read_pairs_table(config.load(prepared_run).run_dir / artefacts.UNLABELLED)) - 8
+    learned = 24 + len(read_pairs_table(config.load(finished_prepare).run_dir / layout.UNLABELLED)) - 8
     for message in (
         "train 16 of 16 pairs",
         f"unlabelled {learned - 16} of {learned - 16} pairs",
@@ -244,19 +245,19 @@ def test_check_signals_says_what_a_file_holds(prepared_run, tmp_path, capsys):
         assert message in out, message
 
 
-def test_missing_pairs_are_an_error_or_left_out(prepared_run, tmp_path, capsys):
-    pairs = expected(prepared_run)
+def test_missing_pairs_are_an_error_or_left_out(finished_prepare, tmp_path, capsys):
+    pairs = expected(finished_prepare)
     learned = [pair for pair in pairs if pair.split == "train"]
     rows = [{"pair_id": pair.pair_id, "label": "Exact"} for pair in pairs]
     write_lines(tmp_path / "s.jsonl", [row for row in rows if row["pair_id"] not in ("p1", learned[-1].pair_id)])
-    assert jax_rele("check-signals", prepared_run, tmp_path / "s.jsonl") == 2
+    assert jax_rele("check-signals", finished_prepare, tmp_path / "s.jsonl") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "no signals for 2 of" in error
     assert "the first is 'p1'; add them, or set score.allow_missing" in error
-    assert jax_rele("check-signals", prepared_run, tmp_path / "s.jsonl", "--score.allow_missing", "true") == 0
+    assert jax_rele("check-signals", finished_prepare, tmp_path / "s.jsonl", "--score.allow_missing", "true") == 0
     assert "train 15 of 16 pairs" in " ".join(capsys.readouterr().out.split())
-    settings = config.load(prepared_run)
+    settings = config.load(finished_prepare)
     allowing = settings.model_copy(update={"score": settings.score.model_copy(update={"allow_missing": True})})
     matched = external_signals.read(allowing, settings.run_dir, str(tmp_path / "s.jsonl"))
     assert [pair.pair_id for pair in matched.missing] == ["p1", learned[-1].pair_id]
@@ -269,33 +270,33 @@ def test_missing_pairs_are_an_error_or_left_out(prepared_run, tmp_path, capsys):
         ),
         copy,
     )
-    selected = training_data.pairs_of(training_data.open_data(settings, copy))
-    assert {pair.pair_id for pair in selected} == {pair.pair_id for pair in learned} - {"p1", learned[-1].pair_id}
+    signals = read_signals(copy / layout.SIGNALS, settings.labels.names, settings.rationale.dimensions)
+    assert set(signals.pair_ids) == {pair.pair_id for pair in learned} - {"p1", learned[-1].pair_id}
     write_lines(tmp_path / "none.jsonl", [{"pair_id": "unknown", "label": "Exact"}])
     with pytest.raises(UserError, match=r"no signals for .*; give it the pair_ids of this run"):
         external_signals.read(allowing, settings.run_dir, str(tmp_path / "none.jsonl"))
 
 
-def test_check_signals_needs_prepare_with_this_config(prepared_run, tmp_path, capsys):
+def test_check_signals_needs_prepare_with_this_config(finished_prepare, tmp_path, capsys):
     write_lines(tmp_path / "s.jsonl", [{"pair_id": "p0", "label": "Exact"}])
-    assert jax_rele("check-signals", prepared_run, tmp_path / "s.jsonl", "--run_root", tmp_path) == 2
+    assert jax_rele("check-signals", finished_prepare, tmp_path / "s.jsonl", "--run_root", tmp_path) == 2
     assert "the stage prepare has not finished; run `jax-rele prepare CONFIG` first" in capsys.readouterr().err
-    assert jax_rele("check-signals", prepared_run, tmp_path / "s.jsonl", "--seed", "5") == 2
+    assert jax_rele("check-signals", finished_prepare, tmp_path / "s.jsonl", "--seed", "5") == 2
     assert "belongs to another config" in capsys.readouterr().err
-    assert jax_rele("check-signals", prepared_run, tmp_path / "none.jsonl") == 2
+    assert jax_rele("check-signals", finished_prepare, tmp_path / "none.jsonl") == 2
     assert "no such file of signals" in capsys.readouterr().err
 
 
-def test_bad_signals_leave_no_score_folder_behind(prepared_run, tmp_path, capsys):
+def test_bad_signals_leave_no_score_folder_behind(finished_prepare, tmp_path, capsys):
     write_lines(tmp_path / "s.jsonl", [{"pair_id": "p1", "label": "Great"}])
-    assert jax_rele("score", prepared_run, "--score.signals", tmp_path / "s.jsonl") == 2
+    assert jax_rele("score", finished_prepare, "--score.signals", tmp_path / "s.jsonl") == 2
     error = capsys.readouterr().err
     assert "s.jsonl row 1 (pair_id 'p1'): label says 'Great'" in error
     assert error.count("\n") == 1
-    assert not (config.load(prepared_run).run_dir / "score").exists()
+    assert not (config.load(finished_prepare).run_dir / "score").exists()
 
 
-def test_a_teacher_beside_another_ones_signals_is_refused(prepared_run, tmp_path, capsys):
+def test_a_teacher_beside_another_ones_signals_is_refused(finished_prepare, tmp_path, capsys):
     options = ["--score.signals", tmp_path / "s.jsonl", "--teacher.init", tmp_path, "--run_root", tmp_path]
-    assert jax_rele("score", prepared_run, *options) == 2
+    assert jax_rele("score", finished_prepare, *options) == 2
     assert "is not used where score.signals is given; set it to random" in capsys.readouterr().err

@@ -16,8 +16,10 @@ import pytest
 from jax_rele import cli, config
 from jax_rele.data import read_pairs, read_signals, read_table
 from jax_rele.distillation import trainer
+from jax_rele.errors import UserError
 from jax_rele.rationale import parse
 from jax_rele.runs import pipeline
+from jax_rele.teacher import language_model
 from jax_rele.types import VERDICTS
 
 pytestmark = pytest.mark.slow
@@ -168,7 +170,7 @@ def test_stages_read_no_other_sections_than_they_say(tiny, tmp_path, monkeypatch
     for name, stage in pipeline.STAGES.items():
         if name in ("adapt", "finetune", "distill"):
             # Their folders are complete: only what leads up to the training is run again.
-            module = trainer if name == "distill" else stage.module
+            module = trainer if name == "distill" else language_model
             monkeypatch.setattr(module, "train", lambda step, state, data, **_: state)
         stage.module.run(Watched(stage.reads), copy)
 
@@ -190,7 +192,7 @@ def test_the_weights_of_the_config_reach_the_rows(tiny, tmp_path, monkeypatch):
             "language_rows",
             lambda *args, name=name, make=make, **kw: seen.update({name: kw}) or make(*args, **kw),
         )
-        monkeypatch.setattr(stage, "train", lambda step, state, data, **_: state)
+        monkeypatch.setattr(language_model, "train", lambda step, state, data, **_: state)
         stage.run(settings, copy)
     assert seen["adapt"] == {"prompt_weight": 0.3, "kind_weights": {"verdict": 5.0}}
     assert seen["finetune"] == {"kind_weights": {"label": 7.0}}
@@ -207,10 +209,10 @@ def test_a_killed_distill_ends_like_an_unbroken_one(tiny, tmp_path):
     pause = (
         "import sys, time, jax; jax.config.update('jax_num_cpu_devices', 8)\n"
         "from jax_rele import cli; from jax_rele.training import loop\n"
-        "place, calls = loop.place, []\n"
+        "shard_batch, calls = loop.shard_batch, []\n"
         "def slow(*args):\n"
-        "    calls.append(0); time.sleep(60 if len(calls) == 10 else 0); return place(*args)\n"
-        "loop.place = slow\n"
+        "    calls.append(0); time.sleep(60 if len(calls) == 10 else 0); return shard_batch(*args)\n"
+        "loop.shard_batch = slow\n"
         f"sys.exit(cli.main({command[3:]!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", pause], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -255,6 +257,24 @@ def test_a_damaged_artefact_is_named(tiny, tmp_path, capsys):
         manifest.write_text(damaged)
         assert jax_rele("run", file, "--run_root", copy.parent) == 2
         assert "manifest.json: damaged; delete the folder" in capsys.readouterr().err
+
+
+def test_a_run_of_another_version_is_refused_before_its_config_is_read(tiny, tmp_path, capsys):
+    file, run_dir = tiny
+    copy = tmp_path / "runs" / "tiny"
+    shutil.copytree(run_dir, copy)
+    manifest = copy / "prepare" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    assert values.pop("format") == pipeline.FORMAT
+    manifest.write_text(json.dumps(values))
+    (copy / "config.yaml").write_text("no_such_key: 1\n")
+    for command in (("run", file, "--run_root", copy.parent), ("evaluate", file, "--run_root", copy.parent)):
+        assert jax_rele(*command) == 2
+        error = capsys.readouterr().err
+        assert f"{copy}: was written by another version of jax_rele (run format 1" in error
+        assert error.count("\n") == 1
+    with pytest.raises(UserError, match="another version of jax_rele"):
+        pipeline.read_config(copy)
 
 
 # ---- predict and explain

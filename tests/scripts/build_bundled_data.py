@@ -24,8 +24,8 @@ def write_data(folder: Path, rows: int = 60) -> Path:
         tokens, labels = ["gift", *tags["tokens"]], ["B-modifier", *tags["labels"]]
         split = "test" if number % 4 == 0 else "train"
         queries.append({"query": " ".join(tokens), "tokens": tokens, "labels": labels, "split": split})
-    for name, made in {"esci/esci_pairs.jsonl": judged, "queryner/queryner.jsonl": queries}.items():
+    for name, table in {"esci/esci_pairs.jsonl": judged, "queryner/queryner.jsonl": queries}.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in made), "utf-8")
+        path.write_text("".join(json.dumps(row) + "\n" for row in table), "utf-8")
     return folder

@@ -32,10 +32,12 @@ def test_weights_are_counted_as_the_model_has_them(shapes, name):
     fields = ["vocab_size", "layers", "width", "heads", "kv_heads", "head_dim", "mlp_width", "tied"]
     sizes = {field: getattr(shape, field) for field in fields}
     model = Decoder(DecoderConfig(**sizes, lora=LoraSpec(shape.rank, 1.0)))
-    made = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
-    kernels = [leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(made["params"]) if "kernel" in str(path)]
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    kernels = [
+        leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]) if "kernel" in str(path)
+    ]
     assert shape.projections == sum(kernels)
-    assert shape.adapters == sum(leaf.size for leaf in jax.tree.leaves(made["lora"]))
+    assert shape.adapters == sum(leaf.size for leaf in jax.tree.leaves(variables["lora"]))
 
 
 def test_packed_rows_are_texts_with_a_loss_on_their_ends(shapes):
@@ -45,9 +47,9 @@ def test_packed_rows_are_texts_with_a_loss_on_their_ends(shapes):
     same = segments[:, :, None] == segments[:, None, :]
     assert shapes.seen_packed(batch) == (same & (index[:, None] >= index[None, :])).sum()
     # A target is the token behind its place, of the same text.
-    rows, places = np.nonzero(batch["targets_mask"])
-    assert (segments[rows, places] == segments[rows, places + 1]).all()
-    assert (batch["targets"][rows, places] == batch["tokens"][rows, places + 1]).all()
+    rows, columns = np.nonzero(batch["targets_mask"])
+    assert (segments[rows, columns] == segments[rows, columns + 1]).all()
+    assert (batch["targets"][rows, columns] == batch["tokens"][rows, columns + 1]).all()
     assert 0.3 < batch["targets_mask"].mean() < 0.34
 
 

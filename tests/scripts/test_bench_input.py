@@ -15,10 +15,10 @@ BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 def test_the_whole_way_from_tables_to_batches_is_measured(tmp_path):
     command = [sys.executable, BENCH / "input.py", "--worker", "300", "--steps", "0", "--folder", tmp_path]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["pairs"] == 300
-    assert found["loader"]["pairs"] > 0
-    assert found["disk_mb"] > 0
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results["pairs"] == 300
+    assert results["loader"]["pairs"] > 0
+    assert results["disk_mb"] > 0
     assert list(tmp_path.iterdir()) == []
 
 

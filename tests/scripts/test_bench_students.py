@@ -26,11 +26,11 @@ def bench():
 
 
 @pytest.fixture(scope="module")
-def made(bench, tmp_path_factory):
+def inputs(bench, tmp_path_factory):
     """The folder of the tiny shape, its sizes and its encoder's folder."""
     work, folder = bench[0].WORKS["tiny"], tmp_path_factory.mktemp("inputs")
-    weights, told = bench[1].make(folder, work, "")
-    assert all("padding" in told[name] for name in bench[0].STUDENTS)
+    weights, descriptions = bench[1].make(folder, work, "")
+    assert all("padding" in descriptions[name] for name in bench[0].STUDENTS)
     return folder, work, weights
 
 
@@ -43,28 +43,28 @@ def test_pairs_beyond_the_sample_are_recombined_and_differ(bench):
 
 
 @pytest.mark.parametrize("name", ["cross_encoder", "two_tower"])
-def test_batches_hold_the_texts_of_all_pairs_whole(bench, made, name):
-    (folder, work, weights), (work_module, _) = made, bench
+def test_batches_hold_the_texts_of_all_pairs_whole(bench, inputs, name):
+    (folder, work, weights), (work_module, _) = inputs, bench
     tokenizer = load_tokenizer(weights, ("pad", "cls", "sep"))
     pairs = work_module.read_pairs(folder)
-    wanted = [tokenizer(*pair)["input_ids"] for pair in pairs]
+    expected = [tokenizer(*pair)["input_ids"] for pair in pairs]
     if name == "two_tower":
-        wanted = [tokenizer(pair[side])["input_ids"] for side in range(2) for pair in pairs]
+        expected = [tokenizer(pair[side])["input_ids"] for side in range(2) for pair in pairs]
     for kind in ("bucketed", "padded"):
         batches = work_module.read_batches(folder, f"{name}.{kind}")
-        places = np.concatenate([batch["places"] + work.pairs * batch["side"] for batch in batches])
+        indices = np.concatenate([batch["indices"] + work.pairs * batch["side"] for batch in batches])
         rows = [row[valid].tolist() for batch in batches for row, valid in zip(batch["tokens"], batch["valid"])]
-        assert [rows[place] for place in np.argsort(places)] == wanted
+        assert [rows[index] for index in np.argsort(indices)] == expected
         assert {len(batch["tokens"]) for batch in batches} == {work.batch}
     bucketed, padded = (
         sum(batch["tokens"].size for batch in work_module.read_batches(folder, f"{name}.{kind}"))
         for kind in ("bucketed", "padded")
     )
-    assert sum(map(len, wanted)) < bucketed < padded
+    assert sum(map(len, expected)) < bucketed < padded
 
 
-def test_training_batches_of_both_orders_are_the_same_pairs(bench, made):
-    folder, work, _ = made
+def test_training_batches_of_both_orders_are_the_same_pairs(bench, inputs):
+    folder, work, _ = inputs
     rows = []
     for kind in ("steps_bucketed", "steps_padded"):
         batches = bench[0].read_batches(folder, f"cross_encoder.{kind}")
@@ -82,16 +82,16 @@ def test_training_batches_of_both_orders_are_the_same_pairs(bench, made):
     assert len(rows[0]) == work.train_batch * work.train_steps
 
 
-def test_our_side_learns_from_its_batches(bench, made):
-    folder, work, weights = made
+def test_our_side_learns_from_its_batches(bench, inputs):
+    folder, work, weights = inputs
     sys.path.insert(0, str(BENCH))
     import students_ours
 
     sys.path.remove(str(BENCH))
     with students_ours.train(work, str(folder), weights, "cross_encoder", "step", 0.0, 3) as run:
-        found = run() + run()
-    assert len(found) == 6
-    assert all(np.diff(found) < 0)
+        losses = run() + run()
+    assert len(losses) == 6
+    assert all(np.diff(losses) < 0)
 
 
 def test_our_side_runs_and_every_row_is_there(tmp_path):
@@ -116,6 +116,6 @@ def test_our_side_runs_and_every_row_is_there(tmp_path):
     ]
     assert all(len(row) == 6 for row in rows)
     assert all("pairs/s" in row[1] or "texts/s" in row[1] for row in rows[1:7])
-    found = json.loads(out.read_text())
-    assert all(seconds > 0 for case in found["cases"] for seconds in case["seconds"]["ours"])
-    assert all(peak["ours"] > 1 << 20 for peak in found["memory"].values())
+    results = json.loads(out.read_text())
+    assert all(seconds > 0 for case in results["cases"] for seconds in case["seconds"]["ours"])
+    assert all(peak["ours"] > 1 << 20 for peak in results["memory"].values())

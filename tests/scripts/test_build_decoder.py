@@ -55,8 +55,8 @@ def divided(scripts, data):
 
 
 def command(data, folder, *more):
-    places = ("--work", str(folder / "work"), "--output", str(folder / "decoder"))
-    return [sys.executable, str(SCRIPTS / "decoder.py"), str(data), *places, *TINY, *more]
+    folders = ("--work", str(folder / "work"), "--output", str(folder / "decoder"))
+    return [sys.executable, str(SCRIPTS / "decoder.py"), str(data), *folders, *TINY, *more]
 
 
 def run(*arguments, **options):
@@ -66,9 +66,9 @@ def run(*arguments, **options):
 @pytest.fixture(scope="module")
 def built(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
-    said = run(data, folder)
-    assert said.returncode == 0, said.stderr[-2000:]
-    return folder, said.stdout
+    result = run(data, folder)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return folder, result.stdout
 
 
 # ---- what may be learnt from
@@ -94,11 +94,11 @@ def test_the_check_finds_a_leak(scripts, divided):
 
 def test_made_up_pairs_ask_nothing_that_is_set_apart(scripts, divided):
     examples = scripts["examples"]
-    for made in (examples.made_up(divided, 600, 0), examples.dense(divided, 200, 0)):
-        assert made
-        assert divided.apart.isdisjoint(key(pair.query) for pair in made)
-    kept = divided.allowed([divided.demo[0], divided.judged[0]])
-    assert kept == [divided.judged[0]]
+    for pairs in (examples.made_up(divided, 600, 0), examples.dense(divided, 200, 0)):
+        assert pairs
+        assert divided.apart.isdisjoint(key(pair.query) for pair in pairs)
+    allowed = divided.allowed([divided.demo[0], divided.judged[0]])
+    assert allowed == [divided.judged[0]]
 
 
 def test_another_case_plural_or_space_is_the_same_query(scripts, divided):
@@ -120,9 +120,9 @@ def test_the_word_task_says_which_words_the_item_has(scripts, divided, built):
     assert tokenizer.decode(prompts[0]).endswith("words:\n")
     text = tokenizer.decode(answers[0].ids[:-1])
     assert text == " red absent shoes match for absent dogs match"
-    for made in scripts["examples"].dense(divided, 50, 1):
-        has = {word.norm for word in words(made.item.title)}
-        assert scripts["examples"].occurs(made) == [word.norm in has for word in words(made.query)]
+    for short in scripts["examples"].dense(divided, 50, 1):
+        has = {word.norm for word in words(short.item.title)}
+        assert scripts["examples"].occurs(short) == [word.norm in has for word in words(short.query)]
 
 
 def test_grades_of_rules_are_distributions_that_prefer_pairs_that_share_words(scripts, divided):
@@ -139,7 +139,7 @@ def test_grades_of_rules_are_distributions_that_prefer_pairs_that_share_words(sc
 
 
 def test_builds_a_folder_that_loads(built):
-    folder, said = built
+    folder, result = built
     output = folder / "decoder"
     verify(output)
     model, variables = from_hf(output, dtype=jnp.float32)
@@ -148,7 +148,7 @@ def test_builds_a_folder_that_loads(built):
     assert [raw[f"{name}_token_id"] for name in ("pad", "bos", "eos")] == [0, 1, 2]
     assert {str(array.dtype) for array in load_file(output / "model.safetensors").values()} == {"float16"}
     assert np.isfinite(np.asarray(model.apply(variables, jnp.ones((1, 4), jnp.int32)).hidden)).all()
-    assert '"demo_queries_learnt": 0' in said
+    assert '"demo_queries_learnt": 0' in result
     lines = [json.loads(line) for line in (folder / "work" / "metrics.jsonl").read_text().splitlines()]
     assert {"eval/words", "eval/asked", "eval/auc"} <= lines[-1].keys()
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -164,15 +164,15 @@ def test_killed_and_resumed_equals_unbroken(built, data, tmp_path):
                 process.send_signal(signal.SIGKILL)
                 break
     assert not (tmp_path / "decoder").exists()
-    said = run(data, tmp_path)
-    assert said.returncode == 0, said.stderr[-2000:]
-    resumed, unbroken = (load_file(place / "decoder" / "model.safetensors") for place in (tmp_path, built[0]))
+    result = run(data, tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    resumed, unbroken = (load_file(root / "decoder" / "model.safetensors") for root in (tmp_path, built[0]))
     for name, array in unbroken.items():
         np.testing.assert_array_equal(resumed[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "message"),
     [
         (lambda data: (data / "queryner" / "queryner.jsonl").unlink(), "queryner.jsonl: no such file"),
         (lambda data: (data / "queryner" / "queryner.jsonl").write_text("{"), "line 1 is not JSON"),
@@ -182,18 +182,18 @@ def test_killed_and_resumed_equals_unbroken(built, data, tmp_path):
         (lambda data: (data / "esci" / "esci_pairs.jsonl").write_text('{"pair_id": "1"}\n'), "esci_pairs.jsonl"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path, broken, told):
+def test_bad_input_is_one_line(tmp_path, broken, message):
     data = write_data(tmp_path / "data", rows=20)
     broken(data)
-    said = run(data, tmp_path)
-    assert said.returncode == 1
-    assert len(said.stderr.strip().splitlines()) == 1
-    assert told in said.stderr
+    result = run(data, tmp_path)
+    assert result.returncode == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert message in result.stderr
     assert not (tmp_path / "decoder").exists()
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--steps", "-1"), "--steps -1: give a positive number"),
         (("--heads", "0"), "--heads 0: give a positive number"),
@@ -201,20 +201,20 @@ def test_bad_input_is_one_line(tmp_path, broken, told):
         (("--width", "33"), "--heads 2: does not divide --width 33"),
     ],
 )
-def test_a_bad_flag_is_one_line_and_leaves_nothing(data, tmp_path, flags, told):
-    said = run(data, tmp_path, *flags)
-    assert said.returncode == 1
-    assert said.stderr.strip() == f"error: {told}"
+def test_a_bad_flag_is_one_line_and_leaves_nothing(data, tmp_path, flags, message):
+    result = run(data, tmp_path, *flags)
+    assert result.returncode == 1
+    assert result.stderr.strip() == f"error: {message}"
     assert not (tmp_path / "work").exists()
 
 
 def test_other_settings_or_a_full_folder_are_refused(built, data):
     folder, _ = built
-    said = run(data, folder)
-    assert said.returncode == 1
-    assert "exists already" in said.stderr
+    result = run(data, folder)
+    assert result.returncode == 1
+    assert "exists already" in result.stderr
     work = ("--work", str(folder / "work"), "--output", str(folder / "other"), "--seed", "5")
-    said = run(data, folder, *work)
-    assert said.returncode == 1
-    assert "other settings" in said.stderr
+    result = run(data, folder, *work)
+    assert result.returncode == 1
+    assert "other settings" in result.stderr
     assert not (folder / "other").exists()

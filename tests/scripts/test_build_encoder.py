@@ -136,9 +136,9 @@ def test_a_build_that_was_killed_ends_as_one_that_was_not(data, built, tmp_path)
     started.wait()
     assert not output.exists()
     build(data, output)
-    wanted, found = tensors(built), tensors(output)
-    assert wanted.keys() == found.keys()
-    assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
+    expected, actual = tensors(built), tensors(output)
+    assert expected.keys() == actual.keys()
+    assert all(np.array_equal(expected[name], actual[name]) for name in expected)
 
 
 def test_nothing_that_is_set_apart_is_learnt_from(data, modules):
@@ -159,12 +159,12 @@ def test_a_word_occurs_where_the_other_side_has_it_in_any_form(built, modules):
     query, item = "red shoes, usb", Item("a", "Shoe in red", brand="Blue")
     (occurs,), (owners,) = modules[1].occurrences(tokenizer, [Pair("1", query, item)])
     # By words as BERT cuts them; None for marks, which are no words.
-    wanted = []
+    expected = []
     for text, of_words in ((query, (1, 1, None, 0)), (modules[1].item_text(item), (0, 1, 0, 1))):
         tokens = tokenizer(text, add_special_tokens=False)
-        wanted += [None, *[of_words[word] for word in tokens.word_ids()]]
-    found = [told if owner else None for told, owner in zip(occurs, owners)]
-    assert found == [*wanted, None]
+        expected += [None, *[of_words[word] for word in tokens.word_ids()]]
+    actual = [occurrence if owner else None for occurrence, owner in zip(occurs, owners)]
+    assert actual == [*expected, None]
 
 
 def test_principal_axes_keep_inner_products(modules):

@@ -124,20 +124,20 @@ def test_every_host_of_a_tpu_runs_the_command_in_the_shared_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "devices"),
+    ("variables", "devices"),
     [
         ({"SLURM_NTASKS_PER_NODE": "1", "SLURM_GPUS_ON_NODE": "4"}, "0,1,2,3"),
         ({"SLURM_NTASKS_PER_NODE": "4", "SLURM_GPUS_ON_NODE": "4"}, ""),
         ({"SLURM_NTASKS_PER_NODE": "1"}, ""),
     ],
 )
-def test_slurm_tasks_get_their_gpus(tmp_path, given, devices):
+def test_slurm_tasks_get_their_gpus(tmp_path, variables, devices):
     program = 'echo "$JAX_RELE_DISTRIBUTED <$JAX_LOCAL_DEVICE_IDS>"; printf "<%s>" "$@"'
     stand_in(tmp_path, "jax-rele", program)
     # Options of srun begin with two dashes.
     path = stand_in(tmp_path, "srun", 'echo "$1 $2 $3"; shift 3; "$@"')
     settings = {"SLURM_JOB_ID": "7", "FOLDER": str(tmp_path), "JAX_RELE": "jax-rele", "PATH": path}
-    done = launch("slurm.sbatch", "run", "c.yaml", **settings, **given)
+    done = launch("slurm.sbatch", "run", "c.yaml", **settings, **variables)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"--gpu-bind=none --kill-on-bad-exit=1 --chdir={tmp_path}",
@@ -151,8 +151,8 @@ def test_slurm_reads_the_options_at_the_top():
     assert lines[0].startswith("#!")
     options = [line.split()[1] for line in lines if line.startswith("#SBATCH")]
     assert "--ntasks-per-node=1" in options
-    first_command = next(place for place, line in enumerate(lines) if line and not line.startswith("#"))
-    assert all(place < first_command for place, line in enumerate(lines) if line.startswith("#SBATCH"))
+    first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    assert all(number < first_command for number, line in enumerate(lines) if line.startswith("#SBATCH"))
 
 
 # ---- GKE
@@ -221,9 +221,9 @@ def test_the_jobset_has_the_structure_that_its_controller_requires():
 
 
 def test_arguments_reach_the_container_as_they_are():
-    given = ["run", "c.yaml", "--data.fields", "{item: \"a\\b\", x: '#'}", "${HOME}", "a: b", "-1", "[", "&", "\\1"]
-    container = filled(*given)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
-    assert container["args"] == given
+    arguments = ["run", "c.yaml", "--data.fields", "{item: \"a\\b\", x: '#'}", "${HOME}", "a: b", "-1", "[", "&", "\\1"]
+    container = filled(*arguments)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
+    assert container["args"] == arguments
     # Kubernetes reads $$(X) as the text $(X).
     assert '"$$(X)"' in launch("gke.sh", "run", "$(X)", **GKE).stdout
 
@@ -232,7 +232,7 @@ def test_arguments_reach_the_container_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("file", "arguments", "settings", "told"),
+    ("file", "arguments", "settings", "message"),
     [
         ("local.sh", ["2", "jax-rele"], {}, "usage: local.sh N -- COMMAND"),
         ("local.sh", ["two", "--", "true"], {}, "N is 'two'; it must be a number of processes"),
@@ -257,12 +257,12 @@ def test_arguments_reach_the_container_as_they_are():
         ("gke.sh", ["run", "a\nb"], GKE, "an argument has a line break"),
     ],
 )
-def test_a_wrong_setting_gives_one_line_and_status_two(file, arguments, settings, told):
+def test_a_wrong_setting_gives_one_line_and_status_two(file, arguments, settings, message):
     done = launch(file, *arguments, **settings)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(f"{file}: ")
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -22,7 +22,7 @@ from jax_rele.annotation.votes import digest
 from jax_rele.cli import main
 from jax_rele.data import read_pairs_table, read_table
 from jax_rele.rationale import parse
-from jax_rele.runs import artefacts
+from jax_rele.runs import layout, load
 from jax_rele.stages import finetune
 
 pytestmark = pytest.mark.slow
@@ -79,7 +79,7 @@ def jax_rele(*options):
 
 
 def decisions(folder):
-    return decisions_from_arrow(read_table(folder / "runs" / "run" / artefacts.DECISIONS))
+    return decisions_from_arrow(read_table(folder / "runs" / "run" / layout.DECISIONS))
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +95,19 @@ def unbroken(tmp_path_factory):
 
 def test_every_pair_ends_once_and_accepted_rationales_agree_with_the_gold_label(unbroken):
     _, folder, _ = unbroken
-    pairs = {pair.pair_id: pair for pair in read_pairs_table(folder / "runs/run" / artefacts.PAIRS)}
+    pairs = {pair.pair_id: pair for pair in read_pairs_table(folder / "runs/run" / layout.PAIRS)}
     expected_answers = [name for name, pair in pairs.items() if pair.split != "test"]
     created = decisions(folder)
     assert sorted(one.pair_id for one in created) == sorted(expected_answers)
     assert {one.status for one in created} <= {"accepted", "rejected"}
     assert all(one.reason for one in created if one.status == "rejected")
-    selected = read_table(folder / "runs/run" / artefacts.RATIONALES).to_pylist()
+    selected = read_table(folder / "runs/run" / layout.RATIONALES).to_pylist()
     assert sorted(row["pair_id"] for row in selected) == sorted(
         one.pair_id for one in created if one.status == "accepted"
     )
     assert all(parse(row["text"]).label == pairs[row["pair_id"]].label for row in selected)
     assert any(one.asked_again for one in created)
-    quality = json.loads((folder / "runs/run" / artefacts.QUALITY).read_text("utf-8"))
+    quality = json.loads((folder / "runs/run" / layout.QUALITY).read_text("utf-8"))
     assert quality["injection"]["overall"]["n"] > 0
     assert set(quality["slices"]["all"]["models"]) == {"one", "two", "consensus"}
     page = (folder / "runs/run/annotate/report.html").read_text("utf-8")
@@ -116,7 +116,7 @@ def test_every_pair_ends_once_and_accepted_rationales_agree_with_the_gold_label(
 
 def test_no_test_pair_is_shown_to_a_model(unbroken):
     _, folder, _ = unbroken
-    pairs = read_pairs_table(folder / "runs/run" / artefacts.PAIRS)
+    pairs = read_pairs_table(folder / "runs/run" / layout.PAIRS)
     stored = "".join(path.read_text("utf-8") for path in (folder / "runs/answers").rglob("*.jsonl"))
     test = [pair.pair_id for pair in pairs if pair.split == "test"]
     assert test
@@ -140,9 +140,9 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(unbroken, tmp_path):
             process.wait()
         assert jax_rele("annotate", file) == 0
     assert digest(decisions(tmp_path)) == digest(decisions(unbroken[1]))
-    for name in (artefacts.RATIONALES, artefacts.QUALITY):
+    for name in (layout.RATIONALES, layout.QUALITY):
         ours, theirs = (folder / "runs/run" / name for folder in (tmp_path, unbroken[1]))
-        if name == artefacts.RATIONALES:
+        if name == layout.RATIONALES:
             assert read_table(ours).equals(read_table(theirs))
 
 
@@ -151,7 +151,7 @@ def test_a_rerun_needs_no_server_and_pays_nothing(unbroken, tmp_path, capsys):
     capsys.readouterr()
     assert jax_rele("prepare", file, "--name", "again") == 0
     assert jax_rele("annotate", file, "--name", "again") == 0
-    created = decisions_from_arrow(read_table(folder / "runs/again" / artefacts.DECISIONS))
+    created = decisions_from_arrow(read_table(folder / "runs/again" / layout.DECISIONS))
     assert digest(created) == digest(decisions(folder))
 
 
@@ -217,10 +217,10 @@ def test_a_persons_review_is_fed_back(unbroken, tmp_path):
     assert jax_rele("prepare", file, "--name", "reviewed") == 0
     assert jax_rele("annotate", file, "--name", "reviewed", "--annotate.reviews", tmp_path / "edited.csv") == 0
     created = {
-        one.pair_id: one for one in decisions_from_arrow(read_table(folder / "runs/reviewed" / artefacts.DECISIONS))
+        one.pair_id: one for one in decisions_from_arrow(read_table(folder / "runs/reviewed" / layout.DECISIONS))
     }
     assert (created[name].status, created[name].label, created[name].reviewed) == ("accepted", "Irrelevant", True)
-    selected = {row["pair_id"]: row for row in read_table(folder / "runs/reviewed" / artefacts.RATIONALES).to_pylist()}
+    selected = {row["pair_id"]: row for row in read_table(folder / "runs/reviewed" / layout.RATIONALES).to_pylist()}
     assert parse(selected[name]["text"]).label == "Irrelevant"
 
 
@@ -253,7 +253,7 @@ def test_a_mistake_is_one_line_before_any_cost(tmp_path, capsys, change, message
 def test_a_prompt_is_shown_filled_in(unbroken, capsys):
     file, *_ = unbroken
     settings = configs.load(file)
-    pair = artefacts.load_pairs(settings.run_dir, "train")[1]
+    pair = layout.load_pairs(settings.run_dir, "train")[1]
     capsys.readouterr()
     assert jax_rele("annotate", "show-prompt", file, pair.pair_id) == 0
     shown = capsys.readouterr().out
@@ -279,12 +279,12 @@ def test_the_teacher_of_a_run_explains_the_unlabelled_pairs_of_the_next(tiny, tm
     assert jax_rele("annotate", file, *options) == 0
     settings = configs.load(file)
     run = tmp_path / settings.name
-    unlabelled = {pair.pair_id for pair in read_pairs_table(run / artefacts.UNLABELLED)}
-    selected = {row["pair_id"]: row for row in read_table(run / artefacts.RATIONALES).to_pylist()}
+    unlabelled = {pair.pair_id for pair in read_pairs_table(run / layout.UNLABELLED)}
+    selected = {row["pair_id"]: row for row in read_table(run / layout.RATIONALES).to_pylist()}
     assert unlabelled
     assert unlabelled <= set(selected)
     assert {parse(selected[name]["text"]).label for name in unlabelled} <= set(settings.labels.names)
     assert {row["annotator"] for row in selected.values()} == {"teacher"}
-    _, tokenizer = artefacts.teacher_model(settings, run)
-    pairs = read_pairs_table(run / artefacts.UNLABELLED)
+    _, tokenizer = load.teacher_model(settings, run)
+    pairs = read_pairs_table(run / layout.UNLABELLED)
     assert len(finetune.encode(settings, run, tokenizer, pairs)[0]) == len(pairs)

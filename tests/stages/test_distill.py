@@ -10,12 +10,13 @@ import pytest
 from jax_rele.config import Config
 from jax_rele.data import take_signals, write_pairs, write_signals
 from jax_rele.data.tokens.tokenizers import train_tokenizer
-from jax_rele.distillation import trainer
-from jax_rele.distillation.dataset import open_data
-from jax_rele.distillation.targets import groups_of, targets
+from jax_rele.distillation.dataset import targets
+from jax_rele.distillation.objectives import student_terms
+from jax_rele.distillation.trainer import query_groups
 from jax_rele.errors import UserError
 from jax_rele.rationale import render
-from jax_rele.runs import artefacts
+from jax_rele.runs import layout
+from jax_rele.runs.load import new_student
 from jax_rele.stages import distill
 from jax_rele.types import Comparison, Item, Pair, Rationale, Signals, Span
 
@@ -46,7 +47,7 @@ QUERIES, LABELLED = np.array([1, 1, 2, 3, 1], np.uint64), np.array([pair.label i
 def test_labels_and_signals_become_arrays_where_they_are_there():
     signals = take_signals(SIGNALS, [IDS.index(pair.pair_id) for pair in PAIRS])
     signals.verdict_probs[2] = np.nan
-    built = targets(CONFIG, PAIRS, signals)
+    built = targets(CONFIG.labels.schema_, PAIRS, signals)
     assert built["labels_mask"].tolist() == [True, False, True, False, False]
     assert built["labels"][[0, 2]].tolist() == [1, 3]
     np.testing.assert_array_equal(built["label_probs"], signals.label_probs)
@@ -54,7 +55,7 @@ def test_labels_and_signals_become_arrays_where_they_are_there():
 
 
 def test_without_a_teacher_the_same_groups_hold_their_labelled_pairs_alone():
-    whole, labelled = (groups_of(CONFIG, QUERIES, LABELLED, teacher) for teacher in (True, False))
+    whole, labelled = (query_groups(QUERIES, LABELLED, 2, unlabelled=unlabelled) for unlabelled in (True, False))
     assert len(whole) == len(labelled)
     assert sorted(whole[whole >= 0]) == [0, 1, 2, 3, 4]
     for group, selected in zip(whole, labelled):
@@ -103,24 +104,32 @@ def folder(tmp_path_factory):
     """A run's folder with a student's tokenizer."""
     folder = tmp_path_factory.mktemp("run")
     texts = [f"{pair.query} {pair.item.title}" for pair in MANY]
-    train_tokenizer(texts, 320).save_pretrained(folder / artefacts.STUDENT_TOKENIZER)
+    train_tokenizer(texts, 320).save_pretrained(folder / layout.STUDENT_TOKENIZER)
     return folder
 
 
-def data_of(config, folder, pairs=MANY, signals=MANY_SIGNALS):
-    """What `prepare` and `score` leave of these pairs and signals."""
-    write_pairs(folder / artefacts.PAIRS, [pair for pair in pairs if pair.label is not None])
-    write_pairs(folder / artefacts.UNLABELLED, [pair for pair in pairs if pair.label is None])
-    write_signals(folder / artefacts.SIGNALS, signals, config.labels.names, config.rationale.dimensions)
-    return open_data(config.model_copy(update={"cache_dir": str(folder / "cache")}), folder)
+def trainer_of(config, folder, recipe, *names, pairs=MANY, signals=MANY_SIGNALS):
+    """A trainer of some students by one recipe, over what `prepare` and `score` leave of these pairs and signals."""
+    ordered = sorted(range(len(pairs)), key=lambda row: pairs[row].label is None)
+    write_pairs(folder / layout.PAIRS, [pair for pair in pairs if pair.label is not None])
+    write_pairs(folder / layout.UNLABELLED, [pair for pair in pairs if pair.label is None])
+    signals = take_signals(signals, ordered)
+    write_signals(folder / layout.SIGNALS, signals, config.labels.names, config.rationale.dimensions)
+    options = config.distill.model_copy(update={"students": names, "recipes": (recipe,)})
+    config = config.model_copy(update={"cache_dir": str(folder / "cache"), "distill": options})
+    return distill.prepare(config, folder).trainer(recipe, names)
+
+
+def terms_of(config, folder, name, recipe):
+    heads = new_student(config, folder, name).model.heads
+    return student_terms(config.distill, config.labels.gains, recipe, name, heads)
 
 
 def trained(config, folder, recipe, *names, tmp_path):
-    terms = {name: trainer.terms_of(config, folder, name, recipe) for name in names}
-    training = trainer.prepare(config, folder, recipe, terms, data_of(config, folder))
-    state = trainer.fit(training, config, 0, tmp_path / "_".join([recipe, *names]), "test")
-    lines = (tmp_path / "_".join([recipe, *names]) / "metrics.jsonl").read_text("utf-8").splitlines()
-    return training.params_of(state), [json.loads(line) for line in lines]
+    directory = tmp_path / "_".join([recipe, *names])
+    params = trainer_of(config, folder, recipe, *names).fit(0, directory, "test")
+    lines = (directory / "metrics.jsonl").read_text("utf-8").splitlines()
+    return params, [json.loads(line) for line in lines]
 
 
 def test_students_that_are_trained_in_one_pass_become_what_they_become_alone(folder, tmp_path):
@@ -139,7 +148,7 @@ def test_students_that_are_trained_in_one_pass_become_what_they_become_alone(fol
 def test_every_other_recipe_trains_the_cross_encoder(folder, tmp_path, recipe):
     _, rows = trained(config_of(), folder, recipe, "cross_encoder", tmp_path=tmp_path)
     terms = {key[5:] for key in rows[-1] if key.startswith("term/")}
-    assert terms == set(trainer.terms_of(config_of(), folder, "cross_encoder", recipe))
+    assert terms == set(terms_of(config_of(), folder, "cross_encoder", recipe))
     assert all(np.isfinite(list(row.values())).all() for row in rows)
 
 
@@ -172,7 +181,7 @@ def test_a_loss_from_outside_trains_through_the_config(folder, tmp_path):
         "margin": {"weight": 0},
     }
     config = config_of(objectives={"mine": {"base": "score_kd", "terms": terms}}, recipes=["mine"], term_gradients=True)
-    built = trainer.terms_of(config, folder, "two_tower", "mine")
+    built = terms_of(config, folder, "two_tower", "mine")
     assert set(built) == {"label", "score", "list", "brier"}
     assert (built["score"].temperature, built["score"].weight, built["brier"].weight(1)) == (3.0, 1.0, 0.25)
     _, rows = trained(config, folder, "mine", "two_tower", tmp_path=tmp_path)
@@ -203,7 +212,7 @@ def test_a_mistake_in_an_objective_is_named(folder, tmp_path, terms, message):
     terms = json.loads(json.dumps(terms).replace("{folder}", str(tmp_path)))
     config = config_of(objectives={"mine": {"terms": terms}}, recipes=["mine"])
     with pytest.raises(UserError, match=message) as error:
-        trainer.terms_of(config, folder, "two_tower", "mine")
+        terms_of(config, folder, "two_tower", "mine")
     assert "\n" not in str(error.value)
 
 
@@ -211,9 +220,8 @@ def test_a_mistake_in_an_objective_is_named(folder, tmp_path, terms, message):
 def test_a_loss_that_cannot_be_computed_is_named_before_anything_is_trained(folder, tmp_path, name, message):
     (tmp_path / "mine.py").write_text(LOSSES)
     config = config_of(objectives={"mine": {"terms": {"x": {"loss": f"{tmp_path}/mine.py:{name}"}}}}, recipes=["mine"])
-    terms = {"two_tower": trainer.terms_of(config, folder, "two_tower", "mine")}
     with pytest.raises(UserError, match=f"distill.objectives.mine: its terms cannot be computed.*{message}"):
-        trainer.prepare(config, folder, "mine", terms, data_of(config, folder))
+        trainer_of(config, folder, "mine", "two_tower")
 
 
 def test_an_edited_loss_is_another_input(tmp_path):
@@ -228,10 +236,10 @@ def test_an_edited_loss_is_another_input(tmp_path):
 
 def test_a_head_that_a_recipe_needs_and_a_student_lacks_is_named(folder):
     with pytest.raises(UserError, match="lrkd needs the head 'latent', which two_tower lacks; take two_tower out"):
-        trainer.terms_of(config_of(), folder, "two_tower", "lrkd")
+        terms_of(config_of(), folder, "two_tower", "lrkd")
     config = Config.model_validate({"student": {**SHAPE, "cross_encoder": {}}})
     with pytest.raises(UserError, match=r"needs the head 'latent'.*give student.cross_encoder.latent_width a number"):
-        trainer.terms_of(config, folder, "cross_encoder", "lrkd")
+        terms_of(config, folder, "cross_encoder", "lrkd")
 
 
 def test_signals_that_a_recipe_needs_and_nobody_gave_are_named(folder):
@@ -239,13 +247,11 @@ def test_signals_that_a_recipe_needs_and_nobody_gave_are_named(folder):
         config_of(),
         dataclasses.replace(MANY_SIGNALS, verdict_probs=np.full_like(MANY_SIGNALS.verdict_probs, np.nan)),
     )
-    terms = {"two_tower": trainer.terms_of(config, folder, "two_tower", "mkd")}
     with pytest.raises(UserError, match="mkd learns from verdicts, and the signals hold none"):
-        trainer.prepare(config, folder, "mkd", terms, data_of(config, folder, signals=silent))
+        trainer_of(config, folder, "mkd", "two_tower", signals=silent)
     silent = dataclasses.replace(MANY_SIGNALS, rationales=("",) * 48)
-    terms = {"cross_encoder": trainer.terms_of(config, folder, "cross_encoder", "crsd")}
     with pytest.raises(UserError, match="crsd learns from rationales, and the signals hold none"):
-        trainer.prepare(config, folder, "crsd", terms, data_of(config, folder, signals=silent))
+        trainer_of(config, folder, "crsd", "cross_encoder", signals=silent)
 
 
 def test_a_collapse_is_reported_while_the_student_trains(folder, tmp_path, capfd):
@@ -281,8 +287,7 @@ def test_every_recipe_sees_the_same_labelled_pairs_in_the_same_steps(folder):
             },
         )
         signals = dataclasses.replace(signals, pair_ids=tuple(pair.pair_id for pair in pairs))
-        terms = {"two_tower": trainer.terms_of(config, folder, "two_tower", recipe)}
-        data = trainer.prepare(config, folder, recipe, terms, data_of(config, folder, pairs, signals)).data(3)
+        data = trainer_of(config, folder, recipe, "two_tower", pairs=pairs, signals=signals).batches(3)
         seen[recipe] = []
         for _ in range(10):
             batch = next(data)

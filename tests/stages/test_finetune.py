@@ -11,10 +11,11 @@ from flax import linen as nn
 
 from jax_rele import config
 from jax_rele.errors import UserError
+from jax_rele.models.decoder import init_decoder
 from jax_rele.models.weights import to_hf
-from jax_rele.runs import artefacts
+from jax_rele.runs import layout, load
 from jax_rele.stages import adapt, annotate, finetune, prepare
-from jax_rele.teacher import make_verbalizers
+from jax_rele.teacher import language_model, make_verbalizers
 from jax_rele.training import init_state, make_mesh, make_optimizer
 from jax_rele.training.checkpoint import save_variables
 
@@ -46,10 +47,10 @@ def finished_prepare(tmp_path_factory):
     for stage in (prepare, annotate):
         (run_dir / stage.__name__.rpartition(".")[2]).mkdir()
         stage.run(settings, run_dir)
-    model, _ = artefacts.teacher_model(settings, run_dir)
+    model, _ = load.teacher_model(settings, run_dir)
     tx, mesh = make_optimizer(settings.adapt.optimization), make_mesh(settings.mesh)
-    state = init_state(artefacts.init_decoder(model), "params", {}, tx, mesh, 0)
-    save_variables(run_dir / artefacts.BASE, state.trainable)
+    state = init_state(init_decoder(model), "params", {}, tx, mesh, 0)
+    save_variables(run_dir / layout.BASE, state.trainable)
     return run_dir
 
 
@@ -61,7 +62,7 @@ def stopped(stage, settings, run_dir, monkeypatch):
         seen["given"] = state, next(data), options
         return state
 
-    monkeypatch.setattr(stage, "train", train)
+    monkeypatch.setattr(language_model, "train", train)
     monkeypatch.setattr(stage, "save_variables", lambda path, variables: None)
     stage.run(settings, run_dir)
     return seen.get("given")
@@ -90,8 +91,8 @@ def test_without_adapt_the_base_is_used_as_it_is(tmp_path):
 
 
 def test_adapt_goes_on_from_the_weights_that_it_is_given(finished_prepare, tmp_path, monkeypatch):
-    model, _ = artefacts.teacher_model(settings_of(), finished_prepare)
-    params = nn.unbox(jax.jit(artefacts.init_decoder(model))(jax.random.key(9)))["params"]
+    model, _ = load.teacher_model(settings_of(), finished_prepare)
+    params = nn.unbox(jax.jit(init_decoder(model))(jax.random.key(9)))["params"]
     to_hf(model, {"params": params}, tmp_path / "weights")
     run_dir = tmp_path / "run"
     shutil.copytree(finished_prepare, run_dir, ignore=shutil.ignore_patterns("adapt"))
@@ -117,8 +118,8 @@ def test_an_example_longer_than_a_row_is_named(finished_prepare, tmp_path, monke
 
 def test_a_packed_and_accumulated_run_is_measured_as_an_unpacked_one(finished_prepare, tmp_path, monkeypatch):
     """All pairs in each step, so that both take the same steps."""
-    load_pairs = artefacts.load_pairs
-    monkeypatch.setattr(artefacts, "load_pairs", lambda *arguments: load_pairs(*arguments)[:48])
+    load_pairs = layout.load_pairs
+    monkeypatch.setattr(layout, "load_pairs", lambda *arguments: load_pairs(*arguments)[:48])
     monkeypatch.setattr(finetune, "make_mesh", lambda sizes: make_mesh(sizes, jax.devices()[:1]))
 
     def trained(pack_to, rows, parts):
@@ -130,8 +131,8 @@ def test_a_packed_and_accumulated_run_is_measured_as_an_unpacked_one(finished_pr
         return [json.loads(line) for line in (run_dir / "finetune" / "metrics.jsonl").read_text().splitlines()]
 
     settings = settings_of(finetune={"pack_to": 512})
-    _, tokenizer = artefacts.teacher_model(settings, finished_prepare)
-    pairs = artefacts.load_pairs(finished_prepare, "train")
+    _, tokenizer = load.teacher_model(settings, finished_prepare)
+    pairs = layout.load_pairs(finished_prepare, "train")
     _, prompts, answers = finetune.encode(settings, finished_prepare, tokenizer, pairs)
     rows = len(finetune.language_rows(prompts, answers, tokenizer.pad_token_id, 512)["targets"])
     assert rows < 48 / 3
@@ -146,10 +147,10 @@ def test_a_packed_and_accumulated_run_is_measured_as_an_unpacked_one(finished_pr
 @pytest.mark.parametrize("order", ["rationale_first", "label_first", "label_only"])
 def test_the_label_is_read_where_it_is_predicted(finished_prepare, monkeypatch, order):
     settings, seen = settings_of(teacher={"order": order}), {}
-    model, tokenizer = artefacts.teacher_model(settings, finished_prepare)
+    model, tokenizer = load.teacher_model(settings, finished_prepare)
     monkeypatch.setattr(finetune, "make_evaluate", lambda apply, loss, rows, *_: seen.update(rows))
     finetune.held_out(settings, finished_prepare, model, tokenizer, make_mesh(settings.mesh))
-    pairs = artefacts.load_pairs(finished_prepare, "validation")
+    pairs = layout.load_pairs(finished_prepare, "validation")
     verbalizers = make_verbalizers(tokenizer, settings.labels.names)
     message = np.array([rest[0] for rest in verbalizers.rests])
     positions = seen["label_positions"]
@@ -163,9 +164,9 @@ def test_the_label_is_read_where_it_is_predicted(finished_prepare, monkeypatch, 
 
 def test_labels_that_one_token_does_not_tell_have_no_accuracy(finished_prepare, monkeypatch):
     settings = settings_of(labels={"names": ["Exact", "Exactly", "Complement", "Irrelevant"], "aliases": {}})
-    monkeypatch.setattr(artefacts, "load_pairs", lambda *_: [])
+    monkeypatch.setattr(layout, "load_pairs", lambda *_: [])
     monkeypatch.setattr(finetune, "make_evaluate", lambda apply, loss, rows, *_: rows)
-    model, tokenizer = artefacts.teacher_model(settings, finished_prepare)
+    model, tokenizer = load.teacher_model(settings, finished_prepare)
     rows = finetune.held_out(settings, finished_prepare, model, tokenizer, make_mesh(settings.mesh))
     assert "label_positions" not in rows
 

@@ -9,9 +9,9 @@ import pytest
 from jax_rele import config
 from jax_rele.data import PairTable, normalise_query, read_pairs_table, read_table
 from jax_rele.data import parquet as tables
-from jax_rele.data.tokens.tokenizers import load_tokenizer
+from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
 from jax_rele.errors import UserError
-from jax_rele.runs import artefacts
+from jax_rele.runs import layout
 from jax_rele.stages import prepare
 
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
@@ -52,7 +52,7 @@ def test_tables_and_counts(tmp_path):
     source = write(tmp_path / "rows.jsonl", [*rows(), rows()[0], {"query": "q"}])
     settings, counts = settings_of(tmp_path, source, candidates={"per_query": 4})
     assert sorted(os.listdir(stage_dir(tmp_path))) == PAIRS
-    pairs = read_pairs_table(settings.run_dir / artefacts.PAIRS)
+    pairs = read_pairs_table(settings.run_dir / layout.PAIRS)
     assert len(pairs) == 120
     labelled = {split: [pair for pair in pairs if pair.split == split and pair.label] for split in counts["pairs"]}
     assert counts == {
@@ -65,9 +65,9 @@ def test_tables_and_counts(tmp_path):
         "empty_shards": 0,
     }
     assert counts["pairs"] == {"train": 48, "validation": 16, "test": 16}
-    assert len(read_table(settings.run_dir / artefacts.QUARANTINE)) == 2
+    assert len(read_table(settings.run_dir / layout.QUARANTINE)) == 2
     # Unlabelled are those of the data and the candidates; all are of training queries, none is judged.
-    unlabelled = PairTable(settings.run_dir / artefacts.UNLABELLED)
+    unlabelled = PairTable(settings.run_dir / layout.UNLABELLED)
     of_split = {normalise_query(pair.query): pair.split for pair in pairs}
     assert {of_split[normalise_query(pair.query)] for pair in unlabelled} == {"train"}
     assert [pair.pair_id for pair in unlabelled[:24]] == [
@@ -78,8 +78,8 @@ def test_tables_and_counts(tmp_path):
     assert not judged & {(normalise_query(pair.query), pair.item.id) for pair in crossed}
     held_out = {pair.item for pair in pairs if pair.split != "train"}
     assert not held_out & {pair.item for pair in crossed}
-    load_tokenizer(settings.run_dir / artefacts.TEACHER_TOKENIZER, artefacts.DECODER_TOKENS)
-    load_tokenizer(settings.run_dir / artefacts.STUDENT_TOKENIZER, artefacts.ENCODER_TOKENS)
+    load_tokenizer(settings.run_dir / layout.TEACHER_TOKENIZER, DECODER_TOKENS)
+    load_tokenizer(settings.run_dir / layout.STUDENT_TOKENIZER, ENCODER_TOKENS)
 
 
 def test_a_second_run_makes_the_same(tmp_path):
@@ -101,7 +101,7 @@ def test_tokenizers_are_trained_on_a_sample_of_many_pairs(tmp_path, monkeypatch)
     plain = prepare._plain_texts
     monkeypatch.setattr(prepare, "_plain_texts", lambda pairs, fields: seen.extend(pairs) or plain(pairs, fields))
     settings, _ = settings_of(tmp_path, write(tmp_path / "rows.jsonl", rows()))
-    train = [pair for pair in read_pairs_table(settings.run_dir / artefacts.PAIRS) if pair.split == "train"]
+    train = [pair for pair in read_pairs_table(settings.run_dir / layout.PAIRS) if pair.split == "train"]
     assert seen == [train[i * len(train) // 7] for i in range(7)]
 
 
@@ -174,7 +174,7 @@ def test_candidates_stay_within_a_locale(tmp_path):
     for row, index in zip(both, range(len(both))):
         row["pair_id"], row["item"] = f"p{index}", {**row["item"], "id": f"{row['locale']}-{row['item']['id']}"}
     settings, _ = settings_of(tmp_path, write(tmp_path / "rows.jsonl", both), candidates={"per_query": 6})
-    error = [pair for pair in read_pairs_table(settings.run_dir / artefacts.UNLABELLED) if pair.pair_id[:2] == "x-"]
+    error = [pair for pair in read_pairs_table(settings.run_dir / layout.UNLABELLED) if pair.pair_id[:2] == "x-"]
     assert {pair.locale for pair in error} == {"us", "jp"}
     assert all(pair.item.id.startswith(f"{pair.locale}-") for pair in error)
     assert len({pair.pair_id for pair in error}) == len(error)

@@ -10,6 +10,7 @@ from jax_rele.config import MeshConfig
 from jax_rele.data.tokens.prompts import encode_prompts
 from jax_rele.errors import UserError
 from jax_rele.models.partitioning import shardings
+from jax_rele.names import ORDERS
 from jax_rele.rationale import ParseFailure, grammar, parse, render
 from jax_rele.teacher import Sampling, judge, sample
 from jax_rele.teacher import judging as teacher_module
@@ -26,7 +27,7 @@ COLLIDING = LabelSchema(("Exact", "Exact match", "Irrelevant"), (1.0, 0.5, 0.0),
 def judged(teacher, pairs):
     """Order -> predictions; their progress counts every pair once."""
     results = {}
-    for order in grammar.ORDERS:
+    for order in ORDERS:
         done = []
         results[order] = judge(dataclasses.replace(teacher, order=order), pairs, progress=done.append)
         assert sum(done) == len(pairs)
@@ -118,7 +119,7 @@ def test_decoded_and_emitted_tokens_are_counted_separately(teacher, judged):
 
 
 def test_no_pairs_give_no_predictions(teacher):
-    for order in grammar.ORDERS:
+    for order in ORDERS:
         predictions = judge(dataclasses.replace(teacher, order=order), [])
         assert predictions.label_probs.shape == (0, 3)
         assert predictions.verdict_probs.shape == (0, 3, 3)

@@ -5,8 +5,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jax_rele.data.batches.loader import row_count
 from jax_rele.data.tokens.packing import pad
-from jax_rele.teacher.kv_cache import bucket, buckets, common_prefix, new_cache, prefill, read, row_count
+from jax_rele.teacher.kv_cache import bucket, buckets, common_prefix, new_cache, prefill, read
 
 
 @given(st.integers(0, 5000))

@@ -15,7 +15,7 @@ from jax_rele.data.batches.loader import flatten_groups
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder, DecoderConfig, EncoderConfig, LoraSpec
 from jax_rele.students import CrossEncoder
-from jax_rele.training import create_state, make_mesh, make_train_step, place, use
+from jax_rele.training import create_state, make_mesh, make_train_step, shard_batch, use
 
 ROWS, LENGTH, VOCABULARY, LABELS = 16, 12, 40, 3
 DECODER = Decoder(DecoderConfig(VOCABULARY, 1, 32, 4, 2, 8, 48, lora=LoraSpec(2, 2.0)))
@@ -34,12 +34,12 @@ def language_batch(seed=0):
     """Rows whose masks and weights differ, so that no two parts count the same."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, VOCABULARY, (ROWS, LENGTH)).astype(np.int32)
-    kept = rng.integers(0, LENGTH, ROWS)
-    kept[:2] = 0
+    lengths = rng.integers(0, LENGTH, ROWS)
+    lengths[:2] = 0
     return {
         "inputs": {"tokens": tokens},
         "targets": np.roll(tokens, -1, 1),
-        "targets_mask": np.arange(LENGTH) < kept[:, None],
+        "targets_mask": np.arange(LENGTH) < lengths[:, None],
         "token_weights": rng.random((ROWS, LENGTH)).astype(np.float32),
     }
 
@@ -106,7 +106,7 @@ def test_groups_stay_whole():
 def compiled(mesh, **options):
     step = make_train_step(DECODER.apply, LANGUAGE, TX, **options)
     state = jax.device_put(start(DECODER, "lora"), NamedSharding(mesh, PartitionSpec()))
-    batch = place(language_batch(), mesh)
+    batch = shard_batch(language_batch(), mesh)
     with use(mesh):
         return jax.jit(step).lower(state, batch).compile(), state, batch
 
@@ -137,7 +137,7 @@ def test_parts_that_cannot_be_made_are_refused():
         stepped(DECODER, LANGUAGE, batch, "lora", micro_batches=3)
     with pytest.raises(UserError, match="the 16 rows of a step in groups of 4 do not divide into 8 parts"):
         stepped(DECODER, LANGUAGE, batch, "lora", micro_batches=8, group_size=4)
-    with pytest.raises(UserError, match="the 4 rows of a part do not divide over data x fsdp = 8 devices"):
+    with pytest.raises(UserError, match="micro_batches: 4 rows of a part do not divide over data x fsdp = 8 devices"):
         compiled(mesh_of(8, data=4, fsdp=2), micro_batches=4)
     with pytest.raises(ValueError, match="give make_train_step their group_size"):
         stepped(STUDENT, RANKING, grouped_batch(4), "params", micro_batches=2)

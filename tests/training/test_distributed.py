@@ -101,8 +101,10 @@ def train_here(directory: Path, devices=None, dies: bool = False):
 
 def environment() -> dict[str, str]:
     """That of the tests, less what would make a process part of another run; compilers are told to be quick."""
-    kept = {name: value for name, value in os.environ.items() if name not in (*distributed.GIVEN, distributed.DETECT)}
-    return kept | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"}
+    variables = {
+        name: value for name, value in os.environ.items() if name not in (*distributed.GIVEN, distributed.DETECT)
+    }
+    return variables | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"}
 
 
 def free_port() -> int:
@@ -138,10 +140,10 @@ def run_processes(*commands: list[str], timeout: float = 250) -> list[tuple[int,
 
 def launch(*command, devices: int = 2, grace: int = 20) -> subprocess.CompletedProcess:
     """Runs a command in two processes by the launcher, each with so many devices."""
-    given = {"JAX_NUM_CPU_DEVICES": str(devices), "GRACE": str(grace)}
+    variables = {"JAX_NUM_CPU_DEVICES": str(devices), "GRACE": str(grace)}
     arguments = [str(LAUNCHER), "2", "--", *map(str, command)]
     pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(arguments, env=environment() | given, **pipes) as launcher:
+    with subprocess.Popen(arguments, env=environment() | variables, **pipes) as launcher:
         try:
             out, err = launcher.communicate(timeout=500)
         finally:
@@ -217,12 +219,12 @@ def test_what_the_processes_read_makes_up_the_batch_of_one(data, fsdp, tensor, s
     alone = batches(rows(), shuffled(PAIRS // SIZE, 8, 3))
     whole = [next(alone) for _ in range(3)]
     for process in range(4):
-        places = local_row_indices(mesh, 8, process)
+        indices = local_row_indices(mesh, 8, process)
         # The groups of a device, for each place along data x fsdp.
         by_row = np.arange(8).reshape(len(owners), -1)
-        np.testing.assert_array_equal(places, by_row[(owners == process).any(axis=1)].ravel())
-        own = batches(rows(), shuffled(PAIRS // SIZE, 8, 3), places)
-        pairs = (places[:, None] * SIZE + np.arange(SIZE)).ravel()
+        np.testing.assert_array_equal(indices, by_row[(owners == process).any(axis=1)].ravel())
+        own = batches(rows(), shuffled(PAIRS // SIZE, 8, 3), indices)
+        pairs = (indices[:, None] * SIZE + np.arange(SIZE)).ravel()
         for expected in whole:
             chex.assert_trees_all_equal(jax.tree.map(lambda x: x[pairs], expected), next(own))  # noqa: B023
 
@@ -238,7 +240,7 @@ def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "message"),
     [
         (
             {"JAX_NUM_PROCESSES": "2"},
@@ -261,21 +263,21 @@ def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
         ),
     ],
 )
-def test_a_half_set_environment_is_refused(monkeypatch, variables, told):
+def test_a_half_set_environment_is_refused(monkeypatch, variables, message):
     for name in (*distributed.GIVEN, distributed.DETECT):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError) as error:
         distributed.initialize()
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_without_an_environment_a_process_is_alone(monkeypatch):
     for name in (*distributed.GIVEN, distributed.DETECT):
         monkeypatch.delenv(name, raising=False)
-    with distributed.together():
+    with distributed.join_processes():
         assert not distributed.initialize()
     assert distributed.is_main()
     assert distributed.on_main(lambda: (1, 2)) == (1, 2)
@@ -292,7 +294,7 @@ def test_a_run_of_two_processes_gives_the_figures_of_one(tiny, tmp_path):
     options = ["--run_root", tmp_path, "--distill.students", "cross_encoder", "--distill.recipes", "mkd"]
     done = launch(*this_file("run", file, *options), devices=1)
     assert done.returncode == 0, done.stdout + done.stderr
-    lines, together = done.stdout.splitlines(), tmp_path / "tiny"
+    lines, parallel = done.stdout.splitlines(), tmp_path / "tiny"
     # Process 0 alone speaks; both judge.
     assert sum(line.startswith("[0]") and " finished in " in line for line in lines) == len(pipeline.STAGES)
     assert not any(line.startswith("[1]") and " finished in " in line for line in lines)
@@ -300,14 +302,14 @@ def test_a_run_of_two_processes_gives_the_figures_of_one(tiny, tmp_path):
 
     settings = pipeline.read_config(alone)
     read = partial(read_signals, label_names=settings.labels.names, dimensions=settings.rationale.dimensions)
-    one, two = (read(path / "score" / "signals.parquet") for path in (alone, together))
+    one, two = (read(path / "score" / "signals.parquet") for path in (alone, parallel))
     assert one.pair_ids == two.pair_ids
     assert one.rationales == two.rationales
     np.testing.assert_allclose(one.label_probs, two.label_probs, atol=1e-5)
-    one, two = (pq.read_table(path / "evaluate" / "predictions.parquet") for path in (alone, together))
+    one, two = (pq.read_table(path / "evaluate" / "predictions.parquet") for path in (alone, parallel))
     for name in ("teacher", "cross_encoder:mkd"):
         np.testing.assert_allclose(one[name].to_pylist(), two[name].to_pylist(), atol=1e-5)
-    one, two = (json.loads((path / "evaluate" / "metrics.json").read_text()) for path in (alone, together))
+    one, two = (json.loads((path / "evaluate" / "metrics.json").read_text()) for path in (alone, parallel))
     for name in ("teacher", "cross_encoder:mkd"):
         for metric, figure in one["models"][name].items():
             assert two["models"][name][metric]["value"] == pytest.approx(figure["value"], abs=1e-4), metric
@@ -323,7 +325,7 @@ def test_an_error_in_one_process_ends_both_with_one_line(failing, doing):
 import os, time
 from jax_rele.errors import UserError
 from jax_rele.training import distributed
-with distributed.together():
+with distributed.join_processes():
     if os.environ["JAX_PROCESS_ID"] != "{failing}":
         try:
             {doing}
@@ -343,18 +345,18 @@ def run(*arguments: str) -> None:
     """`jax-rele run` with small shards, which tells who writes them."""
     write = score.write_signals
 
-    def told(path, *rest):
+    def write_and_print(path, *rest):
         print(f"wrote shard {path.stem}", flush=True)
         write(path, *rest)
 
-    score.SHARD, score.write_signals = 40, told
+    score.SHARD, score.write_signals = 40, write_and_print
     sys.exit(cli.main(["run", *arguments]))
 
 
 def main(job: str, *arguments: str) -> None:
     if job == "run":
         run(*arguments)
-    with distributed.together():
+    with distributed.join_processes():
         train_here(Path(arguments[0]), dies="dies" in arguments)
 
 

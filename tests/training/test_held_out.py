@@ -73,9 +73,9 @@ def test_the_means_are_those_of_all_rows_at_once(devices):
 
 
 def run(directory, mesh, step=None, evaluate=None):
-    state, made, measured = start(mesh)
+    state, default_step, measured = start(mesh)
     state = train(
-        step or made,
+        step or default_step,
         state,
         batches(loader.rows(rows(50, 0)), loader.shuffled(50, OPTIMIZATION.batch_size, 0)),
         config=OPTIMIZATION,

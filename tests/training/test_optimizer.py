@@ -17,22 +17,22 @@ def rates(steps=100, **options):
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_every_schedule_warms_up_to_the_peak(schedule):
-    found = rates(schedule=schedule, warmup_fraction=0.2)
-    np.testing.assert_allclose(found[:21], np.linspace(0, 2, 21), rtol=1e-6)
-    assert found.max() == found[20] == 2
+    actual = rates(schedule=schedule, warmup_fraction=0.2)
+    np.testing.assert_allclose(actual[:21], np.linspace(0, 2, 21), rtol=1e-6)
+    assert actual.max() == actual[20] == 2
     assert rates(schedule=schedule, warmup_fraction=0.0)[1] == 2
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_a_schedule_falls_as_it_is_called(schedule):
     """To a tenth of the peak at the last step, along the curve."""
-    found, share = rates(schedule=schedule, warmup_fraction=0.2)[20:], np.linspace(0, 1, 81)
-    wanted = {
-        "cosine": 0.2 + 1.8 * (1 + np.cos(np.pi * share)) / 2,
-        "linear": 2 - 1.8 * share,
+    actual, fraction = rates(schedule=schedule, warmup_fraction=0.2)[20:], np.linspace(0, 1, 81)
+    expected = {
+        "cosine": 0.2 + 1.8 * (1 + np.cos(np.pi * fraction)) / 2,
+        "linear": 2 - 1.8 * fraction,
         "constant": np.full(81, 2.0),
     }
-    np.testing.assert_allclose(found, wanted[schedule], rtol=1e-5)
+    np.testing.assert_allclose(actual, expected[schedule], rtol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

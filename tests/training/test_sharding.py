@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from jax_rele import config as configs
 from jax_rele.models import build_teacher
+from jax_rele.models.decoder import init_decoder
 from jax_rele.models.partitioning import AXES
-from jax_rele.plan.abstract import born, train_state
-from jax_rele.runs.artefacts import init_decoder
+from jax_rele.plan.abstract import init_abstract, train_state
 from jax_rele.training import make_optimizer
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
@@ -107,24 +107,26 @@ def test_the_parameters_of_a_preset_live_where_the_table_says(name):
     sizes = MESHES[name]
     for axis, size in zip(AXES, sizes):
         assert getattr(config.mesh, axis) in (size, -1)
-    found = leaves(born(init_decoder(build_teacher(config.teacher, 0)), abstract_mesh(sizes)))
-    assert {path: (x.shape, x.sharding.spec) for path, x in found.items()} == GOLDEN
+    results = leaves(init_abstract(init_decoder(build_teacher(config.teacher, 0)), abstract_mesh(sizes)))
+    assert {path: (x.shape, x.sharding.spec) for path, x in results.items()} == GOLDEN
     for path, shape in PER_CHIP[sizes].items():
-        assert found[path].sharding.shard_shape(found[path].shape) == shape, path
+        assert results[path].sharding.shard_shape(results[path].shape) == shape, path
 
 
 def test_a_mesh_for_scoring_splits_heads_and_inner_widths():
-    found = leaves(born(init_decoder(build_teacher(preset("qwen3_8b_v5e_4x4").teacher, 0)), abstract_mesh((4, 1, 4))))
+    results = leaves(
+        init_abstract(init_decoder(build_teacher(preset("qwen3_8b_v5e_4x4").teacher, 0)), abstract_mesh((4, 1, 4)))
+    )
     for path, shape in PER_CHIP[4, 1, 4].items():
-        assert found[path].sharding.shard_shape(found[path].shape) == shape, path
+        assert results[path].sharding.shard_shape(results[path].shape) == shape, path
 
 
 @pytest.mark.parametrize("name", MESHES)
 def test_the_optimizers_state_follows_what_it_belongs_to(name):
     config = preset(name)
     init, tx = init_decoder(build_teacher(config.teacher, 0)), make_optimizer(config.finetune.optimization)
-    found = leaves(train_state(init, "lora", {}, tx, abstract_mesh(MESHES[name])).opt_state)
-    moments = {path: x for path, x in found.items() if "lora" in path}
+    results = leaves(train_state(init, "lora", {}, tx, abstract_mesh(MESHES[name])).opt_state)
+    moments = {path: x for path, x in results.items() if "lora" in path}
     assert len(moments) == 2 * sum(path.startswith("lora/") for path in GOLDEN)
     for path, x in moments.items():
         assert (x.shape, x.sharding.spec) == GOLDEN["lora/" + path.partition("lora/")[2]], path
@@ -195,14 +197,14 @@ def adapters(fsdp, tensor):
 
 
 def test_with_a_replicated_base_nothing_is_sent_but_gradients(sent):
-    found = sent[0]
+    results = sent[0]
     # No look-up in the embedding, no activation and no weight: only sums over the batch.
-    assert {kind for kind, *_ in found} == {"all-reduce"}
-    assert {group for _, _, group, *_ in found} == {256}
-    gradients = [(size, count) for _, size, _, count, source in found if "dot_general" in source]
+    assert {kind for kind, *_ in results} == {"all-reduce"}
+    assert {group for _, _, group, *_ in results} == {256}
+    gradients = [(size, count) for _, size, _, count, source in results if "dot_general" in source]
     assert sum(size * count for size, count in gradients) == LAYERS * adapters(1, 1)
     # The rest are the loss and its counts.
-    assert sum(size * count for _, size, _, count, source in found if "dot_general" not in source) < 100
+    assert sum(size * count for _, size, _, count, source in results if "dot_general" not in source) < 100
 
 
 def test_weights_are_gathered_over_fsdp_and_activations_never(sent):

@@ -23,7 +23,7 @@ from jax_rele.training import (
     make_mesh,
     make_optimizer,
     make_train_step,
-    place,
+    shard_batch,
     shard_step,
     train,
 )
@@ -57,7 +57,7 @@ def init(rng):
 
 
 @cache
-def made(mesh):
+def initial_state_and_step(mesh):
     """One compile a mesh for the whole file."""
     tx = make_optimizer(OPTIMIZATION)
     state = init_state(init, "params", {}, tx, mesh, 0)
@@ -70,7 +70,7 @@ def made(mesh):
 
 def start(mesh):
     """A fresh state, for steps give up its buffers, and the compiled step."""
-    values, shardings, step = made(mesh)
+    values, shardings, step = initial_state_and_step(mesh)
     return jax.device_put(values, shardings), step
 
 
@@ -111,8 +111,8 @@ def test_parameters_and_optimizer_state_are_born_sharded():
 
 def test_every_logical_axis_of_the_models_has_a_rule():
     decoder = Decoder(DecoderConfig(30, 1, 32, 2, 1, 8, 32, lora=LoraSpec(2, 2.0, 0.0, "(q|down)_proj")))
-    made = jax.eval_shape(lambda rng: (init(rng), decoder.init(rng, jnp.zeros((1, 2), int))), jax.random.key(0))
-    boxes = jax.tree.leaves(made, is_leaf=lambda x: hasattr(x, "names"))
+    boxed = jax.eval_shape(lambda rng: (init(rng), decoder.init(rng, jnp.zeros((1, 2), int))), jax.random.key(0))
+    boxes = jax.tree.leaves(boxed, is_leaf=lambda x: hasattr(x, "names"))
     assert {name for box in boxes for name in box.names} <= dict(RULES).keys()
 
 
@@ -220,14 +220,14 @@ def test_one_compile_per_step_function():
     data = batches_of(8)
     compiles = []
     for _ in range(4):
-        state, _ = step(state, place(next(data), mesh))
+        state, _ = step(state, shard_batch(next(data), mesh))
         compiles.append(step.compiled._cache_size())
     assert compiles == [1, 1, 1, 1]
 
 
 def test_rows_that_do_not_divide_over_the_devices_are_refused():
     with pytest.raises(UserError, match="12 rows of a step do not divide over data x fsdp = 8 devices"):
-        place({"x": np.zeros(12)}, mesh_of(8))
+        shard_batch({"x": np.zeros(12)}, mesh_of(8))
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_refused():

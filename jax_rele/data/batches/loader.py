@@ -130,3 +130,11 @@ def flatten_groups(batch: Arrays, indices: np.ndarray | None = None) -> Arrays:
         "segments": np.repeat(np.arange(groups) if indices is None else indices, size).astype(np.int32),
         "segments_mask": (batch["mask"] & has_others).reshape(-1),
     }
+
+
+def row_count(rows: int, most: int, parts: int = 1) -> int:
+    """Rows of a batch that holds `rows`: a power of four, or `most`; a multiple of `parts`."""
+    count = 1
+    while count < rows:
+        count *= 4
+    return -(-min(count, most) // parts) * parts

@@ -24,9 +24,10 @@ from jax_rele.data.pairs import deduplicate
 from jax_rele.data.pairs.splits import NO_SPLIT, divide, leak_error, query_key, strictest_source_splits
 from jax_rele.data.pairs.table import PairTable
 from jax_rele.data.parquet import PAIRS, QUARANTINE, ROWS, WRITE_OPTIONS, open_atomically, pairs_to_arrow, write_batches
-from jax_rele.data.rows import SPLITS, Quarantined
+from jax_rele.data.rows import Quarantined
 from jax_rele.data.sources.shards import Shard, check_bad_fraction, open_shards, parse_shards, raw_text
 from jax_rele.errors import UserError
+from jax_rele.names import SPLITS
 from jax_rele.types import ITEM_FIELDS, Pair
 
 LEAKED, BAD = 3, 4
@@ -151,7 +152,7 @@ def _spool(
     seen: set[int] = set()
     key_of = lru_cache(1 << 16)(lambda query: query_key(query, seed))
     grades = {None: deduplicate.UNLABELLED} | {name: index for index, name in enumerate(labels.names)}
-    split_codes = {None: NO_SPLIT} | {name: index for index, name in enumerate(SPLITS)}
+    split_codes: dict[str | None, int] = {None: NO_SPLIT} | {name: index for index, name in enumerate(SPLITS)}
 
     def tables() -> Iterator[pa.Table]:
         pairs: list[Pair] = []

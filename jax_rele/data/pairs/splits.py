@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from jax_rele.data.rows import SPLITS
 from jax_rele.errors import UserError
+from jax_rele.names import SPLITS
 from jax_rele.types import Pair
 
 NO_SPLIT = -1

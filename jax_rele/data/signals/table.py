@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from jax_rele.data.parquet import read_schema, read_table, write_table
+from jax_rele.data.rows import one_line
 from jax_rele.errors import UserError
 from jax_rele.types import VERDICTS, Signals, Span
 
@@ -74,6 +76,31 @@ def read_signals(path: str | os.PathLike, label_names: Sequence[str], dimensions
     table = read_table(path, SCHEMA, OPTIONAL)
     check_metadata(table.schema.metadata or {}, label_names, dimensions, path)
     return signals_from_arrow(table, label_names, dimensions, str(path))
+
+
+def iter_signals(
+    path: str | os.PathLike, label_names: Sequence[str], dimensions: Sequence[str], count: int
+) -> Iterator[Signals]:
+    """Reads what `write_signals` wrote in parts of at most `count` rows, so that the table need not fit in memory.
+
+    Raises:
+      UserError: as `read_signals`.
+    """
+    check_metadata(read_schema(path).metadata or {}, label_names, dimensions, path)
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            missing = [name for name in OPTIONAL if name not in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=count):
+                part = pa.Table.from_batches([batch])
+                for name in missing:
+                    part = part.append_column(SCHEMA.field(name), pa.nulls(len(part), SCHEMA.field(name).type))
+                part.validate(full=True)
+                table = part.select(SCHEMA.names).cast(SCHEMA)
+                yield signals_from_arrow(table, label_names, dimensions, str(path))
+    except (ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: the table is damaged ({one_line(error)}); delete it and run the stage again"
+        ) from error
 
 
 def check_metadata(

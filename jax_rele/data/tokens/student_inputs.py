@@ -9,7 +9,6 @@ from itertools import accumulate
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from jax_rele.data.tokens.packing import pad
 from jax_rele.rationale.evidence import token_tags
 from jax_rele.types import QUERY, Item, Pair, Span
 
@@ -147,7 +146,7 @@ def cross_rows(
     return rows, types
 
 
-def encode_evidence(
+def evidence_rows(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
     evidence: Sequence[Sequence[Span]],
@@ -155,12 +154,11 @@ def encode_evidence(
     fields: Sequence[str],
     query_length: int,
     item_length: int,
-) -> dict[str, np.ndarray]:
-    """The evidence tags of the cross-encoder's tokens.
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The evidence tags of the cross-encoder's tokens, not padded.
 
     Returns:
-      `evidence_tags` [N, query_length + item_length] int32, 0 for none and 1 + d for dimension d, and
-      `evidence_tags_mask` bool, True for tokens of the texts.
+      Rows of tags, 0 for none and 1 + d for dimension d, and of masks, 1 for tokens of the texts.
     """
     markers, sources = _pair_sources(tokenizer, pairs, fields, query_length, item_length)
     before, between, after = ([0] * len(ids) for ids in markers)
@@ -168,8 +166,7 @@ def encode_evidence(
     for (query, item), spans in zip(sources, evidence):
         tags.append([*before, *_tags(query, spans, dimensions), *between, *_tags(item, spans, dimensions), *after])
         masks.append([*before, *[1] * len(query), *between, *[1] * len(item), *after])
-    length = query_length + item_length
-    return {"evidence_tags": pad(tags, length, 0), "evidence_tags_mask": pad(masks, length, False, bool)}
+    return tags, masks
 
 
 def decode_evidence(
@@ -181,7 +178,7 @@ def decode_evidence(
     query_length: int,
     item_length: int,
 ) -> tuple[tuple[Span, ...], ...]:
-    """The spans that evidence tags mark: the inverse of `encode_evidence`, at the precision of tokens.
+    """The spans that evidence tags mark: the inverse of `evidence_rows`, at the precision of tokens.
 
     Returns:
       For each pair its spans, in order; neighbouring tokens with one tag in one text are one span.
@@ -223,7 +220,7 @@ def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: 
     return tower_rows(tokenizer, [Pair("", text, Item("", "")) for text in texts], (), length, 2)[0]
 
 
-def encode_augmented(
+def augmented_rows(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
     texts: Sequence[str],
@@ -231,20 +228,13 @@ def encode_augmented(
     query_length: int,
     item_length: int,
     text_length: int,
-) -> dict[str, np.ndarray]:
-    """The cross-encoder's inputs with a text after each pair: `[CLS] query [SEP] item [SEP] text [SEP]`.
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids and types with a text after each pair: `[CLS] query [SEP] item [SEP] text [SEP]`, not padded.
 
-    Returns:
-      `tokens`, `token_types` [N, query_length + item_length + text_length] int32 and `valid` bool. The text has the
-      item's token type; one that is too long loses its end.
+    The text has the item's token type; one that is longer than `text_length` tokens loses its end.
     """
     rows, types = cross_rows(tokenizer, pairs, fields, query_length, item_length)
     for row, kinds, text in zip(rows, types, text_rows(tokenizer, texts, text_length + 1)):
         row += text[1:]
         kinds += [1] * (len(text) - 1)
-    length = query_length + item_length + text_length
-    return {
-        "tokens": pad(rows, length, tokenizer.pad_token_id),
-        "token_types": pad(types, length, 0),
-        "valid": pad([[True] * len(row) for row in rows], length, False, bool),
-    }
+    return rows, types

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import DTypeLike
 from jax_rele.io import FREE_CACHE, atomic_folder, hash_values, lock, write_error
 from jax_rele.types import Params, PyTree
 
-_VERSION = 1
+_VERSION = 2
 """To be raised when the form or meaning of what is written changes."""
 
 _CONTENTS = "columns.json"
@@ -49,7 +50,7 @@ class Ragged:
         return len(self.offsets) - 1
 
     def lengths(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Places of each row up to its last one that is not `fill`."""
+        """Of each row."""
         return self.offsets[1:][rows] - self.offsets[:-1][rows]
 
     def padded(self, rows: np.ndarray, length: int | None = None) -> np.ndarray:
@@ -62,6 +63,15 @@ class Ragged:
             return np.full(indices.shape, self.fill, self.dtype)
         values = self.values[np.where(present, indices, 0)]
         return np.where(present, values, np.array(self.fill, values.dtype)).astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class RaggedSpec:
+    """A ragged column to be written: what its rows are padded with, their greatest length, and the type when read."""
+
+    fill: int
+    length: int
+    dtype: DTypeLike
 
 
 Columns = dict[str, PyTree]
@@ -94,7 +104,7 @@ def load_or_build(
     kind: str,
     depends_on: object,
     make: Callable[[], Iterable[Mapping[str, PyTree]]],
-    ragged: Mapping[str, int],
+    ragged: Mapping[str, RaggedSpec],
 ) -> Columns:
     """The columns that `make` yields in chunks; those that were written before for the same content are read instead.
 
@@ -105,14 +115,14 @@ def load_or_build(
       root: the cache.
       kind: what the columns are, the beginning of the folder's name.
       depends_on: everything that decides their content, as plain data; its hash is the rest of the name.
-      make: yields nested dicts of arrays [n, ...], the rows in order.
-      ragged: dotted name -> what fills its rows up; such a column's arrays are [n, length], and the `fill`s at the end
-        of a row are not stored.
+      make: yields nested dicts of arrays [n, ...], the rows in order; of a ragged column, n lists of integers.
+      ragged: dotted name -> the ragged column.
 
     Raises:
       UserError: the disk is full, or the folder cannot be written.
     """
-    folder = root / f"{kind}-{hash_values([_VERSION, depends_on, dict(ragged)])}"
+    specs = {name: [spec.fill, spec.length, np.dtype(spec.dtype).str] for name, spec in ragged.items()}
+    folder = root / f"{kind}-{hash_values([_VERSION, depends_on, specs])}"
     with suppress(*_NOT_WHOLE):
         return _open(folder)
     try:
@@ -130,20 +140,20 @@ def load_or_build(
         raise write_error(root, error, FREE_CACHE) from None
 
 
-def _flat(tree: Mapping[str, PyTree], prefix: str = "") -> dict[str, np.ndarray]:
-    flat: dict[str, np.ndarray] = {}
+def _flat(tree: Mapping[str, PyTree], prefix: str = "") -> dict[str, PyTree]:
+    flat: dict[str, PyTree] = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
         flat |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
     return flat
 
 
-def _write(folder: Path, chunks: Iterable[Mapping[str, PyTree]], ragged: Mapping[str, int]) -> None:
+def _write(folder: Path, chunks: Iterable[Mapping[str, PyTree]], ragged: Mapping[str, RaggedSpec]) -> None:
     columns: dict[str, _Column] = {}
     count = 0
     with ExitStack() as stack:
         for chunk in chunks:
-            arrays = {name: np.asarray(array) for name, array in _flat(chunk).items()}
+            arrays = {name: x if name in ragged else np.asarray(x) for name, x in _flat(chunk).items()}
             sizes = {len(array) for array in arrays.values()}
             if len(sizes) != 1 or (columns and set(columns) != set(arrays)):
                 raise ValueError(f"every chunk must hold the same columns of one length, got {sorted(arrays)}")
@@ -160,26 +170,28 @@ def _write(folder: Path, chunks: Iterable[Mapping[str, PyTree]], ragged: Mapping
 class _Column:
     """A column while it is written: `N.bin`, and `N.offsets` where it is ragged."""
 
-    def __init__(self, stem: Path, first: np.ndarray, fill: int | None):
-        self.fill, self.dtype, self.shape = fill, first.dtype, first.shape[1:]
-        self.stored = first.dtype if fill is None else np.dtype(np.uint8)
+    def __init__(self, stem: Path, first: PyTree, spec: RaggedSpec | None):
+        self.spec = spec
+        self.dtype: np.dtype = first.dtype if spec is None else np.dtype(spec.dtype)
+        self.shape: tuple[int, ...] = first.shape[1:] if spec is None else (spec.length,)
+        self.stored = self.dtype if spec is None else np.dtype(np.uint8)
         self.files = [stem.with_suffix(".bin").open("wb")]
-        if fill is not None:
-            if first.ndim != 2:
-                raise ValueError(f"a ragged column needs rows of numbers, got shape {first.shape}")
+        if spec is not None:
             self.files.append(stem.with_suffix(".offsets").open("wb"))
             self.end = 0
             self.files[1].write(np.zeros(1, np.int64).tobytes())
 
-    def append(self, rows: np.ndarray) -> None:
-        if rows.dtype != self.dtype or rows.shape[1:] != self.shape:
-            raise ValueError(f"rows of {rows.dtype}{list(rows.shape[1:])} in a column of {self.dtype}{self.shape}")
-        if self.fill is None:
+    def append(self, rows: PyTree) -> None:
+        """Adds an array, or lists of integers to a ragged column."""
+        if self.spec is None:
+            if rows.dtype != self.dtype or rows.shape[1:] != self.shape:
+                raise ValueError(f"rows of {rows.dtype}{list(rows.shape[1:])} in a column of {self.dtype}{self.shape}")
             self.files[0].write(np.ascontiguousarray(rows).tobytes())
             return
-        other = rows != self.fill
-        lengths = np.where(other.any(axis=1), rows.shape[1] - np.argmax(other[:, ::-1], axis=1), 0)
-        values = rows[np.arange(rows.shape[1]) < lengths[:, None]]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        if lengths.max(initial=0) > self.spec.length:
+            raise ValueError(f"a row of {lengths.max()} tokens in a column of at most {self.spec.length}")
+        values = np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum())
         self._widen(values)
         self.files[0].write(values.astype(self.stored).tobytes())
         offsets = self.end + np.cumsum(lengths, dtype=np.int64)
@@ -213,7 +225,7 @@ class _Column:
             "dtype": self.dtype.str,
             "stored": self.stored.str,
             "shape": list(self.shape),
-            "fill": self.fill,
+            "fill": None if self.spec is None else self.spec.fill,
             "bytes": [path.stat().st_size for path in paths],
         }
 

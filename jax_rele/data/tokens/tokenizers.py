@@ -13,11 +13,13 @@ from jax_rele.data.rows import one_line
 from jax_rele.errors import UserError
 
 PAD, BEGIN, END = "<pad>", "<s>", "</s>"
+DECODER_TOKENS, ENCODER_TOKENS = ("eos",), ("pad", "cls", "sep")
+"""The special tokens that each kind of model needs of its tokenizer."""
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """Files of which a tokenizer's folder has at least one."""
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, *, encoder: bool = False) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, encoder: bool = False) -> PreTrainedTokenizerBase:
     """Trains a lower-casing byte-level BPE tokenizer: any text has tokens, none is unknown.
 
     Args:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jax_rele.data.batches.loader import Groups, batches, bucket_length, bucket_of, group_by_query, rows, shuffled
 from jax_rele.data.batches.sampler import Stream, shuffle_streams
-from jax_rele.data.tokens.token_cache import load_or_build
+from jax_rele.data.tokens.token_cache import RaggedSpec, load_or_build
 
 ROWS = {"x": np.arange(23), "inputs": {"y": np.arange(46).reshape(23, 2)}}
 
@@ -22,7 +22,9 @@ def make_groups(count, size, length=16, lengths=1, root=None):
     tokens = [rng.integers(1, 60, 1 + n % length) for n in range(count)]
     padded = np.stack([np.pad(row, (0, length - len(row))) for row in tokens]).astype(np.int32)
     arrays = {"inputs": {"tokens": padded, "valid": padded > 0}, "row": np.arange(count)}
-    columns = load_or_build(root, "t", [count, length], lambda: [arrays], {"inputs.tokens": 0, "inputs.valid": 0})
+    rows = {"tokens": [row.tolist() for row in tokens], "valid": [[1] * len(row) for row in tokens]}
+    specs = {"inputs.tokens": RaggedSpec(0, length, np.int32), "inputs.valid": RaggedSpec(0, length, bool)}
+    columns = load_or_build(root, "t", [count, length], lambda: [{**arrays, "inputs": rows}], specs)
     queries = rng.integers(0, max(1, count // 3), count)
     members = group_by_query(queries, np.ones(count, bool), size)
     sizes = np.where(members >= 0, bucket_of(1 + np.maximum(members, 0) % length, length, lengths), 1).max(axis=1)

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jax_rele.config import DataConfig, LabelsConfig
-from jax_rele.data import SPLITS, PairTable, ingest, normalise_query, parse_row, read_table, write_pairs
+from jax_rele.data import PairTable, ingest, normalise_query, parse_row, read_table, write_pairs
 from jax_rele.data.pairs.ingest import check_disjoint
 from jax_rele.errors import UserError
+from jax_rele.names import SPLITS
 from jax_rele.types import Item, Pair
 
 NAMES = ("Exact", "Substitute", "Irrelevant")

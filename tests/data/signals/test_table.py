@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jax_rele.data import read_signals, take_signals, validate_signals, write_signals
+from jax_rele.data.signals.table import iter_signals
 from jax_rele.errors import UserError
 from jax_rele.types import Signals, Span
 
@@ -248,3 +249,53 @@ def test_a_table_that_does_not_say_its_labels(tmp_path):
     pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
     with pytest.raises(UserError, match=r"s\.parquet: the table does not say its labels"):
         read_signals(path, LABELS, DIMENSIONS)
+
+
+def one_of(count):
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), (count, 2)).astype(np.float32)
+    probs[::3] = np.nan
+    return Signals(
+        tuple(f"p{n}" for n in range(count)),
+        np.random.default_rng(1).dirichlet(np.ones(3), count).astype(np.float32),
+        probs,
+        tuple((Span("title", 0, 1 + n, "brand"),) * (n % 2) for n in range(count)),
+        tuple(f"brand: {n}" for n in range(count)),
+        confidence=np.linspace(0, 1, count, dtype=np.float32),
+    )
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, 99])
+def test_parts_are_the_whole_table(tmp_path, count):
+    write_signals(tmp_path / "s.parquet", one_of(40), LABELS, DIMENSIONS)
+    whole, start = read_signals(tmp_path / "s.parquet", LABELS, DIMENSIONS), 0
+    for part in iter_signals(tmp_path / "s.parquet", LABELS, DIMENSIONS, count):
+        rows = range(start, start + len(part.pair_ids))
+        expected, start = take_signals(whole, rows), rows.stop
+        assert 0 < len(rows) <= count
+        assert (part.pair_ids, part.evidence, part.rationales) == (
+            expected.pair_ids,
+            expected.evidence,
+            expected.rationales,
+        )
+        for name in ("label_probs", "verdict_probs", "confidence"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(expected, name))
+    assert start == 40
+
+
+def test_a_part_that_cannot_be_learnt_from_is_refused(tmp_path):
+    write_signals(tmp_path / "s.parquet", one_of(4), LABELS, DIMENSIONS)
+    with pytest.raises(UserError, match="the signals are for the labels"):
+        next(iter_signals(tmp_path / "s.parquet", ("Good", "Fair", "Bad"), DIMENSIONS, 2))
+    with pytest.raises(UserError, match="no such file"):
+        next(iter_signals(tmp_path / "nowhere.parquet", LABELS, DIMENSIONS, 2))
+    table = pq.read_table(tmp_path / "s.parquet")
+    column = table.schema.get_field_index("label_probs")
+    bad = pa.array([[1, 0, 0], [0, 1, 0], [0.9, 0.9, 0], [0, 0, 1]], table.schema.field(column).type)
+    pq.write_table(table.set_column(column, table.schema.field(column), bad), tmp_path / "bad.parquet")
+    parts = iter_signals(tmp_path / "bad.parquet", LABELS, DIMENSIONS, 2)
+    assert next(parts).pair_ids == ("p0", "p1")
+    with pytest.raises(UserError, match="label_probs do not sum to 1"):
+        next(parts)
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "s.parquet").read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"cut\.parquet"):
+        list(iter_signals(tmp_path / "cut.parquet", LABELS, DIMENSIONS, 2))

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, language_rows
-from jax_rele.data.tokens.student_inputs import encode_evidence
+from jax_rele.data.tokens.student_inputs import evidence_rows
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.rationale import render
@@ -121,8 +122,8 @@ def test_evidence_tags_stand_at_the_tokens_of_their_spans(tokenizer):
         (Span("query", 0, 2, "brand"),),
     ]
     cross = padded_inputs(CROSS_ENCODER, tokenizer, PAIRS, InputSpec(FIELDS, 12, 30))
-    evidence = encode_evidence(tokenizer, PAIRS, spans, ("brand", "color"), FIELDS, 12, 30)
-    tags, mask = evidence["evidence_tags"], evidence["evidence_tags_mask"]
+    rows, masks = evidence_rows(tokenizer, PAIRS, spans, ("brand", "color"), FIELDS, 12, 30)
+    tags, mask = pad(rows, 42, 0), pad(masks, 42, False, bool)
 
     def text(row, tag):
         return tokenizer.decode(cross["tokens"][row][tags[row] == tag]).split()

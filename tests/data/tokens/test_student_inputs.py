@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer, XLMRobertaTokenizer
 
+from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.student_inputs import (
     cross_rows,
     decode_evidence,
-    encode_evidence,
+    evidence_rows,
     tower_rows,
 )
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
@@ -33,6 +34,12 @@ CORPUS = [
 # Their inputs do not depend on the encoder.
 CROSS_ENCODER, TWO_TOWER = CrossEncoder(None, 2, 2), TwoTower(None, 2, 2, 8, 8)
 FIELDS = ("title", "brand", "color")
+
+
+def padded(tags_and_masks, length):
+    """Evidence rows as arrays."""
+    tags, masks = tags_and_masks
+    return pad(tags, length, 0), pad(masks, length, False, bool)
 
 
 def wordpiece(path):
@@ -225,13 +232,12 @@ def test_evidence_stands_at_the_tokens_of_its_words(tokenizer):
         [],
     ]
     cross = padded_inputs(CROSS_ENCODER, tokenizer, pairs, InputSpec(FIELDS, 16, 60))
-    encoded = encode_evidence(tokenizer, pairs, evidence, DIMENSIONS, FIELDS, 16, 60)
-    tags, mask = encoded["evidence_tags"], encoded["evidence_tags_mask"]
+    tags, mask = padded(evidence_rows(tokenizer, pairs, evidence, DIMENSIONS, FIELDS, 16, 60), 76)
     assert tags.shape == mask.shape == cross["tokens"].shape
     # The spans that the tags decode to have the same tags.
     decoded = decode_evidence(tokenizer, pairs, tags, DIMENSIONS, FIELDS, 16, 60)
-    again = encode_evidence(tokenizer, pairs, decoded, DIMENSIONS, FIELDS, 16, 60)
-    np.testing.assert_array_equal(again["evidence_tags"], tags)
+    again, _ = padded(evidence_rows(tokenizer, pairs, decoded, DIMENSIONS, FIELDS, 16, 60), 76)
+    np.testing.assert_array_equal(again, tags)
 
     def words(tag, kind):
         chosen = (tags[0] == tag) & (cross["token_types"][0] == kind)
@@ -255,8 +261,8 @@ def test_every_word_s_tokens_are_its_own(tokenizer, words):
     for name, word in zip(names, words):
         marked.append(Span("title", begin, begin + len(word), name))
         begin += len(word) + 1
-    encoded = encode_evidence(tokenizer, [pair("x", title)], [marked], names, ("title",), 20, 100)
-    tags = encoded["evidence_tags"][0][encoded["evidence_tags_mask"][0]]
+    rows, masks = evidence_rows(tokenizer, [pair("x", title)], [marked], names, ("title",), 20, 100)
+    tags = np.array(rows[0])[np.array(masks[0], bool)]
     query = len(tokenizer("x", add_special_tokens=False)["input_ids"])
     offsets = tokenizer(title, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     # A space alone is of no word.

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_rele.data.tokens.token_cache import Ragged, load_or_build, take_rows
+from jax_rele.data.tokens.token_cache import Ragged, RaggedSpec, load_or_build, take_rows
 from jax_rele.errors import UserError
 
 
@@ -22,10 +22,21 @@ def chunk(rng, rows, length, top):
     lengths = rng.integers(0, length + 1, rows)
     tokens = np.where(np.arange(length) < lengths[:, None], rng.integers(0, top, (rows, length)), 7).astype(np.int32)
     return {
-        "inputs": {"tokens": tokens, "valid": tokens != 7},
+        "inputs": {"tokens": tokens, "valid": np.arange(length) < lengths[:, None]},
         "probs": rng.random((rows, 2, 3)).astype(np.float32),
         "label": np.arange(rows),
     }
+
+
+def rows_of(part):
+    """The chunk with ragged columns as lists."""
+    lengths = part["inputs"]["valid"].sum(axis=1)
+    ragged = {name: [row[:n].tolist() for row, n in zip(x, lengths)] for name, x in part["inputs"].items()}
+    return {**part, "inputs": ragged}
+
+
+def specs(length):
+    return {"inputs.tokens": RaggedSpec(7, length, np.int32), "inputs.valid": RaggedSpec(0, length, bool)}
 
 
 @settings(max_examples=30, deadline=None)
@@ -37,9 +48,7 @@ def chunk(rng, rows, length, top):
 def test_what_was_written_comes_back(tmp_path_factory, sizes, length, seed):
     rng = np.random.default_rng(seed)
     chunks = [chunk(rng, rows, length, top) for rows, top in sizes]
-    columns = load_or_build(
-        tmp_path_factory.mktemp("columns"), "t", seed, lambda: iter(chunks), {"inputs.tokens": 7, "inputs.valid": 0}
-    )
+    columns = load_or_build(tmp_path_factory.mktemp("columns"), "t", seed, lambda: map(rows_of, chunks), specs(length))
     total = sum(rows for rows, _ in sizes)
     got = take_rows(columns, np.arange(total))
     for name, value in got["inputs"].items():
@@ -52,7 +61,7 @@ def test_what_was_written_comes_back(tmp_path_factory, sizes, length, seed):
 
 def test_numbers_of_any_shape_and_shorter_rows(tmp_path):
     arrays = chunk(np.random.default_rng(0), 30, 9, 50)
-    columns = load_or_build(tmp_path, "t", 0, lambda: [arrays], {"inputs.tokens": 7, "inputs.valid": 0})
+    columns = load_or_build(tmp_path, "t", 0, lambda: [rows_of(arrays)], specs(9))
     numbers = np.array([[3, 3], [29, 0]])
     got = take_rows(columns, numbers, lambda full: full - 4)
     np.testing.assert_array_equal(got["inputs"]["tokens"], arrays["inputs"]["tokens"][numbers][..., :5])
@@ -60,14 +69,18 @@ def test_numbers_of_any_shape_and_shorter_rows(tmp_path):
     column = columns["inputs"]["tokens"]
     assert isinstance(column, Ragged)
     assert column.values.dtype == np.uint8  # the smallest that holds them
-    lengths = [len(np.trim_zeros((row != 7).astype(int), "b")) for row in arrays["inputs"]["tokens"]]
-    np.testing.assert_array_equal(column.lengths(), lengths)
+    np.testing.assert_array_equal(column.lengths(), arrays["inputs"]["valid"].sum(axis=1))
 
 
 def test_negative_numbers_are_kept(tmp_path):
-    rows = np.array([[-3, 300], [0, 0]], np.int32)
-    columns = load_or_build(tmp_path, "t", 0, lambda: [{"x": rows[:1]}, {"x": rows[1:]}], {"x": 0})
-    np.testing.assert_array_equal(columns["x"].padded(np.arange(2)), rows)
+    chunks = [{"x": [[-3, 300]]}, {"x": [[]]}]
+    columns = load_or_build(tmp_path, "t", 0, lambda: chunks, {"x": RaggedSpec(0, 2, np.int32)})
+    np.testing.assert_array_equal(columns["x"].padded(np.arange(2)), [[-3, 300], [0, 0]])
+
+
+def test_a_row_that_is_too_long_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a row of 3 tokens in a column of at most 2"):
+        load_or_build(tmp_path, "t", 0, lambda: [{"x": [[1], [1, 2, 3]]}], {"x": RaggedSpec(0, 2, np.int32)})
 
 
 def test_the_same_content_is_made_once_and_other_content_again(tmp_path):
@@ -98,15 +111,15 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "contents"])
 def test_what_is_not_whole_is_made_again(tmp_path, damage):
-    make = lambda: [{"x": np.arange(100), "t": np.ones((100, 3), np.int32)}]  # noqa: E731
-    load_or_build(tmp_path, "t", 0, make, {"t": 0})
+    make = lambda: [{"x": np.arange(100), "t": [[1, 1, 1]] * 100}]  # noqa: E731
+    load_or_build(tmp_path, "t", 0, make, {"t": RaggedSpec(0, 3, np.int32)})
     (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
     victim = folder / ("columns.json" if damage == "contents" else "0.bin")
     if damage == "gone":
         victim.unlink()
     else:
         victim.write_bytes(victim.read_bytes()[:-5])
-    assert load_or_build(tmp_path, "t", 0, make, {"t": 0})["x"].tolist() == list(range(100))
+    assert load_or_build(tmp_path, "t", 0, make, {"t": RaggedSpec(0, 3, np.int32)})["x"].tolist() == list(range(100))
 
 
 def build(root, number, calls):

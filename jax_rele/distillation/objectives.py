@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 
-from jax_rele import config as configs
 from jax_rele import losses
-from jax_rele.config import Config
+from jax_rele.config import DistillConfig, ScheduleConfig, TermConfig
+from jax_rele.distillation.fields import KNOWN, OFFERED
 from jax_rele.errors import UserError
-from jax_rele.losses.combine import Term
+from jax_rele.io import hash_bytes
+from jax_rele.losses.combine import Schedule, Term
 from jax_rele.losses.recipes import OUTPUTS
 
 
-def terms(config: Config, name: str, heads: Collection[str]) -> dict[str, Term]:
+def terms(distill: DistillConfig, gains: Sequence[float], name: str, heads: Collection[str]) -> dict[str, Term]:
     """The terms of the recipe or objective called `name`, for a student with these heads.
+
+    Args:
+      distill: custom objectives, and the temperature of the score terms.
+      gains: [C] gain of each label.
+      name: the recipe or objective.
+      heads: the fields of `StudentOutputs` that the student fills.
 
     Raises:
       UserError: a loss cannot be found, or a term does not fit its loss; it names the config path.
     """
-    objective = config.distill.objectives.get(name)
-    terms_by_name = losses.recipe(
-        name if objective is None else objective.base,
-        gains=config.labels.gains,
-        temperature=config.distill.temperature,
-        heads=heads,
-    )
+    objective = distill.objectives.get(name)
+    base = name if objective is None else objective.base
+    terms_by_name = losses.recipe(base, gains=gains, temperature=distill.temperature, heads=heads)
     for term_name, term in ({} if objective is None else objective.terms).items():
         path = f"distill.objectives.{name}.terms.{term_name}"
         terms_by_name[term_name] = _term(path, term, terms_by_name.get(term_name))
@@ -44,17 +47,44 @@ def terms(config: Config, name: str, heads: Collection[str]) -> dict[str, Term]:
     return terms_by_name
 
 
-def learns_verdicts(config: Config, name: str) -> bool:
-    """Whether a student of the recipe or objective has learnt what its verdict heads say."""
-    return losses.learns_verdicts(terms(config, name, OUTPUTS))
+def student_terms(
+    distill: DistillConfig, gains: Sequence[float], name: str, student: str, heads: Collection[str]
+) -> dict[str, Term]:
+    """`terms`, checked against a student.
+
+    Raises:
+      UserError: as `terms`; or a term reads an output that the student lacks, or a field that no batch holds.
+    """
+    built = terms(distill, gains, name, heads)
+    outputs, fields = losses.needs(built)
+    if missing := sorted(outputs - set(heads)):
+        fix = (
+            "give student.cross_encoder.latent_width a number"
+            if missing[0] == "latent" and student == "cross_encoder"
+            else f"take {student} out of distill.students or {name} out of distill.recipes"
+        )
+        raise UserError(f"distill.recipes: {name} needs the head {missing[0]!r}, which {student} lacks; {fix}")
+    if unknown := sorted(fields - KNOWN):
+        raise UserError(
+            f"distill.recipes: {name} reads the field {unknown[0]!r}, which is neither a head nor a signal; there "
+            f"are the heads {', '.join(sorted(heads))} and the signals {', '.join(OFFERED)}"
+        )
+    if "evidence_tags" in fields and "token_logits" not in heads:
+        raise UserError(f"distill: {student} reads no pair token by token, so it has no evidence_tags to learn from")
+    return built
 
 
-def learns_evidence(config: Config, name: str) -> bool:
-    """Whether a student of the recipe or objective has learnt what its evidence head says."""
-    return "token_logits" in losses.needs(terms(config, name, OUTPUTS))[0]
+def learns_verdicts(distill: DistillConfig, gains: Sequence[float], name: str) -> bool:
+    """Whether a student of the recipe or objective has learnt to predict verdicts."""
+    return losses.learns_verdicts(terms(distill, gains, name, OUTPUTS))
 
 
-def _term(path: str, term: configs.TermConfig, base: Term | None) -> Term:
+def learns_evidence(distill: DistillConfig, gains: Sequence[float], name: str) -> bool:
+    """Whether a student of the recipe or objective has learnt to tag evidence."""
+    return "token_logits" in losses.needs(terms(distill, gains, name, OUTPUTS))[0]
+
+
+def _term(path: str, term: TermConfig, base: Term | None) -> Term:
     if not term.loss and base is None:
         raise UserError(f"{path}.loss: the base has no term of this name; say which loss it is")
     options: dict[str, Any] = {"weight": 1.0}
@@ -70,19 +100,20 @@ def _term(path: str, term: configs.TermConfig, base: Term | None) -> Term:
     }
     options |= {key: value for key, value in overrides.items() if value is not None} | term.bind
     try:
-        return losses.term(resolve(f"{path}.loss", term.loss) if term.loss else base.fn, **options)
+        loss = base.fn if base is not None and not term.loss else resolve(f"{path}.loss", term.loss)
+        return losses.term(loss, **options)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _number(value: float | configs.ScheduleConfig | None) -> Any:
-    if isinstance(value, configs.ScheduleConfig):
+def _number(value: float | ScheduleConfig | None) -> float | Schedule | None:
+    if isinstance(value, ScheduleConfig):
         return optax.linear_schedule(value.start, value.end, value.steps)
     return value
 
 
-def resolve(path: str, name: str) -> Callable[..., Any]:
-    """The function that `name` stands for: a loss of the library, `package.module:function` or `file.py:function`.
+def resolve(path: str, name: str) -> Callable[..., jax.Array]:
+    """The function called `name`: a loss of the library, `package.module:function` or `file.py:function`.
 
     Args:
       path: the config path, for errors.
@@ -111,7 +142,7 @@ def resolve(path: str, name: str) -> Callable[..., Any]:
     return loss
 
 
-def _is_loss(function: Callable[..., Any]) -> bool:
+def _is_loss(function: Callable[..., object]) -> bool:
     """Whether it makes elements of a student's outputs."""
     parameters = inspect.signature(function).parameters
     return "where" in parameters and bool(OUTPUTS & set(parameters))
@@ -121,14 +152,16 @@ def source_hash(name: str) -> str:
     """Of the text of the file that holds a loss from outside; empty where there is none to read."""
     where = name.rpartition(":")[0]
     try:
-        file = where if where.endswith(".py") else importlib.util.find_spec(where).origin
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-    except (ImportError, AttributeError, ValueError, TypeError, OSError):
+        spec = None if where.endswith(".py") else importlib.util.find_spec(where)
+        return hash_bytes(Path(where if spec is None else spec.origin or "").read_bytes())
+    except (ImportError, AttributeError, ValueError, OSError):
         return ""
 
 
 def _from_file(file: Path):
     spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

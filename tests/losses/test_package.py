@@ -1,4 +1,4 @@
-"""The room as a whole: its examples run, and it knows arrays and types alone."""
+"""The package as a whole: its examples run, and it imports nothing but arrays and types."""
 
 import ast
 import doctest
@@ -23,11 +23,11 @@ def test_imports_only_itself_and_types(name):
     module = importlib.import_module(name)
     with open(module.__file__) as file:
         nodes = list(ast.walk(ast.parse(file.read())))
-    imported = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    paths = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     for node in nodes:
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0
-            imported += [f"{node.module}.{alias.name}" for alias in node.names]
-    own = [path for path in imported if path.split(".")[0] == "jax_rele"]
+            paths += [f"{node.module}.{alias.name}" for alias in node.names]
+    own = [path for path in paths if path.split(".")[0] == "jax_rele"]
     assert all(path.startswith(("jax_rele.losses.", "jax_rele.types.")) for path in own)
-    assert not {path.split(".")[0] for path in imported} & {"flax", "optax", "orbax", "grain", "transformers"}
+    assert not {path.split(".")[0] for path in paths} & {"flax", "optax", "orbax", "grain", "transformers"}

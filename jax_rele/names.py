@@ -1,0 +1,24 @@
+"""Names that users write, each defined once."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+StudentName = Literal["cross_encoder", "two_tower"]
+STUDENTS: tuple[StudentName, ...] = get_args(StudentName)
+
+MODELS = ("teacher", *STUDENTS)
+"""What `jax-rele predict` can run."""
+
+RECIPES = ("label_only", "score_kd", "cot_kd", "mkd", "margin_mse", "lrkd", "crsd", "rationale_guided")
+"""The objectives of `jax_rele.losses.recipes`."""
+
+Order = Literal["rationale_first", "label_first", "label_only"]
+"""Where the label stands in the teacher's answer: after the comparisons, before them, or alone."""
+ORDERS: tuple[Order, ...] = get_args(Order)
+
+PLANNED_STEPS = ("adapt", "finetune", "score_prefix", "score", "generate", "distill")
+"""The steps that `jax-rele plan` compiles."""

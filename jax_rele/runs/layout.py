@@ -1,0 +1,61 @@
+"""The files of a run: what stages write for one another.
+
+prepare/   pairs.parquet  unlabelled.parquet  quarantine.parquet  teacher_tokenizer/  student_tokenizer/
+annotate/  rationales.parquet  quality.json
+adapt/     base/                                   finetune/  lora/
+score/     shards/*.parquet  signals.parquet  held_out.parquet (of another teacher)
+distill/   STUDENT/RECIPE/variables/
+evaluate/  metrics.json  predictions.parquet  rationales.parquet  report.html  table.md
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jax_rele.config import Config
+from jax_rele.data import RATIONALES as TABLE
+from jax_rele.data import PairTable, read_signals, read_table
+from jax_rele.errors import UserError
+from jax_rele.rationale import ParseError, parse
+from jax_rele.types import Pair, Rationale, Signals
+
+PAIRS = "prepare/pairs.parquet"
+UNLABELLED = "prepare/unlabelled.parquet"
+QUARANTINE = "prepare/quarantine.parquet"
+TEACHER_TOKENIZER = "prepare/teacher_tokenizer"
+STUDENT_TOKENIZER = "prepare/student_tokenizer"
+RATIONALES = "annotate/rationales.parquet"
+QUALITY = "annotate/quality.json"
+DECISIONS = "annotate/decisions.parquet"
+BASE = "adapt/base"
+LORA = "finetune/lora"
+SIGNALS = "score/signals.parquet"
+HELD_OUT = "score/held_out.parquet"
+METRICS = "evaluate/metrics.json"
+REPORT = "evaluate/report.html"
+
+
+def load_pairs(run_dir: Path, split: str) -> list[Pair]:
+    """The labelled pairs of a split."""
+    return [pair for pair in PairTable(run_dir / PAIRS) if pair.split == split and pair.label is not None]
+
+
+def load_rationales(run_dir: Path) -> dict[str, Rationale]:
+    """The annotator's rationales by `pair_id`."""
+    path = run_dir / RATIONALES
+    try:
+        return {row["pair_id"]: parse(row["text"]) for row in read_table(path, TABLE).to_pylist()}
+    except ParseError as error:
+        raise UserError(f"{path}: damaged rationale ({error}); delete the folder {path.parent} and run again") from None
+
+
+def load_held_out(config: Config, run_dir: Path) -> Signals | None:
+    """Another teacher's signals for validation and test pairs; None where there are none."""
+    if not (run_dir / HELD_OUT).exists():
+        return None
+    return read_signals(run_dir / HELD_OUT, config.labels.names, config.rationale.dimensions)
+
+
+def student_dir(run_dir: Path, student: str, recipe_name: str) -> Path:
+    """The folder of a student that `distill` trained."""
+    return run_dir / "distill" / student / recipe_name

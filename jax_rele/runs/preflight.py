@@ -1,0 +1,91 @@
+"""Checks of a config that would otherwise fail after long work."""
+
+from __future__ import annotations
+
+import jax
+
+from jax_rele.config import Config
+from jax_rele.data.tokens.prompts import encode_prompts
+from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
+from jax_rele.errors import UserError
+from jax_rele.models import build_teacher
+from jax_rele.models.build import build_encoder
+from jax_rele.models.partitioning import check_heads
+from jax_rele.models.quantize import check_available
+from jax_rele.models.weights import check_weights, weights_folder
+from jax_rele.teacher import check_lengths, check_verbalizers
+from jax_rele.training import check_rows, local_row_indices, make_local_mesh, make_mesh
+
+
+def preflight(config: Config) -> None:
+    """Raises UserError for what would otherwise fail after long work.
+
+    That is: a mesh that does not fit the devices, the models' heads or the rows of a batch; and where the teacher
+    starts from weights, a config that is not supported, a folder that is not whole, a tokenizer that is not the
+    weights', labels that it cannot tell apart, or prompts and rationales longer than the context. Where
+    `score.signals` takes the teacher's place, nothing of the teacher is looked at.
+    """
+    mesh, teacher = make_mesh(config.mesh), config.teacher
+    check_encoder(config, mesh)
+    _check_rows(config, mesh)
+    if config.score.signals:
+        if teacher.init != "random":
+            # `prepare` would fetch its weights, and a manifest would name a teacher that has no part in the run.
+            raise UserError(f"teacher.init: {teacher.init} is not used where score.signals is given; set it to random")
+        return
+    if teacher.init == "random":
+        return check_heads("teacher", teacher.random.heads, teacher.random.kv_heads, mesh)
+    folder = weights_folder(teacher.init)
+    shape = build_teacher(teacher, 0).config
+    check_heads("teacher", shape.heads, shape.kv_heads, mesh)
+    check_weights(folder, shape)
+    if teacher.quantize != "none":
+        check_available()
+    tokenizer = load_tokenizer(folder, DECODER_TOKENS)
+    build_teacher(teacher, len(tokenizer))
+    check_verbalizers(tokenizer, config.labels.names)
+    check_lengths(
+        tokenizer,
+        config.labels.names,
+        config.rationale.dimensions,
+        order=teacher.order,
+        prompt_length=teacher.prompt_length,
+        value_length=teacher.value_length,
+        max_length=shape.max_length,
+    )
+    # Without pairs it looks at the instructions alone.
+    encode_prompts(tokenizer, [], config.data.item_fields, teacher.prompt_length, teacher.instructions)
+
+
+def check_encoder(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError where the students' encoder does not fit the mesh, or its weights and tokenizer each other."""
+    if config.student.init == "random":
+        return check_heads("student", config.student.random.heads, config.student.random.heads, mesh)
+    folder = weights_folder(config.student.init)
+    shape = build_encoder(config.student, len(load_tokenizer(folder, ENCODER_TOKENS)))
+    check_heads("student", shape.heads, shape.heads, mesh)
+    check_weights(folder, shape)
+
+
+def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError where the rows that are computed at a time do not divide over the devices."""
+    distill = config.distill.optimization.batch_size // config.distill.group_size * config.distill.group_size
+    own = not config.score.signals
+    batches = {
+        "adapt": config.adapt.optimization.batch_size if own and config.adapt.enabled else 0,
+        "finetune": config.finetune.optimization.batch_size if own else 0,
+        "distill": max(distill, config.distill.group_size),
+    }
+    for stage, batch in batches.items():
+        micro_batches = getattr(config, stage).optimization.micro_batches
+        check_rows(
+            batch // micro_batches,
+            mesh,
+            f"{stage}.optimization",
+            "change batch_size or micro_batches, or `mesh`",
+            what="rows of a micro-batch" if micro_batches > 1 else "rows",
+        )
+    # Several processes divide the groups themselves.
+    local_row_indices(mesh, max(1, config.distill.optimization.batch_size // config.distill.group_size))
+    local = make_local_mesh(config.mesh)
+    check_rows(config.score.batch_size, local, "score.batch_size", "take a multiple of it, or change `mesh`")

@@ -1,0 +1,99 @@
+"""Training of the teacher as a language model: the shared part of `adapt` and `finetune`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jax_rele import losses
+from jax_rele.config import OptimizationConfig
+from jax_rele.data.batches.loader import batches, rows, shuffled
+from jax_rele.data.tokens.prompts import Answer
+from jax_rele.errors import UserError
+from jax_rele.losses.combine import Term
+from jax_rele.models import Decoder
+from jax_rele.training import (
+    TrainState,
+    local_row_indices,
+    make_optimizer,
+    make_train_step,
+    shard_step,
+    train,
+)
+from jax_rele.training.step import Loss
+from jax_rele.types import Pair
+
+CHUNK = 512
+"""Positions of a device whose logits exist at a time."""
+
+
+def language_term(mesh: jax.sharding.Mesh) -> Term:
+    """Next-token cross-entropy; the rows carry each token's weight."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    return losses.term(losses.next_token_cross_entropy, chunk_size=CHUNK * devices)
+
+
+def language_loss(mesh: jax.sharding.Mesh) -> Loss:
+    """The objective of `adapt` and `finetune`."""
+    return losses.combine(tokens=language_term(mesh))
+
+
+def check_packing(
+    pairs: Sequence[Pair], prompts: Sequence[Sequence[int]], answers: Sequence[Answer], pack_to: int, field: str
+) -> None:
+    """Raises UserError where an example is longer than a packed row; nothing is cut.
+
+    Args:
+      pairs, prompts, answers: the examples, for their lengths and names.
+      pack_to: tokens of a row; 0 for one example a row.
+      field: the config path of `pack_to`.
+    """
+    sizes = [len(prompt) + len(answer.ids) - 1 for prompt, answer in zip(prompts, answers)]
+    longest = max(sizes, default=0)
+    if 0 < pack_to < longest:
+        name = pairs[sizes.index(longest)].pair_id
+        raise UserError(
+            f"{field}: prompt and rationale of the pair {name!r} take {longest} tokens, a row has {pack_to}; make it "
+            f"{longest} or more, or 0 for one example a row"
+        )
+
+
+def train_language_model(
+    model: Decoder,
+    state: TrainState,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    optimization: OptimizationConfig,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+    directory: Path,
+    title: str,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+) -> TrainState:
+    """Trains the decoder on rows of tokens, in an order that the seed decides.
+
+    Args:
+      model: the decoder.
+      state: the state at step 0, made with `make_optimizer(optimization)`; its buffers are donated.
+      arrays: what `prompts.language_rows` returns.
+      optimization, mesh, directory, title, evaluate, evaluate_every: see `training.train`.
+      seed: of the order of rows.
+    """
+    tx = make_optimizer(optimization)
+    step = make_train_step(model.apply, language_loss(mesh), tx, micro_batches=optimization.micro_batches)
+    order = shuffled(len(arrays["targets"]), optimization.batch_size, seed)
+    return train(
+        shard_step(step, mesh, state),
+        state,
+        batches(rows(dict(arrays)), order, local_row_indices(mesh, optimization.batch_size)),
+        config=optimization,
+        mesh=mesh,
+        directory=directory,
+        title=title,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
+    )
