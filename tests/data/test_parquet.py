@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from jax_rele.data import (
     PAIRS,
     RATIONALES,
-    SPLITS,
     Quarantined,
     join_tables,
     read_pairs,
@@ -28,6 +27,7 @@ from jax_rele.data import (
 )
 from jax_rele.data.parquet import new_files, pairs_to_arrow, write_batches
 from jax_rele.errors import UserError
+from jax_rele.names import SPLITS
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

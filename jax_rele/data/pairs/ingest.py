@@ -152,7 +152,7 @@ def _spool(
     seen: set[int] = set()
     key_of = lru_cache(1 << 16)(lambda query: query_key(query, seed))
     grades = {None: deduplicate.UNLABELLED} | {name: index for index, name in enumerate(labels.names)}
-    split_codes = {None: NO_SPLIT} | {name: index for index, name in enumerate(SPLITS)}
+    split_codes: dict[str | None, int] = {None: NO_SPLIT} | {name: index for index, name in enumerate(SPLITS)}
 
     def tables() -> Iterator[pa.Table]:
         pairs: list[Pair] = []

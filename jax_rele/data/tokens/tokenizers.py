@@ -19,7 +19,7 @@ FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """Files of which a tokenizer's folder has at least one."""
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, *, encoder: bool = False) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, encoder: bool = False) -> PreTrainedTokenizerBase:
     """Trains a lower-casing byte-level BPE tokenizer: any text has tokens, none is unknown.
 
     Args:
