@@ -46,6 +46,7 @@ smoke:
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/shellcheck scripts/launch/*.sh scripts/launch/*.sbatch scripts/studies/*.sh
 
 parity: .venv-parity/.installed

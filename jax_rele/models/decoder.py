@@ -277,3 +277,8 @@ class Decoder(nn.Module):
             variable.value = value
         hidden = RMSNorm(config.norm_eps, param_dtype=config.param_dtype, name="final_norm")(x)
         return DecoderOutputs(hidden=hidden, output_embedding=output_embedding.astype(config.dtype))
+
+
+def init_decoder(model: Decoder) -> Callable[[jax.Array], Params]:
+    """rng -> the decoder's variables."""
+    return lambda rng: model.init(rng, jnp.zeros((1, 8), jnp.int32))
