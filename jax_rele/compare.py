@@ -151,7 +151,7 @@ def _trained(
     point: Point,
     seeds: Sequence[int],
     selected: np.ndarray,
-    held_out: dict[str, list[Pair]],
+    held_out: Mapping[str, list[Pair]],
     say: Callable[[str], None],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each seed the label distributions on validation and on the evaluated split; trains what is missing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+SPLITS: tuple[str, ...] = get_args(Split)
 
 StudentName = Literal["cross_encoder", "two_tower"]
 STUDENTS: tuple[StudentName, ...] = get_args(StudentName)

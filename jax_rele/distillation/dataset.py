@@ -29,7 +29,7 @@ from jax_rele.losses.combine import Term
 from jax_rele.models.weights import weights_folder
 from jax_rele.rationale import parse, render
 from jax_rele.students import Student, embed_rationales
-from jax_rele.students.base import TokenArray, input_rows
+from jax_rele.students.base import RaggedInputs, TokenArray, input_rows
 from jax_rele.students.weights import init_student, load_encoder
 from jax_rele.types import LabelSchema, Pair, Params, PyTree, Signals
 
@@ -219,20 +219,18 @@ def targets(schema: LabelSchema, pairs: Sequence[Pair], signals: Signals) -> dic
     }
 
 
-def augmented(
-    student: Student, pairs: Sequence[Pair], signals: Signals
-) -> tuple[dict[str, list[list[int]]], np.ndarray]:
+def augmented(student: Student, pairs: Sequence[Pair], signals: Signals) -> tuple[RaggedInputs, np.ndarray]:
     """The cross-encoder's inputs with each pair's rationale after it, and which pairs have one."""
     # The label is what is to be predicted, so it is not read.
     texts = [render(dataclasses.replace(parse(text), label=None)) if text else "" for text in signals.rationales]
     spec = student.input_spec
     lengths = spec.query_length, spec.item_length, spec.rationale_length
     tokens, types = augmented_rows(student.tokenizer, pairs, texts, spec.fields, *lengths)
-    rows = {"tokens": tokens, "token_types": types, "valid": [[1] * len(row) for row in tokens]}
+    rows: RaggedInputs = {"tokens": tokens, "token_types": types, "valid": [[1] * len(row) for row in tokens]}
     return rows, np.array([bool(text) for text in texts])
 
 
-def evidence(student: Student, pairs: Sequence[Pair], signals: Signals) -> dict[str, list[list[int]]]:
+def evidence(student: Student, pairs: Sequence[Pair], signals: Signals) -> RaggedInputs:
     """The evidence tags of the cross-encoder's tokens; masked where there is no rationale to mark any."""
     spec = student.input_spec
     lengths = spec.query_length, spec.item_length

@@ -163,28 +163,24 @@ def _static_window(mask: Mask, implementation: str, query_length: int, key_lengt
             raise ValueError(f"{implementation} attention cannot do a mask with {name}; use xla")
     if not mask.causal:
         raise ValueError(f"{implementation} attention is causal, the mask is not; use xla")
+    needs = f"{implementation} attention needs"
     if query_length != key_length:
-        raise ValueError(
-            f"{implementation} attention needs as many keys ({key_length}) as queries ({query_length}); use xla"
-        )
+        raise ValueError(f"{needs} as many keys ({key_length}) as queries ({query_length}); use xla")
     if isinstance(mask.window, jax.Array):
-        raise ValueError(
-            f"{implementation} attention needs one window for all layers, known when it is traced; use xla"
-        )
+        raise ValueError(f"{needs} one window for all layers, known when it is traced; use xla")
     # A window as long as the row masks nothing.
     return mask.window if mask.window and mask.window < key_length else 0
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, window: int) -> jax.Array:
-    if jax.default_backend() != "gpu":
-        raise UserError(
-            f"attention: cudnn needs an NVIDIA GPU, not {jax.default_backend()}; set teacher.attention to xla"
-        )
+    backend, head_dim = jax.default_backend(), query.shape[-1]
+    if backend != "gpu":
+        raise UserError(f"attention: cudnn needs an NVIDIA GPU, not {backend}; set teacher.attention to xla")
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         raise UserError(f"attention: cudnn takes 16-bit numbers, not {query.dtype}; set teacher.dtype to bfloat16")
-    if query.shape[-1] % 8 or query.shape[-1] > 256:
+    if head_dim % 8 or head_dim > 256:
         raise UserError(
-            f"attention: cudnn takes heads whose size is a multiple of 8 up to 256, not {query.shape[-1]}; "
+            f"attention: cudnn takes heads whose size is a multiple of 8 up to 256, not {head_dim}; "
             "set teacher.attention to xla"
         )
     attend = partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import chex
 import jax
@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax_rele.models.attention import Implementation, Mask, attention
 from jax_rele.models.lora import COLLECTION, PROJECTED, LoraSpec, Projection
 from jax_rele.models.rope import Rope, rotary
-from jax_rele.types import DecoderOutputs
+from jax_rele.types import DecoderOutputs, Params
 
 Remat = Literal["none", "dots", "full"]
 
@@ -282,6 +282,6 @@ class Decoder(nn.Module):
         return [self.variable("cache", name, jnp.zeros, shape, config.dtype) for name in ("key", "value")]
 
 
-def init_decoder(model: Decoder) -> Callable[[jax.Array], dict[str, Any]]:
+def init_decoder(model: Decoder) -> Callable[[jax.Array], Params]:
     """rng -> the decoder's variables."""
     return lambda rng: model.init(rng, jnp.zeros((1, 8), jnp.int32))

@@ -73,13 +73,13 @@ SIZES = {
     "heads": "num_attention_heads",
     "mlp_width": "intermediate_size",
 }
-BERT = {
-    **SIZES,
-    "token_types": "type_vocab_size",
-    "dropout": "hidden_dropout_prob",
-    "norm_eps": "layer_norm_eps",
-    "activation": "hidden_act",
-}
+BERT = {**SIZES, "token_types": "type_vocab_size", "dropout": "hidden_dropout_prob", "norm_eps": "layer_norm_eps"}
+BERT |= {"activation": "hidden_act"}
+MODERNBERT = {**SIZES, "dropout": "mlp_dropout", "norm_eps": "norm_eps", "activation": "hidden_activation"}
+MODERNBERT |= {name: name for name in ("attention_bias", "mlp_bias", "norm_bias")}
+DISTILBERT = dict(zip(SIZES, ("vocab_size", "n_layers", "dim", "n_heads", "hidden_dim"), strict=True))
+DISTILBERT |= {"dropout": "dropout", "activation": "activation"}
+
 LAYER_KINDS = ("full_attention", "sliding_attention")
 OLD_THETAS = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
 """Keys of the rotary bases in configs without `rope_parameters`."""
@@ -90,30 +90,14 @@ FAMILIES = {
     "xlm-roberta": EncoderFamily("XLMRobertaModel", BERT, counts=True),
     "distilbert": EncoderFamily(
         "DistilBertModel",
-        {
-            "vocab_size": "vocab_size",
-            "layers": "n_layers",
-            "width": "dim",
-            "heads": "n_heads",
-            "mlp_width": "hidden_dim",
-            "dropout": "dropout",
-            "activation": "activation",
-        },
+        DISTILBERT,
         constants={"token_types": 0, "norm_eps": 1e-12},
         # Sinusoidal positions are saved in the position table.
         harmless=words("sinusoidal_pos_embds qa_dropout seq_classif_dropout"),
     ),
     "modernbert": EncoderFamily(
         "ModernBertModel",
-        {
-            **SIZES,
-            "dropout": "mlp_dropout",
-            "norm_eps": "norm_eps",
-            "activation": "hidden_activation",
-            "attention_bias": "attention_bias",
-            "mlp_bias": "mlp_bias",
-            "norm_bias": "norm_bias",
-        },
+        MODERNBERT,
         constants={"token_types": 0, "prenorm": True, "gated": True},
         read=words(
             "layer_types global_attn_every_n_layers local_attention rope_parameters global_rope_theta local_rope_theta"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
+from types import ModuleType
 from typing import Literal
 
 import jax
@@ -78,7 +79,7 @@ def _follow(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def _quantize(kernel, kind):
-    qwix = _qwix()
+    qwix = load_qwix()
 
     def one(kernel):
         kernel = kernel.astype(jnp.float32)
@@ -109,7 +110,7 @@ def dequantize(kernel: PyTree, dtype: DTypeLike) -> jax.Array:
 
 def _nf4_levels() -> jax.Array:
     """[16] float32, ascending from -1 to 1."""
-    qwix = _qwix()
+    qwix = load_qwix()
     codes = jnp.arange(16, dtype=jnp.uint4)
     return qwix.dequantize(qwix.QArray(codes, jnp.ones(1, jnp.float32), qtype="nf4"))
 
@@ -194,12 +195,8 @@ def stored_bytes(params: PyTree) -> int:
     return sum(math.prod(leaf.shape) * bits(leaf.dtype) for leaf in jax.tree.leaves(params)) // 8
 
 
-def check_available() -> None:
-    """Raises UserError where the package that quantizes is not installed."""
-    _qwix()
-
-
-def _qwix():
+def load_qwix() -> ModuleType:
+    """The package that quantizes. Raises UserError where it is not installed."""
     try:
         import qwix
     except ImportError:

@@ -293,7 +293,7 @@ def _outgoing(config: Config, variables: Params) -> list[Outgoing]:
     params = flatten_dict(nn.unbox(variables["params"]), sep="/")
     lora = flatten_dict(nn.unbox(variables.get(COLLECTION, {})), sep="/")
     if any(map(is_quantized, params.values())):
-        raise ValueError("quantized weights have no form there: restore the base with `dequantize_params` first")
+        raise ValueError("quantized weights cannot be written: restore the base with `dequantize_params` first")
     parameters = _parameters(config, without=_layout(config).optional - params.keys())
     if {path: leaf.shape for path, leaf in params.items()} != {each.path: each.shape for each in parameters}:
         raise ValueError("params are not those of the model's config")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rele import losses
-from jax_rele.config import AdaptConfig, Config, FinetuneConfig, StudentName
+from jax_rele.config import AdaptConfig, Config, FinetuneConfig
 from jax_rele.distillation import objectives
 from jax_rele.distillation.fields import batch_fields
 from jax_rele.errors import UserError
@@ -23,6 +23,7 @@ from jax_rele.models import Decoder, build_teacher
 from jax_rele.models.decoder import init_decoder
 from jax_rele.models.partitioning import check_heads, use
 from jax_rele.models.quantize import quantize_params
+from jax_rele.names import StudentName
 from jax_rele.plan.abstract import array, init_abstract, rows, train_state
 from jax_rele.plan.flops import flops
 from jax_rele.rationale import grammar

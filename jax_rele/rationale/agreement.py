@@ -59,39 +59,34 @@ def agree(dimension: str, asked: str, stated: str) -> bool | None:
       size: only sizes of one family can be compared, and only equal sizes agree.
       audience: synonyms agree, and groups agree with their parts (`kids` and `girls`).
     """
-    if key(asked) == key(stated):
-        return bool(key(asked)) or asked == stated
+    asked_key, stated_key = key(asked), key(stated)
+    if asked_key == stated_key:
+        return bool(asked_key) or asked == stated
     if dimension == "size":
-        return _agree_size(key(asked), key(stated))
+        return _agree_size(*(_SAME_SIZE.get(size, size) for size in (asked_key, stated_key)))
     if dimension == "audience":
-        return _agree_audience(key(asked), key(stated))
-    if _holds(asked, stated, dimension == "category") or _holds(stated, asked, dimension == "category"):
+        asked, stated = (_AUDIENCE_OF.get(name, name) for name in (asked_key, stated_key))
+        parts = _AUDIENCE_PARTS.get(asked, set()), _AUDIENCE_PARTS.get(stated, set())
+        return asked == stated or stated in parts[0] or asked in parts[1]
+    if _contains(asked, stated, dimension) or _contains(stated, asked, dimension):
         return True
-    if dimension == "model" and is_model_number(key(stated)) and not any(c.isdigit() for c in asked):
+    if dimension == "model" and is_model_number(stated_key) and not any(c.isdigit() for c in asked):
         return None
     return False
 
 
-def _holds(text: str, part: str, at_end: bool) -> bool:
-    text_words = content(words(text))
-    phrase_key = key(part)
-    return bool(phrase_key) and any(not at_end or end == len(text_words) for _, end in runs(text_words, phrase_key))
+def _contains(text: str, part: str, dimension: str) -> bool:
+    text_words, part_key = content(words(text)), key(part)
+    ends = [end for _, end in runs(text_words, part_key)] if part_key else []
+    return len(text_words) in ends if dimension == "category" else bool(ends)
 
 
 def _agree_size(asked: str, stated: str) -> bool | None:
-    asked, stated = _SAME_SIZE.get(asked, asked), _SAME_SIZE.get(stated, stated)
     if asked == stated:
         return True
     return False if _size_family(asked) == _size_family(stated) is not None else None
 
 
 def _size_family(size: str) -> str | None:
-    if size in _SIZE_FAMILIES:
-        return _SIZE_FAMILIES[size]
     shape = size.translate(_DIGITS)
-    return shape if shape != size else None
-
-
-def _agree_audience(asked: str, stated: str) -> bool:
-    asked, stated = _AUDIENCE_OF.get(asked, asked), _AUDIENCE_OF.get(stated, stated)
-    return asked == stated or stated in _AUDIENCE_PARTS.get(asked, ()) or asked in _AUDIENCE_PARTS.get(stated, ())
+    return _SIZE_FAMILIES.get(size) or (shape if shape != size else None)

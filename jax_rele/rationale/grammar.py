@@ -110,12 +110,7 @@ def escape_name(dimension: str) -> str:
 
 
 def render(rationale: Rationale, order: str = "rationale_first") -> str:
-    """The rationale as text, without a final line feed.
-
-    Args:
-      rationale: what to write; a label of None is left out.
-      order: one of `ORDERS`.
-    """
+    """The rationale as text in one of `ORDERS`, without a final line feed; a label of None is left out."""
     return "".join(segment.text for segment in segments(rationale, order))
 
 
@@ -150,10 +145,8 @@ def parse(text: str) -> Rationale:
 def read_lines(text: str, *, strict: bool) -> tuple[list[Comparison], str | None]:
     """The comparisons and the label of text that consists of the grammar's lines alone.
 
-    Args:
-      text: lines in any order of `ORDERS`.
-      strict: whether slots must hold exactly what `render` writes; otherwise spaces and empty values are dropped, and
-        colons and backslashes that are not escapes are kept.
+    With `strict` slots must hold exactly what `render` writes; otherwise spaces and empty values are dropped, and
+    colons and backslashes that are not escapes are kept.
 
     Raises:
       ParseError: a line is neither a comparison nor a label, or a dimension or the label occurs twice.

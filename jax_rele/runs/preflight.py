@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 
+from jax_rele.annotation import extra
 from jax_rele.config import Config
 from jax_rele.data.tokens.prompts import encode_prompts
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
@@ -11,7 +12,7 @@ from jax_rele.errors import UserError
 from jax_rele.models import build_teacher
 from jax_rele.models.build import build_encoder
 from jax_rele.models.partitioning import check_heads
-from jax_rele.models.quantize import check_available
+from jax_rele.models.quantize import load_qwix
 from jax_rele.models.weights import check_weights, weights_folder
 from jax_rele.teacher import check_lengths, check_verbalizers
 from jax_rele.training import check_rows, local_row_indices, make_local_mesh, make_mesh
@@ -20,12 +21,15 @@ from jax_rele.training import check_rows, local_row_indices, make_local_mesh, ma
 def preflight(config: Config) -> None:
     """Raises UserError for what would otherwise fail after long work.
 
-    That is: a mesh that does not fit the devices, the models' heads or the rows of a batch; and where the teacher
+    That is: packages that annotators need; a mesh that does not fit the devices, the models' heads or the rows of a
+    batch; recipes that do not fit a student, or losses that cannot be found; and where the teacher
     starts from weights, a config that is not supported, a folder that is not whole, a tokenizer that is not the
     weights', labels that it cannot tell apart, or prompts and rationales longer than the context. Where
     `score.signals` takes the teacher's place, nothing of the teacher is looked at.
     """
     mesh, teacher = make_mesh(config.mesh), config.teacher
+    if config.annotate.annotator == "llm" and not config.score.signals:
+        extra.require(*extra.PACKAGES)
     check_encoder(config, mesh)
     _check_rows(config, mesh)
     if config.score.signals:
@@ -40,7 +44,7 @@ def preflight(config: Config) -> None:
     check_heads("teacher", shape.heads, shape.kv_heads, mesh)
     check_weights(folder, shape)
     if teacher.quantize != "none":
-        check_available()
+        load_qwix()
     tokenizer = load_tokenizer(folder, DECODER_TOKENS)
     build_teacher(teacher, len(tokenizer))
     check_verbalizers(tokenizer, config.labels.names)

@@ -123,12 +123,14 @@ def _tokenizers(config: Config, train: PairTable) -> tuple[PreTrainedTokenizerBa
     if config.teacher.init == "random":
         prompts = (grammar.prompt(pair, fields) for pair in train)
         texts = chain(prompts, _grammar_texts(config, len(train)))
-        teacher = train_tokenizer(texts, config.teacher.random.vocab_size)
+        teacher: PreTrainedTokenizerBase = train_tokenizer(texts, config.teacher.random.vocab_size)
     else:
         teacher = load_tokenizer(weights_folder(config.teacher.init), DECODER_TOKENS)
     check_verbalizers(teacher, config.labels.names)
     if config.student.init == "random":
-        student = train_tokenizer(_plain_texts(train, fields), config.student.random.vocab_size, encoder=True)
+        student: PreTrainedTokenizerBase = train_tokenizer(
+            _plain_texts(train, fields), config.student.random.vocab_size, encoder=True
+        )
     else:
         student = load_tokenizer(weights_folder(config.student.init), ENCODER_TOKENS)
     return teacher, student

@@ -1,14 +1,14 @@
-"""What the bundled bases may learn from, and what they must never see.
+"""The training data of the bundled bases, and the held-out data that they must never see.
 
     python scripts/build_bundled/corpus.py FOLDER        prints the counts and the check
 
 FOLDER holds `esci/esci_pairs.jsonl`, judgements of the Amazon ESCI data set with product texts, and
-`queryner/queryner.jsonl`, ESCI queries with human tags (QueryNER). Of the judgements those of the locale `us` are used.
+`queryner/queryner.jsonl`, ESCI queries with human tags (QueryNER). Judgements of the locale `us` are used.
 
-Set apart are: the queries of the demo's validation and test splits; a share of the judged pairs outside the bundled
-sample, by query, on which the bases are measured; and QueryNER's own test queries. Queries count as the same when their
-words do, whatever their case, spaces, accents and plurals (`jax_rele.rationale.words.key`). Products of pairs that are
-set apart are set apart too.
+Held out are: the queries of the demo's validation and test splits; a fraction of the judged queries outside the bundled
+sample, on which the bases are measured; and QueryNER's own test queries. Queries are the same where their words differ
+in case, spaces, accents and plurals alone (`jax_rele.rationale.words.key`). The products of held-out pairs are held out
+too.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ ESCI, QUERYNER = Path("esci/esci_pairs.jsonl"), Path("queryner/queryner.jsonl")
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 LOCALE = "us"
 ONE_SIDED = ("Grandi9",)
-"""Values of a row's `source` that only ever judge Exact: their pairs are read without their label."""
+"""Values of a row's `source` whose every judgement is Exact: their pairs are read without the label."""
 
 HELD_OUT_FRACTION = 0.4
-"""Of the queries of judged pairs outside the sample."""
+"""Fraction of the judged queries outside the sample."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts to learn from and texts to be measured on; no query and no product is in both.
+    """Training data and held-out data; no query and no product is in both.
 
     Attributes:
-      judged: pairs to learn from; the label is None where it is not used.
-      queries: tagged queries to learn from, each with an empty item.
+      judged: training pairs; the label is None where it is not used.
+      queries: tagged training queries, each with an empty item.
       held_out: judged pairs outside the sample, all with a label.
       held_out_queries: tagged queries, each with an empty item.
       demo: the pairs of the demo's validation and test splits.
-      apart: the keys of every query that must not be learnt from.
+      apart: the keys of all queries that are held out.
     """
 
     judged: list[Pair]
@@ -60,15 +60,15 @@ class Corpus:
     apart: frozenset[str]
 
     def allowed(self, pairs: Iterable[Pair]) -> list[Pair]:
-        """The pairs whose query may be learnt from: one that was cut from texts may happen to be set apart."""
+        """The pairs whose query is not held out; queries that are cut from texts can be."""
         return [pair for pair in pairs if key(pair.query) not in self.apart]
 
 
 def load(folder: Path, seed: int = 0) -> Corpus:
-    """Reads a folder and divides it; another seed holds out other judged pairs.
+    """Reads a folder and splits it; another seed holds out other judged pairs.
 
     Raises:
-      UserError: a file is missing or has no usable row, or nothing is left to learn from.
+      UserError: a file is missing or has no usable row, or no training data are left.
     """
     demo = [pair for pair in _sample() if pair.split != "train"]
     judged = _judged(folder)
@@ -99,7 +99,7 @@ def load(folder: Path, seed: int = 0) -> Corpus:
 
 
 def check(corpus: Corpus) -> dict[str, int]:
-    """The counts of a corpus. Raises UserError where something set apart is to be learnt from."""
+    """The counts of a corpus. Raises UserError where held-out queries or products are in the training data."""
     learnt = [*corpus.judged, *corpus.queries]
     queries = {key(pair.query) for pair in learnt}
     products = {pair.item.id for pair in corpus.judged}
@@ -110,7 +110,7 @@ def check(corpus: Corpus) -> dict[str, int]:
         "held_out_products_learnt": len({pair.item.id for pair in corpus.held_out} & products),
     }
     if any(leaks.values()):
-        raise UserError(f"texts that are set apart would be learnt from: {leaks}")
+        raise UserError(f"held-out texts are in the training data: {leaks}")
     return {
         "judged": len(corpus.judged),
         "judged_with_label": sum(pair.label is not None for pair in corpus.judged),
@@ -141,7 +141,7 @@ def _judged(folder: Path) -> list[Pair]:
 
 
 def _tagged(folder: Path) -> tuple[list[Pair], list[Pair]]:
-    """QueryNER's queries, each once: those to learn from, and those of its test split."""
+    """QueryNER's queries, each once: the training queries, and those of its test split."""
     path = folder / QUERYNER
     parts: tuple[dict[str, Pair], dict[str, Pair]] = {}, {}
     for number, row in enumerate(_rows(path), 1):
@@ -150,7 +150,7 @@ def _tagged(folder: Path) -> tuple[list[Pair], list[Pair]]:
         try:
             pair = parse_row(raw_row, fields={}, label_map={}, label_names=())
         except RowError as error:
-            raise UserError(f"{path}: line {number}: {error}; mend or remove it") from None
+            raise UserError(f"{path}: line {number}: {error}; fix or remove it") from None
         pair = replace(pair, pair_id=f"q-{number}", item=Item("", ""))
         parts[row.get("split") == "test"].setdefault(key(pair.query), pair)
     return list(parts[0].values()), list(parts[1].values())
@@ -164,9 +164,9 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError:
-            raise UserError(f"{path}: line {number} is not JSON; mend or remove it") from None
+            raise UserError(f"{path}: line {number} is not JSON; fix or remove it") from None
         if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is not a JSON object; mend or remove it")
+            raise UserError(f"{path}: line {number} is not a JSON object; fix or remove it")
         yield row
 
 
@@ -180,7 +180,7 @@ def check_positive(arguments: argparse.Namespace, zero: Sequence[str] = ()) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="of what is held out")
+    parser.add_argument("--seed", type=int, default=0, help="of the held-out data")
     arguments = parser.parse_args()
     print(json.dumps(check(load(arguments.folder, arguments.seed)), indent=2))
 

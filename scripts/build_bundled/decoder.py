@@ -2,14 +2,14 @@
 
     python scripts/build_bundled/decoder.py FOLDER --work WORK --output OUTPUT
 
-FOLDER is what corpus.py describes. WORK keeps checkpoints, `metrics.jsonl` (loss and held-out figures over time) and
-`settings.json`; the same command again goes on where it was. OUTPUT gets the weights (float16 safetensors), the
+FOLDER is what corpus.py describes. WORK keeps checkpoints, `metrics.jsonl` (loss and held-out metrics over time) and
+`settings.json`; the same command again resumes the build. OUTPUT gets the weights (float16 safetensors), the
 tokenizer and checksums, and appears whole or not at all.
 
-Examples are made by rules alone (examples.py): rationales with their label over made-up pairs and over judged ones, and
-for each word of a query whether the item has it. Held-out figures are of queries and products that no example holds:
-`words`, accuracy of the word task; `asked`, accuracy of verdicts on the dimensions that the query asks for, given the
-values before them; `auc`, of Exact on judged pairs, by the label's probability.
+Examples are written by rules alone (examples.py): rationales with their label for synthetic and judged pairs, and for
+each word of a query whether the item has it. Held-out metrics are of queries and products that no example has: `words`,
+accuracy of the word task; `asked`, accuracy of verdicts on the dimensions that the query asks for, given the values
+before them; `auc`, of Exact on judged pairs, by the label's probability.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ KIND_WEIGHTS = {"fixed": 0.1, "name": 0.0, "query_values": 0.7, "item_values": 0
 TEXT_WEIGHT = 0.1
 
 JUDGED_FRACTION, WORDS_FRACTION, DENSE_FRACTION, SHORT_FRACTION = 0.06, 0.08, 0.14, 0.36
-"""Shares of the examples: judged pairs, repeated; the word task on made-up pairs, and on short texts; rationales of
-short pairs. The rest are rationales of made-up pairs."""
+"""Fractions of the examples: judged pairs, repeated; the word task on synthetic pairs, and on short texts; rationales
+of short pairs. The rest are rationales of synthetic pairs."""
 
 LOG_EVERY = 40
-"""Steps between two lines of the log, or fewer, as that divides the steps between checkpoints."""
+"""Most steps between two lines of the log; fewer where it does not divide the steps between checkpoints."""
 
 HELD_OUT = 200
-"""Pairs of each held-out figure."""
+"""Pairs of each held-out metric."""
 
 
 def make_rows(
@@ -78,7 +78,7 @@ def make_rows(
     count: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Packed rows of `count` examples, as `language_rows` makes them."""
+    """Packed rows of `count` examples, in the form of `language_rows`."""
     rng, draws = random.Random(seed), np.random.default_rng(seed)
     writer = Writer(tokenizer, teacher.prompt_length, teacher.value_length)
     judged = [pair for pair in corpus.judged if pair.label is not None]
@@ -122,7 +122,7 @@ def make_measure(
     teacher: config.TeacherConfig,
     seed: int,
 ) -> tuple[Callable[[TrainState], dict[str, float]], dict[str, float]]:
-    """A function that measures a state on the held-out pairs, and what always saying the commonest answer reaches."""
+    """A function that measures a state on the held-out pairs, and the metrics of the most frequent answer."""
     writer = Writer(tokenizer, teacher.prompt_length, teacher.value_length)
     items = [pair.item for pair in corpus.held_out]
     crossed = candidates([*corpus.held_out_queries, *corpus.held_out], items, 1, seed, bm25=0.5)
@@ -156,7 +156,7 @@ def make_measure(
         return np.concatenate(jax.device_get(parts))
 
     def verdicts(name: str, answer_logits: np.ndarray | None = None) -> tuple[list[int], list[int]]:
-        """The right verdicts of a task, and those that have the largest of `answer_logits`."""
+        """The true verdicts of a task, and those with the largest of `answer_logits`."""
         prompts, answers = tasks[name]
         truth, predicted = [], []
         for row in range(len(prompts)):
@@ -214,17 +214,18 @@ def make_tx(name: str, optimization: config.OptimizationConfig) -> optax.Gradien
         adam_b2=0.98,
         weight_decay=optimization.weight_decay,
         muon_weight_dimension_numbers=matrices,
-        # Updates as large as AdamW's, so that both take one rate.
+        # Updates as large as AdamW's, so that both use one learning rate.
         consistent_rms=0.2,
     )
     return optax.chain(optax.clip_by_global_norm(optimization.clip_norm), muon)
 
 
 def initial(model: Decoder, init: str, seed: int) -> dict[str, Any]:
-    """Random variables; with `mimetic` one query head of each group looks for tokens like its own from the start.
+    """Random variables; with `mimetic` one query head of each group attends to tokens equal to its own from the start.
 
     Its query projection is its key projection, so that equal tokens match (mimetic initialization, Trockman & Kolter,
-    arXiv 2305.09828): to compare texts a model must find words again, which takes long to emerge by itself.
+    arXiv 2305.09828): to compare texts a model must match equal words, which takes thousands of steps to learn
+    otherwise.
     """
     variables = nn.unbox(model.init(jax.random.key(seed), jnp.zeros((1, 8), jnp.int32)))
     if init == "random":
@@ -239,7 +240,7 @@ def initial(model: Decoder, init: str, seed: int) -> dict[str, Any]:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raises UserError for what would otherwise fail after the data are read."""
+    """Raises UserError for arguments that would fail only after the data are read."""
     check_positive(arguments, zero=("seed",))
     for part, whole in (("kv_heads", "heads"), ("heads", "width")):
         if getattr(arguments, whole) % getattr(arguments, part):
@@ -248,7 +249,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.output.exists():
         raise UserError(f"{arguments.output}: exists already; remove it or give another folder")
     if arguments.work.exists() and not arguments.work.is_dir():
-        raise UserError(f"{arguments.work}: is no folder; give another for --work")
+        raise UserError(f"{arguments.work}: not a folder; give another for --work")
 
 
 def build(arguments: argparse.Namespace) -> None:
@@ -260,7 +261,7 @@ def build(arguments: argparse.Namespace) -> None:
     settings = {name: str(value) for name, value in vars(arguments).items() if name not in ("work", "output")}
     path = arguments.work / "settings.json"
     if path.exists() and read_json(path) != settings:
-        raise UserError(f"{arguments.work}: was begun with other settings ({path.name}); give another --work folder")
+        raise UserError(f"{arguments.work}: was started with other settings ({path.name}); give another --work folder")
     write_json(path, settings)
 
     folder = arguments.work / "tokenizer"
@@ -325,14 +326,14 @@ def build(arguments: argparse.Namespace) -> None:
         evaluate=measured,
         evaluate_every=arguments.evaluate_every,
     )
-    # What `to_hf` takes the token ids of from.
+    # `to_hf` reads the token ids from this file.
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     (folder / "config.json").write_text(json.dumps(ids) + "\n", "utf-8")
     ship(model, state.trainable, folder, arguments.output, "decoder")
 
 
 def answer_texts(demo: config.Config) -> list[str]:
-    """The words of the grammar, so that each of them is one token."""
+    """The words of the grammar, repeated so that each becomes one token."""
     lines = [f" {word}" for word in (*VERDICTS, *demo.labels.names)]
     lines += [f"{name}:" for name in (*demo.rationale.dimensions, "label", "judge", "words")] + [" | - | ", "\n"]
     return ["\n".join(lines)] * 2000

@@ -2,14 +2,13 @@
 
     python scripts/build_bundled/encoder.py FOLDER --output DIR
 
-FOLDER is that of `corpus.py`; only the part that may be learnt from is trained on. DIR is written in the Hugging Face
-form in float16. The command run again goes on where it was; `--work` (default: DIR.work) keeps what that takes,
-`metrics.jsonl` and `progress.log` (figures on the held-out part over time) and `log.json` (the last ones, with 95%
-intervals over resampled queries).
+FOLDER is that of `corpus.py`. DIR is written in the Hugging Face form in float16. The same command again resumes the
+build; `--work` (default: DIR.work) keeps the checkpoints, `metrics.jsonl` and `progress.log` (held-out metrics over
+time) and `log.json` (the last ones, with 95% intervals over resampled queries).
 
-The encoder learns to embed single texts as MiniLM does, reduced to its width, and to read pairs of query and item: how
-near MiniLM finds them, the rule annotator's verdicts and their evidence, and which words occur on both sides. The heads
-are thrown away.
+The encoder learns to embed single texts as MiniLM does, reduced to its width, and to predict of pairs of query and
+item: MiniLM's cosine, the rule annotator's verdicts and their evidence, and which words occur on both sides. The heads
+are dropped.
 """
 
 from __future__ import annotations
@@ -50,16 +49,16 @@ from jax_rele.types import VERDICTS
 
 MAX_LENGTH = 128
 LENGTHS = tuple(zip(TEXT_LENGTHS, PAIR_LENGTHS))
-"""Tokens of texts and of pairs that batches are padded to: few combinations, as each is compiled."""
+"""Tokens of texts and of pairs that batches are padded to: few combinations, because each is compiled."""
 
 WINDOW = 32
-"""Steps whose rows are dealt into batches by length."""
+"""Steps whose rows are batched by length together."""
 
 UNASKED, OF_ITEM = 0.1, 0.3
-"""How much a verdict counts on a dimension that the query does not ask for, and an item's word that occurs."""
+"""Weights of verdicts on dimensions that the query does not ask for, and of the item's words in the word task."""
 
 TABLE_SIZE, BRANCH = 0.05, 0.3
-"""Root mean square of the word table at first, and what the kernels that a layer adds by are scaled by."""
+"""Initial root mean square of the word table, and the factor of the kernels that write to the residual stream."""
 
 RESAMPLES = 1000
 
@@ -68,7 +67,7 @@ RESAMPLES = 1000
 
 
 def prepare(corpus: Corpus, folder: Path, arguments: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Everything that is read while training; made once and kept in `folder` with the tokenizer."""
+    """All arrays of the training and the evaluation; computed once and stored in `folder` with the tokenizer."""
     done = folder / "arrays.npz"
     if done.is_file():
         with np.load(done) as stored:
@@ -115,7 +114,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def reader(arrays: Mapping[str, np.ndarray], targets: np.ndarray) -> Callable[[np.ndarray, np.ndarray], dict]:
-    """(numbers of as many texts as pairs, texts first; the numbers of the rows of the batch) -> a batch."""
+    """A function from indices, of as many texts as pairs, texts first, to a batch; it ignores the row numbers."""
     count, cosines = len(targets), arrays["pair_cosines"]
     standard = (cosines - cosines.mean()) / max(cosines.std(), 1e-6)
     eye = np.eye(len(VERDICTS), dtype=np.float32)
@@ -156,7 +155,7 @@ def reader(arrays: Mapping[str, np.ndarray], targets: np.ndarray) -> Callable[[n
     return read
 
 
-# ---- the whole
+# ---- training
 
 
 def initial(
@@ -167,10 +166,10 @@ def initial(
     mesh: jax.sharding.Mesh,
     seed: int,
 ) -> TrainState:
-    """The state at step 0: the word table is what MiniLM makes of each token [V, W], and layers add little.
+    """The state at step 0: the word table holds MiniLM's embedding of each token [V, W], and layers add little to it.
 
-    In every layer keys begin as queries, so that a token attends to itself and to its likes wherever they stand: which
-    words occur on both sides is then found within a hundred steps, and otherwise not within some hundreds.
+    In every layer the key projection starts equal to the query projection, so that a token attends to equal tokens: the
+    word task is then learnt within a hundred steps, and otherwise not within several hundred.
     """
     words = jnp.asarray(word_vectors * (TABLE_SIZE * word_vectors.shape[1] ** 0.5))
 
@@ -187,7 +186,7 @@ def initial(
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains and writes the encoder; gives the last figures."""
+    """Trains and writes the encoder; returns the last metrics."""
     output, work = arguments.output, arguments.work or arguments.output.with_name(arguments.output.name + ".work")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: exists and is not empty; choose another --output or remove it")
@@ -198,8 +197,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--minilm: {arguments.minilm}: no such folder")
     corpus = load(arguments.folder, arguments.data_seed)
     data_folder = arguments.prepared or work / "prepared"
-    _settle(data_folder, arguments, OF_DATA)
-    _settle(work, arguments, OF_TRAINING)
+    _record_settings(data_folder, arguments, OF_DATA)
+    _record_settings(work, arguments, OF_TRAINING)
     begin = time.perf_counter()
     arrays = prepare(corpus, data_folder, arguments)
     tokenizer = load_tokenizer(data_folder / "tokenizer", ("pad", "cls", "sep"))
@@ -258,7 +257,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         evaluate=evaluate,
         evaluate_every=arguments.evaluate_every,
     )
-    # What is measured is what is written.
+    # The rounded parameters are measured, because they are the ones that are written.
     params = jax.tree.map(lambda x: x.astype(jnp.float16), nn.unbox(state.trainable["params"]["encoder"]))
     rounded = {**state.trainable["params"], "encoder": jax.tree.map(lambda x: x.astype(jnp.float32), params)}
     samples = figures(measure(rounded), arrays, RESAMPLES)
@@ -289,8 +288,8 @@ def _settings(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def _settle(folder: Path, arguments: argparse.Namespace, names: tuple[str, ...]) -> None:
-    """Notes in a folder what it is made with. Raises UserError where it was made with something else."""
+def _record_settings(folder: Path, arguments: argparse.Namespace, names: tuple[str, ...]) -> None:
+    """Writes a folder's settings. Raises UserError where it has other ones."""
     path, settings = folder / "settings.json", _settings(arguments, names)
     folder.mkdir(parents=True, exist_ok=True)
     if path.is_file():
@@ -311,14 +310,14 @@ def main() -> None:
     add = parser.add_argument
     add("folder", type=Path)
     add("--output", type=Path, required=True, help="the encoder's folder; must not exist or be empty")
-    add("--work", type=Path, help="what it takes to go on, and the logs")
-    add("--prepared", type=Path, help="texts, tokenizer and embeddings, to be shared by several trainings")
+    add("--work", type=Path, help="checkpoints and logs")
+    add("--prepared", type=Path, help="folder of texts, tokenizer and embeddings, which several trainings can share")
     add("--minilm", type=Path, default=None, help=f"all-MiniLM-L6-v2; default: that of the package {teacher.PACKAGE}")
     add("--seed", type=int, default=0, help="of the training")
-    add("--data-seed", type=int, default=0, help="of what is held out and of the pairs")
+    add("--data-seed", type=int, default=0, help="of the held-out data and of the pairs")
     add("--vocab-size", type=int, default=8192)
-    add("--crossed", type=int, default=4, help="pairs of each query with items that nobody judged for it")
-    add("--recombined", type=int, default=20000, help="pairs of made-up texts")
+    add("--crossed", type=int, default=4, help="pairs of each query with items that are not judged for it")
+    add("--recombined", type=int, default=20000, help="synthetic pairs")
     add("--held-out", type=int, default=1000, help="crossed pairs to measure on")
     add("--layers", type=int, default=2)
     add("--width", type=int, default=256)

@@ -1,4 +1,4 @@
-"""What held-out texts say of the bundled encoder while it learns."""
+"""Held-out metrics of the bundled encoder during training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jax_rele.types import VERDICTS
 
 TEXT_LENGTHS = (16, 24, 40, material.TEXT_LENGTH)
 PAIR_LENGTHS = (24, 40, 64, material.QUERY_LENGTH + material.ITEM_LENGTH)
-"""Tokens of texts and of pairs that batches are padded to: the first of these that all rows of a batch fit in."""
+"""Tokens of texts and of pairs that batches are padded to: the first length that fits all rows of a batch."""
 
 BATCH = 64
 """Rows that are measured at a time."""
@@ -25,12 +25,12 @@ BATCH = 64
 def make_measure(
     learner: nn.Module, arrays: Mapping[str, np.ndarray]
 ) -> Callable[[Mapping[str, Any]], dict[str, np.ndarray]]:
-    """Makes `params -> what the learner says of the held-out texts`, see `figures`."""
+    """A function from parameters to the learner's outputs for the held-out texts, see `figures`."""
     embed = jax.jit(partial(learner.apply, method="embed"))
     judge = jax.jit(partial(learner.apply, method="judge"))
 
     def run(compute, params, tokens, types, lengths, longest):
-        """The outputs for all rows, in batches of rows of like length."""
+        """The outputs for all rows, in batches of rows of similar length."""
         order, batches = np.argsort(lengths, kind="stable"), []
         for start in range(0, len(order), BATCH):
             chosen = np.resize(order[start : start + BATCH], BATCH)
@@ -60,7 +60,7 @@ def make_measure(
 
 
 def _widened(array: jax.Array, length: int, full: int) -> np.ndarray:
-    """Outputs by token, filled up to the full length."""
+    """Outputs by token, padded to the full length."""
     array = np.asarray(array)
     if array.ndim == 3 and array.shape[1] == length:
         return np.pad(array, ((0, 0), (0, full - length), (0, 0)))
@@ -70,12 +70,12 @@ def _widened(array: jax.Array, length: int, full: int) -> np.ndarray:
 def figures(
     outputs: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], resamples: int = 0
 ) -> dict[str, np.ndarray]:
-    """What held-out texts say of an encoder, each figure [1 + resamples]: on all pairs, then on resampled queries.
+    """Held-out metrics, each [1 + resamples]: of all pairs, then of resampled queries.
 
-    `auc` is the area under the ROC curve of Exact of the cosine of query and item (406 judged pairs in the whole data),
-    beside MiniLM's and that of the share of the query's words that stand in the item; `auc_read` that of the cosine as
-    the pair's head tells it. On crossed pairs: the correlation of both with MiniLM's cosine; the accuracy of verdicts
-    on dimensions that the query asks for, and of whether a query's word occurs in the item.
+    `auc` is the area under the ROC curve of Exact by the cosine of query and item (406 judged pairs in the whole data),
+    `auc_minilm` by MiniLM's, `auc_overlap` by the fraction of the query's words in the item, `auc_read` by the cosine
+    that the pair head predicts. On crossed pairs: the correlation of both cosines with MiniLM's; the accuracy of
+    verdicts on dimensions that the query asks for, and of whether a query's word occurs in the item.
     """
     exact, queries = arrays["judged_exact"], arrays["judged_queries"]
     drawn = np.ones((1 + resamples, queries.max() + 1))

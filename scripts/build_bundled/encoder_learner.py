@@ -19,16 +19,17 @@ from jax_rele.training.optimizer import learning_rate
 from jax_rele.types import VERDICTS
 
 WEIGHTS = {"embedding": 5.0, "similarity": 10.0, "cosine": 0.5, "verdict": 1.0, "evidence": 0.5, "occurs": 1.0}
+"""Weights of the loss terms."""
 
 ADAM_FRACTION = 0.4
-"""Word vectors that are known from the start are lost where they are learnt as fast as kernels."""
+"""AdamW's learning rate over Muon's; at the full rate the initial word vectors would be lost."""
 
 
 @partial(jax.tree_util.register_dataclass)
 @dataclass(frozen=True)
 class Outputs:
-    """What is learnt: of texts `embedding` [B, W]; of pairs `cosine` [B], `verdict_logits` [B, D, V], `token_logits`
-    [B, L, 1 + D] and `occurs_logits` [B, L, 2]."""
+    """Of texts `embedding` [B, W]; of pairs `cosine` [B], `verdict_logits` [B, D, V], `token_logits` [B, L, 1 + D] and
+    `occurs_logits` [B, L, 2]."""
 
     embedding: jax.Array
     cosine: jax.Array
@@ -38,7 +39,8 @@ class Outputs:
 
 
 class Learner(nn.Module):
-    """An encoder, pooled as the two-tower and the cross-encoder pool it, with heads that only serve to train it."""
+    """An encoder with the pooling of the two-tower and of the cross-encoder, and heads that are used in training
+    alone."""
 
     encoder: EncoderConfig
 
@@ -58,7 +60,7 @@ class Learner(nn.Module):
         return mean * jax.lax.rsqrt(jnp.sum(mean**2, axis=-1, keepdims=True) + 1e-12)
 
     def judge(self, tokens, types, valid, *, deterministic: bool = True):
-        """[B, L] -> the fields of `Outputs` that are of pairs."""
+        """[B, L] -> the fields of `Outputs` for pairs."""
         hidden = self.reader(tokens, types, valid, deterministic=deterministic)
         pooled = self.reader.pool(hidden)
         return {
@@ -75,7 +77,7 @@ class Learner(nn.Module):
 
 
 def distance(embedding, target):
-    """[B]: one less the cosine."""
+    """[B]: 1 - cosine."""
     return 1.0 - (embedding * target).sum(axis=-1)
 
 

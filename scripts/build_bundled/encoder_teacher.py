@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 as a teacher of embeddings: read by the package's own `from_hf`, each text embedded once."""
+"""all-MiniLM-L6-v2 as a teacher of embeddings: loaded by `from_hf`, each text embedded once."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def embeddings(texts: Sequence[str], folder: Path, cache: Path) -> np.ndarray:
     Args:
       texts: N texts.
       folder: the weights and their tokenizer in the Hugging Face form.
-      cache: an .npz of texts' hashes and vectors; read, and written as the work goes on.
+      cache: an .npz of texts' hashes and vectors; read first, and written every `SAVE_EVERY` texts.
 
     Raises:
-      UserError: the folder is missing or no encoder.
+      UserError: the folder is missing or holds no encoder.
     """
     keys = [_key(text) for text in texts]
     known: dict[int, np.ndarray] = {}
@@ -61,7 +61,7 @@ def embeddings(texts: Sequence[str], folder: Path, cache: Path) -> np.ndarray:
     if fresh:
         tokenizer = load_tokenizer(folder, ("pad", "cls", "sep"))
         model, variables = from_hf(folder, dtype=jnp.float32)
-        # Where pairs are joined it reads texts alone, so all tokens are of type 0.
+        # It embeds single texts, so all tokens have type 0.
         embed = jax.jit(lambda variables, tokens, valid: embed_mean(model, variables, tokens, tokens * 0, valid))
         names, limit = list(fresh), min(MAX_TOKENS, model.config.max_length)
         for start in range(0, len(names), SAVE_EVERY):
@@ -92,10 +92,10 @@ def _write(cache: Path, known: dict[int, np.ndarray]) -> None:
 
 
 def principal(vectors: np.ndarray, width: int) -> np.ndarray:
-    """[E, width]: an orthonormal map that keeps the most of the vectors' inner products; zeros where E is smaller."""
+    """[E, width]: the orthonormal map that best preserves the vectors' inner products; zeros where E < width."""
     moment = vectors.astype(np.float64).T @ vectors.astype(np.float64)
     _, axes = np.linalg.eigh(moment)
     principal_axes = axes[:, ::-1][:, :width]
-    # An axis has no sign of its own.
+    # The sign of an axis is arbitrary; this makes it deterministic.
     principal_axes = principal_axes * np.where(principal_axes.sum(axis=0) < 0, -1.0, 1.0)
     return np.pad(principal_axes, ((0, 0), (0, width - principal_axes.shape[1]))).astype(np.float32)

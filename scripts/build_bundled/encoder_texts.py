@@ -1,4 +1,4 @@
-"""What the bundled encoder is trained on: texts of products and queries, and pairs with what rules say of them."""
+"""The training data of the bundled encoder: texts of products and queries, and pairs with the annotations of rules."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ FIELDS = config.load(DEMO).data.item_fields
 DIMENSIONS = tuple(config.load(DEMO).rationale.dimensions)
 
 QUERY_LENGTH, ITEM_LENGTH, TEXT_LENGTH = 24, 72, 64
-"""Most tokens of a pair's query and item, with the markers, and of a text that is read alone."""
+"""Most tokens of a pair's query and item, with the markers, and of a single text."""
 
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
 ALPHABET = 200
-"""Letters that have tokens of their own, the most frequent ones."""
+"""Number of the most frequent letters, which get tokens of their own."""
 
 MIN_WORDS, MAX_WORDS = 3, 40
-"""Of a piece of prose."""
+"""Words of a piece of prose."""
 
 QUERY_SIDE, ITEM_SIDE = 0, 1
-"""Token types of a text that is read alone, as the two-tower gives them."""
+"""Token types of a single text, those of the two-tower."""
 
 MARKER, QUERY_WORD, ITEM_WORD = 0, 1, 2
-"""Whose word a token of a pair is of."""
+"""Side of the word that a token of a pair belongs to."""
 
 
 def item_text(item: Item) -> str:
-    """The texts of an item as the students read them."""
+    """The texts of an item in the form that students read."""
     return " ".join(text for _, text in item.texts(FIELDS))
 
 
 def overlap(pair: Pair) -> float:
-    """The share of the query's distinct words that stand in the item."""
+    """The fraction of the query's distinct words that the item has."""
     asked, stated = ({word.norm for word in words(text)} for text in (pair.query, item_text(pair.item)))
     return len(asked & stated) / max(1, len(asked))
 
@@ -75,12 +75,12 @@ def prose(item: Item) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Material:
-    """Texts to learn from.
+    """Training texts and pairs.
 
     Attributes:
-      texts: each with its side; among them are all queries and items of the pairs.
+      texts: text -> side, including all queries and items of the pairs.
       pairs: judged, crossed and recombined pairs.
-      annotator: knows the phrases of the training pairs.
+      annotator: fitted on the training pairs.
       held_out_pairs: crossed pairs of queries and items that are held out.
     """
 
@@ -91,18 +91,18 @@ class Material:
 
 
 def gather(corpus: Corpus, *, crossed: int, recombined: int, held_out: int, seed: int) -> Material:
-    """Everything that is learnt from a corpus; nothing in it is a query that the corpus sets apart.
+    """The training data of a corpus; none of its texts is a held-out query.
 
     Args:
-      corpus: what may be learnt from.
-      crossed: pairs of each query with items that nobody judged for it.
-      recombined: pairs of made-up texts.
-      held_out: at most this many crossed pairs to measure on.
-      seed: of what is drawn.
+      corpus: training and held-out data.
+      crossed: pairs of each query with items that are not judged for it.
+      recombined: number of synthetic pairs.
+      held_out: most crossed pairs to measure on.
+      seed: of the sampling.
     """
     settings = config.load(DEMO).rationale
     judged, asked = corpus.judged, [*corpus.judged, *corpus.queries]
-    # Most of them share words with the query: among random items there is little to tell apart.
+    # Most of them share words with the query, because random items are easy negatives.
     met = candidates(asked, catalogue(judged), crossed, seed, bm25=0.6, same_brand=0.1)
     pairs = [*judged, *met]
     pairs += recombine(pairs, recombined, seed)
@@ -123,7 +123,7 @@ def gather(corpus: Corpus, *, crossed: int, recombined: int, held_out: int, seed
 
 
 def prefixed(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays by their names with another before it."""
+    """The arrays with a prefix before their names."""
     return {f"{name}_{key}": value for key, value in arrays.items()}
 
 
@@ -133,7 +133,7 @@ def train_word_piece(texts: Iterable[str], vocab_size: int, folder: Path) -> Non
     letters = Counter(letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace())
     alphabet = sorted(sorted(letters), key=lambda letter: -letters[letter])[:ALPHABET]
     learner = _word_piece(models.WordPiece(unk_token=UNKNOWN), normalizer)
-    # The trainer numbers letters as it happens to meet them, and breaks ties by number: it is told all of them first.
+    # The trainer breaks ties by ids, which follow the order of its input: letters get their ids first.
     pieces = [PAD, UNKNOWN, CLS, SEP, *alphabet, *[f"##{letter}" for letter in alphabet]]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
@@ -151,7 +151,7 @@ def train_word_piece(texts: Iterable[str], vocab_size: int, folder: Path) -> Non
         pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (CLS, SEP)],
     )
-    # Texts are written by sellers and shoppers: `[SEP]` in a title is no marker.
+    # Texts are untrusted: `[SEP]` in a title is not a marker.
     tokenizer.encode_special_tokens = True
     saved = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -165,7 +165,7 @@ def train_word_piece(texts: Iterable[str], vocab_size: int, folder: Path) -> Non
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
     saved.save_pretrained(folder)
-    # What `to_hf` takes the ids of from.
+    # `to_hf` reads the id from this file.
     (folder / "config.json").write_text(json.dumps({"pad_token_id": tokenizer.token_to_id(PAD)}), "utf-8")
 
 
@@ -178,7 +178,7 @@ def _word_piece(model: models.WordPiece, normalizer: normalizers.Normalizer) -> 
 def text_arrays(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], sides: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Texts that are read alone: `tokens` [N, TEXT_LENGTH] int32, `sides` and `lengths` [N]."""
+    """Single texts: `tokens` [N, TEXT_LENGTH] int32, `sides` and `lengths` [N]."""
     ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     rows = [[tokenizer.cls_token_id, *row[: TEXT_LENGTH - 2], tokenizer.sep_token_id] for row in ids]
     return {
@@ -191,12 +191,12 @@ def text_arrays(
 def pair_arrays(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], annotator: RuleAnnotator
 ) -> dict[str, np.ndarray]:
-    """Pairs as the cross-encoder reads them, and what rules say of them.
+    """Pairs in the form of the cross-encoder, with the annotations of rules.
 
     Returns:
-      `tokens` [N, L] int32, `types` [N, L], `lengths` [N]; `verdicts` [N, D], places in `VERDICTS`; `asked` [N, D]
-      bool, whether the query asks for the dimension; `evidence` [N, L], tags as of `evidence_rows`; `occurs` [N, L],
-      1 for a token whose word stands on the other side too; `owners` [N, L], whose word a token is of. Tables without
+      `tokens` [N, L] int32, `types` [N, L], `lengths` [N]; `verdicts` [N, D], indices of `VERDICTS`; `asked` [N, D]
+      bool, whether the query asks for the dimension; `evidence` [N, L], tags of `encode_evidence`; `occurs` [N, L],
+      1 for a token whose word occurs on the other side too; `owners` [N, L], the side of a token's word. Arrays without
       a dtype are int8.
     """
     rows, types = cross_rows(tokenizer, pairs, FIELDS, QUERY_LENGTH, ITEM_LENGTH)
@@ -224,9 +224,9 @@ def pair_arrays(
 
 
 def occurrences(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> tuple[list[list[int]], list[list[int]]]:
-    """For each token of `[CLS] query [SEP] item [SEP]` whether its word is one of the other side, and whose it is.
+    """For each token of `[CLS] query [SEP] item [SEP]`, whether its word occurs on the other side, and its side.
 
-    Words are compared by their normal forms (`jax_rele.rationale.words`); what is cut off is not there.
+    Words are compared by their normal forms (`jax_rele.rationale.words`); words that are cut off do not count.
     """
     whole = list(dict.fromkeys(text for pair in pairs for text in (pair.query, item_text(pair.item))))
     offsets = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
@@ -243,7 +243,7 @@ def occurrences(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> tu
 
 
 def _word_of_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:
-    """The normal form of the word that each token is of, "" for none."""
+    """The normal form of each token's word, "" for none."""
     text_words, index, norms = _words(text), 0, []
     for start, _ in offsets:
         while index < len(text_words) and text_words[index].end <= start:

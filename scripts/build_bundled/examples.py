@@ -1,4 +1,4 @@
-"""What the bundled decoder learns to write: rationales and labels by rules, and which words of a query an item has."""
+"""The training examples of the bundled decoder: rationales and labels by rules, and which query words an item has."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from jax_rele.rationale.words import words
 from jax_rele.types import Item, Pair, Rationale
 
 FIELDS = ("brand", "color", "title")
-"""The texts of an item that prompts hold, those of the demo."""
+"""The item fields of prompts, those of the demo."""
 
 ORDERS = {"rationale_first": 0.7, "label_first": 0.3}
-"""Shares of the rationales that are written in each order."""
+"""Fractions of the rationales in each order."""
 
 SENTENCE_WORDS = (3, 20)
-"""Fewest and most words of a piece of a product's prose that stands in for a title."""
+"""Fewest and most words of a piece of a product's prose that is used as a title."""
 
 MOST_WORDS = 12
-"""Words of a query that the word task asks after."""
+"""Most words of a query in the word task."""
 
 TYPE = "core_product_type"
-"""What people tag as what a query looks for."""
+"""The tag of the product type that a query looks for."""
 
 JUDGE = "judge:\n"
 WORDS = "words:\n"
@@ -42,10 +42,10 @@ WORDS = "words:\n"
 
 @dataclass(frozen=True)
 class Rules:
-    """What stands in for a judge of made-up pairs.
+    """Annotator and classifier that label synthetic pairs.
 
     Attributes:
-      annotator: explains pairs.
+      annotator: writes the rationales.
       labels: names of the grades, best first.
       grades: a logistic regression from `features` to the grade, fitted on human labels.
     """
@@ -55,7 +55,7 @@ class Rules:
     grades: Pipeline
 
     def probs(self, pairs: Sequence[Pair], rationales: Sequence[Rationale]) -> np.ndarray:
-        """[N, C] distributions of the label, from what the rules say of each pair."""
+        """[N, C] label distributions from the features of each pair."""
         probs = np.zeros((len(pairs), len(self.labels)))
         columns = [self.labels.index(name) for name in self.grades.classes_]
         probs[:, columns] = self.grades.predict_proba(features(pairs, rationales))
@@ -63,19 +63,19 @@ class Rules:
 
 
 def fit_rules(corpus: Corpus, labels: Sequence[str], dimensions: Sequence[str], tag_map, seed: int) -> Rules:
-    """Rules that know the corpus; as many random pairs as there are judged ones count as the last grade."""
+    """Rules fitted on the corpus; as many random pairs as there are judged ones get the last grade."""
     annotator = RuleAnnotator.fit([*corpus.judged, *corpus.queries], dimensions, tag_map)
     judged = [pair for pair in corpus.judged if pair.label is not None]
     items = [pair.item for pair in corpus.judged]
-    strangers = candidates(judged, items, 1, seed, bm25=0.0)
-    known = [*judged, *(replace(pair, label=labels[-1]) for pair in strangers)]
+    negatives = candidates(judged, items, 1, seed, bm25=0.0)
+    known = [*judged, *(replace(pair, label=labels[-1]) for pair in negatives)]
     grades = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     grades.fit(features(known, annotator.annotate(known)), [pair.label for pair in known])
     return Rules(annotator, tuple(labels), grades)
 
 
 def features(pairs: Sequence[Pair], rationales: Sequence[Rationale]) -> np.ndarray:
-    """[N, F]: the share of the query's words in the item, whether all and the last one are; lengths; the verdicts."""
+    """[N, F]: fraction of the query's words in the item, whether all and the last one are; lengths; verdicts."""
     rows = []
     for pair, rationale in zip(pairs, rationales):
         hits = occurs(pair)
@@ -94,7 +94,7 @@ def occurs(pair: Pair) -> list[bool]:
 
 
 def made_up(corpus: Corpus, count: int, seed: int) -> list[Pair]:
-    """Pairs of allowed queries: of real queries and products by BM25 and at random, and recombined ones.
+    """Pairs of training queries: real queries and products by BM25 and at random, and recombined pairs.
 
     Titles of recombined pairs are cut from titles and from the products' prose.
     """
@@ -112,7 +112,7 @@ def made_up(corpus: Corpus, count: int, seed: int) -> list[Pair]:
 
 
 def dense(corpus: Corpus, count: int, seed: int) -> list[Pair]:
-    """Short titles, each with a query of words of which about half occur in it: many answers for few tokens."""
+    """Short titles, each with a query of which about half the words occur in it: many answers in few tokens."""
     rng = random.Random(seed)
     phrases = [title for pair in corpus.judged for title in (pair.item.title, *sentences(pair.item))]
     phrases += [pair.query for pair in corpus.queries]
@@ -130,10 +130,10 @@ def dense(corpus: Corpus, count: int, seed: int) -> list[Pair]:
 
 
 def short(corpus: Corpus, count: int, seed: int) -> list[Pair]:
-    """Short pairs made of phrases that people tagged: many comparisons for few tokens.
+    """Short pairs of human-tagged phrases: many comparisons in few tokens.
 
-    Each phrase of a query is in the title, or shares its last word with one that is, or is of a type that the title
-    has, or any other, with equal chances.
+    With equal probabilities, each phrase of a query is in the title, shares its last word with one that is, has a type
+    that the title has, or is any phrase.
     """
     rng = random.Random(seed)
     phrases = sorted({(tag.type, tag.text) for pair in corpus.queries for tag in pair.tags or () if tag.text})
@@ -143,7 +143,7 @@ def short(corpus: Corpus, count: int, seed: int) -> list[Pair]:
         by_end[text.split()[-1]].append((kind, text))
     pairs = []
     for number in range(count):
-        # A kind first, for rare kinds to be seen as often as frequent ones; what the item is in any case.
+        # The type is drawn first, so that rare types are as frequent as common ones; a title always has a product type.
         title = [rng.choice(by_type[rng.choice([*by_type])]) for _ in range(rng.randint(1, 4))]
         title.insert(rng.randint(0, len(title)), rng.choice(by_type[TYPE]))
         query = []
@@ -168,20 +168,20 @@ def only_asked(rationale: Rationale) -> Rationale:
 
 
 def sentences(item: Item) -> list[str]:
-    """Pieces of an item's prose that are as long as titles."""
+    """Pieces of an item's prose that have the length of titles."""
     pieces = re.split(r"[.!?;:\n【】•|]+", f"{item.bullets}\n{item.description}")
     least, most = SENTENCE_WORDS
     return [" ".join(piece.split()) for piece in pieces if least <= len(piece.split()) <= most]
 
 
 def texts(corpus: Corpus) -> list[str]:
-    """What the tokenizer learns from: queries, titles, brands, colors and prose, as prompts hold them."""
+    """The texts that the tokenizer is trained on: queries, titles, brands, colors and prose in the form of prompts."""
     lines = [grammar.prompt(pair, FIELDS) for pair in (*corpus.judged, *corpus.queries)]
     return lines + [f" {text}" for pair in corpus.judged for text in sentences(pair.item)]
 
 
 class Writer:
-    """Examples as prompts and answers of token ids."""
+    """Encodes examples as prompts and answers of token ids."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_length: int, value_length: int):
         self.tokenizer, self.prompt_length = tokenizer, prompt_length

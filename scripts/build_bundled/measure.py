@@ -1,11 +1,11 @@
-"""What the bundled decoder reaches before any fine-tuning, on queries and products that it never saw.
+"""Metrics of the bundled decoder before any fine-tuning, on held-out queries and products.
 
     python scripts/build_bundled/measure.py FOLDER [--base bundled:decoder]
 
-Prints, each with a 95% interval from resamples of the pairs and beside the commonest answer: accuracy of the word task;
-accuracy of the verdicts in rationales that the base writes by itself, against the rule annotator's, on all dimensions
-and on those that the query asks for; and ROC-AUC of Exact on judged pairs, the label before and after the rationale,
-beside the share of the query's words that the item has.
+Prints, each with a 95% interval from resamples of the pairs and beside the most frequent answer: accuracy of the word
+task; accuracy of the verdicts in rationales that the base writes, against the rule annotator's, on all dimensions and
+on those that the query asks for; and ROC-AUC of Exact on judged pairs, by the label before and after the rationale,
+beside the fraction of the query's words that the item has.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RESAMPLES = 1000
 
 
 def interval(figure: Callable[[np.ndarray], float], count: int) -> str:
-    """A figure of all `count` things and its 95% interval over resamples of them; `figure` takes their numbers."""
+    """A metric of `count` samples and its 95% interval over resamples; `figure` takes the samples' indices."""
     rng = np.random.default_rng(0)
     drawn = [figure(rng.integers(0, count, count)) for _ in range(RESAMPLES)]
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
@@ -46,7 +46,7 @@ def interval(figure: Callable[[np.ndarray], float], count: int) -> str:
 
 
 def accuracy(rows: Sequence[Sequence[bool]]) -> str:
-    """Of things that come in rows, one row a pair."""
+    """The fraction of true entries, resampled by row: one row for each pair."""
     right = np.array([sum(row) for row in rows], float)
     size = np.array([len(row) for row in rows], float)
     return interval(lambda n: right[n].sum() / size[n].sum(), len(rows))

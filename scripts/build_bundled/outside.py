@@ -1,8 +1,8 @@
-"""Measures a finished run on the judged pairs outside the sample that no base and no run has learnt from.
+"""Measures a finished run on the judged pairs outside the sample that neither the bases nor the run were trained on.
 
     python scripts/build_bundled/outside.py FOLDER RUN
 
-Prints the table of the run's report for these pairs, what beats what by paired intervals, and how often the teacher's
+Prints the table of the run's report for these pairs, the significant paired differences, and how often the teacher's
 verdicts agree with the rule annotator's. FOLDER is what corpus.py describes, RUN e.g. `runs/demo`.
 """
 
@@ -34,9 +34,9 @@ def main() -> None:
     queries, products = {key(pair.query) for pair in train}, {pair.item.id for pair in train}
     held_out = load(arguments.folder).held_out
     pairs = [pair for pair in held_out if key(pair.query) not in queries and pair.item.id not in products]
-    print(f"{len(pairs)} of {len(held_out)} pairs; of the others the run has learnt from the query or the product")
+    print(f"{len(pairs)} of {len(held_out)} pairs; the run was trained on the query or the product of the others")
     if not pairs:
-        raise UserError(f"{arguments.run}: has learnt from every held-out pair; give another run")
+        raise UserError(f"{arguments.run}: was trained on every held-out pair; give another run")
     metrics = measure(config, arguments.run, pairs, "held out, outside the sample").metrics
     if arguments.output:
         arguments.output.write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")

@@ -1,9 +1,9 @@
-"""Draws loss and held-out figures of a build over its steps.
+"""Plots loss and held-out metrics of a build over its steps.
 
     python scripts/build_bundled/plot.py WORK OUTPUT.svg
 
-WORK is the work folder of decoder.py or encoder.py. Dashed lines are what the commonest answer, another model or rules
-reach on the same pairs.
+WORK is the work folder of decoder.py or encoder.py. Dashed lines are the metrics of the most frequent answer, another
+model or rules on the same pairs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def draw(work: Path, output: Path) -> None:
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     measured = [line for line in lines if any(name.startswith(FIGURE) for name in line)]
     if not measured:
-        sys.exit(f"error: {path}: nothing was measured yet; let the build go on")
+        sys.exit(f"error: {path}: nothing was measured yet; continue the build")
     figures = {name.removeprefix(FIGURE): value for name, value in measured[-1].items() if name.startswith(FIGURE)}
     levels = {name: value for name, value in figures.items() if name.endswith(LEVELS)}
     if (work / "majority.json").is_file():

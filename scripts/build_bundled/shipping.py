@@ -1,4 +1,4 @@
-"""What the package holds of a base: weights in float16, tokenizer, model card, licence, notice, checksums."""
+"""Writes the folder of a bundled base: weights in float16, tokenizer, model card, licence, notice, checksums."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ship(model: Decoder | Encoder, variables: Mapping[str, Any], tokenizer: Path
     """Writes a folder that appears whole or not at all.
 
     Args:
-      model, variables: what was trained, in any precision.
+      model, variables: the trained model, in any precision.
       tokenizer: its folder.
       output: the folder to write; it must not exist.
       name: of the base, whose card is `cards/NAME.md`.
