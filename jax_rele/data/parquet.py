@@ -99,11 +99,11 @@ def join_tables(
       UserError: as `read_table`, for a part.
       ValueError: there are no parts, or their schemas differ.
     """
-    rest = map(read_table, parts)
-    first = next(rest, None)
+    read = map(read_table, parts)
+    first = next(read, None)
     if first is None:
         raise ValueError(f"{path}: no parts to join")
-    tables: Iterable[pa.Table] = itertools.chain([first], rest)
+    tables: Iterable[pa.Table] = itertools.chain([first], read)
     if order is not None:
         joined, order = pa.concat_tables(tables), np.asarray(order)
         tables = (joined.take(order[start : start + ROWS]) for start in range(0, len(order), ROWS))
