@@ -71,7 +71,8 @@ def _refuse_unknown_subcommand(name: str, rest: Sequence[str]) -> None:
     if known and rest and not rest[0].startswith("-") and not os.path.splitext(rest[0])[1]:
         if os.path.exists(rest[0]):
             return
-        nearest = get_close_matches(f"{name} {rest[0]}", known, 1, 0.8) or known
+        nearest = [other for other in known if other.startswith(f"{name} {rest[0]} ")]
+        nearest = nearest or get_close_matches(f"{name} {rest[0]}", known, 1, 0.8) or known
         raise UserError(f"{name}: there is no command or file {rest[0]!r}; there are {', '.join(nearest)}")
 
 

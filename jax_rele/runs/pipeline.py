@@ -63,7 +63,7 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print, whol
     _refuse_differing(config, names)
     with _lock(run_dir) if distributed.is_main() else nullcontext():
         _refuse_unshared(run_dir)
-        distributed.on_main(partial(_begin, config, run_dir, tuple(STAGES) if whole else names))
+        distributed.on_main(partial(_begin, config, run_dir, tuple(STAGES) if whole else names, names))
         for name in names:
             if name in _skipped(config):
                 if distributed.is_main():
@@ -135,11 +135,14 @@ def _holds(path: Path, text: str) -> bool:
         return False
 
 
-def _begin(config: Config, run_dir: Path, names: Sequence[str]) -> None:
-    for name in names:
+def _begin(config: Config, run_dir: Path, checked: Sequence[str], names: Sequence[str]) -> None:
+    for name in checked:
         _refuse_other(config, run_dir, name)
-    preflight(config)
-    if len(names) < len(STAGES) and (run_dir / CONFIG).exists():
+    manifests = {name: _read_manifest(run_dir, name) for name in names}
+    preflight(
+        config, [name for name, manifest in manifests.items() if not manifest or manifest["status"] != "finished"]
+    )
+    if len(checked) < len(STAGES) and (run_dir / CONFIG).exists():
         return  # it is that of other stages too
     write_text(run_dir / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 

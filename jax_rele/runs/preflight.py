@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import jax
 
 from jax_rele.annotation import extra
@@ -20,8 +22,8 @@ from jax_rele.teacher import check_lengths, check_verbalizers
 from jax_rele.training import check_rows, local_row_indices, make_local_mesh, make_mesh
 
 
-def preflight(config: Config) -> None:
-    """Raises UserError for what would otherwise fail after long work.
+def preflight(config: Config, stages: Collection[str]) -> None:
+    """Raises UserError for what would otherwise fail after long work of these stages.
 
     That is: packages that annotators need; a mesh that does not fit the devices, the models' heads or the rows of a
     batch; recipes that do not fit a student, or losses that cannot be found; and where the teacher starts from weights,
@@ -29,7 +31,7 @@ def preflight(config: Config) -> None:
     distinguish, or prompts and rationales longer than the context. With `score.signals` the teacher is not checked.
     """
     mesh, teacher = make_mesh(config.mesh), config.teacher
-    if config.annotate.annotator == "llm" and not config.score.signals:
+    if "annotate" in stages and config.annotate.annotator == "llm" and not config.score.signals:
         extra.require(*extra.PACKAGES)
     check_encoder(config, mesh)
     _check_rows(config, mesh)
