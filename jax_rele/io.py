@@ -108,7 +108,7 @@ def lock(path: str | Path, on_busy: Callable[[], Exception] | None = None) -> It
 
     Args:
       path: the lock file; its folder exists.
-      on_busy: makes the error to raise where another process holds the lock; None waits for it, and goes on without a
+      on_busy: makes the error to raise where another process holds the lock; None waits for it, and continues without a
         lock where the file system has none.
     """
     with Path(path).open("a") as file:

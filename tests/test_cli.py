@@ -152,7 +152,10 @@ def test_an_unknown_command_or_option_has_status_two(capsys, arguments):
         (["compare", DEMO, "--recpes", "mkd"], "there is no option --recpes; --recpes: did you mean --recipes?"),
         (["compare", DEMO, "--seeds", "0"], "argument --seeds: invalid positive_number value: '0'"),
         (["annotate", "show-prmpt", "C"], "no command or file 'show-prmpt'; there are annotate show-prompt"),
-        (["annotate", "batch", "foo"], "no command or file 'batch'; there are annotate batch write, annotate batch read"),
+        (
+            ["annotate", "batch", "foo"],
+            "no command or file 'batch'; there are annotate batch write, annotate batch read",
+        ),
         (["zzz"], "there is no command 'zzz'; `jax-rele --help` lists them"),
         (["run", DEMO, "--distil.recipes", "mkd"], "unknown key; did you mean distill.recipes?"),
         (["prepare", DEMO, "--distill.recipes", "lrkd"], "lrkd needs the head 'latent', which cross_encoder lacks"),

@@ -1,11 +1,14 @@
 """The files of a run: what stages write for one another.
 
 prepare/   pairs.parquet  unlabelled.parquet  quarantine.parquet  teacher_tokenizer/  student_tokenizer/
-annotate/  rationales.parquet  quality.json
+annotate/  rationales.parquet  quality.json  decisions.parquet  review.csv  report.html (the last three of chat models)
 adapt/     base/                                   finetune/  lora/
 score/     shards/*.parquet  signals.parquet  held_out.parquet (of another teacher)
 distill/   STUDENT/RECIPE/variables/
 evaluate/  metrics.json  predictions.parquet  rationales.parquet  report.html  table.md
+compare/   comparison.json  comparison.md  comparison.html  figures/  STUDENT/RECIPE/PAIRS/seed_N/
+
+Each stage's folder has a manifest.json, and each training metrics.jsonl, tensorboard/ and, until it ends, checkpoints/.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ UNHASHED = (
     *("name", "run_root", "cache_dir", "mesh"),
     *(f"annotate.{name}" for name in ("store", "budget", "max_attempts", "allow_pending")),
 )
-"""Fields that any stage may read and that do not change what it writes: a run may move, and go on on other devices or
+"""Fields that any stage may read and that do not change what it writes: a run may move, and resume on other devices or
 with a larger budget."""
 
 PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")

@@ -110,7 +110,7 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
     if states["pending"] and not annotate.allow_pending:
         raise UserError(
             f"annotate: {states['pending']} of {len(pairs)} pairs have not all of their answers "
-            f"({responses.stopped or 'calls failed'}); the same command goes on, what was answered is kept in "
+            f"({responses.stopped or 'calls failed'}); the same command resumes; the answers so far are in "
             f"{config.answers}; raise annotate.budget where it has ended, or set annotate.allow_pending: true"
         )
     accepted = [decision for decision in decisions if decision.status == "accepted"]

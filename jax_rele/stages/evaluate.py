@@ -169,7 +169,7 @@ def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> TeacherPredicti
         verdict_probs=verdicts,
         texts=tuple(texts),
         rationales=tuple(rationales),
-        label_scoring="imported",
+        label_scoring="external",
         tokens_decoded=0,
         tokens_emitted=0,
     )

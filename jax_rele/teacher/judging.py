@@ -76,7 +76,7 @@ class TeacherPredictions:
       verdict_probs: [N, D, V]; NaN where no rationale was requested.
       texts: the generated rationales; only the label's line where no rationale was requested.
       rationales: the parsed texts, or the reason why they do not parse.
-      label_scoring: `first_token` or `full` log-probability, see `Verbalizers.scoring`.
+      label_scoring: `first_token` or `full` log-probability, see `Verbalizers.scoring`; or `external` signals.
       tokens_decoded: tokens and verdicts that the model decided.
       tokens_emitted: tokens of the texts, forced tokens and labels included.
     """

@@ -85,7 +85,7 @@ def shuffle_streams(
 ) -> Order:
     """A new shuffle of every stream in each of its epochs, every example once.
 
-    Without `epochs` the streams go on for ever, and a batch may span two epochs: nothing is dropped, and nothing is
+    Without `epochs` the streams never end, and a batch may span two epochs: nothing is dropped, and nothing is
     repeated within an epoch. With `epochs` every stream ends after so many, and the last batches are filled up with -1.
     Batch t depends on the arguments and t alone.
 

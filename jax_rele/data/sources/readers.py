@@ -1,7 +1,7 @@
 """Files of rows: JSON lines, CSV, TSV and Parquet, read row by row so that a bad row costs one row.
 
 The rows are read with json, csv and pyarrow. `datasets` infers one schema for the whole file and stops at the first
-line that does not fit: it neither reports the row in which a line is cut nor goes on after an invalid byte.
+line that does not fit: it neither reports the row in which a line is cut nor continues after an invalid byte.
 """
 
 from __future__ import annotations
