@@ -77,7 +77,11 @@ def run(
     stages = tuple(pipeline.STAGES)
     pipeline.run(config, stages[: stages.index("distill")], say=say, whole=False)
     run_dir, schema = config.run_dir, config.labels.schema_
-    distillation, train = distill.prepare(config, run_dir), layout.load_pairs(run_dir, "train")
+    # A tokenizer of its own: the run's students may start from other weights.
+    tokenizer_folder = run_dir / "compare" / "tokenizer"
+    shutil.rmtree(tokenizer_folder, ignore_errors=True)
+    distillation = distill.prepare(config, run_dir, tokenizer_folder)
+    train = layout.load_pairs(run_dir, "train")
     has_label = distillation.datasets[config.distill.students[0]].labelled
     n_labelled = int(has_label.sum())
     held_out: dict[str, list[Pair]] = {

@@ -7,6 +7,7 @@ into its sharding and dtype; writing gathers one block at a time. Neither holds 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -140,6 +141,23 @@ def load_params(source: str | Path, config: Config, mesh: jax.sharding.Mesh | No
 def weights_folder(init: str) -> Path:
     """The folder of the weights that a config's `init` names; fetched from the hub where it is a name there."""
     return resolve(init, (*NEEDED, *SIDE_FILES))
+
+
+def weights_hash(init: str, ends: int = 1 << 20) -> str:
+    """A hash of the weights that a config's `init` names, and of their config and tokenizer.
+
+    It covers names, sizes and both ends of the files: weights are too large to be read whole at every start.
+    """
+    folder = weights_folder(init)
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in (*NEEDED, *SIDE_FILES) for file in folder.glob(pattern)}):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(ends))
+            stream.seek(max(size - ends, 0))
+            digest.update(stream.read(ends))
+    return digest.hexdigest()[:16]
 
 
 def check_weights(source: str | Path, config: Config) -> None:

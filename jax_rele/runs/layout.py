@@ -1,10 +1,10 @@
 """The files of a run: what stages write for one another.
 
-prepare/   pairs.parquet  unlabelled.parquet  quarantine.parquet  teacher_tokenizer/  student_tokenizer/
+prepare/   pairs.parquet  unlabelled.parquet  quarantine.parquet  teacher_tokenizer/
 annotate/  rationales.parquet  quality.json  decisions.parquet  review.csv  report.html (the last three of chat models)
 adapt/     base/                                   finetune/  lora/
 score/     shards/*.parquet  signals.parquet  held_out.parquet (of another teacher)
-distill/   STUDENT/RECIPE/variables/
+distill/   tokenizer/  STUDENT/RECIPE/variables/
 evaluate/  metrics.json  predictions.parquet  rationales.parquet  report.html  table.md
 compare/   comparison.json  comparison.md  comparison.html  figures/  STUDENT/RECIPE/PAIRS/seed_N/
 
@@ -26,7 +26,7 @@ PAIRS = "prepare/pairs.parquet"
 UNLABELLED = "prepare/unlabelled.parquet"
 QUARANTINE = "prepare/quarantine.parquet"
 TEACHER_TOKENIZER = "prepare/teacher_tokenizer"
-STUDENT_TOKENIZER = "prepare/student_tokenizer"
+STUDENT_TOKENIZER = "distill/tokenizer"
 RATIONALES = "annotate/rationales.parquet"
 QUALITY = "annotate/quality.json"
 DECISIONS = "annotate/decisions.parquet"

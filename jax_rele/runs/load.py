@@ -67,7 +67,7 @@ def load_student(
     directory = layout.student_dir(run_dir, name, recipe)
     if not directory.is_dir():
         raise UserError(f"{directory}: this student is not trained yet; run `jax-rele distill CONFIG` first")
-    student = new_student(config, run_dir, cast(StudentName, name))
+    student = new_student(config, run_dir / layout.STUDENT_TOKENIZER, cast(StudentName, name))
     target = abstract(init_student(student), make_local_mesh(config.mesh), jax.random.key(0), collection="params")
     gains = config.labels.gains
     return dataclasses.replace(
@@ -79,10 +79,10 @@ def load_student(
     )
 
 
-def new_student(config: Config, run_dir: Path, name: StudentName) -> Student:
-    """A student of a run before it is trained: without parameters."""
+def new_student(config: Config, tokenizer_folder: Path, name: StudentName) -> Student:
+    """A student before it is trained: without parameters."""
     section, dimensions = config.student, config.rationale.dimensions
-    tokenizer = load_tokenizer(run_dir / layout.STUDENT_TOKENIZER, ENCODER_TOKENS)
+    tokenizer = load_tokenizer(tokenizer_folder, ENCODER_TOKENS)
     return Student(
         model=build_student(name, section, len(tokenizer), len(config.labels.names), len(dimensions)),
         variables={},

@@ -43,12 +43,9 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage(
             "prepare",
-            "read, check and split the pairs; train the tokenizers",
+            "read, check and split the pairs; train the teacher's tokenizer",
             needs=(),
-            reads=(
-                *("seed", "labels", "data", "rationale.dimensions", "teacher.init", "teacher.random.vocab_size"),
-                *("student.init", "student.random.vocab_size"),
-            ),
+            reads=(*("seed", "labels", "data", "rationale.dimensions", "teacher.init", "teacher.random.vocab_size"),),
         ),
         Stage(
             "annotate",

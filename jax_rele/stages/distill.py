@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from jax_rele.config import Config, DistillConfig
+from jax_rele.data import PairTable
+from jax_rele.data.tokens.tokenizers import ENCODER_TOKENS, load_tokenizer, sample_pairs, train_tokenizer
 from jax_rele.distillation.dataset import Dataset, Tables, build_dataset
 from jax_rele.distillation.objectives import source_hash, student_terms
 from jax_rele.distillation.trainer import Trainer, make_trainer
+from jax_rele.io import atomic_folder
 from jax_rele.losses.combine import Term
+from jax_rele.models.weights import weights_folder, weights_hash
 from jax_rele.runs import layout
 from jax_rele.runs.load import new_student
 from jax_rele.students import Student
@@ -25,10 +30,13 @@ from jax_rele.types import Params
 
 
 def external_inputs(config: Config) -> dict[str, str]:
-    """Hashes of the files of custom losses: an edited loss changes the student."""
+    """Hashes of the weights that the students start from, and of the files of custom losses."""
     terms = [term for objective in config.distill.objectives.values() for term in objective.terms.values()]
     hashes = {f"loss {term.loss}": source_hash(term.loss) for term in terms if ":" in term.loss}
-    return {name: value for name, value in hashes.items() if value}
+    inputs = {name: value for name, value in hashes.items() if value}
+    if config.student.init != "random":
+        inputs[f"student.init {config.student.init}"] = weights_hash(config.student.init)
+    return inputs
 
 
 @dataclass(frozen=True)
@@ -64,14 +72,41 @@ class Distillation:
         )
 
 
-def prepare(config: Config, run_dir: Path) -> Distillation:
-    """Reads what the students are trained with, and builds their datasets where they are not cached.
+def make_tokenizer(config: Config, run_dir: Path, folder: Path) -> None:
+    """Writes the students' tokenizer: trained on the run's pairs, or that of the weights that they start from."""
+    if folder.is_dir():
+        return
+    if config.student.init == "random":
+        pairs = PairTable(run_dir / layout.PAIRS)
+        train = pairs.select(np.array([split == "train" for split in pairs.column("split").to_pylist()]))
+        texts = _texts(sample_pairs(train), config.data.item_fields)
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, config.student.random.vocab_size, encoder=True)
+    else:
+        tokenizer = load_tokenizer(weights_folder(config.student.init), ENCODER_TOKENS)
+    with atomic_folder(folder) as new_folder:
+        tokenizer.save_pretrained(new_folder)
+
+
+def _texts(pairs: PairTable, fields: Sequence[str]) -> Iterator[str]:
+    for pair in pairs:
+        yield pair.query
+        yield from (text for _, text in pair.item.texts(fields))
+
+
+def prepare(config: Config, run_dir: Path, tokenizer_folder: Path | None = None) -> Distillation:
+    """Reads what the students are trained with, and builds tokenizer and datasets where they are not there yet.
+
+    Args:
+      config, run_dir: of the run.
+      tokenizer_folder: of the students' tokenizer; by default the run's.
 
     Raises:
       UserError: a recipe does not fit a student, or as `build_dataset`.
     """
     distill, gains, mesh = config.distill, config.labels.gains, make_mesh(config.mesh)
-    students: dict[str, Student] = {name: new_student(config, run_dir, name) for name in distill.students}
+    folder = tokenizer_folder or run_dir / layout.STUDENT_TOKENIZER
+    distributed.on_main(partial(make_tokenizer, config, run_dir, folder))
+    students: dict[str, Student] = {name: new_student(config, folder, name) for name in distill.students}
     terms = {
         recipe: {
             name: student_terms(distill, gains, recipe, name, student.model.heads) for name, student in students.items()
@@ -82,7 +117,7 @@ def prepare(config: Config, run_dir: Path) -> Distillation:
         pairs=run_dir / layout.PAIRS,
         unlabelled=run_dir / layout.UNLABELLED,
         signals=run_dir / layout.SIGNALS,
-        tokenizer=run_dir / layout.STUDENT_TOKENIZER,
+        tokenizer=folder,
         schema=config.labels.schema_,
         dimensions=config.rationale.dimensions,
         cache=config.cache / "tokens",

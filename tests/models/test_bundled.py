@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jax_rele
-from jax_rele import cli
+from jax_rele import cli, config
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.models import (
@@ -30,6 +30,8 @@ from jax_rele.models import (
 )
 from jax_rele.models.files import resolve
 from jax_rele.models.weights import NEEDED, SIDE_FILES
+from jax_rele.runs import layout
+from jax_rele.stages import distill
 
 ROWS = 320
 CONFIGS = {
@@ -340,9 +342,14 @@ def test_copied_folders_of_the_other_kind_end_a_run(inits, message, root, tmp_pa
 
 def test_a_run_takes_its_tokenizers_from_there(root, tmp_path):
     assert run(tmp_path, command="prepare") == 0
-    folder = tmp_path / "runs" / "one" / "prepare"
-    for kind, name in (("decoder", "teacher_tokenizer"), ("encoder", "student_tokenizer")):
-        ours, theirs = (load_tokenizer(path, ("pad",)).get_vocab() for path in (folder / name, root / kind))
+    run_dir = tmp_path / "runs" / "one"
+    settings = config.load(run_dir / "config.yaml")
+    distill.make_tokenizer(settings, run_dir, tmp_path / "student_tokenizer")
+    folders = {"decoder": run_dir / layout.TEACHER_TOKENIZER, "encoder": tmp_path / "student_tokenizer"}
+    for kind, folder in folders.items():
+        ours, theirs = (load_tokenizer(path, ("pad",)).get_vocab() for path in (folder, root / kind))
         assert ours == theirs
-    inputs = json.loads((folder / "manifest.json").read_text())["inputs"]
-    assert {"teacher.init bundled:decoder", "student.init bundled:encoder"} < inputs.keys()
+    inputs = json.loads((run_dir / "prepare" / "manifest.json").read_text())["inputs"]
+    assert "teacher.init bundled:decoder" in inputs
+    assert "student.init bundled:encoder" not in inputs
+    assert "student.init bundled:encoder" in distill.external_inputs(settings)

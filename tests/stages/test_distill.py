@@ -121,7 +121,7 @@ def trainer_of(config, folder, recipe, *names, pairs=MANY, signals=MANY_SIGNALS)
 
 
 def terms_of(config, folder, name, recipe):
-    heads = new_student(config, folder, name).model.heads
+    heads = new_student(config, folder / layout.STUDENT_TOKENIZER, name).model.heads
     return student_terms(config.distill, config.labels.gains, recipe, name, heads)
 
 

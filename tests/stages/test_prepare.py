@@ -4,18 +4,20 @@ import errno
 import json
 import os
 
+import numpy as np
 import pytest
 
 from jax_rele import config
 from jax_rele.data import PairTable, normalise_query, read_pairs_table, read_table
 from jax_rele.data import parquet as tables
-from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
+from jax_rele.data.tokens import tokenizers
+from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, load_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.runs import layout
 from jax_rele.stages import prepare
 
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
-PAIRS = ["pairs.parquet", "quarantine.parquet", "student_tokenizer", "teacher_tokenizer", "unlabelled.parquet"]
+PAIRS = ["pairs.parquet", "quarantine.parquet", "teacher_tokenizer", "unlabelled.parquet"]
 
 
 def rows(n_queries=40, items=3, **more):
@@ -79,7 +81,6 @@ def test_tables_and_counts(tmp_path):
     held_out = {pair.item for pair in pairs if pair.split != "train"}
     assert not held_out & {pair.item for pair in crossed}
     load_tokenizer(settings.run_dir / layout.TEACHER_TOKENIZER, DECODER_TOKENS)
-    load_tokenizer(settings.run_dir / layout.STUDENT_TOKENIZER, ENCODER_TOKENS)
 
 
 def test_a_second_run_makes_the_same(tmp_path):
@@ -96,13 +97,12 @@ def test_without_candidates(tmp_path):
 
 
 def test_tokenizers_are_trained_on_a_sample_of_many_pairs(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "TOKENIZER_PAIRS", 7)
-    seen = []
-    plain = prepare._plain_texts
-    monkeypatch.setattr(prepare, "_plain_texts", lambda pairs, fields: seen.extend(pairs) or plain(pairs, fields))
+    monkeypatch.setattr(tokenizers, "TOKENIZER_PAIRS", 7)
     settings, _ = settings_of(tmp_path, write(tmp_path / "rows.jsonl", rows()))
     train = [pair for pair in read_pairs_table(settings.run_dir / layout.PAIRS) if pair.split == "train"]
-    assert seen == [train[i * len(train) // 7] for i in range(7)]
+    pairs = PairTable(settings.run_dir / layout.PAIRS)
+    selected = tokenizers.sample_pairs(pairs.select(np.array([pair.split == "train" for pair in pairs])))
+    assert list(selected) == [train[i * len(train) // 7] for i in range(7)]
 
 
 def test_official_train_and_test_get_a_validation_split(tmp_path):

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from jax_rele.data.pairs.table import PairTable
 from jax_rele.data.rows import one_line
 from jax_rele.errors import UserError
 
 PAD, BEGIN, END = "<pad>", "<s>", "</s>"
 DECODER_TOKENS, ENCODER_TOKENS = ("eos",), ("pad", "cls", "sep")
 """The special tokens that each kind of model needs of its tokenizer."""
+TOKENIZER_PAIRS = 200_000
+"""Pairs that a tokenizer is trained on: the merges of a vocabulary of some thousands need no more."""
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """Files of which a tokenizer's folder has at least one."""
 
@@ -85,3 +89,9 @@ def load_tokenizer(path: str | Path, special: Sequence[str]) -> PreTrainedTokeni
     if missing:
         raise UserError(f"{path}: unsuitable tokenizer: it has no {missing[0]} token")
     return tokenizer
+
+
+def sample_pairs(pairs: PairTable) -> PairTable:
+    """At most `TOKENIZER_PAIRS` of the pairs, evenly spaced."""
+    count = min(len(pairs), TOKENIZER_PAIRS)
+    return pairs.select(np.arange(count) * len(pairs) // count)
