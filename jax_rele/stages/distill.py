@@ -17,7 +17,7 @@ from jax_rele.data.tokens.tokenizers import ENCODER_TOKENS, load_tokenizer, samp
 from jax_rele.distillation.dataset import Dataset, Tables, build_dataset
 from jax_rele.distillation.objectives import source_hash, student_terms
 from jax_rele.distillation.trainer import Trainer, make_trainer
-from jax_rele.io import atomic_folder
+from jax_rele.io import atomic_folder, write_error
 from jax_rele.losses.combine import Term
 from jax_rele.models.weights import weights_folder, weights_hash
 from jax_rele.runs import layout
@@ -83,8 +83,11 @@ def make_tokenizer(config: Config, run_dir: Path, folder: Path) -> None:
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, config.student.random.vocab_size, encoder=True)
     else:
         tokenizer = load_tokenizer(weights_folder(config.student.init), ENCODER_TOKENS)
-    with atomic_folder(folder) as new_folder:
-        tokenizer.save_pretrained(new_folder)
+    try:
+        with atomic_folder(folder) as new_folder:
+            tokenizer.save_pretrained(new_folder)
+    except OSError as error:
+        raise write_error(folder, error) from None
 
 
 def _texts(pairs: PairTable, fields: Sequence[str]) -> Iterator[str]:
