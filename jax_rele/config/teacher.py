@@ -71,7 +71,7 @@ class TeacherConfig(Section):
 
     init: Annotated[str, Field(min_length=1)] = "random"
     """Initial weights of the base: `random`; `bundled:decoder`, shipped with the package; `hf:ORG/NAME` on the Hugging
-    Face hub; or a folder in its format."""
+    Face hub; `gguf:FILE`, a GGUF file of the Llama or Qwen families; or a folder in the Hugging Face format."""
     random: RandomDecoderConfig = RandomDecoderConfig()
     """The shape where `init` is `random`."""
     instructions: str = ""

@@ -47,7 +47,8 @@ def resolve(source: str | Path, patterns: Sequence[str]) -> Path:
     """The local folder of a model.
 
     Args:
-      source: a folder, `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` on the Hugging Face hub, or `bundled:NAME`.
+      source: a folder, `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` on the Hugging Face hub, `gguf:FILE`, or
+        `bundled:NAME`.
       patterns: names of the files that are needed; only these are downloaded, into the hub's own cache.
 
     Raises:
@@ -55,6 +56,10 @@ def resolve(source: str | Path, patterns: Sequence[str]) -> Path:
     """
     if str(source).startswith(bundled.BUNDLED):
         return bundled.folder(str(source))
+    if str(source).startswith("gguf:"):
+        from jax_rele.models import gguf  # it imports this module
+
+        return gguf.folder(str(source))
     if str(source).startswith("embedded:"):
         raise UserError(f"{source}: is called {bundled.BUNDLED}{str(source).removeprefix('embedded:')}")
     if not str(source).startswith(HUB):
