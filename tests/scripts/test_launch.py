@@ -92,7 +92,9 @@ def test_when_one_fails_the_others_and_what_they_started_are_killed(tmp_path):
 def test_a_signal_reaches_every_process(tmp_path, number, status):
     script = f"trap 'echo told; exit {status}' INT TERM; echo ready; while :; do sleep 0.1; done"
     command = ["bash", str(LAUNCH / "local.sh"), "2", "--", "bash", "-c", script]
-    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    # A shell cannot trap what was ignored when it started, as SIGINT is in the background of another shell.
+    options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options) as process:
         ready = [process.stdout.readline() for _ in range(2)]
         assert sorted(ready) == ["[0] ready\n", "[1] ready\n"]
         process.send_signal(number)
