@@ -89,8 +89,12 @@ def read_answer(text: str, dimensions: Sequence[str], labels: Sequence[str]) -> 
     Returns:
       A rationale with a comparison for each of `dimensions` and a label of `labels`; or why there is none.
     """
+    text = text[:MAX_CHARACTERS]
+    # Python's own limit differs from version to version.
+    if max(_depths(text), default=0) > _DEEPEST and _is_balanced(text[text.find("{") :]):
+        return Failure("not_json", "nested too deeply")
     try:
-        return _read(text[:MAX_CHARACTERS], dimensions, labels)
+        return _read(text, dimensions, labels)
     except _Unreadable as error:
         return error.failure
     except RecursionError:
