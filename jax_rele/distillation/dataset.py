@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -14,12 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from jax_rele.config import StudentConfig
 from jax_rele.data import PairTable
 from jax_rele.data.pairs.splits import normalise_query
-from jax_rele.data.signals.table import iter_signals
+from jax_rele.data.signals.table import has_rationale_embeddings, iter_signals
 from jax_rele.data.tokens.student_inputs import augmented_rows, evidence_rows
 from jax_rele.data.tokens.token_cache import Columns, Ragged, RaggedSpec, load_or_build
 from jax_rele.distillation.fields import Fields, batch_fields
@@ -140,6 +141,9 @@ def build_dataset(
         encoder = [start.init, start.random.model_dump(), start.rationale_length, start.dtype]
         encoder += [] if start.init == "random" else [hash_folder(weights_folder(start.init))]
 
+    has_embeddings = embeds and has_rationale_embeddings(tables.signals)
+    width = fields["rationale_embedding"].shape[0] if embeds else 0
+
     @cache
     def encoder_params() -> Params:
         loaded = load_encoder(start, student.model, mesh)
@@ -156,22 +160,23 @@ def build_dataset(
             if "evidence_tags" in fields:
                 rows |= evidence(student, pairs, signals)
             if embeds:
-                rows |= _rationale_embeddings(student, encoder_params, signals)
+                rows |= _rationale_embeddings(student, None if has_embeddings else encoder_params, signals, width)
             yield rows
 
+    flat = flatten_dict(fields, sep=".")
     depends_on = [
         *(hash_file(path) for path in (tables.pairs, tables.unlabelled, tables.signals)),
         hash_folder(tables.tokenizer),
         [tables.schema.names, tables.dimensions],
         dataclasses.astuple(student.input_spec),
-        sorted(_flat(fields)),
+        sorted(flat),
         encoder,
         {package: metadata.version(package) for package in _PACKAGES},
     ]
     pad_id = student.tokenizer.pad_token_id
     ragged = {
         name: RaggedSpec(pad_id if field.is_token else 0, field.length, np.dtype(field.dtype))
-        for name, field in _flat(fields).items()
+        for name, field in flat.items()
         if isinstance(field, TokenArray)
     }
     dataset = Dataset(load_or_build(tables.cache, type(student.model).__name__, depends_on, chunks, ragged))
@@ -240,13 +245,17 @@ def evidence(student: Student, pairs: Sequence[Pair], signals: Signals) -> Ragge
     return {"evidence_tags": tags, "evidence_tags_mask": masks}
 
 
-def _rationale_embeddings(student: Student, encoder_params, signals: Signals) -> dict[str, np.ndarray]:
-    """The signals' own, or else those of the encoder that the student starts from, before it is trained."""
+def _rationale_embeddings(
+    student: Student, encoder_params: Callable[[], Params] | None, signals: Signals, width: int
+) -> dict[str, np.ndarray]:
+    """The signals' own, or where the table has none at all those of the untrained encoder."""
     embeddings = signals.rationale_embedding
-    if embeddings is None:
-        length = student.rationale_length
-        encoder = student.model.encoder
+    if embeddings is None and encoder_params is None:
+        embeddings = np.full((len(signals.pair_ids), width), np.nan, np.float32)  # other pairs of the table have one
+    elif embeddings is None and encoder_params is not None:
+        encoder, length = student.model.encoder, student.rationale_length
         embeddings = embed_rationales(encoder, encoder_params(), student.tokenizer, signals.rationales, length)
+    assert embeddings is not None
     return {
         "rationale_embedding": np.nan_to_num(embeddings),
         "rationale_embedding_mask": ~np.isnan(embeddings).any(axis=-1),
@@ -256,10 +265,3 @@ def _rationale_embeddings(student: Student, encoder_params, signals: Signals) ->
 def _query_hashes(pairs: Sequence[Pair]) -> np.ndarray:
     digests = (hashlib.blake2b(normalise_query(pair.query).encode(), digest_size=8).digest() for pair in pairs)
     return np.frombuffer(b"".join(digests), np.uint64)
-
-
-def _flat(tree: Mapping[str, PyTree], prefix: str = "") -> dict[str, PyTree]:
-    flat: dict[str, PyTree] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat

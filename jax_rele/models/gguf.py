@@ -6,7 +6,6 @@ float32, others keep their type. The format: https://github.com/ggml-org/ggml/bl
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
 from jax_rele.errors import UserError
-from jax_rele.io import lock
+from jax_rele.io import hash_bytes, lock
 from jax_rele.models.files import BLOCK, Outgoing, one_line, write_folder
 
 GGUF = "gguf:"
@@ -101,12 +100,13 @@ def folder(source: str) -> Path:
         with path.open("rb") as file:
             head = file.read(1 << 20)
             file.seek(max(status.st_size - (1 << 20), 0))
-            identity = [VERSION, status.st_size, status.st_mtime_ns, head, file.read()]
+            tail = file.read()
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}; write gguf:FILE.gguf") from None
     if head[:4] != b"GGUF":
         raise UserError(f"{source}: not a GGUF file")
-    digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+    identity = f"{VERSION} {status.st_size} {status.st_mtime_ns} ".encode()
+    digest = hash_bytes(identity + head + tail)
     target = Path(HF_HOME) / "jax_rele" / f"{path.stem}-{digest}"
     if target.is_dir():
         return target

@@ -29,7 +29,7 @@ from jax_rele.data.tokens.student_inputs import (
 )
 from jax_rele.models import Encoder, EncoderConfig
 from jax_rele.students.base import InputSpec, StudentModel
-from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, PyTree, Span, StudentOutputs
+from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, Params, PyTree, Span, StudentOutputs
 
 LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 256, 32), *range(256, 513, 64))
 """Padded lengths; a longer row is padded to a multiple of the last. Each compiles once. Above 32 tokens, less than a
@@ -223,7 +223,7 @@ def embed(student: Student, texts: Sequence[str | Item] | Mapping[str, np.ndarra
 
 def embed_rationales(
     encoder: EncoderConfig,
-    params: dict[str, PyTree],
+    params: Params,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     length: int,

@@ -4,20 +4,10 @@ from pathlib import Path
 import pytest
 
 import jax_rele
+from jax_rele.config import RationaleConfig
 from jax_rele.types import Item, Pair, Tag
 
-TAG_MAP = {
-    "core_product_type": "category",
-    "creator": "brand",
-    "product_name": "model",
-    "product_number": "model",
-    "color": "color",
-    "material": "material",
-    "UoM": "size",
-    "quantity": "size",
-    "shape": "size",
-    "department": "audience",
-}
+TAG_MAP = RationaleConfig().tag_map
 
 
 @pytest.fixture(scope="session")

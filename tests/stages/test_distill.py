@@ -10,6 +10,7 @@ import pytest
 from jax_rele.config import Config
 from jax_rele.data import take_signals, write_pairs, write_signals
 from jax_rele.data.tokens.tokenizers import train_tokenizer
+from jax_rele.distillation import dataset
 from jax_rele.distillation.dataset import targets
 from jax_rele.distillation.objectives import student_terms
 from jax_rele.distillation.trainer import query_groups
@@ -258,6 +259,20 @@ def test_signals_that_a_recipe_needs_and_nobody_gave_are_named(folder):
     silent = dataclasses.replace(MANY_SIGNALS, rationales=("",) * 48)
     with pytest.raises(UserError, match="crsd learns from rationales, and the signals hold none"):
         trainer_of(config, folder, "crsd", "cross_encoder", signals=silent)
+
+
+def test_pairs_without_an_embedding_of_their_own_are_masked_where_others_have_one(folder, monkeypatch):
+    monkeypatch.setattr(dataset, "CHUNK", 12)  # 36 labelled pairs, then 12 unlabelled ones: a part that has none at all
+    embedding = DRAW.normal(size=(48, 16)).astype(np.float32)
+    unlabelled = [pair.label is None for pair in MANY]
+    embedding[unlabelled] = np.nan
+    own = dataclasses.replace(MANY_SIGNALS, rationale_embedding=embedding)
+    trainer_of(config_of(), folder, "lrkd", "cross_encoder", signals=own)
+    options = {"students": ("cross_encoder",), "recipes": ("lrkd",)}
+    config = config_of(**options).model_copy(update={"cache_dir": str(folder / "cache")})
+    columns = distill.prepare(config, folder).datasets["cross_encoder"].columns
+    assert columns["rationale_embedding_mask"].tolist() == [True] * 36 + [False] * 12
+    np.testing.assert_array_equal(columns["rationale_embedding"][:36], embedding[~np.array(unlabelled)])
 
 
 def test_a_collapse_is_reported_while_the_student_trains(folder, tmp_path, capfd):

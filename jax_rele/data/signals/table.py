@@ -103,6 +103,15 @@ def iter_signals(
         ) from error
 
 
+def has_rationale_embeddings(path: str | os.PathLike) -> bool:
+    """Whether any pair of a table of signals has a rationale embedding. Raises UserError for a damaged file."""
+    if "rationale_embedding" not in read_schema(path).names:
+        return False
+    with pq.ParquetFile(path) as file:
+        parts = file.iter_batches(columns=["rationale_embedding"])
+        return any(part.column(0).null_count < len(part) for part in parts)
+
+
 def check_metadata(
     metadata: Mapping[bytes, bytes], label_names: Sequence[str], dimensions: Sequence[str], path: str | os.PathLike
 ) -> None:

@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 from numpy.typing import DTypeLike
 
 from jax_rele.io import FREE_CACHE, atomic_folder, hash_values, lock, write_error
@@ -140,20 +141,12 @@ def load_or_build(
         raise write_error(root, error, FREE_CACHE) from None
 
 
-def _flat(tree: Mapping[str, PyTree], prefix: str = "") -> dict[str, PyTree]:
-    flat: dict[str, PyTree] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
-    return flat
-
-
 def _write(folder: Path, chunks: Iterable[Mapping[str, PyTree]], ragged: Mapping[str, RaggedSpec]) -> None:
     columns: dict[str, _Column] = {}
     count = 0
     with ExitStack() as stack:
         for chunk in chunks:
-            arrays = {name: x if name in ragged else np.asarray(x) for name, x in _flat(chunk).items()}
+            arrays = {name: x if name in ragged else np.asarray(x) for name, x in flatten_dict(chunk, sep=".").items()}
             sizes = {len(array) for array in arrays.values()}
             if len(sizes) != 1 or (columns and set(columns) != set(arrays)):
                 raise ValueError(f"every chunk must hold the same columns of one length, got {sorted(arrays)}")
