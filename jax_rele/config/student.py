@@ -41,7 +41,7 @@ class TwoTowerConfig(Section):
     """The student that encodes query and item separately."""
 
     embedding_width: NonNegative = 64
-    """Width of the embeddings; 0: no projection, they are as wide as the encoder."""
+    """Width of the text vector; 0: no projection, it is as wide as the encoder."""
     view_width: Positive = 16
     """Width of the projection of an embedding for one dimension."""
     towers: Literal["shared", "separate"] = "shared"
@@ -49,7 +49,7 @@ class TwoTowerConfig(Section):
     pooling: Literal["mean", "first"] = "mean"
     """How token vectors are pooled to an embedding."""
     normalize: bool = True
-    """Whether embeddings have unit length."""
+    """Whether the text vector has unit length."""
     head: Literal["cosine", "mlp", "maxsim"] = "cosine"
     """How two embeddings become label logits: cosine can be indexed; maxsim needs a vector per token."""
 
@@ -72,5 +72,9 @@ class StudentConfig(Section):
     """Tokens of an item; longer ones are truncated."""
     rationale_length: Annotated[int, Field(ge=4)] = 96
     """Tokens of a rationale where a recipe encodes it with the pair; longer ones are truncated."""
+    verdict_pooling: Literal["tokens", "pooled"] = "tokens"
+    """What the verdict on a dimension is read from: the tokens, with attention of the dimension's own, and then the
+    two-tower's embeddings hold a part for every dimension; or the vector that the label is read from, which needs no
+    layer that other libraries lack."""
     cross_encoder: CrossEncoderConfig = CrossEncoderConfig()
     two_tower: TwoTowerConfig = TwoTowerConfig()

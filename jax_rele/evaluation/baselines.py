@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -29,6 +30,9 @@ _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30f
 
 _STRENGTHS = (1.0, 0.1, 10.0, 100.0)
 """Inverse regularisation strengths of the logistic regression that validation chooses from; without it, the first."""
+
+_TREES = (100, 30, 300)
+"""Numbers of boosted trees that validation chooses from; without it, the first."""
 
 _K1, _B = 1.5, 0.75
 """BM25's saturation of term frequency and its length normalisation, at the usual values."""
@@ -81,7 +85,71 @@ def bm25(
     return _distributions(feature, train, validation, pairs, schema)
 
 
-BASELINES: dict[str, Callable[..., np.ndarray]] = {"majority": majority, "token_overlap": token_overlap, "bm25": bm25}
+def gradient_boosting(
+    train: Pairs, validation: Pairs, pairs: Pairs, schema: LabelSchema, fields: Sequence[str] = FIELDS
+) -> np.ndarray:
+    """Gradient-boosted trees on lexical features of a pair. [N, C].
+
+    The features: the fractions of the query's distinct words, of its numbers and of its character trigrams that occur
+    in the item, of the item's words that occur in the query, whether the query's first and last word and the query as
+    a whole occur, BM25 as in `bm25`, and the words of both. The number of trees is chosen on validation.
+    """
+    catalogue = list({pair.item.id: pair.item for pair in train}.values())
+
+    def features(group: Pairs) -> np.ndarray:
+        scores, ceilings = bm25_scores([pair.query for pair in group], [pair.item for pair in group], catalogue, fields)
+        relative = scores / np.where(ceilings > 0, ceilings, 1.0)
+        return np.array(
+            [[*_lexical_features(pair.query, _text(pair.item, fields)), score] for pair, score in zip(group, relative)]
+        )
+
+    train, validation = _labelled(train), [pair for pair in validation if pair.label is not None]
+    labels = _labels(train, schema)
+    if len(set(labels)) == 1:
+        return majority(train, validation, pairs, schema)
+    if not pairs:
+        return np.zeros((0, len(schema)))
+    read = features(train)
+
+    def fit(trees: int) -> HistGradientBoostingClassifier:
+        return HistGradientBoostingClassifier(
+            max_iter=trees, learning_rate=0.05, max_depth=3, early_stopping=False, random_state=0
+        ).fit(read, labels)
+
+    models = [fit(trees) for trees in (_TREES if validation else _TREES[:1])]
+    if validation:
+        models = [_best(models, features(validation), _labels(validation, schema), schema)]
+    return _spread(models[0], features(pairs), schema)
+
+
+def embedding_cosine(
+    train: Pairs,
+    validation: Pairs,
+    pairs: Pairs,
+    schema: LabelSchema,
+    *,
+    embed: Callable[[Sequence[str], Sequence[Item]], tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """The cosine of an encoder's embeddings of query and item, as a label distribution. [N, C].
+
+    Args:
+      train, validation, pairs, schema: as for the other baselines.
+      embed: N queries and N items -> [N, E] and [N, E] vectors of unit length.
+    """
+
+    def feature(group: Pairs) -> np.ndarray:
+        queries, items = embed([pair.query for pair in group], [pair.item for pair in group])
+        return (queries * items).sum(axis=1)
+
+    return _distributions(feature, train, validation, pairs, schema)
+
+
+BASELINES: dict[str, Callable[..., np.ndarray]] = {
+    "majority": majority,
+    "token_overlap": token_overlap,
+    "bm25": bm25,
+    "gradient_boosting": gradient_boosting,
+}
 
 
 def bm25_scores(
@@ -118,11 +186,43 @@ def _distributions(feature, train, validation, pairs, schema):
     features = feature(train)[:, None]
     models = [LogisticRegression(C=strength, max_iter=1000).fit(features, labels) for strength in _STRENGTHS]
     if validation:
-        held_out, truth = feature(validation)[:, None], _labels(validation, schema)
-        rows = np.arange(len(truth))
-        fits = [log_probs(_spread(model, held_out, schema))[rows, truth].sum() for model in models]
-        models = [models[int(np.argmax(fits))]]
+        models = [_best(models, feature(validation)[:, None], _labels(validation, schema), schema)]
     return _spread(models[0], feature(pairs)[:, None], schema) if pairs else np.zeros((0, len(schema)))
+
+
+def _best(models, features, labels, schema):
+    """The model under which the labels are the most likely."""
+    rows = np.arange(len(labels))
+    fits = [log_probs(_spread(model, features, schema))[rows, labels].sum() for model in models]
+    return models[int(np.argmax(fits))]
+
+
+def _lexical_features(query: str, text: str) -> list[float]:
+    asked, offered = _words(query), _words(text)
+    words, item_words = set(asked), set(offered)
+    numbers = {word for word in words if any(c.isdigit() for c in word)}
+    grams, item_grams = (_trigrams(ws) for ws in (asked, offered))
+
+    def fraction(part: set[str], whole: set[str]) -> float:
+        return len(part & whole) / len(part) if part else 0.0
+
+    return [
+        fraction(words, item_words),
+        fraction(item_words, words),
+        fraction(numbers, item_words),
+        float(len(numbers)),
+        fraction(grams, item_grams),
+        float(bool(asked) and asked[0] in item_words),
+        float(bool(asked) and asked[-1] in item_words),
+        float(f" {' '.join(asked)} " in f" {' '.join(offered)} "),
+        float(len(asked)),
+        float(len(offered)),
+    ]
+
+
+def _trigrams(words: Sequence[str]) -> set[str]:
+    text = f" {' '.join(words)} "
+    return {text[i : i + 3] for i in range(len(text) - 2)}
 
 
 def _spread(model, features, schema):

@@ -24,9 +24,14 @@ def build_student(
     Raises:
       UserError: the weights' config is missing, not supported, or has fewer tokens or positions than are needed.
     """
-    encoder = build_encoder(student, vocab_size)
+    encoder, pooling = build_encoder(student, vocab_size), student.verdict_pooling
     if name == "cross_encoder":
-        return CrossEncoder(encoder, labels, dimensions, student.cross_encoder.latent_width)
+        return CrossEncoder(encoder, labels, dimensions, student.cross_encoder.latent_width, pooling)
     return TwoTower(
-        encoder, labels, dimensions, **student.two_tower.model_dump(), distinguish_sides=student.init == "random"
+        encoder,
+        labels,
+        dimensions,
+        **student.two_tower.model_dump(),
+        distinguish_sides=student.init == "random",
+        verdict_pooling=pooling,
     )

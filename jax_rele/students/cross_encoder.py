@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele.data.tokens.student_inputs import cross_rows
 from jax_rele.models.encoder import Encoder, EncoderConfig, dense
 from jax_rele.students.base import BatchSpec, InputSpec, RaggedInputs, TokenArray, traced_heads
+from jax_rele.students.dimension_pooling import DimensionPooling
 from jax_rele.types import VERDICTS, Pair, PyTree, StudentOutputs
 
 
@@ -26,12 +27,15 @@ class CrossEncoder(nn.Module):
       dimensions: number of dimensions (D).
       latent_width: R, of the latent-reasoning extractor: a vector that is trained towards the rationale's embedding.
         It is an input of the heads, in serving too (after LRKD, arXiv 2601.21611). 0: none.
+      verdict_pooling: the verdict on a dimension is read from the `pooled` vector alone, or from the `tokens` too, with
+        attention of the dimension's own.
     """
 
     encoder: EncoderConfig
     labels: int
     dimensions: int
     latent_width: int = 0
+    verdict_pooling: Literal["tokens", "pooled"] = "tokens"
 
     def setup(self):
         width, dtype = self.encoder.width, self.encoder.dtype
@@ -45,6 +49,8 @@ class CrossEncoder(nn.Module):
         self.label_head = dense(self.labels, ("embed", "head"), "label_head", dtype)
         self.label_of_verdicts = dense(self.labels, ("dimension", "head"), "label_of_verdicts", dtype)
         self.verdict_head = dense(self.dimensions * len(VERDICTS), ("embed", "head"), "verdict_head", dtype)
+        if self.verdict_pooling == "tokens":
+            self.verdict_tokens = DimensionPooling(self.dimensions, len(VERDICTS), dtype)
         self.evidence_head = dense(1 + self.dimensions, ("embed", "head"), "evidence_head", dtype)
 
     def __call__(
@@ -71,13 +77,13 @@ class CrossEncoder(nn.Module):
         """
         x, attention = self.reader(tokens, token_types, valid, deterministic=deterministic, attention=True)
         representation, latent = self._represent(x, valid, deterministic)
-        logits, verdict_logits = self._apply_heads(representation)
+        logits, verdict_logits = self._apply_heads(representation, x, valid)
         augmented_representation = augmented_logits = None
         if augmented is not None:
             parts = (augmented[name] for name in ("tokens", "token_types", "valid"))
             y = cast(jax.Array, self.reader(*parts, deterministic=deterministic))
             augmented_representation, _ = self._represent(y, augmented["valid"], deterministic)
-            augmented_logits, _ = self._apply_heads(augmented_representation)
+            augmented_logits, _ = self._apply_heads(augmented_representation, y, augmented["valid"])
         return StudentOutputs(
             logits=logits,
             verdict_logits=verdict_logits,
@@ -122,12 +128,14 @@ class CrossEncoder(nn.Module):
         """The fields of `StudentOutputs` that the student can fill in training."""
         return traced_heads(self)
 
-    def _apply_heads(self, representation: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _apply_heads(self, representation: jax.Array, x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Label logits [B, C] and verdict logits [B, D, V].
 
         The label logits depend on the verdict probabilities too, so that verdict losses also train the label.
         """
         verdict_logits = self.verdict_head(representation).reshape(-1, self.dimensions, len(VERDICTS))
+        if self.verdict_pooling == "tokens":
+            verdict_logits += self.verdict_tokens(x, valid)
         verdicts = jax.nn.softmax(verdict_logits.astype(jnp.float32)).reshape(len(representation), -1)
         return self.label_head(representation) + self.label_of_verdicts(verdicts), verdict_logits
 

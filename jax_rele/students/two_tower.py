@@ -15,33 +15,49 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele.data.tokens.student_inputs import tower_rows
 from jax_rele.models.encoder import Encoder, EncoderConfig, dense
 from jax_rele.students.base import BatchSpec, InputSpec, RaggedInputs, TokenArray, traced_heads
+from jax_rele.students.dimension_pooling import DimensionPooling
 from jax_rele.types import VERDICTS, Pair, PyTree, StudentOutputs
+
+GATE_BIAS = -3.0
+"""Added to the gates' logits: an untrained student, whose views say nothing, scores by its text vectors."""
 
 
 class TwoTower(nn.Module):
     """Representation-based student: query and item are encoded separately, so items can be encoded offline.
 
-    `compare` reads the outputs of `encode` alone. The verdict on a dimension compares linear projections ("views") of
-    the two embeddings for that dimension. The label logits are computed from the embeddings by one of three heads:
+    `compare` reads the outputs of `encode` alone. The verdict on a dimension compares the two sides' unit vectors for
+    that dimension, their "views". With `verdict_pooling` `tokens` a view is read from the tokens, with attention of the
+    dimension's own, and is part of the embedding:
 
-    - `cosine`: affine in their cosine, each grade with a learned scale, so an index that finds the nearest items finds
-      the most relevant ones;
+        query: [text vector, g_1 view_1, ..., g_D view_D]        item: [text vector, view_1, ..., view_D]
+
+    with gates g_d in (0, 1) that say how much the query cares for the dimension. So verdicts are learnt without bending
+    the text vector, and the score gains from them. With `pooled` views are linear projections of the text vector, which
+    alone is the embedding.
+
+    The label logits are computed from the embeddings by one of three heads:
+
+    - `cosine`: affine in their inner product, each grade with a learned scale, so an index that finds the items of
+      largest inner product finds the most relevant ones. All items have embeddings of the same length where
+      `normalize` is True, so that their cosines give the same order;
     - `mlp`: a layer over (u, v, |u - v|, u * v) (as in InferSent, arXiv 1705.02364), for scoring a short list;
     - `maxsim`: affine in the late interaction of token vectors (ColBERT, arXiv 2004.12832), the mean over the query's
-      tokens of the best cosine with a token of the item.
+      tokens of the best cosine with a token of the item. Embeddings are the token vectors, from which the views are
+      read too.
 
     Attributes:
       encoder: shape of the encoder.
       labels: number of relevance grades (C).
       dimensions: number of dimensions (D).
-      embedding_width: E, of the projection; 0: no projection, E is the encoder's width.
+      embedding_width: of the text vector's projection; 0: no projection, it is as wide as the encoder.
       view_width: width of a dimension's view (K).
       towers: `shared`: both sides use the same weights; `separate`: each has its own.
       distinguish_sides: whether the sides have different token types. False for pretrained
         encoders, which did not learn such types.
       pooling: an embedding is the `mean` of the tokens or the `first` token.
-      normalize: whether embeddings have unit length; otherwise the cosine is an inner product.
+      normalize: whether the text vector has unit length.
       head: `cosine`, `mlp` or `maxsim`.
+      verdict_pooling: `tokens` or `pooled`.
     """
 
     encoder: EncoderConfig
@@ -54,6 +70,7 @@ class TwoTower(nn.Module):
     pooling: Literal["mean", "first"] = "mean"
     normalize: bool = True
     head: Literal["cosine", "mlp", "maxsim"] = "cosine"
+    verdict_pooling: Literal["tokens", "pooled"] = "tokens"
 
     def setup(self):
         dtype = self.encoder.dtype
@@ -63,7 +80,10 @@ class TwoTower(nn.Module):
             self.readers = tuple(Encoder(self.encoder, name=f"{side}_encoder") for side in ("query", "item"))
         if self.embedding_width:
             self.projection = dense(self.embedding_width, ("embed", "embedding"), "projection", dtype)
-        self.views = dense(self.dimensions * self.view_width, ("embedding", "head"), "views", dtype)
+        if self.verdict_pooling == "tokens":
+            self.token_views = DimensionPooling(self.dimensions, self.view_width + 1, dtype)  # the last one is the gate
+        else:
+            self.views = dense(self.dimensions * self.view_width, ("embedding", "head"), "views", dtype)
         zeros = nn.initializers.zeros
         if self.head == "mlp":
             width = self.embedding_width or self.encoder.width
@@ -87,10 +107,14 @@ class TwoTower(nn.Module):
         self.verdict_bias = cast(jax.Array, self.param("verdict_bias", bias_init, bias_shape))
 
     def encode(self, tokens: jax.Array, valid: jax.Array, side: int, *, deterministic: bool = True) -> jax.Array:
-        """[B, L] tokens of one side (0 queries, 1 items) -> [B, E]; [B, L, E], zeros for padding, for `maxsim`."""
+        """Embeddings of one side (0 queries, 1 items): [B, L] -> [B, E]; for `maxsim` [B, L, E], zeros for padding."""
         types = jnp.full_like(tokens, side if self.distinguish_sides else 0)
         x = cast(jax.Array, self.readers[side](tokens, types, valid, deterministic=deterministic))
         weights = valid[..., None].astype(x.dtype)
+        views: jax.Array | None = None
+        if self.verdict_pooling == "tokens" and self.head != "maxsim":
+            views, gates = self._views_of_tokens(x, valid)
+            views = (views * gates if side == 0 else views).reshape(len(x), -1)
         if self.head == "maxsim":
             x = x * weights
         elif self.pooling == "mean":
@@ -102,22 +126,21 @@ class TwoTower(nn.Module):
         x = x.astype(jnp.float32)
         if self.head == "maxsim":
             return _unit(x) * valid[..., None]
-        return _unit(x) if self.normalize else x
+        text = _unit(x) if self.normalize else x
+        return text if views is None else jnp.concatenate([text, views], axis=-1)
 
     def compare(self, query: jax.Array, item: jax.Array) -> StudentOutputs:
         """Scores pairs of outputs of `encode`: row i of `query` with row i of `item`."""
         if self.head == "maxsim":
             logits = late_interaction(query, item)[:, None] * self.label_slope + self.label_bias
-            pooled = _unit(query.sum(axis=1)), _unit(item.sum(axis=1))
         else:
             chex.assert_equal_shape([query, item])
-            pooled = query, item
             if self.head == "mlp":
                 both = jnp.concatenate([query, item, jnp.abs(query - item), query * item], axis=-1)
                 logits = self.mlp_down(nn.gelu(self.mlp_up(both)))
             else:
-                logits = jnp.sum(query * item, axis=-1, keepdims=True) * self.label_slope + self.label_bias
-        u, v = (_unit(self.views(x).reshape(-1, self.dimensions, self.view_width)) for x in pooled)
+                logits = self._inner_product(query, item)[:, None] * self.label_slope + self.label_bias
+        u, v = map(self._views, (query, item))
         # Scaled so that features have a magnitude of about 1 whatever the width; the products alone would be tiny.
         product, scale = u * v, self.view_width**0.5
         features = [scale**2 * product, scale * jnp.abs(u - v), scale * product.sum(axis=-1, keepdims=True)]
@@ -130,6 +153,32 @@ class TwoTower(nn.Module):
             query_views=u,
             item_views=v,
         )
+
+    def _inner_product(self, query: jax.Array, item: jax.Array) -> jax.Array:
+        """[B]; its gradient trains text vectors and gates, not the views, which few labels would fit to noise."""
+        if self.verdict_pooling == "pooled":
+            return jnp.sum(query * item, axis=-1)
+        width = self.dimensions * self.view_width
+        u, v = map(self._views, (query, item))
+        gates = _norm(query[:, -width:].reshape(u.shape))
+        similarity = jax.lax.stop_gradient((u * v).sum(axis=-1))
+        return jnp.sum(query[:, :-width] * item[:, :-width], axis=-1) + (gates * similarity).sum(axis=-1)
+
+    def _views(self, embedding: jax.Array) -> jax.Array:
+        """[B, D, K] unit vectors, from an output of `encode`."""
+        if self.verdict_pooling == "pooled":
+            pooled = _unit(embedding.sum(axis=1)) if self.head == "maxsim" else embedding
+            return _unit(self.views(pooled).reshape(-1, self.dimensions, self.view_width))
+        if self.head == "maxsim":
+            return self._views_of_tokens(embedding, jnp.any(embedding != 0, axis=-1))[0]
+        # The gates are positive, so that unit vectors are the views again.
+        views = embedding[:, -self.dimensions * self.view_width :]
+        return _unit(views.reshape(-1, self.dimensions, self.view_width))
+
+    def _views_of_tokens(self, x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Views [B, D, K] and gates [B, D, 1] of token vectors."""
+        features = self.token_views(x, valid)
+        return _unit(features[..., :-1]), jax.nn.sigmoid(features[..., -1:] + GATE_BIAS)
 
     def __call__(
         self,
@@ -200,6 +249,10 @@ def late_interaction(query: jax.Array, item: jax.Array) -> jax.Array:
     similarity = jnp.einsum("bqe,bie->bqi", query, item)
     best = jnp.where(items[:, None], similarity, -1.0).max(axis=-1)
     return jnp.where(queries, best, 0.0).sum(axis=-1) / jnp.maximum(queries.sum(axis=-1), 1)
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(x**2, axis=-1) + 1e-12)
 
 
 def _unit(x: jax.Array) -> jax.Array:

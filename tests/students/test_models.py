@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from jax_rele.models import EncoderConfig
 from jax_rele.students import CrossEncoder, TwoTower
+from jax_rele.students.dimension_pooling import DimensionPooling
 from jax_rele.students.two_tower import late_interaction
 
 CONFIG = EncoderConfig(vocab_size=40, max_length=20, layers=2, width=32, heads=4, mlp_width=48)
@@ -41,7 +42,11 @@ def test_shapes_of_the_heads(cross, towers):
     out = cross(TOKENS, TYPES, VALID)
     assert (out.logits.shape, out.verdict_logits.shape, out.token_logits.shape) == ((4, 4), (4, 3, 3), (4, 12, 4))
     out = towers(QUERY, QUERY_VALID, TOKENS, VALID)
-    assert (out.logits.shape, out.verdict_logits.shape, out.query_embedding.shape) == ((4, 4), (4, 3, 3), (4, 16))
+    assert (out.logits.shape, out.verdict_logits.shape, out.query_embedding.shape) == (
+        (4, 4),
+        (4, 3, 3),
+        (4, 16 + 3 * 8),
+    )
     assert out.token_logits is None
 
 
@@ -69,12 +74,23 @@ def test_items_encoded_offline_give_the_same_answers(towers):
     queries = towers(QUERY, QUERY_VALID, side=0, method="encode")
     apart = towers(queries, items, method="compare")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, apart)
-    np.testing.assert_allclose(np.linalg.norm(items, axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(items, axis=-1), (1 + 3) ** 0.5, atol=1e-5)
 
 
-def test_a_fresh_two_tower_ranks_by_cosine(towers):
+def test_an_embedding_holds_a_text_vector_and_gated_views(towers):
+    whole = towers(QUERY, QUERY_VALID, TOKENS, VALID)
+    for side, gated in (("query", True), ("item", False)):
+        embedding, views = (np.asarray(getattr(whole, f"{side}_{part}")) for part in ("embedding", "views"))
+        np.testing.assert_allclose(np.linalg.norm(embedding[:, :16], axis=-1), 1, atol=1e-5)
+        parts = embedding[:, 16:].reshape(4, 3, 8)
+        gates = np.linalg.norm(parts, axis=-1)
+        assert ((gates > 0) & (gates < 1)).all() if gated else np.allclose(gates, 1, atol=1e-5)
+        np.testing.assert_allclose(parts / gates[..., None], views, atol=1e-5)
+
+
+def test_a_fresh_two_tower_ranks_by_inner_product(towers):
     rng = np.random.default_rng(1)
-    u, v = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in rng.normal(size=(2, 64, 16)))
+    u, v = rng.normal(size=(2, 64, 16 + 3 * 8)) / 4
     logits = np.asarray(towers(u, v, method="compare").logits)
     best = np.exp(logits[:, 0]) / np.exp(logits).sum(-1)
     np.testing.assert_array_equal(np.argsort(best), np.argsort((u * v).sum(-1)))
@@ -101,6 +117,8 @@ def towers_of(**options):
         {"towers": "separate"},
         {"pooling": "first", "normalize": False},
         {"embedding_width": 0, "distinguish_sides": False},
+        {"verdict_pooling": "pooled"},
+        {"verdict_pooling": "pooled", "head": "maxsim"},
     ],
     ids=str,
 )
@@ -127,10 +145,39 @@ def test_separate_towers_have_weights_of_their_own_and_shared_ones_do_not():
 def test_sides_that_are_not_told_apart_read_alike():
     model, variables = towers_of(distinguish_sides=False)
     sides = [model.apply(variables, TOKENS, VALID, side=side, method="encode") for side in (0, 1)]
-    np.testing.assert_array_equal(*sides)
+    # All but the gates, which only queries have.
+    np.testing.assert_array_equal(*(side[:, :16] for side in sides))
+    np.testing.assert_allclose(*(_unit(side[:, 16:].reshape(4, 3, 8)) for side in sides), atol=1e-5)
     model, variables = towers_of()
     sides = [model.apply(variables, TOKENS, VALID, side=side, method="encode") for side in (0, 1)]
     assert np.abs(sides[0] - sides[1]).max() > 1e-3
+
+
+def _unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_dimension_pooling_is_a_weighted_mean_of_the_tokens_for_each_dimension():
+    model, x = DimensionPooling(dimensions=3, features=5), RNG.normal(size=(4, 12, 8)).astype(np.float32)
+    params = nn.unbox(model.init(jax.random.key(0), x, VALID))["params"]
+    scores = np.float64(x @ params["scores"]["kernel"] + params["scores"]["bias"])
+    weights = np.where(VALID[..., None], np.exp(scores), 0.0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    expected = np.einsum("bld,blw,dwf->bdf", weights, x, params["kernel"])
+    np.testing.assert_allclose(model.apply({"params": params}, x, VALID), expected, atol=1e-5)
+    gradient = jax.grad(lambda p: model.apply({"params": p}, x, np.zeros_like(VALID)).sum())(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_cross_encoder_reads_verdicts_from_the_tokens_where_it_is_asked_to():
+    outputs = {}
+    for pooling in ("tokens", "pooled"):
+        model = CrossEncoder(CONFIG, labels=4, dimensions=3, verdict_pooling=pooling)
+        variables = nn.unbox(model.init(jax.random.key(0), TOKENS, TYPES, VALID))
+        assert ("verdict_tokens" in variables["params"]) == (pooling == "tokens")
+        outputs[pooling] = model.apply(variables, TOKENS, TYPES, VALID)
+    np.testing.assert_array_equal(outputs["tokens"].representation, outputs["pooled"].representation)
+    assert np.abs(outputs["tokens"].verdict_logits - outputs["pooled"].verdict_logits).max() > 1e-3
 
 
 def test_late_interaction_is_the_mean_of_the_best_matches():
