@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from operator import attrgetter
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from jax_rele.config import AdaptConfig, AnnotateConfig, Config, DataConfig, DistillConfig, StudentConfig, TeacherConfig
-from jax_rele.config.base import Section
+if TYPE_CHECKING:
+    from jax_rele.config import Config
 
 Paths = tuple[str, ...]
 
@@ -52,9 +54,10 @@ class Stage:
         return importlib.import_module(f"jax_rele.stages.{self.name}")
 
 
-def _fields(name: str, section: type[Section], without: Collection[str] = ()) -> Paths:
+def _fields(config: Config, section: str, without: Collection[str] = ()) -> Paths:
     """The paths of a section's fields but some."""
-    return tuple(f"{name}.{field}" for field in section.model_fields if field not in without)
+    fields = type(attrgetter(section)(config)).model_fields
+    return tuple(f"{section}.{field}" for field in fields if field not in without)
 
 
 _SCHEMA = ("labels.names", "labels.gains", "labels.positive")
@@ -65,22 +68,22 @@ _CHAT = ("prompt", "definitions", "dimension_definitions", "examples", "reasonin
 
 def _decoder(config: Config, without: Collection[str] = ("vocab_size",)) -> Paths:
     """What the decoder is built from; its adapters and tokenizer apart."""
-    shape = _fields("teacher.random", type(config.teacher.random), without) if config.teacher.init == "random" else ()
+    shape = _fields(config, "teacher.random", without) if config.teacher.init == "random" else ()
     return ("teacher.init", "teacher.dtype", *shape)
 
 
 def _teacher(config: Config) -> Paths:
     """What a fine-tuned teacher is built from, and how it reads and writes."""
-    own = _fields("teacher", TeacherConfig, {"init", "dtype", "random"})
+    own = _fields(config, "teacher", {"init", "dtype", "random"})
     return (*_decoder(config), *own, "data.item_fields", "adapt.enabled")
 
 
 def _students(config: Config, without: Collection[str] = ()) -> Paths:
     """What the students are built from, and how they read."""
     apart = {"random", "cross_encoder", "two_tower"}
-    shape = _fields("student.random", type(config.student.random), without) if config.student.init == "random" else ()
+    shape = _fields(config, "student.random", without) if config.student.init == "random" else ()
     heads = tuple(f"student.{name}" for name in config.distill.students)
-    return (*_fields("student", StudentConfig, apart), *shape, *heads, "data.item_fields", "rationale.dimensions")
+    return (*_fields(config, "student", apart), *shape, *heads, "data.item_fields", "rationale.dimensions")
 
 
 def _prepare(config: Config) -> Paths:
@@ -88,7 +91,7 @@ def _prepare(config: Config) -> Paths:
         "seed",
         "labels.names",
         "labels.aliases",
-        *_fields("data", DataConfig, {"item_fields", "tail_max_frequency"}),
+        *_fields(config, "data", {"item_fields", "tail_max_frequency"}),
     )
 
 
@@ -96,7 +99,7 @@ def _annotate(config: Config) -> Paths:
     if config.annotate.annotator == "rules":
         return ("annotate.annotator", "annotate.unlabelled", "rationale")
     without = {"teacher_run"} if config.annotate.annotator == "llm" else set(_CHAT)
-    return ("seed", *_SCHEMA, "rationale.dimensions", *_fields("annotate", AnnotateConfig, without))
+    return ("seed", *_SCHEMA, "rationale.dimensions", *_fields(config, "annotate", without))
 
 
 def _adapt(config: Config) -> Paths:
@@ -104,7 +107,7 @@ def _adapt(config: Config) -> Paths:
     if not config.adapt.enabled:
         return tokenizer
     candidates = tuple(f"data.candidates.{name}" for name in ("bm25", "same_category", "same_brand"))
-    own = _fields("adapt", AdaptConfig, {"enabled"})
+    own = _fields(config, "adapt", {"enabled"})
     # Where adapters are decides which random numbers the base gets.
     return (*tokenizer, "seed", *_decoder(config, ()), "teacher.lora", *_PROMPT, *candidates, "rationale", *own)
 
@@ -120,7 +123,7 @@ def _score(config: Config) -> Paths:
 
 
 def _distill(config: Config) -> Paths:
-    return ("seed", *_SCHEMA, *_students(config), *_fields("distill", DistillConfig))
+    return ("seed", *_SCHEMA, *_students(config), *_fields(config, "distill"))
 
 
 def _evaluate(config: Config) -> Paths:
