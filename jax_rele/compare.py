@@ -162,7 +162,7 @@ def _trained(
     run_dir = config.run_dir
     folder = run_dir / "compare" / student / recipe / f"{point.labelled}+{point.teacher_labelled}"
     title = f"compare {student} {recipe} {point.labelled}+{point.teacher_labelled}"
-    fingerprint = _fingerprint(config, run_dir, recipe)
+    fingerprint = _fingerprint(config, run_dir, student, recipe)
     trainer = None
     for seed in seeds:
         cell = folder / f"seed_{seed}"
@@ -178,15 +178,14 @@ def _trained(
         yield validation, evaluated
 
 
-def _fingerprint(config: Config, run_dir: Path, recipe: str) -> str:
-    """A hash of what a training depends on besides the name of its folder."""
-    read = config.model_dump(mode="json")
-    own = {key: value for key, value in read["distill"].items() if key not in ("students", "recipes", "objectives")}
+def _fingerprint(config: Config, run_dir: Path, student: str, recipe: str) -> str:
+    """A hash of what a training depends on besides the name of its folder, which has the seed."""
+    objectives = {name: each for name, each in config.distill.objectives.items() if name == recipe}
+    only = {"students": (student,), "recipes": (recipe,), "objectives": objectives}
+    config = config.model_copy(update={"seed": 0, "distill": config.distill.model_copy(update=only)})
     manifests = [json.loads((run_dir / name / pipeline.MANIFEST).read_text("utf-8")) for name in ("prepare", "score")]
     inputs = [[manifest["config_hash"], manifest["inputs"]] for manifest in manifests]
-    objective = read["distill"]["objectives"].get(recipe)
-    sections = [read[name] for name in ("student", "labels", "rationale", "data")]
-    return hash_values([own, objective, distill.external_inputs(config), *sections, inputs])
+    return hash_values([pipeline.sections(config, pipeline.STAGES["distill"]), distill.external_inputs(config), inputs])
 
 
 def _is_done(cell: Path, fingerprint: str) -> bool:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -145,4 +145,17 @@ def hash_folder(path: str | Path) -> str:
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
         digest.update(bytes.fromhex(hash_file(file)))
+    return digest.hexdigest()[:16]
+
+
+def hash_ends(files: Iterable[Path], ends: int = 1 << 20) -> str:
+    """A hash of names, sizes and both ends of files that are too large to be read whole at every start."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(ends))
+            stream.seek(max(size - ends, 0))
+            digest.update(stream.read(ends))
     return digest.hexdigest()[:16]

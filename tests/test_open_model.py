@@ -112,7 +112,9 @@ def test_every_stage_runs_and_adapt_does_nothing(open_model):
     _, run_dir, base = open_model
     manifests = {name: json.loads((run_dir / name / "manifest.json").read_text()) for name in pipeline.STAGES}
     assert all(manifest["status"] == "finished" for manifest in manifests.values())
-    assert f"teacher.init {base}" in manifests["prepare"]["inputs"]
+    assert list(manifests["prepare"]["inputs"]) == [f"data.path {pipeline.read_config(run_dir).data.path}"]
+    for stage in ("adapt", "finetune", "score", "evaluate"):
+        assert f"teacher.init {base}" in manifests[stage]["inputs"]
     assert f"student.init {base.parent / 'encoder'}" in manifests["distill"]["inputs"]
     assert not (run_dir / "adapt" / "base").exists()
     signals = read_signals(

@@ -48,13 +48,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self):
+        if self.student.init == "bundled:decoder":
+            raise ValueError("student.init: bundled:decoder is for the teacher; set it to bundled:encoder")
+        if self.score.signals:
+            return self  # what is below makes our own teacher
         for path, names in (("definitions", self.labels.names), ("dimension_definitions", self.rationale.dimensions)):
             if unknown := sorted(set(getattr(self.annotate, path)) - set(names)):
                 raise ValueError(f"annotate.{path}: {unknown[0]!r} is not one of {list(names)}")
         if self.teacher.init == "bundled:encoder":
             raise ValueError("teacher.init: bundled:encoder is for students; set it to bundled:decoder")
-        if self.student.init == "bundled:decoder":
-            raise ValueError("student.init: bundled:decoder is for the teacher; set it to bundled:encoder")
         if self.teacher.init == "random":
             if not self.adapt.enabled:
                 raise ValueError("adapt.enabled: false leaves a base of random weights; enable it or set teacher.init")

@@ -139,6 +139,7 @@ class ScoreConfig(Section):
     batch_size: Positive = 64
     """Pairs per forward pass."""
     signals: str = ""
-    """A file of another teacher's signals (docs/signals.md): no teacher is trained or loaded."""
+    """A file of another teacher's signals, or the folder of a run that has finished `score` (docs/signals.md): no
+    teacher is trained or loaded, and the sections `teacher`, `adapt`, `finetune` and `annotate` are not read."""
     allow_missing: bool = False
-    """Whether pairs without signals in that file are left out of distillation; otherwise they are an error."""
+    """Whether pairs without signals there are left out of distillation; otherwise they are an error."""

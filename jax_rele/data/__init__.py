@@ -17,7 +17,7 @@ from jax_rele.data.parquet import (
 )
 from jax_rele.data.rows import Quarantined, RowError, parse_row
 from jax_rele.data.signals.external import ExternalSignals, read_external_signals, read_rationale
-from jax_rele.data.signals.table import read_signals, take_signals, validate_signals, write_signals
+from jax_rele.data.signals.table import concat_signals, read_signals, take_signals, validate_signals, write_signals
 from jax_rele.data.sources.shards import SAMPLE, read_pairs, source_hash
 from jax_rele.data.synthetic.recombination import recombine
 
@@ -31,6 +31,7 @@ __all__ = [
     "RowError",
     "assign_splits",
     "candidates",
+    "concat_signals",
     "ingest",
     "join_tables",
     "long_tail",

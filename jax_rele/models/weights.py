@@ -7,7 +7,6 @@ into its sharding and dtype; writing gathers one block at a time. Neither holds 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
 from jax_rele.errors import UserError
+from jax_rele.io import hash_ends
 from jax_rele.models.decoder import Decoder, DecoderConfig
 from jax_rele.models.encoder import Encoder, EncoderConfig
 from jax_rele.models.encoder_families import FAMILIES as ENCODER_FAMILIES
@@ -143,21 +143,10 @@ def weights_folder(init: str) -> Path:
     return resolve(init, (*NEEDED, *SIDE_FILES))
 
 
-def weights_hash(init: str, ends: int = 1 << 20) -> str:
-    """A hash of the weights that a config's `init` names, and of their config and tokenizer.
-
-    It covers names, sizes and both ends of the files: weights are too large to be read whole at every start.
-    """
+def weights_hash(init: str) -> str:
+    """A hash of the weights that a config's `init` names, and of their config and tokenizer; see `hash_ends`."""
     folder = weights_folder(init)
-    digest = hashlib.sha256()
-    for file in sorted({file for pattern in (*NEEDED, *SIDE_FILES) for file in folder.glob(pattern)}):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(ends))
-            stream.seek(max(size - ends, 0))
-            digest.update(stream.read(ends))
-    return digest.hexdigest()[:16]
+    return hash_ends({file for pattern in (*NEEDED, *SIDE_FILES) for file in folder.glob(pattern)})
 
 
 def check_weights(source: str | Path, config: Config) -> None:

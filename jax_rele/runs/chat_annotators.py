@@ -14,11 +14,12 @@ from jax_rele.annotation.store import Store
 from jax_rele.annotation.types import Endpoint, Summary, Task
 from jax_rele.annotation.verify import LabelRule, parse_rules, verify
 from jax_rele.annotation.votes import TO_ASK_AGAIN, Decision, Vote, consensus
-from jax_rele.config import Config, load
+from jax_rele.config import Config, MeshConfig
 from jax_rele.errors import UserError
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.runs.load import load_teacher
+from jax_rele.runs.other_runs import read_other
 from jax_rele.teacher import judge
 from jax_rele.types import Pair, Rationale
 
@@ -154,24 +155,24 @@ def _read_answers(
     return responses
 
 
-def ask_teacher(config: Config, pairs: Sequence[Pair]) -> Responses:
-    """The rationales that the teacher of another run writes, a vote a pair.
+def read_teacher_run(config: Config) -> Config:
+    """The config of the run whose teacher annotates, for the devices that are here.
 
     Raises:
-      UserError: there is no such run, it has no teacher, or that has other labels or dimensions.
+      UserError: there is no such run, it has no teacher or one without rationales, or other labels or dimensions.
     """
-    run_dir = Path(config.annotate.teacher_run)
-    if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"annotate.teacher_run: {run_dir} is no folder of a run; give one that `jax-rele run` wrote")
-    other = load(run_dir / "config.yaml")
-    for path, theirs, ours in (
-        ("labels.names", other.labels.names, config.labels.names),
-        ("rationale.dimensions", other.rationale.dimensions, config.rationale.dimensions),
-    ):
-        if theirs != ours:
-            raise UserError(f"{path}: the teacher of {run_dir} knows {list(theirs)}, the config has {list(ours)}")
+    run_dir, where = Path(config.annotate.teacher_run), "annotate.teacher_run"
+    other = read_other(config, run_dir, "finetune", where)
+    if other.score.signals:
+        raise UserError(f"{where}: the run {run_dir} has no teacher: its signals are those of its score.signals")
     if other.teacher.order == "label_only":
-        raise UserError(f"annotate.teacher_run: the teacher of {run_dir} writes no rationales (order: label_only)")
+        raise UserError(f"{where}: the teacher of {run_dir} writes no rationales (order: label_only)")
+    return other.model_copy(update={"mesh": MeshConfig()})
+
+
+def ask_teacher(config: Config, pairs: Sequence[Pair]) -> Responses:
+    """The rationales that the teacher of another run writes, a vote a pair. Raises UserError as `read_teacher_run`."""
+    run_dir, other = Path(config.annotate.teacher_run), read_teacher_run(config)
     teacher = load_teacher(run_dir, config=other)
     with pairs_bar("annotate", len(pairs)) as advance:
         judged = judge(teacher, pairs, progress=advance)

@@ -1,24 +1,36 @@
-"""Another teacher's signals in place of ours: read for the pairs of a run, checked against them, and counted."""
+"""Another teacher's signals in place of ours: a file's or another run's, read for a run's pairs, checked, counted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from jax_rele.config import Config
-from jax_rele.data import ExternalSignals, read_external_signals, read_pairs_table, take_signals, write_signals
+from jax_rele.data import (
+    ExternalSignals,
+    PairTable,
+    concat_signals,
+    read_external_signals,
+    read_pairs_table,
+    take_signals,
+    write_signals,
+)
 from jax_rele.errors import UserError
+from jax_rele.io import hash_file, hash_values
 from jax_rele.names import SPLITS
 from jax_rele.runs import layout
-from jax_rele.types import Pair, Signals
+from jax_rele.runs.other_runs import read_other
+from jax_rele.types import ITEM_FIELDS, Pair, Signals
+
+WHERE = "score.signals"
 
 
 @dataclass(frozen=True)
 class MatchedSignals:
-    """What a file says of a run's pairs.
+    """What a file, or another run, says of a run's pairs.
 
     Attributes:
       train: signals of the pairs to learn from, in the run's order.
@@ -46,22 +58,18 @@ def write(config: Config, run_dir: Path) -> Mapping[str, object]:
 
 
 def read(config: Config, run_dir: Path, path: str) -> MatchedSignals:
-    """Reads a file of signals for the pairs of a run.
+    """Reads a file of signals, or those of another run's folder, for the pairs of a run.
 
     Raises:
-      UserError: as `read_external_signals`; or pairs to learn from have no signals, unless `score.allow_missing`.
+      UserError: as `read_external_signals` or, of a folder, `read_other`; a pair of the other run is another one here;
+        or pairs to learn from have no signals, unless `score.allow_missing`.
     """
     everyone = read_pairs_table(run_dir / layout.PAIRS)
     pairs = {split: [pair for pair in everyone if pair.split == split and pair.label is not None] for split in SPLITS}
     pairs["unlabelled"] = read_pairs_table(run_dir / layout.UNLABELLED)
     learned, held_out = pairs["train"] + pairs["unlabelled"], pairs["validation"] + pairs["test"]
-    file = read_external_signals(
-        path,
-        learned + held_out,
-        schema=config.labels.schema_,
-        dimensions=config.rationale.dimensions,
-        fields=config.data.item_fields,
-    )
+    asked = learned + held_out
+    file = _of_run(config, Path(path), asked) if Path(path).is_dir() else _of_file(config, path, asked)
     row_of = {pair_id: row for row, pair_id in enumerate(file.signals.pair_ids)}
     missing = [pair for pair in learned if pair.pair_id not in row_of]
     if missing and (len(missing) == len(learned) or not config.score.allow_missing):
@@ -78,6 +86,58 @@ def read(config: Config, run_dir: Path, path: str) -> MatchedSignals:
         return take_signals(file.signals, [row_of[pair.pair_id] for pair in pairs_of_split if pair.pair_id in row_of])
 
     return MatchedSignals(of(learned), of(held_out), missing, pairs, file)
+
+
+def content_hash(config: Config, path: str) -> str:
+    """A hash of the signals at `score.signals`: of a file, or of the tables of another run.
+
+    Raises:
+      UserError: there is no such file, or as `read_other`.
+    """
+    tables = [path]
+    if Path(path).is_dir():
+        read_other(config, Path(path), "score", WHERE)
+        tables = _tables(Path(path))
+    try:
+        return hash_values([hash_file(table) for table in tables])
+    except OSError as error:
+        raise UserError(f"{WHERE}: {path} cannot be read: {error.strerror}") from None
+
+
+def _tables(run_dir: Path) -> list[str]:
+    """The tables of signals of a run that are there."""
+    return [str(run_dir / table) for table in (layout.SIGNALS, layout.HELD_OUT) if (run_dir / table).exists()]
+
+
+def _of_file(config: Config, path: str, pairs: Sequence[Pair]) -> ExternalSignals:
+    return read_external_signals(
+        path,
+        pairs,
+        schema=config.labels.schema_,
+        dimensions=config.rationale.dimensions,
+        fields=config.data.item_fields,
+    )
+
+
+def _of_run(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> ExternalSignals:
+    """The signals that another run has for our pairs. Its pairs may be others, but not under the names of ours."""
+    read_other(config, run_dir, "score", WHERE)
+    parts = [_of_file(config, table, pairs) for table in _tables(run_dir)]
+    signals = concat_signals([part.signals for part in parts])
+    ours = {pair.pair_id: _texts(pair) for pair in pairs}
+    theirs = {
+        pair.pair_id: _texts(pair) for table in (layout.PAIRS, layout.UNLABELLED) for pair in PairTable(run_dir / table)
+    }
+    if others := [pair_id for pair_id in signals.pair_ids if ours[pair_id] != theirs.get(pair_id)]:
+        raise UserError(
+            f"{WHERE}: {len(others)} of {len(signals.pair_ids)} pairs of the run {run_dir} have another query or item "
+            f"here, the first is {others[0]!r}; a pair_id must name the same pair in both"
+        )
+    return ExternalSignals(signals, sum(part.others for part in parts), sum(part.rationales for part in parts))
+
+
+def _texts(pair: Pair) -> tuple[object, ...]:
+    return pair.query, *pair.item.texts(ITEM_FIELDS)
 
 
 def counts(matched: MatchedSignals) -> Mapping[str, object]:

@@ -1,8 +1,8 @@
 """The files of a run: what stages write for one another.
 
-prepare/   pairs.parquet  unlabelled.parquet  quarantine.parquet  teacher_tokenizer/
+prepare/   pairs.parquet  unlabelled.parquet  quarantine.parquet
 annotate/  rationales.parquet  quality.json  decisions.parquet  review.csv  report.html (the last three of chat models)
-adapt/     base/                                   finetune/  lora/
+adapt/     tokenizer/  base/                       finetune/  lora/
 score/     shards/*.parquet  signals.parquet  held_out.parquet (of another teacher)
 distill/   tokenizer/  STUDENT/RECIPE/variables/
 evaluate/  metrics.json  predictions.parquet  rationales.parquet  report.html  table.md
@@ -25,11 +25,11 @@ from jax_rele.types import Pair, Rationale, Signals
 PAIRS = "prepare/pairs.parquet"
 UNLABELLED = "prepare/unlabelled.parquet"
 QUARANTINE = "prepare/quarantine.parquet"
-TEACHER_TOKENIZER = "prepare/teacher_tokenizer"
 STUDENT_TOKENIZER = "distill/tokenizer"
 RATIONALES = "annotate/rationales.parquet"
 QUALITY = "annotate/quality.json"
 DECISIONS = "annotate/decisions.parquet"
+TEACHER_TOKENIZER = "adapt/tokenizer"
 BASE = "adapt/base"
 LORA = "finetune/lora"
 SIGNALS = "score/signals.parquet"

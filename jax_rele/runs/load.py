@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele.config import Config, MeshConfig
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
-from jax_rele.distillation.objectives import learns_evidence, learns_verdicts
+from jax_rele.distillation.objectives import learns_evidence, learns_verdicts, source_hash
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder, build_teacher
 from jax_rele.models.decoder import init_decoder
 from jax_rele.models.quantize import quantize_params
-from jax_rele.models.weights import load_params, weights_folder
+from jax_rele.models.weights import load_params, weights_folder, weights_hash
 from jax_rele.names import StudentName
 from jax_rele.runs import layout, pipeline
 from jax_rele.students import Student, build_student
@@ -151,6 +151,20 @@ def load_lora(model: Decoder, run_dir: Path, mesh: jax.sharding.Mesh) -> dict:
     return load_variables(
         run_dir / layout.LORA, abstract(init_decoder(model), mesh, jax.random.key(0), collection="lora")
     )
+
+
+def teacher_inputs(config: Config) -> dict[str, str]:
+    """A hash of the weights that the teacher starts from, where it does."""
+    init = config.teacher.init
+    return {} if init == "random" else {f"teacher.init {init}": weights_hash(init)}
+
+
+def student_inputs(config: Config) -> dict[str, str]:
+    """Hashes of the weights that the students start from, and of the files of custom losses."""
+    terms = [term for objective in config.distill.objectives.values() for term in objective.terms.values()]
+    hashes = {f"loss {term.loss}": source_hash(term.loss) for term in terms if ":" in term.loss}
+    inputs, init = {name: value for name, value in hashes.items() if value}, config.student.init
+    return inputs if init == "random" else {**inputs, f"student.init {init}": weights_hash(init)}
 
 
 def main_recipe(config: Config) -> str:

@@ -18,18 +18,11 @@ from jax_rele.config import Config, flatten, load
 from jax_rele.errors import UserError
 from jax_rele.io import hash_values, lock, write_json, write_text
 from jax_rele.runs.preflight import preflight
-from jax_rele.runs.stages import STAGES, Stage
+from jax_rele.runs.stages import STAGES, UNHASHED, Stage
 from jax_rele.training import distributed
 
-UNHASHED = (
-    *("name", "run_root", "cache_dir", "mesh"),
-    *(f"annotate.{name}" for name in ("store", "budget", "max_attempts", "allow_pending")),
-)
-"""Fields that any stage may read and that do not change what it writes: a run may move, and resume on other devices or
-with a larger budget."""
-
 PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
-FORMAT = 2
+FORMAT = 3
 """Version of what a run's folder holds. Raise it when a stage's files change their form or meaning."""
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
@@ -64,6 +57,8 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print, whol
     with _lock(run_dir) if distributed.is_main() else nullcontext():
         _refuse_unshared(run_dir)
         distributed.on_main(partial(_begin, config, run_dir, tuple(STAGES) if whole else names, names))
+        if (unread := _unread(config)) and distributed.is_main():
+            say(f"{', '.join(unread)}: not read, since the signals are those of score.signals")
         for name in names:
             if name in _skipped(config):
                 if distributed.is_main():
@@ -84,6 +79,12 @@ def _skipped(config: Config) -> Sequence[str]:
     return [name for name, stage in STAGES.items() if stage.makes_teacher] if config.score.signals else ()
 
 
+def _unread(config: Config) -> list[str]:
+    """Sections about our own teacher that say something where `score.signals` replaces it."""
+    sections = [*_skipped(config), *(["teacher"] if config.score.signals else [])]
+    return [name for name in sections if getattr(config, name) != type(getattr(config, name))()]
+
+
 def read_config(run_dir: Path) -> Config:
     """The config of a run's folder. Raises UserError where it is not a run's, or not that of its stages."""
     if not (run_dir / CONFIG).is_file():
@@ -93,8 +94,30 @@ def read_config(run_dir: Path) -> Config:
     config = load(run_dir / CONFIG)
     for name, stage in STAGES.items():
         manifest = manifests[name]
-        if manifest is not None and manifest["config"] != _sections(config, stage):
+        if manifest is not None and name not in _skipped(config) and manifest["config"] != sections(config, stage):
             raise UserError(f"{run_dir / CONFIG}: is not the config that the stage {name} ran with; set it back")
+    return config
+
+
+def read_finished(run_dir: Path, name: str, where: str) -> Config:
+    """The config of another run, a stage of which is read.
+
+    Args:
+      run_dir: its folder.
+      name: the stage, which must have finished.
+      where: the config path that names the folder, for errors.
+
+    Raises:
+      UserError: it is not a run's folder, or as `read_config`, or the stage has not finished.
+    """
+    if not (run_dir / CONFIG).is_file():
+        raise UserError(f"{where}: {run_dir} is not the folder of a run; give one that `jax-rele run` wrote")
+    config, manifest = read_config(run_dir), _read_manifest(run_dir, name)
+    if manifest is None or manifest["status"] != "finished":
+        raise UserError(
+            f"{where}: the run {run_dir} has not finished its stage {name}; finish it with `jax-rele run "
+            f"{run_dir / CONFIG}` first"
+        )
     return config
 
 
@@ -138,10 +161,11 @@ def _holds(path: Path, text: str) -> bool:
 def _begin(config: Config, run_dir: Path, checked: Sequence[str], names: Sequence[str]) -> None:
     for name in checked:
         _refuse_other(config, run_dir, name)
-    manifests = {name: _read_manifest(run_dir, name) for name in names}
-    preflight(
-        config, [name for name, manifest in manifests.items() if not manifest or manifest["status"] != "finished"]
-    )
+    manifests = {name: _read_manifest(run_dir, name) for name in names if name not in _skipped(config)}
+    unfinished = [name for name, manifest in manifests.items() if not manifest or manifest["status"] != "finished"]
+    preflight(config, unfinished)
+    for name in unfinished:
+        _external_inputs(config, STAGES[name])  # what a later stage reads from outside is missed before the first runs
     if len(checked) < len(STAGES) and (run_dir / CONFIG).exists():
         return  # it is that of other stages too
     write_text(run_dir / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -176,9 +200,7 @@ def _begin_stage(config: Config, run_dir: Path, name: str, say) -> Manifest | No
     if manifest and manifest["status"] == "finished":
         say(f"{name:9} finished before in {manifest['wall_seconds']:.0f} s, nothing to do")
         return None
-    for needed in stage.needs:
-        if needed in _skipped(config):
-            continue
+    for needed in stage.needs(config):
         if (earlier := _read_manifest(run_dir, needed)) is None or earlier["status"] != "finished":
             raise UserError(f"{name} needs the stage {needed}, which has not finished in {run_dir}; run it first")
     say(f"{name:9} {'resumes' if manifest else 'starts'}")
@@ -186,8 +208,8 @@ def _begin_stage(config: Config, run_dir: Path, name: str, say) -> Manifest | No
         "format": FORMAT,
         "stage": name,
         "status": "running",
-        "config_hash": hash_values(_sections(config, stage)),
-        "config": _sections(config, stage),
+        "config_hash": hash_values(sections(config, stage)),
+        "config": sections(config, stage),
         "inputs": _inputs(config, run_dir, stage),
         "packages": {package: metadata.version(package) for package in PACKAGES},
         # Time of earlier, interrupted attempts counts.
@@ -212,12 +234,16 @@ def _refuse_other(config: Config, run_dir: Path, name: str) -> None:
     """Raises UserError where the stage's folder was written, or begun, with another config or other inputs."""
     stage, directory = STAGES[name], run_dir / name
     manifest = _read_manifest(run_dir, name)
-    if manifest is None:
+    if manifest is None or name in _skipped(config):
         return
-    old, new = flatten(manifest["config"]), flatten(_sections(config, stage))
+    old, new = (
+        {path: repr(value) for path, value in flatten(read).items()}
+        for read in (manifest["config"], sections(config, stage))
+    )
     changed = [
-        f"{path} is {new.get(path)!r}, was {old.get(path)!r}"
-        for path in sorted({*old, *new})
+        f"{path} is {new.get(path, 'not read')}, was {old.get(path, 'not read')}"
+        # Which paths are read depends on the values of others, which are named first.
+        for path in sorted({*old, *new}, key=lambda path: (path not in old or path not in new, path))
         if old.get(path) != new.get(path)
     ]
     inputs = _inputs(config, run_dir, stage)
@@ -232,24 +258,37 @@ def _refuse_other(config: Config, run_dir: Path, name: str) -> None:
         )
 
 
-def _sections(config: Config, stage: Stage) -> Manifest:
-    """What the stage reads of the config: path -> value."""
-    sections: Manifest = {}
-    for path in stage.reads:
-        value = config.model_dump(mode="json")
+def sections(config: Config, stage: Stage) -> Manifest:
+    """What the stage reads of the config and its results depend on: path -> value."""
+    values: Manifest = {}
+    whole = config.model_dump(mode="json")
+    for path in stage.reads(config):
+        value = whole
         for part in path.split("."):
             value = value[part]
-        sections[path] = value
-    return sections
+        if path not in UNHASHED:
+            values[path] = _hashed(value, path)
+    return values
+
+
+def _hashed(value: Any, path: str) -> Any:
+    """The value at a path without what is in `UNHASHED`."""
+    if isinstance(value, dict):
+        return {key: _hashed(each, f"{path}.{key}") for key, each in value.items() if f"{path}.{key}" not in UNHASHED}
+    return [_hashed(each, f"{path}.*") for each in value] if isinstance(value, list) else value
 
 
 def _inputs(config: Config, run_dir: Path, stage: Stage) -> dict[str, str]:
     """Hashes of what a stage reads: its external files, and the lineage of each earlier stage that is there."""
-    inputs = dict(stage.module.external_inputs(config)) if hasattr(stage.module, "external_inputs") else {}
-    for needed in stage.needs:
+    inputs = _external_inputs(config, stage)
+    for needed in stage.needs(config):
         if (manifest := _read_manifest(run_dir, needed)) is not None:
             inputs[needed] = hash_values([manifest["config_hash"], manifest["inputs"]])
     return inputs
+
+
+def _external_inputs(config: Config, stage: Stage) -> dict[str, str]:
+    return dict(stage.module.external_inputs(config))
 
 
 def _read_manifest(run_dir: Path, name: str) -> Manifest | None:

@@ -11,7 +11,6 @@ from jax_rele.config import Config
 from jax_rele.data.tokens.prompts import encode_prompts
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
 from jax_rele.distillation.objectives import student_terms
-from jax_rele.errors import UserError
 from jax_rele.models import build_teacher
 from jax_rele.models.build import build_encoder
 from jax_rele.models.partitioning import check_heads
@@ -28,7 +27,7 @@ def preflight(config: Config, stages: Collection[str]) -> None:
     That is: packages that annotators need; a mesh that does not fit the devices, the models' heads or the rows of a
     batch; recipes that do not fit a student, or losses that cannot be found; and where the teacher starts from weights,
     a config that is not supported, an incomplete folder, a tokenizer of another model, labels that it cannot
-    distinguish, or prompts and rationales longer than the context. With `score.signals` the teacher is not checked.
+    distinguish, or prompts and rationales longer than the context. With `score.signals` the teacher is not read.
     """
     mesh, teacher = make_mesh(config.mesh), config.teacher
     if "annotate" in stages and config.annotate.annotator == "llm" and not config.score.signals:
@@ -37,9 +36,6 @@ def preflight(config: Config, stages: Collection[str]) -> None:
     _check_rows(config, mesh)
     _check_objectives(config)
     if config.score.signals:
-        if teacher.init != "random":
-            # `prepare` would fetch its weights, and a manifest would name a teacher that has no part in the run.
-            raise UserError(f"teacher.init: {teacher.init} is not used where score.signals is given; set it to random")
         return
     if teacher.init == "random":
         return check_heads("teacher", teacher.random.heads, teacher.random.kv_heads, mesh)

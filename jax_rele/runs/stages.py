@@ -3,8 +3,30 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from operator import attrgetter
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jax_rele.config import Config
+
+Paths = tuple[str, ...]
+
+_TRAINED = ("adapt", "finetune", "distill")
+
+UNHASHED: Paths = (
+    *("name", "run_root", "cache_dir", "mesh", "teacher.attention", "teacher.remat", "score.batch_size"),
+    *("finetune.evaluate_every", "distill.term_gradients"),
+    *(f"{stage}.optimization.{field}" for stage in _TRAINED for field in ("checkpoint_every", "log_every")),
+    *(f"annotate.{field}" for field in ("store", "budget", "max_attempts", "allow_pending")),
+    *(f"annotate.endpoints.*.{field}" for field in ("base_url", "key_variable", "concurrency", "timeout")),
+    *(f"annotate.endpoints.*.{field}" for field in ("input_price", "output_price")),
+)
+"""Fields that stages may read and on which no result depends but by rounding, only where it is computed, how fast, at
+what price and what is logged of it: a run may move, and resume on other devices or with a larger budget. `*` stands for
+any entry of a list."""
 
 
 @dataclass(frozen=True)
@@ -13,88 +35,158 @@ class Stage:
 
     Attributes:
       help: one line for the command line.
-      needs: earlier stages whose artefacts it reads.
-      reads: paths of the config that change what it writes.
+      needs: of a config, the earlier stages whose artefacts it reads.
+      reads: of a config, the paths that it reads and that change what it writes, beside those in `UNHASHED`.
       all_processes: whether every process of a run takes part; otherwise process 0 runs it while the others wait.
       makes_teacher: whether it makes our own teacher; such a stage is skipped where `score.signals` replaces it.
     """
 
     name: str
     help: str
-    needs: tuple[str, ...]
-    reads: tuple[str, ...]
+    needs: Callable[[Config], Paths]
+    reads: Callable[[Config], Paths]
     all_processes: bool = False
     makes_teacher: bool = False
 
     @property
     def module(self) -> ModuleType:
-        """The module with `run(config, run_dir) -> counts` and optionally `external_inputs(config)`."""
+        """The module with `run(config, run_dir) -> counts` and `external_inputs(config)`, hashes of outside content."""
         return importlib.import_module(f"jax_rele.stages.{self.name}")
 
 
-_ANNOTATE_FIELDS = (
-    *("annotator", "unlabelled", "teacher_run", "prompt", "definitions", "dimension_definitions", "examples", "fields"),
-    *("reasoning", "endpoints", "weights", "min_vote_fraction", "gold_filter", "label_rules", "reviews"),
-    "injection_pairs",
-)
+def _fields(config: Config, section: str, without: Collection[str] = ()) -> Paths:
+    """The paths of a section's fields but some."""
+    fields = type(attrgetter(section)(config)).model_fields
+    return tuple(f"{section}.{field}" for field in fields if field not in without)
+
+
+_SCHEMA = ("labels.names", "labels.gains", "labels.positive")
+_RECIPES = ("distill.students", "distill.recipes", "distill.objectives", "distill.temperature")
+_PROMPT = ("data.item_fields", "teacher.instructions", "teacher.prompt_length", "teacher.value_length")
+_CHAT = ("prompt", "definitions", "dimension_definitions", "examples", "reasoning", "endpoints", "injection_pairs")
+
+
+def _decoder(config: Config, without: Collection[str] = ("vocab_size",)) -> Paths:
+    """What the decoder is built from; its adapters and tokenizer apart."""
+    shape = _fields(config, "teacher.random", without) if config.teacher.init == "random" else ()
+    return ("teacher.init", "teacher.dtype", *shape)
+
+
+def _teacher(config: Config) -> Paths:
+    """What a fine-tuned teacher is built from, and how it reads and writes."""
+    own = _fields(config, "teacher", {"init", "dtype", "random"})
+    return (*_decoder(config), *own, "data.item_fields", "adapt.enabled")
+
+
+def _students(config: Config, without: Collection[str] = ()) -> Paths:
+    """What the students are built from, and how they read."""
+    apart = {"random", "cross_encoder", "two_tower"}
+    shape = _fields(config, "student.random", without) if config.student.init == "random" else ()
+    heads = tuple(f"student.{name}" for name in config.distill.students)
+    return (*_fields(config, "student", apart), *shape, *heads, "data.item_fields", "rationale.dimensions")
+
+
+def _prepare(config: Config) -> Paths:
+    return (
+        "seed",
+        "labels.names",
+        "labels.aliases",
+        *_fields(config, "data", {"item_fields", "tail_max_frequency"}),
+    )
+
+
+def _annotate(config: Config) -> Paths:
+    if config.annotate.annotator == "rules":
+        return ("annotate.annotator", "annotate.unlabelled", "rationale")
+    without = {"teacher_run"} if config.annotate.annotator == "llm" else set(_CHAT)
+    return ("seed", *_SCHEMA, "rationale.dimensions", *_fields(config, "annotate", without))
+
+
+def _adapt(config: Config) -> Paths:
+    tokenizer = ("labels.names", "teacher.init", "adapt.enabled")
+    if not config.adapt.enabled:
+        return tokenizer
+    candidates = tuple(f"data.candidates.{name}" for name in ("bm25", "same_category", "same_brand"))
+    own = _fields(config, "adapt", {"enabled"})
+    # Where adapters are decides which random numbers the base gets.
+    return (*tokenizer, "seed", *_decoder(config, ()), "teacher.lora", *_PROMPT, *candidates, "rationale", *own)
+
+
+def _finetune(config: Config) -> Paths:
+    return ("seed", "labels.names", "annotate.annotator", "annotate.unlabelled", "finetune", *_teacher(config))
+
+
+def _score(config: Config) -> Paths:
+    if config.score.signals:
+        return ("labels.names", "labels.positive", "rationale.dimensions", "data.item_fields", "score")
+    return ("labels.names", "rationale.dimensions", "score.signals", *_teacher(config))
+
+
+def _distill(config: Config) -> Paths:
+    return ("seed", *_SCHEMA, *_students(config), *_fields(config, "distill"))
+
+
+def _evaluate(config: Config) -> Paths:
+    own = () if config.score.signals else _teacher(config)
+    evaluated = ("seed", *_SCHEMA, "labels.gain_maps", "data.tail_max_frequency", "rationale.tag_map", "evaluate")
+    return (*evaluated, "score.signals", *own, *_students(config, ("vocab_size",)), *_RECIPES)
+
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage(
             "prepare",
-            "read, check and split the pairs; train the teacher's tokenizer",
-            needs=(),
-            reads=(*("seed", "labels", "data", "rationale.dimensions", "teacher.init", "teacher.random.vocab_size"),),
+            "read, check and split the pairs",
+            needs=lambda config: (),
+            reads=_prepare,
         ),
         Stage(
             "annotate",
             "write rationales for the labelled pairs",
-            needs=("prepare",),
-            reads=("seed", "labels", "rationale", *(f"annotate.{field}" for field in _ANNOTATE_FIELDS)),
+            needs=lambda config: ("prepare",),
+            reads=_annotate,
             makes_teacher=True,
         ),
         Stage(
             "adapt",
-            "train the teacher's base on catalogue text and crossed pairs",
-            needs=("prepare", "annotate"),
-            reads=("seed", "data", "rationale", "teacher", "adapt"),
+            "train the teacher's tokenizer, and its base on catalogue text and crossed pairs",
+            needs=lambda config: ("prepare",),
+            reads=_adapt,
             all_processes=True,
             makes_teacher=True,
         ),
         Stage(
             "finetune",
             "LoRA fine-tuning of the teacher on the rationales",
-            needs=("prepare", "annotate", "adapt"),
-            reads=(
-                *("seed", "labels", "data", "rationale", "annotate.annotator", "annotate.unlabelled", "teacher"),
-                *("adapt.enabled", "finetune"),
-            ),
+            needs=lambda config: ("prepare", "annotate", "adapt"),
+            reads=_finetune,
             all_processes=True,
             makes_teacher=True,
         ),
         Stage(
             "score",
             "the teacher's signals for labelled and unlabelled pairs",
-            needs=("prepare", "adapt", "finetune"),
-            reads=("labels", "data", "rationale", "teacher", "adapt.enabled", "score"),
+            needs=lambda config: ("prepare",) if config.score.signals else ("prepare", "adapt", "finetune"),
+            reads=_score,
             all_processes=True,
         ),
         Stage(
             "distill",
             "train the students",
-            needs=("prepare", "score"),
-            reads=("seed", "labels", "data", "rationale", "student", "distill"),
+            needs=lambda config: ("prepare", "score"),
+            reads=_distill,
             all_processes=True,
         ),
         Stage(
             "evaluate",
             "figures and report",
-            needs=("prepare", "annotate", "adapt", "finetune", "score", "distill"),
-            reads=(
-                *("seed", "labels", "data", "rationale", "teacher", "adapt.enabled", "score", "student", "distill"),
-                "evaluate",
+            needs=lambda config: (
+                "prepare",
+                *(("score",) if config.score.signals else ("adapt", "finetune")),
+                "distill",
             ),
+            reads=_evaluate,
         ),
     )
 }

@@ -1,29 +1,43 @@
-"""adapt: train the base on catalogue text and on rule rationales of pairs that cost nothing to make."""
+"""adapt: the teacher's tokenizer, and its base trained on catalogue text and rule rationales that cost nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from jax_rele.config import Config
-from jax_rele.data import candidates, recombine
+from jax_rele.data import PairTable, candidates, recombine
 from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, language_rows
+from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, load_tokenizer, sample_pairs, train_tokenizer
+from jax_rele.io import atomic_folder, write_error
 from jax_rele.models.decoder import init_decoder
 from jax_rele.models.weights import load_params, weights_folder
-from jax_rele.rationale import RuleAnnotator
+from jax_rele.rationale import RuleAnnotator, grammar, render
 from jax_rele.runs import layout
-from jax_rele.runs.load import teacher_model
+from jax_rele.runs.load import teacher_inputs, teacher_model
+from jax_rele.teacher import check_verbalizers
 from jax_rele.teacher.language_model import check_packing, train_language_model
 from jax_rele.training import distributed, init_state, make_mesh, make_optimizer
 from jax_rele.training.checkpoint import clear, save_variables
+from jax_rele.types import VERDICTS, Comparison, Rationale
+
+
+def external_inputs(config: Config) -> dict[str, str]:
+    """A hash of the weights that the teacher starts from, and of their tokenizer."""
+    return teacher_inputs(config)
 
 
 def run(config: Config, run_dir: Path) -> Mapping[str, object]:
-    """Trains and writes the base; does nothing where the base is to be used as it is."""
+    """Writes the tokenizer; trains and writes the base, save where it is to be used as it is."""
     adapt, optimization = config.adapt, config.adapt.optimization
+    distributed.on_main(partial(make_tokenizer, config, run_dir))
     if not adapt.enabled:
         return {"steps": 0, "base": config.teacher.init}
     model, tokenizer = teacher_model(config, run_dir)
@@ -81,3 +95,35 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     save_variables(run_dir / layout.BASE, state.trainable)
     clear(directory / "checkpoints")
     return counts
+
+
+def make_tokenizer(config: Config, run_dir: Path) -> None:
+    """Writes the teacher's tokenizer: trained on the run's pairs, or that of the weights that it starts from."""
+    folder = run_dir / layout.TEACHER_TOKENIZER
+    if folder.is_dir():
+        return
+    if config.teacher.init == "random":
+        pairs = PairTable(run_dir / layout.PAIRS)
+        train = sample_pairs(pairs.select(np.array([split == "train" for split in pairs.column("split").to_pylist()])))
+        prompts = (grammar.prompt(pair, config.data.item_fields) for pair in train)
+        texts = chain(prompts, _grammar_texts(config, len(train)))
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, config.teacher.random.vocab_size)
+    else:
+        tokenizer = load_tokenizer(weights_folder(config.teacher.init), DECODER_TOKENS)
+    check_verbalizers(tokenizer, config.labels.names)
+    try:
+        with atomic_folder(folder) as new_folder:
+            tokenizer.save_pretrained(new_folder)
+    except OSError as error:
+        raise write_error(folder, error) from None
+
+
+def _grammar_texts(config: Config, count: int) -> list[str]:
+    """Rationales without values, often enough that the grammar's own words become tokens of their own."""
+    dimensions, labels = config.rationale.dimensions, config.labels.names
+    texts = [
+        render(Rationale(tuple(Comparison(dimension, verdict=verdict) for dimension in dimensions), label))
+        for verdict in VERDICTS
+        for label in labels
+    ]
+    return texts * max(1, -(-2 * count // len(texts)))

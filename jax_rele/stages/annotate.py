@@ -16,26 +16,24 @@ from jax_rele.annotation.votes import Decision, consensus, digest, fit_votes
 from jax_rele.config import Config
 from jax_rele.data import RATIONALES, PairTable, write_table
 from jax_rele.errors import UserError
-from jax_rele.io import hash_folder
 from jax_rele.rationale import RuleAnnotator, query_quality, render
 from jax_rele.runs import chat_annotators as chat
 from jax_rele.runs import layout
+from jax_rele.runs.other_runs import hash_teacher
 from jax_rele.types import Pair
 
 
 def external_inputs(config: Config) -> dict[str, str]:
-    """Hashes of the files that the config names: a prompt of its own, reviews, the other run's adapters."""
+    """Hashes of the files that the config names: a prompt of its own, reviews, the teacher of another run."""
     annotate = config.annotate
     hashes = {}
     if annotate.annotator == "llm" and annotate.prompt not in ("en", "zh"):
         hashes[f"annotate.prompt {annotate.prompt}"] = chat.prompts_of(config).version
-    if annotate.reviews:
+    if annotate.annotator != "rules" and annotate.reviews:
         hashes[f"annotate.reviews {annotate.reviews}"] = _file_hash(annotate.reviews, "annotate.reviews")
     if annotate.annotator == "teacher":
-        folder = Path(annotate.teacher_run) / layout.LORA
-        if not folder.is_dir():
-            raise UserError(f"annotate.teacher_run: {folder} is not there; give the folder of a run with a teacher")
-        hashes[f"annotate.teacher_run {annotate.teacher_run}"] = hash_folder(folder)
+        other = chat.read_teacher_run(config)
+        hashes[f"annotate.teacher_run {annotate.teacher_run}"] = hash_teacher(other, Path(annotate.teacher_run))
     return hashes
 
 

@@ -15,13 +15,13 @@ from jax_rele.config import Config, DistillConfig
 from jax_rele.data import PairTable
 from jax_rele.data.tokens.tokenizers import ENCODER_TOKENS, load_tokenizer, sample_pairs, train_tokenizer
 from jax_rele.distillation.dataset import Dataset, Tables, build_dataset
-from jax_rele.distillation.objectives import source_hash, student_terms
+from jax_rele.distillation.objectives import student_terms
 from jax_rele.distillation.trainer import Trainer, make_trainer
 from jax_rele.io import atomic_folder, write_error
 from jax_rele.losses.combine import Term
-from jax_rele.models.weights import weights_folder, weights_hash
+from jax_rele.models.weights import weights_folder
 from jax_rele.runs import layout
-from jax_rele.runs.load import new_student
+from jax_rele.runs.load import new_student, student_inputs
 from jax_rele.students import Student
 from jax_rele.students.weights import load_encoder
 from jax_rele.training import distributed, make_local_mesh, make_mesh
@@ -31,12 +31,7 @@ from jax_rele.types import Params
 
 def external_inputs(config: Config) -> dict[str, str]:
     """Hashes of the weights that the students start from, and of the files of custom losses."""
-    terms = [term for objective in config.distill.objectives.values() for term in objective.terms.values()]
-    hashes = {f"loss {term.loss}": source_hash(term.loss) for term in terms if ":" in term.loss}
-    inputs = {name: value for name, value in hashes.items() if value}
-    if config.student.init != "random":
-        inputs[f"student.init {config.student.init}"] = weights_hash(config.student.init)
-    return inputs
+    return student_inputs(config)
 
 
 @dataclass(frozen=True)

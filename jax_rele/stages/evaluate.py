@@ -18,7 +18,7 @@ from jax_rele.data import RATIONALES, long_tail, read_pairs_table, read_rational
 from jax_rele.evaluation import BASELINES, Example, build_metrics, table, verdict_lines, write_report
 from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence, grammar
 from jax_rele.runs import layout
-from jax_rele.runs.load import load_student, load_teacher
+from jax_rele.runs.load import load_student, load_teacher, student_inputs, teacher_inputs
 from jax_rele.teacher import TeacherPredictions
 from jax_rele.types import VERDICTS, Pair, Rationale
 
@@ -42,6 +42,11 @@ class Measured:
     models: dict[str, np.ndarray]
     judged: TeacherPredictions
     verdicts: dict[str, np.ndarray]
+
+
+def external_inputs(config: Config) -> dict[str, str]:
+    """Hashes of the weights that teacher and students start from, and of the files of custom losses."""
+    return {**({} if config.score.signals else teacher_inputs(config)), **student_inputs(config)}
 
 
 def run(config: Config, run_dir: Path) -> Mapping[str, object]:

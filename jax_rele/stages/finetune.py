@@ -18,12 +18,17 @@ from jax_rele.errors import UserError
 from jax_rele.models import Decoder
 from jax_rele.models.decoder import init_decoder
 from jax_rele.runs import layout
-from jax_rele.runs.load import load_base, teacher_model
+from jax_rele.runs.load import load_base, teacher_inputs, teacher_model
 from jax_rele.teacher import make_verbalizers
 from jax_rele.teacher.language_model import check_packing, language_term, train_language_model
 from jax_rele.training import TrainState, distributed, init_state, make_evaluate, make_mesh, make_optimizer
 from jax_rele.training.checkpoint import clear, save_variables
 from jax_rele.types import Pair
+
+
+def external_inputs(config: Config) -> dict[str, str]:
+    """A hash of the weights that the teacher starts from."""
+    return teacher_inputs(config)
 
 
 def run(config: Config, run_dir: Path) -> Mapping[str, object]:
@@ -76,7 +81,7 @@ def encode(
     """
     rationales, path = layout.load_rationales(run_dir), run_dir / layout.RATIONALES
     missing = [pair.pair_id for pair in pairs if pair.label is not None and pair.pair_id not in rationales]
-    if missing and config.annotate.annotator == "rules":
+    if config.annotate.annotator == "rules" and missing:
         raise UserError(f"{path}: no rationale for pair {missing[0]!r}; delete the folder {path.parent} and run again")
     asked = pairs
     pairs = [pair for pair in asked if pair.pair_id in rationales and rationales[pair.pair_id].label is not None]
@@ -128,10 +133,10 @@ def held_out(
     verbalizers = make_verbalizers(tokenizer, config.labels.names)
     if verbalizers.scoring == "first_token":
         starts = [len(prompt) + answer.kinds.index("label") for prompt, answer in zip(prompts, answers)]
-        schema = config.labels.schema_
+        names = config.labels.names
         validation_rows |= {
             "label_positions": np.array(starts, np.int32) + len(verbalizers.common) - 1,
-            "labels": np.array([schema.index(pair.label) for pair in pairs], np.int32),
+            "labels": np.array([names.index(pair.label) for pair in pairs], np.int32),
         }
         terms["label_accuracy"] = losses.term(
             label_hits, label_tokens=np.array([rest[0] for rest in verbalizers.rests])

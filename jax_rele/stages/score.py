@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,11 +14,10 @@ import numpy as np
 
 from jax_rele.config import Config
 from jax_rele.data import join_tables, read_pairs_table, read_signals, write_signals
-from jax_rele.errors import UserError
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
 from jax_rele.runs import external_signals, layout
-from jax_rele.runs.load import load_teacher
+from jax_rele.runs.load import load_teacher, teacher_inputs
 from jax_rele.teacher import Teacher, TeacherPredictions, check_verbalizers, judge
 from jax_rele.training import distributed
 from jax_rele.types import Pair, Signals
@@ -29,15 +27,10 @@ SHARD = 1024
 
 
 def external_inputs(config: Config) -> dict[str, str]:
-    """A hash of the content of the file that `score.signals` names."""
+    """A hash of the weights that the teacher starts from; or of the content of what `score.signals` names."""
     if not config.score.signals:
-        return {}
-    try:
-        with open(config.score.signals, "rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"score.signals: {config.score.signals} cannot be read: {error.strerror}") from None
-    return {f"score.signals {config.score.signals}": content[:16]}
+        return teacher_inputs(config)
+    return {f"score.signals {config.score.signals}": external_signals.content_hash(config, config.score.signals)}
 
 
 def run(config: Config, run_dir: Path) -> Mapping[str, object]:

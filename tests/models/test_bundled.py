@@ -31,7 +31,7 @@ from jax_rele.models import (
 from jax_rele.models.files import resolve
 from jax_rele.models.weights import NEEDED, SIDE_FILES
 from jax_rele.runs import layout
-from jax_rele.stages import distill
+from jax_rele.stages import adapt, distill
 
 ROWS = 320
 CONFIGS = {
@@ -344,12 +344,12 @@ def test_a_run_takes_its_tokenizers_from_there(root, tmp_path):
     assert run(tmp_path, command="prepare") == 0
     run_dir = tmp_path / "runs" / "one"
     settings = config.load(run_dir / "config.yaml")
+    adapt.make_tokenizer(settings, run_dir)
     distill.make_tokenizer(settings, run_dir, tmp_path / "student_tokenizer")
     folders = {"decoder": run_dir / layout.TEACHER_TOKENIZER, "encoder": tmp_path / "student_tokenizer"}
     for kind, folder in folders.items():
         ours, theirs = (load_tokenizer(path, ("pad",)).get_vocab() for path in (folder, root / kind))
         assert ours == theirs
-    inputs = json.loads((run_dir / "prepare" / "manifest.json").read_text())["inputs"]
-    assert "teacher.init bundled:decoder" in inputs
-    assert "student.init bundled:encoder" not in inputs
-    assert "student.init bundled:encoder" in distill.external_inputs(settings)
+    assert list(json.loads((run_dir / "prepare" / "manifest.json").read_text())["inputs"]) == ["data.path sample"]
+    assert list(adapt.external_inputs(settings)) == ["teacher.init bundled:decoder"]
+    assert list(distill.external_inputs(settings)) == ["student.init bundled:encoder"]

@@ -1,5 +1,6 @@
 """A run with another teacher's signals: no teacher stage, no teacher folder, and what cannot be used is refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_rele import cli, config
-from jax_rele.data import read_pairs_table, read_signals, read_table
+from jax_rele.data import read_pairs_table, read_signals, read_table, write_pairs
 from jax_rele.errors import UserError
 from jax_rele.rationale import parse, render
 from jax_rele.runs import external_signals as external_signals
@@ -296,7 +297,136 @@ def test_bad_signals_leave_no_score_folder_behind(finished_prepare, tmp_path, ca
     assert not (config.load(finished_prepare).run_dir / "score").exists()
 
 
-def test_a_teacher_beside_another_ones_signals_is_refused(finished_prepare, tmp_path, capsys):
-    options = ["--score.signals", tmp_path / "s.jsonl", "--teacher.init", tmp_path, "--run_root", tmp_path]
-    assert jax_rele("score", finished_prepare, *options) == 2
-    assert "is not used where score.signals is given; set it to random" in capsys.readouterr().err
+def test_sections_about_our_own_teacher_are_not_read_beside_signals(scored, tmp_path, capsys):
+    """Not even where they would be refused; the run is the same with and without them."""
+    run_dir, options = copy_of(scored, tmp_path)
+    own = ["--teacher.init", tmp_path / "nowhere", "--teacher.quantize", "int8", "--finetune.pack_to", "7"]
+    own += ["--annotate.annotator", "teacher", "--annotate.teacher_run", "nowhere", "--adapt.pack_to", "3"]
+    for stage in ("prepare", "score", "distill"):
+        assert jax_rele(stage, scored[0], *options, *own) == 0
+        out = capsys.readouterr().out
+        assert out.count("annotate, adapt, finetune, teacher: not read, since the signals are those of") == 1
+        assert "nothing to do" in out
+    assert jax_rele("evaluate", scored[0], *options, *own) == 0
+    assert (run_dir / "evaluate" / "metrics.json").exists()
+    assert no_teacher(run_dir)
+    capsys.readouterr()
+    assert jax_rele("run", scored[0], *options) == 0
+    out = capsys.readouterr().out
+    assert "not read" not in out
+    assert out.count("nothing to do") == 4
+
+
+def test_what_our_own_teacher_left_is_no_part_of_the_run(scored, tmp_path):
+    """Folders of the stages that are skipped may be of any config."""
+    run_dir, options = copy_of(scored, tmp_path)
+    shutil.copytree(run_dir / "prepare", run_dir / "annotate")
+    assert jax_rele("evaluate", scored[0], *options) == 0
+    inputs = json.loads((run_dir / "evaluate" / "manifest.json").read_text())["inputs"]
+    assert sorted(inputs) == ["distill", "prepare", "score"]
+    shutil.rmtree(run_dir / "evaluate")
+    assert jax_rele("run", scored[0], *options) == 0
+
+
+# ---- another run's signals
+
+
+def copy_of_prepare(scored, tmp_path):
+    """A run of the same pairs, with nothing but them."""
+    shutil.copytree(scored[1] / "prepare", tmp_path / "other" / "prepare")
+    return tmp_path / "other", ("--run_root", tmp_path, "--score.signals", scored[1])
+
+
+def test_another_runs_signals_are_those_of_its_table(scored, tmp_path, capsys):
+    run_dir, options = copy_of_prepare(scored, tmp_path)
+    assert jax_rele("check-signals", scored[0], scored[1], *options) == 0
+    assert "test       12 of 12 pairs" in capsys.readouterr().out
+    assert jax_rele("score", scored[0], *options) == 0
+    for table in (layout.SIGNALS, layout.HELD_OUT):
+        assert read_table(run_dir / table).equals(read_table(scored[1] / table))
+    manifest = json.loads((run_dir / "score" / "manifest.json").read_text())
+    assert manifest["counts"] == {"pairs": 24, "held-out pairs": 12, "pairs left out": 0, "rows of other pairs": 0}
+    assert list(manifest["inputs"]) == [f"score.signals {scored[1]}", "prepare"]
+
+
+def test_a_change_of_another_runs_signals_is_noticed(scored, tmp_path, capsys):
+    other, _ = copy_of(scored, tmp_path)
+    _, options = copy_of_prepare((scored[0], other), tmp_path / "runs")
+    assert jax_rele("score", scored[0], *options) == 0
+    (other / "distill" / "tokenizer" / "note.txt").write_text("not read")
+    assert jax_rele("score", scored[0], *options) == 0
+    capsys.readouterr()
+    (other / layout.SIGNALS).write_bytes((other / layout.SIGNALS).read_bytes() + b"x")
+    assert jax_rele("score", scored[0], *options) == 2
+    assert f"its input score.signals {other} has changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("--labels.names", "Good", "Bad"),
+            "labels.names of the run {other} are ['Bad', 'Good'], here they are ['Good',",
+        ),
+        (
+            ("--rationale.dimensions", "color"),
+            "rationale.dimensions of the run {other} are ['category', 'color'], here",
+        ),
+        (lambda other: shutil.rmtree(other / "score"), "the run {other} has not finished its stage score; finish it"),
+        (lambda other: unfinish(other), "the run {other} has not finished its stage score; finish it"),
+        (lambda other: (other / "config.yaml").unlink(), "{other} is not the folder of a run; give one that"),
+        (lambda other: (other / layout.SIGNALS).write_bytes(b"PAR1"), "{other}/score/signals.parquet"),
+        (lambda other: rename_items(other), "24 of 36 pairs of the run {other} have another query or item here, the"),
+    ],
+)
+def test_another_run_that_cannot_be_used_is_one_line(scored, tmp_path, capsys, change, message):
+    other, _ = copy_of(scored, tmp_path)
+    run_dir, options = copy_of_prepare((scored[0], other), tmp_path / "runs")
+    if callable(change):
+        change(other)
+    else:
+        shutil.rmtree(run_dir)
+        options += change
+    command = "score" if callable(change) else "run"
+    assert jax_rele(command, scored[0], *options) == 2
+    error = capsys.readouterr().err
+    assert message.format(other=other) in error
+    assert error.count("\n") == 1
+    assert not (run_dir / "score").exists()
+    if not callable(change):
+        assert not (run_dir / "prepare").exists()
+
+
+def unfinish(run_dir):
+    path = run_dir / "score" / "manifest.json"
+    path.write_text(path.read_text().replace('"finished"', '"running"'))
+
+
+def rename_items(run_dir):
+    """Other texts under the names of the training pairs."""
+    pairs = read_pairs_table(run_dir / layout.PAIRS)
+    changed = [
+        dataclasses.replace(pair, item=dataclasses.replace(pair.item, title="other")) if pair.split == "train" else pair
+        for pair in pairs
+    ]
+    for table in (layout.PAIRS, layout.UNLABELLED):
+        names = {pair.pair_id for pair in read_pairs_table(run_dir / table)}
+        write_pairs(run_dir / table, [pair for pair in changed if pair.pair_id in names])
+
+
+def test_a_run_does_not_learn_from_its_own_folder(scored, tmp_path, capsys):
+    run_dir, options = copy_of(scored, tmp_path)
+    shutil.rmtree(run_dir / "score")
+    assert jax_rele("score", scored[0], *options, "--score.signals", run_dir) == 2
+    assert "is the folder of this run itself; give that of another one" in capsys.readouterr().err
+
+
+def test_a_run_learns_from_another_ones_own_teacher(tiny, tmp_path, capsys):
+    file, other = tiny
+    options = ["--run_root", tmp_path, "--score.signals", other, "--distill.recipes", "score_kd"]
+    assert jax_rele("run", file, *options, "--distill.students", "two_tower") == 0
+    out = capsys.readouterr().out
+    assert "adapt, finetune, teacher: not read" in out
+    assert "no figures of the teacher" in out
+    assert read_table(tmp_path / "tiny" / layout.SIGNALS).equals(read_table(other / layout.SIGNALS))
+    assert not (tmp_path / "tiny" / layout.HELD_OUT).exists()

@@ -15,7 +15,6 @@ import pytest
 
 from jax_rele import cli, config
 from jax_rele.data import read_pairs, read_signals, read_table
-from jax_rele.distillation import trainer
 from jax_rele.errors import UserError
 from jax_rele.rationale import parse
 from jax_rele.runs import pipeline
@@ -144,35 +143,6 @@ def test_changed_data_is_refused(tiny, capsys):
         assert "its input data.path" in capsys.readouterr().err
     finally:
         data.write_bytes(original)
-
-
-def test_stages_read_no_other_sections_than_they_say(tiny, tmp_path, monkeypatch):
-    """A manifest that did not name a section would not notice its change."""
-    file, run_dir = tiny
-    settings = config.load(file)
-
-    class Watched:
-        def __init__(self, reads, section=settings, prefix=""):
-            self.reads, self.section, self.prefix = reads, section, prefix
-
-        def __getattr__(self, name):
-            path = self.prefix + name
-            value = getattr(self.section, name)
-            if any(path == read or path.startswith(f"{read}.") for read in (*self.reads, *pipeline.UNHASHED, "cache")):
-                return value
-            assert any(read.startswith(f"{path}.") for read in self.reads), (
-                f"reads {path}, which the stage does not name"
-            )
-            return Watched(self.reads, value, f"{path}.")
-
-    copy = tmp_path / "tiny"
-    shutil.copytree(run_dir, copy)
-    for name, stage in pipeline.STAGES.items():
-        if name in ("adapt", "finetune", "distill"):
-            # Their folders are complete: only what leads up to the training is run again.
-            module = trainer if name == "distill" else language_model
-            monkeypatch.setattr(module, "train", lambda step, state, data, **_: state)
-        stage.module.run(Watched(stage.reads), copy)
 
 
 def test_the_weights_of_the_config_reach_the_rows(tiny, tmp_path, monkeypatch):

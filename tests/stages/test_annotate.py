@@ -285,6 +285,6 @@ def test_the_teacher_of_a_run_explains_the_unlabelled_pairs_of_the_next(tiny, tm
     assert unlabelled <= set(selected)
     assert {parse(selected[name]["text"]).label for name in unlabelled} <= set(settings.labels.names)
     assert {row["annotator"] for row in selected.values()} == {"teacher"}
-    _, tokenizer = load.teacher_model(settings, run)
+    _, tokenizer = load.teacher_model(settings, run_dir)
     pairs = read_pairs_table(run / layout.UNLABELLED)
     assert len(finetune.encode(settings, run, tokenizer, pairs)[0]) == len(pairs)

@@ -11,13 +11,12 @@ from jax_rele import config
 from jax_rele.data import PairTable, normalise_query, read_pairs_table, read_table
 from jax_rele.data import parquet as tables
 from jax_rele.data.tokens import tokenizers
-from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, load_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.runs import layout
 from jax_rele.stages import prepare
 
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
-PAIRS = ["pairs.parquet", "quarantine.parquet", "teacher_tokenizer", "unlabelled.parquet"]
+PAIRS = ["pairs.parquet", "quarantine.parquet", "unlabelled.parquet"]
 
 
 def rows(n_queries=40, items=3, **more):
@@ -80,7 +79,6 @@ def test_tables_and_counts(tmp_path):
     assert not judged & {(normalise_query(pair.query), pair.item.id) for pair in crossed}
     held_out = {pair.item for pair in pairs if pair.split != "train"}
     assert not held_out & {pair.item for pair in crossed}
-    load_tokenizer(settings.run_dir / layout.TEACHER_TOKENIZER, DECODER_TOKENS)
 
 
 def test_a_second_run_makes_the_same(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -158,6 +159,27 @@ def take_signals(signals: Signals, rows: Sequence[int]) -> Signals:
         rationales=tuple(signals.rationales[row] for row in rows),
         confidence=np.asarray(signals.confidence)[indices],
         rationale_embedding=None if embedding is None else embedding[indices],
+    )
+
+
+def concat_signals(parts: Sequence[Signals]) -> Signals:
+    """The rows of several signals of the same labels and dimensions, one after the other."""
+    widths = [part.rationale_embedding.shape[1] for part in parts if part.rationale_embedding is not None]
+    embeddings = [
+        np.full((len(part.pair_ids), widths[0]), np.nan, np.float32)
+        if part.rationale_embedding is None
+        else part.rationale_embedding
+        for part in parts
+        if widths
+    ]
+    return Signals(
+        pair_ids=tuple(chain.from_iterable(part.pair_ids for part in parts)),
+        label_probs=np.concatenate([part.label_probs for part in parts]),
+        verdict_probs=np.concatenate([part.verdict_probs for part in parts]),
+        evidence=tuple(chain.from_iterable(part.evidence for part in parts)),
+        rationales=tuple(chain.from_iterable(part.rationales for part in parts)),
+        confidence=np.concatenate([np.asarray(part.confidence) for part in parts]),
+        rationale_embedding=np.concatenate(embeddings) if embeddings else None,
     )
 
 
