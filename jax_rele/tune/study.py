@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -12,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from jax_rele.errors import UserError
+from jax_rele.io import write_error
 from jax_rele.tune.report import COMPLETE, TrialFigures
 from jax_rele.tune.space import SearchSpace
 
@@ -22,14 +24,24 @@ UNPRUNED = 5
 """So many trials run with all seeds before one may end early."""
 
 
+class _Journal(JournalFileBackend):
+    """With one line for a file that cannot be written, e.g. on a full disk."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise write_error(self._file_path, error) from error
+
+
 def open_study(folder: Path, *, maximize: bool) -> optuna.Study:
-    """The study of a folder. Raises UserError where its file is damaged."""
+    """The study of a folder. Raises UserError where its file is damaged or cannot be written."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = folder / JOURNAL
     _cut_torn_line(path)
     try:
         return optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(path))),
+            storage=JournalStorage(_Journal(str(path))),
             study_name="tune",
             direction="maximize" if maximize else "minimize",
             pruner=optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED),

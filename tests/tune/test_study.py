@@ -1,6 +1,9 @@
 """The order of trials is that of the seed, however often the work was interrupted."""
 
+import errno
+
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 from jax_rele.errors import UserError
 from jax_rele.tune.report import COMPLETE, DIVERGED
@@ -71,3 +74,23 @@ def test_a_damaged_study_is_one_line(tmp_path):
         (folder / JOURNAL).write_text(content)
         with pytest.raises(UserError, match="damaged; delete the folder"):
             open_study(folder, maximize=True)
+
+
+def test_a_full_disk_is_one_line_and_the_study_goes_on_later(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", 4)
+    run(tmp_path / "full", 2)
+    append = JournalFileBackend.append_logs
+    for appended in (0, 1, 3):
+
+        def full(self, logs, remaining=[appended]):  # noqa: B006  (a counter)
+            if not remaining[0]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            remaining[0] -= 1
+            append(self, logs)
+
+        monkeypatch.setattr(JournalFileBackend, "append_logs", full)
+        with pytest.raises(UserError, match="the disk is full") as error:
+            run(tmp_path / "full", 4)
+        assert "\n" not in str(error.value)
+        monkeypatch.undo()
+    assert run(tmp_path / "full", 4) == whole
