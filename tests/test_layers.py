@@ -15,7 +15,7 @@ LAYERS = (
     ("distillation",),
     ("runs",),
     ("stages",),
-    ("plan", "compare"),
+    ("plan", "compare", "tune"),
     ("cli",),
 )
 LAYER = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}

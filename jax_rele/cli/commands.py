@@ -138,6 +138,42 @@ def compare(
     )
 
 
+@command(
+    argument("--trials", type=positive_number, required=True, metavar="N", help="trials, with those that have run"),
+    argument("--student", metavar="STUDENT", help="which student; the first of distill.students"),
+    argument("--recipe", metavar="RECIPE", help="recipe or objective; mkd, or the last of distill.recipes"),
+    argument("--seeds", type=positive_number, default=2, metavar="N", help="training seeds of a trial; 2"),
+    argument("--metric", default="auc", metavar="METRIC", help="what is to become better: auc, log_loss, ...; auc"),
+    reads_config=True,
+)
+def tune(
+    config: str,
+    trials: int,
+    student: str | None,
+    recipe: str | None,
+    seeds: int,
+    metric: str,
+    overrides: Sequence[str],
+) -> None:
+    """Search term weights, temperatures and learning rate of a student's recipe.
+
+    By Optuna, on the validation split alone; resumable. Needs the extra `tune`.
+    """
+    from jax_rele.cli.overrides import read_config
+    from jax_rele.runs.load import main_recipe
+    from jax_rele.tune import command as tuning
+
+    settings = read_config(config, overrides)
+    tuning.run(
+        settings,
+        student or settings.distill.students[0],
+        recipe or main_recipe(settings),
+        trials=trials,
+        seeds=seeds,
+        metric=metric,
+    )
+
+
 @command(argument("file", metavar="FILE", help="JSONL or Parquet file of signals"), reads_config=True)
 def check_signals(config: str, file: str, overrides: Sequence[str]) -> None:
     """Check a file of another teacher's signals against the pairs of a run that has finished prepare.

@@ -19,6 +19,7 @@ from jax_rele.config.teacher import (
     ScoreConfig,
     TeacherConfig,
 )
+from jax_rele.config.tune import RangeConfig, TuneConfig
 
 __all__ = [
     "AdaptConfig",
@@ -39,6 +40,7 @@ __all__ = [
     "OptimizationConfig",
     "RandomDecoderConfig",
     "RandomEncoderConfig",
+    "RangeConfig",
     "RationaleConfig",
     "ScheduleConfig",
     "ScoreConfig",
@@ -46,6 +48,7 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TermConfig",
+    "TuneConfig",
     "TwoTowerConfig",
     "describe",
     "explain_unknown",

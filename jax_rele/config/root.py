@@ -16,6 +16,7 @@ from jax_rele.config.mesh import MeshConfig
 from jax_rele.config.rationale import RationaleConfig
 from jax_rele.config.student import StudentConfig
 from jax_rele.config.teacher import AdaptConfig, FinetuneConfig, ScoreConfig, TeacherConfig
+from jax_rele.config.tune import TuneConfig
 
 
 class Config(Section):
@@ -41,6 +42,7 @@ class Config(Section):
     student: StudentConfig = StudentConfig()
     distill: DistillConfig = DistillConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    tune: TuneConfig = TuneConfig()
 
     @property
     def answers(self) -> Path:

@@ -19,8 +19,14 @@ from jax_rele.data.batches.sampler import Stream, count_streams, shuffle_streams
 from jax_rele.data.tokens.token_cache import Columns
 from jax_rele.distillation.dataset import Dataset, check_present
 from jax_rele.distillation.fields import batch_fields
+from jax_rele.distillation.hyperparameters import (
+    Hyperparameters,
+    Terms,
+    as_variables,
+    make_tunable_optimizer,
+    make_tunable_step,
+)
 from jax_rele.errors import UserError
-from jax_rele.losses.combine import Term
 from jax_rele.models.partitioning import use
 from jax_rele.students import Student
 from jax_rele.students.base import StudentModel
@@ -80,17 +86,27 @@ class Trainer:
         )
         return self.params_of(state)
 
+    def with_hyperparameters(self, values: Hyperparameters) -> Trainer:
+        """The same compiled step with other numbers; for a trainer that was made with numbers of the same terms."""
+        variables = as_variables(values, self.mesh)
+        return dataclasses.replace(
+            self,
+            init_state=lambda seed: dataclasses.replace(self.init_state(seed), frozen=variables),
+            optimization=self.optimization.model_copy(update={"learning_rate": values.learning_rate}),
+        )
+
 
 def make_trainer(
     students: Mapping[str, Student],
     datasets: Mapping[str, Dataset],
-    terms: Mapping[str, Mapping[str, Term]],
+    terms: Terms,
     distill: DistillConfig,
     mesh: jax.sharding.Mesh,
     *,
     recipe: str,
     encoder: Params | None = None,
     selected: np.ndarray | None = None,
+    hyperparameters: Hyperparameters | None = None,
 ) -> Trainer:
     """Everything of a training that does not depend on its seed.
 
@@ -104,6 +120,8 @@ def make_trainer(
       recipe: the objective's name, for messages.
       encoder: the weights that the students' encoders start from; None: random ones.
       selected: row numbers of the pairs to train on; None for all.
+      hyperparameters: numbers that are inputs of the compiled step, in place of those of the terms and of the config,
+        so that `Trainer.with_hyperparameters` needs no other compile; None: all numbers are constants.
 
     Raises:
       UserError: no pair has what a term reads, or a custom objective cannot be computed.
@@ -115,21 +133,18 @@ def make_trainer(
         check_present(recipe, losses.needs(terms[name])[1], read)
         inputs[name] = read.pop("inputs")
         columns |= read
-    tx = make_optimizer(distill.optimization)
     first = next(iter(students))
     apply: Apply
     init: Callable[[jax.Array], Params]
     paths: dict[str, tuple[str, ...]]
     if len(students) == 1:
-        apply, loss = students[first].model.apply, losses.combine(**terms[first])
+        apply = students[first].model.apply
         init, paths = init_student(students[first]), {first: ()}
         columns["inputs"] = inputs[first]
     else:
         apply = _joint_apply({name: student.model for name, student in students.items()})
-        loss = losses.joint(**{name: losses.combine(**terms[name]) for name in students})
         init, paths = _joint_init(students), {name: (name,) for name in students}
         columns["inputs"] = inputs
-        tx = _separate_optimizers(tx)
 
     needs_teacher = any(losses.needs_teacher(terms[name]) for name in students)
     read_groups, streams = _groups(columns, datasets[first], distill, mesh, needs_teacher, selected)
@@ -142,7 +157,35 @@ def make_trainer(
         ordered = order(seed)
         return batches(read_groups, ordered, local_row_indices(mesh, ordered.width))
 
-    init_random = make_init_fn(init, "params", {}, tx, mesh)
+    def objective(terms: Terms):
+        combined = {name: losses.combine(**terms[name]) for name in students}
+        return combined[first] if len(students) == 1 else losses.joint(**combined)
+
+    def optimizer(learning_rate: jax.typing.ArrayLike | None = None) -> optax.GradientTransformation:
+        if learning_rate is None:
+            tx = make_optimizer(distill.optimization)
+        else:
+            tx = make_tunable_optimizer(distill.optimization, learning_rate)
+        return tx if len(students) == 1 else _separate_optimizers(tx)
+
+    def make_step(terms: Terms, learning_rate: jax.typing.ArrayLike | None = None) -> Step:
+        return make_train_step(
+            apply,
+            objective(terms),
+            optimizer(learning_rate),
+            micro_batches=distill.optimization.micro_batches,
+            group_size=read_groups.members.shape[1],
+            term_gradients=distill.term_gradients,
+            extra_metrics=score_variance(students[first].label_schema.gains),
+        )
+
+    numbers: Params = {}
+    if hyperparameters is None:
+        step, tx = make_step(terms), optimizer()
+    else:
+        step, tx = make_tunable_step(make_step, terms), optimizer(hyperparameters.learning_rate)
+        numbers = as_variables(hyperparameters, mesh)
+    init_random = make_init_fn(init, "params", numbers, tx, mesh)
 
     def init_state(seed: int) -> TrainState:
         state = init_random(seed)
@@ -155,15 +198,6 @@ def make_trainer(
         params = state.trainable["params"]
         return {name: params[path[0]] if path else params for name, path in paths.items()}
 
-    step = make_train_step(
-        apply,
-        loss,
-        tx,
-        micro_batches=distill.optimization.micro_batches,
-        group_size=read_groups.members.shape[1],
-        term_gradients=distill.term_gradients,
-        extra_metrics=score_variance(students[first].label_schema.gains),
-    )
     state = init_state(0)
     if recipe in distill.objectives:
         first_batch = order(0)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jax_rele.evaluation import metrics
-from jax_rele.evaluation.calibration import apply_temperature, ece
+from jax_rele.evaluation.calibration import apply_temperature, ece, log_probs
 from jax_rele.evaluation.decision import decide
 from jax_rele.types import LabelSchema
 
@@ -31,8 +31,8 @@ def metric_names(gain_maps: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric is better: true of all but the calibration errors."""
-    return metric not in ("ece", "ece_calibrated")
+    """Whether more of a metric is better: true of all but the calibration errors and the log loss."""
+    return metric not in ("ece", "ece_calibrated", "log_loss")
 
 
 def positive_probs(probs: np.ndarray, schema: LabelSchema) -> np.ndarray:
@@ -115,6 +115,26 @@ def metric_samples(
             }
         )
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in metric_names(gain_maps)}
+
+
+def log_loss_samples(
+    probs: np.ndarray, labels: np.ndarray, queries: Sequence[str], *, n_bootstrap: int, seed: int
+) -> np.ndarray:
+    """The mean of -log p(label) in nats, on the pairs themselves and on the resamples of `metric_samples`.
+
+    Args:
+      probs: [N, C] label distributions.
+      labels: [N] int labels.
+      queries: N queries.
+      n_bootstrap, seed: of the resamples.
+
+    Returns:
+      [1 + n_bootstrap].
+    """
+    query, draws = _resamples(queries, n_bootstrap, seed)
+    losses = -log_probs(probs)[np.arange(len(labels)), labels]
+    per_query = np.bincount(query, weights=losses, minlength=draws.shape[1])
+    return draws @ per_query / (draws @ np.bincount(query, minlength=draws.shape[1]))
 
 
 def interval(samples: np.ndarray) -> Estimate:

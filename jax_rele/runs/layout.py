@@ -7,6 +7,7 @@ score/     shards/*.parquet  signals.parquet  held_out.parquet (of another teach
 distill/   tokenizer/  STUDENT/RECIPE/variables/
 evaluate/  metrics.json  predictions.parquet  rationales.parquet  report.html  table.md
 compare/   comparison.json  comparison.md  comparison.html  figures/  STUDENT/RECIPE/PAIRS/seed_N/
+tune/      STUDENT/RECIPE/: tune.json  tune.md  best.yaml  study.log  tokenizer/  trials/TRIAL/seed_N/
 
 Each stage's folder has a manifest.json, and each training metrics.jsonl, tensorboard/ and, until it ends, checkpoints/.
 """

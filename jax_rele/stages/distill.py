@@ -15,6 +15,7 @@ from jax_rele.config import Config, DistillConfig
 from jax_rele.data import PairTable
 from jax_rele.data.tokens.tokenizers import ENCODER_TOKENS, load_tokenizer, sample_pairs, train_tokenizer
 from jax_rele.distillation.dataset import Dataset, Tables, build_dataset
+from jax_rele.distillation.hyperparameters import Hyperparameters
 from jax_rele.distillation.objectives import student_terms
 from jax_rele.distillation.trainer import Trainer, make_trainer
 from jax_rele.io import atomic_folder, write_error
@@ -53,8 +54,17 @@ class Distillation:
     distill: DistillConfig
     mesh: jax.sharding.Mesh
 
-    def trainer(self, recipe: str, names: Sequence[str], selected: np.ndarray | None = None) -> Trainer:
-        """A trainer of these students by a recipe, on all pairs or on those selected by row number."""
+    def trainer(
+        self,
+        recipe: str,
+        names: Sequence[str],
+        selected: np.ndarray | None = None,
+        hyperparameters: Hyperparameters | None = None,
+    ) -> Trainer:
+        """A trainer of these students by a recipe, on all pairs or on those selected by row number.
+
+        With `hyperparameters` these numbers are inputs of its step, see `make_trainer`.
+        """
         return make_trainer(
             {name: self.students[name] for name in names},
             self.datasets,
@@ -64,6 +74,7 @@ class Distillation:
             recipe=recipe,
             encoder=self.encoder,
             selected=selected,
+            hyperparameters=hyperparameters,
         )
 
 

@@ -51,8 +51,8 @@ def train(
       The state after the last step.
 
     Raises:
-      UserError: the loss or gradient is not finite (earlier checkpoints stay), or the checkpoint to resume from is
-        damaged.
+      DivergedError: the loss or gradient is not finite (earlier checkpoints stay).
+      UserError: the checkpoint to resume from is damaged.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with checkpoint.open_checkpoints(directory / "checkpoints", config.checkpoint_every) as checkpoints:

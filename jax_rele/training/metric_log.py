@@ -22,6 +22,10 @@ from jax_rele.training.optimizer import learning_rate
 from jax_rele.training.state import Metrics
 
 
+class DivergedError(UserError):
+    """The loss or the gradient of a training is no finite number."""
+
+
 class MetricLog:
     """Writes a training's figures to a progress bar, JSONL and TensorBoard; process 0 alone writes.
 
@@ -88,13 +92,13 @@ class MetricLog:
           measure: figures of the state to log beside it.
 
         Raises:
-          UserError: the loss or the gradient norm is not finite.
+          DivergedError: the loss or the gradient norm is not finite.
         """
         metrics = jax.tree.map(float, jax.device_get(metrics))
         loss, norm = metrics["loss"], metrics["grad_norm"]
         terms = {f"term/{name}": total for name, total in metrics["terms"].items()} | metrics.get("extra", {})
         if not (np.isfinite(loss) and np.isfinite(norm)):
-            raise UserError(
+            raise DivergedError(
                 f"{self.title}: loss {loss}, gradient norm {norm} at step {step}; lower optimization.learning_rate "
                 f"({self.config.learning_rate:g}) or check the data. Earlier checkpoints are in {self.directory}"
             )
