@@ -58,6 +58,8 @@ class Config(Section):
         if self.teacher.init == "random":
             if not self.adapt.enabled:
                 raise ValueError("adapt.enabled: false leaves a base of random weights; enable it or set teacher.init")
+            if self.evaluate.zero_shot:
+                raise ValueError("evaluate.zero_shot: there is no teacher.init to evaluate; set it to false")
             if self.teacher.quantize != "none":
                 raise ValueError("teacher.quantize: a randomly initialised base is trained; set it to none")
         elif self.adapt.enabled and self.teacher.quantize != "none":

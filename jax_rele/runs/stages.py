@@ -38,6 +38,9 @@ _ANNOTATE_FIELDS = (
     "injection_pairs",
 )
 
+_QUESTION = ("teacher", "annotate.definitions", "annotate.dimension_definitions")
+"""What the teacher's prompts are made of."""
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -58,7 +61,7 @@ STAGES: dict[str, Stage] = {
             "adapt",
             "train the teacher's base on catalogue text and crossed pairs",
             needs=("prepare", "annotate"),
-            reads=("seed", "data", "rationale", "teacher", "adapt"),
+            reads=("seed", "labels", "data", "rationale", *_QUESTION, "adapt"),
             all_processes=True,
             makes_teacher=True,
         ),
@@ -67,7 +70,7 @@ STAGES: dict[str, Stage] = {
             "LoRA fine-tuning of the teacher on the rationales",
             needs=("prepare", "annotate", "adapt"),
             reads=(
-                *("seed", "labels", "data", "rationale", "annotate.annotator", "annotate.unlabelled", "teacher"),
+                *("seed", "labels", "data", "rationale", "annotate.annotator", "annotate.unlabelled", *_QUESTION),
                 *("adapt.enabled", "finetune"),
             ),
             all_processes=True,
@@ -77,7 +80,7 @@ STAGES: dict[str, Stage] = {
             "score",
             "the teacher's signals for labelled and unlabelled pairs",
             needs=("prepare", "adapt", "finetune"),
-            reads=("labels", "data", "rationale", "teacher", "adapt.enabled", "score"),
+            reads=("labels", "data", "rationale", *_QUESTION, "adapt.enabled", "score"),
             all_processes=True,
         ),
         Stage(
@@ -92,7 +95,7 @@ STAGES: dict[str, Stage] = {
             "figures and report",
             needs=("prepare", "annotate", "adapt", "finetune", "score", "distill"),
             reads=(
-                *("seed", "labels", "data", "rationale", "teacher", "adapt.enabled", "score", "student", "distill"),
+                *("seed", "labels", "data", "rationale", *_QUESTION, "adapt.enabled", "score", "student", "distill"),
                 "evaluate",
             ),
         ),

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.rows import as_pair
-from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts
+from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, max_prompt_length
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder
 from jax_rele.rationale import ParseFailure, grammar, parse_output
@@ -35,9 +35,11 @@ class Teacher:
       dimensions: the aspects to compare, in order.
       fields: the item's texts in the prompt.
       order: one of `names.ORDERS`.
-      prompt_length, value_length: maximum tokens of a prompt and of a slot of values.
+      prompt_length, value_length: maximum tokens of a prompt, besides instructions and chat template, and of a slot of
+        values.
       batch_size: rows per forward pass, and slots of the decoder.
       instructions: text before the query of every prompt.
+      chat: whether prompts are chats, by the tokenizer's template.
       mesh: the devices that the variables live on; None for one device.
     """
 
@@ -52,6 +54,7 @@ class Teacher:
     value_length: int
     batch_size: int
     instructions: str = ""
+    chat: bool = False
     mesh: jax.sharding.Mesh | None = None
 
     def predict(
@@ -115,8 +118,8 @@ class _Form:
         return label + (self.template.longest if self.template else 0) + 1
 
 
-def _form(tokenizer, label_names, dimensions, order: str, value_length: int, vocab_size: int) -> _Form:
-    encoder = AnswerEncoder(tokenizer, order, value_length)
+def _form(tokenizer, label_names, dimensions, order: str, value_length: int, vocab_size: int, chat: bool) -> _Form:
+    encoder = AnswerEncoder(tokenizer, order, value_length, chat=chat)
     segments = grammar.template(dimensions, order)
     label = next(index for index, segment in enumerate(segments) if segment.kind == "label")
     before, after = segments[: label - 1], segments[label + 1 :]
@@ -139,12 +142,18 @@ def check_lengths(
     prompt_length: int,
     value_length: int,
     max_length: int,
+    instructions: str = "",
+    chat: bool = False,
 ) -> None:
     """Raises UserError where the longest prompt and answer exceed a context of `max_length`; 0 is no limit."""
-    form = _form(tokenizer, label_names, dimensions, order, value_length, len(tokenizer))
-    if 0 < max_length < prompt_length + form.longest:
+    form = _form(tokenizer, label_names, dimensions, order, value_length, len(tokenizer), chat)
+    longest = max_prompt_length(tokenizer, prompt_length, instructions, chat)
+    if 0 < max_length < longest + form.longest:
+        more = (
+            "" if longest == prompt_length else f", {longest - prompt_length} of them instructions and chat template,"
+        )
         raise UserError(
-            f"teacher.prompt_length: {prompt_length} tokens of a prompt and up to {form.longest} of a rationale exceed "
+            f"teacher.prompt_length: {longest} tokens of a prompt{more} and up to {form.longest} of a rationale exceed "
             f"the model's context of {max_length}; lower prompt_length or value_length, or compare fewer dimensions"
         )
 
@@ -193,7 +202,9 @@ def sample(
       UserError: as `judge`.
     """
     form = _checked_form(teacher)
-    prompts = encode_prompts(teacher.tokenizer, pairs, teacher.fields, teacher.prompt_length, teacher.instructions)
+    prompts = encode_prompts(
+        teacher.tokenizer, pairs, teacher.fields, teacher.prompt_length, teacher.instructions, teacher.chat
+    )
     template, label_last = form.template, teacher.order == "rationale_first"
     written: list[list[GeneratedText]] | None = None
 
@@ -257,6 +268,8 @@ def _checked_form(teacher: Teacher) -> _Form:
         prompt_length=teacher.prompt_length,
         value_length=teacher.value_length,
         max_length=config.max_length,
+        instructions=teacher.instructions,
+        chat=teacher.chat,
     )
     if teacher.mesh is not None:
         check_rows(teacher.batch_size, teacher.mesh, "score.batch_size", "take a multiple of it, or change `mesh`")
@@ -267,6 +280,7 @@ def _checked_form(teacher: Teacher) -> _Form:
         teacher.order,
         teacher.value_length,
         config.vocab_size,
+        teacher.chat,
     )
 
 
