@@ -51,6 +51,8 @@ class Config(Section):
         for path, names in (("definitions", self.labels.names), ("dimension_definitions", self.rationale.dimensions)):
             if unknown := sorted(set(getattr(self.annotate, path)) - set(names)):
                 raise ValueError(f"annotate.{path}: {unknown[0]!r} is not one of {list(names)}")
+        if self.score.samples > 1 and self.teacher.order == "label_only":
+            raise ValueError("score.samples: with teacher.order label_only there is no rationale to draw; set it to 1")
         if self.teacher.init == "bundled:encoder":
             raise ValueError("teacher.init: bundled:encoder is for students; set it to bundled:decoder")
         if self.student.init == "bundled:decoder":

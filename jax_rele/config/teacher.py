@@ -139,10 +139,15 @@ class FinetuneConfig(Section):
 
 
 class ScoreConfig(Section):
-    """Where the signals come from, and the batch size of inference."""
+    """Where the signals come from, and how the teacher judges."""
 
     batch_size: Positive = 64
     """Pairs per forward pass."""
+    samples: Positive = 1
+    """Rationales that the teacher draws per pair; distributions are the means over them (self-consistency). With 1 it
+    decodes greedily."""
+    temperature: Annotated[float, Field(gt=0)] = 0.7
+    """Sampling temperature where `samples` is above 1."""
     signals: str = ""
     """A file of another teacher's signals (docs/signals.md): no teacher is trained or loaded."""
     allow_missing: bool = False

@@ -23,7 +23,7 @@ from jax_rele.runs import layout, pipeline
 from jax_rele.runs.questions import teacher_question
 from jax_rele.students import Student, build_student
 from jax_rele.students.weights import init_student
-from jax_rele.teacher import Teacher
+from jax_rele.teacher import Sampling, Teacher
 from jax_rele.training import abstract, make_local_mesh
 from jax_rele.training.checkpoint import load_variables
 
@@ -147,6 +147,8 @@ def _teacher(
         batch_size=config.score.batch_size,
         instructions=question.instructions,
         chat=question.chat,
+        samples=config.score.samples,
+        sampling=Sampling(temperature=config.score.temperature, seed=config.seed),
         mesh=mesh,
     )
 

@@ -80,7 +80,7 @@ STAGES: dict[str, Stage] = {
             "score",
             "the teacher's signals for labelled and unlabelled pairs",
             needs=("prepare", "adapt", "finetune"),
-            reads=("labels", "data", "rationale", *_QUESTION, "adapt.enabled", "score"),
+            reads=("seed", "labels", "data", "rationale", *_QUESTION, "adapt.enabled", "score"),
             all_processes=True,
         ),
         Stage(
