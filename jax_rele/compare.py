@@ -16,7 +16,7 @@ from jax_rele.config import Config
 from jax_rele.data import long_tail, read_pairs_table, read_table, write_table
 from jax_rele.errors import UserError
 from jax_rele.evaluation import BASELINES, slices
-from jax_rele.evaluation.assemble import REFERENCE_RECIPE
+from jax_rele.evaluation.assemble import REFERENCE_RECIPE, ZERO_SHOT
 from jax_rele.evaluation.comparison import Cell, HeldOutPairs, compare
 from jax_rele.evaluation.comparison_page import figures, write_page
 from jax_rele.evaluation.comparison_text import markdown
@@ -233,5 +233,7 @@ def _others(
         return baseline(train, validation, group, config.labels.schema_, config.data.item_fields)
 
     others = {name: (probs(baseline, pairs), probs(baseline, validation)) for name, baseline in BASELINES.items()}
+    if config.evaluate.zero_shot:
+        others[ZERO_SHOT] = evaluate.judge_zero_shot(config, run_dir, pairs, validation)
     _, teacher = evaluate.judge_splits(config, run_dir, pairs, validation, explain=False)
     return others if teacher is None else {**others, "teacher": teacher}

@@ -17,7 +17,7 @@ from jax_rele.data import read_signals
 from jax_rele.models import Encoder, EncoderConfig, from_hf, load_peft, to_hf
 from jax_rele.rationale import parse
 from jax_rele.runs import layout, pipeline
-from jax_rele.runs.load import load_student
+from jax_rele.runs.load import load_student, load_teacher, load_zero_shot_teacher, read_run
 
 pytestmark = pytest.mark.slow
 
@@ -49,8 +49,9 @@ distill:
   recipes: [mkd]
   group_size: 2
   optimization: {{steps: 2, batch_size: 16, checkpoint_every: 2, log_every: 2}}
-evaluate: {{bootstrap_samples: 50, report_pairs: 4}}
+evaluate: {{bootstrap_samples: 50, report_pairs: 4, zero_shot: true}}
 """
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}judge:"
 
 
 def jax_rele(*arguments) -> int:
@@ -62,6 +63,7 @@ def open_model(tiny, tmp_path_factory):
     """(config file, run folder, folder of the base) of a finished run; the base is another run's teacher, exported."""
     root = tmp_path_factory.mktemp("open")
     assert jax_rele("export", tiny[1], "--output", root / "base") == 0
+    (root / "base" / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
     write_encoder(tiny[1] / layout.STUDENT_TOKENIZER, root / "encoder")
     file = root / "open.yaml"
     pairs = tiny[0].parent / "pairs.jsonl"
@@ -123,6 +125,23 @@ def test_every_stage_runs_and_adapt_does_nothing(open_model):
     assert all(parse(text).comparisons for text in signals.rationales)
 
 
+def test_prompts_are_chats_and_the_untrained_weights_are_measured(open_model):
+    _, run_dir, base = open_model
+    teacher, untrained = load_teacher(run_dir), load_zero_shot_teacher(run_dir, config=read_run(run_dir))
+    assert (teacher.chat, teacher.instructions) == (True, "Compare query and item.")
+    assert (untrained.chat, untrained.order) == (True, "label_only")
+    metrics = json.loads((run_dir / layout.METRICS).read_text())
+    assert set(metrics["models"]["teacher, zero-shot"]) == set(metrics["models"]["teacher"])
+    assert "| teacher, zero-shot |" in (run_dir / "evaluate" / "table.md").read_text()
+    # A folder of the weights themselves has no adapters: its scores are the zero-shot ones.
+    model, variables = from_hf(base, dtype=jnp.float32)
+    plain = dataclasses.replace(untrained, model=model, variables=variables, mesh=None)
+    pairs = [("red shoes", "Acme red shoes"), ("battery", "Acme red shoes")]
+    probs = plain.predict(pairs).label_probs
+    np.testing.assert_allclose(untrained.predict(pairs).label_probs, probs, atol=1e-5)
+    assert np.abs(teacher.predict(pairs).label_probs - probs).max() > 1e-4
+
+
 def labels(config):
     return config.labels.names
 
@@ -152,6 +171,7 @@ def test_exported_weights_are_base_and_adapters(open_model, tmp_path):
     one = adapted.apply({**variables, **lora}, tokens).hidden
     np.testing.assert_allclose(one, merged.apply(merged_variables, tokens).hidden, atol=1e-4)
     assert np.abs(one - model.apply(variables, tokens).hidden).max() > 1e-3
+    assert (tmp_path / "merged" / "chat_template.jinja").read_text() == TEMPLATE
     assert (tmp_path / "merged" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
     assert dataclasses.replace(merged.config, lora=None) == dataclasses.replace(model.config, lora=None)
     assert jax_rele("export", run_dir, "--output", tmp_path / "merged") == 2
@@ -167,6 +187,7 @@ def test_exported_weights_are_base_and_adapters(open_model, tmp_path):
         (lambda base: edit(base / "config.json", hidden_act="gelu"), "hidden_act"),
         (lambda base: edit(base / "config.json", max_position_embeddings=80), "80"),
         (lambda base: (base / "tokenizer.json").unlink(), "tokenizer"),
+        (lambda base: (base / "chat_template.jinja").write_text("{% for %}"), "teacher.chat_template"),
     ],
 )
 def test_a_bad_folder_is_one_line_before_anything_is_written(open_model, tmp_path, capsys, damage, message):

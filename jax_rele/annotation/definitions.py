@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 LANGUAGES = ("en", "zh")
 """Languages of the prompts that come with the package."""
 
@@ -43,3 +45,8 @@ DIMENSIONS = {
     },
 }
 """{language: {dimension: description}}."""
+
+
+def describe(own: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, str]:
+    """{name: description}: a config's own, or the default one where that is empty; empty where there is none."""
+    return {name: meaning or defaults.get(name, "") for name, meaning in own.items()}

@@ -95,10 +95,8 @@ class Prompts:
         text = str(template)
         packaged = text in definitions.LANGUAGES
         language = text if packaged else "en"
-        meanings = definitions.DIMENSIONS.get(language, {})
-        dimensions = {name: meaning or meanings.get(name, "") for name, meaning in dimensions.items()}
-        meanings = definitions.LABELS.get(language, {})
-        labels = {name: meaning or meanings.get(name, "") for name, meaning in labels.items()}
+        dimensions = definitions.describe(dimensions, definitions.DIMENSIONS.get(language, {}))
+        labels = definitions.describe(labels, definitions.LABELS.get(language, {}))
         if undefined := [name for name, meaning in labels.items() if not meaning]:
             raise UserError(f"the label {undefined[0]!r} has no definition; say what it means in the config")
         for number, example in enumerate(examples, 1):

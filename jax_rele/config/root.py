@@ -57,11 +57,15 @@ class Config(Section):
         for path, names in (("definitions", self.labels.names), ("dimension_definitions", self.rationale.dimensions)):
             if unknown := sorted(set(getattr(self.annotate, path)) - set(names)):
                 raise ValueError(f"annotate.{path}: {unknown[0]!r} is not one of {list(names)}")
+        if self.score.samples > 1 and self.teacher.order == "label_only":
+            raise ValueError("score.samples: with teacher.order label_only there is no rationale to draw; set it to 1")
         if self.teacher.init == "bundled:encoder":
             raise ValueError("teacher.init: bundled:encoder is for students; set it to bundled:decoder")
         if self.teacher.init == "random":
             if not self.adapt.enabled:
                 raise ValueError("adapt.enabled: false leaves a base of random weights; enable it or set teacher.init")
+            if self.evaluate.zero_shot:
+                raise ValueError("evaluate.zero_shot: there is no teacher.init to evaluate; set it to false")
             if self.teacher.quantize != "none":
                 raise ValueError("teacher.quantize: a randomly initialised base is trained; set it to none")
         elif self.adapt.enabled and self.teacher.quantize != "none":

@@ -74,8 +74,12 @@ class TeacherConfig(Section):
     Face hub; `gguf:FILE`, a GGUF file of the Llama or Qwen families; or a folder in the Hugging Face format."""
     random: RandomDecoderConfig = RandomDecoderConfig()
     """The shape where `init` is `random`."""
+    chat_template: Literal["auto", "none"] = "auto"
+    """Whether prompts are chats: `auto` where the tokenizer has a chat template, as those of instruct models; or never.
+    """
     instructions: str = ""
-    """Text before the query of every prompt, e.g. the task and its guidelines."""
+    """Text before the query of every prompt, e.g. the task and its guidelines; in a chat it is the system's turn. Where
+    it is empty, a chat has the task with `annotate.definitions` and `annotate.dimension_definitions`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and of the frozen base; adapters, softmax and norms are in float32."""
     quantize: Literal["none", "int8", "nf4"] = "none"
@@ -85,7 +89,8 @@ class TeacherConfig(Section):
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes: nothing, all but the results of matrix products, or each block."""
     prompt_length: Annotated[int, Field(ge=16)] = 72
-    """Tokens of the prompt; longer ones are truncated at the end of the item's texts."""
+    """Tokens of the prompt besides instructions and chat template; longer ones are truncated at the end of the item's
+    texts."""
     value_length: Positive = 8
     """Tokens of the query's, and of the item's, values of one dimension in a rationale; longer ones are truncated."""
     order: Order = "label_first"
@@ -134,10 +139,15 @@ class FinetuneConfig(Section):
 
 
 class ScoreConfig(Section):
-    """Where the signals come from, and the batch size of inference."""
+    """Where the signals come from, and how the teacher judges."""
 
     batch_size: Positive = 64
     """Pairs per forward pass."""
+    samples: Positive = 1
+    """Rationales that the teacher draws per pair; distributions are the means over them (self-consistency). With 1 it
+    decodes greedily."""
+    temperature: Annotated[float, Field(gt=0)] = 0.7
+    """Sampling temperature where `samples` is above 1."""
     signals: str = ""
     """A file of another teacher's signals, or the folder of a run that has finished `score` (docs/signals.md): no
     teacher is trained or loaded, and the sections `teacher`, `adapt`, `finetune` and `annotate` are not read."""

@@ -20,6 +20,9 @@ REFERENCE_RECIPE = "label_only"
 TEACHER = "teacher"
 """The name of the teacher among the models; every other model is compared with it."""
 
+ZERO_SHOT = "teacher, zero-shot"
+"""The name of the teacher's weights before any training."""
+
 
 def build_metrics(
     split: str,

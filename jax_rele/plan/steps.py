@@ -20,6 +20,7 @@ from jax_rele.distillation.fields import batch_fields
 from jax_rele.errors import UserError
 from jax_rele.losses.combine import Term
 from jax_rele.models import Decoder, build_teacher
+from jax_rele.models.bundled import BUNDLED
 from jax_rele.models.decoder import init_decoder
 from jax_rele.models.partitioning import check_heads, use
 from jax_rele.models.quantize import quantize_params
@@ -28,6 +29,7 @@ from jax_rele.plan.abstract import array, init_abstract, rows, train_state
 from jax_rele.plan.flops import flops
 from jax_rele.rationale import grammar
 from jax_rele.runs.preflight import check_encoder
+from jax_rele.runs.questions import chat_instructions
 from jax_rele.students import InputSpec, build_student
 from jax_rele.students.base import StudentModel
 from jax_rele.teacher.continuous_batching import STEP_TOKENS
@@ -190,7 +192,15 @@ def _row_length(config: Config) -> int:
     """Tokens of one example: the prompt and an answer with full slots, rounded up to a multiple of 8."""
     segments = grammar.template(config.rationale.dimensions, config.teacher.order)
     answer = sum(_length(config, segment) for segment in segments)
-    return -(-(config.teacher.prompt_length + answer + 1) // 8) * 8
+    return -(-(_prompt_length(config) + answer + 1) // 8) * 8
+
+
+def _prompt_length(config: Config) -> int:
+    """Tokens of a prompt with its instructions; weights from elsewhere are taken for those of a chat model."""
+    teacher = config.teacher
+    chat = teacher.chat_template == "auto" and teacher.init != "random" and not teacher.init.startswith(BUNDLED)
+    text = chat_instructions(config, teacher.order) if chat else teacher.instructions
+    return teacher.prompt_length + -(-len(text.encode()) // BYTES_PER_TOKEN)
 
 
 def _length(config: Config, segment: grammar.Segment) -> int:
@@ -229,7 +239,7 @@ def _score(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Step:
 
 def _generate(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) -> Step:
     count, template = config.score.batch_size, _decoding_template(config, model)
-    length = -(-(bucket(config.teacher.prompt_length) + template.longest) // 16) * 16
+    length = -(-(bucket(_prompt_length(config)) + template.longest) // 16) * 16
     width = min(template.max_pending, max(1, STEP_TOKENS.get(kind, 128) // count))
     variables, cache = _variables(config, model, mesh), _cache(model, mesh, count, length)
     make_slots = partial(inspect.unwrap(new_slots), model, rows=count, length=length, max_pending=template.max_pending)

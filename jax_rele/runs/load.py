@@ -18,11 +18,12 @@ from jax_rele.models import Decoder, build_teacher
 from jax_rele.models.decoder import init_decoder
 from jax_rele.models.quantize import quantize_params
 from jax_rele.models.weights import load_params, weights_folder, weights_hash
-from jax_rele.names import StudentName
+from jax_rele.names import Order, StudentName
 from jax_rele.runs import layout, pipeline
+from jax_rele.runs.questions import teacher_question
 from jax_rele.students import Student, build_student
 from jax_rele.students.weights import init_student
-from jax_rele.teacher import Teacher
+from jax_rele.teacher import Sampling, Teacher
 from jax_rele.training import abstract, make_local_mesh
 from jax_rele.training.checkpoint import load_variables
 
@@ -113,18 +114,41 @@ def load_teacher(run_dir: str | Path, *, config: Config | None = None) -> Teache
     model, tokenizer = teacher_model(config, run_dir)
     base = load_base(config, model, run_dir, mesh)
     lora = load_lora(model, run_dir, mesh)
+    return _teacher(config, model, {**base, **lora}, tokenizer, config.teacher.order, mesh)
+
+
+def load_zero_shot_teacher(run_dir: str | Path, *, config: Config) -> Teacher:
+    """The weights at `teacher.init` before any training, asked for the label alone."""
+    mesh = make_local_mesh(config.mesh)
+    model, tokenizer = teacher_model(config, Path(run_dir))
+    model = model.clone(config=dataclasses.replace(model.config, lora=None))
+    return _teacher(config, model, _init_weights(config, model, mesh), tokenizer, "label_only", mesh)
+
+
+def _teacher(
+    config: Config,
+    model: Decoder,
+    variables: dict,
+    tokenizer: PreTrainedTokenizerBase,
+    order: Order,
+    mesh: jax.sharding.Mesh,
+) -> Teacher:
+    question = teacher_question(config, tokenizer, order)
     return Teacher(
         model=model,
-        variables={**base, **lora},
+        variables=variables,
         tokenizer=tokenizer,
         schema=config.labels.schema_,
         dimensions=config.rationale.dimensions,
         fields=config.data.item_fields,
-        order=config.teacher.order,
+        order=order,
         prompt_length=config.teacher.prompt_length,
         value_length=config.teacher.value_length,
         batch_size=config.score.batch_size,
-        instructions=config.teacher.instructions,
+        instructions=question.instructions,
+        chat=question.chat,
+        samples=config.score.samples,
+        sampling=Sampling(temperature=config.score.temperature, seed=config.seed),
         mesh=mesh,
     )
 
@@ -140,6 +164,11 @@ def load_base(config: Config, model: Decoder, run_dir: Path, mesh: jax.sharding.
     if config.adapt.enabled:
         target = abstract(init_decoder(model), mesh, jax.random.key(0), collection="params")
         return load_variables(run_dir / layout.BASE, target)
+    return _init_weights(config, model, mesh)
+
+
+def _init_weights(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> dict:
+    """The weights at `teacher.init`, quantized where the config says so."""
     params = load_params(weights_folder(config.teacher.init), model.config, mesh)
     if config.teacher.quantize != "none":
         params = quantize_params(params, config.teacher.quantize)

@@ -8,7 +8,6 @@ import jax
 
 from jax_rele.annotation import extra
 from jax_rele.config import Config
-from jax_rele.data.tokens.prompts import encode_prompts
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
 from jax_rele.distillation.objectives import student_terms
 from jax_rele.models import build_teacher
@@ -16,6 +15,7 @@ from jax_rele.models.build import build_encoder
 from jax_rele.models.partitioning import check_heads
 from jax_rele.models.quantize import load_qwix
 from jax_rele.models.weights import check_weights, weights_folder
+from jax_rele.runs.questions import teacher_question
 from jax_rele.students import build_student
 from jax_rele.teacher import check_lengths, check_verbalizers
 from jax_rele.training import check_rows, local_row_indices, make_local_mesh, make_mesh
@@ -48,6 +48,7 @@ def preflight(config: Config, stages: Collection[str]) -> None:
     tokenizer = load_tokenizer(folder, DECODER_TOKENS)
     build_teacher(teacher, len(tokenizer))
     check_verbalizers(tokenizer, config.labels.names)
+    question = teacher_question(config, tokenizer)
     check_lengths(
         tokenizer,
         config.labels.names,
@@ -56,9 +57,9 @@ def preflight(config: Config, stages: Collection[str]) -> None:
         prompt_length=teacher.prompt_length,
         value_length=teacher.value_length,
         max_length=shape.max_length,
+        instructions=question.instructions,
+        chat=question.chat,
     )
-    # Without pairs it looks at the instructions alone.
-    encode_prompts(tokenizer, [], config.data.item_fields, teacher.prompt_length, teacher.instructions)
 
 
 def _check_objectives(config: Config) -> None:

@@ -62,7 +62,12 @@ def _fields(config: Config, section: str, without: Collection[str] = ()) -> Path
 
 _SCHEMA = ("labels.names", "labels.gains", "labels.positive")
 _RECIPES = ("distill.students", "distill.recipes", "distill.objectives", "distill.temperature")
-_PROMPT = ("data.item_fields", "teacher.instructions", "teacher.prompt_length", "teacher.value_length")
+_DEFINITIONS = ("labels.names", "rationale.dimensions", "annotate.definitions", "annotate.dimension_definitions")
+_PROMPT = (
+    *("data.item_fields", "teacher.instructions", "teacher.prompt_length", "teacher.value_length", "teacher.order"),
+    *("teacher.chat_template", *_DEFINITIONS),
+)
+_SAMPLING = ("seed", "score.samples", "score.temperature")
 _CHAT = ("prompt", "definitions", "dimension_definitions", "examples", "reasoning", "endpoints", "injection_pairs")
 
 
@@ -75,7 +80,7 @@ def _decoder(config: Config, without: Collection[str] = ("vocab_size",)) -> Path
 def _teacher(config: Config) -> Paths:
     """What a fine-tuned teacher is built from, and how it reads and writes."""
     own = _fields(config, "teacher", {"init", "dtype", "random"})
-    return (*_decoder(config), *own, "data.item_fields", "adapt.enabled")
+    return (*_decoder(config), *own, *_DEFINITIONS, "data.item_fields", "adapt.enabled")
 
 
 def _students(config: Config, without: Collection[str] = ()) -> Paths:
@@ -119,7 +124,7 @@ def _finetune(config: Config) -> Paths:
 def _score(config: Config) -> Paths:
     if config.score.signals:
         return ("labels.names", "labels.positive", "rationale.dimensions", "data.item_fields", "score")
-    return ("labels.names", "rationale.dimensions", "score.signals", *_teacher(config))
+    return ("labels.names", "rationale.dimensions", "score.signals", *_SAMPLING, *_teacher(config))
 
 
 def _distill(config: Config) -> Paths:
@@ -127,7 +132,7 @@ def _distill(config: Config) -> Paths:
 
 
 def _evaluate(config: Config) -> Paths:
-    own = () if config.score.signals else _teacher(config)
+    own = () if config.score.signals else (*_SAMPLING, *_teacher(config))
     evaluated = ("seed", *_SCHEMA, "labels.gain_maps", "data.tail_max_frequency", "rationale.tag_map", "evaluate")
     return (*evaluated, "score.signals", *own, *_students(config, ("vocab_size",)), *_RECIPES)
 

@@ -22,6 +22,7 @@ from jax_rele.models.weights import load_params, weights_folder
 from jax_rele.rationale import RuleAnnotator, grammar, render
 from jax_rele.runs import layout
 from jax_rele.runs.load import teacher_inputs, teacher_model
+from jax_rele.runs.questions import teacher_question
 from jax_rele.teacher import check_verbalizers
 from jax_rele.teacher.language_model import check_packing, train_language_model
 from jax_rele.training import distributed, init_state, make_mesh, make_optimizer
@@ -56,9 +57,9 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     )
     crossed += recombine(pairs, adapt.recombined_pairs, config.seed)
     # These pairs have no label, so the comparisons follow the prompt at once, whatever the order.
-    encoder = AnswerEncoder(tokenizer, "rationale_first", config.teacher.value_length)
-    teacher = config.teacher
-    prompts = encode_prompts(tokenizer, crossed, config.data.item_fields, teacher.prompt_length, teacher.instructions)
+    teacher, question = config.teacher, teacher_question(config, tokenizer)
+    encoder = AnswerEncoder(tokenizer, "rationale_first", teacher.value_length, chat=question.chat)
+    prompts = encode_prompts(tokenizer, crossed, config.data.item_fields, teacher.prompt_length, *question)
     answers = [encoder(rationale) for rationale in annotator.annotate(crossed)]
     check_packing(crossed, prompts, answers, adapt.pack_to, "adapt.pack_to")
     arrays = language_rows(

@@ -16,9 +16,10 @@ import pyarrow as pa
 from jax_rele.config import Config
 from jax_rele.data import RATIONALES, long_tail, read_pairs_table, read_rationale, write_table
 from jax_rele.evaluation import BASELINES, Example, build_metrics, table, verdict_lines, write_report
+from jax_rele.evaluation.assemble import ZERO_SHOT
 from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence, grammar
 from jax_rele.runs import layout
-from jax_rele.runs.load import load_student, load_teacher, student_inputs, teacher_inputs
+from jax_rele.runs.load import load_student, load_teacher, load_zero_shot_teacher, student_inputs, teacher_inputs
 from jax_rele.teacher import TeacherPredictions
 from jax_rele.types import VERDICTS, Pair, Rationale
 
@@ -91,6 +92,8 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
     judged, both = judge_splits(config, run_dir, pairs, validation)
     probs = {} if both is None else {"teacher": both[0]}
     validation_probs = {} if both is None else {"teacher": both[1]}
+    if config.evaluate.zero_shot:
+        probs[ZERO_SHOT], validation_probs[ZERO_SHOT] = judge_zero_shot(config, run_dir, pairs, validation)
     verdicts: dict[str, np.ndarray] = {}
     for student_name in config.distill.students:
         for recipe in config.distill.recipes:
@@ -151,6 +154,14 @@ def judge_splits(
         )
         return judged, None
     return judged, (judged.label_probs, judged_validation.label_probs)
+
+
+def judge_zero_shot(
+    config: Config, run_dir: Path, pairs: list[Pair], validation: list[Pair]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Label distributions of the teacher's weights before any training, on the pairs and on validation."""
+    teacher = load_zero_shot_teacher(run_dir, config=config)
+    return teacher.predict(pairs).label_probs, teacher.predict(validation).label_probs
 
 
 def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> TeacherPredictions:

@@ -19,6 +19,7 @@ from jax_rele.models import Decoder
 from jax_rele.models.decoder import init_decoder
 from jax_rele.runs import layout
 from jax_rele.runs.load import load_base, teacher_inputs, teacher_model
+from jax_rele.runs.questions import teacher_question
 from jax_rele.teacher import make_verbalizers
 from jax_rele.teacher.language_model import check_packing, language_term, train_language_model
 from jax_rele.training import TrainState, distributed, init_state, make_evaluate, make_mesh, make_optimizer
@@ -88,8 +89,9 @@ def encode(
     if asked and not pairs:
         raise UserError(f"{path}: no rationale was accepted for these pairs; {path.parent / 'report.html'} says why")
     teacher = config.teacher
-    encoder = AnswerEncoder(tokenizer, teacher.order, teacher.value_length)
-    prompts = encode_prompts(tokenizer, pairs, config.data.item_fields, teacher.prompt_length, teacher.instructions)
+    question = teacher_question(config, tokenizer)
+    encoder = AnswerEncoder(tokenizer, teacher.order, teacher.value_length, chat=question.chat)
+    prompts = encode_prompts(tokenizer, pairs, config.data.item_fields, teacher.prompt_length, *question)
     return pairs, prompts, [encoder(rationales[pair.pair_id]) for pair in pairs]
 
 

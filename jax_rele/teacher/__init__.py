@@ -2,8 +2,9 @@
 
 from jax_rele.teacher.continuous_batching import GeneratedText, generate
 from jax_rele.teacher.decoding import Sampling
-from jax_rele.teacher.judging import Teacher, TeacherPredictions, check_lengths, judge, sample
+from jax_rele.teacher.judging import Teacher, check_lengths, judge, sample
 from jax_rele.teacher.label_scores import score
+from jax_rele.teacher.predictions import TeacherPredictions, average
 from jax_rele.teacher.template import DecodingTemplate, compile_template
 from jax_rele.teacher.verbalizers import Verbalizers, check_verbalizers, make_verbalizers
 
@@ -14,6 +15,7 @@ __all__ = [
     "Teacher",
     "TeacherPredictions",
     "Verbalizers",
+    "average",
     "check_lengths",
     "check_verbalizers",
     "compile_template",

@@ -11,17 +11,20 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.rows import as_pair
-from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts
+from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, max_prompt_length
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder
-from jax_rele.rationale import ParseFailure, grammar, parse_output
+from jax_rele.rationale import grammar, parse_output
 from jax_rele.teacher.continuous_batching import GeneratedText, generate, row_key
 from jax_rele.teacher.decoding import Sampling, draw
 from jax_rele.teacher.label_scores import score
+from jax_rele.teacher.predictions import TeacherPredictions, average
 from jax_rele.teacher.template import DecodingTemplate, compile_template
 from jax_rele.teacher.verbalizers import Verbalizers, check_verbalizers, make_verbalizers
 from jax_rele.training import check_rows
-from jax_rele.types import VERDICTS, LabelSchema, Pair, Rationale
+from jax_rele.types import VERDICTS, LabelSchema, Pair
+
+GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,13 @@ class Teacher:
       dimensions: the aspects to compare, in order.
       fields: the item's texts in the prompt.
       order: one of `names.ORDERS`.
-      prompt_length, value_length: maximum tokens of a prompt and of a slot of values.
+      prompt_length, value_length: maximum tokens of a prompt, besides instructions and chat template, and of a slot of
+        values.
       batch_size: rows per forward pass, and slots of the decoder.
       instructions: text before the query of every prompt.
+      chat: whether prompts are chats, by the tokenizer's template.
+      samples, sampling: how many rationales per pair `judge` averages over (self-consistency), and how they are drawn;
+        1 for greedy decoding.
       mesh: the devices that the variables live on; None for one device.
     """
 
@@ -52,6 +59,9 @@ class Teacher:
     value_length: int
     batch_size: int
     instructions: str = ""
+    chat: bool = False
+    samples: int = 1
+    sampling: Sampling = GREEDY
     mesh: jax.sharding.Mesh | None = None
 
     def predict(
@@ -65,29 +75,6 @@ class Teacher:
     ) -> TeacherPredictions:
         """Rationales with label distributions, see `judge`; with order `label_only` there is no rationale."""
         return judge(self, [as_pair(pair) for pair in pairs], write=self.order != "label_only", progress=progress)
-
-
-@dataclass(frozen=True)
-class TeacherPredictions:
-    """The teacher's predictions for N pairs.
-
-    Attributes:
-      label_probs: [N, C].
-      verdict_probs: [N, D, V]; NaN where no rationale was requested.
-      texts: the generated rationales; only the label's line where no rationale was requested.
-      rationales: the parsed texts, or the reason why they do not parse.
-      label_scoring: `first_token` or `full` log-probability, see `Verbalizers.scoring`; or `external` signals.
-      tokens_decoded: tokens and verdicts that the model decided.
-      tokens_emitted: tokens of the texts, forced tokens and labels included.
-    """
-
-    label_probs: np.ndarray
-    verdict_probs: np.ndarray
-    texts: tuple[str, ...]
-    rationales: tuple[Rationale | ParseFailure, ...]
-    label_scoring: str
-    tokens_decoded: int
-    tokens_emitted: int
 
 
 @dataclass(frozen=True)
@@ -115,8 +102,8 @@ class _Form:
         return label + (self.template.longest if self.template else 0) + 1
 
 
-def _form(tokenizer, label_names, dimensions, order: str, value_length: int, vocab_size: int) -> _Form:
-    encoder = AnswerEncoder(tokenizer, order, value_length)
+def _form(tokenizer, label_names, dimensions, order: str, value_length: int, vocab_size: int, chat: bool) -> _Form:
+    encoder = AnswerEncoder(tokenizer, order, value_length, chat=chat)
     segments = grammar.template(dimensions, order)
     label = next(index for index, segment in enumerate(segments) if segment.kind == "label")
     before, after = segments[: label - 1], segments[label + 1 :]
@@ -139,12 +126,17 @@ def check_lengths(
     prompt_length: int,
     value_length: int,
     max_length: int,
+    instructions: str = "",
+    chat: bool = False,
 ) -> None:
     """Raises UserError where the longest prompt and answer exceed a context of `max_length`; 0 is no limit."""
-    form = _form(tokenizer, label_names, dimensions, order, value_length, len(tokenizer))
-    if 0 < max_length < prompt_length + form.longest:
+    form = _form(tokenizer, label_names, dimensions, order, value_length, len(tokenizer), chat)
+    longest = max_prompt_length(tokenizer, prompt_length, instructions, chat)
+    if 0 < max_length < longest + form.longest:
+        fixed = longest - prompt_length
+        more = f", {fixed} of them instructions and chat template," if fixed else ""
         raise UserError(
-            f"teacher.prompt_length: {prompt_length} tokens of a prompt and up to {form.longest} of a rationale exceed "
+            f"teacher.prompt_length: {longest} tokens of a prompt{more} and up to {form.longest} of a rationale exceed "
             f"the model's context of {max_length}; lower prompt_length or value_length, or compare fewer dimensions"
         )
 
@@ -152,7 +144,10 @@ def check_lengths(
 def judge(
     teacher: Teacher, pairs: Sequence[Pair], *, write: bool = True, progress: Callable[[int], None] = lambda pairs: None
 ) -> TeacherPredictions:
-    """Predicts labels and rationales of pairs, in order, by greedy decoding.
+    """Predicts labels and rationales of pairs, in order.
+
+    With `teacher.samples` of 1 decoding is greedy. Otherwise that many rationales are drawn for every pair, and its
+    distributions are the means over them (self-consistency; Wang et al., arXiv 2203.11171), see `predictions.average`.
 
     Args:
       teacher: the decoder and its settings.
@@ -165,7 +160,19 @@ def judge(
       UserError: labels or verdicts that the tokenizer does not distinguish, a context that is too short, or a batch
         that does not divide over the devices.
     """
-    return sample(teacher, pairs, 1, Sampling(), write=write, progress=progress)[0]
+    count = teacher.samples
+    # Labels that no rationale precedes do not depend on the sample.
+    if count == 1 or teacher.order == "label_only" or (teacher.order == "label_first" and not write):
+        return sample(teacher, pairs, 1, GREEDY, write=write, progress=progress)[0]
+    finished = 0
+
+    def count_pairs(predictions: int) -> None:
+        nonlocal finished
+        before, finished = finished // count, finished + predictions
+        progress(finished // count - before)
+
+    samples = sample(teacher, pairs, count, teacher.sampling, write=write, progress=count_pairs)
+    return average(samples, teacher.schema.names, teacher.dimensions)
 
 
 def sample(
@@ -193,7 +200,9 @@ def sample(
       UserError: as `judge`.
     """
     form = _checked_form(teacher)
-    prompts = encode_prompts(teacher.tokenizer, pairs, teacher.fields, teacher.prompt_length, teacher.instructions)
+    prompts = encode_prompts(
+        teacher.tokenizer, pairs, teacher.fields, teacher.prompt_length, teacher.instructions, teacher.chat
+    )
     template, label_last = form.template, teacher.order == "rationale_first"
     written: list[list[GeneratedText]] | None = None
 
@@ -257,6 +266,8 @@ def _checked_form(teacher: Teacher) -> _Form:
         prompt_length=teacher.prompt_length,
         value_length=teacher.value_length,
         max_length=config.max_length,
+        instructions=teacher.instructions,
+        chat=teacher.chat,
     )
     if teacher.mesh is not None:
         check_rows(teacher.batch_size, teacher.mesh, "score.batch_size", "take a multiple of it, or change `mesh`")
@@ -267,6 +278,7 @@ def _checked_form(teacher: Teacher) -> _Form:
         teacher.order,
         teacher.value_length,
         config.vocab_size,
+        teacher.chat,
     )
 
 

@@ -1,5 +1,6 @@
 """A teacher of random weights: its rationales parse, and its scores equal those of an uncached pass."""
 
+import copy
 import dataclasses
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_rele.config import MeshConfig
-from jax_rele.data.tokens.prompts import encode_prompts
+from jax_rele.data.tokens.prompts import encode_prompts, max_prompt_length
 from jax_rele.errors import UserError
 from jax_rele.models.partitioning import shardings
 from jax_rele.names import ORDERS
@@ -20,6 +21,11 @@ from jax_rele.training import make_mesh
 from jax_rele.types import VERDICTS, LabelSchema
 
 INSTRUCTIONS = "Say whether the item is what the query asks for.\nCompare their brands and colors."
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SCHEMA = LabelSchema(("Exact", "Substitute", "Irrelevant"), (1.0, 0.1, 0.0), ("Exact",))
 COLLIDING = LabelSchema(("Exact", "Exact match", "Irrelevant"), (1.0, 0.5, 0.0), ("Exact",))
 
 
@@ -166,9 +172,30 @@ def test_instructions_precede_the_query_and_change_the_score(teacher, pairs, jud
         np.testing.assert_allclose(probs, expected, atol=1e-4)
 
 
-def test_instructions_that_leave_no_space_are_refused(teacher, pairs):
-    with pytest.raises(UserError, match=r"teacher\.prompt_length: of 40 tokens the instructions take"):
-        judge(dataclasses.replace(teacher, instructions=INSTRUCTIONS), pairs)
+def test_instructions_take_nothing_from_the_pair(teacher, pairs):
+    tokenizer, fields = teacher.tokenizer, teacher.fields
+    plain, instructed = (encode_prompts(tokenizer, pairs, fields, 40, text) for text in ("", INSTRUCTIONS))
+    before = tokenizer.encode(INSTRUCTIONS + "\n", add_special_tokens=False)
+    assert instructed == [[prompt[0], *before, *prompt[1:]] for prompt in plain]
+    assert max(map(len, instructed)) == max_prompt_length(tokenizer, 40, INSTRUCTIONS)
+
+
+@pytest.mark.parametrize("order", ["label_first", "rationale_first"])
+def test_chats_are_judged_by_shared_prefixes_as_without(tokenizers_by_kind, teacher, pairs, naive, order):
+    tokenizer = copy.deepcopy(tokenizers_by_kind["byte_level"])
+    tokenizer.chat_template = CHATML
+    chat = dataclasses.replace(teacher, tokenizer=tokenizer, order=order, instructions=INSTRUCTIONS, chat=True)
+    predictions = judge(chat, pairs)
+    assert not any(isinstance(one, ParseFailure) for one in predictions.rationales)
+    if order == "rationale_first":
+        return
+    first = [tokenizer.encode(" " + name, add_special_tokens=False) for name in SCHEMA.names]
+    prompts = encode_prompts(tokenizer, pairs, chat.fields, chat.prompt_length, INSTRUCTIONS, True)
+    same = next(n for n, tokens in enumerate(zip(*first)) if len(set(tokens)) > 1)
+    for prompt, probs in zip(prompts, predictions.label_probs):
+        ids = [*prompt, *tokenizer.encode("label:", add_special_tokens=False), *first[0][:same]]
+        logits = naive.logits(chat.model, chat.variables, ids)[-1]
+        np.testing.assert_allclose(probs, naive.softmax(logits[[ids[same] for ids in first]]), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["own", "byte_level", "sentencepiece"])

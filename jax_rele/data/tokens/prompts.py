@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from transformers import PreTrainedTokenizerBase
 
+from jax_rele.data.tokens.chat import protect, render_chat
 from jax_rele.data.tokens.packing import lay_out, pack_examples
-from jax_rele.errors import UserError
 from jax_rele.rationale import grammar
 from jax_rele.types import Pair, PyTree, Rationale
 
-MIN_PAIR_TOKENS = 8
-"""Fewest tokens of a prompt that must be left for query and item."""
+_LAST = "judge:\n"
+"""The last line of a prompt that is no chat."""
 
 
 def encode_prompts(
@@ -23,29 +24,68 @@ def encode_prompts(
     fields: Sequence[str],
     length: int,
     instructions: str = "",
+    chat: bool = False,
 ) -> list[list[int]]:
-    """The token ids of each pair's prompt, at most `length`: where it is longer, the end of the item's texts is cut.
+    """The token ids of each pair's prompt: instructions, query and item.
 
-    Where the tokenizer has a token for the beginning of a text, prompts begin with it; `instructions` are the text
-    before the query.
+    Args:
+      tokenizer: the teacher's. Where it has a token for the beginning of a text, prompts begin with it.
+      pairs: what to judge.
+      fields: the item's texts in the prompt.
+      length: most tokens of a prompt besides its instructions and chat template. Where it is longer, the end of the
+        item's texts is cut.
+      instructions: the text before the query.
+      chat: whether the prompt is a chat, by the tokenizer's template.
 
     Raises:
-      UserError: the instructions leave too few tokens for a query and an item.
+      UserError: the chat template cannot be used.
     """
-    last = "judge:\n"
-    tail = tokenizer.encode(last, add_special_tokens=False)
+    if not pairs:
+        return []
+    if chat:
+        return _encode_chats(tokenizer, pairs, fields, length, instructions)
+    tail = tokenizer.encode(_LAST, add_special_tokens=False)
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    before = instructions.rstrip() + "\n" if instructions.strip() else ""
-    limit = length - len(tail) - len(begin)
-    used = len(tokenizer.encode(before, add_special_tokens=False))
-    if limit - used < MIN_PAIR_TOKENS:
-        raise UserError(
-            f"teacher.prompt_length: of {length} tokens the instructions take {used} and leave fewer than "
-            f"{MIN_PAIR_TOKENS} for query and item; make it larger or teacher.instructions shorter"
-        )
-    heads = [before + grammar.prompt(pair, fields).removesuffix(last) for pair in pairs]
-    ids = tokenizer(heads, add_special_tokens=False)["input_ids"] if heads else []
+    before = _text_before(instructions)
+    limit = max_prompt_length(tokenizer, length, instructions) - len(tail) - len(begin)
+    heads = [before + grammar.prompt(pair, fields).removesuffix(_LAST) for pair in pairs]
+    ids = tokenizer(heads, add_special_tokens=False)["input_ids"]
     return [[*begin, *row[:limit], *tail] for row in ids]
+
+
+def max_prompt_length(
+    tokenizer: PreTrainedTokenizerBase, length: int, instructions: str = "", chat: bool = False
+) -> int:
+    """Most tokens of a prompt, instructions and chat template included; arguments as of `encode_prompts`."""
+    if not chat:
+        return length + len(tokenizer.encode(_text_before(instructions), add_special_tokens=False))
+    frame = render_chat(tokenizer, instructions)
+    ids = tokenizer.encode(frame.before + frame.after, add_special_tokens=False, split_special_tokens=False)
+    return length + len(ids)
+
+
+def _text_before(instructions: str) -> str:
+    return instructions.rstrip() + "\n" if instructions.strip() else ""
+
+
+def _encode_chats(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], fields: Sequence[str], length: int, instructions: str
+) -> list[list[int]]:
+    frame = render_chat(tokenizer, instructions)
+    texts = [protect(tokenizer, grammar.prompt(pair, fields).removesuffix("\n" + _LAST)) for pair in pairs]
+    # Texts are tokenized within the template, since some tokenizers treat the beginning of a text apart.
+    encoded = tokenizer(
+        [frame.before + text + frame.after for text in texts],
+        add_special_tokens=False,
+        split_special_tokens=False,
+        return_offsets_mapping=True,
+    )
+    rows = []
+    for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"]):
+        ends = [end for _, end in offsets]
+        first, last = (bisect_right(ends, len(frame.before) + size) for size in (0, len(text)))
+        rows.append([*ids[: min(last, first + length)], *ids[last:]])
+    return rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +93,7 @@ class Answer:
     """A rationale as tokens.
 
     Attributes:
-      ids: token ids, ending with the tokenizer's end token.
+      ids: token ids, ending with the tokenizer's end token; in a chat, with that of a turn.
       kinds: for each token the kind of its segment (`grammar.KINDS`); the end token is `fixed`.
     """
 
@@ -67,8 +107,9 @@ class AnswerEncoder:
     Decoding can therefore force the fixed parts, and the position of every verdict and of the label is known.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, order: str, value_length: int):
-        self.order, self.value_length, self.end = order, value_length, tokenizer.eos_token_id
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, order: str, value_length: int, *, chat: bool = False):
+        self.order, self.value_length = order, value_length
+        self.end = render_chat(tokenizer).end if chat else tokenizer.eos_token_id
         # A run's rationales share few distinct segments.
         self._ids = cache(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
 
