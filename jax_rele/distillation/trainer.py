@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,10 @@ from jax_rele.training import (
 from jax_rele.training.collapse import collapse_check, score_variance
 from jax_rele.training.state import Apply, Batch, Step
 from jax_rele.types import Params, PyTree
+
+Compiled = dict[Hashable, tuple[Callable[[int], TrainState], Step]]
+"""What trainers compiled: `seed -> state at step 0` without loaded weights, and the step; by all that these depend on
+within one config."""
 
 WINDOW = 32
 """With length buckets, groups are sorted by length within this many steps."""
@@ -91,6 +95,7 @@ def make_trainer(
     recipe: str,
     encoder: Params | None = None,
     selected: np.ndarray | None = None,
+    compiled: Compiled | None = None,
 ) -> Trainer:
     """Everything of a training that does not depend on its seed.
 
@@ -104,6 +109,7 @@ def make_trainer(
       recipe: the objective's name, for messages.
       encoder: the weights that the students' encoders start from; None: random ones.
       selected: row numbers of the pairs to train on; None for all.
+      compiled: what earlier trainers of the same config compiled, e.g. on other pairs; it is used and added to.
 
     Raises:
       UserError: no pair has what a term reads, or a custom objective cannot be computed.
@@ -142,7 +148,9 @@ def make_trainer(
         ordered = order(seed)
         return batches(read_groups, ordered, local_row_indices(mesh, ordered.width))
 
-    init_random = make_init_fn(init, "params", {}, tx, mesh)
+    compiled = {} if compiled is None else compiled
+    key = recipe, tuple((name, student.model) for name, student in students.items()), read_groups.members.shape[1]
+    init_random = compiled[key][0] if key in compiled else make_init_fn(init, "params", {}, tx, mesh)
 
     def init_state(seed: int) -> TrainState:
         state = init_random(seed)
@@ -155,21 +163,23 @@ def make_trainer(
         params = state.trainable["params"]
         return {name: params[path[0]] if path else params for name, path in paths.items()}
 
-    step = make_train_step(
-        apply,
-        loss,
-        tx,
-        micro_batches=distill.optimization.micro_batches,
-        group_size=read_groups.members.shape[1],
-        term_gradients=distill.term_gradients,
-        extra_metrics=score_variance(students[first].label_schema.gains),
-    )
-    state = init_state(0)
-    if recipe in distill.objectives:
-        first_batch = order(0)
-        batch = read_groups(first_batch.batch(0), np.arange(first_batch.width))
-        _check_objective(recipe, step, state, batch, mesh)
-    return Trainer(shard_step(step, mesh, state), init_state, batches_of, params_of, distill.optimization, mesh)
+    if key not in compiled:
+        step = make_train_step(
+            apply,
+            loss,
+            tx,
+            micro_batches=distill.optimization.micro_batches,
+            group_size=read_groups.members.shape[1],
+            term_gradients=distill.term_gradients,
+            extra_metrics=score_variance(students[first].label_schema.gains),
+        )
+        state = init_state(0)
+        if recipe in distill.objectives:
+            first_batch = order(0)
+            batch = read_groups(first_batch.batch(0), np.arange(first_batch.width))
+            _check_objective(recipe, step, state, batch, mesh)
+        compiled[key] = init_random, shard_step(step, mesh, state)
+    return Trainer(compiled[key][1], init_state, batches_of, params_of, distill.optimization, mesh)
 
 
 def query_groups(queries: np.ndarray, labelled: np.ndarray, size: int, *, unlabelled: bool) -> np.ndarray:
