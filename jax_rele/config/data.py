@@ -26,7 +26,7 @@ class SplitsConfig(Section):
     leakage: Literal["refuse", "drop"] = "refuse"
     """What happens where the rows of one query have two splits: an error, or the rows of the earlier split (train, then
     validation, then test) are quarantined."""
-    fold: tuple[Positive, Positive] | None = None
+    fold: tuple[int, int] | None = None
     """[k, K], one run of a cross-validation: all queries are divided into K folds, the k-th (from 1) is the test split
     and the others are train and validation in the proportion of their fractions. `compare --folds K` runs all K."""
 
@@ -35,7 +35,7 @@ class SplitsConfig(Section):
         total = self.train + self.validation + self.test
         if abs(total - 1.0) > 1e-6:
             raise ValueError(f"train + validation + test must be 1, got {total:g}")
-        if self.fold is not None and not (self.fold[1] >= 2 and self.fold[0] <= self.fold[1]):
+        if self.fold is not None and not 1 <= self.fold[0] <= self.fold[1] >= 2:
             number, count = self.fold
             raise ValueError(f"fold: [k, K] needs K of 2 or more and k of 1 to K, got [{number}, {count}]")
         return self

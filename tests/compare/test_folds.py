@@ -9,18 +9,21 @@ import pytest
 import sklearn.metrics
 
 from jax_rele import cli
+from jax_rele.cli.overrides import read_config
 from jax_rele.compare import command
 from jax_rele.compare.trainings import PREDICTIONS
-from jax_rele.config import load
 from jax_rele.data import normalise_query, read_pairs_table, read_table
 from jax_rele.distillation import trainer
 from jax_rele.students import prediction
+from jax_rele.teacher import language_model
+from jax_rele.training import shard_step
 
 pytestmark = pytest.mark.slow
 
 FOLDS = 2
 RECIPES = ("label_only", "score_kd")
-OPTIONS = ("--students", "two_tower", "--recipes", *RECIPES, "--data.splits.existing", "ignore", "--distill.group_size", "1")
+OVERRIDES = ("--data.splits.existing", "ignore", "--distill.group_size", "1")
+OPTIONS = ("--students", "two_tower", "--recipes", *RECIPES, *OVERRIDES)
 
 
 def compare(file, *options) -> int:
@@ -29,11 +32,8 @@ def compare(file, *options) -> int:
 
 def settings(file, root):
     """The config of `compare` with `OPTIONS`."""
-    config = load(file)
-    splits = config.data.splits.model_copy(update={"existing": "ignore"})
-    distill = config.distill.model_copy(update={"students": ("two_tower",), "recipes": RECIPES, "group_size": 1})
-    data = config.data.model_copy(update={"splits": splits})
-    return config.model_copy(update={"run_root": str(root), "data": data, "distill": distill})
+    selected = ("--distill.students", "two_tower", "--distill.recipes", *RECIPES)
+    return read_config(str(file), [*selected, *OVERRIDES, "--run_root", str(root)])
 
 
 class Interrupted(Exception):
@@ -45,22 +45,26 @@ def run(tiny, tmp_path_factory):
     """(config file, root, what was compiled) of a comparison that was interrupted in the second fold and resumed."""
     root = tmp_path_factory.mktemp("folds")
     config = settings(tiny[0], root)
-    steps, sizes = [], []
-    original = trainer.shard_step
+    steps, teacher_steps, sizes = [], [], []
+    language_model._compiled_step.cache_clear()
 
-    def recorded(*args):
-        steps.append(original(*args))
-        return steps[-1]
+    def recording(compiled):
+        def recorded(*args):
+            compiled.append(shard_step(*args))
+            return compiled[-1]
 
-    def interrupting(line):
-        if line.startswith("fold 2/2: compare two_tower label_only") and line.endswith("seed 0: trained"):
-            raise Interrupted
+        return recorded
 
     def counting(line):
         if line.endswith(": trained"):
             sizes.append(prediction._apply._cache_size())
 
-    trainer.shard_step = recorded
+    def interrupting(line):
+        counting(line)
+        if line.startswith("fold 2/2: compare two_tower label_only") and line.endswith("seed 0: trained"):
+            raise Interrupted
+
+    trainer.shard_step, language_model.shard_step = recording(steps), recording(teacher_steps)
     try:
         with pytest.raises(Interrupted):
             command.run(config, seeds=2, folds=FOLDS, say=interrupting)
@@ -68,8 +72,8 @@ def run(tiny, tmp_path_factory):
         steps.clear()
         command.run(config, seeds=2, folds=FOLDS, say=counting)
     finally:
-        trainer.shard_step = original
-    return tiny[0], root, {"first": first, "resumed": list(steps), "predict": sizes}
+        trainer.shard_step = language_model.shard_step = shard_step
+    return tiny[0], root, {"first": first, "resumed": list(steps), "teacher": teacher_steps, "predict": sizes}
 
 
 def folder(root):
@@ -153,8 +157,10 @@ def test_the_step_and_the_forward_pass_are_compiled_once_for_all_folds(run):
     assert len(compiled["first"]) == len(compiled["resumed"]) == len(RECIPES)
     for step in compiled["first"] + compiled["resumed"]:
         assert step.compiled._cache_size() == 1
-    assert len(compiled["predict"]) == 1 + 2 + 4
-    assert compiled["predict"][-1] == compiled["predict"][3]
+    # Of `adapt` and of `finetune`, in all folds.
+    assert len(compiled["teacher"]) == 2
+    assert len(compiled["predict"]) == 2 * FOLDS * len(RECIPES)
+    assert set(compiled["predict"]) == {compiled["predict"][0]}
 
 
 def test_the_same_command_trains_nothing_and_writes_the_same(run, capsys):
