@@ -24,6 +24,13 @@ def test_a_config_survives_yaml():
     assert config.from_dict(yaml.safe_load(yaml.safe_dump(original.model_dump(mode="json")))) == original
 
 
+def test_a_fold_survives_yaml_and_none_leaves_no_trace_in_hashes():
+    folded = config.from_dict({"data": {"splits": {"fold": [2, 5]}}})
+    assert folded.data.splits.fold == (2, 5)
+    assert config.from_dict(yaml.safe_load(yaml.safe_dump(folded.model_dump(mode="json")))) == folded
+    assert "fold" not in config.from_dict({}).model_dump(mode="json")["data"]["splits"]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

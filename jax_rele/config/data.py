@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from jax_rele.config.base import Fraction, NonNegative, Positive, Section
 
@@ -39,6 +39,11 @@ class SplitsConfig(Section):
             number, count = self.fold
             raise ValueError(f"fold: [k, K] needs K of 2 or more and k of 1 to K, got [{number}, {count}]")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unset_fold(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leaves out a fold that is None, so that the hashes of plain runs do not depend on it."""
+        return {name: value for name, value in handler(self).items() if name != "fold" or value is not None}
 
 
 class CandidatesConfig(Section):
