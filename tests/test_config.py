@@ -24,6 +24,13 @@ def test_a_config_survives_yaml():
     assert config.from_dict(yaml.safe_load(yaml.safe_dump(original.model_dump(mode="json")))) == original
 
 
+def test_a_fold_survives_yaml_and_none_leaves_no_trace_in_hashes():
+    folded = config.from_dict({"data": {"splits": {"fold": [2, 5]}}})
+    assert folded.data.splits.fold == (2, 5)
+    assert config.from_dict(yaml.safe_load(yaml.safe_dump(folded.model_dump(mode="json")))) == folded
+    assert "fold" not in config.from_dict({}).model_dump(mode="json")["data"]["splits"]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -38,6 +45,9 @@ def test_a_config_survives_yaml():
         ({"labels": {"aliases": {"E": "Exat"}}}, "labels: aliases maps 'E' to 'Exat'"),
         ({"labels": {"gain_maps": {"a": [1.0]}}}, "labels: gain_maps.a must hold 4 numbers, got 1"),
         ({"data": {"splits": {"train": 0.9}}}, r"data.splits: train \+ validation \+ test must be 1, got 1.3"),
+        ({"data": {"splits": {"fold": [3, 2]}}}, r"data.splits: fold: .k, K. needs K of 2 or more .* got \[3, 2\]"),
+        ({"data": {"splits": {"fold": [0, 2]}}}, r"data.splits: fold: .k, K. needs K of 2 or more .* got \[0, 2\]"),
+        ({"data": {"splits": {"fold": [1, 1]}}}, r"data.splits: fold: .k, K. needs K of 2 or more .* got \[1, 1\]"),
         ({"rationale": {"dimensions": ["a", "a"]}}, "rationale: dimensions must be distinct"),
         ({"rationale": {"dimensions": ["category"]}}, "rationale: tag_map maps to names that are not in dimensions"),
         ({"distill": {"recipes": ["mdk"]}}, "distill: recipes: there is no recipe 'mdk'; there are label_only"),

@@ -106,6 +106,7 @@ def read_batch(config: str, files: Sequence[str], overrides: Sequence[str]) -> N
     argument(
         "--teacher-labelled", nargs="+", type=int, default=(), metavar="N", help="numbers of unlabelled pairs, likewise"
     ),
+    argument("--folds", type=int, metavar="K", help="cross-validation in K folds of queries, in place of the splits"),
     reads_config=True,
 )
 def compare(
@@ -116,14 +117,16 @@ def compare(
     reference: str | None,
     labelled: Sequence[int],
     teacher_labelled: Sequence[int],
+    folds: int | None,
     overrides: Sequence[str],
 ) -> None:
     """Recipes side by side, over several seeds.
 
-    Trains every student by every recipe with every seed and compares them on the evaluated split; resumable.
+    Trains every student by every recipe with every seed and compares them on the evaluated split; resumable. With
+    --folds every labelled pair is judged once, by models and a teacher that saw no pair of its query.
     """
-    from jax_rele import compare as comparing
     from jax_rele.cli.overrides import read_config
+    from jax_rele.compare import command as comparing
 
     selected = {"--distill.recipes": recipes, "--distill.students": students}
     options = [word for option, values in selected.items() if values for word in (option, *values)]
@@ -135,6 +138,7 @@ def compare(
         labelled=labelled,
         teacher_labelled=teacher_labelled,
         reference=reference or default,
+        folds=folds,
     )
 
 

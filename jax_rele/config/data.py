@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from jax_rele.config.base import Fraction, NonNegative, Positive, Section
 
@@ -26,13 +26,24 @@ class SplitsConfig(Section):
     leakage: Literal["refuse", "drop"] = "refuse"
     """What happens where the rows of one query have two splits: an error, or the rows of the earlier split (train, then
     validation, then test) are quarantined."""
+    fold: tuple[int, int] | None = None
+    """[k, K], one run of a cross-validation: all queries are divided into K folds, the k-th (from 1) is the test split
+    and the others are train and validation in the proportion of their fractions. `compare --folds K` runs all K."""
 
     @model_validator(mode="after")
     def _check(self):
         total = self.train + self.validation + self.test
         if abs(total - 1.0) > 1e-6:
             raise ValueError(f"train + validation + test must be 1, got {total:g}")
+        if self.fold is not None and not 1 <= self.fold[0] <= self.fold[1] >= 2:
+            number, count = self.fold
+            raise ValueError(f"fold: [k, K] needs K of 2 or more and k of 1 to K, got [{number}, {count}]")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unset_fold(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leaves out a fold that is None, so that the hashes of plain runs do not depend on it."""
+        return {name: value for name, value in handler(self).items() if name != "fold" or value is not None}
 
 
 class CandidatesConfig(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,10 @@ from jax_rele.training import (
 from jax_rele.training.collapse import collapse_check, score_variance
 from jax_rele.training.state import Apply, Batch, Step
 from jax_rele.types import Params, PyTree
+
+Compiled = dict[Hashable, tuple[Callable[[int], TrainState], Step]]
+"""What trainers compiled: `seed -> state at step 0` without loaded weights, and the step; by all that these depend on
+within one config."""
 
 WINDOW = 32
 """With length buckets, groups are sorted by length within this many steps."""
@@ -107,6 +111,7 @@ def make_trainer(
     encoder: Params | None = None,
     selected: np.ndarray | None = None,
     hyperparameters: Hyperparameters | None = None,
+    compiled: Compiled | None = None,
 ) -> Trainer:
     """Everything of a training that does not depend on its seed.
 
@@ -122,6 +127,7 @@ def make_trainer(
       selected: row numbers of the pairs to train on; None for all.
       hyperparameters: numbers that are inputs of the compiled step, in place of those of the terms and of the config,
         so that `Trainer.with_hyperparameters` needs no other compile; None: all numbers are constants.
+      compiled: what earlier trainers of the same config compiled, e.g. on other pairs; it is used and added to.
 
     Raises:
       UserError: no pair has what a term reads, or a custom objective cannot be computed.
@@ -179,13 +185,15 @@ def make_trainer(
             extra_metrics=score_variance(students[first].label_schema.gains),
         )
 
+    compiled = {} if compiled is None else compiled
+    key = recipe, tuple((name, student.model) for name, student in students.items()), read_groups.members.shape[1]
     numbers: Params = {}
     if hyperparameters is None:
         step, tx = make_step(terms), optimizer()
     else:
         step, tx = make_tunable_step(make_step, terms), optimizer(hyperparameters.learning_rate)
         numbers = as_variables(hyperparameters, mesh)
-    init_random = make_init_fn(init, "params", numbers, tx, mesh)
+    init_random = compiled[key][0] if key in compiled else make_init_fn(init, "params", numbers, tx, mesh)
 
     def init_state(seed: int) -> TrainState:
         state = init_random(seed)
@@ -198,12 +206,14 @@ def make_trainer(
         params = state.trainable["params"]
         return {name: params[path[0]] if path else params for name, path in paths.items()}
 
-    state = init_state(0)
-    if recipe in distill.objectives:
-        first_batch = order(0)
-        batch = read_groups(first_batch.batch(0), np.arange(first_batch.width))
-        _check_objective(recipe, step, state, batch, mesh)
-    return Trainer(shard_step(step, mesh, state), init_state, batches_of, params_of, distill.optimization, mesh)
+    if key not in compiled:
+        state = init_state(0)
+        if recipe in distill.objectives:
+            first_batch = order(0)
+            batch = read_groups(first_batch.batch(0), np.arange(first_batch.width))
+            _check_objective(recipe, step, state, batch, mesh)
+        compiled[key] = init_random, shard_step(step, mesh, state)
+    return Trainer(compiled[key][1], init_state, batches_of, params_of, distill.optimization, mesh)
 
 
 def query_groups(queries: np.ndarray, labelled: np.ndarray, size: int, *, unlabelled: bool) -> np.ndarray:

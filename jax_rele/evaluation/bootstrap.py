@@ -48,9 +48,10 @@ def metric_samples(
     *,
     gain_maps: Mapping[str, Sequence[float]],
     bias: np.ndarray,
-    temperature: float,
+    temperature: float | np.ndarray,
     n_bootstrap: int,
     seed: int,
+    folds: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Every metric on the pairs themselves and on each bootstrap resample of their queries.
 
@@ -74,10 +75,13 @@ def metric_samples(
       gain_maps: {name: C gains of the labels}, one nDCG for each. ESCI has two in use: its paper (arXiv 2206.06588)
         gives Exact 1, Substitute 0.1, Complement 0.01, Irrelevant 0; the official `ranking/prepare_trec_eval_files.py`
         of github.com/amazon-science/esci-data gives Substitute 0.01 and Complement 0.1.
-      bias: [C] bias of the decision, fitted on validation pairs.
-      temperature: temperature of the calibration, fitted on validation pairs.
+      bias: bias of the decision, fitted on validation pairs: [C], or [N, C] for one of each pair's fold.
+      temperature: temperature of the calibration, fitted on validation pairs: a number, or [N] likewise.
       n_bootstrap: number of resamples.
       seed: seed of the resamples.
+      folds: [N] int, the fold of a cross-validation whose model judged each pair. `auc`, `neg_ap` and `spearman` rank
+        the pairs of different queries by their scores and are then `metrics.mean_over_folds`; decisions and calibrated
+        probabilities of all folds are pooled, and nDCG compares the pairs of a query alone, which are in one fold.
 
     Returns:
       {metric: [1 + n_bootstrap]}: first the value on the pairs themselves; NaN where the metric is undefined.
@@ -97,6 +101,11 @@ def metric_samples(
         for name, gains in gain_maps.items()
     }
 
+    def ranked(metric, score, truth, counts):
+        if folds is None:
+            return metric(score, truth, counts)
+        return metrics.mean_over_folds(metric, score, truth, counts, folds)
+
     chunks = []
     step = max(1, _CHUNK // max(1, len(labels)))
     for start in range(0, len(draws), step):
@@ -104,11 +113,11 @@ def metric_samples(
         counts = drawn[:, query]
         chunks.append(
             {
-                "auc": metrics.auc(p, relevant, counts),
-                "neg_ap": metrics.average_precision(-p, ~relevant, counts),
+                "auc": ranked(metrics.auc, p, relevant, counts),
+                "neg_ap": ranked(metrics.average_precision, -p, ~relevant, counts),
                 "macro_f1": metrics.macro_f1(decided, labels, counts),
                 "micro_f1": metrics.micro_f1(decided, labels, counts),
-                "spearman": metrics.spearman(score, gain, counts),
+                "spearman": ranked(metrics.spearman, score, gain, counts),
                 **{f"ndcg_{name}": metrics.weighted_mean(values, drawn) for name, values in ndcg.items()},
                 "ece": ece(p, relevant, counts),
                 "ece_calibrated": ece(calibrated, relevant, counts),

@@ -20,14 +20,14 @@ def log_probs(probs: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(np.asarray(probs, np.float64), _MIN_PROB))
 
 
-def apply_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
+def apply_temperature(probs: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
     """Temperature scaling: softmax(log p / T). [N, C] label distributions -> [N, C].
 
-    T > 0; above 1 it flattens, below 1 it sharpens, 1 changes nothing.
+    T > 0, one or [N]; above 1 it flattens, below 1 it sharpens, 1 changes nothing.
     """
-    if not temperature > 0:
+    if not np.all(np.asarray(temperature) > 0):
         raise ValueError(f"temperature must be positive, got {temperature}")
-    return softmax(log_probs(probs) / temperature, axis=-1)
+    return softmax(log_probs(probs) / np.reshape(temperature, (-1, 1)), axis=-1)
 
 
 def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:

@@ -26,12 +26,16 @@ class HeldOutPairs:
       queries: their N queries; equal strings are one query.
       validation_labels: [M] int labels of the pairs on which decision biases and temperatures are fitted.
       slices: {name: [N] bool} of the subsets that are also reported.
+      folds, validation_folds: of a cross-validation: [N] and [M] int, the fold whose models judge each pair. A query's
+        evaluated pairs are in one fold; its validation pairs may come again in another, judged by other models.
     """
 
     labels: np.ndarray
     queries: Sequence[str]
     validation_labels: np.ndarray
     slices: Mapping[str, np.ndarray]
+    folds: np.ndarray | None = None
+    validation_folds: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,12 @@ def compare(
     interval covers the randomness of test queries and of training. With few seeds the latter part is imprecise, and
     with one the interval covers the queries alone.
 
+    Where the pairs are those of all folds of a cross-validation, a metric of one seed is that of all folds' pairs, each
+    judged by its fold's model with that seed: `metric_samples` says how it is pooled. Bias and temperature are fitted
+    for each fold's model on its own validation pairs. The folds' models learn from overlapping pairs, so the intervals
+    do not cover the choice of training pairs, of which no unbiased estimate exists (Bengio and Grandvalet, No Unbiased
+    Estimator of the Variance of K-Fold Cross-Validation, JMLR 5, 2004).
+
     Args:
       cells: what was trained; each with as many seeds.
       pairs: the pairs to compare on.
@@ -83,7 +93,8 @@ def compare(
       reference: the recipe that the others are compared with.
 
     Returns:
-      A document of plain dicts, lists, strings and numbers: `n_pairs`, `n_queries`, `slices` ({name: pairs}), `seeds`,
+      A document of plain dicts, lists, strings and numbers: `n_pairs`, `n_queries`, `folds` (how many; None without
+      cross-validation), `slices` ({name: pairs}), `seeds`,
       `bootstrap`, `metrics`, `others` ({slice: {name: {metric: {"value", "ci95"}}}}) and `cells`, a list of
       {"student", "recipe", "labelled", "teacher_labelled", "slices": {slice: {metric: {"value", "ci95", "by_seed",
       "difference", "retained"}}}}: the difference to the same student by the reference on as many pairs, None where
@@ -92,6 +103,10 @@ def compare(
     masks = {EVERYTHING: np.ones(len(pairs.labels), bool), **pairs.slices}
     masks = {name: mask for name, mask in masks.items() if mask.any()}
 
+    folds = np.zeros(len(pairs.labels), int) if pairs.folds is None else pairs.folds
+    validation_folds = np.zeros(len(pairs.validation_labels), int)
+    validation_folds = validation_folds if pairs.validation_folds is None else pairs.validation_folds
+
     def samples(probs, fitted, mask):
         return metric_samples(
             np.asarray(probs)[mask],
@@ -99,16 +114,19 @@ def compare(
             [query for query, selected in zip(pairs.queries, mask) if selected],
             schema,
             gain_maps=gain_maps,
-            **fitted,
+            **{name: values[mask] for name, values in fitted.items()},
             n_bootstrap=n_bootstrap,
             seed=seed,
+            folds=None if pairs.folds is None else folds[mask],
         )
 
     def fitted(validation_probs):
-        return {
-            "bias": fit_bias(validation_probs, pairs.validation_labels),
-            "temperature": fit_temperature(validation_probs, pairs.validation_labels),
-        }
+        bias, temperature = np.zeros((len(folds), len(schema))), np.ones(len(folds))
+        for fold in np.unique(folds):
+            rows, held_out = folds == fold, validation_folds == fold
+            probs, labels = np.asarray(validation_probs)[held_out], pairs.validation_labels[held_out]
+            bias[rows], temperature[rows] = fit_bias(probs, labels), fit_temperature(probs, labels)
+        return {"bias": bias, "temperature": temperature}
 
     fits = [[fitted(probs) for probs in cell.validation_probs] for cell in cells]
     other_fits = {name: fitted(validation_probs) for name, (_, validation_probs) in others.items()}
@@ -140,6 +158,7 @@ def compare(
     return {
         "n_pairs": len(pairs.labels),
         "n_queries": len(set(pairs.queries)),
+        "folds": None if pairs.folds is None else len(np.unique(folds)),
         "slices": {name: int(mask.sum()) for name, mask in masks.items()},
         "seeds": list(seeds),
         "bootstrap": {"samples": n_bootstrap, "unit": "query and training seed", "seed": seed},

@@ -93,8 +93,16 @@ def setup(document: Mapping) -> str:
         else "queries and of seeds; they cover the choice of test queries and, the more roughly the fewer seeds there "
         "are, the chance of training, and are"
     )
+    folds = document.get("folds")
+    judged = f"split {document.get('split', 'test')}"
+    if folds is not None:
+        judged = (
+            f"all in {folds} folds of a cross-validation: each pair is judged once, by models that were trained on no "
+            "pair of its query, with biases and temperatures of their own; auc, neg_ap and spearman are means over the "
+            "folds, weighted by their pairs, and numbers of training pairs are means over the folds"
+        )
     return (
-        f"{document['n_pairs']:,} pairs of {document['n_queries']:,} queries, split {document.get('split', 'test')}; "
+        f"{document['n_pairs']:,} pairs of {document['n_queries']:,} queries, {judged}; "
         f"{trained}, same data, start and steps for every recipe. In brackets 95% intervals from "
         f"{bootstrap['samples']:,} resamples of {covered} not adjusted for the number of comparisons."
     )

@@ -13,7 +13,7 @@ _GAP = 1e-9
 
 
 def decide(probs: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """argmax(log p + bias), the first label on ties. [N, C], [C] -> [N] int."""
+    """argmax(log p + bias), the first label on ties. [N, C], [C] or [N, C] -> [N] int."""
     return np.argmax(log_probs(probs) + np.asarray(bias, np.float64), axis=-1)
 
 

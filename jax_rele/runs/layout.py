@@ -6,7 +6,8 @@ adapt/     tokenizer/  base/                       finetune/  lora/
 score/     shards/*.parquet  signals.parquet  held_out.parquet (of another teacher)
 distill/   tokenizer/  STUDENT/RECIPE/variables/
 evaluate/  metrics.json  predictions.parquet  rationales.parquet  report.html  table.md
-compare/   comparison.json  comparison.md  comparison.html  figures/  STUDENT/RECIPE/PAIRS/seed_N/
+compare/   comparison.json  comparison.md  comparison.html  figures/  STUDENT/RECIPE/PAIRS/seed_N/  teacher/
+           K_folds/ (of a cross-validation: the first four again, and a run for each fold, fold_1/ to fold_K/)
 tune/      STUDENT/RECIPE/: tune.json  tune.md  best.yaml  study.log  tokenizer/  trials/TRIAL/seed_N/
 
 Each stage's folder has a manifest.json, and each training metrics.jsonl, tensorboard/ and, until it ends, checkpoints/.

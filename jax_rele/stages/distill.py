@@ -17,7 +17,7 @@ from jax_rele.data.tokens.tokenizers import ENCODER_TOKENS, load_tokenizer, samp
 from jax_rele.distillation.dataset import Dataset, Tables, build_dataset
 from jax_rele.distillation.hyperparameters import Hyperparameters
 from jax_rele.distillation.objectives import student_terms
-from jax_rele.distillation.trainer import Trainer, make_trainer
+from jax_rele.distillation.trainer import Compiled, Trainer, make_trainer
 from jax_rele.io import atomic_folder, write_error
 from jax_rele.losses.combine import Term
 from jax_rele.models.weights import weights_folder
@@ -45,6 +45,7 @@ class Distillation:
       datasets: {student: its training data}, the same pairs in each.
       encoder: the weights that their encoders start from; None for random ones.
       distill, mesh: as in the config.
+      compiled: what its trainers compile, for those that follow; None: each compiles its own.
     """
 
     students: Mapping[str, Student]
@@ -53,6 +54,7 @@ class Distillation:
     encoder: Params | None
     distill: DistillConfig
     mesh: jax.sharding.Mesh
+    compiled: Compiled | None = None
 
     def trainer(
         self,
@@ -75,6 +77,7 @@ class Distillation:
             encoder=self.encoder,
             selected=selected,
             hyperparameters=hyperparameters,
+            compiled=self.compiled,
         )
 
 
@@ -102,12 +105,15 @@ def _texts(pairs: PairTable, fields: Sequence[str]) -> Iterator[str]:
         yield from (text for _, text in pair.item.texts(fields))
 
 
-def prepare(config: Config, run_dir: Path, tokenizer_folder: Path | None = None) -> Distillation:
+def prepare(
+    config: Config, run_dir: Path, tokenizer_folder: Path | None = None, compiled: Compiled | None = None
+) -> Distillation:
     """Reads what the students are trained with, and builds tokenizer and datasets where they are not there yet.
 
     Args:
       config, run_dir: of the run.
       tokenizer_folder: of the students' tokenizer; by default the run's.
+      compiled: what trainers of the same config on other pairs have compiled.
 
     Raises:
       UserError: a recipe does not fit a student, or as `build_dataset`.
@@ -137,7 +143,7 @@ def prepare(config: Config, run_dir: Path, tokenizer_folder: Path | None = None)
         for name, student in students.items()
     }
     encoder = load_encoder(config.student, next(iter(students.values())).model, mesh)
-    return Distillation(students, terms, datasets, encoder, distill, mesh)
+    return Distillation(students, terms, datasets, encoder, distill, mesh, compiled)
 
 
 def run(config: Config, run_dir: Path) -> Mapping[str, object]:

@@ -35,9 +35,8 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
         labelled = {split: int((ingested.labelled & (ingested.splits == i)).sum()) for i, split in enumerate(SPLITS)}
         for split, count in labelled.items():
             if not count:
-                raise UserError(
-                    f"{data.path}: no labelled pair falls into the {split} split; change data.splits or add pairs"
-                )
+                remedy = "change data.splits" if data.splits.fold is None else "ask for fewer folds"
+                raise UserError(f"{data.path}: no labelled pair falls into the {split} split; {remedy} or add pairs")
         train = ingested.pairs.select(in_train)
         crossed = _candidates(config, train) if data.candidates.per_query else []
         unlabelled = ingested.pairs.select(in_train & ~ingested.labelled)

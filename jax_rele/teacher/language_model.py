@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from jax_rele.training import (
     shard_step,
     train,
 )
+from jax_rele.training.state import Step
 from jax_rele.training.step import Loss
 from jax_rele.types import Pair
 
@@ -83,11 +85,11 @@ def train_language_model(
       optimization, mesh, directory, title, evaluate, evaluate_every: see `training.train`.
       seed: of the order of rows.
     """
-    tx = make_optimizer(optimization)
-    step = make_train_step(model.apply, language_loss(mesh), tx, micro_batches=optimization.micro_batches)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    leaves, structure = jax.tree.flatten(abstract)
     order = shuffled(len(arrays["targets"]), optimization.batch_size, seed)
     return train(
-        shard_step(step, mesh, state),
+        _compiled_step(model, optimization, mesh, structure, tuple(leaves)),
         state,
         batches(rows(dict(arrays)), order, local_row_indices(mesh, optimization.batch_size)),
         config=optimization,
@@ -97,3 +99,17 @@ def train_language_model(
         evaluate=evaluate,
         evaluate_every=evaluate_every,
     )
+
+
+@lru_cache(maxsize=2)
+def _compiled_step(
+    model: Decoder,
+    optimization: OptimizationConfig,
+    mesh: jax.sharding.Mesh,
+    structure: jax.tree_util.PyTreeDef,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+) -> Step:
+    """The step for states like these; those of `adapt` and `finetune` serve all runs of a cross-validation."""
+    tx = make_optimizer(optimization)
+    step = make_train_step(model.apply, language_loss(mesh), tx, micro_batches=optimization.micro_batches)
+    return shard_step(step, mesh, jax.tree.unflatten(structure, leaves))

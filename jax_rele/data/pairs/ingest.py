@@ -21,7 +21,14 @@ import pyarrow.parquet as pq
 
 from jax_rele.config import DataConfig, LabelsConfig
 from jax_rele.data.pairs import deduplicate
-from jax_rele.data.pairs.splits import NO_SPLIT, divide, leak_error, query_key, strictest_source_splits
+from jax_rele.data.pairs.splits import (
+    NO_SPLIT,
+    divide,
+    divide_folds,
+    leak_error,
+    query_key,
+    strictest_source_splits,
+)
 from jax_rele.data.pairs.table import PairTable
 from jax_rele.data.parquet import PAIRS, QUARANTINE, ROWS, WRITE_OPTIONS, open_atomically, pairs_to_arrow, write_batches
 from jax_rele.data.rows import Quarantined
@@ -229,8 +236,16 @@ def _split(facts: dict[str, np.ndarray], spool: PairTable, is_selected: np.ndarr
             f"there must be at least three: add queries, or check data.fields.query"
         )
     splits = data.splits
+    fractions = splits.train, splits.validation, splits.test
+    if splits.fold is not None and (n_split := int((source_splits != NO_SPLIT).sum())):
+        raise UserError(
+            f"{data.path}: {n_split} of {len(query)} rows bring a split, and folds divide all queries anew; set "
+            f"data.splits.existing to ignore to do so, or compare on the given split, without folds"
+        )
     try:
-        return divide(query, label, rank, source_splits, (splits.train, splits.validation, splits.test))
+        if splits.fold is not None:
+            return divide_folds(query, label, rank, splits.fold, fractions)
+        return divide(query, label, rank, source_splits, fractions)
     except UserError as error:
         raise UserError(f"{data.path}: {error}") from None
 

@@ -86,9 +86,7 @@ def divide(
     """
     if len(fractions) != 3 or not all(0 <= fraction <= 1 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(f"the fractions of train, validation and test must lie in [0, 1] and sum to 1, got {fractions}")
-    keys, inverse = np.unique(queries, return_inverse=True)
-    order = np.lexsort((ranks, inverse))
-    strata = labels[order[np.searchsorted(inverse[order], np.arange(len(keys)))]]
+    keys, inverse, strata = _strata(queries, labels, ranks)
     source_split = np.full(len(keys), NO_SPLIT, np.int8)
     np.maximum.at(source_split, inverse, source_splits)
 
@@ -110,6 +108,54 @@ def divide(
                 f"and are divided by the fractions {tuple(fractions)}; raise data.splits.{split}, add queries, or give "
                 f"rows the split {split}"
             )
+    return assigned[inverse]
+
+
+def divide_folds(
+    queries: np.ndarray,
+    labels: np.ndarray,
+    ranks: np.ndarray,
+    fold: tuple[int, int],
+    fractions: tuple[float, float, float],
+) -> np.ndarray:
+    """Gives every row a split for one run of a cross-validation by query.
+
+    The queries are ordered as `divide` orders them and cut into K folds of equal numbers, to one query. The k-th fold
+    is the test split. Those after it and then those before it are cut into train and validation, so that over the K
+    runs every query is once in the test split and the validation splits differ. With a test fraction of 1 / K the last
+    fold's run has the splits of `divide`, to one query.
+
+    Args:
+      queries: [N] `query_key`s.
+      labels: [N] integers, negative for none. A query's stratum is the label of its first row that has one.
+      ranks: [N] rank of each row's `pair_id` in their order.
+      fold: (k, K), k from 1.
+      fractions: of train, validation and test; the last is not used.
+
+    Returns:
+      [N] indices in `SPLITS`.
+
+    Raises:
+      UserError: there are fewer queries than folds, or too few for a train and a validation split.
+    """
+    number, count = fold
+    labelled_first = np.where(labels < 0, ranks + len(ranks), ranks)
+    keys, inverse, strata = _strata(queries, labels, labelled_first)
+    if count > len(keys):
+        raise UserError(f"{count} folds need as many queries, there are {len(keys)}; ask for fewer folds")
+    in_order = _interleave(keys, strata, np.arange(len(keys)))
+    start, end = (number - 1) * len(keys) // count, number * len(keys) // count
+    others = np.concatenate([in_order[end:], in_order[:start]])
+    n_train = round(len(others) * fractions[0] / (fractions[0] + fractions[1] or 1.0))
+    assigned = np.full(len(keys), SPLITS.index("test"), np.int8)
+    for split, members in (("train", others[:n_train]), ("validation", others[n_train:])):
+        if not len(members):
+            raise UserError(
+                f"the {split} split is empty: fold {number} of {count} leaves {len(others)} of {len(keys)} queries to "
+                f"train and validation, which data.splits divides {fractions[0]:g} to {fractions[1]:g}; raise "
+                f"data.splits.{split}, or add queries"
+            )
+        assigned[members] = SPLITS.index(split)
     return assigned[inverse]
 
 
@@ -175,6 +221,13 @@ def long_tail(pairs: Sequence[Pair], max_frequency: int) -> np.ndarray:
         return min((frequency[word] for word in words(pair.query)), default=0) <= max_frequency
 
     return np.fromiter(map(is_rare, pairs), bool, len(pairs))
+
+
+def _strata(queries: np.ndarray, labels: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[Q] distinct keys of queries, [N] the index of each row's, [Q] the label of each query's row of smallest rank."""
+    keys, inverse = np.unique(queries, return_inverse=True)
+    order = np.lexsort((ranks, inverse))
+    return keys, inverse, labels[order[np.searchsorted(inverse[order], np.arange(len(keys)))]]
 
 
 def _interleave(keys: np.ndarray, strata: np.ndarray, members: np.ndarray) -> np.ndarray:

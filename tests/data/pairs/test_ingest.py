@@ -248,3 +248,20 @@ def test_splits_are_checked_in_what_was_written(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match="a query is in two splits"):
         run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows))
+
+
+def test_the_folds_test_every_row_once_and_ignore_given_splits_only_where_they_may(tmp_path):
+    rows = [row(i, f"query {i % 12}", NAMES[i % 3], item=f"i{i}") for i in range(40)]
+    source = write(tmp_path / "pairs.jsonl", rows)
+    tested = Counter()
+    for number in range(1, 4):
+        result, _ = run(tmp_path / str(number), source, splits={"fold": (number, 3)})
+        tested.update(pair.pair_id for pair, split in zip(result.pairs, result.splits) if SPLITS[split] == "test")
+    assert tested == {f"p{i}": 1 for i in range(40)}
+    source = write(tmp_path / "split.jsonl", [{**rows[0], "split": "test"}, *rows[1:]])
+    with pytest.raises(UserError, match=r"1 of 40 rows bring a split, and folds .* set data.splits.existing to ignore"):
+        run(tmp_path / "refused", source, splits={"fold": (1, 3)})
+    result, _ = run(tmp_path / "ignored", source, splits={"fold": (1, 3), "existing": "ignore"})
+    assert set(result.splits) == {0, 1, 2}
+    with pytest.raises(UserError, match=r"split.jsonl: 13 folds need as many queries, there are 12"):
+        run(tmp_path / "many", source, splits={"fold": (1, 13), "existing": "ignore"})

@@ -1,0 +1,1 @@
+"""`jax-rele compare`: recipes side by side on the same data, from the same starts, over several seeds."""
