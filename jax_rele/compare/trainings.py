@@ -16,7 +16,6 @@ from jax_rele.config import Config
 from jax_rele.data import long_tail, read_pairs_table, read_table, write_table
 from jax_rele.distillation.trainer import Compiled
 from jax_rele.errors import UserError
-from jax_rele.evaluation import BASELINES
 from jax_rele.evaluation.assemble import TEACHER, ZERO_SHOT
 from jax_rele.io import hash_values, write_text
 from jax_rele.runs import layout, pipeline
@@ -105,7 +104,7 @@ def predictions(
         long_tail=np.array([tail[pair.pair_id] for pair in pairs], bool),
         points=resolved,
         cells=cells,
-        others={**_baselines(config, pairs, validation), **_teacher(config, held_out)},
+        others={**_baselines(config, held_out), **_teacher(config, held_out)},
     )
 
 
@@ -208,13 +207,13 @@ def _read(cell: Path, split: str, pairs: list[Pair], schema: pa.Schema) -> np.nd
     return np.array([row["label_probs"] for row in rows], np.float64)
 
 
-def _baselines(config: Config, pairs: list[Pair], validation: list[Pair]) -> dict[str, Couple]:
-    train = layout.load_pairs(config.run_dir, "train")
-
-    def probs(baseline: Callable[..., np.ndarray], group: list[Pair]) -> np.ndarray:
-        return baseline(train, validation, group, config.labels.schema_, config.data.item_fields)
-
-    return {name: (probs(baseline, pairs), probs(baseline, validation)) for name, baseline in BASELINES.items()}
+def _baselines(config: Config, held_out: Mapping[str, list[Pair]]) -> dict[str, Couple]:
+    train, validation = layout.load_pairs(config.run_dir, "train"), held_out["validation"]
+    evaluated, on_validation = (
+        evaluate.baseline_probs(config, train, validation, held_out[split])
+        for split in (config.evaluate.split, "validation")
+    )
+    return {name: (evaluated[name], on_validation[name]) for name in evaluated}
 
 
 def _teacher(config: Config, held_out: Mapping[str, list[Pair]]) -> dict[str, Couple]:

@@ -1,7 +1,14 @@
 """Metrics with intervals, calibration, slices, trivial baselines and the report."""
 
 from jax_rele.evaluation.assemble import build_metrics
-from jax_rele.evaluation.baselines import BASELINES, bm25, majority, token_overlap
+from jax_rele.evaluation.baselines import (
+    BASELINES,
+    bm25,
+    embedding_cosine,
+    gradient_boosting,
+    majority,
+    token_overlap,
+)
 from jax_rele.evaluation.bootstrap import intervals, metric_names, metric_samples, paired_difference
 from jax_rele.evaluation.calibration import apply_temperature, ece, fit_temperature, reliability
 from jax_rele.evaluation.decision import decide, fit_bias
@@ -17,8 +24,10 @@ __all__ = [
     "build_metrics",
     "decide",
     "ece",
+    "embedding_cosine",
     "fit_bias",
     "fit_temperature",
+    "gradient_boosting",
     "intervals",
     "majority",
     "metric_names",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import jax
+from flax import linen as nn
 from transformers import PreTrainedTokenizerBase
 
 from jax_rele.config import Config, MeshConfig
@@ -22,7 +23,7 @@ from jax_rele.names import Order, StudentName
 from jax_rele.runs import layout, pipeline
 from jax_rele.runs.questions import teacher_question
 from jax_rele.students import Student, build_student
-from jax_rele.students.weights import init_student
+from jax_rele.students.weights import init_student, load_encoder, with_encoder
 from jax_rele.teacher import Sampling, Teacher
 from jax_rele.training import abstract, make_local_mesh
 from jax_rele.training.checkpoint import load_variables
@@ -95,6 +96,28 @@ def new_student(config: Config, tokenizer_folder: Path, name: StudentName) -> St
         schema=config.labels.schema_,
         dimensions=dimensions,
     )
+
+
+def untrained_embedder(config: Config) -> Student:
+    """The weights at `student.init` as they are: a two-tower whose embeddings are means of token vectors."""
+    tokenizer = load_tokenizer(weights_folder(config.student.init), ENCODER_TOKENS)
+    towers = config.student.two_tower.model_copy(
+        update={"embedding_width": 0, "pooling": "mean", "head": "cosine", "normalize": True, "towers": "shared"}
+    )
+    section = config.student.model_copy(update={"two_tower": towers, "verdict_pooling": "pooled", "dtype": "float32"})
+    model = build_student("two_tower", section, len(tokenizer), len(config.labels.names), 1)
+    student = Student(
+        model=model,
+        variables={},
+        tokenizer=tokenizer,
+        fields=config.data.item_fields,
+        query_length=section.query_length,
+        item_length=section.item_length,
+        batch_size=config.score.batch_size,
+    )
+    params = nn.unbox(jax.jit(init_student(student))(jax.random.key(0)))["params"]
+    encoder = load_encoder(section, model, make_local_mesh(config.mesh))
+    return dataclasses.replace(student, variables={"params": with_encoder(params, encoder)})
 
 
 def load_teacher(run_dir: str | Path, *, config: Config | None = None) -> Teacher:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
@@ -15,13 +15,20 @@ import pyarrow as pa
 
 from jax_rele.config import Config
 from jax_rele.data import RATIONALES, long_tail, read_pairs_table, read_rationale, write_table
-from jax_rele.evaluation import BASELINES, Example, build_metrics, table, verdict_lines, write_report
+from jax_rele.evaluation import BASELINES, Example, build_metrics, embedding_cosine, table, verdict_lines, write_report
 from jax_rele.evaluation.assemble import ZERO_SHOT
 from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence, grammar
 from jax_rele.runs import layout
-from jax_rele.runs.load import load_student, load_teacher, load_zero_shot_teacher, student_inputs, teacher_inputs
+from jax_rele.runs.load import (
+    load_student,
+    load_teacher,
+    load_zero_shot_teacher,
+    student_inputs,
+    teacher_inputs,
+    untrained_embedder,
+)
 from jax_rele.teacher import TeacherPredictions
-from jax_rele.types import VERDICTS, Pair, Rationale
+from jax_rele.types import VERDICTS, Item, Pair, Rationale
 
 SHOWN = 3
 """Rationales that are printed."""
@@ -104,12 +111,9 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
             if predictions.verdict_probs is not None:
                 verdicts[key] = predictions.verdict_probs.argmax(axis=-1)
 
-    def simple(asked: list[Pair]) -> dict[str, np.ndarray]:
-        # They read the texts that the models read, so that a difference is not one of input.
-        fields = config.data.item_fields
-        return {name: baseline(train, validation, asked, schema, fields) for name, baseline in BASELINES.items()}
-
-    baselines = simple(pairs)
+    baselines, validation_baselines = (
+        baseline_probs(config, train, validation, asked) for asked in (pairs, validation)
+    )
     known = {pair.pair_id for pair in everyone}
     everyone += [pair for pair in pairs if pair.pair_id not in known]
     tail = dict(zip((pair.pair_id for pair in everyone), long_tail(everyone, config.data.tail_max_frequency)))
@@ -118,7 +122,7 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
         pairs,
         validation,
         baselines=baselines,
-        validation_baselines=simple(validation),
+        validation_baselines=validation_baselines,
         models=probs,
         validation_models=validation_probs,
         schema=schema,
@@ -130,6 +134,26 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
     metrics["training_seeds"] = [config.seed]
     metrics["rationales"] = rationale_figures(config, train, pairs, judged)
     return Measured(metrics, baselines, probs, judged, verdicts)
+
+
+def baseline_probs(
+    config: Config, train: list[Pair], validation: list[Pair], pairs: list[Pair]
+) -> dict[str, np.ndarray]:
+    """{name: [N, C] label distributions of `pairs`} of every baseline.
+
+    They read the texts that the models read, so that a difference is not one of input. Where the students start from
+    weights, the cosine of these weights' embeddings is among them.
+    """
+    schema, fields = config.labels.schema_, config.data.item_fields
+    probs = {name: baseline(train, validation, pairs, schema, fields) for name, baseline in BASELINES.items()}
+    if config.student.init != "random":
+        student = untrained_embedder(config)
+
+        def embed(queries: Sequence[str], items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
+            return student.embed(queries, "query"), student.embed(items, "item")
+
+        probs["embedding_cosine"] = embedding_cosine(train, validation, pairs, schema, embed=embed)
+    return probs
 
 
 def judge_splits(
