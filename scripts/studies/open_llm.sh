@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# The study docs/studies/esci_open_llm.md on any file of pairs: an open LLM as the teacher, students from real weights.
+#
+#   scripts/studies/open_llm.sh TEACHER ENCODER PAIRS OUT [OPTION...]       resumes where it was interrupted
+#
+# TEACHER: gguf:FILE, hf:ORG/NAME or a folder (teacher.init); ENCODER likewise (student.init); PAIRS: a file in the format
+# of docs/data.md; OUT: the folder of everything that is written, with every table in OUT/tables. OPTION: any of the
+# config's, e.g. --data.fields "{item: product}" --finetune.optimization.steps 300. In the environment:
+#
+#   LABELS            labels, best first; those of ESCI and WANDS and numbers are known
+#   FOLDS=5 SEEDS=1   folds of queries, and training seeds
+#   LABELLED="300 1000"  TEACHER_LABELLED="0 5000 20000"      points of the two curves; what a fold lacks is left out
+#   TABLES="all labels teacher_labelled orders"               which tables
+#
+# Needs `jax-rele` on the path, and its extra `gguf` for gguf:FILE.
+set -euo pipefail
+if (($# < 4)); then
+  echo "usage: open_llm.sh TEACHER ENCODER PAIRS OUT [OPTION...]" >&2
+  exit 2
+fi
+here=$(cd "$(dirname "$0")" && pwd)
+variables=$(python "$here/open_llm_config.py" "$1" "$2" "$3" "$4")
+eval "$variables"
+cd "$4"
+shift 4
+read -ra labelled <<<"$labelled"
+read -ra teacher_labelled <<<"$teacher_labelled"
+folds=${FOLDS:-5}
+
+# table TABLE NAME OPTION...: a comparison by cross-validation in the run NAME, kept in tables/TABLE.
+table() {
+  local to=tables/$1 name=$2
+  shift 2
+  jax-rele compare open_llm.yaml --name "$name" --folds "$folds" --seeds "${SEEDS:-1}" "$@"
+  rm -rf "$to"
+  mkdir -p "$to"
+  cp -r "runs/$name/compare/${folds}_folds/"{comparison.md,comparison.json,comparison.html,figures} "$to/"
+}
+
+for part in ${TABLES:-all labels teacher_labelled orders}; do
+  case $part in
+    all) table all main "$@" ;;
+    labels)
+      ((${#labelled[@]} == 0)) ||
+        table labels main --recipes label_only score_kd mkd --labelled "${labelled[@]}" "$@"
+      ;;
+    teacher_labelled)
+      ((${#teacher_labelled[@]} == 0)) ||
+        table teacher_labelled main --recipes label_only score_kd mkd --teacher-labelled "${teacher_labelled[@]}" "$@"
+      ;;
+    orders)
+      # The teacher alone: its row in the table of a comparison of students that are hardly trained.
+      for order in rationale_first label_first label_only; do
+        table "order_$order" "$order" --teacher.order "$order" --students two_tower --recipes label_only "$@" \
+          --distill.optimization.steps 1 --distill.optimization.checkpoint_every 1 --distill.optimization.log_every 1
+      done
+      ;;
+    *)
+      echo "TABLES: there is no table $part; there are all labels teacher_labelled orders" >&2
+      exit 2
+      ;;
+  esac
+done
+echo "$PWD/tables holds every table and figure"
