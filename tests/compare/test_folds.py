@@ -200,7 +200,10 @@ def test_a_curve_has_a_point_for_every_number(run, monkeypatch):
         (("--folds", 3, "--data.splits.fold", 1, 3), "data.splits.fold: is one fold's"),
         (("--folds", 3, "--data.splits.existing", "keep"), "rows bring a split, and folds divide all queries anew"),
         (("--folds", 3, "--data.splits.fold", 4, 3), "fold: [k, K] needs K of 2 or more"),
-        (("--folds", 30), "hold no "),
+        (
+            ("--folds", 13, "--labels.positive", "Complement"),
+            "its test pairs hold no positive one (labels.positive: Complement)",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_trained(tiny, tmp_path, capsys, options, message):
