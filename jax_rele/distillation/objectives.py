@@ -37,7 +37,8 @@ def terms(distill: DistillConfig, gains: Sequence[float], name: str, heads: Coll
     """
     objective = distill.objectives.get(name)
     base = name if objective is None else objective.base
-    terms_by_name = losses.recipe(base, gains=gains, temperature=distill.temperature, heads=heads)
+    steps = distill.optimization.steps
+    terms_by_name = losses.recipe(base, gains=gains, temperature=distill.temperature, heads=heads, steps=steps)
     for term_name, term in ({} if objective is None else objective.terms).items():
         path = f"distill.objectives.{name}.terms.{term_name}"
         terms_by_name[term_name] = _term(path, term, terms_by_name.get(term_name), gains)

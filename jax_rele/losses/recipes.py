@@ -22,6 +22,7 @@ import inspect
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import optax
 
 from jax_rele.losses.combine import Term, term
 from jax_rele.losses.contrast import rationale_contrast, rationale_mse
@@ -33,10 +34,17 @@ from jax_rele.types import StudentOutputs
 LIST_TEMPERATURE = 0.25
 """Temperature of the distribution over the items of a query, in units of gain."""
 
+VERDICT_WEIGHTS = (10.0, 1.0)
+"""Weight of the verdict term at the first step and from the last one on. Early on, what a student has to compare is
+learnt from verdicts far sooner than from labels and scores; later, a verdict that is wrong costs more than it teaches.
+Chosen on validation pairs, docs/studies/attribute_world.md."""
+
 OUTPUTS = frozenset(field.name for field in dataclasses.fields(StudentOutputs))
 
 
-def recipe(name: str, *, gains: Sequence[float], temperature: float, heads: Collection[str]) -> dict[str, Term]:
+def recipe(
+    name: str, *, gains: Sequence[float], temperature: float, heads: Collection[str], steps: int = 0
+) -> dict[str, Term]:
     """The terms of the objective called `name`.
 
     Args:
@@ -45,6 +53,8 @@ def recipe(name: str, *, gains: Sequence[float], temperature: float, heads: Coll
       temperature: of the score distributions in the KL terms.
       heads: the fields of `StudentOutputs` that the student fills. A student without `token_logits` learns no evidence;
         every other term is kept, and `needs` tells what the student lacks.
+      steps: of the training, over which the verdict term's weight falls linearly (`VERDICT_WEIGHTS`); 0: it has its
+        last value throughout.
 
     Raises:
       ValueError: there is no recipe of that name.
@@ -56,7 +66,9 @@ def recipe(name: str, *, gains: Sequence[float], temperature: float, heads: Coll
     # Gains lie in [0, 1]: at temperature 1 the distribution over a query's items would be nearly flat. The weight
     # takes the factor T^2 back.
     order = {"list": term(listwise_kl, weight=LIST_TEMPERATURE**-2, temperature=LIST_TEMPERATURE, gains=gain_array)}
-    verdict = {"verdict": term(verdict_cross_entropy)}
+    first, last = VERDICT_WEIGHTS
+    weight = optax.linear_schedule(first, last, steps) if steps else last
+    verdict = {"verdict": term(verdict_cross_entropy, weight=weight)}
     evidence = {"evidence": term(evidence_tagging, weight=0.5)} if "token_logits" in heads else {}
     recipes = {
         "label_only": label,
