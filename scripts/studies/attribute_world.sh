@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The study docs/studies/attribute_world.md: what each kind of a teacher's knowledge adds where labels are few.
 #
-#   scripts/studies/attribute_world.sh [FOLDER]       about an hour on two cores; goes on where it was
+#   scripts/studies/attribute_world.sh [FOLDER]       about an hour and a half on two cores; goes on where it was
 #
 # Writes runs and generated data to FOLDER (by default studies/attribute_world) and prints every table. Needs `jax-rele`
 # on the path.
@@ -30,7 +30,15 @@ table() {
 world attribute_world 0.05
 table main attribute_world --labelled 1000 --seeds 5
 table mkd_less_score_kd attribute_world --labelled 1000 --seeds 5 --recipes score_kd mkd --reference score_kd
-table labels attribute_world --recipes label_only score_kd mkd --labelled 100 1000 10000 --seeds 3
+table labels attribute_world --recipes label_only score_kd mkd --labelled 100 1000 10000 --seeds 5
+
+# What the verdict's weight and what it is read from change: a constant weight, and the pooled vector alone.
+constant='{constant: {base: mkd, terms: {verdict: {weight: 1}}}}'
+for pooling in tokens pooled; do
+  ln -sfn attribute_world "worlds/$pooling"
+  table "verdicts_$pooling" "$pooling" --student.verdict_pooling "$pooling" --distill.objectives "$constant" \
+    --recipes mkd constant --reference constant --labelled 1000 10000 --seeds 2
+done
 
 # A noisier teacher: every one of its six verdicts is wrong with this chance.
 world noise_0.2 0.2

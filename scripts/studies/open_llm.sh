@@ -11,6 +11,7 @@
 #   FOLDS=5 SEEDS=1   folds of queries, and training seeds
 #   LABELLED="300 1000"  TEACHER_LABELLED="0 5000 20000"      points of the two curves; what a fold lacks is left out
 #   TABLES="all labels teacher_labelled orders"               which tables
+#   ORDERS="rationale_first label_first label_only"           values of teacher.order that are compared
 #
 # Needs `jax-rele` on the path, and its extra `gguf` for gguf:FILE.
 set -euo pipefail
@@ -50,9 +51,9 @@ for part in ${TABLES:-all labels teacher_labelled orders}; do
       ;;
     orders)
       # The teacher alone: its row in the table of a comparison of students that are hardly trained.
-      for order in rationale_first label_first label_only; do
-        table "order_$order" "$order" --teacher.order "$order" --students two_tower --recipes label_only "$@" \
-          --distill.optimization.steps 1 --distill.optimization.checkpoint_every 1 --distill.optimization.log_every 1
+      for order in ${ORDERS:-rationale_first label_first label_only}; do
+        table "order_$order" "$order" "$@" --teacher.order "$order" --distill.students two_tower \
+          --distill.recipes label_only --distill.optimization.steps 1 --distill.optimization.checkpoint_every 1 --distill.optimization.log_every 1
       done
       ;;
     *)
