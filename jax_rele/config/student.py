@@ -43,7 +43,7 @@ class TwoTowerConfig(Section):
     embedding_width: NonNegative = 64
     """Width of the text vector; 0: no projection, it is as wide as the encoder."""
     view_width: Positive = 16
-    """Width of the projection of an embedding for one dimension."""
+    """Width of a side's vector for one dimension, its view."""
     towers: Literal["shared", "separate"] = "shared"
     """Whether query and item are encoded with the same weights."""
     pooling: Literal["mean", "first"] = "mean"

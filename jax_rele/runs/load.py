@@ -11,7 +11,7 @@ import jax
 from flax import linen as nn
 from transformers import PreTrainedTokenizerBase
 
-from jax_rele.config import Config, MeshConfig
+from jax_rele.config import Config, MeshConfig, TwoTowerConfig
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
 from jax_rele.distillation.objectives import learns_evidence, learns_verdicts, source_hash
 from jax_rele.errors import UserError
@@ -101,9 +101,7 @@ def new_student(config: Config, tokenizer_folder: Path, name: StudentName) -> St
 def untrained_embedder(config: Config) -> Student:
     """The weights at `student.init` as they are: a two-tower whose embeddings are means of token vectors."""
     tokenizer = load_tokenizer(weights_folder(config.student.init), ENCODER_TOKENS)
-    towers = config.student.two_tower.model_copy(
-        update={"embedding_width": 0, "pooling": "mean", "head": "cosine", "normalize": True, "towers": "shared"}
-    )
+    towers = TwoTowerConfig(embedding_width=0, pooling="mean", head="cosine", normalize=True, towers="shared")
     section = config.student.model_copy(update={"two_tower": towers, "verdict_pooling": "pooled", "dtype": "float32"})
     model = build_student("two_tower", section, len(tokenizer), len(config.labels.names), 1)
     student = Student(

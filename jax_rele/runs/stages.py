@@ -62,11 +62,6 @@ def _fields(config: Config, section: str, without: Collection[str] = ()) -> Path
 
 _SCHEMA = ("labels.names", "labels.gains", "labels.positive")
 _RECIPES = ("distill.students", "distill.recipes", "distill.objectives", "distill.temperature")
-_DEFINITIONS = ("labels.names", "rationale.dimensions", "annotate.definitions", "annotate.dimension_definitions")
-_PROMPT = (
-    *("data.item_fields", "teacher.instructions", "teacher.prompt_length", "teacher.value_length", "teacher.order"),
-    *("teacher.chat_template", *_DEFINITIONS),
-)
 _SAMPLING = ("seed", "score.samples", "score.temperature")
 _CHAT = ("prompt", "definitions", "dimension_definitions", "examples", "reasoning", "endpoints", "injection_pairs")
 
@@ -77,10 +72,20 @@ def _decoder(config: Config, without: Collection[str] = ("vocab_size",)) -> Path
     return ("teacher.init", "teacher.dtype", *shape)
 
 
+def _prompt(config: Config) -> Paths:
+    """What prompts and answers are made of."""
+    own = tuple(f"teacher.{name}" for name in ("instructions", "chat_template", "prompt_length", "value_length"))
+    teacher = config.teacher
+    # Only the tokenizer of weights has a template, and only the default instructions define labels and dimensions.
+    defined = teacher.init != "random" and teacher.chat_template == "auto" and not teacher.instructions.strip()
+    definitions = ("annotate.definitions", "annotate.dimension_definitions") if defined else ()
+    return ("labels.names", "rationale.dimensions", "data.item_fields", *own, *definitions)
+
+
 def _teacher(config: Config) -> Paths:
     """What a fine-tuned teacher is built from, and how it reads and writes."""
     own = _fields(config, "teacher", {"init", "dtype", "random"})
-    return (*_decoder(config), *own, *_DEFINITIONS, "data.item_fields", "adapt.enabled")
+    return (*dict.fromkeys((*_decoder(config), *own, *_prompt(config))), "adapt.enabled")
 
 
 def _students(config: Config, without: Collection[str] = ()) -> Paths:
@@ -114,7 +119,7 @@ def _adapt(config: Config) -> Paths:
     candidates = tuple(f"data.candidates.{name}" for name in ("bm25", "same_category", "same_brand"))
     own = _fields(config, "adapt", {"enabled"})
     # Where adapters are decides which random numbers the base gets.
-    return (*tokenizer, "seed", *_decoder(config, ()), "teacher.lora", *_PROMPT, *candidates, "rationale", *own)
+    return (*tokenizer, "seed", *_decoder(config, ()), "teacher.lora", *_prompt(config), *candidates, "rationale", *own)
 
 
 def _finetune(config: Config) -> Paths:

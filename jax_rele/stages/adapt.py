@@ -19,6 +19,7 @@ from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, load_tokenizer, samp
 from jax_rele.io import atomic_folder, write_error
 from jax_rele.models.decoder import init_decoder
 from jax_rele.models.weights import load_params, weights_folder
+from jax_rele.names import Order
 from jax_rele.rationale import RuleAnnotator, grammar, render
 from jax_rele.runs import layout
 from jax_rele.runs.load import teacher_inputs, teacher_model
@@ -57,8 +58,9 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     )
     crossed += recombine(pairs, adapt.recombined_pairs, config.seed)
     # These pairs have no label, so the comparisons follow the prompt at once, whatever the order.
-    teacher, question = config.teacher, teacher_question(config, tokenizer)
-    encoder = AnswerEncoder(tokenizer, "rationale_first", teacher.value_length, chat=question.chat)
+    order: Order = "rationale_first"
+    teacher, question = config.teacher, teacher_question(config, tokenizer, order)
+    encoder = AnswerEncoder(tokenizer, order, teacher.value_length, chat=question.chat)
     prompts = encode_prompts(tokenizer, crossed, config.data.item_fields, teacher.prompt_length, *question)
     answers = [encoder(rationale) for rationale in annotator.annotate(crossed)]
     check_packing(crossed, prompts, answers, adapt.pack_to, "adapt.pack_to")

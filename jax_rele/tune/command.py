@@ -73,7 +73,7 @@ class Validation:
     def samples(self, probs_by_seed: Sequence[np.ndarray], n_bootstrap: int = 0) -> dict[str, np.ndarray]:
         """Every metric as the mean over the seeds: {metric: [1 + n_bootstrap]}, see `metric_samples`."""
         labels, queries, config = self.labels, self.queries, self.config
-        gain_maps, draws = config.labels.gain_maps_, {"n_bootstrap": n_bootstrap, "seed": config.seed}
+        gain_maps, seed = config.labels.gain_maps_, config.seed
         by_seed = [
             metric_samples(
                 probs,
@@ -83,9 +83,10 @@ class Validation:
                 gain_maps=gain_maps,
                 bias=np.zeros(probs.shape[1]),
                 temperature=1.0,
-                **draws,
+                n_bootstrap=n_bootstrap,
+                seed=seed,
             )
-            | {"log_loss": log_loss_samples(probs, labels, queries, **draws)}
+            | {"log_loss": log_loss_samples(probs, labels, queries, n_bootstrap=n_bootstrap, seed=seed)}
             for probs in probs_by_seed
         ]
         return {metric: np.mean([each[metric] for each in by_seed], axis=0) for metric in metrics_of(config)}

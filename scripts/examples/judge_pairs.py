@@ -15,7 +15,7 @@ def main(run_dir: str, query: str, *titles: str) -> None:
     similarities = tower.embed([query], "query") @ tower.embed(titles, "item").T
     rationales = load_teacher(run_dir).explain(pairs).texts
     for row, title in enumerate(titles):
-        print(f"{title}: score {predictions.scores[row]:.3f}, cosine {similarities[0, row]:.3f}")
+        print(f"{title}: score {predictions.scores[row]:.3f}, inner product {similarities[0, row]:.3f}")
         if predictions.verdicts is not None:
             print(f"  verdicts: {', '.join(predictions.verdicts[row])}")
         print(f"  rationale: {rationales[row]!r}")

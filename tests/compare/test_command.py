@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from jax_rele import cli
+from jax_rele.evaluation import BASELINES
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,7 @@ def test_everything_is_written(run):
         ("two_tower", "score_kd"),
     ]
     assert document["seeds"] == [0, 1]
-    assert set(document["others"]["all"]) == {"majority", "token_overlap", "bm25", "teacher"}
+    assert set(document["others"]["all"]) == {*BASELINES, "teacher"}
     difference = document["cells"][1]["slices"]["all"]["auc"]["difference"]
     by_seed = [cell["slices"]["all"]["auc"]["by_seed"] for cell in document["cells"]]
     assert difference["value"] == pytest.approx(sum(by_seed[1]) / 2 - sum(by_seed[0]) / 2)

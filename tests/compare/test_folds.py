@@ -13,6 +13,7 @@ from jax_rele.compare import command
 from jax_rele.compare.trainings import PREDICTIONS
 from jax_rele.data import normalise_query, read_pairs_table, read_table
 from jax_rele.distillation import trainer
+from jax_rele.evaluation import BASELINES
 from jax_rele.students import prediction
 from jax_rele.teacher import language_model
 from jax_rele.training import shard_step
@@ -118,7 +119,7 @@ def test_every_labelled_pair_is_tested_once_by_models_that_learn_from_no_pair_of
 def test_the_figures_are_the_weighted_means_of_the_folds(run):
     _, root, _ = run
     document = json.loads((folder(root) / "comparison.json").read_text())
-    assert set(document["others"]["all"]) == {"majority", "token_overlap", "bm25", "teacher"}
+    assert set(document["others"]["all"]) == {*BASELINES, "teacher"}
     for cell in document["cells"]:
         for index, seed in enumerate(document["seeds"]):
             values, sizes = [], []

@@ -51,7 +51,7 @@ def test_the_format(document, judged, gain_maps):
     assert document["score_std"]["teacher"] > 0.02
     assert document["label_schema"]["positive"] == ["Exact"]
     assert document["bootstrap"] == {"samples": 200, "unit": "query", "seed": 0}
-    assert list(document["baselines"]) == ["majority", "token_overlap", "bm25"]
+    assert list(document["baselines"]) == ["majority", "token_overlap", "bm25", "gradient_boosting"]
     for part in (document, *document["slices"].values()):
         for figures in (*part["baselines"].values(), *part["models"].values()):
             assert tuple(figures) == metric_names(gain_maps)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jax_rele.errors import UserError
-from jax_rele.evaluation import BASELINES, bm25, majority, token_overlap
+from jax_rele.evaluation import BASELINES, bm25, embedding_cosine, gradient_boosting, majority, token_overlap
 from jax_rele.evaluation.baselines import FIELDS, _words, bm25_scores
 from jax_rele.types import Item, Pair
 
@@ -45,7 +45,7 @@ def test_more_of_the_query_in_the_item_is_more_relevant(baseline, splits, schema
     assert (np.diff(exact) > 0.0).all()
 
 
-@pytest.mark.parametrize("baseline", LEXICAL)
+@pytest.mark.parametrize("baseline", [*LEXICAL, gradient_boosting])
 def test_it_beats_chance_on_real_pairs(baseline, splits, schema):
     train, validation, test = splits
     exact = baseline(train, validation, test, schema)[:, 0]
@@ -99,13 +99,25 @@ def test_bm25_weighs_rare_words_more_and_never_passes_its_ceiling(schema):
     assert empty[0] == none[0] == 0.0
 
 
-@pytest.mark.parametrize("baseline", LEXICAL)
+@pytest.mark.parametrize("baseline", [*LEXICAL, gradient_boosting])
 def test_labels_that_training_lacks_get_nothing(baseline, schema):
     train = [pair("a b", "a b", "Exact"), pair("a b", "c", "Irrelevant"), pair("a b", "z")] * 5
     probs = baseline(train, [], [pair("a b", "a")], schema)
     assert (probs[0, 1:3] == 0.0).all()
     one = [pair("a b", "a b", "Complement")] * 3
     np.testing.assert_array_equal(baseline(one, [], [pair("a b", "a")], schema), [[0.0, 0.0, 1.0, 0.0]])
+
+
+def test_pairs_of_a_higher_cosine_are_more_relevant(schema):
+    def embed(queries, items):
+        angles = np.array([float(item.title) for item in items])
+        return np.tile([1.0, 0.0], (len(queries), 1)), np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+    labelled = [pair("a", f"{0.1 * n}", "Exact" if n < 5 else "Irrelevant") for n in range(10)]
+    asked = [pair("a", title) for title in ("0.0", "0.4", "0.8", "1.5", "3.0")]
+    probs = embedding_cosine(labelled, labelled, asked, schema, embed=embed)
+    np.testing.assert_allclose(probs.sum(axis=1), 1.0)
+    assert (np.diff(probs[:, 0]) < 0.0).all()
 
 
 @pytest.mark.parametrize("name", BASELINES)

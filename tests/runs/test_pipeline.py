@@ -52,7 +52,7 @@ def test_metrics_have_the_documented_form(tiny):
     metrics = json.loads((tiny[1] / "evaluate" / "metrics.json").read_text())
     assert metrics["split"] == "test"
     assert metrics["label_schema"]["names"] == ["Exact", "Substitute", "Complement", "Irrelevant"]
-    assert list(metrics["baselines"]) == ["majority", "token_overlap", "bm25"]
+    assert list(metrics["baselines"]) == ["majority", "token_overlap", "bm25", "gradient_boosting"]
     assert list(metrics["models"]) == MODELS
     for figures in [*metrics["baselines"].values(), *metrics["models"].values()]:
         assert list(figures) == METRICS
@@ -302,10 +302,18 @@ def test_predict_writes_the_embeddings_of_the_two_tower(tiny, tmp_path, capsys):
     write_pairs(source, 3)
     arguments = ["predict", tiny[1], "--input", source, "--output", target, "--embeddings", "--model"]
     assert jax_rele(*arguments, "two_tower") == 0
-    table = pq.read_table(target)
-    for name in ("query_embedding", "item_embedding"):
-        vectors = np.array(table[name].to_pylist())
-        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    table, settings = pq.read_table(target), pipeline.read_config(tiny[1])
+    queries, items = (np.array(table[f"{side}_embedding"].to_pylist()) for side in ("query", "item"))
+    width, dimensions = settings.student.two_tower.embedding_width, len(settings.rationale.dimensions)
+    for vectors in (queries, items):
+        np.testing.assert_allclose(np.linalg.norm(vectors[:, :width], axis=1), 1, atol=1e-5)
+    gates, ones = (np.linalg.norm(x[:, width:].reshape(3, dimensions, -1), axis=2) for x in (queries, items))
+    np.testing.assert_allclose(ones, 1, atol=1e-5)
+    assert ((gates > 0) & (gates < 1)).all()
+    # Logits are affine in the inner product.
+    log_odds, products = np.log(table["Exact"]) - np.log(table["Irrelevant"]), (queries * items).sum(axis=1)
+    slope = (log_odds[2] - log_odds[0]) / (products[2] - products[0])
+    np.testing.assert_allclose(log_odds - log_odds[0], slope * (products - products[0]), atol=1e-3)
     assert jax_rele(*arguments, "cross_encoder") == 2
     assert "use --model two_tower" in capsys.readouterr().err
 

@@ -47,6 +47,8 @@ NOT_IN_THESE_RUNS = {
 }
 """Declared, and read where the data are others than here."""
 
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}judge:"
+
 IN_OPEN, IS_DIRECTORY, OVERFLOW = 0x20, 0x40000000, 0x4000
 
 
@@ -104,9 +106,9 @@ def recorded_files(run_dir: Path):
     assert descriptor >= 0
     folders = {}
     for folder in [run_dir, *(path for path in run_dir.rglob("*") if path.is_dir())]:
-        watch = libc.inotify_add_watch(descriptor, os.fsencode(folder), IN_OPEN)
-        assert watch >= 0, os.strerror(ctypes.get_errno())
-        folders[watch] = folder
+        watch_id = libc.inotify_add_watch(descriptor, os.fsencode(folder), IN_OPEN)
+        assert watch_id >= 0, os.strerror(ctypes.get_errno())
+        folders[watch_id] = folder
     try:
         yield opened
         while True:
@@ -115,11 +117,11 @@ def recorded_files(run_dir: Path):
             except BlockingIOError:
                 break
             while events:
-                watch, mask, _, length = struct.unpack_from("iIII", events)
+                watch_id, mask, _, length = struct.unpack_from("iIII", events)
                 assert not mask & OVERFLOW
-                if not mask & IS_DIRECTORY and watch in folders:
+                if not mask & IS_DIRECTORY and watch_id in folders:
                     name = events[16 : 16 + length].rstrip(b"\0").decode()
-                    opened.add(str((folders[watch] / name).relative_to(run_dir)))
+                    opened.add(str((folders[watch_id] / name).relative_to(run_dir)))
                 events = events[16 + length :]
     finally:
         os.close(descriptor)
@@ -163,7 +165,12 @@ def runs(tiny, tmp_path_factory):
     """{name: what `record` returns} of runs that differ in what is read: every declared path is read by one of them."""
     file, run_dir = tiny
     folder = tmp_path_factory.mktemp("recorded")
+    # A few pairs: what a stage reads does not depend on how many there are.
+    lines = (file.parent / "pairs.jsonl").read_text("utf-8").splitlines()
+    (folder / "pairs.jsonl").write_text("\n".join([*lines[:40], *lines[-3:]]), "utf-8")
+    few = {"data": {"path": str(folder / "pairs.jsonl")}}
     assert cli.main(["export", str(run_dir), "--output", str(folder / "decoder")]) == 0
+    (folder / "decoder" / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
     encoder = Encoder(EncoderConfig(640, 40, layers=1, width=32, heads=2, mlp_width=32))
     ids = jnp.zeros((1, 4), jnp.int32)
     variables = nn.unbox(encoder.init(jax.random.key(5), ids, ids, ids == 0))
@@ -178,7 +185,7 @@ def runs(tiny, tmp_path_factory):
     (folder / "signals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def of(name, names=tuple(STAGES), **changes):
-        return record(settings_of(file, folder, name, **changes), names)
+        return record(settings_of(file, folder, name, **merged(few, changes)), names)
 
     results = {
         # Candidates of other items make queries whose groups are unlabelled alone, which `labelled_fraction` is about.
@@ -195,6 +202,7 @@ def runs(tiny, tmp_path_factory):
             student={"init": str(folder / "encoder")},
             distill={"students": ["two_tower"], "recipes": ["label_only"]},
         ),
+        "chat": of("chat", ("prepare", "adapt"), teacher={"init": str(folder / "decoder")}),
         "signals": of(
             "signals",
             score={"signals": str(folder / "signals.jsonl"), "allow_missing": True},

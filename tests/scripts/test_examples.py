@@ -21,7 +21,7 @@ def test_own_loss_trains_a_student():
 def test_judge_pairs_prints_scores_of_a_run(tiny, capsys):
     load_example("judge_pairs").main(str(tiny[1]), "red shoes", "red running shoes", "blue lamp")
     lines = capsys.readouterr().out.splitlines()
-    assert sum("score" in line and "cosine" in line for line in lines) == 2
+    assert sum("score" in line and "inner product" in line for line in lines) == 2
     assert sum("rationale:" in line for line in lines) == 2
 
 
