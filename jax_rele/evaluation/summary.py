@@ -75,6 +75,27 @@ def _opponents(metrics: Mapping, model: str, metric: str) -> list[str]:
     return rivals + ([TEACHER] if teacher else [])
 
 
+def clear_queries(n: int, value: float, ci95: Sequence[float]) -> int | None:
+    """How many test queries would make a difference of this size clear, rounded to two digits.
+
+    An interval excludes zero when its half width is below |value|. Half widths are taken to shrink with the square root
+    of the number of queries, as those of a mean over independent queries do, and the value to stay as it is:
+    n (half width / |value|)^2 queries. The value is itself uncertain, so this is an order of magnitude.
+
+    Args:
+      n: the number of queries that the difference was measured on.
+      value: the difference.
+      ci95: its interval.
+
+    Returns:
+      The number of queries; None for a difference of zero.
+    """
+    if not value:
+        return None
+    needed = n * ((ci95[1] - ci95[0]) / 2 / abs(value)) ** 2
+    return int(float(f"{needed:.1e}"))
+
+
 def _comparison(metrics: Mapping, a: str, b: str, metric: str) -> tuple[str, str]:
     difference = next(
         entry for entry in metrics["differences"] if (entry["a"], entry["b"], entry["metric"]) == (a, b, metric)
@@ -89,9 +110,11 @@ def _comparison(metrics: Mapping, a: str, b: str, metric: str) -> tuple[str, str
         return "better", f"{a} beats {b} on {metric}: {text}."
     if high < 0:
         return "worse", f"{a} is worse than {b} on {metric}: {text}."
-    if b == TEACHER:
-        return "open", f"{a} is not shown to differ from {b} on {metric}: {text}."
-    return "open", f"{a} does not beat {b} on {metric}: {text}."
+    needed = clear_queries(metrics["n_queries"], difference["value"], difference["ci95"])
+    if needed is not None:
+        text += f"; about {needed:,} queries would show a difference of this size"
+    relation = "is not shown to differ from" if b == TEACHER else "does not beat"
+    return "open", f"{a} {relation} {b} on {metric}: {text}."
 
 
 def _notes(metrics: Mapping) -> Iterator[str]:

@@ -5,10 +5,12 @@
 FOLDER holds `esci/esci_pairs.jsonl`, judgements of the Amazon ESCI data set with product texts, and
 `queryner/queryner.jsonl`, ESCI queries with human tags (QueryNER). Judgements of the locale `us` are used.
 
-Held out are: the queries of the demo's validation and test splits; a fraction of the judged queries outside the bundled
-sample, on which the bases are measured; and QueryNER's own test queries. Queries are the same where their words differ
-in case, spaces, accents and plurals alone (`jax_rele.rationale.words.key`). The products of held-out pairs are held out
-too.
+Held out are the queries of the validation and test splits of the bundled sample, and QueryNER's own test queries.
+Queries are the same where their words differ in case, spaces, accents and plurals alone
+(`jax_rele.rationale.words.key`). The products of held-out pairs are held out too.
+
+The first rows of the sample were chosen such that its labels are nearly balanced; the others have the labels as they
+come. The bases are measured on the held-out pairs of the others.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from typing import Any
 
 from jax_rele import config
 from jax_rele.data import RowError, ingest, parse_row, read_pairs
-from jax_rele.data.pairs.splits import query_key
 from jax_rele.errors import UserError
 from jax_rele.rationale.words import key
 from jax_rele.types import Item, Pair
@@ -35,8 +36,8 @@ LOCALE = "us"
 ONE_SIDED = ("Grandi9",)
 """Values of a row's `source` whose every judgement is Exact: their pairs are read without the label."""
 
-HELD_OUT_FRACTION = 0.4
-"""Fraction of the judged queries outside the sample."""
+BALANCED_ROWS = 477
+"""The number of the sample's first rows, whose labels are nearly balanced."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Corpus:
     Attributes:
       judged: training pairs; the label is None where it is not used.
       queries: tagged training queries, each with an empty item.
-      held_out: judged pairs outside the sample, all with a label.
+      held_out: those of `demo` on which the bases are measured, with the texts of the folder; all have a label.
       held_out_queries: tagged queries, each with an empty item.
-      demo: the pairs of the demo's validation and test splits.
+      demo: the pairs of the validation and test splits of the sample.
       apart: the keys of all queries that are held out.
     """
 
@@ -64,22 +65,18 @@ class Corpus:
         return [pair for pair in pairs if key(pair.query) not in self.apart]
 
 
-def load(folder: Path, seed: int = 0) -> Corpus:
-    """Reads a folder and splits it; another seed holds out other judged pairs.
+def load(folder: Path) -> Corpus:
+    """Reads a folder and splits it.
 
     Raises:
       UserError: a file is missing or has no usable row, or no training data are left.
     """
-    demo = [pair for pair in _sample() if pair.split != "train"]
+    sample = _sample()
+    balanced = {pair.pair_id for pair in sample[:BALANCED_ROWS]}
+    demo = [pair for pair in sample if pair.split != "train"]
+    measured = {pair.pair_id for pair in demo} - balanced
     judged = _judged(folder)
-    in_sample = {key(pair.query) for pair in _sample()}
-    held_out = [
-        pair
-        for pair in judged
-        if pair.label is not None
-        and key(pair.query) not in in_sample
-        and query_key(key(pair.query), seed) % 1000 < 1000 * HELD_OUT_FRACTION
-    ]
+    held_out = [pair for pair in judged if pair.label is not None and pair.pair_id in measured]
     queries, held_out_queries = _tagged(folder)
     apart = frozenset(key(pair.query) for pair in (*demo, *held_out, *held_out_queries))
     products = {pair.item.id for pair in (*demo, *held_out)}
@@ -124,7 +121,7 @@ def check(corpus: Corpus) -> dict[str, int]:
 
 
 def _sample() -> list[Pair]:
-    """The bundled sample as the demo splits it."""
+    """The bundled sample as the demo splits it, in the order of its rows."""
     demo = config.load(DEMO)
     with tempfile.TemporaryDirectory() as folder:
         ingested = ingest(demo.data, demo.labels, demo.seed, Path(folder), Path(folder))
@@ -180,9 +177,8 @@ def check_positive(arguments: argparse.Namespace, zero: Sequence[str] = ()) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="of the held-out data")
     arguments = parser.parse_args()
-    print(json.dumps(check(load(arguments.folder, arguments.seed)), indent=2))
+    print(json.dumps(check(load(arguments.folder)), indent=2))
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--width: {arguments.width} is no multiple of --heads ({arguments.heads})")
     if not arguments.minilm.is_dir():
         raise UserError(f"--minilm: {arguments.minilm}: no such folder")
-    corpus = load(arguments.folder, arguments.data_seed)
+    corpus = load(arguments.folder)
     data_folder = arguments.prepared or work / "prepared"
     _record_settings(data_folder, arguments, OF_DATA)
     _record_settings(work, arguments, OF_TRAINING)
@@ -314,7 +314,7 @@ def main() -> None:
     add("--prepared", type=Path, help="folder of texts, tokenizer and embeddings, which several trainings can share")
     add("--minilm", type=Path, default=None, help=f"all-MiniLM-L6-v2; default: that of the package {teacher.PACKAGE}")
     add("--seed", type=int, default=0, help="of the training")
-    add("--data-seed", type=int, default=0, help="of the held-out data and of the pairs")
+    add("--data-seed", type=int, default=0, help="of the pairs")
     add("--vocab-size", type=int, default=8192)
     add("--crossed", type=int, default=4, help="pairs of each query with items that are not judged for it")
     add("--recombined", type=int, default=20000, help="synthetic pairs")

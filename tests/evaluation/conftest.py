@@ -40,10 +40,10 @@ def made_up():
 
 @pytest.fixture(scope="session")
 def pairs(schema):
-    """The bundled sample."""
+    """The first rows of the bundled sample, whose labels are nearly balanced."""
     names = {name[0]: name for name in schema.names}
     rows = [json.loads(line) for line in (files("jax_rele.data.sample") / "esci_tiny_us.jsonl").open(encoding="utf-8")]
-    return [Pair(row["pair_id"], row["query"], Item(**row["product"]), names[row["label"]], "us") for row in rows]
+    return [Pair(row["pair_id"], row["query"], Item(**row["product"]), names[row["label"]], "us") for row in rows[:477]]
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,11 @@
 import copy
 import re
 
+import numpy as np
 import pytest
 
 from jax_rele.evaluation import metric_names, table, verdict_lines
+from jax_rele.evaluation.summary import clear_queries
 
 
 def test_the_table_holds_every_figure(document, gain_maps):
@@ -42,7 +44,12 @@ def changed(document, a, b, metric, value, ci95):
 @pytest.mark.parametrize(
     ("value", "ci95", "sentence"),
     [
-        (-0.03, [-0.10, 0.05], "{a} does not beat {b} on auc: difference -0.030 [-0.100, 0.050]."),
+        (
+            -0.03,
+            [-0.10, 0.05],
+            "{a} does not beat {b} on auc: difference -0.030 [-0.100, 0.050]; about {n} queries would show a "
+            "difference of this size.",
+        ),
         (0.12, [0.05, 0.20], "{a} beats {b} on auc: difference +0.120 [0.050, 0.200]."),
         (-0.12, [-0.20, -0.05], "{a} is worse than {b} on auc: difference -0.120 [-0.200, -0.050]."),
         (0.0, [0.0, 0.0], "{a} does not beat {b} on auc: difference +0.000 [0.000, 0.000]."),
@@ -52,7 +59,9 @@ def changed(document, a, b, metric, value, ci95):
 )
 def test_the_sentence_follows_the_interval(document, value, ci95, sentence):
     a, b = "cross_encoder:mkd", "cross_encoder:label_only"
-    assert sentence.format(a=a, b=b) in verdict_lines(changed(document, a, b, "auc", value, ci95))
+    other = {**changed(document, a, b, "auc", value, ci95), "n_queries": 434}
+    # 434 (0.075 / 0.03)^2 is 2,712.5.
+    assert sentence.format(a=a, b=b, n="2,700") in verdict_lines(other)
 
 
 def test_a_model_is_held_against_the_strongest_baseline(document):
@@ -66,11 +75,24 @@ def test_a_model_is_held_against_the_strongest_baseline(document):
 
 
 def test_a_student_that_is_not_told_apart_from_the_teacher_is_not_called_equal(document):
-    other = changed(document, "two_tower:mkd", "teacher", "auc", -0.01, [-0.1, 0.1])
+    other = {**changed(document, "two_tower:mkd", "teacher", "auc", -0.01, [-0.1, 0.1]), "n_queries": 434}
     assert (
-        "two_tower:mkd is not shown to differ from teacher on auc: difference -0.010 [-0.100, 0.100]."
-        in verdict_lines(other)
+        "two_tower:mkd is not shown to differ from teacher on auc: difference -0.010 [-0.100, 0.100]; about 43,000 "
+        "queries would show a difference of this size." in verdict_lines(other)
     )
+
+
+def test_that_many_queries_make_a_difference_of_that_size_clear():
+    """Means over simulated queries: at the named number half of the intervals exclude zero, not at a quarter of it."""
+    rng, effect, deviation, n = np.random.default_rng(0), 0.05, 1.0, 200
+    half = 1.96 * deviation / n**0.5
+    needed = clear_queries(n, effect, [effect - half, effect + half])
+    assert needed == 1500  # (1.96 / 0.05)^2 = 1,537, to two digits
+    assert clear_queries(n, -effect, [-effect - half, -effect + half]) == needed
+    assert clear_queries(n, 0.0, [-half, half]) is None
+    for queries, low, high in ((needed, 0.45, 0.55), (needed // 4, 0.1, 0.22)):
+        means = rng.normal(effect, deviation / queries**0.5, 10_000)
+        assert low < np.mean(means > 1.96 * deviation / queries**0.5) < high
 
 
 def test_collapse_is_named(document):

@@ -9,7 +9,7 @@ SAMPLE = Path(jax_rele.__file__).parent / "data" / "sample" / "esci_tiny_us.json
 
 
 def write_data(folder: Path, rows: int = 60) -> Path:
-    """Judged pairs, some of which are the sample's and some of which nobody asked for there, and tagged queries."""
+    """Judged pairs, of the sample's first and last rows and with queries that are not in it, and tagged queries."""
     sample = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()]
     judged = []
     for number, row in enumerate(sample[:rows]):
@@ -18,6 +18,7 @@ def write_data(folder: Path, rows: int = 60) -> Path:
         other = {**row, "pair_id": f"other-{number}", "query": f"bundle of {row['query']}", "product": product}
         judged.append({**other, "locale": "us", "source": "people"})
     tagged = [row for row in sample if row.get("queryner")]
+    judged += [{**row, "locale": "us", "source": "people"} for row in sample[-rows:]]
     queries = []
     for number, row in enumerate(tagged[:rows]):
         tags = row["queryner"]

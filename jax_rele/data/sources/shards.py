@@ -18,7 +18,7 @@ from jax_rele.errors import UserError
 from jax_rele.types import Pair
 
 SAMPLE = "sample"
-"""The name of the bundled sample: 477 pairs of the Amazon ESCI data set, with human query tags (QueryNER) for 185."""
+"""The name of the bundled sample: 1,526 pairs of the Amazon ESCI data set, with human query tags (QueryNER) for 185."""
 
 _SAMPLE_FILE = str(Path(__file__).parents[1] / "sample" / "esci_tiny_us.jsonl")
 _SAMPLE_FIELDS = {"item": "product", "query_tags": "queryner"}

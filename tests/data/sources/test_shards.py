@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jax_rele.data.pairs.splits import assign_splits
 from jax_rele.data.sources.shards import SAMPLE, read_pairs
 from jax_rele.errors import UserError
 
@@ -89,16 +90,18 @@ def test_every_format_gives_the_same_pairs_and_quarantine(tmp_path, suffix):
 def test_the_sample():
     label_map = {"E": "Exact", "S": "Irrelevant", "C": "Irrelevant", "I": "Irrelevant"}
     pairs, bad = read(SAMPLE, label_map=label_map, require_label=True)
-    assert (len(pairs), bad) == (477, [])
+    assert (len(pairs), bad) == (1526, [])
     assert sum(pair.tags is not None for pair in pairs) == 185
-    assert sum(pair.label == "Exact" for pair in pairs) == 160
+    assert Counter(pair.split for pair in pairs) == {"train": 928, "validation": 161, "test": 437}
+    assert assign_splits(pairs, (0.6, 0.2, 0.2), seed=0) == pairs
+    assert sum(pair.label == "Exact" for pair in pairs) == 960
     tagged = next(pair for pair in pairs if pair.pair_id == "esci-00014")
     assert [(tag.text, tag.type) for tag in tagged.tags][-1] == ("battery", "core_product_type")
     # Its own labels need no map; others do.
     pairs, bad = read_pairs(SAMPLE, label_names=["Exact", "Substitute", "Complement", "Irrelevant"])
-    assert sorted(Counter(pair.label for pair in pairs).values()) == [37, 130, 150, 160]
+    assert sorted(Counter(pair.label for pair in pairs).values()) == [37, 166, 363, 960]
     assert not bad
-    with pytest.raises(UserError, match=r"^sample: none of its 477 rows is a valid pair \(row 1: unknown label 'S'"):
+    with pytest.raises(UserError, match=r"^sample: none of its 1526 rows is a valid pair \(row 1: unknown label 'S'"):
         read_pairs(SAMPLE, label_names=["good", "bad"])
 
 
