@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from jax_rele.errors import UserError
 from jax_rele.evaluation.calibration import log_probs
@@ -33,6 +34,10 @@ _STRENGTHS = (1.0, 0.1, 10.0, 100.0)
 
 _TREES = (100, 30, 300)
 """Numbers of boosted trees that validation chooses from; without it, the first."""
+
+_SMALL = 20_000
+"""Below so many train pairs trees are fitted in one thread: several would wait for each other longer than they work,
+and on busy cores a hundred times as long."""
 
 _K1, _B = 1.5, 0.75
 """BM25's saturation of term frequency and its length normalisation, at the usual values."""
@@ -116,10 +121,11 @@ def gradient_boosting(
             max_iter=trees, learning_rate=0.05, max_depth=3, early_stopping=False, random_state=0
         ).fit(read, labels)
 
-    models = [fit(trees) for trees in (_TREES if validation else _TREES[:1])]
-    if validation:
-        models = [_best(models, features(validation), _labels(validation, schema), schema)]
-    return _spread(models[0], features(pairs), schema)
+    with threadpool_limits(1 if len(train) < _SMALL else None, user_api="openmp"):
+        models = [fit(trees) for trees in (_TREES if validation else _TREES[:1])]
+        if validation:
+            models = [_best(models, features(validation), _labels(validation, schema), schema)]
+        return _spread(models[0], features(pairs), schema)
 
 
 def embedding_cosine(

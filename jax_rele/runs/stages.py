@@ -128,7 +128,8 @@ def _finetune(config: Config) -> Paths:
 
 def _score(config: Config) -> Paths:
     if config.score.signals:
-        return ("labels.names", "labels.positive", "rationale.dimensions", "data.item_fields", "score")
+        own = _fields(config, "score", {"samples", "temperature"})
+        return ("labels.names", "labels.positive", "rationale.dimensions", "data.item_fields", *own)
     return ("labels.names", "rationale.dimensions", "score.signals", *_SAMPLING, *_teacher(config))
 
 
@@ -161,7 +162,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "adapt",
             "train the teacher's tokenizer, and its base on catalogue text and crossed pairs",
-            needs=lambda config: ("prepare",),
+            needs=lambda config: ("prepare",) if config.adapt.enabled else (),
             reads=_adapt,
             all_processes=True,
             makes_teacher=True,

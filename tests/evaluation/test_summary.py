@@ -131,4 +131,4 @@ def test_limits_are_named(document):
     assert any(line.startswith("teacher: the temperature 20.00 is at the edge") for line in lines)
     assert any(line.startswith("Undefined on these pairs for every model: ndcg_paper (") for line in lines)
     assert f"200 resamples of {document['n_queries']} queries" in lines[-1]
-    assert "not adjusted for the 16 comparisons" in lines[-1]
+    assert "not adjusted for the 20 comparisons" in lines[-1]

@@ -91,6 +91,8 @@ def test_an_embedding_holds_a_text_vector_and_gated_views(towers):
 def test_a_fresh_two_tower_ranks_by_inner_product(towers):
     rng = np.random.default_rng(1)
     u, v = rng.normal(size=(2, 64, 16 + 3 * 8)) / 4
+    views = v[:, 16:].reshape(64, 3, 8)  # an item's are unit vectors
+    v[:, 16:] = (views / np.linalg.norm(views, axis=-1, keepdims=True)).reshape(64, -1)
     logits = np.asarray(towers(u, v, method="compare").logits)
     best = np.exp(logits[:, 0]) / np.exp(logits).sum(-1)
     np.testing.assert_array_equal(np.argsort(best), np.argsort((u * v).sum(-1)))
