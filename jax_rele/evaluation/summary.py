@@ -11,6 +11,9 @@ from jax_rele.evaluation.calibration import TEMPERATURE_BOUNDS
 FEW_QUERIES = 20
 """Below this many queries with several items, a note says that nDCG compares nothing."""
 
+MANY_QUERIES = 100_000
+"""Where a difference needs more queries than this to be clear, no number is given."""
+
 COLLAPSED = 0.02
 """Below this standard deviation of P(relevant), a note says that a model has collapsed to nearly one score."""
 
@@ -111,7 +114,9 @@ def _comparison(metrics: Mapping, a: str, b: str, metric: str) -> tuple[str, str
     if high < 0:
         return "worse", f"{a} is worse than {b} on {metric}: {text}."
     needed = clear_queries(metrics["n_queries"], difference["value"], difference["ci95"])
-    if needed is not None:
+    if needed is not None and needed > MANY_QUERIES:
+        text += f"; {MANY_QUERIES:,} queries would not show a difference of this size"
+    elif needed is not None:
         text += f"; about {needed:,} queries would show a difference of this size"
     relation = "is not shown to differ from" if b == TEACHER else "does not beat"
     return "open", f"{a} {relation} {b} on {metric}: {text}."

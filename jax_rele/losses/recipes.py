@@ -21,10 +21,11 @@ import dataclasses
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 
-from jax_rele.losses.combine import Term, term
+from jax_rele.losses.combine import Schedule, Term, term
 from jax_rele.losses.contrast import rationale_contrast, rationale_mse
 from jax_rele.losses.ranking import listwise_kl, margin_mse
 from jax_rele.losses.rationale import attention_to_evidence, evidence_tagging, verdict_cross_entropy
@@ -67,7 +68,7 @@ def recipe(
     # takes the factor T^2 back.
     order = {"list": term(listwise_kl, weight=LIST_TEMPERATURE**-2, temperature=LIST_TEMPERATURE, gains=gain_array)}
     first, last = VERDICT_WEIGHTS
-    weight = optax.linear_schedule(first, last, steps) if steps else last
+    weight: float | Schedule = _linear_schedule(first, last, steps) if steps else last
     verdict = {"verdict": term(verdict_cross_entropy, weight=weight)}
     evidence = {"evidence": term(evidence_tagging, weight=0.5)} if "token_logits" in heads else {}
     recipes = {
@@ -87,6 +88,13 @@ def recipe(
     if name not in recipes:
         raise ValueError(f"unknown recipe {name!r}; there are {', '.join(recipes)}")
     return recipes[name]
+
+
+def _linear_schedule(first: float, last: float, steps: int) -> Schedule:
+    def weight(step: jax.typing.ArrayLike) -> jax.Array:
+        return first + (last - first) * jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0.0, 1.0)
+
+    return weight
 
 
 def needs(terms: Mapping[str, Term]) -> tuple[set[str], set[str]]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jax_rele import losses
-from jax_rele.losses.recipes import LIST_TEMPERATURE, OUTPUTS
+from jax_rele.losses.recipes import LIST_TEMPERATURE, OUTPUTS, VERDICT_WEIGHTS
 from jax_rele.names import RECIPES
 from jax_rele.types import StudentOutputs
 
@@ -100,3 +100,10 @@ def test_a_ranking_of_labels_needs_no_teacher():
     gains = np.array([1.0, 0.0], np.float32)
     assert not losses.needs_teacher({"rank": losses.term(losses.pairwise_logistic, gains=gains)})
     assert losses.needs_teacher({"margin": losses.term(losses.margin_mse, gains=gains)})
+
+
+def test_the_verdict_weight_falls_over_the_training():
+    falling = losses.recipe("mkd", gains=GAINS, temperature=2.0, heads=OUTPUTS, steps=200)["verdict"].weight
+    first, last = VERDICT_WEIGHTS
+    assert [float(falling(step)) for step in (0, 100, 200, 500)] == [first, (first + last) / 2, last, last]
+    assert losses.recipe("mkd", gains=GAINS, temperature=2.0, heads=OUTPUTS)["verdict"].weight == last

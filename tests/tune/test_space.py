@@ -34,7 +34,6 @@ def test_every_weight_but_the_labels_every_temperature_and_the_rate_are_searched
         "weight.score": 1.0,
         "weight.margin": 1.0,
         "weight.list": 16.0,
-        "weight.verdict": 1.0,
         "weight.evidence": 0.5,
         "temperature.score": 3.0,
         "temperature.list": 0.25,
@@ -43,7 +42,7 @@ def test_every_weight_but_the_labels_every_temperature_and_the_rate_are_searched
     for name, number in space.defaults.items():
         low, high = space.ranges[name]
         assert low < number < high
-    assert space.ranges["weight.verdict"] == (0.01, 10.0)
+    assert space.ranges["weight.score"] == (0.01, 10.0)
     assert list(space_of("label_only").ranges) == ["learning_rate"]
     assert "weight.evidence" not in space_of("mkd", heads=OUTPUTS - {"token_logits"}).ranges
 
