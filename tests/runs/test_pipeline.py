@@ -17,7 +17,7 @@ from jax_rele import cli, config
 from jax_rele.data import read_pairs, read_signals, read_table
 from jax_rele.errors import UserError
 from jax_rele.rationale import parse
-from jax_rele.runs import pipeline
+from jax_rele.runs import layout, pipeline
 from jax_rele.teacher import language_model
 from jax_rele.types import VERDICTS
 
@@ -414,10 +414,11 @@ def test_labels_of_the_same_tokens_are_refused_before_any_training(tiny, tmp_pat
         "--labels.aliases",
         "{E: Exact, S: exact, C: Complement, I: Irrelevant}",
     ]
-    assert jax_rele("prepare", tiny[0], *options, "--run_root", tmp_path) == 2
+    assert jax_rele("run", tiny[0], *options, "--run_root", tmp_path) == 2
     error = capsys.readouterr().err
     assert "labels.names: 'Exact' and 'exact' are the same tokens" in error
-    assert not (tmp_path / "tiny" / "prepare").exists()
+    assert not (tmp_path / "tiny" / layout.TEACHER_TOKENIZER).exists()
+    assert not (tmp_path / "tiny" / layout.BASE).exists()
 
 
 def test_a_stage_names_the_one_that_it_needs(tiny, tmp_path, capsys):

@@ -47,6 +47,7 @@ def finished_prepare(tmp_path_factory):
     for stage in (prepare, annotate):
         (run_dir / stage.__name__.rpartition(".")[2]).mkdir()
         stage.run(settings, run_dir)
+    adapt.make_tokenizer(settings, run_dir)
     model, _ = load.teacher_model(settings, run_dir)
     tx, mesh = make_optimizer(settings.adapt.optimization), make_mesh(settings.mesh)
     state = init_state(init_decoder(model), "params", {}, tx, mesh, 0)
@@ -75,6 +76,7 @@ def dtypes(tree):
 def test_a_base_of_bfloat16_learns_and_is_kept_in_float32(finished_prepare, tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     shutil.copytree(finished_prepare, run_dir, ignore=shutil.ignore_patterns("adapt"))
+    shutil.copytree(finished_prepare / layout.TEACHER_TOKENIZER, run_dir / layout.TEACHER_TOKENIZER)
     teacher = {"dtype": "bfloat16"}
     state, batch, _ = stopped(adapt, settings_of(teacher=teacher, adapt={"pack_to": 256}), run_dir, monkeypatch)
     assert dtypes((state.trainable, state.opt_state)) == {"float32"}
@@ -85,9 +87,12 @@ def test_a_base_of_bfloat16_learns_and_is_kept_in_float32(finished_prepare, tmp_
 
 
 def test_without_adapt_the_base_is_used_as_it_is(tmp_path):
-    settings = settings_of(adapt={"enabled": False}, teacher={"init": "hf:org/name"})
-    assert adapt.run(settings, tmp_path) == {"steps": 0, "base": "hf:org/name"}
-    assert not list(tmp_path.iterdir())
+    settings = settings_of(adapt={"enabled": False}, teacher={"init": "bundled:decoder"})
+    assert adapt.run(settings, tmp_path) == {"steps": 0, "base": "bundled:decoder"}
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_dir()] == [
+        "adapt",
+        layout.TEACHER_TOKENIZER,
+    ]
 
 
 def test_adapt_goes_on_from_the_weights_that_it_is_given(finished_prepare, tmp_path, monkeypatch):
@@ -96,6 +101,7 @@ def test_adapt_goes_on_from_the_weights_that_it_is_given(finished_prepare, tmp_p
     to_hf(model, {"params": params}, tmp_path / "weights")
     run_dir = tmp_path / "run"
     shutil.copytree(finished_prepare, run_dir, ignore=shutil.ignore_patterns("adapt"))
+    shutil.copytree(finished_prepare / layout.TEACHER_TOKENIZER, run_dir / layout.TEACHER_TOKENIZER)
     settings = settings_of(teacher={"init": str(tmp_path / "weights"), "dtype": "bfloat16"})
     state, _, _ = stopped(adapt, settings, run_dir, monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, state.trainable["params"], params)
