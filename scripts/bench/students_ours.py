@@ -47,10 +47,12 @@ def student(
     dtype = jnp.dtype(work.dtype)
     param_dtype = dtype if mesh is None else jnp.float32
     encoder, variables = from_hf(weights, dtype=dtype, param_dtype=param_dtype, mesh=mesh, dropout=dropout)
+    # The other side has no part for each dimension, hence `pooled`.
     if name == "cross_encoder":
-        model = CrossEncoder(encoder.config, LABELS, DIMENSIONS)
+        model = CrossEncoder(encoder.config, LABELS, DIMENSIONS, verdict_pooling="pooled")
     else:
-        model = TwoTower(encoder.config, LABELS, DIMENSIONS, embedding_width=0, view_width=16, distinguish_sides=False)
+        sizes = LABELS, DIMENSIONS, 0, 16
+        model = TwoTower(encoder.config, *sizes, distinguish_sides=False, verdict_pooling="pooled")
     tokenizer = load_tokenizer(weights, ("pad", "cls", "sep"))
     lengths = work.query_length, work.item_length
     inputs = padded_inputs(model, tokenizer, [Pair("", "a", Item("", "b"))], InputSpec(("title",), *lengths))
