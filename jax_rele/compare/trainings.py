@@ -208,12 +208,8 @@ def _read(cell: Path, split: str, pairs: list[Pair], schema: pa.Schema) -> np.nd
 
 
 def _baselines(config: Config, held_out: Mapping[str, list[Pair]]) -> dict[str, Couple]:
-    train, validation = layout.load_pairs(config.run_dir, "train"), held_out["validation"]
-    evaluated, on_validation = (
-        evaluate.baseline_probs(config, train, validation, held_out[split])
-        for split in (config.evaluate.split, "validation")
-    )
-    return {name: (evaluated[name], on_validation[name]) for name in evaluated}
+    train = layout.load_pairs(config.run_dir, "train")
+    return evaluate.baseline_probs(config, train, held_out["validation"], held_out[config.evaluate.split])
 
 
 def _teacher(config: Config, held_out: Mapping[str, list[Pair]]) -> dict[str, Couple]:

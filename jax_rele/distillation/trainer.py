@@ -185,7 +185,8 @@ def make_trainer(
             extra_metrics=score_variance(students[first].label_schema.gains),
         )
 
-    compiled = {} if compiled is None else compiled
+    # A step with inputs of its own serves no other trainer.
+    compiled = {} if compiled is None or hyperparameters is not None else compiled
     key = recipe, tuple((name, student.model) for name, student in students.items()), read_groups.members.shape[1]
     numbers: Params = {}
     if hyperparameters is None:

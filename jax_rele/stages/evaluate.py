@@ -111,9 +111,8 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
             if predictions.verdict_probs is not None:
                 verdicts[key] = predictions.verdict_probs.argmax(axis=-1)
 
-    baselines, validation_baselines = (
-        baseline_probs(config, train, validation, asked) for asked in (pairs, validation)
-    )
+    fitted = baseline_probs(config, train, validation, pairs)
+    baselines, validation_baselines = ({name: both[split] for name, both in fitted.items()} for split in (0, 1))
     known = {pair.pair_id for pair in everyone}
     everyone += [pair for pair in pairs if pair.pair_id not in known]
     tail = dict(zip((pair.pair_id for pair in everyone), long_tail(everyone, config.data.tail_max_frequency)))
@@ -138,22 +137,22 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
 
 def baseline_probs(
     config: Config, train: list[Pair], validation: list[Pair], pairs: list[Pair]
-) -> dict[str, np.ndarray]:
-    """{name: [N, C] label distributions of `pairs`} of every baseline.
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{name: label distributions of the N `pairs` [N, C] and of validation [M, C]} of every baseline, each fitted once.
 
     They read the texts that the models read, so that a difference is not one of input. Where the students start from
     weights, the cosine of these weights' embeddings is among them.
     """
-    schema, fields = config.labels.schema_, config.data.item_fields
-    probs = {name: baseline(train, validation, pairs, schema, fields) for name, baseline in BASELINES.items()}
+    schema, fields, asked = config.labels.schema_, config.data.item_fields, [*pairs, *validation]
+    probs = {name: baseline(train, validation, asked, schema, fields) for name, baseline in BASELINES.items()}
     if config.student.init != "random":
         student = untrained_embedder(config)
 
         def embed(queries: Sequence[str], items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
             return student.embed(queries, "query"), student.embed(items, "item")
 
-        probs["embedding_cosine"] = embedding_cosine(train, validation, pairs, schema, embed=embed)
-    return probs
+        probs["embedding_cosine"] = embedding_cosine(train, validation, asked, schema, embed=embed)
+    return {name: (both[: len(pairs)], both[len(pairs) :]) for name, both in probs.items()}
 
 
 def judge_splits(

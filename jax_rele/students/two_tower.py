@@ -32,8 +32,9 @@ class TwoTower(nn.Module):
         query: [text vector, g_1 view_1, ..., g_D view_D]        item: [text vector, view_1, ..., view_D]
 
     with gates g_d in (0, 1) that say how much the query cares for the dimension. So verdicts are learnt without bending
-    the text vector, and the score gains from them. With `pooled` views are linear projections of the text vector, which
-    alone is the embedding.
+    the text vector, and the score gains from them. Only verdict and view terms train the views: by a recipe without
+    them they stay random, and the gates learn to leave them out. With `pooled` views are linear projections of the text
+    vector, which alone is the embedding.
 
     The label logits are computed from the embeddings by one of three heads:
 
@@ -131,6 +132,7 @@ class TwoTower(nn.Module):
 
     def compare(self, query: jax.Array, item: jax.Array) -> StudentOutputs:
         """Scores pairs of outputs of `encode`: row i of `query` with row i of `item`."""
+        u, v = map(self._views, (query, item))
         if self.head == "maxsim":
             logits = late_interaction(query, item)[:, None] * self.label_slope + self.label_bias
         else:
@@ -139,8 +141,7 @@ class TwoTower(nn.Module):
                 both = jnp.concatenate([query, item, jnp.abs(query - item), query * item], axis=-1)
                 logits = self.mlp_down(nn.gelu(self.mlp_up(both)))
             else:
-                logits = self._inner_product(query, item)[:, None] * self.label_slope + self.label_bias
-        u, v = map(self._views, (query, item))
+                logits = self._inner_product(query, item, u, v)[:, None] * self.label_slope + self.label_bias
         # Scaled so that features have a magnitude of about 1 whatever the width; the products alone would be tiny.
         product, scale = u * v, self.view_width**0.5
         features = [scale**2 * product, scale * jnp.abs(u - v), scale * product.sum(axis=-1, keepdims=True)]
@@ -154,12 +155,14 @@ class TwoTower(nn.Module):
             item_views=v,
         )
 
-    def _inner_product(self, query: jax.Array, item: jax.Array) -> jax.Array:
-        """[B]; its gradient trains text vectors and gates, not the views, which few labels would fit to noise."""
+    def _inner_product(self, query: jax.Array, item: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
+        """[B], of embeddings with the views `u` and `v`.
+
+        Its gradient trains text vectors and gates, not the views, which few labels would fit to noise.
+        """
         if self.verdict_pooling == "pooled":
             return jnp.sum(query * item, axis=-1)
         width = self.dimensions * self.view_width
-        u, v = map(self._views, (query, item))
         gates = _norm(query[:, -width:].reshape(u.shape))
         similarity = jax.lax.stop_gradient((u * v).sum(axis=-1))
         return jnp.sum(query[:, :-width] * item[:, :-width], axis=-1) + (gates * similarity).sum(axis=-1)

@@ -67,29 +67,33 @@ def label_schema(labels: Collection[str], ordered: str = "") -> Mapping[str, obj
 def main(teacher: str, encoder: str, pairs: str, out: str) -> None:
     """Writes the config; prints shell variables."""
     labels: dict[str, int] = {}
-    queries = set()
+    queries, without = set(), 0
     for _, row in read_rows(pairs):
         if isinstance(row, Mapping) and row.get("label") not in (None, ""):
             label = str(row["label"])
             labels[label] = labels.get(label, 0) + 1
             queries.add(normalise_query(str(row.get("query", ""))))
+        else:
+            without += 1
+    if labels and without:
+        print(f"{pairs}: {without} rows without a label, or that cannot be read, are not counted", file=sys.stderr)
     if not labels:
         raise UserError(f"{pairs}: no row has a label; name the file's columns as docs/data.md does")
-    folds = int(os.environ.get("FOLDS", "5"))
+    (folds,) = _numbers("FOLDS", "5", least=2)
     config = yaml.safe_load(BASE.read_text("utf-8"))
     splits = config["data"].get("splits", {"train": 0.6, "validation": 0.2})
     fraction = (1 - 1 / folds) * splits["train"] / (splits["train"] + splits["validation"])
     # Splits are by query, so a fold can have fewer pairs than the mean.
     labelled = int(0.9 * fraction * sum(labels.values()))
     train_queries = max(1, int(0.9 * fraction * len(queries)))
-    asked = [int(number) for number in os.environ.get("TEACHER_LABELLED", "0 5000 20000").split()]
+    asked = _numbers("TEACHER_LABELLED", "0 5000 20000", least=0)
     per_query = min(40, math.ceil(max([*asked, 1]) / (0.9 * train_queries)))
     config["labels"] = dict(label_schema(labels, os.environ.get("LABELS", "")))
     config["data"] |= {"path": str(Path(pairs).resolve()), "candidates": {"per_query": per_query}}
     config["teacher"]["init"], config["student"]["init"] = _absolute(teacher), _absolute(encoder)
     Path(out).mkdir(parents=True, exist_ok=True)
     (Path(out) / "open_llm.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8")
-    numbers = [int(number) for number in os.environ.get("LABELLED", "300 1000").split()]
+    numbers = _numbers("LABELLED", "300 1000", least=1)
     for name, fitting, requested in (
         ("labelled", [n for n in numbers if n <= labelled], numbers),
         # Candidates are drawn for every training query, except where the catalogue has no more items for one.
@@ -98,6 +102,19 @@ def main(teacher: str, encoder: str, pairs: str, out: str) -> None:
         if left := [n for n in requested if n not in fitting]:
             print(f"{name}: {' '.join(map(str, left))} is more than a fold has, left out", file=sys.stderr)
         print(f"{name}={shlex.quote(' '.join(map(str, fitting)))}")
+
+
+def _numbers(name: str, default: str, least: int) -> list[int]:
+    """The whole numbers of a variable of the environment."""
+    text = os.environ.get(name, default)
+    try:
+        numbers = [int(word) for word in text.split()]
+        if min(numbers, default=least) >= least and (name != "FOLDS" or len(numbers) == 1):
+            return numbers
+    except ValueError:
+        pass
+    kind = "one whole number" if name == "FOLDS" else "whole numbers"
+    raise UserError(f"{name}: {text!r} is not {kind} of at least {least}")
 
 
 def _absolute(init: str) -> str:

@@ -50,6 +50,12 @@ def changed(document, a, b, metric, value, ci95):
             "{a} does not beat {b} on auc: difference -0.030 [-0.100, 0.050]; about {n} queries would show a "
             "difference of this size.",
         ),
+        (
+            -0.0001,
+            [-0.08, 0.08],
+            "{a} does not beat {b} on auc: difference -0.000 [-0.080, 0.080]; 100,000 queries would not show a "
+            "difference of this size.",
+        ),
         (0.12, [0.05, 0.20], "{a} beats {b} on auc: difference +0.120 [0.050, 0.200]."),
         (-0.12, [-0.20, -0.05], "{a} is worse than {b} on auc: difference -0.120 [-0.200, -0.050]."),
         (0.0, [0.0, 0.0], "{a} does not beat {b} on auc: difference +0.000 [0.000, 0.000]."),

@@ -92,6 +92,8 @@ def test_the_study_runs_whole_on_three_grades_and_resumes(tiny, tmp_path):
         (["good", "bad"], {"LABELS": "good fair"}, "LABELS: the file has bad too"),
         (["1"], {}, "needs pairs of at least two labels"),
         (["3", "1", "0"], {"TABLES": "al"}, "TABLES: there is no table al"),
+        (["3", "1", "0"], {"FOLDS": "0"}, "FOLDS: '0' is not one whole number of at least 2"),
+        (["3", "1", "0"], {"LABELLED": "300 many"}, "LABELLED: '300 many' is not whole numbers of at least 1"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, labels, variables, message):

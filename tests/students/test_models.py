@@ -88,6 +88,25 @@ def test_an_embedding_holds_a_text_vector_and_gated_views(towers):
         np.testing.assert_allclose(parts / gates[..., None], views, atol=1e-5)
 
 
+def test_the_score_trains_text_vectors_and_gates_but_not_the_views():
+    model, variables = towers_of()
+
+    def gradient(output):
+        def total(params):
+            out = getattr(model.apply({"params": params}, QUERY, QUERY_VALID, TOKENS, VALID), output)
+            return (out * np.arange(out.size).reshape(out.shape)).sum()
+
+        return jax.grad(total)(variables["params"])
+
+    of_score, of_verdicts = gradient("logits"), gradient("verdict_logits")
+    kernel = np.asarray(of_score["token_views"]["kernel"])  # [dimensions, width, views and gate]
+    largest = np.abs(kernel[..., -1]).max()
+    assert largest > 1e-3
+    np.testing.assert_allclose(kernel[..., :-1], 0.0, atol=1e-5 * largest)
+    assert np.abs(of_score["projection"]["kernel"]).max() > 1e-3
+    assert np.abs(np.asarray(of_verdicts["token_views"]["kernel"])[..., :-1]).max() > 1e-3
+
+
 def test_a_fresh_two_tower_ranks_by_inner_product(towers):
     rng = np.random.default_rng(1)
     u, v = rng.normal(size=(2, 64, 16 + 3 * 8)) / 4
