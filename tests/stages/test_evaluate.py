@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from jax_rele import config
+from jax_rele.evaluation import BASELINES
 from jax_rele.rationale import parse_output
-from jax_rele.stages.evaluate import SHOWN, first_rationales
+from jax_rele.stages.evaluate import SHOWN, baseline_probs, first_rationales
 from jax_rele.teacher import TeacherPredictions
 from jax_rele.types import Item, Pair
 
@@ -36,3 +38,24 @@ def test_texts_forge_no_line_and_no_control_character():
 def test_a_teacher_that_writes_nothing_shows_nothing():
     pairs = [Pair("1", "red", Item("", "red"), label="Exact")]
     assert first_rationales(pairs, predictions([""])) == ""
+
+
+def test_baselines_of_both_splits_are_those_of_each_alone():
+    settings = config.Config()
+    words = ("shoe", "lamp", "mug", "bag")
+
+    def pairs(numbers):
+        labels = settings.labels.names
+        return [
+            Pair(str(n), f"red {words[n % 4]}", Item(str(n), f"{words[n % 3]} {n}"), labels[n % len(labels)])
+            for n in numbers
+        ]
+
+    train, validation, test = pairs(range(60)), pairs(range(60, 73)), pairs(range(73, 100))
+    both = baseline_probs(settings, train, validation, test)
+    assert set(both) == set(BASELINES)
+    for name, (of_test, of_validation) in both.items():
+        for actual, asked in ((of_test, test), (of_validation, validation)):
+            fields = settings.data.item_fields
+            expected = BASELINES[name](train, validation, asked, settings.labels.schema_, fields)
+            np.testing.assert_allclose(actual, expected, atol=1e-12, err_msg=name)
