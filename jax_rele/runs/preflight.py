@@ -6,10 +6,13 @@ from collections.abc import Collection
 
 import jax
 
+from jax_rele import losses
 from jax_rele.annotation import extra
-from jax_rele.config import Config
+from jax_rele.config import Config, StudentConfig
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
+from jax_rele.distillation.fields import AUGMENTED
 from jax_rele.distillation.objectives import student_terms
+from jax_rele.errors import UserError
 from jax_rele.models import build_teacher
 from jax_rele.models.build import build_encoder
 from jax_rele.models.partitioning import check_heads
@@ -69,7 +72,22 @@ def _check_objectives(config: Config) -> None:
     for name in distill.students:
         model = build_student(name, section, vocab_size, len(labels.names), len(config.rationale.dimensions))
         for recipe in distill.recipes:
-            student_terms(distill, labels.gains, recipe, name, model.heads)
+            terms = student_terms(distill, labels.gains, recipe, name, model.heads)
+            _check_rationale_length(section, recipe, *losses.needs(terms), positions=model.encoder.max_length)
+
+
+def _check_rationale_length(
+    student: StudentConfig, recipe: str, outputs: Collection[str], fields: Collection[str], positions: int
+) -> None:
+    """Raises UserError where what a recipe reads of a rationale is longer than the encoder; 0 positions is no limit."""
+    pair = student.query_length + student.item_length if AUGMENTED.intersection(outputs) else 0
+    reads = bool(pair) or "rationale_embedding" in fields
+    if reads and 0 < positions < pair + student.rationale_length:
+        before = "student.query_length + student.item_length + " if pair else ""
+        raise UserError(
+            f"distill.recipes: {recipe} reads {before}student.rationale_length = {pair + student.rationale_length} "
+            f"tokens, but the encoder {student.init} has {positions} positions; lower student.rationale_length"
+        )
 
 
 def check_encoder(config: Config, mesh: jax.sharding.Mesh) -> None:

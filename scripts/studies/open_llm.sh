@@ -10,7 +10,7 @@
 #   LABELS            labels, best first; those of ESCI and WANDS and numbers are known
 #   FOLDS=5 SEEDS=1   folds of queries, and training seeds
 #   LABELLED="300 1000"  TEACHER_LABELLED="0 5000 20000"      points of the two curves; what a fold lacks is left out
-#   TABLES="all labels teacher_labelled orders"               which tables
+#   TABLES="all labels teacher_labelled cross_encoder orders"  which tables
 #   ORDERS="rationale_first label_first label_only"           values of teacher.order that are compared
 #
 # Needs `jax-rele` on the path, and its extra `gguf` for gguf:FILE.
@@ -38,7 +38,7 @@ table() {
   cp -r "runs/$name/compare/${folds}_folds/"{comparison.md,comparison.json,comparison.html,figures} "$to/"
 }
 
-for part in ${TABLES:-all labels teacher_labelled orders}; do
+for part in ${TABLES:-all labels teacher_labelled cross_encoder orders}; do
   case $part in
     all) table all main "$@" ;;
     labels)
@@ -49,6 +49,11 @@ for part in ${TABLES:-all labels teacher_labelled orders}; do
       ((${#teacher_labelled[@]} == 0)) ||
         table teacher_labelled main --recipes label_only score_kd mkd --teacher-labelled "${teacher_labelled[@]}" "$@"
       ;;
+    cross_encoder)
+      # Recipes that read heads which only the cross-encoder has.
+      table cross_encoder main "$@" --distill.students cross_encoder \
+        --distill.recipes label_only mkd crsd rationale_guided
+      ;;
     orders)
       # The teacher alone: its row in the table of a comparison of students that are hardly trained.
       for order in ${ORDERS:-rationale_first label_first label_only}; do
@@ -57,7 +62,7 @@ for part in ${TABLES:-all labels teacher_labelled orders}; do
       done
       ;;
     *)
-      echo "TABLES: there is no table $part; there are all labels teacher_labelled orders" >&2
+      echo "TABLES: there is no table $part; there are all labels teacher_labelled cross_encoder orders" >&2
       exit 2
       ;;
   esac

@@ -32,7 +32,8 @@ SMALL = (
         "--distill.length_buckets",
         "1",
     ),
-    *("--student.query_length", "8", "--student.item_length", "12", "--teacher.prompt_length", "32"),
+    *("--student.query_length", "8", "--student.item_length", "12", "--student.rationale_length", "16"),
+    *("--teacher.prompt_length", "32"),
     *("--evaluate.bootstrap_samples", "20"),
 )
 
@@ -71,11 +72,13 @@ def test_the_study_runs_whole_on_three_grades_and_resumes(tiny, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.jsonl", ["good", "fair", "bad"])
     arguments = (tmp_path / "teacher", tmp_path / "encoder", pairs, tmp_path / "out", *SMALL)
     numbers = {"LABELS": "good fair bad", "FOLDS": "2", "LABELLED": "10 5000", "TEACHER_LABELLED": "0 10"}
-    run = study(*arguments, **numbers, TABLES="all labels teacher_labelled orders", ORDERS="label_only")
+    run = study(*arguments, **numbers, TABLES="all labels teacher_labelled cross_encoder orders", ORDERS="label_only")
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     assert "labelled: 5000 is more than a fold has, left out" in run.stderr
     tables = tmp_path / "out" / "tables"
-    assert {folder.name for folder in tables.iterdir()} == {"all", "labels", "teacher_labelled", "order_label_only"}
+    assert {folder.name for folder in tables.iterdir()} == {
+        *("all", "labels", "teacher_labelled", "cross_encoder", "order_label_only")
+    }
     text = (tables / "all" / "comparison.md").read_text("utf-8")
     for row in ("majority", "gradient_boosting", "embedding_cosine", "teacher", "zero-shot", "two_tower mkd"):
         assert row in text, row
@@ -83,6 +86,23 @@ def test_the_study_runs_whole_on_three_grades_and_resumes(tiny, tmp_path):
     assert again.returncode == 0
     assert ": trained" not in again.stdout
     assert (tables / "all" / "comparison.md").read_text("utf-8") == text
+
+
+def test_the_recipes_of_the_config_fit_both_students_and_numbers_are_labels(tmp_path):
+    """What is refused before any training is refused here: the whole study above has other recipes."""
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [
+        {"query": f"lamp {n // 3}", "item": {"id": str(n), "title": f"lamp {n}"}, "label": (3, 1.33, 0)[n % 3]}
+        for n in range(60)
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    arguments = ("bundled:decoder", "bundled:encoder", pairs, tmp_path)
+    command = [sys.executable, SCRIPT.with_name("open_llm_config.py"), *arguments]
+    subprocess.run(command, check=True, env={**os.environ, "FOLDS": "2", "TEACHER_LABELLED": "0", "LABELLED": "5"})
+    assert cli.main(["prepare", str(tmp_path / "open_llm.yaml"), "--run_root", str(tmp_path / "runs")]) == 0
+    for split in ("train", "test"):
+        pairs_of_split = layout.load_pairs(tmp_path / "runs" / "open_llm", split)
+        assert {pair.label for pair in pairs_of_split} == {"3", "1.33", "0"}
 
 
 @pytest.mark.parametrize(

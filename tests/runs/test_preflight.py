@@ -1,0 +1,32 @@
+"""What is refused before any work: here, rationales that are longer than the students' encoder."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jax_rele import config
+from jax_rele.errors import UserError
+from jax_rele.runs.preflight import preflight
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "students", "length", "message"),
+    [
+        ("rationale_guided", ["cross_encoder"], 500, r"reads student.query_length \+ student.item_length \+ "),
+        ("lrkd", ["cross_encoder"], 600, "reads student.rationale_length = 600 tokens"),
+        ("mkd", ["cross_encoder", "two_tower"], 600, None),
+    ],
+)
+def test_a_rationale_longer_than_the_encoder_is_refused_where_it_is_read(recipe, students, length, message):
+    values = yaml.safe_load(DEMO.read_text("utf-8"))
+    values["distill"] |= {"recipes": [recipe], "students": students, "group_size": 1}
+    values["student"] |= {"rationale_length": length, "cross_encoder": {"latent_width": 8}}
+    values["distill"]["optimization"] |= {"batch_size": 32}
+    checked = config.from_dict(values)
+    if message is None:
+        return preflight(checked, ["distill"])
+    with pytest.raises(UserError, match=f"^distill.recipes: {recipe} {message}.* lower student.rationale_length$"):
+        preflight(checked, ["distill"])
