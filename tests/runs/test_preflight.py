@@ -15,7 +15,7 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 @pytest.mark.parametrize(
     ("recipe", "students", "length", "message"),
     [
-        ("rationale_guided", ["cross_encoder"], 500, r"reads student.query_length \+ student.item_length \+ "),
+        ("crsd", ["cross_encoder"], 500, r"reads student.query_length \+ student.item_length \+ "),
         ("lrkd", ["cross_encoder"], 600, "reads student.rationale_length = 600 tokens"),
         ("mkd", ["cross_encoder", "two_tower"], 600, None),
     ],
