@@ -13,6 +13,9 @@ STUDENTS: tuple[StudentName, ...] = get_args(StudentName)
 MODELS = ("teacher", *STUDENTS)
 """What `jax-rele predict` can run."""
 
+FORMATS = ("onnx", "sentence-transformers", "tei", "stablehlo", "hf")
+"""Forms in which a student is exported."""
+
 RECIPES = ("label_only", "score_kd", "cot_kd", "mkd", "margin_mse", "lrkd", "crsd", "rationale_guided")
 """The objectives of `jax_rele.losses.recipes`."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jax_rele.cli.parser import argument, command
-from jax_rele.names import MODELS, PLANNED_STEPS
+from jax_rele.names import FORMATS, MODELS, PLANNED_STEPS
 from jax_rele.runs.stages import STAGES
 
 """Steps that `plan` knows; `distill` stands for each student's."""
@@ -222,15 +222,40 @@ def explain(run: Path, query: str, **texts: str) -> None:
 
 
 @command(
-    argument("run", type=Path, metavar="RUN", help="folder of a run that has finished finetune"),
+    argument("run", type=Path, metavar="RUN", help="folder of a finished run; the teacher needs finetune alone"),
     argument("--output", required=True, type=Path, metavar="FOLDER", help="new folder to write"),
-    argument("--adapters", action="store_true", help="the adapters alone, for PEFT, instead of the merged weights"),
+    argument("--model", choices=MODELS, default="teacher", help="by default the teacher"),
+    argument("--recipe", help="of the student; by default mkd, or the last one that the run trained"),
+    argument(
+        "--format",
+        choices=FORMATS,
+        help="of the student: onnx (by default; what jax-rele serves, indexes and scores), sentence-transformers, tei "
+        "(text-embeddings-inference), stablehlo (jax.export), hf (transformers' AutoModel)",
+    ),
+    argument("--int8", choices=("any", "vnni"), help="8-bit weights for CPUs, if they pass a test on held-out pairs"),
+    argument("--labels", action="store_true", help="in sentence-transformers: label logits instead of one score"),
+    argument(
+        "--adapters", action="store_true", help="the teacher's adapters alone, for PEFT, instead of merged weights"
+    ),
 )
-def export(run: Path, output: Path, adapters: bool) -> None:
-    """Write the fine-tuned teacher and its tokenizer in the Hugging Face form."""
+def export(
+    run: Path,
+    output: Path,
+    model: str,
+    recipe: str | None,
+    format: str | None,
+    int8: str | None,
+    labels: bool,
+    adapters: bool,
+) -> None:
+    """Write a trained student, or the teacher, for other programs.
+
+    The teacher is written with its tokenizer in the Hugging Face form. A student is written in one of several formats
+    and compared with the student in JAX; what a format cannot express exactly is refused.
+    """
     from jax_rele.cli import export as exporting
 
-    exporting.export(run, output, adapters=adapters)
+    exporting.export(run, output, model, recipe=recipe, form=format, int8=int8 or "", labels=labels, adapters=adapters)
 
 
 @command(

@@ -1,9 +1,10 @@
-"""export: the fine-tuned teacher for other programs."""
+"""export: the students and the fine-tuned teacher for other programs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from jax_rele import extras
 from jax_rele.errors import UserError
 from jax_rele.models import save_peft, to_hf
 from jax_rele.models.bundled import BUNDLED
@@ -15,7 +16,49 @@ from jax_rele.runs.load import read_run
 from jax_rele.training import make_mesh
 
 
-def export(run_dir: Path, output: Path, *, adapters: bool = False) -> None:
+def export(
+    run_dir: Path,
+    output: Path,
+    model: str,
+    *,
+    recipe: str | None = None,
+    form: str | None = None,
+    int8: str = "",
+    labels: bool = False,
+    adapters: bool = False,
+) -> None:
+    """Writes a model of a run, see `export_teacher` and `jax_rele.deployment.export_student`.
+
+    Raises:
+      UserError: options of another model.
+    """
+    if model == "teacher":
+        given = {"--recipe": recipe, "--format": form, "--int8": int8, "--labels": labels}
+        for option, value in given.items():
+            if value:
+                raise UserError(
+                    f"{option}: is for --model cross_encoder and two_tower; the teacher is written for transformers"
+                )
+        return export_teacher(run_dir, output, adapters=adapters)
+    if adapters:
+        raise UserError("--adapters: is for the teacher; a student has none")
+    extras.require("deploy", "exports", "onnx", "onnxruntime")
+    from jax_rele.deployment import export_student
+
+    form = form or "onnx"
+    parity = export_student(run_dir, output, model, recipe=recipe, form=form, labels=labels, int8=int8)
+    differences = parity["largest_difference"]
+    assert isinstance(differences, dict)
+    largest = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    print(
+        f"{output}: the {model} in the format {form}; largest differences from JAX on {parity['pairs']} pairs: "
+        f"{largest}"
+    )
+    for name, value in parity.get("int8", {}).items():  # type: ignore[attr-defined]  # a dict
+        print(f"  int8 against float32: {name} {value if isinstance(value, list) else round(value, 4)}")
+
+
+def export_teacher(run_dir: Path, output: Path, *, adapters: bool = False) -> None:
     """Writes the teacher of a run in the Hugging Face form, for torch or a serving engine.
 
     Args:

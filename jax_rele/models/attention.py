@@ -133,14 +133,15 @@ def _blocks(
     batch, length, heads, width = query.shape
     keys = key.shape[1]
     # At most 8 blocks; 32 queries keep a block's scores in a CPU's cache.
-    size = max(32, -(-length // 8))
+    # A symbolic length, as `jax.export` has, is one block.
+    size = max(32, -(-length // 8)) if isinstance(length, int) else length
     query = query.reshape(batch, length, key.shape[2], -1, width).transpose(0, 2, 3, 1, 4)
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], length, keys))[:, :, None]
     blocks = []
-    for start in range(0, length, size):
-        end = min(start + size, length)
+    for start in range(0, length, size) if isinstance(length, int) else (0,):
+        end = min(start + size, length) if isinstance(length, int) else length
         seen = min(end, keys) if causal_by_index else keys
         scores = jnp.einsum(
             "bkgqd,bksd->bkgqs", query[..., start:end, :], key[:, :, :seen], preferred_element_type=jnp.float32

@@ -136,7 +136,7 @@ class CrossEncoder(nn.Module):
         verdict_logits = self.verdict_head(representation).reshape(-1, self.dimensions, len(VERDICTS))
         if self.verdict_pooling == "tokens":
             verdict_logits += self.verdict_tokens(x, valid)
-        verdicts = jax.nn.softmax(verdict_logits.astype(jnp.float32)).reshape(len(representation), -1)
+        verdicts = jax.nn.softmax(verdict_logits.astype(jnp.float32)).reshape(representation.shape[0], -1)
         return self.label_head(representation) + self.label_of_verdicts(verdicts), verdict_logits
 
     def _represent(self, x: jax.Array, valid: jax.Array, deterministic: bool) -> tuple[jax.Array, jax.Array | None]:

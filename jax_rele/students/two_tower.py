@@ -115,7 +115,7 @@ class TwoTower(nn.Module):
         views: jax.Array | None = None
         if self.verdict_pooling == "tokens" and self.head != "maxsim":
             views, gates = self._views_of_tokens(x, valid)
-            views = (views * gates if side == 0 else views).reshape(len(x), -1)
+            views = (views * gates if side == 0 else views).reshape(x.shape[0], -1)
         if self.head == "maxsim":
             x = x * weights
         elif self.pooling == "mean":

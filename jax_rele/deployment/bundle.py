@@ -1,0 +1,165 @@
+"""A bundle: the folder that `jax-rele export` writes and every serving command reads.
+
+bundle.json       what the student is, how it is asked, and the SHA-256 of every other file
+model.onnx        a cross-encoder; a two-tower has query.onnx, item.onnx and compare.onnx
+tokenizer.json …  the tokenizer, in the Hugging Face form
+config.json       the encoder's, in the Hugging Face form
+parity.json       the exported form against the student in JAX, on a sample of pairs
+README.md         the model card
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+
+from jax_rele.errors import UserError
+from jax_rele.io import hash_file, hash_values, write_json
+from jax_rele.names import StudentName
+from jax_rele.types import LabelSchema
+
+MANIFEST = "bundle.json"
+FORMAT = 1
+CROSS_ENCODER = ("model.onnx",)
+TWO_TOWER = ("query.onnx", "item.onnx", "compare.onnx")
+
+
+class Section(pydantic.BaseModel):
+    """Values that are read from a file: nothing unknown, nothing changed afterwards."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Labels(Section):
+    """The label schema."""
+
+    names: tuple[str, ...]
+    gains: tuple[float, ...]
+    positive: tuple[str, ...]
+
+
+class Tier(Section):
+    """A band of scores: pairs at or above `least`, below the next higher tier's.
+
+    Attributes:
+      name: e.g. `relevant`.
+      least: the smallest score of the tier.
+      promise: what was shown of the pairs at or above `least`, in words.
+    """
+
+    name: str
+    least: Annotated[float, pydantic.Field(ge=0, le=1)]
+    promise: str = ""
+
+
+class Manifest(Section):
+    """What a bundle holds.
+
+    Attributes:
+      format: version of the bundle's form.
+      model: which student.
+      recipe: the objective that it was trained by.
+      labels: its labels.
+      dimensions: names of the D dimensions.
+      has_verdicts, has_evidence: whether its recipe trained these heads, so that the graphs have them.
+      fields: the item's texts that it reads, joined by one space.
+      query_length, item_length: most tokens of a side, markers included.
+      temperature: by which label logits are divided in the graph; fitted on validation pairs.
+      head: how a two-tower compares embeddings: `cosine`, `mlp` or `maxsim`; empty for a cross-encoder.
+      embedding_width: of a two-tower's embeddings; 0 for a cross-encoder.
+      unit_length: whether item embeddings all have the same length, so that cosines order as inner products do.
+      score_rises: whether the score never falls where the inner product rises.
+      int8: the preset by which the graphs were quantised; empty for float32.
+      source: name of the run, and a hash of the student's parameters.
+      tiers: bands of scores, best first, see `jax-rele threshold`.
+      files: SHA-256 of each other file.
+    """
+
+    format: Literal[1] = FORMAT
+    model: StudentName
+    recipe: str
+    labels: Labels
+    dimensions: tuple[str, ...]
+    has_verdicts: bool
+    has_evidence: bool
+    fields: tuple[str, ...]
+    query_length: int
+    item_length: int
+    temperature: Annotated[float, pydantic.Field(gt=0)]
+    head: Literal["", "cosine", "mlp", "maxsim"] = ""
+    embedding_width: int = 0
+    unit_length: bool = False
+    score_rises: bool = False
+    int8: Literal["", "any", "vnni"] = ""
+    source: dict[str, str]
+    tiers: tuple[Tier, ...] = ()
+    files: dict[str, str] = {}
+
+    @property
+    def schema_(self) -> LabelSchema:
+        """The labels as the library has them."""
+        return LabelSchema(self.labels.names, self.labels.gains, self.labels.positive)
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the ONNX files."""
+        return CROSS_ENCODER if self.model == "cross_encoder" else TWO_TOWER
+
+    @property
+    def identity(self) -> str:
+        """A hash of what decides scores and embeddings: an index belongs to one."""
+        values = self.model_dump(mode="json", exclude={"tiers", "files", "source"})
+        files = {name: sha for name, sha in self.files.items() if name.endswith(".onnx") or "tokenizer" in name}
+        return hash_values([values, files])
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Writes `bundle.json`, with the hashes of the files that are there; returns what was written."""
+    names = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name != MANIFEST)
+    manifest = manifest.model_copy(update={"files": {name: hash_file(folder / name) for name in names}})
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def set_tiers(folder: Path, tiers: tuple[Tier, ...]) -> Manifest:
+    """Replaces a bundle's tiers."""
+    manifest = read_manifest(folder).model_copy(update={"tiers": tiers})
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Reads a bundle's description and checks that its files are there and whole.
+
+    Raises:
+      UserError: the folder is no bundle, is of another version, lacks a file, or a file was changed.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder}: no bundle ({MANIFEST} is missing); `jax-rele export RUN --format onnx` writes one")
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        if isinstance(values, dict) and values.get("format") != FORMAT:
+            raise UserError(
+                f"{path}: the bundle is of format {values.get('format')!r:.20}, this version reads {FORMAT}; export "
+                "it again"
+            )
+        manifest = Manifest.model_validate(values)
+        manifest.schema_  # noqa: B018  # raises ValueError for labels that do not fit each other
+    except (ValueError, OSError) as error:
+        first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else None
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error).splitlines()[0]
+        raise UserError(f"{path}: damaged: {reason}; export the bundle again") from None
+    needed = {*manifest.graphs, "tokenizer.json", "config.json"}
+    for name in sorted(needed - manifest.files.keys()):
+        raise UserError(f"{path}: damaged: the bundle has no {name}; export it again")
+    for name, expected in manifest.files.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: the bundle lacks this file; export it again")
+        if hash_file(folder / name) != expected:
+            raise UserError(f"{folder / name}: was changed since the bundle was written; export it again")
+    return manifest

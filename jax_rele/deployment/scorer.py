@@ -1,0 +1,239 @@
+"""Predictions and embeddings of a bundle by ONNX Runtime: texts in, numpy arrays out, in input order.
+
+Texts become tokens as in training, so no text of a seller can forge a marker. Rows are sorted by length and run in
+batches that hold at most a number of tokens, padding included. JAX computes nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import softmax
+from transformers import PreTrainedTokenizerBase
+
+from jax_rele import extras
+from jax_rele.data.rows import as_pair
+from jax_rele.data.tokens.student_inputs import cross_rows, decode_evidence, tower_rows
+from jax_rele.data.tokens.tokenizers import ENCODER_TOKENS, load_tokenizer
+from jax_rele.deployment.bundle import Manifest, read_manifest
+from jax_rele.errors import UserError
+from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, Span
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+BATCH_TOKENS = 8192
+"""Most tokens of a batch, padding included."""
+
+ROUND = 8
+"""Rows are padded to a multiple of this many tokens: kernels are faster, and fewer shapes occur."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Predictions for N pairs.
+
+    Attributes:
+      scores: [N] expected gains in [0, 1], from calibrated label probabilities.
+      label_probs: [N, C].
+      verdict_probs: [N, D, V]; None where the student's recipe teaches no verdicts.
+      evidence: spans of each pair; None where the student's recipe teaches no evidence.
+    """
+
+    scores: np.ndarray
+    label_probs: np.ndarray
+    verdict_probs: np.ndarray | None = None
+    evidence: tuple[tuple[Span, ...], ...] | None = None
+
+    @property
+    def verdicts(self) -> list[tuple[str, ...]] | None:
+        """The likeliest verdict of each dimension, a tuple of names per pair."""
+        if self.verdict_probs is None:
+            return None
+        return [tuple(VERDICTS[index] for index in row) for row in self.verdict_probs.argmax(axis=-1)]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A bundle, ready to judge. Threads may share one.
+
+    Attributes:
+      manifest: what the bundle holds.
+      tokenizer: its tokenizer.
+      sessions: its graphs by the name of the file.
+      batch_tokens: most tokens of a batch, padding included.
+    """
+
+    manifest: Manifest
+    tokenizer: PreTrainedTokenizerBase
+    sessions: dict[str, onnxruntime.InferenceSession]
+    batch_tokens: int = BATCH_TOKENS
+
+    @property
+    def schema(self) -> LabelSchema:
+        """The labels."""
+        return self.manifest.schema_
+
+    @property
+    def embeds(self) -> bool:
+        """Whether query and item have embeddings of their own."""
+        return self.manifest.model == "two_tower"
+
+    def predict(self, pairs: Sequence[Pair | tuple[str, str | Item]]) -> Scores:
+        """Judges pairs, in order; each a `Pair`, or the text of a query and an item."""
+        if isinstance(pairs, str) or not len(pairs):
+            raise ValueError(f"predict needs a list of at least one pair, got {pairs!r:.80}")
+        judged = [as_pair(pair) for pair in pairs]
+        if self.embeds:
+            queries, query_of = _distinct([pair.query for pair in judged])
+            items, item_of = _distinct([self.item_text(pair.item) for pair in judged])
+            return self.compare(self.embed(queries, "query")[query_of], self.embed(items, "item")[item_of])
+        outputs = self.raw_outputs(judged)
+        evidence = None
+        if "evidence_logits" in outputs:
+            tags = [row.argmax(axis=-1) for row in outputs["evidence_logits"]]
+            fields, *lengths = self._limits
+            evidence = decode_evidence(self.tokenizer, judged, tags, self.manifest.dimensions, fields, *lengths)
+        return self._scores(outputs, evidence)
+
+    def raw_outputs(self, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+        """A cross-encoder's outputs by name; what is one per token is padded to the longest pair."""
+        return self._run("model.onnx", *cross_rows(self.tokenizer, pairs, *self._limits))
+
+    def embed(self, texts: Sequence[str | Item], side: str) -> np.ndarray:
+        """[N, E] float32 embeddings of texts, in order; with late interaction [N, L, E], zeros for padding.
+
+        Args:
+          texts: at least one query, or item (an `Item`, or its text).
+          side: `query` or `item`.
+
+        Raises:
+          ValueError: there is no text, or there is no such side.
+          UserError: the bundle holds a cross-encoder.
+        """
+        if not self.embeds:
+            raise UserError("a cross-encoder has no embeddings of query and item; export the two_tower")
+        if side not in ("query", "item"):
+            raise ValueError(f"side must be query or item, got {side!r}")
+        if isinstance(texts, str) or not len(texts):
+            raise ValueError(f"embed needs a list of at least one text, got {texts!r:.80}")
+        rows = self.token_rows(texts, side)
+        outputs = self._run(f"{side}.onnx", rows, None)
+        return next(iter(outputs.values()))
+
+    def token_rows(self, texts: Sequence[str | Item], side: str) -> list[list[int]]:
+        """The tokens that a two-tower reads of texts."""
+        number = ("query", "item").index(side)
+        texts = [self.item_text(text) if isinstance(text, Item) else text for text in texts]
+        pairs = [Pair("", *((text, Item("", "")) if side == "query" else ("", Item("", text)))) for text in texts]
+        return tower_rows(self.tokenizer, pairs, ("title",), *self._limits[1:])[number]
+
+    def compare(self, query: np.ndarray, item: np.ndarray) -> Scores:
+        """Judges pairs of embeddings: row i of `query` with row i of `item`."""
+        inputs = {"query_embedding": query, "item_embedding": item}
+        session = self.sessions["compare.onnx"]
+        names = [each.name for each in session.get_outputs()]
+        return self._scores(dict(zip(names, session.run(None, inputs))))
+
+    @property
+    def _limits(self) -> tuple[tuple[str, ...], int, int]:
+        return self.manifest.fields, self.manifest.query_length, self.manifest.item_length
+
+    def item_text(self, item: Item) -> str:
+        """What is read of an item: its fields, joined by spaces."""
+        return " ".join(text for _, text in item.texts(self.manifest.fields))
+
+    def _scores(self, outputs: dict, evidence: tuple[tuple[Span, ...], ...] | None = None) -> Scores:
+        probs = softmax(np.asarray(outputs["label_logits"], np.float64), axis=-1)
+        verdicts = outputs.get("verdict_logits")
+        if verdicts is not None:
+            verdicts = softmax(np.asarray(verdicts, np.float64), axis=-1)
+        return Scores(self.schema.expected_gain(probs), probs, verdicts, evidence)
+
+    def _run(self, name: str, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None) -> dict:
+        """The outputs of a graph for rows of tokens, in order; what is one per token is padded to the longest row."""
+        session = self.sessions[name]
+        names, known = [each.name for each in session.get_outputs()], {each.name for each in session.get_inputs()}
+        whole: dict[str, np.ndarray] = {}
+        longest = max(map(len, rows))
+        for indices in token_batches([len(row) for row in rows], self.batch_tokens):
+            length = -(-max(len(rows[index]) for index in indices) // ROUND) * ROUND
+            length = min(length, self._most_tokens(name))
+            tokens = np.full((len(indices), length), self.tokenizer.pad_token_id, np.int64)
+            mask, kinds = np.zeros_like(tokens), np.zeros_like(tokens)
+            for row, index in enumerate(indices):
+                size = len(rows[index])
+                tokens[row, :size], mask[row, :size] = rows[index], 1
+                if types is not None:
+                    kinds[row, :size] = types[index]
+            inputs = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": kinds}
+            for output, value in zip(names, session.run(None, {key: inputs[key] for key in inputs if key in known})):
+                per_token = output in ("evidence_logits", "token_embeddings")
+                if output not in whole:
+                    shape = (longest, *value.shape[2:]) if per_token else value.shape[1:]
+                    whole[output] = np.zeros((len(rows), *shape), np.float32)
+                if per_token:
+                    whole[output][indices, : min(length, longest)] = value[:, :longest]
+                else:
+                    whole[output][indices] = value
+        return whole
+
+    def _most_tokens(self, name: str) -> int:
+        manifest = self.manifest
+        if name == "model.onnx":
+            return manifest.query_length + manifest.item_length
+        return manifest.query_length if name == "query.onnx" else manifest.item_length + 1
+
+
+def load_bundle(folder: str | Path, *, threads: int = 0, batch_tokens: int = BATCH_TOKENS) -> Scorer:
+    """A bundle's student, ready to judge.
+
+    Args:
+      folder: what `jax-rele export` wrote in the format `onnx` or `tei`.
+      threads: of ONNX Runtime; 0 is one for each core. With several workers on a machine give each its share.
+      batch_tokens: most tokens of a batch, padding included.
+
+    Raises:
+      UserError: the folder is no bundle, or is damaged; or the extra `deploy` is not installed.
+    """
+    extras.require("deploy", "bundles", "onnxruntime")
+    import onnxruntime
+
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Where 8-bit products saturate (x86 without VNNI), weights are taken as unsigned.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    # Waiting threads would take the cores from other workers.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads else "1")
+    sessions = {}
+    for name in manifest.graphs:
+        try:
+            sessions[name] = onnxruntime.InferenceSession(str(folder / name), options, ["CPUExecutionProvider"])
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{folder / name}: ONNX Runtime cannot load it: {reason}") from None
+    return Scorer(manifest, load_tokenizer(folder, ENCODER_TOKENS), sessions, batch_tokens)
+
+
+def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
+    """Indices of rows in batches of like lengths, longest first, each at most `batch_tokens` with its padding."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    start = 0
+    while start < len(order):
+        padded = -(-lengths[order[start]] // ROUND) * ROUND
+        size = max(1, batch_tokens // max(padded, 1))
+        yield order[start : start + size]
+        start += size
+
+
+def _distinct(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The distinct texts, and for each text its index among them."""
+    index = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    return list(index), np.array([index[text] for text in texts])
