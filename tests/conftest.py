@@ -45,7 +45,7 @@ evaluate: {bootstrap_samples: 50, report_pairs: 20}
 def pytest_collection_modifyitems(items):
     """A test that needs the whole tiny run is slow."""
     for item in items:
-        if "tiny" in item.fixturenames:
+        if {"tiny", "student_run"} & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
 
 
@@ -65,6 +65,36 @@ def tiny(tmp_path_factory, worker_id):
             _run_tiny(folder)
             (folder / "finished").touch()
     return folder / "tiny.yaml", folder / "runs" / "tiny"
+
+
+STUDENTS = {
+    "pooled": ["--student.verdict_pooling", "pooled"],
+    "projected": [
+        *("--student.verdict_pooling", "pooled", "--student.two_tower.embedding_width", "16"),
+        *("--student.two_tower.towers", "separate", "--student.two_tower.pooling", "first"),
+    ],
+    "latent": ["--student.cross_encoder.latent_width", "8", "--student.two_tower.head", "mlp"],
+    "maxsim": ["--student.two_tower.head", "maxsim"],
+}
+
+
+@pytest.fixture(scope="session")
+def student_run(tiny):
+    """Name -> the folder of `tiny`, or of a run whose students have another form and learn from its signals."""
+    from jax_rele import cli
+    from jax_rele.io import lock
+
+    def train(name):
+        config, run = tiny
+        if name == "tiny":
+            return run
+        with lock(run.parent / f"{name}.lock"):
+            if not (run.parent / name / "evaluate" / "metrics.json").exists():
+                options = ["--name", name, "--score.signals", str(run), *STUDENTS[name]]
+                assert cli.main(["run", str(config), *options]) == 0
+        return run.parent / name
+
+    return train
 
 
 def _run_tiny(folder):

@@ -67,9 +67,10 @@ class StudentConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations; parameters, softmax and norms are in float32."""
     query_length: Annotated[int, Field(ge=4)] = 24
-    """Tokens of a query; longer ones are truncated."""
+    """Tokens of a query; a longer one loses its end."""
     item_length: Annotated[int, Field(ge=4)] = 72
-    """Tokens of an item; longer ones are truncated."""
+    """Tokens of an item; a longer one loses its end. The cross-encoder reads query_length + item_length tokens of a
+    pair; where it has more, the longer of the two texts loses its end."""
     rationale_length: Annotated[int, Field(ge=4)] = 96
     """Tokens of a rationale where a recipe encodes it with the pair; longer ones are truncated."""
     verdict_pooling: Literal["tokens", "pooled"] = "tokens"

@@ -12,8 +12,9 @@ from jax_rele.models.encoder import EncoderConfig
 from jax_rele.models.rope import Rope
 from jax_rele.types import Params
 
-DOWN = "feed_forward_down"
-"""Begins the names of the feed-forward's second products, whose inputs have outliers: 8 bits cost most there."""
+QUANTISED = "encoder_product"
+"""Begins the names of the products that 8-bit presets replace: those of the layers but the feed-forward's second, whose
+inputs have outliers."""
 
 
 def add_encoder(
@@ -59,7 +60,9 @@ def _add_block(
     graph: Graph, config: EncoderConfig, layer: Params, x: str, y: str, seen: str, rotation: tuple[str, str] | None
 ) -> tuple[str, str]:
     """One layer: the residual stream, and what the next layer's attention reads."""
-    query, key, value = (_heads(graph, config, graph.dense(y, layer[name])) for name in ("query", "key", "value"))
+    query, key, value = (
+        _heads(graph, config, graph.dense(y, layer[name], QUANTISED)) for name in ("query", "key", "value")
+    )
     if rotation is not None:
         query, key = _rotate(graph, config, query, rotation), _rotate(graph, config, key, rotation)
     scores = graph.op("MatMul", query, graph.op("Transpose", key, perm=[0, 1, 3, 2]))
@@ -67,17 +70,17 @@ def _add_block(
     weights = graph.op("Softmax", graph.op("Where", seen, scores, MASKED), axis=-1)
     mixed = graph.op("Transpose", graph.op("MatMul", weights, value), perm=[0, 2, 1, 3])
     mixed = graph.op("Reshape", mixed, [0, 0, config.width])
-    x = graph.op("Add", graph.dense(mixed, layer["output"]), x)
+    x = graph.op("Add", graph.dense(mixed, layer["output"], QUANTISED), x)
     if config.prenorm:
         y = graph.layer_norm(x, layer["mlp_norm"], config.norm_eps)
     else:
         y = x = graph.layer_norm(x, layer["attention_norm"], config.norm_eps)
-    up = graph.dense(y, layer["up"])
+    up = graph.dense(y, layer["up"], QUANTISED)
     if config.gated:
-        up = graph.op("Mul", _activate(graph, config, graph.dense(y, layer["gate"])), up)
+        up = graph.op("Mul", _activate(graph, config, graph.dense(y, layer["gate"], QUANTISED)), up)
     else:
         up = _activate(graph, config, up)
-    x = graph.op("Add", graph.dense(up, layer["down"], DOWN), x)
+    x = graph.op("Add", graph.dense(up, layer["down"]), x)
     if config.prenorm:
         return x, graph.layer_norm(x, layer["next_norm"], config.norm_eps)
     x = graph.layer_norm(x, layer["mlp_norm"], config.norm_eps)

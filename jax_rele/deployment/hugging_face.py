@@ -62,6 +62,9 @@ def write_encoder(
     export.write_tokenizer(data, folder)
     path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text("utf-8")) | {"model_max_length": length}
+    if config.token_types > 1:
+        # A tokenizer of no family of its own returns types only where it is told to.
+        values["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     write_json(path, values)
     raw = json.loads((folder / "config.json").read_text("utf-8"))
     tokenizer = data.student.tokenizer
@@ -101,7 +104,7 @@ def token_vectors(
     The tokenizer is transformers' own, with its own truncation; the weights are those of the files.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model, variables = from_hf(folder)
+    model, variables = from_hf(folder, dtype=jnp.float32)
     run = jax.jit(lambda variables, *rows: model.apply(variables, *rows))
     vectors: list[np.ndarray] = []
     for start in range(0, len(texts), BATCH):

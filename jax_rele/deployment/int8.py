@@ -1,8 +1,8 @@
 """8-bit weights for CPUs by ONNX Runtime, and the gate that a quantised student must pass on held-out pairs.
 
 Quantised weights change scores, by how much depends on the student and the processor; so the gate is measured and its
-figures are kept. Left in float32 in every preset: the word table, and the feed-forward's second products, whose inputs
-have outliers.
+figures are kept. Left in float32 in every preset: the tables, the heads, and the feed-forward's second products, whose
+inputs have outliers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import onnx
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from jax_rele.deployment.encoder_graph import DOWN
+from jax_rele.deployment.encoder_graph import QUANTISED
 from jax_rele.deployment.scorer import Scorer
 from jax_rele.deployment.student_data import StudentData
 from jax_rele.errors import UserError
@@ -107,14 +107,14 @@ def quantise(folder: Path, names: Sequence[str], preset: str) -> None:
         if name == "compare.onnx":
             continue  # a few small products
         model = onnx.load(str(folder / name))
-        kept = [node.name for node in model.graph.node if node.name.startswith(DOWN)]
+        products = [node.name for node in model.graph.node if node.name.startswith(QUANTISED)]
         temporary = folder / f"float32-{name}"
         (folder / name).rename(temporary)
         quantize_dynamic(
             str(temporary),
             str(folder / name),
             op_types_to_quantize=["MatMul"],
-            nodes_to_exclude=kept,
+            nodes_to_quantize=products,
             weight_type=QuantType.QInt8,
             **PRESETS[preset],
         )

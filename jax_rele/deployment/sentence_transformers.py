@@ -134,7 +134,9 @@ def _write_cross_encoder(data: StudentData, folder: Path, pairs: list[Pair], lab
         centred = x - x.mean(axis=-1, keepdims=True)
         outputs = {"label_logits": centred, "best_label_logit": centred[:, 0]}
         return export.Written(outputs, "best_label_logit", usage, (note,))
-    note = "`predict` gives the score itself, in [0, 1]. Keep float32: half precision has no logits as low as the chain's."
+    note = (
+        "`predict` gives the score itself, in [0, 1]. Keep float32: half precision has no logits as low as the chain's."
+    )
     return export.Written({"score": x[:, 0]}, "score", usage, (note,))
 
 

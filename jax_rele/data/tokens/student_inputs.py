@@ -34,7 +34,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple
 
 
 def _ids(
-    tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], length: int
+    tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], length: int | None = None
 ) -> list[list[int]]:
     # A sentencepiece vocabulary finds its pieces wherever a text spells them out, `</s>` too: sellers forge no markers.
     unknown = tokenizer.pad_token_id if tokenizer.unk_token_id is None else tokenizer.unk_token_id
@@ -45,15 +45,13 @@ def _ids(
     ]
 
 
-def _sources(
-    tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], length: int
-) -> list[TokenSources]:
+def _sources(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]]) -> list[TokenSources]:
     """Where the tokens of `_ids` come from."""
     rows = []
     for side, offsets in zip(sides, _tokenize(tokenizer, sides, return_offsets_mapping=True)["offset_mapping"]):
         begins = [0, *accumulate(len(text) + 1 for _, text in side)]
         row = []
-        for start, end in offsets[:length]:
+        for start, end in offsets:
             # By its last character: a token may begin with the space before its word.
             index = bisect_right(begins, max(end - 1, start), hi=len(side)) - 1
             begin = begins[index]
@@ -79,10 +77,34 @@ def _markers(tokenizer: PreTrainedTokenizerBase, texts: int) -> list[list[int]]:
     return markers if any(markers) else [[tokenizer.cls_token_id], *[[tokenizer.sep_token_id]] * texts]
 
 
-def _text_lengths(markers: Sequence[Sequence[int]], query_length: int, item_length: int) -> tuple[int, int]:
-    """Tokens of query and item beside the markers: those before the item count as the query's."""
-    before, between, after = map(len, markers)
-    return max(query_length - before - between, 0), max(item_length - after, 0)
+def _budget(markers: Sequence[Sequence[int]], query_length: int, item_length: int) -> int:
+    """Tokens of query and item together beside the markers."""
+    return max(query_length + item_length - sum(map(len, markers)), 0)
+
+
+def longest_first(query: int, item: int, budget: int) -> tuple[int, int]:
+    """How many of a pair's tokens are kept: the longer text loses its end, then both evenly.
+
+    As the strategy `longest_first` of Hugging Face tokenizers, so that other programs read what the student was
+    trained on.
+
+    Args:
+      query, item: tokens of the two texts.
+      budget: most tokens of both.
+    """
+    short, long = sorted((query, item))
+    if short + long > budget:
+        if 2 * short > budget:
+            short, long = budget // 2, budget - budget // 2
+        else:
+            long = budget - short
+    return (short, long) if query <= item else (long, short)
+
+
+def _cut(queries: Sequence[list], items: Sequence[list], budget: int) -> list[tuple[list, list]]:
+    """Pairs of rows, cut by `longest_first`."""
+    lengths = [longest_first(len(query), len(item), budget) for query, item in zip(queries, items)]
+    return [(query[:m], item[:n]) for query, item, (m, n) in zip(queries, items, lengths)]
 
 
 def _pair_sources(
@@ -94,9 +116,9 @@ def _pair_sources(
 ) -> tuple[list[list[int]], list[tuple[TokenSources, TokenSources]]]:
     """The markers of a pair, and where the tokens of each pair's query and item in `cross_rows` come from."""
     markers = _markers(tokenizer, 2)
-    query_limit, item_limit = _text_lengths(markers, query_length, item_length)
-    queries = _sources(tokenizer, _queries(pairs), query_limit)
-    return markers, list(zip(queries, _sources(tokenizer, _items(pairs, fields), item_limit)))
+    budget = _budget(markers, query_length, item_length)
+    queries, items = (_sources(tokenizer, side) for side in (_queries(pairs), _items(pairs, fields)))
+    return markers, _cut(queries, items, budget)
 
 
 def tower_rows(
@@ -131,15 +153,14 @@ def cross_rows(
     """The cross-encoder's inputs before padding, as the tokenizer writes a pair, e.g. `[CLS] query [SEP] item [SEP]`.
 
     Returns:
-      The token ids of each pair, and their types: 0 up to the item, 1 from there on. A query with the markers around it
-      has at most `query_length` tokens, an item with the markers after it `item_length`; both lose their ends.
+      The token ids of each pair, and their types: 0 up to the item, 1 from there on. A pair has at most `query_length`
+      + `item_length` tokens; where it has more, the longer text loses its end, see `longest_first`.
     """
     before, between, after = markers = _markers(tokenizer, 2)
-    query_limit, item_limit = _text_lengths(markers, query_length, item_length)
+    budget = _budget(markers, query_length, item_length)
     rows, types = [], []
-    for query, item in zip(
-        _ids(tokenizer, _queries(pairs), query_limit), _ids(tokenizer, _items(pairs, fields), item_limit)
-    ):
+    queries, items = (_ids(tokenizer, side) for side in (_queries(pairs), _items(pairs, fields)))
+    for query, item in _cut(queries, items, budget):
         rows.append([*before, *query, *between, *item, *after])
         first = len(before) + len(query) + len(between)
         types.append([0] * first + [1] * (len(rows[-1]) - first))
