@@ -191,18 +191,37 @@ def check_signals(config: str, file: str, overrides: Sequence[str]) -> None:
 
 
 @command(
-    _RUN,
-    argument("--model", required=True, choices=MODELS, help="which model of the run"),
+    argument("run", type=Path, metavar="RUN", help="folder of a finished run, or of a bundle that `export` wrote"),
+    argument("--model", choices=MODELS, help="which model of the run; a bundle has one"),
     argument("--recipe", metavar="RECIPE", help="the student's recipe; mkd, or the last one that the run trained"),
     argument("--input", required=True, metavar="PAIRS", help="JSONL, CSV, TSV or Parquet file of pairs"),
-    argument("--output", required=True, type=Path, metavar="SCORES.parquet", help="file to write"),
+    argument("--output", type=Path, metavar="SCORES.parquet", help="file to write"),
     argument("--embeddings", action="store_true", help="write the two-tower's embeddings too"),
+    argument(
+        "--shards", type=Path, metavar="FOLDER", help="folder to write instead, by any number of processes; resumes"
+    ),
+    argument("--process", metavar="N/M", help="with --shards: this is process N of M"),
+    argument("--rows", type=positive_number, metavar="N", help="with --shards: rows of a shard (1024)"),
+    argument("--ray", metavar="ADDRESS", help="with --shards: by the workers of a Ray cluster; `local` starts one"),
+    argument("--workers", type=positive_number, metavar="N", help="with --ray: how many; by default one for each core"),
+    argument(
+        "--threads", type=positive_number, metavar="N", help="of a bundle's process; by default one for each core"
+    ),
+    argument(
+        "--fields",
+        nargs="+",
+        default=[],
+        metavar="NAME=COLUMN",
+        help="of a bundle: the file's names, e.g. item=product",
+    ),
 )
-def predict(run: Path, model: str, recipe: str | None, input: str, output: Path, embeddings: bool) -> None:
+def predict(
+    run: Path, model: str | None, recipe: str | None, input: str, output: Path | None, embeddings: bool, **batch
+) -> None:
     """Score a file of pairs."""
     from jax_rele.cli import judge
 
-    judge.predict(run, model, input, output, recipe=recipe, embeddings=embeddings)
+    judge.predict(run, model, input, output, recipe=recipe, embeddings=embeddings, **batch)
 
 
 _ITEM_TEXTS = ("title", "brand", "color", "category", "bullets", "description")

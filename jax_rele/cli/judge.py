@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from jax_rele.data import read_pairs, write_quarantine, write_table
+from jax_rele.data.parquet import join_tables
 from jax_rele.errors import UserError
+from jax_rele.models.files import read_json
+from jax_rele.names import MODELS
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.runs.load import load_student, load_teacher, read_run
@@ -20,6 +25,147 @@ from jax_rele.types import ITEM_FIELDS, Item, Pair
 
 
 def predict(
+    run_dir: Path,
+    model: str | None,
+    input_path: str,
+    output_path: Path | None,
+    *,
+    recipe: str | None = None,
+    embeddings: bool = False,
+    shards: Path | None = None,
+    process: str | None = None,
+    rows: int | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    fields: Sequence[str] = (),
+) -> None:
+    """Scores a file of pairs by a model of a run, see `predict_by_run`, or by a bundle, see `predict_by_bundle`.
+
+    Raises:
+      UserError: options that do not fit the folder or each other.
+    """
+    is_bundle = (run_dir / "bundle.json").is_file()
+    given: dict[str, object] = {
+        "--shards": shards,
+        "--process": process,
+        "--rows": rows,
+        "--ray": ray,
+        "--workers": workers,
+    }
+    given |= {"--threads": threads, "--fields": fields}
+    if not is_bundle:
+        for option, value in given.items():
+            if value:
+                raise UserError(
+                    f"{option}: is for a bundle, and {run_dir} is none; `jax-rele export {run_dir} --model "
+                    "cross_encoder "
+                    "--output BUNDLE` writes one"
+                )
+        if model is None:
+            raise UserError(f"--model: {run_dir} is a run, of which one model is to judge: {', '.join(MODELS)}")
+        if output_path is None:
+            raise UserError("--output: give the file to write")
+        return predict_by_run(run_dir, model, input_path, output_path, recipe=recipe, embeddings=embeddings)
+    for option, value in {"--model": model, "--recipe": recipe, "--embeddings": embeddings}.items():
+        if value:
+            raise UserError(f"{option}: is for a run; a bundle holds one student")
+    if (output_path is None) == (shards is None):
+        raise UserError("give --output FILE or --shards FOLDER")
+    if shards is None:
+        for option in ("--process", "--rows", "--ray", "--workers"):
+            if given[option]:
+                raise UserError(f"{option}: goes with --shards FOLDER")
+    if ray and process:
+        raise UserError("--process: Ray deals the shards itself; give one of --ray and --process")
+    if workers and not ray:
+        raise UserError("--workers: goes with --ray; without it start as many processes as you want with --process N/M")
+    names = parse_fields(fields)
+    predict_by_bundle(run_dir, input_path, output_path, shards, process, rows, ray, workers or 0, threads or 0, names)
+
+
+def parse_fields(fields: Sequence[str]) -> dict[str, str]:
+    """`NAME=COLUMN` words as a mapping. Raises UserError for another word."""
+    for word in fields:
+        if not all(word.partition("=")):
+            raise UserError(f"--fields: {word!r} is not NAME=COLUMN, e.g. item=product")
+    return dict(word.split("=", 1) for word in fields)  # type: ignore[misc]  # two parts each
+
+
+def predict_by_bundle(
+    bundle: Path,
+    input_path: str,
+    output_path: Path | None,
+    shards: Path | None,
+    process: str | None,
+    rows: int | None,
+    ray: str | None,
+    workers: int,
+    threads: int,
+    fields: Mapping[str, str],
+) -> None:
+    """Scores a file of pairs by a bundle, as one file or as shards, see `jax_rele.deployment.batch`.
+
+    The columns are `pair_id`, `score`, one probability per label, the likeliest verdict of each dimension where the
+    student was taught verdicts, and `tier` where the bundle has tiers.
+    """
+    from jax_rele.deployment.batch import ROWS, Share, predict_shards
+
+    if shards is None:
+        assert output_path is not None
+        _check_output(input_path, output_path)
+        # Shards of the one file; they are kept until it is whole, so that the same command resumes.
+        shards = output_path.with_suffix(".shards")
+    share = Share.parse(process) if process else Share()
+    if ray:
+        from jax_rele.deployment.ray_workers import predict_on_ray
+
+        done = predict_on_ray(
+            bundle,
+            input_path,
+            shards,
+            address=ray,
+            workers=workers,
+            fields=fields,
+            rows=rows or ROWS,
+            cores=threads or 1,
+        )
+    else:
+        done = predict_shards(
+            bundle, input_path, shards, fields=fields, rows=rows or ROWS, share=share, threads=threads
+        )
+    print(
+        f"{shards}: {done.judged} shards judged, {done.skipped} were there"
+        + ("" if done.finished else "; others are missing")
+    )
+    if not done.finished:
+        return
+    counts = read_json(shards / "finished.json")
+    print(
+        f"{shards}: {counts['rows']} rows read = {counts['pairs']} pairs + {counts['quarantined']} bad rows set aside"
+    )
+    if output_path is not None:
+        parts = sorted(file for file in shards.glob("part-*.parquet") if not file.name.endswith(".quarantine.parquet"))
+        join_tables(output_path, parts)
+        quarantine = output_path.with_suffix(".quarantine.parquet")
+        quarantine.unlink(missing_ok=True)
+        if bad := sorted(shards.glob("part-*.quarantine.parquet")):
+            join_tables(quarantine, bad)
+        shutil.rmtree(shards)
+        print(f"{output_path}: {counts['pairs']} pairs")
+
+
+def _check_output(input_path: str, output_path: Path) -> None:
+    """Raises UserError for a file that cannot be the output."""
+    if output_path.suffix != ".parquet":
+        raise UserError(f"{output_path}: the output is a Parquet file; give a name that ends in .parquet")
+    if output_path.is_dir() or output_path.resolve() == Path(input_path).resolve():
+        raise UserError(f"{output_path}: is a folder or the input itself; give another file to write")
+    if not output_path.resolve().parent.is_dir():
+        raise UserError(f"{output_path.resolve().parent}: no such folder to write to; create it first")
+
+
+def predict_by_run(
     run_dir: Path,
     model: str,
     input_path: str,
@@ -49,12 +195,7 @@ def predict(
         raise UserError("--recipe: the teacher has none; it is for --model cross_encoder and two_tower")
     if embeddings and model != "two_tower":
         raise UserError(f"--embeddings: the {model} has no embeddings of query and item; use --model two_tower")
-    if output_path.suffix != ".parquet":
-        raise UserError(f"{output_path}: the output is a Parquet file; give a name that ends in .parquet")
-    if output_path.is_dir() or output_path.resolve() == Path(input_path).resolve():
-        raise UserError(f"{output_path}: is a folder or the input itself; give another file to write")
-    if not output_path.resolve().parent.is_dir():
-        raise UserError(f"{output_path.resolve().parent}: no such folder to write to; create it first")
+    _check_output(input_path, output_path)
     pairs, bad = read_pairs(
         input_path,
         label_names=config.labels.names,

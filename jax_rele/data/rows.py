@@ -382,8 +382,8 @@ def _names(items: tuple[tuple[str, str], ...]) -> _Names:
     return _Names(nested, flat)
 
 
-def as_pair(pair: Pair | tuple[str, str]) -> Pair:
-    """A pair, or the texts of a query and an item as one. Raises TypeError for anything else."""
+def as_pair(pair: Pair | tuple[str, str | Item]) -> Pair:
+    """A pair, or the text of a query and an item (or its text) as one. Raises TypeError for anything else."""
     if isinstance(pair, Pair):
         return pair
     if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[0], str):

@@ -78,7 +78,7 @@ class Manifest(Section):
       files: SHA-256 of each other file.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     model: StudentName
     recipe: str
     labels: Labels

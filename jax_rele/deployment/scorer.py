@@ -128,8 +128,11 @@ class Scorer:
     def token_rows(self, texts: Sequence[str | Item], side: str) -> list[list[int]]:
         """The tokens that a two-tower reads of texts."""
         number = ("query", "item").index(side)
-        texts = [self.item_text(text) if isinstance(text, Item) else text for text in texts]
-        pairs = [Pair("", *((text, Item("", "")) if side == "query" else ("", Item("", text)))) for text in texts]
+        plain = [self.item_text(text) if isinstance(text, Item) else text for text in texts]
+        if side == "query":
+            pairs = [Pair("", text, Item("", "")) for text in plain]
+        else:
+            pairs = [Pair("", "", Item("", text)) for text in plain]
         return tower_rows(self.tokenizer, pairs, ("title",), *self._limits[1:])[number]
 
     def compare(self, query: np.ndarray, item: np.ndarray) -> Scores:

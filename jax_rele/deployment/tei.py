@@ -22,41 +22,52 @@ from jax_rele.models.encoder_families import encoder_hf_config
 from jax_rele.students.cross_encoder import CrossEncoder
 from jax_rele.types import Pair
 
+IMAGE = "ghcr.io/huggingface/text-embeddings-inference:cpu-1.9"
+
 
 def write(data: StudentData, folder: Path, pairs: list[Pair]) -> export.Written:
     """Fills the folder; a two-tower has the folders `query` and `item`."""
-    model, manifest = data.student.model, data.manifest
-    raw = dict(encoder_hf_config(model.encoder))
-    raw["pad_token_id"] = data.student.tokenizer.pad_token_id
-    if isinstance(model, CrossEncoder):
-        kind = str(raw["architectures"][0]).removesuffix("Model") + "ForSequenceClassification"  # type: ignore[index]
-        raw |= {"architectures": [kind], "id2label": {"0": "score"}, "label2id": {"score": 0}}
-        graph = cross_encoder_model(
-            model, data.params, data.student.label_schema, data.temperature, frozenset({"logits"})
-        )
-        _write_folder(data, folder, raw, graph, manifest.query_length + manifest.item_length)
-        usage = (
-            "# docker run -v THIS_FOLDER:/model ghcr.io/huggingface/text-embeddings-inference:cpu-1.9 --model-id "
-            "/model",
-            "import requests",
-            "",
-            'answer = requests.post("http://localhost:8080/rerank", json={"query": "red shoes", "texts": ["Acme '
-            'shoes"]})',
-        )
-        notes = ("The server makes the score of the logit by its sigmoid; with `raw_scores` it returns log-odds.",)
-        return export.Written({"logits": _logits(data, folder, pairs)}, "logits", usage, notes)
-    outputs = {}
-    towers = export.graphs(data)
+    config = dict(encoder_hf_config(data.student.model.encoder))
+    config["pad_token_id"] = data.student.tokenizer.pad_token_id
+    if isinstance(data.student.model, CrossEncoder):
+        return _write_reranker(data, data.student.model, folder, pairs, config)
+    return _write_towers(data, folder, pairs, config)
+
+
+def _write_reranker(
+    data: StudentData, model: CrossEncoder, folder: Path, pairs: list[Pair], config: dict[str, object]
+) -> export.Written:
+    names = config["architectures"]
+    assert isinstance(names, list)
+    kind = str(names[0]).removesuffix("Model") + "ForSequenceClassification"
+    config |= {"architectures": [kind], "id2label": {"0": "score"}, "label2id": {"score": 0}}
+    wanted = frozenset({"logits"})
+    graph = cross_encoder_model(model, data.params, data.student.label_schema, data.temperature, wanted)
+    _write_folder(data, folder, config, graph, data.manifest.query_length + data.manifest.item_length)
+    usage = (
+        f"# docker run -p 8080:80 -v THIS_FOLDER:/model {IMAGE} --model-id /model",
+        "import requests",
+        "",
+        'body = {"query": "red shoes", "texts": ["Acme running shoes"]}',
+        'answer = requests.post("http://localhost:8080/rerank", json=body)',
+    )
+    notes = ("The server makes the score of the logit by its sigmoid; with `raw_scores` it returns log-odds.",)
+    return export.Written({"logits": _logits(data, folder, pairs)}, "logits", usage, notes)
+
+
+def _write_towers(data: StudentData, folder: Path, pairs: list[Pair], config: dict[str, object]) -> export.Written:
+    manifest, outputs, towers = data.manifest, {}, export.graphs(data)
     for side, length in (("query", manifest.query_length), ("item", manifest.item_length + 1)):
         (folder / side).mkdir()
-        _write_folder(data, folder / side, raw, towers[f"{side}.onnx"], length)
+        _write_folder(data, folder / side, config, towers[f"{side}.onnx"], length)
         write_pooling(folder / side, manifest.embedding_width, "mean")
         scorer = _scorer(data, {f"{side}.onnx": folder / side / "model.onnx"})
-        texts = [pair.query if side == "query" else pair.item for pair in pairs]
-        outputs[f"{side}_embedding"] = scorer.embed(texts, side)
+        outputs[f"{side}_embedding"] = scorer.embed(
+            [pair.query if side == "query" else pair.item for pair in pairs], side
+        )
     inner = (outputs["query_embedding"].astype(np.float64) * outputs["item_embedding"]).sum(axis=-1)
     usage = (
-        "# one server for each side: --model-id THIS_FOLDER/query, --model-id THIS_FOLDER/item",
+        f"# a server for each side: docker run -p 8080:80 -v THIS_FOLDER/query:/model {IMAGE} --model-id /model",
         "import requests",
         "",
         'body = {"inputs": "red shoes", "normalize": False}',

@@ -1,4 +1,4 @@
-"""Students in the form of sentence-transformers, loaded by it as it is: its predictions, ranks and embeddings are ours."""
+"""Students in the form of sentence-transformers, loaded by it as it is: predictions, ranks, embeddings equal ours."""
 
 import numpy as np
 import pytest

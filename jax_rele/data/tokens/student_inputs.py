@@ -193,7 +193,7 @@ def evidence_rows(
 def decode_evidence(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
-    tags: np.ndarray,
+    tags: np.ndarray | Sequence[np.ndarray],
     dimensions: Sequence[str],
     fields: Sequence[str],
     query_length: int,

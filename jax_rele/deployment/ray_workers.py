@@ -1,0 +1,79 @@
+"""Batch scoring by the actors of a Ray cluster. Ray starts and restarts the processes; the shards are ours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from jax_rele import extras
+from jax_rele.deployment.batch import ROWS, Progress, Share, predict_shards
+from jax_rele.errors import UserError
+
+RESTARTS = 10
+"""How often a worker that died is started again; what it had judged is kept."""
+
+
+def predict_on_ray(
+    bundle: str | Path,
+    source: str,
+    output: str | os.PathLike,
+    *,
+    address: str = "local",
+    workers: int = 0,
+    fields: Mapping[str, str] | None = None,
+    rows: int = ROWS,
+    cores: int = 1,
+) -> Progress:
+    """Judges all shards of the pairs of a source.
+
+    Args:
+      bundle, source, output, fields, rows: as of `predict_shards`; every machine of the cluster must see them.
+      address: of the cluster, e.g. `auto` or `ray://HOST:10001`; `local` starts one in this process.
+      workers: how many; 0 is as many as the cluster has cores for.
+      cores: of a worker.
+
+    Raises:
+      UserError: the extra `ray` is not installed, the cluster is not reached, or a worker died too often.
+    """
+    extras.require("ray", "clusters", "ray")
+    import ray
+
+    # The scheduler's own check of working folders is of no use to processes that read absolute paths.
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"--ray {address}: cannot reach the cluster: {str(error).splitlines()[0]}") from None
+    try:
+        count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // cores)
+        remote = ray.remote(num_cpus=cores, max_retries=RESTARTS, retry_exceptions=False)(_work)
+        paths = [os.path.abspath(os.fspath(path)) for path in (bundle, output)]
+        here = os.path.abspath(source) if os.path.exists(source) else source
+        tasks = [
+            remote.remote(paths[0], here, paths[1], dict(fields or {}), rows, number, count, cores)
+            for number in range(count)
+        ]
+        try:
+            done = ray.get(tasks)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            raise cause if isinstance(cause, UserError) else UserError(f"--ray: {str(cause).splitlines()[0]}") from None
+        except ray.exceptions.RayError as error:
+            raise UserError(
+                f"--ray: a worker died more than {RESTARTS} times: {str(error).splitlines()[0]}; the same command "
+                "resumes"
+            ) from None
+    finally:
+        ray.shutdown()
+    # The last to end saw all shards; counted once more, as two may end at the same time.
+    last = predict_shards(bundle, source, output, fields=fields, rows=rows, share=Share(0, 1), threads=cores)
+    return Progress(sum(each[0] for each in done) + last.judged, sum(each[1] for each in done), last.finished)
+
+
+def _work(
+    bundle: str, source: str, output: str, fields: dict, rows: int, number: int, count: int, threads: int
+) -> tuple[int, int]:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    share = Share(number, count)
+    progress = predict_shards(bundle, source, output, fields=fields, rows=rows, share=share, threads=threads)
+    return progress.judged, progress.skipped

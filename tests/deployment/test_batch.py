@@ -1,0 +1,179 @@
+"""Batch scoring in shards: the same bytes by any number of processes, killed anywhere, and every row accounted for."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import jax_rele
+from jax_rele import cli
+from jax_rele.data import read_pairs
+from jax_rele.deployment import export_student
+from jax_rele.deployment.batch import Share, predict_shards
+from jax_rele.errors import UserError
+from jax_rele.io import lock
+
+pytestmark = pytest.mark.timeout(600)
+ROWS = 16
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny):
+    folder = tiny[1].parent.parent / "bundle"
+    with lock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            export_student(tiny[1], folder, "cross_encoder")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A file of 203 rows, every 20th of them bad."""
+    words = ["red", "blue", "shoe", "lamp", "steel", "large", "phone", "case"]
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(203):
+        title = " ".join(rng.choice(words, rng.integers(1, 30)))
+        row = {
+            "pair_id": f"p{number}",
+            "query": f"{rng.choice(words)} {number}",
+            "item": {"id": str(number), "title": title},
+        }
+        lines.append('{"query": 3' if number % 20 == 7 else json.dumps(row))
+    file = tmp_path_factory.mktemp("batch") / "pairs.jsonl"
+    file.write_text("\n".join(lines) + "\n", "utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(bundle, pairs, tmp_path_factory):
+    """The folder that one process writes without interruption."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    done = predict_shards(bundle, str(pairs), folder, rows=ROWS, threads=1)
+    assert (done.judged, done.skipped, done.finished) == (13, 0, True)
+    return folder
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("part-*"))}
+
+
+def test_shards_hold_what_predict_gives_and_every_row_is_accounted_for(bundle, pairs, whole):
+    counts = json.loads((whole / "finished.json").read_text())
+    assert counts == {"shards": 13, "rows": 203, "pairs": 193, "quarantined": 10}
+    files = [file for file in sorted(whole.glob("part-*.parquet")) if "quarantine" not in file.name]
+    rows = list(itertools.chain.from_iterable(pq.read_table(file).to_pylist() for file in files))
+    good, bad = read_pairs(pairs, label_names=(), for_prediction=True)
+    assert [row["pair_id"] for row in rows] == [pair.pair_id for pair in good]
+    expected = jax_rele.deployment.load_bundle(bundle).predict(good)
+    np.testing.assert_allclose([row["score"] for row in rows], expected.scores, atol=1e-6)
+    set_aside = [
+        row["row"] for file in sorted(whole.glob("*.quarantine.parquet")) for row in pq.read_table(file).to_pylist()
+    ]
+    assert set_aside == [each.row for each in bad]
+
+
+def test_any_number_of_processes_writes_the_same_bytes(bundle, pairs, whole, tmp_path):
+    folder = tmp_path / "out"
+    finished = [
+        predict_shards(bundle, str(pairs), folder, rows=ROWS, share=Share(number, 3), threads=1).finished
+        for number in (2, 0, 1)
+    ]
+    assert finished == [False, False, True]
+    assert content(folder) == content(whole)
+    again = predict_shards(bundle, str(pairs), folder, rows=ROWS, threads=1)
+    assert (again.judged, again.skipped, again.finished) == (0, 13, True)
+
+
+def test_killed_anywhere_it_resumes_to_the_same_bytes(bundle, pairs, whole, tmp_path):
+    command = ["predict", str(bundle), "--input", str(pairs), "--rows", str(ROWS), "--threads", "1"]
+    code = f"""
+import sys, time
+from jax_rele.deployment import batch
+write = batch.write_table
+def slowly(path, *rest):
+    write(path, *rest)
+    time.sleep(0.05)
+batch.write_table = slowly
+from jax_rele import cli
+print("begins", flush=True)
+sys.exit(cli.main({[*command, "--shards", str(tmp_path / "out")]!r}))
+"""
+    draw, kills = random.Random(3), 0
+    for _ in range(40):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        deadline = time.monotonic() + draw.uniform(0.5, 3.5)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert process.returncode == 0
+    assert kills >= 1
+    assert content(tmp_path / "out") == content(whole)
+    assert json.loads((tmp_path / "out" / "finished.json").read_text())["rows"] == 203
+    assert not [name for name in os.listdir(tmp_path / "out") if name.endswith(".tmp") and name.startswith("part")]
+
+
+def test_one_file_from_the_command_line(bundle, pairs, whole, tmp_path, capsys):
+    output = tmp_path / "scores.parquet"
+    assert cli.main(["predict", str(bundle), "--input", str(pairs), "--output", str(output)]) == 0
+    out = capsys.readouterr().out
+    assert "203 rows read = 193 pairs + 10 bad rows set aside" in out
+    assert len(pq.read_table(output)) == 193
+    assert len(pq.read_table(output.with_suffix(".quarantine.parquet"))) == 10
+    assert {file.name for file in tmp_path.iterdir()} == {"scores.parquet", "scores.quarantine.parquet"}
+    columns = pq.read_schema(output).names
+    assert columns[:2] == ["pair_id", "score"]
+    assert "verdict_brand" in columns
+
+
+def test_wrong_input_is_told_in_one_line(bundle, pairs, whole, tiny, tmp_path, capsys):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"query": "a", "item": {"id": "1", "title": "b"}}\n')
+    with pytest.raises(UserError, match="of another input"):
+        predict_shards(bundle, str(other), whole, rows=ROWS)
+    with pytest.raises(UserError, match="was begun with --rows 16"):
+        predict_shards(bundle, str(pairs), whole, rows=5)
+    tower = tmp_path / "tower"
+    export_student(tiny[1], tower, "two_tower")
+    with pytest.raises(UserError, match="by another bundle"):
+        predict_shards(tower, str(pairs), whole, rows=ROWS)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is no folder of shards: it holds thesis.txt"):
+        predict_shards(bundle, str(pairs), tmp_path / "full")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UserError, match="no rows"):
+        predict_shards(bundle, str(tmp_path / "empty.jsonl"), tmp_path / "none")
+    command = ["predict", str(bundle), "--input", str(pairs)]
+    for options, message in (
+        ([], "give --output FILE or --shards FOLDER"),
+        (["--shards", "x", "--process", "9/8"], "--process: is N/M"),
+        (["--output", "x.parquet", "--process", "1/2"], "--process: goes with --shards"),
+        (["--output", "x.parquet", "--model", "two_tower"], "--model: is for a run"),
+        (["--shards", "x", "--workers", "2"], "--workers: goes with --ray"),
+        (["--output", "x.csv"], "ends in .parquet"),
+        (["--output", "x.parquet", "--fields", "item"], "is not NAME=COLUMN"),
+    ):
+        assert cli.main([*command, *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert cli.main(["predict", str(tiny[1]), "--input", str(pairs), "--shards", "x"]) == 2
+    assert "--shards: is for a bundle" in capsys.readouterr().err
+    assert cli.main(["predict", str(tiny[1]), "--input", str(pairs), "--output", "x.parquet"]) == 2
+    assert "--model: " in capsys.readouterr().err
+    assert not Path("x").exists()
