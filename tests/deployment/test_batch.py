@@ -153,7 +153,7 @@ def test_wrong_input_is_told_in_one_line(bundle, pairs, whole, tiny, tmp_path, c
         predict_shards(tower, str(pairs), whole, rows=ROWS)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="is no folder of shards: it holds thesis.txt"):
+    with pytest.raises(UserError, match="is no folder of shards: it holds thesis"):
         predict_shards(bundle, str(pairs), tmp_path / "full")
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="no rows"):
