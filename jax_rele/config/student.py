@@ -76,7 +76,8 @@ class StudentConfig(Section):
     verdict_pooling: Literal["tokens", "pooled"] = "tokens"
     """What the verdict on a dimension is read from: the tokens, with attention of the dimension's own, and then the
     two-tower's embeddings hold a part for every dimension; or the vector that the label is read from, which needs no
-    layer that other libraries lack. With `pooled` give the verdict term of `mkd` and `cot_kd` a constant weight of 1:
-    the default, which falls from 10, makes such a cross-encoder worse (docs/studies/attribute_world.md)."""
+    layer that other libraries lack. The weight of the verdict
+    term of `mkd` and `cot_kd` falls from 10 to 1 with `tokens` and is 1 with `pooled`, each the better one there
+    (docs/studies/attribute_world.md)."""
     cross_encoder: CrossEncoderConfig = CrossEncoderConfig()
     two_tower: TwoTowerConfig = TwoTowerConfig()

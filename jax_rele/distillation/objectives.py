@@ -23,7 +23,13 @@ from jax_rele.losses.combine import Schedule, Term
 from jax_rele.losses.recipes import OUTPUTS
 
 
-def terms(distill: DistillConfig, gains: Sequence[float], name: str, heads: Collection[str]) -> dict[str, Term]:
+def terms(
+    distill: DistillConfig,
+    gains: Sequence[float],
+    name: str,
+    heads: Collection[str],
+    verdict_pooling: str = "tokens",
+) -> dict[str, Term]:
     """The terms of the recipe or objective called `name`, for a student with these heads.
 
     Args:
@@ -31,13 +37,15 @@ def terms(distill: DistillConfig, gains: Sequence[float], name: str, heads: Coll
       gains: [C] gain of each label.
       name: the recipe or objective.
       heads: the fields of `StudentOutputs` that the student fills.
+      verdict_pooling: `student.verdict_pooling`. The weight of a recipe's verdict term falls where verdicts are read
+        from the tokens, and is constant where they are `pooled` (docs/studies/attribute_world.md).
 
     Raises:
       UserError: a loss cannot be found, or a term does not fit its loss; it names the config path.
     """
     objective = distill.objectives.get(name)
     base = name if objective is None else objective.base
-    steps = distill.optimization.steps
+    steps = distill.optimization.steps if verdict_pooling == "tokens" else 0
     terms_by_name = losses.recipe(base, gains=gains, temperature=distill.temperature, heads=heads, steps=steps)
     for term_name, term in ({} if objective is None else objective.terms).items():
         path = f"distill.objectives.{name}.terms.{term_name}"
@@ -50,14 +58,19 @@ def terms(distill: DistillConfig, gains: Sequence[float], name: str, heads: Coll
 
 
 def student_terms(
-    distill: DistillConfig, gains: Sequence[float], name: str, student: str, heads: Collection[str]
+    distill: DistillConfig,
+    gains: Sequence[float],
+    name: str,
+    student: str,
+    heads: Collection[str],
+    verdict_pooling: str = "tokens",
 ) -> dict[str, Term]:
     """`terms`, checked against a student.
 
     Raises:
       UserError: as `terms`; or a term reads an output that the student lacks, or a field that no batch holds.
     """
-    built = terms(distill, gains, name, heads)
+    built = terms(distill, gains, name, heads, verdict_pooling)
     outputs, fields = losses.needs(built)
     if missing := sorted(outputs - set(heads)):
         fix = (

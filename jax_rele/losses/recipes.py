@@ -54,8 +54,8 @@ def recipe(
       temperature: of the score distributions in the KL terms.
       heads: the fields of `StudentOutputs` that the student fills. A student without `token_logits` learns no evidence;
         every other term is kept, and `needs` tells what the student lacks.
-      steps: of the training, over which the verdict term's weight falls linearly (`VERDICT_WEIGHTS`); 0: it has its
-        last value throughout.
+      steps: over which the verdict term's weight falls linearly (`VERDICT_WEIGHTS`), as suits a student that reads
+        verdicts from its tokens; 0: it has its last value throughout.
 
     Raises:
       ValueError: there is no recipe of that name.

@@ -321,7 +321,7 @@ def _distill(config: Config, name: StudentName, mesh: jax.sharding.Mesh) -> Step
     spec = InputSpec(config.data.item_fields, student.query_length, student.item_length, student.rationale_length)
     count = max(1, optimization.batch_size // config.distill.group_size) * config.distill.group_size
     recipe = "mkd" if "mkd" in config.distill.recipes else config.distill.recipes[-1]
-    terms = objectives.terms(config.distill, config.labels.gains, recipe, model.heads)
+    terms = objectives.terms(config.distill, config.labels.gains, recipe, model.heads, student.verdict_pooling)
     batch = student_batch(model, spec, mesh, count, terms)
     one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch["inputs"])
     tx = make_optimizer(optimization)

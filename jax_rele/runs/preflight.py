@@ -72,7 +72,7 @@ def _check_objectives(config: Config) -> None:
     for name in distill.students:
         model = build_student(name, section, vocab_size, len(labels.names), len(config.rationale.dimensions))
         for recipe in distill.recipes:
-            terms = student_terms(distill, labels.gains, recipe, name, model.heads)
+            terms = student_terms(distill, labels.gains, recipe, name, model.heads, section.verdict_pooling)
             _check_rationale_length(section, recipe, *losses.needs(terms), positions=model.encoder.max_length)
 
 

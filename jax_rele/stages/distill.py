@@ -124,7 +124,8 @@ def prepare(
     students: dict[str, Student] = {name: new_student(config, folder, name) for name in distill.students}
     terms = {
         recipe: {
-            name: student_terms(distill, gains, recipe, name, student.model.heads) for name, student in students.items()
+            name: student_terms(distill, gains, recipe, name, student.model.heads, config.student.verdict_pooling)
+            for name, student in students.items()
         }
         for recipe in distill.recipes
     }

@@ -311,7 +311,7 @@ def _space(config: Config, student: StudentName, recipe: str) -> SearchSpace:
     section, labels = config.student, config.labels
     vocab_size = section.random.vocab_size if section.init == "random" else 0
     model = build_student(student, section, vocab_size, len(labels.names), len(config.rationale.dimensions))
-    terms = student_terms(config.distill, labels.gains, recipe, student, model.heads)
+    terms = student_terms(config.distill, labels.gains, recipe, student, model.heads, section.verdict_pooling)
     return search_space(config.tune, terms, config.distill.optimization.learning_rate, recipe)
 
 

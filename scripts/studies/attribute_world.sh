@@ -33,11 +33,12 @@ table mkd_less_score_kd attribute_world --labelled 1000 --seeds 5 --recipes scor
 table labels attribute_world --recipes label_only score_kd mkd --labelled 100 1000 10000 --seeds 5
 
 # What the verdict's weight and what it is read from change: a constant weight, and the pooled vector alone.
-constant='{constant: {base: mkd, terms: {verdict: {weight: 1}}}}'
+weights='{constant: {base: mkd, terms: {verdict: {weight: 1}}},
+  falling: {base: mkd, terms: {verdict: {weight: {start: 10, end: 1, steps: 1200}}}}}'
 for pooling in tokens pooled; do
   ln -sfn attribute_world "worlds/$pooling"
-  table "verdicts_$pooling" "$pooling" --student.verdict_pooling "$pooling" --distill.objectives "$constant" \
-    --recipes mkd constant --reference constant --labelled 1000 10000 --seeds 2
+  table "verdicts_$pooling" "$pooling" --student.verdict_pooling "$pooling" --distill.objectives "$weights" \
+    --recipes falling constant --reference constant --labelled 1000 10000 --seeds 2
 done
 
 # A noisier teacher: every one of its six verdicts is wrong with this chance.
