@@ -146,7 +146,7 @@ def test_an_unknown_command_or_option_has_status_two(capsys, arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict"], "the following arguments are required: RUN, --model, --input, --output; `jax-rele predict"),
+        (["predict"], "the following arguments are required: RUN, --input; `jax-rele predict"),
         (["predict", "runs/x", "--modle", "teacher"], "--modle: did you mean --model?"),
         (["predict", "r", "--model", "cross_encodr", "--input", "a", "--output", "b"], "did you mean cross_encoder?"),
         (["compare", DEMO, "--recpes", "mkd"], "there is no option --recpes; --recpes: did you mean --recipes?"),

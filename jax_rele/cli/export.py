@@ -33,8 +33,8 @@ def export(
       UserError: options of another model.
     """
     if model == "teacher":
-        given = {"--recipe": recipe, "--format": form, "--int8": int8, "--labels": labels}
-        for option, value in given.items():
+        options = {"--recipe": recipe, "--format": form, "--int8": int8, "--labels": labels}
+        for option, value in options.items():
             if value:
                 raise UserError(
                     f"{option}: is for --model cross_encoder and two_tower; the teacher is written for transformers"

@@ -46,16 +46,16 @@ def predict(
       UserError: options that do not fit the folder or each other.
     """
     is_bundle = (run_dir / "bundle.json").is_file()
-    given: dict[str, object] = {
+    options: dict[str, object] = {
         "--shards": shards,
         "--process": process,
         "--rows": rows,
         "--ray": ray,
         "--workers": workers,
     }
-    given |= {"--threads": threads, "--fields": fields}
+    options |= {"--threads": threads, "--fields": fields}
     if not is_bundle:
-        for option, value in given.items():
+        for option, value in options.items():
             if value:
                 raise UserError(
                     f"{option}: is for a bundle, and {run_dir} is none; `jax-rele export {run_dir} --model "
@@ -74,7 +74,7 @@ def predict(
         raise UserError("give --output FILE or --shards FOLDER")
     if shards is None:
         for option in ("--process", "--rows", "--ray", "--workers"):
-            if given[option]:
+            if options[option]:
                 raise UserError(f"{option}: goes with --shards FOLDER")
     if ray and process:
         raise UserError("--process: Ray deals the shards itself; give one of --ray and --process")
@@ -109,14 +109,14 @@ def predict_by_bundle(
     The columns are `pair_id`, `score`, one probability per label, the likeliest verdict of each dimension where the
     student was taught verdicts, and `tier` where the bundle has tiers.
     """
-    from jax_rele.deployment.batch import ROWS, Share, predict_shards
+    from jax_rele.deployment.batch import ROWS, Worker, predict_shards
 
     if shards is None:
         assert output_path is not None
         _check_output(input_path, output_path)
         # Shards of the one file; they are kept until it is whole, so that the same command resumes.
         shards = output_path.with_suffix(".shards")
-    share = Share.parse(process) if process else Share()
+    worker = Worker.parse(process) if process else Worker()
     if ray:
         from jax_rele.deployment.ray_workers import predict_on_ray
 
@@ -132,7 +132,7 @@ def predict_by_bundle(
         )
     else:
         done = predict_shards(
-            bundle, input_path, shards, fields=fields, rows=rows or ROWS, share=share, threads=threads
+            bundle, input_path, shards, fields=fields, rows=rows or ROWS, worker=worker, threads=threads
         )
     print(
         f"{shards}: {done.judged} shards judged, {done.skipped} were there"

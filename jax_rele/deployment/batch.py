@@ -39,14 +39,14 @@ PLAN, FINISHED = "plan.json", "finished.json"
 
 
 @dataclass(frozen=True)
-class Share:
+class Worker:
     """Process `number` of `count`, from 0."""
 
     number: int = 0
     count: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Share:
+    def parse(cls, text: str) -> Worker:
         """`2/8` is the second of eight. Raises UserError for anything else."""
         number, _, count = text.partition("/")
         if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
@@ -70,7 +70,7 @@ def predict_shards(
     *,
     fields: Mapping[str, str] | None = None,
     rows: int = ROWS,
-    share: Share = Share(),
+    worker: Worker = Worker(),
     threads: int = 0,
     encoding: str = "utf-8",
     cache: str | os.PathLike = ".cache",
@@ -84,7 +84,7 @@ def predict_shards(
       output: folder of the shards; made where it is missing.
       fields: canonical name -> name in the file.
       rows: of a shard.
-      share: which process of how many this is.
+      worker: which process of how many this is.
       threads: of ONNX Runtime; 0 is one for each core.
       encoding: of text files.
       cache: where a benchmark is converted.
@@ -103,7 +103,7 @@ def predict_shards(
         with lock(folder / ".plan.lock"):
             _check_plan(folder, plan)
         scorer = load_bundle(bundle, threads=threads)
-        return _judge(scorer, data, folder, rows, share, Path(cache), progress)
+        return _judge(scorer, data, folder, rows, worker, Path(cache), progress)
     except OSError as error:
         raise write_error(folder, error) from error
 
@@ -129,12 +129,12 @@ def _judge(
     data: DataConfig,
     folder: Path,
     rows: int,
-    share: Share,
+    worker: Worker,
     cache: Path,
     progress: Callable[[int], None],
 ) -> Progress:
     judged, skipped, number, block = 0, 0, -1, None
-    for number, block in _blocks(data, rows, cache, lambda number: _wanted(folder, number, share)):
+    for number, block in _blocks(data, rows, cache, lambda number: _is_due(folder, number, worker)):
         if block is None:
             skipped += _part(folder, number).exists()
             continue
@@ -158,14 +158,14 @@ def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06d}.parquet"
 
 
-def _wanted(folder: Path, number: int, share: Share) -> bool:
-    return number % share.count == share.number and not _part(folder, number).exists()
+def _is_due(folder: Path, number: int, worker: Worker) -> bool:
+    return number % worker.count == worker.number and not _part(folder, number).exists()
 
 
 def _blocks(
-    data: DataConfig, rows: int, cache: Path, wanted: Callable[[int], bool]
+    data: DataConfig, rows: int, cache: Path, is_due: Callable[[int], bool]
 ) -> Iterator[tuple[int, tuple[list[Pair], list[Quarantined]] | None]]:
-    """Each shard's number with its pairs and bad rows; None in their place where it is not wanted."""
+    """Each shard's number with its pairs and bad rows; None in their place where it is not due."""
     block: tuple[list[Pair], list[Quarantined]] | None = None
     count = -1
     for shard in open_shards(data, cache):
@@ -175,7 +175,7 @@ def _blocks(
             if count % rows == 0:
                 if count:
                     yield count // rows - 1, block
-                block = ([], []) if wanted(count // rows) else None
+                block = ([], []) if is_due(count // rows) else None
             if block is None:
                 continue
             try:

@@ -27,13 +27,13 @@ CROSS_ENCODER = ("model.onnx",)
 TWO_TOWER = ("query.onnx", "item.onnx", "compare.onnx")
 
 
-class Section(pydantic.BaseModel):
+class Record(pydantic.BaseModel):
     """Values that are read from a file: nothing unknown, nothing changed afterwards."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
-class Labels(Section):
+class Labels(Record):
     """The label schema."""
 
     names: tuple[str, ...]
@@ -41,7 +41,7 @@ class Labels(Section):
     positive: tuple[str, ...]
 
 
-class Tier(Section):
+class Tier(Record):
     """A band of scores: pairs at or above `least`, below the next higher tier's.
 
     Attributes:
@@ -55,7 +55,7 @@ class Tier(Section):
     promise: str = ""
 
 
-class Manifest(Section):
+class Manifest(Record):
     """What a bundle holds.
 
     Attributes:

@@ -223,8 +223,8 @@ def bundle_outputs(scorer: Scorer, pairs: list[Pair]) -> dict[str, np.ndarray]:
     return outputs
 
 
-def _expected(data: StudentData, pairs: list[Pair], wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The wanted outputs of the student in JAX."""
+def _expected(data: StudentData, pairs: list[Pair], names: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs of the student in JAX that have these names."""
     predictions = data.student.predict(pairs)
     logits = np.asarray(predictions.outputs.logits, np.float64) / data.temperature
     probs = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -236,9 +236,9 @@ def _expected(data: StudentData, pairs: list[Pair], wanted: Mapping[str, np.ndar
         outputs["verdict_logits"] = _centred(np.asarray(predictions.outputs.verdict_logits, np.float64))
     for name in ("query_embedding", "item_embedding"):
         value = getattr(predictions.outputs, name)
-        if value is not None and name in wanted:
+        if value is not None and name in names:
             outputs[name] = np.asarray(value)
-    if "inner_product" in wanted:
+    if "inner_product" in names:
         outputs["inner_product"] = (
             np.asarray(predictions.outputs.query_embedding, np.float64)
             * np.asarray(predictions.outputs.item_embedding, np.float64)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jax_rele import extras
-from jax_rele.deployment.batch import ROWS, Progress, Share, predict_shards
+from jax_rele.deployment.batch import ROWS, Progress, Worker, predict_shards
 from jax_rele.errors import UserError
 
 RESTARTS = 10
@@ -66,7 +66,7 @@ def predict_on_ray(
     finally:
         ray.shutdown()
     # The last to end saw all shards; counted once more, as two may end at the same time.
-    last = predict_shards(bundle, source, output, fields=fields, rows=rows, share=Share(0, 1), threads=cores)
+    last = predict_shards(bundle, source, output, fields=fields, rows=rows, worker=Worker(0, 1), threads=cores)
     return Progress(sum(each[0] for each in done) + last.judged, sum(each[1] for each in done), last.finished)
 
 
@@ -74,6 +74,6 @@ def _work(
     bundle: str, source: str, output: str, fields: dict, rows: int, number: int, count: int, threads: int
 ) -> tuple[int, int]:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    share = Share(number, count)
-    progress = predict_shards(bundle, source, output, fields=fields, rows=rows, share=share, threads=threads)
+    worker = Worker(number, count)
+    progress = predict_shards(bundle, source, output, fields=fields, rows=rows, worker=worker, threads=threads)
     return progress.judged, progress.skipped

@@ -54,9 +54,11 @@ def cross_encoder_model(
     if model.verdict_pooling == "tokens":
         verdicts = graph.op("Add", verdicts, _pool_by_dimension(graph, params["verdict_tokens"], x, valid))
     verdicts = graph.op("Identity", verdicts, name="verdict_logits")
-    shares = graph.op("Reshape", graph.op("Softmax", verdicts, axis=-1), [-1, model.dimensions * len(VERDICTS)])
+    verdict_probs = graph.op("Reshape", graph.op("Softmax", verdicts, axis=-1), [-1, model.dimensions * len(VERDICTS)])
     labels = graph.op(
-        "Add", graph.dense(representation, params["label_head"]), graph.dense(shares, params["label_of_verdicts"])
+        "Add",
+        graph.dense(representation, params["label_head"]),
+        graph.dense(verdict_probs, params["label_of_verdicts"]),
     )
     _add_score(graph, labels, schema, temperature)
     if "evidence_logits" in outputs:

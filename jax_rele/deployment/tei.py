@@ -41,8 +41,8 @@ def _write_reranker(
     assert isinstance(names, list)
     kind = str(names[0]).removesuffix("Model") + "ForSequenceClassification"
     config |= {"architectures": [kind], "id2label": {"0": "score"}, "label2id": {"score": 0}}
-    wanted = frozenset({"logits"})
-    graph = cross_encoder_model(model, data.params, data.student.label_schema, data.temperature, wanted)
+    outputs = frozenset({"logits"})
+    graph = cross_encoder_model(model, data.params, data.student.label_schema, data.temperature, outputs)
     _write_folder(data, folder, config, graph, data.manifest.query_length + data.manifest.item_length)
     usage = (
         f"# docker run -p 8080:80 -v THIS_FOLDER:/model {IMAGE} --model-id /model",

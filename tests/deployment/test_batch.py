@@ -18,7 +18,7 @@ import jax_rele
 from jax_rele import cli
 from jax_rele.data import read_pairs
 from jax_rele.deployment import export_student
-from jax_rele.deployment.batch import Share, predict_shards
+from jax_rele.deployment.batch import Worker, predict_shards
 from jax_rele.errors import UserError
 from jax_rele.io import lock
 
@@ -85,7 +85,7 @@ def test_shards_hold_what_predict_gives_and_every_row_is_accounted_for(bundle, p
 def test_any_number_of_processes_writes_the_same_bytes(bundle, pairs, whole, tmp_path):
     folder = tmp_path / "out"
     finished = [
-        predict_shards(bundle, str(pairs), folder, rows=ROWS, share=Share(number, 3), threads=1).finished
+        predict_shards(bundle, str(pairs), folder, rows=ROWS, worker=Worker(number, 3), threads=1).finished
         for number in (2, 0, 1)
     ]
     assert finished == [False, False, True]

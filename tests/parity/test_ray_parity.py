@@ -26,15 +26,15 @@ pytestmark = [
 
 def workers():
     """Process ids of the workers that judge."""
-    found = []
+    pids = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
                 if b"ray::_work" in (folder / "cmdline").read_bytes():
-                    found.append(int(folder.name))
+                    pids.append(int(folder.name))
             except OSError:
                 continue
-    return found
+    return pids
 
 
 def test_workers_that_are_killed_lose_and_repeat_nothing(tiny, tmp_path, capsys):

@@ -1,0 +1,297 @@
+"""What an exported student costs: its export, ONNX Runtime beside sentence-transformers, 8-bit weights, batch scoring.
+
+    python scripts/bench/deploy.py RUN [--parts export,onnx,load,int8,batch] [--seconds 10] [--json OUT]
+
+RUN is a finished run with `student.verdict_pooling: pooled`, whose students sentence-transformers can load too. The
+parts onnx and load need torch and sentence-transformers. Both sides have the same weights, texts, lengths and threads
+and take turns in one process, each time in the other order; a figure is the median of ratios within a turn. `load`
+offers pairs at times that are fixed beforehand, and a latency is counted from the intended time. See
+docs/benchmarks/deploy.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jax_rele.deployment import load_bundle
+from jax_rele.errors import UserError
+from jax_rele.runs import layout
+
+PARTS = ("export", "onnx", "load", "int8", "batch")
+TURNS = 7
+LOADS = (0.3, 0.6, 0.8)
+Row = dict[str, object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    parts = options.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--parts: there is no {unknown.pop()}; there are {', '.join(PARTS)}")
+    print(f"{processor()}, {options.threads} threads\n")
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for part in PARTS:
+            if part in parts:
+                rows += globals()[part](options, folder)
+    print_table(rows)
+    if options.json:
+        options.json.write_text(json.dumps({"processor": processor(), "rows": rows}, indent=2) + "\n", "utf-8")
+
+
+def processor() -> str:
+    """The processor's name and the instructions that matter for products of matrices."""
+    text = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").exists() else ""
+    name = next(
+        (line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "processor"
+    )
+    flags = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if f" {flag}" in text]
+    return f"{name} ({', '.join(flags)})"
+
+
+def exported(options: argparse.Namespace, folder: Path, model: str, form: str, *more: str) -> Path:
+    """An export of the run; made once."""
+    output = folder / "-".join([model, form, *more])
+    if not output.exists():
+        command = ["export", str(options.run), "--model", model, "--format", form, "--output", str(output), *more]
+        subprocess.run([sys.executable, "-m", "jax_rele.cli", *command], check=True, stdout=subprocess.DEVNULL)
+    return output
+
+
+def export(options: argparse.Namespace, folder: Path) -> list[Row]:
+    """Time, memory and imports of an export in a process of its own."""
+    rows: list[Row] = []
+    code = (
+        "import sys, resource, time; start = time.perf_counter(); from jax_rele.deployment import export_student; "
+        "export_student(*sys.argv[1:]); print(time.perf_counter() - start, "
+        "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "
+        "'torch' in sys.modules)"
+    )
+    for model in ("cross_encoder", "two_tower"):
+        command = [sys.executable, "-c", code, str(options.run), str(folder / f"timed-{model}"), model]
+        seconds, kilobytes, torch = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[
+            -3:
+        ]
+        rows.append(row(f"export of the {model}, s", float(seconds), "≤ 10"))
+        rows.append(row(f"export of the {model}, peak memory, MB", int(kilobytes) / 1024, "≤ 1,000"))
+        rows.append(row(f"export of the {model}, torch imported", torch == "True", "no"))
+        for form in ("onnx", "stablehlo", "sentence-transformers"):
+            parity = json.loads((exported(options, folder, model, form) / "parity.json").read_text("utf-8"))
+            differences = {
+                k: v for k, v in parity["largest_difference"].items() if k in ("label_logits", "score", "inner_product")
+            }
+            name = f"{form} of the {model} against JAX, largest difference, {'/'.join(differences)}"
+            rows.append(
+                row(
+                    name,
+                    max(differences.values()),
+                    "≤ 1e-5; the same order" if parity["same_order"] else "ORDER DIFFERS",
+                )
+            )
+    return rows
+
+
+def texts_of(options: argparse.Namespace) -> tuple[list, list[tuple[str, str]]]:
+    """Pairs of the test split, and their texts as sentence-transformers takes them."""
+    pairs = layout.load_pairs(options.run, "test")
+    fields = ("brand", "color", "title")
+    return pairs, [(pair.query, " ".join(text for _, text in pair.item.texts(fields))) for pair in pairs]
+
+
+def theirs(options: argparse.Namespace, folder: Path):
+    """The cross-encoder in sentence-transformers, on its torch backend."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    torch.set_num_threads(options.threads)
+    return CrossEncoder(str(exported(options, folder, "cross_encoder", "sentence-transformers")), device="cpu")
+
+
+def onnx(options: argparse.Namespace, folder: Path) -> list[Row]:
+    """ONNX Runtime beside sentence-transformers' torch backend, from texts to scores."""
+    pairs, texts = texts_of(options)
+    scorer = load_bundle(exported(options, folder, "cross_encoder", "onnx"), threads=options.threads)
+    other, rows = theirs(options, folder), []
+    difference = np.abs(scorer.predict(pairs[:64]).scores - other.predict(texts[:64], show_progress_bar=False)).max()
+    rows.append(row("scores of the two sides, largest difference", float(difference), "≤ 1e-5"))
+    for size, count, goal in ((1, 40, "≥ 2.0"), (32, 4, "≥ 1.3")):
+        starts = [n * size % (len(pairs) - size) for n in range(count)]
+
+        def ours_once(starts: Sequence[int] = starts, size: int = size) -> None:
+            for start in starts:
+                scorer.predict(pairs[start : start + size])
+
+        def theirs_once(starts: Sequence[int] = starts, size: int = size) -> None:
+            for start in starts:
+                other.predict(texts[start : start + size], batch_size=size, show_progress_bar=False)
+
+        ratio, seconds = take_turns(ours_once, theirs_once)
+        rows.append(
+            row(
+                f"sentence-transformers' time / ours, batch {size}", ratio, goal, f"ours {seconds / count * 1e3:.1f} ms"
+            )
+        )
+    return rows
+
+
+def load(options: argparse.Namespace, folder: Path) -> list[Row]:
+    """Latency of single pairs that arrive at random times, at shares of what the slower side can do."""
+    pairs, texts = texts_of(options)
+    scorer = load_bundle(exported(options, folder, "cross_encoder", "onnx"), threads=options.threads)
+    other, rows = theirs(options, folder), []
+    sides: dict[str, Callable[[int], object]] = {
+        "ours": lambda n: scorer.predict([pairs[n % len(pairs)]]),
+        "theirs": lambda n: other.predict([texts[n % len(texts)]], show_progress_bar=False),
+    }
+    for call in sides.values():
+        for n in range(10):
+            call(n)
+    start = time.perf_counter()
+    for n in range(30):
+        sides["theirs"](n)
+    capacity = 30 / (time.perf_counter() - start)
+    for fraction in LOADS:
+        rate = fraction * capacity
+        arrivals = np.cumsum(np.random.default_rng(0).exponential(1 / rate, int(rate * options.seconds)))
+        p95 = {name: float(np.quantile(open_loop(call, arrivals), 0.95)) for name, call in sides.items()}
+        name = f"p95 at {fraction:.0%} of what sentence-transformers can do ({rate:.0f} pairs/s), theirs / ours"
+        rows.append(row(name, p95["theirs"] / p95["ours"], "> 1", f"ours {p95['ours'] * 1e3:.1f} ms"))
+    return rows
+
+
+def open_loop(call: Callable[[int], object], arrivals: np.ndarray) -> np.ndarray:
+    """Latencies of calls one after the other, each from the time at which it was to begin."""
+    latencies, begin = [], time.perf_counter()
+    for number, arrival in enumerate(arrivals):
+        wait = arrival - (time.perf_counter() - begin)
+        if wait > 0:
+            time.sleep(wait)
+        call(number)
+        latencies.append(time.perf_counter() - begin - arrival)
+    return np.array(latencies)
+
+
+def int8(options: argparse.Namespace, folder: Path) -> list[Row]:
+    """8-bit weights beside float32 ones, where the gate lets them pass."""
+    pairs, rows = texts_of(options)[0], []
+    for model in ("cross_encoder", "two_tower"):
+        full = load_bundle(exported(options, folder, model, "onnx"), threads=options.threads)
+        try:
+            small = folder / f"{model}-int8"
+            from jax_rele.deployment import export_student
+
+            parity = export_student(options.run, small, model, int8="any")
+        except UserError as error:
+            rows.append(
+                row(
+                    f"int8 of the {model}",
+                    False,
+                    "gate passed, or not offered",
+                    str(error).split("refused: ")[-1][:120],
+                )
+            )
+            continue
+        quantised = load_bundle(small, threads=options.threads)
+        ratio, _ = take_turns(lambda: quantised.predict(pairs[:128]), lambda: full.predict(pairs[:128]))  # noqa: B023
+        figures = parity["int8"]
+        assert isinstance(figures, dict)
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if isinstance(v, float))
+        rows.append(row(f"float32's time / int8's, {model}", ratio, "≥ 1.3, gate passed", shown))
+    return rows
+
+
+def batch(options: argparse.Namespace, folder: Path) -> list[Row]:
+    """Shards by one process beside a plain loop, and by two processes beside one."""
+    bundle, pairs = exported(options, folder, "cross_encoder", "onnx"), texts_of(options)[0]
+    file = folder / "pairs.jsonl"
+    lines = [json.dumps({"query": p.query, "item": {"id": p.item.id or "i", "title": p.item.title}}) for p in pairs]
+    file.write_text("\n".join((lines * (1 + 3000 // len(lines)))[:3000]) + "\n", "utf-8")
+    code = (
+        "import sys, time; from jax_rele.deployment.batch import Worker, predict_shards; import json\n"
+        "from jax_rele.deployment import load_bundle; from jax_rele.data import read_pairs\n"
+        "bundle, file, out, worker, kind = sys.argv[1:]; start = time.perf_counter()\n"
+        "if kind == 'loop':\n"
+        "    scorer = load_bundle(bundle, threads=1); pairs, _ = read_pairs(file, label_names=(), "
+        "for_prediction=True)\n"
+        "    start = time.perf_counter()\n"
+        "    for n in range(0, len(pairs), 256): scorer.predict(pairs[n : n + 256])\n"
+        "else:\n"
+        "    predict_shards(bundle, file, out, rows=256, worker=Worker.parse(worker), threads=1)\n"
+        "print(time.perf_counter() - start)"
+    )
+
+    def start_process(kind: str, part: str, out: Path) -> subprocess.Popen:
+        command = [sys.executable, "-c", code, str(bundle), str(file), str(out), part, kind]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def seconds(kind: str, count: int, out: Path) -> float:
+        running = [start_process(kind, f"{n + 1}/{count}", out) for n in range(count)]
+        return max(float(process.communicate()[0].split()[-1]) for process in running)
+
+    loops, ones, twos = [], [], []
+    for turn in range(3):
+        loops.append(seconds("loop", 1, folder / "unused"))
+        ones.append(seconds("shards", 1, folder / f"one-{turn}"))
+        twos.append(seconds("shards", 2, folder / f"two-{turn}"))
+    return [
+        row("plain loop's time / one process's", statistics.median(a / b for a, b in zip(loops, ones)), "≥ 0.95"),
+        row(
+            "one process's time / two processes'",
+            statistics.median(a / b for a, b in zip(ones, twos)),
+            "≥ 1.8 on two cores",
+        ),
+        row("pairs per second, one process, one thread", 3000 / statistics.median(ones), ""),
+        row("peak memory of this process, MB", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, ""),
+    ]
+
+
+def take_turns(ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[float, float]:
+    """The median over turns of their time divided by ours, and our median time in seconds."""
+    ours(), theirs()
+    ratios, times = [], []
+    for turn in range(TURNS):
+        spent = {}
+        for name, call in (("ours", ours), ("theirs", theirs))[:: 1 if turn % 2 else -1]:
+            start = time.perf_counter()
+            call()
+            spent[name] = time.perf_counter() - start
+        ratios.append(spent["theirs"] / spent["ours"])
+        times.append(spent["ours"])
+    return statistics.median(ratios), statistics.median(times)
+
+
+def row(what: str, value: float | bool, goal: str, note: str = "") -> Row:
+    """A line of the table."""
+    return {"what": what, "value": value, "goal": goal, "note": note}
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Prints the rows as Markdown."""
+    print("| what | measured | target | |\n|---|---|---|---|")
+    for each in rows:
+        value = each["value"]
+        shown = ("yes" if value else "no") if isinstance(value, bool) else f"{value:.3g}"
+        print(f"| {each['what']} | {shown} | {each['goal']} | {each['note']} |")
+
+
+if __name__ == "__main__":
+    main()
