@@ -120,7 +120,7 @@ def search_pgvector(
     sql = _psycopg_sql()
     conditions, values = [sql.SQL("true")], []
     for name, value in _text_filters(filters):
-        conditions.append(sql.SQL("lower({}) = lower(%s)").format(sql.Identifier(name)))
+        conditions.append(sql.SQL("lower(btrim({})) = lower(btrim(%s))").format(sql.Identifier(name)))
         values.append(value)
     # `<#>` is the negative inner product.
     query = sql.SQL(

@@ -134,8 +134,8 @@ def test_the_width_of_a_search_grows_until_the_recall_is_reached():
     assert ef > graph.EF_SEARCH[0]
     assert recall >= graph.LEAST_RECALL
     exact = brute_force(queries, vectors, np.ones(4000, bool), 10)
-    found_by_graph = graph.search(links, graph.flat(vectors), queries, 10, ef, None)[0]
-    assert (found_by_graph >= exact[:, -1:] - 1e-3).mean() == pytest.approx(recall, abs=0.01)
+    products_of_graph = graph.search(links, graph.flat(vectors), queries, 10, ef, None)[0]
+    assert (products_of_graph >= exact[:, -1:] - 1e-3).mean() == pytest.approx(recall, abs=0.01)
 
 
 def test_results_are_ordered_by_the_score_of_the_pair(index, scorer, items):
