@@ -3,9 +3,10 @@
     python scripts/bench/index.py [--items 100000] [--width 384] [--bundle DIR | --unstructured] [--output FILE.md]
 
 Without a bundle, vectors are made: unit vectors around 2,000 centres, in 32 directions and noise; or with
---unstructured unit vectors without any structure, the hardest case. With the bundle of a two-tower they are those of item texts made
-by recombining the bundled sample's, and the sample's queries ask. Recall is of 10 neighbours against exact search over
-float32 vectors, over 500 queries; times are of single queries, one thread, after a warm-up.
+--unstructured unit vectors without any structure, the hardest case. With the bundle of a two-tower they are those of
+item texts made by recombining the bundled sample's, and the sample's queries ask. Recall is of 10 neighbours against
+exact search over float32 vectors, over half of 500 queries, of which the other half chose efSearch; times are of single
+queries, one thread, after a warm-up.
 """
 
 from __future__ import annotations
