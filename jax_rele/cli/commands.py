@@ -356,6 +356,62 @@ def search(
     searching.search(index, query, k=k, filters=filter, rerank=rerank, candidates=candidates, bundle=bundle, json=json)
 
 
+_ALIASES = argument(
+    "--aliases", nargs="+", default=(), metavar="NAME=LABEL", help="label in the file = label of the model"
+)
+
+
+@command(
+    _BUNDLE,
+    argument("pairs", metavar="PAIRS", help="labelled pairs that training did not see"),
+    argument(
+        "--at-most-irrelevant", type=float, metavar="SHARE", help="of the pairs at or above the cut-off, e.g. 0.02"
+    ),
+    argument("--tier", nargs="+", default=(), metavar="NAME=SHARE", help="several cut-offs, each with its share"),
+    argument("--confidence", type=float, default=0.95, help="that the share holds for new pairs; 0.95"),
+    argument(
+        "--irrelevant", nargs="+", default=(), metavar="LABEL", help="what counts as irrelevant; the lowest grade"
+    ),
+    argument("--by", choices=("locale", "category", "long_tail"), help="figures of groups of pairs too"),
+    argument("--per-query", action="store_true", help="one pair of each query, for a bound that is exact"),
+    argument("--write", action="store_true", help="store the tiers in the bundle"),
+    _FIELDS,
+    _ALIASES,
+)
+def threshold(
+    bundle: Path,
+    pairs: str,
+    at_most_irrelevant: float | None,
+    tier: Sequence[str],
+    confidence: float,
+    irrelevant: Sequence[str],
+    by: str | None,
+    per_query: bool,
+    write: bool,
+    fields: Sequence[str],
+    aliases: Sequence[str],
+) -> None:
+    """Cut-offs of the score with a bound on irrelevant pairs.
+
+    docs/thresholds.md says what is guaranteed, and when.
+    """
+    from jax_rele.cli import threshold as choosing
+
+    choosing.threshold(
+        bundle,
+        pairs,
+        at_most=at_most_irrelevant,
+        tiers=tier,
+        confidence=confidence,
+        irrelevant=irrelevant,
+        by=by,
+        per_query=per_query,
+        write=write,
+        fields=fields,
+        aliases=aliases,
+    )
+
+
 @command(
     argument("--topology", required=True, help="e.g. v5e:4x4, v6e:2x4, v5p:2x2x2, gpu:8xH100"),
     argument(
