@@ -413,6 +413,26 @@ def threshold(
 
 
 @command(
+    _BUNDLE,
+    argument("--input", required=True, metavar="PAIRS", help="pairs of now, e.g. of yesterday; any form that is read"),
+    argument(
+        "--reference", required=True, metavar="PAIRS", help="pairs of then, e.g. those that cut-offs were chosen on"
+    ),
+    argument("--by", choices=("locale", "category"), help="each group by itself too, and the mix of groups"),
+    argument("--output", type=Path, metavar="REPORT.html", help="page to write, with JSON beside it"),
+    _FIELDS,
+)
+def drift(bundle: Path, input: str, reference: str, by: str | None, output: Path | None, fields: Sequence[str]) -> None:
+    """Compare scores, verdicts and texts of two files of pairs.
+
+    Says whether they shifted, and what to do. docs/thresholds.md explains the tests.
+    """
+    from jax_rele.cli import drift as comparing
+
+    comparing.drift(bundle, input, reference, by=by, output=output, fields=fields)
+
+
+@command(
     argument("--topology", required=True, help="e.g. v5e:4x4, v6e:2x4, v5p:2x2x2, gpu:8xH100"),
     argument(
         "--steps",
