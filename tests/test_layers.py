@@ -8,14 +8,15 @@ import jax_rele
 
 ROOT = Path(jax_rele.__file__).parent
 LAYERS = (
-    ("types", "names", "errors", "progress", "io"),
+    ("types", "names", "errors", "extras", "progress", "io"),
     ("config",),
     ("data", "rationale", "losses", "models"),
     ("training", "teacher", "students", "evaluation", "annotation"),
     ("distillation",),
     ("runs",),
     ("stages",),
-    ("plan", "compare", "tune"),
+    ("plan", "compare", "tune", "deployment"),
+    ("serving",),
     ("cli",),
 )
 LAYER = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}

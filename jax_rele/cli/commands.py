@@ -277,6 +277,180 @@ def export(
     exporting.export(run, output, model, recipe=recipe, form=format, int8=int8 or "", labels=labels, adapters=adapters)
 
 
+_BUNDLE = argument("bundle", type=Path, metavar="DIR", help="bundle of a student, as `jax-rele export` writes it")
+_FIELDS = argument(
+    "--fields",
+    nargs="+",
+    default=(),
+    metavar="FIELD=NAME",
+    help="field of a pair = its name in the file, as data.fields",
+)
+
+
+@command(
+    _BUNDLE,
+    argument("items", nargs="?", metavar="ITEMS", help="JSONL, CSV, TSV or Parquet file of items, or of pairs"),
+    argument("--output", required=True, type=Path, metavar="IDX", help="folder of the index"),
+    argument("--vectors", choices=("float32", "float16", "int8"), help="how vectors are stored; float32"),
+    argument("--exact", action="store_true", help="exact search; by default below 100,000 items"),
+    argument("--hnsw", action="store_true", help="a graph; by default from 100,000 items on"),
+    _FIELDS,
+    argument("--shard", metavar="N/M", help="be the N-th of M processes that build the index"),
+    argument("--update", action="store_true", help="add new items of ITEMS and replace changed ones"),
+    argument("--sync", action="store_true", help="as --update, and delete the items that ITEMS lacks"),
+    argument("--delete", type=Path, metavar="IDS.txt", help="delete items; one id a line"),
+    argument("--compact", action="store_true", help="merge updates and deletions"),
+    argument("--export", type=Path, metavar="ITEMS.parquet", help="write ids, vectors and fields as a table"),
+)
+def index(
+    bundle: Path,
+    items: str | None,
+    output: Path,
+    vectors: str | None,
+    exact: bool,
+    hnsw: bool,
+    fields: Sequence[str],
+    shard: str | None,
+    update: bool,
+    sync: bool,
+    delete: Path | None,
+    compact: bool,
+    export: Path | None,
+) -> None:
+    """Index items by a two-tower's vectors, or change an index.
+
+    The same command resumes a build that was stopped. docs/search.md explains it.
+    """
+    from jax_rele.cli import search as searching
+    from jax_rele.errors import UserError
+
+    if exact and hnsw:
+        raise UserError("--exact and --hnsw: give one of them")
+    kind = "exact" if exact else "hnsw" if hnsw else None
+    searching.index(
+        bundle,
+        items,
+        output,
+        vectors=vectors,
+        kind=kind,
+        fields=fields,
+        shard=shard,
+        update=update,
+        sync=sync,
+        delete=delete,
+        compact=compact,
+        export=export,
+    )
+
+
+@command(
+    argument("index", type=Path, metavar="IDX", help="folder of an index"),
+    argument("query", metavar="QUERY", help="the query as typed"),
+    argument("-k", type=int, default=20, metavar="N", help="at most this many items; 20"),
+    argument(
+        "--filter",
+        nargs="+",
+        default=(),
+        metavar="FIELD=VALUE",
+        help="items with this brand, color, category, ... or attributes.NAME; all of them",
+    ),
+    argument("--rerank", type=Path, metavar="CROSS_DIR", help="bundle of a cross-encoder, which orders the candidates"),
+    argument("--candidates", type=positive_number, metavar="N", help="for --rerank; 50"),
+    argument("--bundle", type=Path, metavar="DIR", help="the bundle that built the index, where it was moved"),
+    argument("--json", action="store_true", help="one JSON object a line"),
+)
+def search(
+    index: Path,
+    query: str,
+    k: int,
+    filter: Sequence[str],
+    rerank: Path | None,
+    candidates: int | None,
+    bundle: Path | None,
+    json: bool,
+) -> None:
+    """The best items of an index for a query."""
+    from jax_rele.cli import search as searching
+
+    searching.search(index, query, k=k, filters=filter, rerank=rerank, candidates=candidates, bundle=bundle, json=json)
+
+
+_ALIASES = argument(
+    "--aliases", nargs="+", default=(), metavar="NAME=LABEL", help="label in the file = label of the model"
+)
+
+
+@command(
+    _BUNDLE,
+    argument("pairs", metavar="PAIRS", help="labelled pairs that training did not see"),
+    argument(
+        "--at-most-irrelevant", type=float, metavar="SHARE", help="of the pairs at or above the cut-off, e.g. 0.02"
+    ),
+    argument("--tier", nargs="+", default=(), metavar="NAME=SHARE", help="several cut-offs, each with its share"),
+    argument("--confidence", type=float, default=0.95, help="that the share holds for new pairs; 0.95"),
+    argument(
+        "--irrelevant", nargs="+", default=(), metavar="LABEL", help="what counts as irrelevant; the lowest grade"
+    ),
+    argument("--by", choices=("locale", "category", "long_tail"), help="figures of groups of pairs too"),
+    argument("--per-query", action="store_true", help="one pair of each query, for a bound that is exact"),
+    argument("--write", action="store_true", help="store the tiers in the bundle"),
+    _FIELDS,
+    _ALIASES,
+)
+def threshold(
+    bundle: Path,
+    pairs: str,
+    at_most_irrelevant: float | None,
+    tier: Sequence[str],
+    confidence: float,
+    irrelevant: Sequence[str],
+    by: str | None,
+    per_query: bool,
+    write: bool,
+    fields: Sequence[str],
+    aliases: Sequence[str],
+) -> None:
+    """Cut-offs of the score with a bound on irrelevant pairs.
+
+    docs/thresholds.md says what is guaranteed, and when.
+    """
+    from jax_rele.cli import threshold as choosing
+
+    choosing.threshold(
+        bundle,
+        pairs,
+        at_most=at_most_irrelevant,
+        tiers=tier,
+        confidence=confidence,
+        irrelevant=irrelevant,
+        by=by,
+        per_query=per_query,
+        write=write,
+        fields=fields,
+        aliases=aliases,
+    )
+
+
+@command(
+    _BUNDLE,
+    argument("--input", required=True, metavar="PAIRS", help="pairs of now, e.g. of yesterday; any form that is read"),
+    argument(
+        "--reference", required=True, metavar="PAIRS", help="pairs of then, e.g. those that cut-offs were chosen on"
+    ),
+    argument("--by", choices=("locale", "category"), help="each group by itself too, and the mix of groups"),
+    argument("--output", type=Path, metavar="REPORT.html", help="page to write, with JSON beside it"),
+    _FIELDS,
+)
+def drift(bundle: Path, input: str, reference: str, by: str | None, output: Path | None, fields: Sequence[str]) -> None:
+    """Compare scores, verdicts and texts of two files of pairs.
+
+    Says whether they shifted, and what to do. docs/thresholds.md explains the tests.
+    """
+    from jax_rele.cli import drift as comparing
+
+    comparing.drift(bundle, input, reference, by=by, output=output, fields=fields)
+
+
 @command(
     argument("--topology", required=True, help="e.g. v5e:4x4, v6e:2x4, v5p:2x2x2, gpu:8xH100"),
     argument(

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jax_rele.cli.options import named_values
 from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.data.parquet import join_tables
 from jax_rele.errors import UserError
@@ -80,16 +81,8 @@ def predict(
         raise UserError("--process: Ray deals the shards itself; give one of --ray and --process")
     if workers and not ray:
         raise UserError("--workers: goes with --ray; without it start as many processes as you want with --process N/M")
-    names = parse_fields(fields)
+    names = named_values(fields, "--fields")
     predict_by_bundle(run_dir, input_path, output_path, shards, process, rows, ray, workers or 0, threads or 0, names)
-
-
-def parse_fields(fields: Sequence[str]) -> dict[str, str]:
-    """`NAME=COLUMN` words as a mapping. Raises UserError for another word."""
-    for word in fields:
-        if not all(word.partition("=")):
-            raise UserError(f"--fields: {word!r} is not NAME=COLUMN, e.g. item=product")
-    return dict(word.split("=", 1) for word in fields)  # type: ignore[misc]  # two parts each
 
 
 def predict_by_bundle(

@@ -166,7 +166,7 @@ def test_wrong_input_is_told_in_one_line(bundle, pairs, whole, tiny, tmp_path, c
         (["--output", "x.parquet", "--model", "two_tower"], "--model: is for a run"),
         (["--shards", "x", "--workers", "2"], "--workers: goes with --ray"),
         (["--output", "x.csv"], "ends in .parquet"),
-        (["--output", "x.parquet", "--fields", "item"], "is not NAME=COLUMN"),
+        (["--output", "x.parquet", "--fields", "item"], "write NAME=VALUE"),
     ):
         assert cli.main([*command, *options]) == 2
         error = capsys.readouterr().err

@@ -1,0 +1,194 @@
+"""index and search: vectors of items, and the items for a query."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jax_rele.cli.options import named_values
+from jax_rele.deployment.bundle import read_manifest
+from jax_rele.deployment.index import (
+    Result,
+    build_index,
+    compact_index,
+    delete_items,
+    open_index,
+    read_items,
+    search_texts,
+    update_index,
+)
+from jax_rele.deployment.index.build import Change, check_bundle, write_bad_rows
+from jax_rele.deployment.index.files import check_model
+from jax_rele.deployment.scorer import load_bundle
+from jax_rele.errors import UserError
+
+
+def index(
+    bundle: Path,
+    items: str | None,
+    output: Path,
+    *,
+    vectors: str | None = None,
+    kind: str | None = None,
+    fields: Sequence[str] = (),
+    shard: str | None = None,
+    update: bool = False,
+    sync: bool = False,
+    delete: Path | None = None,
+    compact: bool = False,
+    export: Path | None = None,
+) -> None:
+    """Builds or changes an index, and writes it as a table on request.
+
+    Raises:
+      UserError: options that do not go together, bad input, or a bundle that cannot be indexed.
+    """
+    changes = [name for name, chosen in (("--update", update), ("--sync", sync)) if chosen]
+    if len(changes) > 1:
+        raise UserError("--update and --sync: --sync updates too; give one of them")
+    build = items is not None and not changes
+    if changes and items is None:
+        raise UserError(f"{changes[0]}: needs the file of items: jax-rele index DIR ITEMS --output {output}")
+    if not build and (vectors or kind or shard):
+        raise UserError("--vectors, --exact, --hnsw and --shard are chosen when an index is built from ITEMS")
+    if build and (delete or compact):
+        raise UserError("--delete and --compact change an index; to build one from ITEMS leave them out")
+    if items is None and not (delete or compact or export):
+        raise UserError("nothing to do: give ITEMS to build an index, or --delete, --compact or --export")
+    check_bundle(read_manifest(bundle), bundle)
+    if items is not None:
+        read = read_items(items, named_values(fields, "--fields"))
+        scorer = load_bundle(bundle)
+        if build:
+            change = build_index(
+                scorer,
+                read.items,
+                output,
+                vectors=vectors or "float32",
+                kind=kind,
+                process=None if shard is None else _process(shard),
+                bundle_path=bundle.resolve(),
+            )
+        else:
+            change = update_index(scorer, output, read.items, delete_others=sync)
+        if read.n_replaced:
+            print(f"{items}: {read.n_replaced} rows repeat an id with other content; the last row of an id counts")
+        if (path := write_bad_rows(output, read.bad)) is not None:
+            first = read.bad[0]
+            print(f"{path}: {len(read.bad)} bad rows set aside, the first is row {first.row}: {first.reason}")
+        if not build:
+            print(
+                f"{output}: {change.n_new} new, {change.n_changed} changed, {change.n_deleted} deleted; "
+                f"{change.n_encoded} texts encoded"
+            )
+        elif change.manifest is None:
+            print(
+                f"{output}: {change.n_encoded} items encoded; {change.n_missing} parts are other processes' to finish"
+            )
+            return
+        elif not change.n_encoded:
+            print(f"{output}: every item was encoded before")
+        _print_state(output, change)
+    if delete is not None:
+        change = delete_items(bundle, output, _read_ids(delete))
+        unknown = f"; {change.n_missing} ids are not in the index" if change.n_missing else ""
+        print(f"{output}: {change.n_deleted} deleted{unknown}")
+    if compact:
+        _print_state(output, compact_index(bundle, output))
+    if export is not None:
+        from jax_rele.deployment.index.loaders import export_items
+
+        opened = open_index(output)
+        check_model(output, opened.manifest, read_manifest(bundle), bundle)
+        print(f"{export}: {export_items(opened, export)} items")
+
+
+def search(
+    folder: Path,
+    query: str,
+    *,
+    k: int,
+    filters: Sequence[str] = (),
+    rerank: Path | None = None,
+    candidates: int | None = None,
+    bundle: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Prints the best items of an index for a query.
+
+    Raises:
+      UserError: bad options, a damaged index, or one of another model.
+    """
+    if k < 1:
+        raise UserError(f"-k {k}: must be at least 1")
+    chosen = [(name, value) for each in filters for name, value in named_values([each], "--filter").items()]
+    opened = open_index(folder)
+    path = bundle or Path(opened.manifest.bundle_path)
+    if bundle is None and not path.is_dir():
+        raise UserError(f"{folder}: its bundle is no longer at {path}; give --bundle DIR")
+    check_model(folder, opened.manifest, read_manifest(path), path)
+    if rerank is not None and read_manifest(rerank).model != "cross_encoder":
+        raise UserError(f"--rerank {rerank}: is no cross-encoder; give the bundle of one")
+    if candidates is not None and rerank is None:
+        raise UserError("--candidates: is for --rerank")
+    reranker = None if rerank is None else load_bundle(rerank)
+    scorer = load_bundle(path)
+    (results,) = search_texts(opened, scorer, [query], k, chosen, reranker=reranker, candidates=candidates or 0)
+    if json:
+        for rank, result in enumerate(results, 1):
+            print(json_module.dumps(_as_dict(rank, result), ensure_ascii=False))
+        return
+    if not results:
+        print("no item matches the filters")
+        return
+    tiers = (reranker or scorer).manifest.tiers
+    table = Table()
+    for name in ("", "score", *(["tier"] if tiers else []), "id", "brand", "title"):
+        table.add_column(name, overflow="fold")
+    for rank, result in enumerate(results, 1):
+        tier = next((tier.name for tier in tiers if result.score >= tier.least), "")
+        texts = [result.item.id, result.item.brand, result.item.title]
+        table.add_row(str(rank), f"{result.score:.4f}", *([tier] if tiers else []), *map(escape, texts))
+    Console().print(table)
+
+
+def _as_dict(rank: int, result: Result) -> dict:
+    item = {name: value for name, value in vars(result.item).items() if value}
+    if result.item.attributes:
+        item["attributes"] = dict(result.item.attributes)
+    return {"rank": rank, "score": result.score, "inner_product": result.inner_product, "item": item}
+
+
+def _print_state(output: Path, change: Change) -> None:
+    manifest = change.manifest
+    assert manifest is not None
+    search_kind = "exact search"
+    if manifest.kind == "hnsw":
+        search_kind = f"HNSW, recall@10 {manifest.recall:.3f} with efSearch {manifest.ef_search}"
+    merged = f"; {manifest.delta_rows + manifest.deleted} changes that --compact merges"
+    print(
+        f"{output}: {manifest.items} items, {manifest.width} x {manifest.vectors}, {search_kind}"
+        f"{merged if manifest.delta_rows + manifest.deleted else ''}"
+    )
+
+
+def _read_ids(path: Path) -> list[str]:
+    try:
+        ids = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'no UTF-8 text'}") from None
+    if not ids:
+        raise UserError(f"{path}: names no item; write one id a line")
+    return ids
+
+
+def _process(text: str) -> tuple[int, int]:
+    number, slash, processes = text.partition("/")
+    if not slash or not number.isdecimal() or not processes.isdecimal():
+        raise UserError(f"--shard {text}: write N/M, e.g. 1/4")
+    return int(number), int(processes)

@@ -1,0 +1,119 @@
+"""Items to index: from files to distinct items, and as a table beside their vectors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from jax_rele.config import DataConfig
+from jax_rele.data.rows import Quarantined, RowError, check_mapping, parse_row
+from jax_rele.data.sources.shards import SAMPLE, open_shards, raw_text
+from jax_rele.errors import UserError
+from jax_rele.io import hash_bytes
+from jax_rele.types import ITEM_FIELDS, Item
+
+_SAMPLE_FIELDS = {"item": "product"}
+
+ITEMS = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in ("id", *ITEM_FIELDS)),
+        pa.field("attributes", pa.map_(pa.string(), pa.field("value", pa.string(), nullable=False)), nullable=False),
+        pa.field("text_hash", pa.string(), nullable=False),
+    ]
+)
+"""Schema of a table of items; `text_hash` is of the text that the model reads."""
+
+
+@dataclass(frozen=True)
+class ReadItems:
+    """What a file of items holds.
+
+    Attributes:
+      items: distinct by id, in the order in which each id first occurs; of several rows the last one.
+      bad: the rows that are no item.
+      n_rows: rows that are items.
+      n_replaced: rows whose item a later row with the same id, but other content, replaced.
+    """
+
+    items: tuple[Item, ...]
+    bad: tuple[Quarantined, ...]
+    n_rows: int
+    n_replaced: int
+
+
+def read_items(path: str | os.PathLike, fields: Mapping[str, str] | None = None) -> ReadItems:
+    """Reads items from JSONL, CSV, TSV or Parquet: rows of items, or of pairs with an `item`.
+
+    Args:
+      path: a file, folder or glob pattern, here or in another file system; or `sample`, the bundled one.
+      fields: canonical name of the pair format (`item`, `item.title`, ...) -> name in the file.
+
+    Raises:
+      UserError: no such file, a damaged one, or no row is an item.
+    """
+    data = DataConfig(path=os.fspath(path))
+    fields = (_SAMPLE_FIELDS if data.path == SAMPLE else {}) | dict(fields or {})
+    check_mapping(fields, {}, ())
+    items: dict[str, Item] = {}
+    bad: list[Quarantined] = []
+    n_rows = n_replaced = 0
+    for shard in open_shards(data, Path(".cache")):
+        for number, row, raw in shard.rows():
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                item = _parse_item(row, fields, data.max_characters)
+            except RowError as error:
+                bad.append(Quarantined(shard.name, number, str(error), raw_text(raw)))
+                continue
+            n_rows += 1
+            n_replaced += item.id in items and items[item.id] != item
+            items[item.id] = item
+    if not items:
+        reason = f"none of its {len(bad)} rows is an item (row {bad[0].row}: {bad[0].reason})" if bad else "has no rows"
+        raise UserError(
+            f"{path}: {reason}; a row of items has an id and a title, one of pairs an item; map other names by --fields"
+        )
+    return ReadItems(tuple(items.values()), tuple(bad), n_rows, n_replaced)
+
+
+def _parse_item(row: Mapping, fields: Mapping[str, str], max_characters: int) -> Item:
+    """The item of a row. A row that has the fields of an item at its top is read as one."""
+    if "item" not in fields and not any(name in ("item", "item_id") or name.startswith("item.") for name in row):
+        row = {"item": {name: value for name, value in row.items() if not name.startswith("attributes.")}} | {
+            f"item.{name}": value for name, value in row.items() if name.startswith("attributes.")
+        }
+    pair = parse_row(
+        {**row, fields.get("query", "query"): "-"},
+        fields=fields,
+        label_map={},
+        label_names=(),
+        for_prediction=True,
+        max_characters=max_characters,
+    )
+    return pair.item
+
+
+def text_hash(text: str) -> str:
+    """The hash of what a model reads of an item."""
+    return hash_bytes(text.encode())
+
+
+def items_table(items: Sequence[Item], hashes: Iterable[str]) -> pa.Table:
+    """Items as a table with the schema `ITEMS`."""
+    columns: dict[str, list] = {name: [getattr(item, name) for item in items] for name in ("id", *ITEM_FIELDS)}
+    return pa.Table.from_pydict(
+        {**columns, "attributes": [list(item.attributes) for item in items], "text_hash": list(hashes)}, schema=ITEMS
+    )
+
+
+def table_items(table: pa.Table) -> list[Item]:
+    """The items of a table with the schema `ITEMS`."""
+    return [
+        Item(**{name: row[name] for name in ("id", *ITEM_FIELDS)}, attributes=tuple(row["attributes"]))
+        for row in table.select([name for name in ITEMS.names if name != "text_hash"]).to_pylist()
+    ]
