@@ -40,9 +40,9 @@ def drift(
     names = named_values(fields, "--fields")
     scorer = load_bundle(bundle)
     old, new = (_read(path, scorer, names) for path in (reference, current))
-    groups = [None if by is None else group_names(pairs, by) for pairs in (old, new)]
-    profiles = [comparing.profile(scorer, pairs, by) for pairs in (old, new)]
-    differences = comparing.compare_profiles(*profiles, *groups, by=by or "")
+    before, after = (comparing.profile(scorer, pairs, by) for pairs in (old, new))
+    old_groups, new_groups = (None if by is None else group_names(pairs, by) for pairs in (old, new))
+    differences = comparing.compare_profiles(before, after, old_groups, new_groups, by=by or "")
     document = comparing.as_document(
         differences,
         model=str(bundle),

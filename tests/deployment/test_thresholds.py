@@ -29,7 +29,7 @@ CURVES = {
 FINE = (np.arange(20_000) + 0.5) / 20_000
 
 
-def true_share(curve, threshold):
+def true_fraction(curve, threshold):
     return CURVES[curve](FINE[threshold <= FINE]).mean()
 
 
@@ -51,14 +51,14 @@ def naive(scores, is_irrelevant, at_most, confidence):
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
 @pytest.mark.parametrize("curve", CURVES)
-def test_the_true_share_exceeds_the_target_no_more_often_than_promised(curve, confidence):
+def test_the_true_fraction_exceeds_the_target_no_more_often_than_promised(curve, confidence):
     rng, draws, at_most = np.random.default_rng(0), 500, 0.05
     violations = n_chosen = 0
     for _ in range(draws):
         choice = thresholds.choose_threshold(*draw(curve, rng, 500), at_most, confidence)
         if choice.threshold is not None:
             n_chosen += 1
-            violations += true_share(curve, choice.threshold) > at_most
+            violations += true_fraction(curve, choice.threshold) > at_most
     assert violations <= binom.ppf(0.999, draws, 1 - confidence)
     if curve in ("straight", "steep", "rises below"):
         assert n_chosen > draws / 20
@@ -80,7 +80,7 @@ def test_the_bound_is_that_of_clopper_and_pearson(errors, n, confidence):
     if errors == n:
         assert bound == 1
         return
-    solved = brentq(lambda share: binom.cdf(errors, n, share) - (1 - confidence), 1e-12, 1 - 1e-12)
+    solved = brentq(lambda fraction: binom.cdf(errors, n, fraction) - (1 - confidence), 1e-12, 1 - 1e-12)
     assert bound == pytest.approx(solved, abs=1e-7)
 
 

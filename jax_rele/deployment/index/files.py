@@ -25,7 +25,7 @@ import pyarrow as pa
 import pydantic
 
 from jax_rele.data.parquet import read_table, write_table
-from jax_rele.deployment.bundle import Manifest, Section
+from jax_rele.deployment.bundle import Manifest, Record
 from jax_rele.deployment.index.items import ITEMS
 from jax_rele.errors import UserError
 from jax_rele.io import atomic_path, hash_file, write_json
@@ -36,7 +36,7 @@ VECTORS = ("float32", "float16", "int8")
 Storage = Literal["float32", "float16", "int8"]
 
 
-class IndexManifest(Section):
+class IndexManifest(Record):
     """What an index holds.
 
     Attributes:
