@@ -41,8 +41,9 @@ def drift(
     scorer = load_bundle(bundle)
     old, new = (_read(path, scorer, names) for path in (reference, current))
     groups = [None if by is None else group_names(pairs, by) for pairs in (old, new)]
-    profiles = [comparing.profile(scorer, pairs, by) for pairs in (old, new)]
-    differences = comparing.compare_profiles(*profiles, *groups, by=by or "")
+    differences = comparing.compare_profiles(
+        comparing.profile(scorer, old, by), comparing.profile(scorer, new, by), groups[0], groups[1], by=by or ""
+    )
     document = comparing.as_document(
         differences,
         model=str(bundle),

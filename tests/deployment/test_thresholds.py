@@ -80,7 +80,7 @@ def test_the_bound_is_that_of_clopper_and_pearson(errors, n, confidence):
     if errors == n:
         assert bound == 1
         return
-    solved = brentq(lambda share: binom.cdf(errors, n, share) - (1 - confidence), 1e-12, 1 - 1e-12)
+    solved = brentq(lambda fraction: binom.cdf(errors, n, fraction) - (1 - confidence), 1e-12, 1 - 1e-12)
     assert bound == pytest.approx(solved, abs=1e-7)
 
 
