@@ -40,9 +40,10 @@ def drift(
     names = named_values(fields, "--fields")
     scorer = load_bundle(bundle)
     old, new = (_read(path, scorer, names) for path in (reference, current))
-    before, after = (comparing.profile(scorer, pairs, by) for pairs in (old, new))
-    old_groups, new_groups = (None if by is None else group_names(pairs, by) for pairs in (old, new))
-    differences = comparing.compare_profiles(before, after, old_groups, new_groups, by=by or "")
+    groups = [None if by is None else group_names(pairs, by) for pairs in (old, new)]
+    differences = comparing.compare_profiles(
+        comparing.profile(scorer, old, by), comparing.profile(scorer, new, by), groups[0], groups[1], by=by or ""
+    )
     document = comparing.as_document(
         differences,
         model=str(bundle),

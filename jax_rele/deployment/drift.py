@@ -123,18 +123,18 @@ def compare_profiles(
             if group != "all" and name.startswith("mix of "):
                 continue
             a, b = reference[name][old], current[name][new]
-            p, distributions = _scores(a, b) if name == "score" else _categories(a, b)
-            raw.append((group, name, psi(*(list(each.values()) for each in distributions)), p, *distributions))
+            p, proportions = _scores(a, b) if name == "score" else _categories(a, b)
+            raw.append((group, name, psi(*(list(each.values()) for each in proportions)), p, *proportions))
     adjusted = holm([p for _, _, _, p, *_ in raw])
     return [
-        Difference(group, name, effect, p, corrected, *distributions)
-        for (group, name, effect, p, *distributions), corrected in zip(raw, adjusted)
+        Difference(group, name, effect, p, corrected, *proportions)
+        for (group, name, effect, p, *proportions), corrected in zip(raw, adjusted)
     ]
 
 
 def psi(reference: Sequence[float], current: Sequence[float]) -> float:
     """The population stability index of two lists of shares; a share of 0 counts as 0.0001."""
-    a, b = (np.maximum(np.asarray(fractions, np.float64), 1e-4) for fractions in (reference, current))
+    a, b = (np.maximum(np.asarray(each, np.float64), 1e-4) for each in (reference, current))
     return float(((b - a) * np.log(b / a)).sum())
 
 
@@ -208,7 +208,7 @@ def _scores(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[dict[str, float]
     limits = ["0", *(f"{edge:.3g}" for edge in edges), "1"]
     # Two edges may look alike when rounded: names stay apart by their number.
     names = [f"{number}: {low}–{high}" for number, (low, high) in enumerate(pairwise(limits), 1)]
-    first, second = (dict(zip(names, fraction.tolist())) for fraction in counts)
+    first, second = (dict(zip(names, each.tolist())) for each in counts)
     return float(ks_2samp(a, b, method="asymp").pvalue), (first, second)
 
 

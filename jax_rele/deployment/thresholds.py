@@ -166,8 +166,8 @@ def pairs_needed(scores: np.ndarray, is_irrelevant: np.ndarray, at_most: float, 
         return None
     least = math.ceil(math.log(1 - confidence) / math.log(1 - at_most))
     sizes = np.unique(np.geomspace(least, 1e8, 800).astype(np.int64))
-    n, fractions = n[usable, None], (errors / np.maximum(n, 1))[usable, None]
-    passed = (binom.cdf(np.ceil(fractions * sizes), sizes, at_most) <= 1 - confidence) & (sizes >= n)
+    n, observed = n[usable, None], (errors / np.maximum(n, 1))[usable, None]
+    passed = (binom.cdf(np.ceil(observed * sizes), sizes, at_most) <= 1 - confidence) & (sizes >= n)
     first = sizes[passed.argmax(axis=1)]
     totals = np.where(passed.any(axis=1), np.ceil(first * len(scores) / n[:, 0]), np.inf)
     return int(totals.min()) if np.isfinite(totals.min()) else None

@@ -137,7 +137,8 @@ def search_pgvector(
 def load_qdrant(index: Index, client: Any, collection: str = "items", *, batch: int = 500) -> None:
     """Puts an index's items into a collection of Qdrant; points that the index lacks are deleted.
 
-    A point's payload has `id`, the texts of the item, `attributes`, and `folded`: the texts in lower case, for filters.
+    A point's payload has `id`, the texts of the item, `attributes`, `folded`: the texts in lower case, for filters; and
+    `load`, which names the call that wrote it.
 
     Args:
       index: the index.
@@ -152,16 +153,15 @@ def load_qdrant(index: Index, client: Any, collection: str = "items", *, batch: 
     if not client.collection_exists(collection):
         vectors = models.VectorParams(size=index.manifest.width, distance=models.Distance.DOT)
         client.create_collection(collection, vectors_config=vectors)
-    numbers: list[Any] = []
+    load = uuid.uuid4().hex
     for items, vectors in _batches(index, batch):
         points = [
-            models.PointStruct(id=_point(item.id), vector=vector.tolist(), payload=_payload(item))
+            models.PointStruct(id=_point(item.id), vector=vector.tolist(), payload={**_payload(item), "load": load})
             for item, vector in zip(items, vectors)
         ]
         client.upsert(collection, points, wait=True)
-        numbers.extend(point.id for point in points)
-    absent = models.Filter(must_not=[models.HasIdCondition(has_id=numbers)])
-    client.delete(collection, models.FilterSelector(filter=absent), wait=True)
+    earlier = models.FieldCondition(key="load", match=models.MatchExcept(**{"except": [load]}))
+    client.delete(collection, models.FilterSelector(filter=models.Filter(must=[earlier])), wait=True)
 
 
 def search_qdrant(
