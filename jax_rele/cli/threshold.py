@@ -49,7 +49,7 @@ def threshold(
         pairs_path,
         label_names=schema.names,
         fields=named_values(fields, "--fields"),
-        label_map=named_values(aliases, "--aliases"),
+        label_map={**scorer.manifest.labels.aliases, **named_values(aliases, "--aliases")},
         require_label=True,
     )
     if bad:

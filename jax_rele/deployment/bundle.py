@@ -34,11 +34,12 @@ class Record(pydantic.BaseModel):
 
 
 class Labels(Record):
-    """The label schema."""
+    """The label schema; `aliases` maps other spellings in files to its names."""
 
     names: tuple[str, ...]
     gains: tuple[float, ...]
     positive: tuple[str, ...]
+    aliases: dict[str, str] = {}
 
 
 class Tier(Record):
@@ -112,6 +113,7 @@ class Manifest(Record):
     def identity(self) -> str:
         """A hash of what decides scores and embeddings: an index belongs to one."""
         values = self.model_dump(mode="json", exclude={"tiers", "files", "source"})
+        values["labels"].pop("aliases")
         files = {name: sha for name, sha in self.files.items() if name.endswith(".onnx") or "tokenizer" in name}
         return hash_values([values, files])
 

@@ -60,11 +60,9 @@ def model_card(
         "",
         "## What it reads",
         "",
-        f"A query of at most {manifest.query_length} tokens and an item of at most {manifest.item_length}, markers "
-        "included; "
-        f"what is longer loses its end. An item's text is its fields {', '.join(manifest.fields)}, those that are not "
-        "empty, "
-        "in this order, joined by one space. " + MARKERS.get(form, MARKERS[""]),
+        _lengths(manifest)
+        + f" An item's text is its fields {', '.join(manifest.fields)}, those that are not empty, in "
+        "this order, joined by one space. " + MARKERS.get(form, MARKERS[""]),
         "",
         "## What a score means",
         "",
@@ -96,6 +94,18 @@ def model_card(
         + "; their licences apply.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _lengths(manifest: Manifest) -> str:
+    if manifest.model == "cross_encoder":
+        return (
+            f"A pair of at most {manifest.query_length + manifest.item_length} tokens, markers included; where it has more, "
+            "the longer of the two texts loses its end."
+        )
+    return (
+        f"A query of at most {manifest.query_length} tokens, an item of at most {manifest.item_length + 1}, markers "
+        "included; what is longer loses its end."
+    )
 
 
 def _figures(data: StudentData) -> list[str]:

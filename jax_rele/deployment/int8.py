@@ -7,6 +7,7 @@ inputs have outliers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,7 @@ def quantise(folder: Path, names: Sequence[str], preset: str) -> None:
         products = [node.name for node in model.graph.node if node.name.startswith(QUANTISED)]
         temporary = folder / f"float32-{name}"
         (folder / name).rename(temporary)
+        logging.disable(logging.WARNING)  # it recommends a step that these graphs do not need
         quantize_dynamic(
             str(temporary),
             str(folder / name),
@@ -119,6 +121,7 @@ def quantise(folder: Path, names: Sequence[str], preset: str) -> None:
             weight_type=QuantType.QInt8,
             **PRESETS[preset],
         )
+        logging.disable(logging.NOTSET)
         temporary.unlink()
 
 

@@ -73,7 +73,12 @@ class StudentData:
         return Manifest(
             model=self.name,
             recipe=self.recipe,
-            labels=Labels(names=schema.names, gains=schema.gains, positive=schema.positive),
+            labels=Labels(
+                names=schema.names,
+                gains=schema.gains,
+                positive=schema.positive,
+                aliases=dict(self.config.labels.aliases),
+            ),
             dimensions=student.dimensions,
             has_verdicts=student.has_verdicts,
             has_evidence=student.has_evidence and self.name == "cross_encoder",
