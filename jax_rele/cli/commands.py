@@ -281,7 +281,8 @@ _BUNDLE = argument("bundle", type=Path, metavar="DIR", help="bundle of a student
 _FIELDS = argument(
     "--fields",
     nargs="+",
-    default=(),
+    action="extend",
+    default=[],
     metavar="FIELD=NAME",
     help="field of a pair = its name in the file, as data.fields",
 )
@@ -350,7 +351,8 @@ def index(
     argument(
         "--filter",
         nargs="+",
-        default=(),
+        action="extend",
+        default=[],
         metavar="FIELD=VALUE",
         help="items with this brand, color, category, ... or attributes.NAME; all of them",
     ),
@@ -376,7 +378,12 @@ def search(
 
 
 _ALIASES = argument(
-    "--aliases", nargs="+", default=(), metavar="NAME=LABEL", help="label in the file = label of the model"
+    "--aliases",
+    nargs="+",
+    action="extend",
+    default=[],
+    metavar="NAME=LABEL",
+    help="label in the file = label of the model",
 )
 
 
@@ -386,10 +393,22 @@ _ALIASES = argument(
     argument(
         "--at-most-irrelevant", type=float, metavar="SHARE", help="of the pairs at or above the cut-off, e.g. 0.02"
     ),
-    argument("--tier", nargs="+", default=(), metavar="NAME=SHARE", help="several cut-offs, each with its share"),
+    argument(
+        "--tier",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=SHARE",
+        help="several cut-offs, each with its share",
+    ),
     argument("--confidence", type=float, default=0.95, help="that the share holds for new pairs; 0.95"),
     argument(
-        "--irrelevant", nargs="+", default=(), metavar="LABEL", help="what counts as irrelevant; the lowest grade"
+        "--irrelevant",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="LABEL",
+        help="what counts as irrelevant; the lowest grade",
     ),
     argument("--by", choices=("locale", "category", "long_tail"), help="figures of groups of pairs too"),
     argument("--per-query", action="store_true", help="one pair of each query, for a bound that is exact"),

@@ -208,7 +208,8 @@ def update_index(
             return Change(state.manifest, len(new))
         replaced = {current[items[index].id] for index in changed if items[index].id in current}
         state.hide(replaced | {current[name] for name in gone})
-        state.append(table.take(changed), np.stack(arrays) if arrays else encoded[:0])
+        if changed:
+            state.append(table.take(pa.array(changed, pa.int64())), np.stack(arrays))
         return Change(state.write(), len(new), n_new, n_changed, len(gone))
 
 

@@ -129,11 +129,16 @@ def commit(folder: Path, manifest: IndexManifest, writers: dict[str, Callable[[P
       writers: for the new files by name, what writes them.
     """
     hashes = {}
-    for name, write in writers.items():
-        write(folder / name)
-        hashes[name] = hash_file(folder / name)
-    manifest = manifest.model_copy(update={"files": {**manifest.files, **hashes}})
-    write_json(folder / INDEX, manifest.model_dump(mode="json"))
+    try:
+        for name, write in writers.items():
+            write(folder / name)
+            hashes[name] = hash_file(folder / name)
+        manifest = manifest.model_copy(update={"files": {**manifest.files, **hashes}})
+        write_json(folder / INDEX, manifest.model_dump(mode="json"))
+    except UserError:
+        for name in hashes:  # they would fill the disk
+            (folder / name).unlink(missing_ok=True)
+        raise
     for file in folder.iterdir():
         stem = file.name.rpartition("-")[0]
         if stem in _STEMS and file.name not in manifest.files:
@@ -156,8 +161,11 @@ def table_writer(table: pa.Table) -> Callable[[Path], None]:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Writes an array whole or not at all. Raises UserError where it cannot be written."""
+    array = np.ascontiguousarray(array)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array)
+        # np.save hides the reason why a file cannot be written.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -121,6 +121,8 @@ def test_the_commands_build_change_search_and_export(tower, cross, tmp_path, cap
     assert {row["item"]["id"] for row in rows} == set(table.column("id").to_pylist())
     assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
     text = run("search", output, "shoe", "-k", 40, "--filter", "category=shoe", "attributes.size=1", "--json")
+    words = ["--filter", "category=shoe", "--filter", "attributes.size=1"]
+    assert run("search", output, "shoe", "-k", 40, *words, "--json") == text
     chosen = {i.id for i in items if i.category == "shoe" and dict(i.attributes).get("Size") == "1"} - {"i0001"}
     assert {json.loads(line)["item"]["id"] for line in text.splitlines()} == chosen
     assert chosen
