@@ -99,7 +99,8 @@ def model_card(
 def _lengths(manifest: Manifest) -> str:
     if manifest.model == "cross_encoder":
         return (
-            f"A pair of at most {manifest.query_length + manifest.item_length} tokens, markers included; where it has more, "
+            f"A pair of at most {manifest.query_length + manifest.item_length} tokens, markers included; where it has "
+            "more, "
             "the longer of the two texts loses its end."
         )
     return (
