@@ -36,6 +36,9 @@ from jax_rele.types import VERDICTS, Pair
 OPEN = ("/", "/health", "/ready")
 """Paths that need no key."""
 
+_OPENAI = ("/v1/models", "/v1/embeddings")
+"""Paths whose refusals have OpenAI's form: its clients show no other."""
+
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": bodies.ErrorBody} for status in (400, 401, 413, 422, 429, 503, 504)
 }
@@ -266,7 +269,7 @@ def _add_page(app: FastAPI, service: Service) -> None:
     }
     policy = (
         f"default-src 'none'; script-src 'sha256-{hashes['script']}'; style-src 'sha256-{hashes['style']}'; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
@@ -513,6 +516,8 @@ def _error(scope: Scope, status: int, message: str, error_type: str) -> JSONResp
     scope["jax_rele.error_type"] = error_type
     # A lone surrogate of the request would be no JSON.
     text = " ".join(message.split()).encode("utf-8", "replace").decode()
+    if scope["path"] in _OPENAI:
+        return JSONResponse({"error": {"message": text, "type": error_type}}, status)
     return JSONResponse({"error": text, "error_type": error_type}, status)
 
 
@@ -564,7 +569,8 @@ def _handle_errors(app: FastAPI) -> None:
 
 def _validation(request: Request, errors: Sequence[Any]) -> tuple[int, str, str]:
     """Status, one line and kind for what pydantic says of a body."""
-    first = errors[0]
+    # A misspelt field is told before the one that is missing for it.
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
         return 400, f"the body is no valid JSON: {reason}", "bad_request"

@@ -197,7 +197,7 @@ def read_queries(path: str | Path) -> list[str]:
       UserError: the file cannot be read, a row has no query, or there is none.
     """
     try:
-        lines = Path(path).read_text("utf-8-sig").splitlines()
+        lines = Path(path).read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise UserError(f"{path}: {reason}; give a text file with a query a line") from None

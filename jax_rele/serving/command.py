@@ -127,18 +127,21 @@ def exact_search(scorer: Scorer, items: Sequence[Item]) -> ExactSearch:
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     """A bound socket, so that a port that is taken is found before anything is loaded."""
+    # The resolver would take the rest of a larger number as another port.
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: must be from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"--host {host} --port {port}: {getattr(error, 'strerror', None) or error}") from None
     with listener:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"--port {port}: cannot listen at {host}: {reason}; give another port") from None
         yield listener

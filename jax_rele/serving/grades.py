@@ -51,7 +51,7 @@ class GradeFile:
             text = self.path.read_text("utf-8")
         except UnicodeDecodeError:
             raise UserError(f"{self.path}: is not UTF-8 text; give another --judgements") from None
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
             try:
                 row = json.loads(line)
                 key, _ = row["pair_id"], (row["query"], row["item"]["title"])

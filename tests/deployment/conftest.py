@@ -28,12 +28,14 @@ WIDTH = 32
 
 
 def _params(model, seed):
-    """Random parameters that are large enough for every text to count."""
-    params = nn.unbox(model.init(jax.random.key(seed), **model.dummy_inputs()))["params"]
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    changed = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]
-    return jax.tree.map(np.asarray, jax.tree.unflatten(structure, changed))
+    """Random parameters that are large enough for every text to count; nothing is compiled."""
+    shapes = jax.eval_shape(lambda: nn.unbox(model.init(jax.random.key(0), **model.dummy_inputs())))["params"]
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        return (float("scale" in str(path[-1])) + 0.2 * rng.standard_normal(leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def write_bundle(folder, kind, *, head="cosine", **changes):

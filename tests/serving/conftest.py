@@ -2,8 +2,16 @@
 
 import importlib.util
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
+import httpx2
 import pytest
 from starlette.testclient import TestClient
 
@@ -74,3 +82,54 @@ def serving(scorers, items_file, tmp_path):
         client.__exit__(None, None, None)
         service.close()
         store.close()
+
+
+class Process:
+    """A running `jax-rele serve`."""
+
+    def __init__(self, *arguments, **environment):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "jax_rele.cli", "serve", *map(str, arguments), "--port", str(self.port)],
+            stderr=subprocess.PIPE,
+            env={**os.environ, **environment},
+            text=True,
+        )
+        self.lines = []
+        self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
+        self.reader.start()
+        for _ in range(600):
+            assert self.process.poll() is None, "".join(self.lines)
+            try:
+                if httpx2.get(f"{self.url}/ready").status_code == 200:
+                    return
+            except httpx2.TransportError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError("not ready after a minute")
+
+    def end(self, sig=signal.SIGTERM):
+        """The exit status."""
+        self.process.send_signal(sig)
+        status = self.process.wait(60)
+        self.reader.join(10)
+        return status
+
+
+@pytest.fixture
+def serve_process():
+    """Starts `jax-rele serve` in processes, which end with the test."""
+    started = []
+
+    def start(*arguments, **environment):
+        started.append(Process(*arguments, **environment))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()

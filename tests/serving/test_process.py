@@ -1,13 +1,9 @@
 """The command in a process of its own: it starts, answers, and ends well; mistakes are one line before the start."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 
 import httpx2
 import pytest
@@ -15,61 +11,11 @@ import pytest
 from jax_rele import cli
 
 
-class Process:
-    """A running `jax-rele serve`."""
-
-    def __init__(self, *arguments, **environment):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "jax_rele.cli", "serve", *map(str, arguments), "--port", str(self.port)],
-            stderr=subprocess.PIPE,
-            env={**os.environ, **environment},
-            text=True,
-        )
-        self.lines = []
-        self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
-        self.reader.start()
-        for _ in range(600):
-            assert self.process.poll() is None, "".join(self.lines)
-            try:
-                if httpx2.get(f"{self.url}/ready").status_code == 200:
-                    return
-            except httpx2.TransportError:
-                pass
-            time.sleep(0.1)
-        raise AssertionError("not ready after a minute")
-
-    def end(self, sig=signal.SIGTERM):
-        """The exit status."""
-        self.process.send_signal(sig)
-        status = self.process.wait(60)
-        self.reader.join(10)
-        return status
-
-
-@pytest.fixture
-def processes():
-    started = []
-
-    def start(*arguments, **environment):
-        started.append(Process(*arguments, **environment))
-        return started[-1]
-
-    yield start
-    for each in started:
-        if each.process.poll() is None:
-            each.process.kill()
-            each.process.wait()
-
-
 @pytest.mark.slow
 def test_a_server_answers_finishes_what_it_took_and_ends_with_0(
-    processes, cross_bundle, tower_bundle, items_file, tmp_path
+    serve_process, cross_bundle, tower_bundle, items_file, tmp_path
 ):
-    server = processes(cross_bundle, tower_bundle, "--items", items_file, "--judgements", tmp_path / "j.jsonl")
+    server = serve_process(cross_bundle, tower_bundle, "--items", items_file, "--judgements", tmp_path / "j.jsonl")
     hits = httpx2.post(f"{server.url}/search", json={"query": "red shoes", "k": 3}).json()
     assert len(hits["results"]) == 3
     # Enough rows to be at work when the signal comes.
@@ -95,13 +41,13 @@ def test_a_server_answers_finishes_what_it_took_and_ends_with_0(
 
 
 @pytest.mark.slow
-def test_the_openai_client(processes, tower_bundle):
+def test_the_openai_client(serve_process, tower_bundle):
     import numpy as np
     import openai
 
     from jax_rele.deployment.scorer import load_bundle
 
-    server = processes(tower_bundle, JAX_RELE_API_KEY="sesame")
+    server = serve_process(tower_bundle, JAX_RELE_API_KEY="sesame")
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="sesame", max_retries=0)
     scorer, texts = load_bundle(tower_bundle, threads=1), ["red shoes", "a garden hose"]
     for side in ("query", "item"):
