@@ -34,7 +34,7 @@ class Closed(Exception):
 
 
 @dataclass(frozen=True)
-class Result:
+class Outcome:
     """What became of N rows.
 
     Attributes:
@@ -53,7 +53,7 @@ class _Job:
     graph: str
     rows: Rows
     types: Rows | None
-    future: Future[Result] = field(default_factory=Future)
+    future: Future[Outcome] = field(default_factory=Future)
     arrived: float = field(default_factory=time.perf_counter)
     outputs: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
     started: float = 0.0
@@ -94,7 +94,7 @@ class Batcher:
         """The number of rows that wait."""
         return len(self._waiting)
 
-    def submit(self, graph: str, rows: Rows, types: Rows | None = None) -> Future[Result]:
+    def submit(self, graph: str, rows: Rows, types: Rows | None = None) -> Future[Outcome]:
         """Queues rows of token ids for a graph; cancelling the future drops those that still wait.
 
         Raises:
@@ -185,13 +185,13 @@ def padded(length: int) -> int:
     return -(-length // ROUND) * ROUND
 
 
-def _result(job: _Job) -> Result:
+def _result(job: _Job) -> Outcome:
     parts = [job.outputs[index] for index in range(len(job.rows))]
     outputs = {name: _stack([part[name] for part in parts], name in PER_TOKEN) for name in parts[0]}
-    return Result(outputs, job.started - job.arrived, job.infer_seconds)
+    return Outcome(outputs, job.started - job.arrived, job.infer_seconds)
 
 
-def _settle(job: _Job, outcome: Result | Exception) -> None:
+def _settle(job: _Job, outcome: Outcome | Exception) -> None:
     try:
         if isinstance(outcome, Exception):
             job.future.set_exception(outcome)

@@ -14,7 +14,7 @@ from scipy.special import logit
 
 from jax_rele.deployment.bundle import Manifest
 from jax_rele.deployment.scorer import Scorer, Scores
-from jax_rele.serving.batcher import Batcher, Closed, Result
+from jax_rele.serving.batcher import Batcher, Closed, Outcome
 from jax_rele.serving.catalogue import Bm25, Filters, Nearest, Search
 from jax_rele.serving.grades import GradeFile
 from jax_rele.serving.metrics import Metrics
@@ -258,7 +258,7 @@ class Service:
         items = [hits.items[row] for row in order]
         return Nearest(items, hits.products[order], hits.vectors[order]), take(scores, order)
 
-    async def _finished(self, trace: Trace, *futures) -> list[Result]:
+    async def _finished(self, trace: Trace, *futures) -> list[Outcome]:
         waiting = asyncio.gather(*map(asyncio.wrap_future, futures))
         results = await asyncio.wait_for(waiting, self.limits.seconds)
         trace.add("queue", max(result.queue_seconds for result in results))
@@ -332,17 +332,24 @@ def _check_tokens(scorer: Scorer, texts: Sequence[str], name: str) -> None:
 
 
 def _refuse_cut(scorer: Scorer, pairs: Sequence[Pair]) -> None:
-    _refuse_long(scorer, sorted({pair.query for pair in pairs}), "query")
-    _refuse_long(scorer, sorted({scorer.item_text(pair.item) for pair in pairs}), "item")
+    manifest = scorer.manifest
+    most = manifest.query_length + manifest.item_length - (scorer.tokenizer.num_special_tokens_to_add(True) or 3)
+    queries = _lengths(scorer, [pair.query for pair in pairs])
+    items = _lengths(scorer, [scorer.item_text(pair.item) for pair in pairs])
+    for lengths in zip(queries, items):
+        _refuse_more("query and item", sum(lengths), most)
 
 
 def _refuse_long(scorer: Scorer, texts: Sequence[str], side: str) -> None:
     manifest = scorer.manifest
-    # Markers take two tokens of a query; of an item one, and the two-tower gives that one back.
-    most = manifest.query_length - 2 if side == "query" else manifest.item_length - 1
+    most = manifest.query_length if side == "query" else manifest.item_length + 1
     for length in _lengths(scorer, texts):
-        if length > most:
-            raise BadRequest(f"{side}: {length} tokens are more than {most}, and truncate is false", 413, "too_long")
+        _refuse_more(side, length, most - (scorer.tokenizer.num_special_tokens_to_add(False) or 2))
+
+
+def _refuse_more(name: str, length: int, most: int) -> None:
+    if length > most:
+        raise BadRequest(f"{name}: {length} tokens are more than {most}, and truncate is false", 413, "too_long")
 
 
 def _lengths(scorer: Scorer, texts: Sequence[str]) -> list[int]:

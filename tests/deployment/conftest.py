@@ -24,7 +24,7 @@ TEXTS = (
     "garden hose 20 m green",
     "Acme wireless headphones black noise cancelling",
 )
-WIDTH = 32
+WIDTH, VIEWS = 32, 8
 
 
 def _params(model, seed):
@@ -59,7 +59,7 @@ def write_bundle(folder, kind, *, head="cosine", **changes):
         "source": {"run": "tiny"},
     }
     if kind == "two_tower":
-        values |= {"head": head, "embedding_width": WIDTH, "unit_length": head == "cosine"}
+        values |= {"head": head, "embedding_width": WIDTH + VIEWS * len(DIMENSIONS), "unit_length": head == "cosine"}
     manifest = Manifest(**(values | changes))
     schema = manifest.schema_
     outputs = {"logits", "label_logits", "verdict_logits"}
@@ -72,7 +72,7 @@ def write_bundle(folder, kind, *, head="cosine", **changes):
             )
         }
     else:
-        model = TwoTower(encoder, len(schema), len(DIMENSIONS), embedding_width=0, view_width=8, head=head)
+        model = TwoTower(encoder, len(schema), len(DIMENSIONS), embedding_width=0, view_width=VIEWS, head=head)
         params = _params(model, 2)
         graphs = {f"{side}.onnx": tower_model(model, params, n) for n, side in enumerate(("query", "item"))}
         graphs["compare.onnx"] = compare_model(model, params, schema, manifest.temperature, frozenset(outputs))

@@ -63,8 +63,8 @@ def serving(scorers, items_file, tmp_path):
     """Makes (client, service); keyword arguments are of `Limits` and `create_app`."""
     opened = []
 
-    def start(kinds=("cross_encoder", "two_tower"), *, items=True, api_key="", log_texts=False, **limits):
-        chosen = [scorers[kind] for kind in kinds]
+    def start(kinds=("cross_encoder", "two_tower"), *, items=True, api_key="", log_texts=False, bundles=None, **limits):
+        chosen = [(bundles or scorers)[kind] for kind in kinds]
         options = {}
         if items:
             catalogue, queries = read_items(items_file)
@@ -133,3 +133,9 @@ def serve_process():
         if each.process.poll() is None:
             each.process.kill()
             each.process.wait()
+
+
+@pytest.fixture(name="write_bundle", scope="session")
+def write_bundle_fixture():
+    """Writes a tiny bundle into a new folder."""
+    return write_bundle

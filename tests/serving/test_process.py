@@ -112,3 +112,22 @@ def test_mistakes_are_one_line(capfd, cross_bundle, tower_bundle, items_file, tm
         listener.listen()
         number = listener.getsockname()[1]
         assert f"--port {number}" in refusal(capfd, cross_bundle, "--port", number)
+
+
+def test_a_late_interaction_two_tower_scores_and_cannot_be_searched(serving, scorers, write_bundle, tmp_path):
+    from jax_rele.deployment.scorer import load_bundle
+    from jax_rele.errors import UserError
+    from jax_rele.serving.command import exact_search
+    from jax_rele.types import Item
+
+    scorer = load_bundle(write_bundle(tmp_path / "late", "two_tower", head="maxsim"), threads=1)
+    with pytest.raises(UserError, match="maxsim"):
+        exact_search(scorer, [Item("a", "b")])
+    scorers = scorers | {"two_tower": scorer}
+    client, _ = serving(("two_tower",), items=False, bundles=scorers)
+    texts = ["red shoes", "a much longer title with a garden hose", "x"]
+    answer = client.post("/rerank", json={"query": "red running shoes", "texts": texts}).json()
+    expected = scorer.predict([("red running shoes", text) for text in texts]).scores
+    assert {row["index"]: row["score"] for row in answer} == pytest.approx(dict(enumerate(expected)), abs=1e-5)
+    refused = client.post("/embed", json={"inputs": "a", "side": "query"})
+    assert (refused.status_code, "maxsim" in refused.json()["error"]) == (422, True)

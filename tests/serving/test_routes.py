@@ -267,7 +267,7 @@ def test_what_is_served(both):
     info = both.get("/info").json()
     assert set(info["models"]) == {"cross_encoder", "two_tower"}
     assert info["models"]["cross_encoder"]["labels"] == {"Exact": 1.0, "Substitute": 0.1, "Irrelevant": 0.0}
-    assert info["models"]["two_tower"]["embedding_width"] == 32
+    assert info["models"]["two_tower"]["embedding_width"] == 56
     assert [model["id"] for model in both.get("/v1/models").json()["data"]] == ["cross_encoder", "two_tower"]
     assert both.get("/health").json() == {"status": "ok"}
     assert set(both.get("/openapi.json").json()["paths"]) >= {
@@ -348,11 +348,11 @@ def test_one_line_a_request_is_logged_without_texts_unless_asked(serving, capfd)
         ("/embed", {"inputs": "a"}, ["prompt_name", "query or item"]),
         ("/embed", {"inputs": "a", "side": "query", "prompt_name": "item"}, ["differ"]),
         ("/embed", {"inputs": "a", "side": "left"}, ["side", "query"]),
-        ("/embed", {"inputs": "a", "side": "query", "dimensions": 8}, ["dimensions", "32"]),
+        ("/embed", {"inputs": "a", "side": "query", "dimensions": 8}, ["dimensions", "56"]),
         ("/v1/embeddings", {"input": "a"}, ["input_type", "query or item"]),
         ("/v1/embeddings", {"input": "a", "model": "two_tower:left"}, ["left", ":query or :item"]),
         ("/v1/embeddings", {"input": "a", "model": "two_tower:item", "input_type": "query"}, ["differ"]),
-        ("/v1/embeddings", {"input": "a", "input_type": "query", "dimensions": 31}, ["dimensions", "32"]),
+        ("/v1/embeddings", {"input": "a", "input_type": "query", "dimensions": 31}, ["dimensions", "56"]),
         ("/v1/embeddings", {"input": [[1, 2]], "input_type": "query"}, ["input.0", "string"]),
         ("/v1/rerank", {"query": "a", "documents": [{"title": ""}]}, ["documents.0.title", "blank"]),
         ("/v1/rerank", {"query": "a", "documents": [{"titel": "b"}]}, ["documents.0.titel", "no such"]),
@@ -389,12 +389,24 @@ def test_bodies_that_are_no_json(both):
 
 def test_texts_that_are_too_long_are_cut_unless_told_not_to(serving):
     for kind in ("cross_encoder", "two_tower"):
-        client, _ = serving((kind,), items=False)
+        client, service = serving((kind,), items=False)
         long = "garden hose " * 100
         assert len(post(client, "/rerank", query=long, texts=[long])) == 1
         for body in ({"query": long, "texts": ["a"]}, {"query": "a", "texts": ["b", long]}):
             refused(client.post("/rerank", json=body | {"truncate": False}), 413, "tokens", "truncate is false")
-        post(client, "/rerank", query="a", texts=["b"], truncate=False)
+        # At the limit nothing is cut; a token more is refused.
+        scorer = service.models[kind].scorer
+        word = "~"
+        statuses = []
+        for count in range(1, 60):
+            text = " ".join([word] * count)
+            answer = client.post("/rerank", json={"query": "a", "texts": [text], "truncate": False})
+            pair = Pair("", "a", Item("", text))
+            row = scorer.pair_rows([pair])[0][0] if kind == "cross_encoder" else scorer.token_rows([text], "item")[0]
+            is_whole = row.count(scorer.tokenizer(word, add_special_tokens=False)["input_ids"][-1]) == count
+            assert (answer.status_code == 200) == is_whole, count
+            statuses.append(answer.status_code)
+        assert {200, 413} == set(statuses)
 
 
 def test_a_query_without_tokens_is_refused(serving, monkeypatch):
