@@ -100,7 +100,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
 
 def _add_tei(app: FastAPI, service: Service) -> None:
-    @app.post("/rerank")
+    @app.post("/rerank", response_model_exclude_none=True)
     async def rerank(body: bodies.TeiRerank, request: Request) -> list[bodies.Ranked]:
         """Texts by relevance, as text-embeddings-inference. `raw_scores` gives log-odds of the score."""
         pairs = [Pair("", body.query, bodies.as_item(text)) for text in body.texts]
