@@ -233,7 +233,7 @@ def _add_ours(app: FastAPI, service: Service) -> None:
         else:
             pairs = [bodies.as_pair(body.query or "", item) for item in body.items or ()]
         served = service.model(body.model)
-        scores = await service.predict(served, pairs, _trace(request, body))
+        scores = await service.predict(served, pairs, _trace(request, body), evidence=True)
         return bodies.ScoreAnswer(model=served.name, results=judged(served, pairs, scores))
 
     @app.post("/search")
@@ -246,7 +246,7 @@ def _add_ours(app: FastAPI, service: Service) -> None:
         hits, scores = await service.find(body.query, wide, body.filters, trace)
         pairs = [Pair("", body.query, item) for item in hits.items]
         if rerank and pairs:
-            scores = await service.predict(served, pairs, trace)
+            scores = await service.predict(served, pairs, trace, evidence=True)
         best = np.argsort(-scores.scores, kind="stable")[: body.k]
         answers = judged(served, [pairs[index] for index in best], take(scores, best))
         results = [
@@ -405,7 +405,7 @@ async def compare_rankers(service: Service, query: str, k: int, trace: Trace) ->
     if items:
         served = service.model()
         pairs = [Pair("", query, item) for item in items.values()]
-        scores = await service.predict(served, pairs, trace)
+        scores = await service.predict(served, pairs, trace, evidence=True)
         answers = judged(served, pairs, scores)
         if not served.scorer.embeds:
             best = np.argsort(-scores.scores, kind="stable")[:k]

@@ -175,7 +175,14 @@ class Service:
         return await work
 
     async def predict(
-        self, served: Served, pairs: Sequence[Pair], trace: Trace, *, item_tokens: int = 0, whole: bool = False
+        self,
+        served: Served,
+        pairs: Sequence[Pair],
+        trace: Trace,
+        *,
+        item_tokens: int = 0,
+        whole: bool = False,
+        evidence: bool = False,
     ) -> Scores:
         """Judges pairs, in order.
 
@@ -185,6 +192,7 @@ class Service:
           trace: what the request cost so far.
           item_tokens: most tokens that are read of an item; 0 for what the bundle reads.
           whole: whether to refuse texts that are longer than what the bundle reads.
+          evidence: whether to find the spans of evidence, where the bundle has any; that reads the texts again.
 
         Raises:
           BadRequest: too many rows, a query without tokens, a text that is too long.
@@ -198,8 +206,9 @@ class Service:
         start = time.perf_counter()
         rows, types = await self.in_thread(_cross_tokens, scorer, pairs, item_tokens, whole)
         trace.add("tokenise", time.perf_counter() - start)
-        result = await self._finished(trace, served.batcher.submit("model.onnx", rows, types))
-        return await self.in_thread(scorer.decode, result[0].outputs, pairs)
+        (result,) = await self._finished(trace, served.batcher.submit("model.onnx", rows, types))
+        outputs = {name: value for name, value in result.outputs.items() if evidence or name != "evidence_logits"}
+        return await self.in_thread(scorer.decode, outputs, pairs)
 
     async def _predict_towers(
         self, served: Served, pairs: Sequence[Pair], trace: Trace, item_tokens: int, whole: bool

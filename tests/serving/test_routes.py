@@ -227,6 +227,11 @@ def test_search_finds_what_a_comparison_of_all_items_finds(both, scorers, items_
     for row in plain["results"]:
         assert row["inner_product"] == pytest.approx(products[row["item"]["id"]], abs=1e-5)
     assert [row["index"] for row in ranked["results"]] == list(range(12))
+    spans = dict(zip((item["id"] for item in items), crosses.evidence))
+    for row in ranked["results"]:
+        assert [(s["source"], s["start"], s["end"]) for s in row["evidence"]] == [
+            (span.source, span.start, span.end) for span in spans[row["item"]["id"]]
+        ]
     assert set(plain["ms"]) == {"tokenise", "queue", "infer", "search"}
 
 
