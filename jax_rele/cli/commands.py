@@ -471,6 +471,67 @@ def drift(bundle: Path, input: str, reference: str, by: str | None, output: Path
 
 
 @command(
+    argument("bundles", nargs="+", type=Path, metavar="DIR", help="one or two bundles that export wrote"),
+    argument("--items", metavar="ITEMS", help="file of items, or of pairs, to search; or sample"),
+    argument(
+        "--index", type=Path, metavar="IDX", help="index of the two-tower's embeddings, in place of a search of all"
+    ),
+    argument("--queries", type=Path, metavar="FILE", help="sample queries of the page, one a line; those of --items"),
+    argument(
+        "--judgements", dest="grades", type=Path, metavar="FILE", help="JSON lines file of the grades given on the page"
+    ),
+    argument("--host", default="127.0.0.1", help="address to listen at; 127.0.0.1, this machine alone"),
+    argument("--port", type=int, default=8080, help="8080; 0 for any that is free"),
+    argument("--threads", type=int, default=0, metavar="N", help="of ONNX Runtime; one for each core"),
+    argument("--max-batch-tokens", type=positive_number, default=8192, metavar="N", help="of a batch; 8192"),
+    argument("--max-queue-rows", type=positive_number, default=4096, metavar="N", help="that wait, then 429; 4096"),
+    argument("--max-rows", type=positive_number, default=1000, metavar="N", help="of a request; 1000"),
+    argument("--max-body-bytes", type=positive_number, default=4_000_000, metavar="N", help="of a request; 4000000"),
+    argument("--timeout", type=positive_number, default=30, metavar="SECONDS", help="of a request, then 504; 30"),
+    argument("--log-texts", action="store_true", help="write the texts of requests to the log"),
+)
+def serve(
+    bundles: Sequence[Path],
+    items: str | None,
+    index: Path | None,
+    queries: Path | None,
+    grades: Path | None,
+    host: str,
+    port: int,
+    threads: int,
+    max_batch_tokens: int,
+    max_queue_rows: int,
+    max_rows: int,
+    max_body_bytes: int,
+    timeout: int,
+    log_texts: bool,
+) -> None:
+    """Serve exported students over HTTP, with a page to compare rankers and to grade items.
+
+    Takes a cross-encoder, a two-tower, or both. Answers as text-embeddings-inference, Cohere and OpenAI do, and by
+    routes of its own. Where JAX_RELE_API_KEY is set, requests must bear it. Needs the extra `deploy`; docs/serving.md.
+    """
+    from jax_rele.serving import command as serving
+
+    serving.serve(
+        bundles,
+        items=items,
+        index=index,
+        queries=queries,
+        grades=grades,
+        host=host,
+        port=port,
+        threads=threads,
+        max_batch_tokens=max_batch_tokens,
+        max_queue_rows=max_queue_rows,
+        max_rows=max_rows,
+        max_body_bytes=max_body_bytes,
+        timeout=timeout,
+        log_texts=log_texts,
+    )
+
+
+@command(
     argument("--topology", required=True, help="e.g. v5e:4x4, v6e:2x4, v5p:2x2x2, gpu:8xH100"),
     argument(
         "--steps",

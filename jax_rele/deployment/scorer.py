@@ -6,7 +6,7 @@ batches that hold at most a number of tokens, padding included. JAX computes not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,17 +92,24 @@ class Scorer:
             queries, query_of = _distinct([pair.query for pair in judged])
             items, item_of = _distinct([self.item_text(pair.item) for pair in judged])
             return self.compare(self.embed(queries, "query")[query_of], self.embed(items, "item")[item_of])
-        outputs = self.raw_outputs(judged)
+        return self.decode(self.raw_outputs(judged), judged)
+
+    def decode(self, outputs: Mapping[str, np.ndarray], pairs: Sequence[Pair]) -> Scores:
+        """Predictions from a cross-encoder's outputs for N pairs, see `raw_outputs`; evidence where they hold it."""
         evidence = None
         if "evidence_logits" in outputs:
             tags = [row.argmax(axis=-1) for row in outputs["evidence_logits"]]
             fields, *lengths = self._limits
-            evidence = decode_evidence(self.tokenizer, judged, tags, self.manifest.dimensions, fields, *lengths)
+            evidence = decode_evidence(self.tokenizer, pairs, tags, self.manifest.dimensions, fields, *lengths)
         return self._scores(outputs, evidence)
 
     def raw_outputs(self, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
         """A cross-encoder's outputs by name; what is one per token is padded to the longest pair."""
-        return self._run("model.onnx", *cross_rows(self.tokenizer, pairs, *self._limits))
+        return self.run("model.onnx", *self.pair_rows(pairs))
+
+    def pair_rows(self, pairs: Sequence[Pair]) -> tuple[list[list[int]], list[list[int]]]:
+        """The tokens that a cross-encoder reads of pairs, and their types."""
+        return cross_rows(self.tokenizer, pairs, *self._limits)
 
     def embed(self, texts: Sequence[str | Item], side: str) -> np.ndarray:
         """[N, E] float32 embeddings of texts, in order; with late interaction [N, L, E], zeros for padding.
@@ -122,7 +129,7 @@ class Scorer:
         if isinstance(texts, str) or not len(texts):
             raise ValueError(f"embed needs a list of at least one text, got {texts!r:.80}")
         rows = self.token_rows(texts, side)
-        outputs = self._run(f"{side}.onnx", rows, None)
+        outputs = self.run(f"{side}.onnx", rows, None)
         return next(iter(outputs.values()))
 
     def token_rows(self, texts: Sequence[str | Item], side: str) -> list[list[int]]:
@@ -150,14 +157,18 @@ class Scorer:
         """What is read of an item: its fields, joined by spaces."""
         return " ".join(text for _, text in item.texts(self.manifest.fields))
 
-    def _scores(self, outputs: dict, evidence: tuple[tuple[Span, ...], ...] | None = None) -> Scores:
+    def _scores(
+        self, outputs: Mapping[str, np.ndarray], evidence: tuple[tuple[Span, ...], ...] | None = None
+    ) -> Scores:
         probs = softmax(np.asarray(outputs["label_logits"], np.float64), axis=-1)
         verdicts = outputs.get("verdict_logits")
         if verdicts is not None:
             verdicts = softmax(np.asarray(verdicts, np.float64), axis=-1)
         return Scores(self.schema.expected_gain(probs), probs, verdicts, evidence)
 
-    def _run(self, name: str, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None) -> dict:
+    def run(
+        self, name: str, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None
+    ) -> dict[str, np.ndarray]:
         """The outputs of a graph for rows of tokens, in order; what is one per token is padded to the longest row."""
         session = self.sessions[name]
         names, known = [each.name for each in session.get_outputs()], {each.name for each in session.get_inputs()}
