@@ -1,14 +1,15 @@
-# make demo | test | test-all | lint. make parity | plan-tpu need more: torch with peft and sentence-transformers; libtpu.
+# make demo | serve | test | test-all | lint. make parity | plan-tpu need more: torch with peft and sentence-transformers; libtpu.
 # Each installs into its own virtual environment. make smoke PYTHON=python3.13 checks another Python with the newest jax.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_ARGS ?=
+SERVE_ARGS ?=
 TEST_ARGS ?=
 SMOKE_TESTS ?= tests/losses/test_combine.py tests/models/test_decoder.py tests/training/test_step.py tests/students \
   tests/data/batches tests/test_cli.py tests/test_config.py
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-all smoke lint parity plan-tpu clean
+.PHONY: demo serve test test-slow test-all smoke lint parity plan-tpu clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +30,19 @@ INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 demo: .venv/.installed
 	$(BIN)/jax-rele run configs/demo.yaml $(DEMO_ARGS)
+
+# The demo's students behind HTTP, with the page.
+serve: runs/bundles/cross runs/bundles/tower
+	$(BIN)/jax-rele serve runs/bundles/cross runs/bundles/tower --items sample $(SERVE_ARGS)
+
+runs/bundles/cross: runs/demo/evaluate/metrics.json
+	rm -rf $@ && $(BIN)/jax-rele export runs/demo --model cross_encoder --output $@
+
+runs/bundles/tower: runs/demo/evaluate/metrics.json
+	rm -rf $@ && $(BIN)/jax-rele export runs/demo --model two_tower --output $@
+
+runs/demo/evaluate/metrics.json:
+	@echo "runs/demo is missing: run make demo first" >&2; exit 1
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)

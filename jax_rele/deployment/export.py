@@ -6,12 +6,15 @@ in a format is refused. The folder appears whole, after its outputs were compare
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import onnx
+from scipy.special import softmax
 
 from jax_rele.deployment import refusals
 from jax_rele.deployment.bundle import MANIFEST, Manifest, read_manifest, write_manifest
@@ -25,12 +28,15 @@ from jax_rele.errors import UserError
 from jax_rele.io import atomic_folder, write_error, write_json
 from jax_rele.models.encoder_families import encoder_hf_config
 from jax_rele.names import FORMATS
+from jax_rele.students.base import padded_inputs
 from jax_rele.students.cross_encoder import CrossEncoder
 from jax_rele.students.two_tower import TwoTower
-from jax_rele.types import Pair
+from jax_rele.types import Pair, StudentOutputs
 
 PARITY = "parity.json"
 LABEL_LOGITS = "label_logits"
+BATCH = 20
+"""Rows that the student in JAX judges at a time."""
 
 
 @dataclass(frozen=True)
@@ -134,17 +140,18 @@ def _writers(labels: bool, int8: str) -> Mapping[str, Callable[[StudentData, Pat
 
 def write_onnx(data: StudentData, folder: Path, pairs: list[Pair], int8: str = "") -> Written:
     """A bundle, see `jax_rele.deployment.bundle`."""
-    for name, graph in graphs(data).items():
+    for name, graph in graphs(data):
         onnx.save(graph, str(folder / name))
+        del graph  # with the next one it would hold the weights twice
     write_tokenizer(data, folder)
     write_json(folder / "config.json", encoder_hf_config(data.student.model.encoder))
     write_manifest(folder, data.manifest)
-    scorer, gate, notes = load_bundle(folder), None, []
+    scorer, gate, notes = load_bundle(folder, batch_tokens=BATCH * 80), None, []
     if int8:
         full = scorer
         quantise(folder, data.manifest.graphs, int8)
         write_manifest(folder, data.manifest)
-        scorer = load_bundle(folder)
+        scorer = load_bundle(folder, batch_tokens=BATCH * 80)
         gate = Gate.measure(data, full, scorer, int8)
     (folder / MANIFEST).unlink()
     if isinstance(data.student.model, TwoTower):
@@ -185,24 +192,20 @@ def order_note(manifest: Manifest) -> str:
     )
 
 
-def graphs(data: StudentData) -> dict[str, onnx.ModelProto]:
-    """The student's ONNX models by the names of their files."""
-    student, schema = data.student, data.student.label_schema
-    outputs = {"logits", LABEL_LOGITS}
-    outputs |= {"verdict_logits"} if student.has_verdicts else set()
-    outputs |= {"evidence_logits"} if student.has_evidence and data.name == "cross_encoder" else set()
+def graphs(data: StudentData) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """The names of the student's ONNX files, and the models."""
+    student, schema, temperature = data.student, data.student.label_schema, data.temperature
+    names = {"logits", LABEL_LOGITS}
+    names |= {"verdict_logits"} if student.has_verdicts else set()
+    names |= {"evidence_logits"} if student.has_evidence and data.name == "cross_encoder" else set()
+    outputs = frozenset(names)
     if isinstance(student.model, CrossEncoder):
-        return {
-            "model.onnx": cross_encoder_model(student.model, data.params, schema, data.temperature, frozenset(outputs))
-        }
+        yield "model.onnx", cross_encoder_model(student.model, data.params, schema, temperature, outputs)
+        return
     assert isinstance(student.model, TwoTower)
-    towers = {
-        f"{side}.onnx": tower_model(student.model, data.params, number) for number, side in enumerate(("query", "item"))
-    }
-    return {
-        **towers,
-        "compare.onnx": compare_model(student.model, data.params, schema, data.temperature, frozenset(outputs)),
-    }
+    yield "query.onnx", tower_model(student.model, data.params, 0)
+    yield "item.onnx", tower_model(student.model, data.params, 1)
+    yield "compare.onnx", compare_model(student.model, data.params, schema, temperature, outputs)
 
 
 def write_tokenizer(data: StudentData, folder: Path, name: str = "") -> None:
@@ -212,38 +215,49 @@ def write_tokenizer(data: StudentData, folder: Path, name: str = "") -> None:
 
 def bundle_outputs(scorer: Scorer, pairs: list[Pair]) -> dict[str, np.ndarray]:
     """What a bundle computes for pairs, as `_expected` has it."""
-    scores = scorer.predict(pairs)
+    embeddings = {}
+    if scorer.embeds:
+        queries, items = [pair.query for pair in pairs], [pair.item for pair in pairs]
+        query, item = scorer.embed(queries, "query"), scorer.embed(items, "item")
+        scores = scorer.compare(query, item)
+        if scorer.manifest.head != "maxsim":
+            embeddings = {"query_embedding": query, "item_embedding": item}
+    else:
+        scores = scorer.predict(pairs)
     outputs = {LABEL_LOGITS: _centred(np.log(scores.label_probs)), "logits": log_odds(scores.scores)}
     if scores.verdict_probs is not None:
         outputs["verdict_logits"] = _centred(np.log(scores.verdict_probs))
-    if scorer.embeds and scorer.manifest.head != "maxsim":
-        for side in ("query", "item"):
-            texts = [pair.query if side == "query" else pair.item for pair in pairs]
-            outputs[f"{side}_embedding"] = scorer.embed(texts, side)
-    return outputs
+    return {**outputs, **embeddings}
 
 
 def _expected(data: StudentData, pairs: list[Pair], names: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The outputs of the student in JAX that have these names."""
-    predictions = data.student.predict(pairs)
-    logits = np.asarray(predictions.outputs.logits, np.float64) / data.temperature
-    probs = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probs /= probs.sum(axis=-1, keepdims=True)
-    gains = data.student.label_schema.expected_gain(probs)
+    student = data.student
+    arrays = padded_inputs(student.model, student.tokenizer, pairs, student.input_spec)
+    judged = run_in_batches(jax.jit(partial(student.model.apply, student.variables)), arrays)
+    logits = np.asarray(judged.logits, np.float64) / data.temperature
+    gains = student.label_schema.expected_gain(softmax(logits, axis=-1))
     outputs = {LABEL_LOGITS: _centred(logits), "logits": log_odds(gains), "score": gains}
     outputs["best_label_logit"] = outputs[LABEL_LOGITS][:, 0]
-    if predictions.verdict_probs is not None:
-        outputs["verdict_logits"] = _centred(np.asarray(predictions.outputs.verdict_logits, np.float64))
-    for name in ("query_embedding", "item_embedding"):
-        value = getattr(predictions.outputs, name)
-        if value is not None and name in names:
-            outputs[name] = np.asarray(value)
-    if "inner_product" in names:
-        outputs["inner_product"] = (
-            np.asarray(predictions.outputs.query_embedding, np.float64)
-            * np.asarray(predictions.outputs.item_embedding, np.float64)
-        ).sum(axis=-1)
+    if student.has_verdicts:
+        outputs["verdict_logits"] = _centred(np.asarray(judged.verdict_logits, np.float64))
+    if judged.query_embedding is not None:
+        both = (np.asarray(judged.query_embedding, np.float64), np.asarray(judged.item_embedding, np.float64))
+        outputs |= {name: value for name, value in zip(("query_embedding", "item_embedding"), both) if name in names}
+        if "inner_product" in names:
+            outputs["inner_product"] = (both[0] * both[1]).sum(axis=-1)
     return outputs
+
+
+def run_in_batches(judge: Callable[..., StudentOutputs], arrays: Mapping[str, np.ndarray]) -> StudentOutputs:
+    """The outputs for arrays of rows, all batches of one shape: one program is compiled."""
+    count = len(next(iter(arrays.values())))
+    rows = {name: np.resize(array, (-(-count // BATCH) * BATCH, *array.shape[1:])) for name, array in arrays.items()}
+    parts = [
+        jax.tree.map(np.asarray, judge(**{name: array[start : start + BATCH] for name, array in rows.items()}))
+        for start in range(0, count, BATCH)
+    ]
+    return jax.tree.map(lambda *each: np.concatenate(each)[:count], *parts)
 
 
 def _centred(logits: np.ndarray) -> np.ndarray:

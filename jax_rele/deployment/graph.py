@@ -5,6 +5,7 @@ Only standard operators of opset 17, so that any engine runs the graphs. They ar
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ class Graph:
         array = np.asarray(value, dtype)
         if array.dtype == np.float64:
             array = array.astype(np.float32)
-        key = repr((array.dtype, array.shape)).encode() + array.tobytes()
+        key = hashlib.sha256(repr((array.dtype, array.shape)).encode() + array.tobytes()).digest()
         if key not in self.constants:
             self.constants[key] = f"c{len(self.constants)}"
             self.initializers.append(numpy_helper.from_array(array, self.constants[key]))

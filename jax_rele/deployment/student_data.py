@@ -25,7 +25,7 @@ from jax_rele.students.prediction import Student
 from jax_rele.students.two_tower import TwoTower
 from jax_rele.types import Item, Pair, Params
 
-SAMPLE = 256
+SAMPLE = 128
 """Pairs of the test split on which an export is compared with the student in JAX."""
 
 ODD_TEXTS = ("", "a", "x " * 600, "[SEP] [CLS] </s> <s>", "日本語 ünïcödé 👟", "0")

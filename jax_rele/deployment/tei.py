@@ -56,7 +56,7 @@ def _write_reranker(
 
 
 def _write_towers(data: StudentData, folder: Path, pairs: list[Pair], config: dict[str, object]) -> export.Written:
-    manifest, outputs, towers = data.manifest, {}, export.graphs(data)
+    manifest, outputs, towers = data.manifest, {}, dict(export.graphs(data))
     for side, length in (("query", manifest.query_length), ("item", manifest.item_length + 1)):
         (folder / side).mkdir()
         _write_folder(data, folder / side, config, towers[f"{side}.onnx"], length)
