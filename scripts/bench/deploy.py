@@ -31,6 +31,8 @@ from jax_rele.runs import layout
 
 PARTS = ("export", "onnx", "load", "int8", "batch")
 TURNS = 7
+PAIRS = 800
+"""Pairs of the batch measurement."""
 LOADS = (0.3, 0.6, 0.8)
 Row = dict[str, object]
 
@@ -224,7 +226,7 @@ def batch(options: argparse.Namespace, folder: Path) -> list[Row]:
     bundle, pairs = exported(options, folder, "cross_encoder", "onnx"), texts_of(options)[0]
     file = folder / "pairs.jsonl"
     lines = [json.dumps({"query": p.query, "item": {"id": p.item.id or "i", "title": p.item.title}}) for p in pairs]
-    file.write_text("\n".join((lines * (1 + 3000 // len(lines)))[:3000]) + "\n", "utf-8")
+    file.write_text("\n".join((lines * (1 + PAIRS // len(lines)))[:PAIRS]) + "\n", "utf-8")
     code = (
         "import sys, time; from jax_rele.deployment.batch import Worker, predict_shards; import json\n"
         "from jax_rele.deployment import load_bundle; from jax_rele.data import read_pairs\n"
@@ -259,7 +261,7 @@ def batch(options: argparse.Namespace, folder: Path) -> list[Row]:
             statistics.median(a / b for a, b in zip(ones, twos)),
             "≥ 1.8 on two cores",
         ),
-        row("pairs per second, one process, one thread", 3000 / statistics.median(ones), ""),
+        row("pairs per second, one process, one thread", PAIRS / statistics.median(ones), ""),
         row("peak memory of this process, MB", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, ""),
     ]
 
