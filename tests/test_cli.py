@@ -150,7 +150,7 @@ def test_an_unknown_command_or_option_has_status_two(capsys, arguments):
         (["predict", "runs/x", "--modle", "teacher"], "--modle: did you mean --model?"),
         (["predict", "r", "--model", "cross_encodr", "--input", "a", "--output", "b"], "did you mean cross_encoder?"),
         (["compare", DEMO, "--recpes", "mkd"], "there is no option --recpes; --recpes: did you mean --recipes?"),
-        (["compare", DEMO, "--seeds", "0"], "argument --seeds: invalid positive_number value: '0'"),
+        (["compare", DEMO, "--seeds", "0"], "argument --seeds: '0' is not a whole number above 0"),
         (["annotate", "show-prmpt", "C"], "no command or file 'show-prmpt'; there are annotate show-prompt"),
         (
             ["annotate", "batch", "foo"],

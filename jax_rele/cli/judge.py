@@ -9,20 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from jax_rele.cli.options import named_values
 from jax_rele.data import read_pairs, write_quarantine, write_table
-from jax_rele.data.parquet import join_tables
+from jax_rele.data.parquet import QUARANTINE, join_tables
 from jax_rele.errors import UserError
+from jax_rele.io import hash_values
 from jax_rele.models.files import read_json
 from jax_rele.names import MODELS
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.runs.load import load_student, load_teacher, read_run
 from jax_rele.types import ITEM_FIELDS, Item, Pair
+
+PARITY = "parity.json"
+"""Of every export."""
 
 
 def predict(
@@ -55,6 +60,10 @@ def predict(
         "--workers": workers,
     }
     options |= {"--threads": threads, "--fields": fields}
+    if not is_bundle and not (run_dir / "config.yaml").is_file():
+        exported = (run_dir / PARITY).is_file()
+        other = "; it is an export of another format: `--format onnx` writes a bundle" if exported else ""
+        raise UserError(f"{run_dir}: is neither the folder of a run nor a bundle{other}")
     if not is_bundle:
         for option, value in options.items():
             if value:
@@ -107,28 +116,36 @@ def predict_by_bundle(
     if shards is None:
         assert output_path is not None
         _check_output(input_path, output_path)
+        _check_quarantine(output_path.with_suffix(".quarantine.parquet"))
         # Shards of the one file; they are kept until it is whole, so that the same command resumes.
-        shards = output_path.with_suffix(".shards")
+        key = hash_values([str(bundle.resolve()), input_path, list(fields.items()), rows])
+        shards = output_path.with_name(f".{output_path.name}.{key}.shards")
     worker = Worker.parse(process) if process else Worker()
-    if ray:
-        from jax_rele.deployment.ray_workers import predict_on_ray
+    try:
+        if ray:
+            from jax_rele.deployment.ray_workers import predict_on_ray
 
-        done = predict_on_ray(
-            bundle,
-            input_path,
-            shards,
-            address=ray,
-            workers=workers,
-            fields=fields,
-            rows=rows or ROWS,
-            cores=threads or 1,
-        )
-    else:
-        done = predict_shards(
-            bundle, input_path, shards, fields=fields, rows=rows or ROWS, worker=worker, threads=threads
-        )
+            done = predict_on_ray(
+                bundle,
+                input_path,
+                shards,
+                address=ray,
+                workers=workers,
+                fields=fields,
+                rows=rows or ROWS,
+                cores=threads or 1,
+            )
+        else:
+            done = predict_shards(
+                bundle, input_path, shards, fields=fields, rows=rows or ROWS, worker=worker, threads=threads
+            )
+    except UserError:
+        if output_path is not None and not any(pq.read_metadata(file).num_rows for file in _parts(shards)):
+            shutil.rmtree(shards, ignore_errors=True)  # there is nothing to resume
+        raise
+    where = output_path or shards
     print(
-        f"{shards}: {done.judged} shards judged, {done.skipped} were there"
+        f"{where}: {done.judged} shards judged, {done.skipped} were there"
         + ("" if done.finished else "; others are missing")
     )
     if not done.finished:
@@ -138,14 +155,18 @@ def predict_by_bundle(
         f"{shards}: {counts['rows']} rows read = {counts['pairs']} pairs + {counts['quarantined']} bad rows set aside"
     )
     if output_path is not None:
-        parts = sorted(file for file in shards.glob("part-*.parquet") if not file.name.endswith(".quarantine.parquet"))
-        join_tables(output_path, parts)
+        join_tables(output_path, _parts(shards))
         quarantine = output_path.with_suffix(".quarantine.parquet")
         quarantine.unlink(missing_ok=True)
         if bad := sorted(shards.glob("part-*.quarantine.parquet")):
             join_tables(quarantine, bad)
         shutil.rmtree(shards)
         print(f"{output_path}: {counts['pairs']} pairs")
+
+
+def _parts(shards: Path) -> list[Path]:
+    """The files of a folder of shards, in order."""
+    return sorted(file for file in shards.glob("part-*.parquet") if not file.name.endswith(".quarantine.parquet"))
 
 
 def _check_output(input_path: str, output_path: Path) -> None:
@@ -156,6 +177,17 @@ def _check_output(input_path: str, output_path: Path) -> None:
         raise UserError(f"{output_path}: is a folder or the input itself; give another file to write")
     if not output_path.resolve().parent.is_dir():
         raise UserError(f"{output_path.resolve().parent}: no such folder to write to; create it first")
+
+
+def _check_quarantine(path: Path) -> None:
+    """Raises UserError for a file that an earlier call did not write, as it would be replaced or removed."""
+    if path.exists():
+        try:
+            names = pq.read_schema(path).names
+        except (OSError, pa.ArrowInvalid):
+            names = []
+        if names != QUARANTINE.names:
+            raise UserError(f"{path}: bad rows are set aside there, and the file is not of this command; move it away")
 
 
 def predict_by_run(
@@ -189,6 +221,7 @@ def predict_by_run(
     if embeddings and model != "two_tower":
         raise UserError(f"--embeddings: the {model} has no embeddings of query and item; use --model two_tower")
     _check_output(input_path, output_path)
+    _check_quarantine(output_path.with_suffix(".quarantine.parquet"))
     pairs, bad = read_pairs(
         input_path,
         label_names=config.labels.names,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -60,11 +62,14 @@ def index(
         raise UserError("--delete and --compact change an index; to build one from ITEMS leave them out")
     if items is None and not (delete or compact or export):
         raise UserError("nothing to do: give ITEMS to build an index, or --delete, --compact or --export")
+    if export is not None and not export.resolve().parent.is_dir():
+        raise UserError(f"{export.resolve().parent}: no such folder to write to; create it first")
     check_bundle(read_manifest(bundle), bundle)
     if items is not None:
         read = read_items(items, named_values(fields, "--fields"))
         scorer = load_bundle(bundle)
         if build:
+            _check_nothing_is_lost(output, {item.id for item in read.items}, items)
             change = build_index(
                 scorer,
                 read.items,
@@ -185,6 +190,21 @@ def _read_ids(path: Path) -> list[str]:
     if not ids:
         raise UserError(f"{path}: names no item; write one id a line")
     return ids
+
+
+def _check_nothing_is_lost(output: Path, ids: set[str], items: str | os.PathLike) -> None:
+    """Raises UserError where a build would drop items of an index that is there."""
+    try:
+        contents = open_index(output).contents
+    except UserError:
+        return  # there is none, or it is damaged and built anew
+    present = contents.table.column("id").filter(pa.array(contents.is_visible)).to_pylist()
+    if lost := len(set(present) - ids):
+        raise UserError(
+            f"{output}: holds an index with {lost} items that {items} lacks; --update adds and replaces items, --sync "
+            "also "
+            "deletes the others; for another index give a new folder"
+        )
 
 
 def _process(text: str) -> tuple[int, int]:

@@ -72,7 +72,7 @@ def threshold(
     for name in ("tier", "pairs", "cut-off", "shown", "recall", "irrelevant", f"bound {confidence:.0%}", "n"):
         is_text = name in ("tier", "pairs")
         table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
-    written, failures = [], []
+    written, failures, admitting = [], [], []
     names = None if by is None else group_names(pairs, by)
     for tier, target in targets.items():
         choice = thresholds.choose_threshold(scores, is_irrelevant, target, confidence)
@@ -97,6 +97,8 @@ def threshold(
                 _percent(figures.bound),
                 str(figures.n),
             )
+        if (scores >= choice.threshold).all():
+            admitting.append(tier)
         kind = f"{len(pairs)} pairs, one a query" if per_query else f"{len(pairs)} pairs of {n_queries} queries"
         promise = f"at most {target:.3g} {' or '.join(chosen_labels)}, confidence {confidence:g}, {kind}"
         written.append(Tier(name=tier, least=choice.threshold, promise=promise))
@@ -104,6 +106,14 @@ def threshold(
         console.print(table)
     for line in failures:
         console.print(escape(line))
+    for tier in admitting:
+        console.print(
+            escape(
+                f"{tier}: its cut-off admits every pair, as few enough of all pairs are irrelevant; a tier below "
+                "it, or "
+            )
+            + "one like it, is never reached."
+        )
     if not per_query and n_queries < n_read:
         console.print(
             f"Pairs of one query depend on each other, and {n_read} pairs are of {n_queries} queries: the bound takes "

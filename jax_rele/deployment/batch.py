@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from jax_rele.config import DataConfig
 from jax_rele.data.parquet import write_quarantine, write_table
-from jax_rele.data.rows import Quarantined, RowError, check_columns, parse_row
+from jax_rele.data.rows import Quarantined, RowError, check_columns, check_mapping, parse_row
 from jax_rele.data.sources.shards import open_shards, raw_text, source_hash
 from jax_rele.deployment.bundle import read_manifest
 from jax_rele.deployment.scorer import Scorer, load_bundle
@@ -99,10 +99,11 @@ def predict_shards(
     manifest = read_manifest(bundle)
     plan = {"bundle": manifest.identity, "input": source_hash(data), "fields": dict(fields or {}), "rows": rows}
     try:
+        check_mapping(data.fields, {}, ())
+        scorer = load_bundle(bundle, threads=threads)
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder / ".plan.lock"):
             _check_plan(folder, plan)
-        scorer = load_bundle(bundle, threads=threads)
         return _judge(scorer, data, folder, rows, worker, Path(cache), progress)
     except OSError as error:
         raise write_error(folder, error) from error
@@ -136,7 +137,7 @@ def _judge(
     judged, skipped, number, block = 0, 0, -1, None
     for number, block in _blocks(data, rows, cache, lambda number: _is_due(folder, number, worker)):
         if block is None:
-            skipped += _part(folder, number).exists()
+            skipped += _is_whole(_part(folder, number))
             continue
         pairs, bad = block
         quarantine = folder / f"part-{number:06d}.quarantine.parquet"
@@ -147,10 +148,11 @@ def _judge(
         judged += 1
         progress(len(pairs) + len(bad))
     if number < 0:
+        (folder / PLAN).unlink(missing_ok=True)
         raise UserError(f"{data.path}: no rows")
-    missing = [n for n in range(number + 1) if not _part(folder, n).exists()]
+    missing = [n for n in range(number + 1) if not _is_whole(_part(folder, n))]
     if not missing and not (folder / FINISHED).exists():
-        _finish(folder, number + 1, rows)
+        _finish(folder, data.path, number + 1, rows)
     return Progress(judged, skipped, not missing)
 
 
@@ -159,7 +161,16 @@ def _part(folder: Path, number: int) -> Path:
 
 
 def _is_due(folder: Path, number: int, worker: Worker) -> bool:
-    return number % worker.count == worker.number and not _part(folder, number).exists()
+    return number % worker.count == worker.number and not _is_whole(_part(folder, number))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a shard is there and can be read; its description is at the end of the file."""
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
 
 
 def _blocks(
@@ -227,7 +238,7 @@ def tier_of(score: float, tiers: Sequence) -> str:
     return next((tier.name for tier in sorted(tiers, key=lambda tier: -tier.least) if score >= tier.least), "")
 
 
-def _finish(folder: Path, shards: int, rows: int) -> None:
+def _finish(folder: Path, source: str, shards: int, rows: int) -> None:
     """Writes the counts, which must account for every row."""
     judged = sum(pq.read_metadata(_part(folder, number)).num_rows for number in range(shards))
     bad = sum(pq.read_metadata(file).num_rows for file in folder.glob("part-*.quarantine.parquet"))
@@ -235,5 +246,14 @@ def _finish(folder: Path, shards: int, rows: int) -> None:
         raise UserError(
             f"{folder}: its {shards} shards of {rows} rows hold {judged} pairs and {bad} bad rows; a file was changed: "
             "delete the folder and run again"
+        )
+    if not judged:
+        reason = "; ".join(
+            f"row {row['row']}: {row['reason']}"
+            for file in sorted(folder.glob("part-*.quarantine.parquet"))[:1]
+            for row in pq.read_table(file).slice(0, 1).to_pylist()
+        )
+        raise UserError(
+            f"{source}: none of its {bad} rows is a pair ({reason}); fix the rows, or map names by --fields"
         )
     write_json(folder / FINISHED, {"shards": shards, "rows": judged + bad, "pairs": judged, "quarantined": bad})

@@ -88,6 +88,8 @@ class Scorer:
         if isinstance(pairs, str) or not len(pairs):
             raise ValueError(f"predict needs a list of at least one pair, got {pairs!r:.80}")
         judged = [as_pair(pair) for pair in pairs]
+        _check_unicode([pair.query for pair in judged])
+        _check_unicode([self.item_text(pair.item) for pair in judged])
         if self.embeds:
             queries, query_of = _distinct([pair.query for pair in judged])
             items, item_of = _distinct([self.item_text(pair.item) for pair in judged])
@@ -136,6 +138,7 @@ class Scorer:
         """The tokens that a two-tower reads of texts."""
         number = ("query", "item").index(side)
         plain = [self.item_text(text) if isinstance(text, Item) else text for text in texts]
+        _check_unicode(plain)
         if side == "query":
             pairs = [Pair("", text, Item("", "")) for text in plain]
         else:
@@ -245,6 +248,17 @@ def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndar
         size = max(1, batch_tokens // max(padded, 1))
         yield order[start : start + size]
         start += size
+
+
+def _check_unicode(texts: Sequence[str]) -> None:
+    """Raises UserError for a text that no tokenizer takes."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"{text!r:.40} is no text")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"{text!r:.40} is not valid Unicode: it holds half a character") from None
 
 
 def _distinct(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:

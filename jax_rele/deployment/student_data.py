@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from jax_rele.config import Config
 from jax_rele.deployment.bundle import Labels, Manifest
 from jax_rele.errors import UserError
 from jax_rele.io import hash_bytes
+from jax_rele.models.files import read_json
 from jax_rele.names import StudentName
 from jax_rele.runs import layout
 from jax_rele.runs.load import load_student, main_recipe, read_run
@@ -105,7 +105,7 @@ def load_student_data(run_dir: Path, name: str, recipe: str | None) -> StudentDa
         raise UserError(
             f"{path}: is missing; an export needs the temperature and the figures of `jax-rele evaluate CONFIG`"
         )
-    metrics = json.loads(path.read_text("utf-8"))
+    metrics = read_json(path)
     decision = metrics["decision"].get(f"{name}:{recipe}", {})
     return StudentData(
         run_dir=run_dir,

@@ -198,7 +198,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/embeddings")
     async def embeddings(body: bodies.OpenAIEmbeddings, request: Request) -> bodies.Embeddings:
-        """Embeddings as they are, as OpenAI. The towers differ, so the side must be given."""
+        """Embeddings as they are, as OpenAI. Query and item are read differently, so the side must be given."""
         name, _, suffix = body.model.partition(":")
         if suffix and suffix not in bodies.SIDES:
             raise BadRequest(f"model: the side {suffix!r:.40} is none; end the name by :query or :item")
@@ -419,7 +419,7 @@ async def compare_rankers(service: Service, query: str, k: int, trace: Trace) ->
 
 def _side(name: str | None, field: str) -> str:
     if name is None:
-        raise BadRequest(f"{field}: is needed, as query and item have different towers; give query or item")
+        raise BadRequest(f"{field}: is needed, as query and item are read differently; give query or item")
     return bodies.SIDES[name]
 
 

@@ -140,6 +140,43 @@ def test_one_file_from_the_command_line(bundle, pairs, whole, tmp_path, capsys):
     assert "verdict_brand" in columns
 
 
+def test_a_damaged_shard_is_judged_again(bundle, pairs, whole, tmp_path):
+    folder = tmp_path / "out"
+    predict_shards(bundle, str(pairs), folder, rows=ROWS, threads=1)
+    part = folder / "part-000003.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    done = predict_shards(bundle, str(pairs), folder, rows=ROWS, threads=1)
+    assert (done.judged, done.skipped) == (1, 12)
+    assert content(folder) == content(whole)
+
+
+def test_no_file_of_the_user_is_touched_and_nothing_is_left(bundle, pairs, tmp_path, capsys):
+    output = tmp_path / "scores.parquet"
+    (tmp_path / "scores.shards").mkdir()
+    mine = tmp_path / "scores.quarantine.parquet"
+    mine.write_text("precious")
+    command = ["predict", str(bundle), "--output", str(output), "--input"]
+    assert cli.main([*command, str(pairs)]) == 2
+    assert "is not of this command; move it away" in capsys.readouterr().err
+    assert mine.read_text() == "precious"
+    mine.unlink()
+    (tmp_path / "bad.jsonl").write_text('{"query": "a"}\n' * 3)
+    (tmp_path / "empty.jsonl").write_text("")
+    for name, message in (("bad.jsonl", "none of its 3 rows is a pair (row 1: "), ("empty.jsonl", "no rows")):
+        assert cli.main([*command, str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert not output.exists()
+    assert cli.main([*command, str(pairs)]) == 0
+    assert (tmp_path / "scores.shards").is_dir()
+    assert len(pq.read_table(output)) == 193
+    names = {"scores.shards", "scores.parquet", "scores.quarantine.parquet", "bad.jsonl", "empty.jsonl"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    assert cli.main([*command, str(pairs), "--fields", "itm=product"]) == 2
+    assert "itm" in capsys.readouterr().err
+
+
 def test_wrong_input_is_told_in_one_line(bundle, pairs, whole, tiny, tmp_path, capsys):
     other = tmp_path / "other.jsonl"
     other.write_text('{"query": "a", "item": {"id": "1", "title": "b"}}\n')

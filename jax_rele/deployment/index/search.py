@@ -222,6 +222,9 @@ def search_texts(
         raise UserError(f"-k: must be at least 1, got {k}")
     if any(not query.strip() for query in queries):
         raise UserError("the query is empty; give its text")
+    (nothing,) = scorer.token_rows([""], "query")
+    if nothing in scorer.token_rows(queries, "query"):
+        raise UserError("the query has no tokens: it holds nothing that the tokenizer reads; give its text")
     n = max(candidates or RERANKED, k) if reranker is not None else k
     proposed = n if scorer.manifest.score_rises else PROPOSED * n
     vectors = scorer.embed(queries, "query")

@@ -135,6 +135,7 @@ def test_a_mistake_is_one_line(tower, cross, tmp_path, capsys):
     items = write_lines(tmp_path / "items.jsonl", map(as_row, tiny_items(5)))
     output = str(tmp_path / "idx")
     empty = write_lines(tmp_path / "empty.jsonl", [])
+    fewer = write_lines(tmp_path / "fewer.jsonl", map(as_row, tiny_items(1)))
     (tmp_path / "none.txt").write_text("\n")
     (tmp_path / "all.txt").write_text("".join(f"i{number:04d}\n" for number in range(5)))
     other = write_tower(tmp_path / "other", seed=9)
@@ -143,6 +144,8 @@ def test_a_mistake_is_one_line(tower, cross, tmp_path, capsys):
     mistakes = {
         ("index", tower, empty, "--output", tmp_path / "x"): "has no rows",
         ("index", tower, tmp_path / "missing.jsonl", "--output", output): "no such file",
+        ("index", tower, fewer, "--output", output): "holds an index with 4 items that",
+        ("index", tower, "--output", output, "--export", tmp_path / "nosuch" / "x.parquet"): "no such folder",
         ("index", cross, items, "--output", output): "a cross-encoder has no vectors of items",
         ("index", tmp_path, items, "--output", output): "no bundle",
         ("index", tower, "--output", output): "nothing to do",
