@@ -44,7 +44,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rates", type=float, nargs="*", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.side:
+        return measure_side(options)
     parts = options.parts.split(",")
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--parts: there is no {unknown.pop()}; there are {', '.join(PARTS)}")
@@ -158,30 +163,58 @@ def onnx(options: argparse.Namespace, folder: Path) -> list[Row]:
 
 
 def load(options: argparse.Namespace, folder: Path) -> list[Row]:
-    """Latency of single pairs that arrive at random times, at shares of what the slower side can do."""
+    """Latency of single pairs that arrive at random times, at fractions of what sentence-transformers can do.
+
+    Each side is a process of its own: torch's threads and those of ONNX Runtime wait for each other in one.
+    """
+    for form in ("onnx", "sentence-transformers"):
+        exported(options, folder, "cross_encoder", form)
+
+    def measure(side: str, rates: Sequence[float]) -> list[float]:
+        command = [sys.executable, __file__, str(options.run), "--side", side, "--folder", str(folder)]
+        command += ["--seconds", str(options.seconds), "--threads", str(options.threads), "--rates", *map(str, rates)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return [float(word) for word in done.stdout.split()]
+
+    (capacity,) = measure("theirs", [0])
+    rates = [fraction * capacity for fraction in LOADS]
+    ours, theirs = measure("ours", rates), measure("theirs", rates)
+    return [
+        row(
+            f"p95 at {fraction:.0%} of what sentence-transformers can do ({rate:.0f} pairs/s), theirs / ours",
+            b / a,
+            "> 1",
+            f"ours {a * 1e3:.1f} ms, theirs {b * 1e3:.1f} ms",
+        )
+        for fraction, rate, a, b in zip(LOADS, rates, ours, theirs)
+    ]
+
+
+def measure_side(options: argparse.Namespace) -> None:
+    """Prints the p95 of one side in seconds at each rate; at the rate 0, how many pairs a second it can do."""
     pairs, texts = texts_of(options)
-    # First, as torch's threads are many times slower where a session of ONNX Runtime was made before them.
-    other = theirs(options, folder)
-    other.predict(texts[:4], show_progress_bar=False)
-    scorer, rows = load_bundle(exported(options, folder, "cross_encoder", "onnx"), threads=options.threads), []
-    sides: dict[str, Callable[[int], object]] = {
-        "ours": lambda n: scorer.predict([pairs[n % len(pairs)]]),
-        "theirs": lambda n: other.predict([texts[n % len(texts)]], show_progress_bar=False),
-    }
-    for call in sides.values():
-        for n in range(10):
-            call(n)
-    start = time.perf_counter()
-    for n in range(30):
-        sides["theirs"](n)
-    capacity = 30 / (time.perf_counter() - start)
-    for fraction in LOADS:
-        rate = fraction * capacity
-        arrivals = np.cumsum(np.random.default_rng(0).exponential(1 / rate, int(rate * options.seconds)))
-        p95 = {name: float(np.quantile(open_loop(call, arrivals), 0.95)) for name, call in sides.items()}
-        name = f"p95 at {fraction:.0%} of what sentence-transformers can do ({rate:.0f} pairs/s), theirs / ours"
-        rows.append(row(name, p95["theirs"] / p95["ours"], "> 1", f"ours {p95['ours'] * 1e3:.1f} ms"))
-    return rows
+    if options.side == "ours":
+        scorer = load_bundle(options.folder / "cross_encoder-onnx", threads=options.threads)
+
+        def call(n: int) -> None:
+            scorer.predict([pairs[n % len(pairs)]])
+    else:
+        model = theirs(options, options.folder)
+
+        def call(n: int) -> None:
+            model.predict([texts[n % len(texts)]], show_progress_bar=False)
+
+    for n in range(20):
+        call(n)
+    for rate in options.rates:
+        if rate == 0:
+            start = time.perf_counter()
+            for n in range(60):
+                call(n)
+            print(60 / (time.perf_counter() - start))
+        else:
+            arrivals = np.cumsum(np.random.default_rng(0).exponential(1 / rate, int(rate * options.seconds)))
+            print(float(np.quantile(open_loop(call, arrivals), 0.95)))
 
 
 def open_loop(call: Callable[[int], object], arrivals: np.ndarray) -> np.ndarray:
