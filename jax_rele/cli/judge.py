@@ -63,7 +63,7 @@ def predict(
     if not is_bundle and not (run_dir / "config.yaml").is_file():
         exported = (run_dir / PARITY).is_file()
         other = "; it is an export of another format: `--format onnx` writes a bundle" if exported else ""
-        raise UserError(f"{run_dir}: is neither the folder of a run nor a bundle{other}")
+        raise UserError(f"{run_dir}: not a run folder, and no bundle{other}")
     if not is_bundle:
         for option, value in options.items():
             if value:

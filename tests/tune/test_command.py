@@ -268,8 +268,8 @@ def test_a_trial_that_diverges_is_recorded_and_the_first_ends_the_search(tuned, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--trials", 0), "argument --trials: invalid positive_number value: '0'"),
-        (("--trials", 1, "--seeds", 0), "argument --seeds: invalid positive_number value: '0'"),
+        (("--trials", 0), "argument --trials: '0' is not a whole number above 0"),
+        (("--trials", 1, "--seeds", 0), "argument --seeds: '0' is not a whole number above 0"),
         ((), "--trials"),
         (("--trials", 1, "--student", "two_towers"), "--student: there is no student 'two_towers'; there are cross_"),
         (("--trials", 1, "--recipe", "mdk"), "--recipe: there is no recipe 'mdk'; there are label_only"),
