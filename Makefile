@@ -31,9 +31,9 @@ INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 demo: .venv/.installed
 	$(BIN)/jax-rele run configs/demo.yaml $(DEMO_ARGS)
 
-# The demo's students behind HTTP, with the page.
+# The demo's students behind HTTP, with the page; grades are kept in runs/judgements.jsonl.
 serve: runs/bundles/cross runs/bundles/tower
-	$(BIN)/jax-rele serve runs/bundles/cross runs/bundles/tower --items sample $(SERVE_ARGS)
+	$(BIN)/jax-rele serve runs/bundles/cross runs/bundles/tower --items sample --judgements runs/judgements.jsonl $(SERVE_ARGS)
 
 runs/bundles/cross: runs/demo/evaluate/metrics.json
 	rm -rf $@ && $(BIN)/jax-rele export runs/demo --model cross_encoder --output $@
