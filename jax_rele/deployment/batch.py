@@ -134,10 +134,19 @@ def _judge(
     cache: Path,
     progress: Callable[[int], None],
 ) -> Progress:
-    judged, skipped, number, block = 0, 0, -1, None
-    for number, block in _blocks(data, rows, cache, lambda number: _is_due(folder, number, worker)):
+    judged, number, block = 0, -1, None
+    whole: set[int] = set()  # a shard that was read once stays there
+
+    def is_whole(number: int) -> bool:
+        if number not in whole and _is_readable(_part(folder, number)):
+            whole.add(number)
+        return number in whole
+
+    def is_due(number: int) -> bool:
+        return number % worker.count == worker.number and not is_whole(number)
+
+    for number, block in _blocks(data, rows, cache, is_due):
         if block is None:
-            skipped += _is_whole(_part(folder, number))
             continue
         pairs, bad = block
         quarantine = folder / f"part-{number:06d}.quarantine.parquet"
@@ -150,21 +159,17 @@ def _judge(
     if number < 0:
         (folder / PLAN).unlink(missing_ok=True)
         raise UserError(f"{data.path}: no rows")
-    missing = [n for n in range(number + 1) if not _is_whole(_part(folder, n))]
+    missing = [n for n in range(number + 1) if not is_whole(n)]
     if not missing and not (folder / FINISHED).exists():
         _finish(folder, data.path, number + 1, rows)
-    return Progress(judged, skipped, not missing)
+    return Progress(judged, number + 1 - len(missing) - judged, not missing)
 
 
 def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06d}.parquet"
 
 
-def _is_due(folder: Path, number: int, worker: Worker) -> bool:
-    return number % worker.count == worker.number and not _is_whole(_part(folder, number))
-
-
-def _is_whole(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     """Whether a shard is there and can be read; its description is at the end of the file."""
     try:
         pq.read_metadata(path)

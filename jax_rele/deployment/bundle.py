@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import pydantic
 
@@ -25,6 +25,9 @@ MANIFEST = "bundle.json"
 FORMAT = 1
 CROSS_ENCODER = ("model.onnx",)
 TWO_TOWER = ("query.onnx", "item.onnx", "compare.onnx")
+
+
+R = TypeVar("R", bound="Record")
 
 
 class Record(pydantic.BaseModel):
@@ -133,6 +136,31 @@ def set_tiers(folder: Path, tiers: tuple[Tier, ...]) -> Manifest:
     return manifest
 
 
+def read_record(path: Path, kind: type[R], what: str, fix: str) -> R:
+    """Reads the description of a folder, of format `FORMAT`.
+
+    Args:
+      path: the JSON file.
+      kind: what it holds.
+      what: the folder, in a word, and `fix`: what to do, for messages.
+
+    Raises:
+      UserError: it cannot be read, is of another format, or does not hold what it should.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        if isinstance(values, dict) and values.get("format") != FORMAT:
+            number = values.get("format")
+            raise UserError(f"{path}: the {what} is of format {number!r:.20}, this version reads {FORMAT}; {fix}")
+        return kind.model_validate(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or what
+        raise UserError(f"{path}: damaged: {name}: {first['msg']}; {fix}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: damaged: {str(error).splitlines()[0]}; {fix}") from None
+
+
 def read_manifest(folder: str | Path) -> Manifest:
     """Reads a bundle's description and checks that its files are there and whole.
 
@@ -143,19 +171,11 @@ def read_manifest(folder: str | Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder}: no bundle ({MANIFEST} is missing); `jax-rele export RUN --format onnx` writes one")
+    manifest = read_record(path, Manifest, "bundle", "export it again")
     try:
-        values = json.loads(path.read_text("utf-8"))
-        if isinstance(values, dict) and values.get("format") != FORMAT:
-            raise UserError(
-                f"{path}: the bundle is of format {values.get('format')!r:.20}, this version reads {FORMAT}; export "
-                "it again"
-            )
-        manifest = Manifest.model_validate(values)
-        manifest.schema_  # noqa: B018  # raises ValueError for labels that do not fit each other
-    except (ValueError, OSError) as error:
-        first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else None
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error).splitlines()[0]
-        raise UserError(f"{path}: damaged: {reason}; export the bundle again") from None
+        manifest.schema_  # noqa: B018
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: labels: {error}; export it again") from None
     needed = {*manifest.graphs, "tokenizer.json", "config.json"}
     for name in sorted(needed - manifest.files.keys()):
         raise UserError(f"{path}: damaged: the bundle has no {name}; export it again")

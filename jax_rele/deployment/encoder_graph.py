@@ -77,9 +77,9 @@ def _add_block(
         y = x = graph.layer_norm(x, layer["attention_norm"], config.norm_eps)
     up = graph.dense(y, layer["up"], QUANTISED)
     if config.gated:
-        up = graph.op("Mul", _activate(graph, config, graph.dense(y, layer["gate"], QUANTISED)), up)
+        up = graph.op("Mul", activate(graph, graph.dense(y, layer["gate"], QUANTISED), config.activation), up)
     else:
-        up = _activate(graph, config, up)
+        up = activate(graph, up, config.activation)
     x = graph.op("Add", graph.dense(up, layer["down"]), x)
     if config.prenorm:
         return x, graph.layer_norm(x, layer["next_norm"], config.norm_eps)
@@ -147,10 +147,6 @@ def _rotate(graph: Graph, config: EncoderConfig, x: str, rotation: tuple[str, st
     left = graph.op("Sub", graph.op("Mul", first, cos), graph.op("Mul", second, sin))
     right = graph.op("Add", graph.op("Mul", second, cos), graph.op("Mul", first, sin))
     return graph.op("Concat", left, right, axis=-1)
-
-
-def _activate(graph: Graph, config: EncoderConfig, x: str) -> str:
-    return activate(graph, x, config.activation)
 
 
 def activate(graph: Graph, x: str, name: str) -> str:

@@ -109,7 +109,7 @@ def export_student(
                 parity["int8"] = written.gate.figures
                 check_gate(written.gate, str(output))
             write_json(folder / PARITY, parity)
-            manifest = replace_int8(data.manifest, int8)
+            manifest = data.manifest.model_copy(update={"int8": int8})
             notes = [*written.notes, *(written.gate.sentences if written.gate else ())]
             card = model_card(data, manifest, form, written.usage, parity, notes)
             (folder / "README.md").write_text(card, "utf-8")
@@ -119,11 +119,6 @@ def export_student(
     except OSError as error:
         raise write_error(output, error) from error
     return parity
-
-
-def replace_int8(manifest: Manifest, int8: str) -> Manifest:
-    """The manifest with the preset of its graphs."""
-    return manifest.model_copy(update={"int8": int8})
 
 
 def _writers(labels: bool, int8: str) -> Mapping[str, Callable[[StudentData, Path, list[Pair]], Written]]:

@@ -88,8 +88,6 @@ class Scorer:
         if isinstance(pairs, str) or not len(pairs):
             raise ValueError(f"predict needs a list of at least one pair, got {pairs!r:.80}")
         judged = [as_pair(pair) for pair in pairs]
-        _check_unicode([pair.query for pair in judged])
-        _check_unicode([self.item_text(pair.item) for pair in judged])
         if self.embeds:
             queries, query_of = _distinct([pair.query for pair in judged])
             items, item_of = _distinct([self.item_text(pair.item) for pair in judged])
@@ -111,6 +109,7 @@ class Scorer:
 
     def pair_rows(self, pairs: Sequence[Pair]) -> tuple[list[list[int]], list[list[int]]]:
         """The tokens that a cross-encoder reads of pairs, and their types."""
+        _check_unicode([text for pair in pairs for text in (pair.query, self.item_text(pair.item))])
         return cross_rows(self.tokenizer, pairs, *self._limits)
 
     def embed(self, texts: Sequence[str | Item], side: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from scipy.special import expit
 import jax_rele
 from jax_rele import cli
 from jax_rele.data.tokens.student_inputs import cross_rows
-from jax_rele.deployment import export, load_bundle
+from jax_rele.deployment import export, int8, load_bundle
 from jax_rele.errors import UserError
 from jax_rele.runs import layout
 
@@ -208,16 +208,22 @@ def test_damaged_bundles_are_told(tiny, tmp_path, damage, message):
         load_bundle(tmp_path / "out")
 
 
-def test_int8_is_gated(tiny, tmp_path, capsys):
-    """Random weights of a tiny student are the same to 8 bits or refused; either way the figures are said."""
-    status = cli.main(
-        ["export", str(tiny[1]), "--model", "two_tower", "--int8", "any", "--output", str(tmp_path / "out")]
-    )
+@pytest.mark.parametrize("passes", [True, False])
+def test_int8_is_gated(tiny, tmp_path, capsys, monkeypatch, passes):
+    """What the gate asks for is set here, as random weights may pass or not; what it measured is said either way."""
+    monkeypatch.setattr(int8, "LEAST", {"spearman": -1.0 if passes else 1.5})
+    monkeypatch.setattr(int8, "MOST_AUC", 2.0)
+    output = tmp_path / "out"
+    status = cli.main(["export", str(tiny[1]), "--model", "two_tower", "--int8", "any", "--output", str(output)])
     captured = capsys.readouterr()
-    if status == 0:
+    if passes:
+        assert status == 0
         assert "int8 against float32: top_10_overlap" in captured.out
-        assert load_bundle(tmp_path / "out").manifest.int8 == "any"
-        assert "8-bit weights, preset `any`" in (tmp_path / "out" / "README.md").read_text("utf-8")
+        assert load_bundle(output).manifest.int8 == "any"
+        assert "8-bit weights, preset `any`" in (output / "README.md").read_text("utf-8")
+        nodes = {node.op_type for node in onnx.load(str(output / "query.onnx")).graph.node}
+        assert nodes & {"MatMulInteger", "DynamicQuantizeMatMul"}
     else:
-        assert "--int8 any is refused" in captured.err
-        assert not (tmp_path / "out").exists()
+        assert status == 2
+        assert "--int8 any is refused: spearman is" in captured.err
+        assert not output.exists()

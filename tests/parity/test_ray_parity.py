@@ -13,7 +13,6 @@ from jax_rele import cli
 from jax_rele.deployment import export_student
 from jax_rele.deployment.batch import predict_shards
 
-pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),

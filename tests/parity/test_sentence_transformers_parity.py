@@ -1,6 +1,7 @@
 """Students in the form of sentence-transformers, loaded by it as it is: predictions, ranks, embeddings equal ours."""
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from scipy.special import softmax
@@ -80,7 +81,6 @@ def test_two_tower(run, tmp_path):
 
 @pytest.mark.parametrize("model", ["cross_encoder", "two_tower"])
 def test_openvino_runs_every_graph(run, model, tmp_path):
-    openvino = pytest.importorskip("openvino")
     folder = exported(run, model, "onnx", tmp_path / "onnx")
     bundle, core = load_bundle(folder), openvino.Core()
     name = bundle.manifest.graphs[0]

@@ -15,7 +15,6 @@ N counts the changes. A change writes files of a new number, then index.json, an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pydantic
 
 from jax_rele.data.parquet import read_table, write_table
-from jax_rele.deployment.bundle import Manifest, Record
+from jax_rele.deployment.bundle import Manifest, Record, read_record
 from jax_rele.deployment.index.items import ITEMS
 from jax_rele.errors import UserError
 from jax_rele.io import atomic_path, hash_file, write_json
@@ -88,18 +87,7 @@ def read_index_manifest(folder: str | Path, *, check: bool = True) -> IndexManif
         raise UserError(
             f"{folder}: no index ({INDEX} is missing); `jax-rele index DIR ITEMS --output {folder}` builds one"
         )
-    try:
-        values = json.loads(path.read_text("utf-8"))
-        if isinstance(values, dict) and values.get("format") != FORMAT:
-            raise UserError(
-                f"{path}: the index is of format {values.get('format')!r:.20}, this version reads {FORMAT}; build it "
-                "again"
-            )
-        manifest = IndexManifest.model_validate(values)
-    except (ValueError, OSError) as error:
-        first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else None
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error).splitlines()[0]
-        raise UserError(f"{path}: damaged: {reason}; build the index again") from None
+    manifest = read_record(path, IndexManifest, "index", "build it again")
     for stem, suffix in (("items", ".parquet"), ("vectors", ".npy")):
         if manifest.file(stem, suffix) is None:
             raise UserError(f"{path}: damaged: the index has no {stem}; build it again")
