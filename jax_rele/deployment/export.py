@@ -16,9 +16,11 @@ import numpy as np
 import onnx
 from scipy.special import softmax
 
+from jax_rele.data.tokens.student_inputs import pair_markers
 from jax_rele.deployment import refusals
 from jax_rele.deployment.bundle import MANIFEST, Manifest, read_manifest, write_manifest
 from jax_rele.deployment.card import model_card
+from jax_rele.deployment.engines import vespa_note, write_triton_config
 from jax_rele.deployment.int8 import PRESETS, Gate, check_gate, quantise
 from jax_rele.deployment.parity import check_parity, compare_outputs
 from jax_rele.deployment.scorer import Scorer, load_bundle
@@ -137,6 +139,7 @@ def write_onnx(data: StudentData, folder: Path, pairs: list[Pair], int8: str = "
     """A bundle, see `jax_rele.deployment.bundle`."""
     for name, graph in graphs(data):
         onnx.save(graph, str(folder / name))
+        write_triton_config(folder, name, graph, data.name)
         del graph  # with the next one it would hold the weights twice
     write_tokenizer(data, folder)
     write_json(folder / "config.json", encoder_hf_config(data.student.model.encoder))
@@ -151,6 +154,8 @@ def write_onnx(data: StudentData, folder: Path, pairs: list[Pair], int8: str = "
     (folder / MANIFEST).unlink()
     if isinstance(data.student.model, TwoTower):
         notes.append(order_note(data.manifest))
+    else:
+        notes.append(vespa_note(pair_markers(data.student.tokenizer, 2), data.manifest))
     return Written(bundle_outputs(scorer, pairs), "logits", _USAGE[data.name], tuple(notes), gate)
 
 

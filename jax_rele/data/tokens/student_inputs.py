@@ -60,7 +60,7 @@ def _sources(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[
     return rows
 
 
-def _markers(tokenizer: PreTrainedTokenizerBase, texts: int) -> list[list[int]]:
+def pair_markers(tokenizer: PreTrainedTokenizerBase, texts: int) -> list[list[int]]:
     """The tokens that a tokenizer puts before, between and after one or two texts.
 
     They are `[CLS] A [SEP] B [SEP]` for BERT, `<s> A </s></s> B </s>` for RoBERTa. A tokenizer that puts none gets the
@@ -115,7 +115,7 @@ def _pair_sources(
     item_length: int,
 ) -> tuple[list[list[int]], list[tuple[TokenSources, TokenSources]]]:
     """The markers of a pair, and where the tokens of each pair's query and item in `cross_rows` come from."""
-    markers = _markers(tokenizer, 2)
+    markers = pair_markers(tokenizer, 2)
     budget = _budget(markers, query_length, item_length)
     queries, items = (_sources(tokenizer, side) for side in (_queries(pairs), _items(pairs, fields)))
     return markers, _cut(queries, items, budget)
@@ -134,7 +134,7 @@ def tower_rows(
       The token ids of the queries, at most `query_length`, and of the items, at most `item_length` + 1. What is too
       long loses its end, not its markers.
     """
-    before, after = _markers(tokenizer, 1)
+    before, after = pair_markers(tokenizer, 1)
     n_markers = len(before) + len(after)
     sides = ((_queries(pairs), query_length), (_items(pairs, fields), item_length + 1))
     queries, items = (
@@ -156,7 +156,7 @@ def cross_rows(
       The token ids of each pair, and their types: 0 up to the item, 1 from there on. A pair has at most `query_length`
       + `item_length` tokens; where it has more, the longer text loses its end, see `longest_first`.
     """
-    before, between, after = markers = _markers(tokenizer, 2)
+    before, between, after = markers = pair_markers(tokenizer, 2)
     budget = _budget(markers, query_length, item_length)
     rows, types = [], []
     queries, items = (_ids(tokenizer, side) for side in (_queries(pairs), _items(pairs, fields)))
