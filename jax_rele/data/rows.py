@@ -23,6 +23,7 @@ from decimal import Decimal
 from functools import lru_cache
 from itertools import chain
 
+from jax_rele.data.texts import is_visible
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
@@ -318,7 +319,7 @@ def _text(value, name: str) -> str:
         value.encode()
     except UnicodeEncodeError:  # a lone surrogate, from "\ud800" in JSON: no table and no tokenizer takes it
         raise RowError(f"{name} is no valid Unicode text: {_shown(value)}") from None
-    return value.replace("\0", "").strip()
+    return value.replace("\0", "").strip() if is_visible(value) else ""
 
 
 def _bool_text(value):
