@@ -199,7 +199,9 @@ def check_signals(config: str, file: str, overrides: Sequence[str]) -> None:
     argument("--output", type=Path, metavar="SCORES.parquet", help="file to write"),
     argument("--embeddings", action="store_true", help="write the two-tower's embeddings too"),
     argument(
-        "--shards", type=Path, metavar="FOLDER", help="folder to write instead, by any number of processes; resumes"
+        "--shards",
+        metavar="FOLDER",
+        help="folder to write instead, here or in a bucket, by any number of processes; resumes",
     ),
     argument("--process", metavar="N/M", help="with --shards: this is process N of M"),
     argument("--rows", type=positive_number, metavar="N", help="with --shards: rows of a shard (1024)"),

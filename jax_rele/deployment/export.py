@@ -27,7 +27,7 @@ from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.deployment.student_data import StudentData, load_student_data, sample_pairs
 from jax_rele.deployment.student_graph import compare_model, cross_encoder_model, log_odds, tower_model
 from jax_rele.errors import UserError
-from jax_rele.io import atomic_folder, write_error, write_json
+from jax_rele.io import atomic_folder, disk_is_full, write_error, write_json
 from jax_rele.models.encoder_families import encoder_hf_config
 from jax_rele.names import FORMATS
 from jax_rele.students.base import padded_inputs
@@ -118,8 +118,13 @@ def export_student(
             if form == "onnx":
                 write_manifest(folder, manifest)
                 read_manifest(folder)
-    except OSError as error:
-        raise write_error(output, error) from error
+    except UserError:
+        raise
+    except Exception as error:
+        # What is written by libraries in other languages raises errors of theirs.
+        if isinstance(error, OSError) or disk_is_full(error):
+            raise write_error(output, error) from error
+        raise
     return parity
 
 
