@@ -17,6 +17,7 @@ from rich.table import Table
 from jax_rele.cli.options import named_values
 from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.data.parquet import QUARANTINE, join_tables
+from jax_rele.data.texts import is_visible
 from jax_rele.errors import UserError
 from jax_rele.io import hash_values
 from jax_rele.names import MODELS
@@ -267,7 +268,7 @@ def explain(run_dir: Path, query: str, item: Item) -> None:
             text.encode()
         except UnicodeEncodeError:
             raise UserError(f"--{name} is not valid UTF-8 text; give it in the encoding of the terminal") from None
-    if not query.strip() or not item.title.strip():
+    if not is_visible(query) or not is_visible(item.title):
         raise UserError("--query and --title must not be empty")
     schema, pair = config.labels.schema_, Pair("explain", query.strip(), item)
     probs, verdicts, judged = {}, {}, None

@@ -302,7 +302,7 @@ def _parse_object(value, name: str) -> Mapping | None:
 
 def _required(value, name: str) -> str:
     text = _text(value, name)
-    if not text:
+    if not is_visible(text):
         raise RowError(f"{'missing' if value is None or _is_nan(value) else 'blank'} {name}")
     return text
 
@@ -319,7 +319,7 @@ def _text(value, name: str) -> str:
         value.encode()
     except UnicodeEncodeError:  # a lone surrogate, from "\ud800" in JSON: no table and no tokenizer takes it
         raise RowError(f"{name} is no valid Unicode text: {_shown(value)}") from None
-    return value.replace("\0", "").strip() if is_visible(value) else ""
+    return value.replace("\0", "").strip()
 
 
 def _bool_text(value):

@@ -50,12 +50,12 @@ class ShardFolder:
         """Names of its files, in order, without hidden ones."""
         with self._errors():
             if self.system is None:
-                found = [file.name for file in Path(self.path).iterdir()]
+                names = [file.name for file in Path(self.path).iterdir()]
             else:
                 self.system.invalidate_cache()
                 exists = self.system.isdir(self.path)
-                found = [each.rsplit("/", 1)[-1] for each in self.system.ls(self.path, detail=False)] if exists else []
-        return sorted(name for name in found if not name.startswith("."))
+                names = [each.rsplit("/", 1)[-1] for each in self.system.ls(self.path, detail=False)] if exists else []
+        return sorted(name for name in names if not name.startswith("."))
 
     def write(self, name: str, write: Callable[[Path], object]) -> None:
         """Writes a file: `write` fills it at the path that it is given."""

@@ -68,12 +68,12 @@ def grow(folder, kilobytes):
 class FullFile:
     """A file whose disk is full after a number of bytes, over all such files."""
 
-    def __init__(self, file, room):
-        self._file, self._room = file, room
+    def __init__(self, file, free):
+        self._file, self._free = file, free
 
     def write(self, content):
-        self._room[0] -= len(content)
-        if self._room[0] < 0:
+        self._free[0] -= len(content)
+        if self._free[0] < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return self._file.write(content)
 
@@ -89,9 +89,9 @@ class FullFile:
 
 
 @contextmanager
-def full_after(monkeypatch, folder, room):
+def full_after(monkeypatch, folder, free):
     """Writes below a folder fail after so many bytes."""
-    real, left = builtins.open, [room]
+    real, left = builtins.open, [free]
 
     def opened(file, mode="r", *arguments, **options):
         handle = real(file, mode, *arguments, **options)
@@ -115,7 +115,7 @@ def command_line(capsys, *arguments):
     return status, capsys.readouterr().err.splitlines()
 
 
-def is_said(lines, message="the disk is full"):
+def is_one_line(lines, message="the disk is full"):
     return len(lines) == 1 and message in lines[0]
 
 
@@ -124,7 +124,7 @@ def test_shards_on_a_small_disk(cross_bundle, pairs, small_disk, tmp_path, capsy
     disk = small_disk(24)
     command = ("predict", cross_bundle, "--input", pairs, "--rows", ROWS, "--shards", disk / "out")
     status, lines = command_line(capsys, *command)
-    assert (status, is_said(lines)) == (2, True), lines
+    assert (status, is_one_line(lines)) == (2, True), lines
     done = contents(disk / "out", "part-*")
     assert done
     assert not (disk / "out" / "finished.json").exists()
@@ -143,7 +143,7 @@ def test_shards_at_random_points(cross_bundle, pairs, tmp_path, monkeypatch, cap
             status, lines = command_line(capsys, *command)
         if status == 0:
             break
-        assert is_said(lines), lines
+        assert is_one_line(lines), lines
         failures += 1
     assert status == 0
     assert failures >= 3
@@ -157,7 +157,7 @@ def test_an_index_on_a_small_disk(tower_bundle, pairs, small_disk, tmp_path, cap
     disk = small_disk(40)
     status, lines = command_line(capsys, "index", tower_bundle, pairs, "--output", disk / "idx")
     assert status == 2
-    assert is_said(lines), lines
+    assert is_one_line(lines), lines
     with pytest.raises(UserError):
         open_index(disk / "idx")
     grow(disk, 4000)
@@ -178,7 +178,7 @@ def test_a_change_of_an_index_that_does_not_fit_leaves_it_as_it_was(tower_bundle
     grow(disk, used + 16)
     status, lines = command_line(capsys, "index", tower_bundle, more, "--output", disk / "idx", "--update")
     assert status == 2
-    assert is_said(lines), lines
+    assert is_one_line(lines), lines
     assert contents(disk / "idx") == before
     grow(disk, 8000)
     assert command_line(capsys, "index", tower_bundle, more, "--output", disk / "idx", "--update")[0] == 0
@@ -210,8 +210,8 @@ def test_an_export_at_random_points(exporting, tmp_path, monkeypatch):
     exporting(tmp_path / "whole", "onnx")
     size = sum(file.stat().st_size for file in (tmp_path / "whole").rglob("*") if file.is_file())
     draw = random.Random(7)
-    for room in [0, *(draw.randrange(size) for _ in range(4))]:
-        with full_after(monkeypatch, tmp_path, room), pytest.raises(UserError, match="the disk is full"):
+    for free in [0, *(draw.randrange(size) for _ in range(4))]:
+        with full_after(monkeypatch, tmp_path, free), pytest.raises(UserError, match="the disk is full"):
             exporting(tmp_path / "out", "onnx")
         assert [file.name for file in tmp_path.iterdir()] == ["whole"]
     exporting(tmp_path / "out", "onnx")
@@ -232,4 +232,4 @@ def test_a_disk_that_cannot_be_written(cross_bundle, tower_bundle, pairs, small_
     }[kind]
     status, lines = command_line(capsys, *command)
     assert status == 2
-    assert is_said(lines, "cannot be written: Read-only file system"), lines
+    assert is_one_line(lines, "cannot be written: Read-only file system"), lines
