@@ -8,7 +8,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from jax_rele.cli import commands  # noqa: F401  # registers the commands
+from jax_rele.cli import student_commands  # noqa: F401  # registers the commands
 from jax_rele.cli.parser import find_command
 
 LAUNCH = Path(__file__).resolve().parents[2] / "scripts" / "launch"
