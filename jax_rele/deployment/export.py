@@ -239,7 +239,8 @@ def _expected(data: StudentData, pairs: list[Pair], names: Mapping[str, np.ndarr
     """The outputs of the student in JAX that have these names."""
     student = data.student
     arrays = padded_inputs(student.model, student.tokenizer, pairs, student.input_spec)
-    judged = run_in_batches(jax.jit(partial(student.model.apply, student.variables)), arrays)
+    apply = jax.jit(student.model.apply)  # the parameters are an argument: as constants they would be copied
+    judged = run_in_batches(partial(apply, student.variables), arrays)
     logits = np.asarray(judged.logits, np.float64) / data.temperature
     gains = student.label_schema.expected_gain(softmax(logits, axis=-1))
     outputs = {LABEL_LOGITS: _centred(logits), "logits": log_odds(gains), "score": gains}

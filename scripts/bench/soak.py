@@ -96,7 +96,7 @@ def main() -> None:
     with tempfile.TemporaryFile("w+") as log:
         service = subprocess.Popen(command, stderr=log)
         try:
-            wait_until_ready(f"http://127.0.0.1:{port}")
+            wait_until_ready(f"http://127.0.0.1:{port}", 600)
             asyncio.run(run(options, kinds, seconds, port, service.pid, record))
             if service.poll() is not None:
                 record.unexpected.append(f"the service ended with status {service.returncode}")
