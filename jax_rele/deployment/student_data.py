@@ -95,7 +95,7 @@ def _parameters_hash(params: Params) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of the parameters' bytes, one array after the other."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf))
+        digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()[:16]
 
 
