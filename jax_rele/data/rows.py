@@ -25,6 +25,7 @@ from itertools import chain
 
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
+from jax_rele.text import text_key
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
 _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
@@ -199,7 +200,7 @@ def _parse_item(row: Mapping, names: _Names, fields: Mapping[str, str]) -> Item:
     texts = {field: _text(text, f"item.{field}") for field, text in raw_values.items()}
     texts["title"] = _required(raw_values["title"], "title")
     attributes = _parse_attributes(row, candidates["item.attributes"], fields)
-    texts["id"] = texts["id"] or stable_id("item", *(texts[field] for field in ITEM_FIELDS), attributes)
+    texts["id"] = texts["id"] or stable_id("item", *(text_key(texts[field]) for field in ITEM_FIELDS), attributes)
     return Item(**texts, attributes=attributes)
 
 
@@ -301,7 +302,8 @@ def _parse_object(value, name: str) -> Mapping | None:
 
 def _required(value, name: str) -> str:
     text = _text(value, name)
-    if not text:
+    # A query or title that shows nothing is blank, whatever characters it has.
+    if not (text_key(text) if name in ("query", "title") else text):
         raise RowError(f"{'missing' if value is None or _is_nan(value) else 'blank'} {name}")
     return text
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jax_rele.data.rows import RowError, check_columns, check_mapping, parse_row
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
+from jax_rele.text import text_key
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
 LABELS = ("Exact", "Irrelevant")
@@ -31,7 +32,7 @@ def row(**changes):
 def pairs(draw):
     item = Item(
         id=draw(text),
-        title=draw(text),
+        title=draw(text.filter(text_key)),
         **{field: draw(st.just("") | text) for field in ITEM_FIELDS if field != "title"},
         attributes=tuple(draw(st.dictionaries(text, text, max_size=3)).items()),
     )
@@ -39,7 +40,7 @@ def pairs(draw):
     tags = draw(st.none() | st.lists(st.builds(Tag, text, kind), max_size=3).map(tuple))
     return Pair(
         pair_id=draw(text),
-        query=draw(text),
+        query=draw(text.filter(text_key)),
         item=item,
         label=draw(st.none() | st.sampled_from(LABELS)),
         locale=draw(st.just("") | text),
