@@ -65,6 +65,7 @@ def test_tables_and_counts(tmp_path):
         "conflicts": 0,
         "leaked": 0,
         "empty_shards": 0,
+        "with_invisible_characters": 0,
     }
     assert counts["pairs"] == {"train": 48, "validation": 16, "test": 16}
     assert len(read_table(settings.run_dir / layout.QUARANTINE)) == 2

@@ -35,6 +35,7 @@ from jax_rele.data.rows import Quarantined
 from jax_rele.data.sources.shards import Shard, check_bad_fraction, open_shards, parse_shards, raw_text
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
+from jax_rele.text import drop_ignorable
 from jax_rele.types import ITEM_FIELDS, Pair
 
 LEAKED, BAD = 3, 4
@@ -59,7 +60,8 @@ class Ingested:
       pairs: the pairs with their splits, in the order of the source.
       splits: [len(pairs)] indices in `SPLITS`.
       labelled: [len(pairs)] bool, which have a label.
-      counts: rows that were quarantined as bad, duplicates, conflicts and leaked, and shards that were empty.
+      counts: rows that were quarantined as bad, duplicates, conflicts and leaked, shards that were empty, and rows with
+        characters that are not shown, which models do not read.
     """
 
     pairs: PairTable
@@ -157,11 +159,13 @@ def _spool(
     first_bad: dict[str, Quarantined] = {}
     bad: Counter[str] = Counter()
     seen: set[int] = set()
+    invisible = 0
     key_of = lru_cache(1 << 16)(lambda query: query_key(query, seed))
     grades = {None: deduplicate.UNLABELLED} | {name: index for index, name in enumerate(labels.names)}
     split_codes: dict[str | None, int] = {None: NO_SPLIT} | {name: index for index, name in enumerate(SPLITS)}
 
     def tables() -> Iterator[pa.Table]:
+        nonlocal invisible
         pairs: list[Pair] = []
         chunk: list[tuple] = []
         parsed = parse_shards(shards, data, label_names=labels.names, label_map=labels.aliases)
@@ -176,6 +180,9 @@ def _spool(
                 continue
             key = key_of(pair.query)
             judged = _hash(f"{key}\x1f{pair.item.id}\x1f{pair.locale}")
+            invisible += any(
+                drop_ignorable(text) != text for text in (pair.query, *(t for _, t in pair.item.texts(ITEM_FIELDS)))
+            )
             pairs.append(pair)
             chunk.append((key, judged, _content(pair), grades[pair.label], split_codes[pair.split], index, number))
             if len(pairs) == ROWS:
@@ -189,7 +196,7 @@ def _spool(
         return pairs_to_arrow(pairs)
 
     write_batches(path, tables(), PAIRS)
-    counts = {"empty_shards": len(shards) - len(seen)}
+    counts = {"empty_shards": len(shards) - len(seen), "with_invisible_characters": invisible}
     arrays = {name: np.concatenate(facts.pop(name)) for name in _FACTS}
     return arrays, {first_bad[reason]: count for reason, count in bad.items()}, counts
 
