@@ -25,7 +25,7 @@ from itertools import chain
 
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
-from jax_rele.text import text_key
+from jax_rele.text import is_visible, text_key
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
 _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
@@ -302,8 +302,7 @@ def _parse_object(value, name: str) -> Mapping | None:
 
 def _required(value, name: str) -> str:
     text = _text(value, name)
-    # A query or title that shows nothing is blank, whatever characters it has.
-    if not (text_key(text) if name in ("query", "title") else text):
+    if not is_visible(text):
         raise RowError(f"{'missing' if value is None or _is_nan(value) else 'blank'} {name}")
     return text
 

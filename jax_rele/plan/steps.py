@@ -89,7 +89,7 @@ def steps(
       config: the run.
       mesh: of devices, which may be abstract.
       kind: of chip, `tpu` or `gpu`.
-      names: of `cli.commands.PLANNED`.
+      names: of `names.PLANNED_STEPS`.
 
     Raises:
       UserError: the mesh does not fit the models, or `teacher.init` cannot be read.
