@@ -236,6 +236,9 @@ def predict_by_run(
         fields=config.data.fields,
         for_prediction=True,
         encoding=config.data.encoding,
+        delimiter=config.data.delimiter,
+        quoting=config.data.quoting,
+        html=config.data.html,
         max_characters=config.data.max_characters,
         cache=config.cache,
     )

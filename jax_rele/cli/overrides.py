@@ -46,7 +46,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, list[str]]:
 def _set_field(values: dict[str, Any], option: str, texts: Sequence[str]) -> None:
     """Sets one field in the nested dict of a config; values are read as YAML."""
     try:
-        parsed = [yaml.safe_load(text) for text in texts]
+        parsed = [configs.parse_yaml(text) for text in texts]
     except yaml.YAMLError:
         raise UserError(
             f"command line: --{option}: {' '.join(texts)!r} is not a YAML value; put it in quotes"

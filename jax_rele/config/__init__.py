@@ -5,7 +5,7 @@ from jax_rele.config.data import CandidatesConfig, DataConfig, HuggingFaceConfig
 from jax_rele.config.distill import DistillConfig, ObjectiveConfig, ScheduleConfig, TermConfig
 from jax_rele.config.evaluate import EvaluateConfig
 from jax_rele.config.labels import LabelsConfig
-from jax_rele.config.load import describe, explain_unknown, flatten, from_dict, load
+from jax_rele.config.load import describe, explain_unknown, flatten, from_dict, load, parse_yaml
 from jax_rele.config.mesh import MeshConfig
 from jax_rele.config.optimization import OptimizationConfig
 from jax_rele.config.rationale import RationaleConfig
@@ -56,4 +56,5 @@ __all__ = [
     "flatten",
     "from_dict",
     "load",
+    "parse_yaml",
 ]

@@ -27,8 +27,9 @@ import numpy as np
 import pyarrow as pa
 
 from jax_rele.config import DataConfig
+from jax_rele.data.columns import check_columns, check_mapping
 from jax_rele.data.parquet import write_quarantine, write_table
-from jax_rele.data.rows import Quarantined, RowError, check_columns, check_mapping, parse_row
+from jax_rele.data.rows import Quarantined, RowError, parse_row
 from jax_rele.data.sources.shards import open_shards, raw_text, source_hash
 from jax_rele.data.tokens.text_loss import TextLoss
 from jax_rele.deployment.bundle import read_manifest

@@ -28,6 +28,7 @@ FORMAT = 3
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 LOCK = ".lock"
+_UNSET = object()
 Manifest = dict[str, Any]
 """What `manifest.json` holds."""
 
@@ -272,10 +273,11 @@ def sections(config: Config, stage: Stage) -> Manifest:
     values: Manifest = {}
     whole = config.model_dump(mode="json")
     for path in stage.reads(config):
-        value = whole
+        value: Any = whole
         for part in path.split("."):
-            value = value[part]
-        if path not in UNHASHED:
+            value = value.get(part, _UNSET)
+        # Some fields are left out of the dump where they are not set.
+        if path not in UNHASHED and value is not _UNSET:
             values[path] = _hashed(value, path)
     return values
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from jax_rele.annotation.answers import Failure
 from jax_rele.annotation.injection import attack, effect
 from jax_rele.annotation.quality import Annotations, build_quality
 from jax_rele.annotation.report import find_examples, write_report
@@ -114,7 +115,8 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
     accepted = [decision for decision in decisions if decision.status == "accepted"]
     if not any(decision.pair_id in gold for decision in accepted):
         raise UserError(
-            f"annotate: none of {len(pairs)} pairs has an accepted rationale; {folder / 'report.html'} says why"
+            f"annotate: none of {len(pairs)} pairs has an accepted rationale{_common_failures(responses)}; "
+            f"{folder / 'report.html'} says why"
         )
     _write_rationales(run_dir, ((by_id[one.pair_id], one.rationale, one.model) for one in accepted))
     return {
@@ -126,6 +128,18 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
         "cost": round(responses.cost, 6),
         "consensus": digest(decisions)[:16],
     }
+
+
+def _common_failures(responses: chat.Responses) -> str:
+    """Why answers could not be read, the most frequent reasons first."""
+    failures = Counter(
+        f"{vote.outcome.kind}: {vote.outcome.detail}" if vote.outcome.detail else vote.outcome.kind
+        for votes in responses.votes.values()
+        for vote in votes
+        if isinstance(vote.outcome, Failure)
+    )
+    listed = "; ".join(f"{count} {reason}" for reason, count in failures.most_common(2))
+    return f" ({listed})" if listed else ""
 
 
 def _injection(
