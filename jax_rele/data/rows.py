@@ -26,7 +26,7 @@ from itertools import chain
 from jax_rele.data.columns import ATTRIBUTE, ColumnNames, column_names
 from jax_rele.data.markup import plain_text
 from jax_rele.names import SPLITS
-from jax_rele.text import is_visible
+from jax_rele.text import is_visible, text_key
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
 _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")

@@ -7,13 +7,12 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax_rele.data.texts import is_visible
 
 from jax_rele.data.columns import check_columns, check_mapping
 from jax_rele.data.rows import RowError, parse_row
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
-from jax_rele.text import text_key
+from jax_rele.text import is_visible, text_key
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
 LABELS = ("Exact", "Irrelevant")
