@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_origin
 
 import pydantic
@@ -25,6 +26,8 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> configs.Config:
     values = config.model_dump(mode="json")
     for option, texts in options.items():
         _set_field(values, option, texts)
+    # What is typed is meant in the working directory; where something is written stays as it was typed.
+    configs.resolve_paths(values, Path.cwd(), only=set(options) & set(configs.INPUTS))
     return configs.from_dict(values, "command line")
 
 

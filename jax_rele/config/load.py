@@ -10,6 +10,7 @@ from typing import Any
 import pydantic
 import yaml
 
+from jax_rele.config.paths import resolve_paths
 from jax_rele.config.root import Config
 from jax_rele.errors import UserError
 
@@ -53,7 +54,11 @@ def parse_yaml(text: str) -> Any:
 
 
 def load(path: str | Path) -> Config:
-    """Reads a YAML file. Raises UserError for a missing or malformed file, an unknown key or a bad value."""
+    """Reads a YAML file; relative paths in it become absolute, see `resolve_paths`.
+
+    Raises:
+      UserError: the file is missing or malformed, a key is unknown, or a value is bad.
+    """
     try:
         values = parse_yaml(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
@@ -66,6 +71,7 @@ def load(path: str | Path) -> Config:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold a mapping of config keys at the top level")
+    resolve_paths(values, Path(path).absolute().parent)
     return from_dict(values, str(path))
 
 

@@ -14,7 +14,7 @@ from jax_rele.annotation.quality import Annotations, build_quality
 from jax_rele.annotation.report import find_examples, write_report
 from jax_rele.annotation.review import apply_reviews, decisions_to_arrow, read_reviews, to_review, write_reviews
 from jax_rele.annotation.votes import Decision, consensus, digest, fit_votes
-from jax_rele.config import Config
+from jax_rele.config import Config, local_name
 from jax_rele.data import RATIONALES, PairTable, write_table
 from jax_rele.errors import UserError
 from jax_rele.rationale import RuleAnnotator, query_quality, render
@@ -29,12 +29,13 @@ def external_inputs(config: Config) -> dict[str, str]:
     annotate = config.annotate
     hashes = {}
     if annotate.annotator == "llm" and annotate.prompt not in ("en", "zh"):
-        hashes[f"annotate.prompt {annotate.prompt}"] = chat.prompts_of(config).version
+        hashes[f"annotate.prompt {local_name(annotate.prompt)}"] = chat.prompts_of(config).version
     if annotate.annotator != "rules" and annotate.reviews:
-        hashes[f"annotate.reviews {annotate.reviews}"] = _file_hash(annotate.reviews, "annotate.reviews")
+        hashes[f"annotate.reviews {local_name(annotate.reviews)}"] = _file_hash(annotate.reviews, "annotate.reviews")
     if annotate.annotator == "teacher":
         other = chat.read_teacher_run(config)
-        hashes[f"annotate.teacher_run {annotate.teacher_run}"] = hash_teacher(other, Path(annotate.teacher_run))
+        folder = Path(annotate.teacher_run)
+        hashes[f"annotate.teacher_run {folder.name}"] = hash_teacher(other, folder)
     return hashes
 
 

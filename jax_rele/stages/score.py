@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jax_rele.config import Config
+from jax_rele.config import Config, local_name
 from jax_rele.data import join_tables, read_pairs_table, read_signals, write_signals
 from jax_rele.data.tokens.text_loss import TextLoss
 from jax_rele.progress import pairs_bar
@@ -32,7 +32,9 @@ def external_inputs(config: Config) -> dict[str, str]:
     """A hash of the weights that the teacher starts from; or of the content of what `score.signals` names."""
     if not config.score.signals:
         return teacher_inputs(config)
-    return {f"score.signals {config.score.signals}": external_signals.content_hash(config, config.score.signals)}
+    return {
+        f"score.signals {local_name(config.score.signals)}": external_signals.content_hash(config, config.score.signals)
+    }
 
 
 def run(config: Config, run_dir: Path) -> Mapping[str, object]:
