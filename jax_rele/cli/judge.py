@@ -15,15 +15,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from jax_rele.cli.options import named_values
+from jax_rele.config import TextLossConfig
 from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.data.parquet import QUARANTINE, join_tables
-from jax_rele.data.texts import is_visible
+from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss
 from jax_rele.errors import UserError
 from jax_rele.io import hash_values
 from jax_rele.names import MODELS
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.runs.load import load_student, load_teacher, read_run
+from jax_rele.runs.texts import check_student_texts, check_teacher_texts
+from jax_rele.text import is_visible
 from jax_rele.types import ITEM_FIELDS, Item, Pair
 
 PARITY = "parity.json"
@@ -155,8 +158,12 @@ def predict_by_bundle(
     print(
         f"{shards}: {counts['rows']} rows read = {counts['pairs']} pairs + {counts['quarantined']} bad rows set aside"
     )
+    loss = TextLoss(counts["pairs"], **{name: counts[name] for name in TextLoss().counts()})
+    remedies = "export a student that knows the language", "export one with a longer student.item_length"
+    check_text_loss(str(where), loss, TextLossConfig(max_unknown=1.0), remedies=remedies)
+    print(f"{where}: {loss}")
     if output_path is not None:
-        join_tables(output_path, _parts(Path(shards)))
+        join_tables(output_path, _parts(Path(shards)), metadata={})
         quarantine = output_path.with_suffix(".quarantine.parquet")
         quarantine.unlink(missing_ok=True)
         if bad := sorted(Path(shards).glob("part-*.quarantine.parquet")):
@@ -229,15 +236,24 @@ def predict_by_run(
         fields=config.data.fields,
         for_prediction=True,
         encoding=config.data.encoding,
+        delimiter=config.data.delimiter,
+        quoting=config.data.quoting,
+        html=config.data.html,
         max_characters=config.data.max_characters,
         cache=config.cache,
     )
     columns, types = {}, {}
     with pairs_bar(f"predict {model}", len(pairs)) as advance:
         if model == "teacher":
-            probs = load_teacher(run_dir, config=config).predict(pairs, progress=advance).label_probs
+            teacher = load_teacher(run_dir, config=config)
+            loss = teacher.text_loss(pairs)
+            check_teacher_texts(config, "predict", loss)
+            probs = teacher.predict(pairs, progress=advance).label_probs
         else:
-            predictions = load_student(run_dir, model, recipe=recipe, config=config).predict(pairs, progress=advance)
+            student = load_student(run_dir, model, recipe=recipe, config=config)
+            loss = student.text_loss(pairs)
+            check_student_texts(config, f"predict: {model}", loss)
+            predictions = student.predict(pairs, progress=advance)
             probs = predictions.label_probs
             if embeddings:
                 for name in ("query_embedding", "item_embedding"):
@@ -251,7 +267,7 @@ def predict_by_run(
     }
     fields = [("pair_id", pa.string()), ("score", pa.float64()), *((name, pa.float64()) for name in schema.names)]
     write_table(output_path, {**head, **columns}, pa.schema(fields + list(types.items())))
-    print(f"{output_path}: {len(pairs)} pairs")
+    print(f"{output_path}: {len(pairs)} pairs; {loss}")
     quarantine = output_path.with_suffix(".quarantine.parquet")
     if bad:
         write_quarantine(quarantine, bad)
@@ -273,11 +289,16 @@ def explain(run_dir: Path, query: str, item: Item) -> None:
     schema, pair = config.labels.schema_, Pair("explain", query.strip(), item)
     probs, verdicts, judged = {}, {}, None
     if not config.score.signals:
-        judged = load_teacher(run_dir, config=config).explain([pair])
+        teacher = load_teacher(run_dir, config=config)
+        check_teacher_texts(config, "explain", teacher.text_loss([pair]))
+        judged = teacher.explain([pair])
         probs["teacher"] = judged.label_probs[0]
     for name in config.distill.students:
         for recipe in config.distill.recipes:
-            predictions = load_student(run_dir, name, recipe=recipe, config=config).predict([pair])
+            student = load_student(run_dir, name, recipe=recipe, config=config)
+            if recipe == config.distill.recipes[0]:
+                check_student_texts(config, f"explain: {name}", student.text_loss([pair]))
+            predictions = student.predict([pair])
             probs[f"{name}:{recipe}"] = predictions.label_probs[0]
             if predictions.verdicts is not None:
                 verdicts[f"{name}:{recipe}"] = predictions.verdicts[0]

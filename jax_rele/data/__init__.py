@@ -2,7 +2,7 @@
 
 from jax_rele.data.pairs.candidates import candidates
 from jax_rele.data.pairs.ingest import ingest
-from jax_rele.data.pairs.splits import assign_splits, long_tail, normalise_query
+from jax_rele.data.pairs.splits import assign_splits, long_tail
 from jax_rele.data.pairs.table import PairTable
 from jax_rele.data.parquet import (
     PAIRS,
@@ -18,7 +18,7 @@ from jax_rele.data.parquet import (
 from jax_rele.data.rows import Quarantined, RowError, parse_row
 from jax_rele.data.signals.external import ExternalSignals, read_external_signals, read_rationale
 from jax_rele.data.signals.table import concat_signals, read_signals, take_signals, validate_signals, write_signals
-from jax_rele.data.sources.shards import SAMPLE, read_pairs, source_hash
+from jax_rele.data.sources.shards import SAMPLE, no_labels, read_pairs, source_hash
 from jax_rele.data.synthetic.recombination import recombine
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
     "join_tables",
     "long_tail",
     "new_files",
-    "normalise_query",
+    "no_labels",
     "parse_row",
     "read_external_signals",
     "read_pairs",

@@ -8,7 +8,7 @@ job of Kubernetes, or Ray (`jax_rele.deployment.ray_workers`).
     OUT/plan.json                       the bundle and the input that the folder belongs to
     OUT/part-000000.parquet             a row per pair of shard 0, in the order of the input
     OUT/part-000000.quarantine.parquet  its bad rows, where there are any
-    OUT/finished.json                   how many rows were read, judged and set aside, once all shards are there
+    OUT/finished.json                   rows read, judged and set aside, text that was not read; once all are there
 
 OUT may be in a bucket, where nothing can be locked: each process compares the plan again before it writes a shard, so
 that of two commands that disagree and begin at the same moment one ends.
@@ -16,9 +16,10 @@ that of two commands that disagree and begin at the same moment one ends.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +27,11 @@ import numpy as np
 import pyarrow as pa
 
 from jax_rele.config import DataConfig
+from jax_rele.data.columns import check_columns, check_mapping
 from jax_rele.data.parquet import write_quarantine, write_table
-from jax_rele.data.rows import Quarantined, RowError, check_columns, check_mapping, parse_row
+from jax_rele.data.rows import Quarantined, RowError, parse_row
 from jax_rele.data.sources.shards import open_shards, raw_text, source_hash
+from jax_rele.data.tokens.text_loss import TextLoss
 from jax_rele.deployment.bundle import read_manifest
 from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.deployment.shard_folder import ShardFolder, open_folder
@@ -39,6 +42,8 @@ from jax_rele.types import VERDICTS, Pair
 ROWS = 1024
 """Rows of a shard."""
 PLAN, FINISHED, QUARANTINED = "plan.json", "finished.json", ".quarantine.parquet"
+TEXT_LOSS = "text_loss"
+"""Key of a shard's metadata."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,7 @@ def _blocks(
 
 
 def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.Schema]:
-    """Columns of scores and their types."""
+    """Columns of scores and their types, with what the student did not read of the texts as metadata."""
     manifest = scorer.manifest
     names = manifest.labels.names
     columns: dict[str, list] = {"pair_id": [pair.pair_id for pair in pairs], "score": []}
@@ -229,7 +234,8 @@ def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.S
     if manifest.tiers:
         columns["tier"] = [tier_of(score, manifest.tiers) for score in columns["score"]]
         kinds.insert(2, ("tier", pa.string()))
-    return {**columns, **verdicts}, pa.schema(kinds)
+    loss = scorer.text_loss(pairs)
+    return {**columns, **verdicts}, pa.schema(kinds, metadata={TEXT_LOSS: json.dumps(asdict(loss))})
 
 
 def tier_of(score: float, tiers: Sequence) -> str:
@@ -256,4 +262,7 @@ def _finish(folder: ShardFolder, source: str, shards: int, rows: int) -> None:
         raise UserError(
             f"{source}: none of its {bad} rows is a pair ({reason}); fix the rows, or map names by --fields"
         )
-    folder.write_json(FINISHED, {"shards": shards, "rows": judged + bad, "pairs": judged, "quarantined": bad})
+    parts = (folder.metadata(_part(number)).get(TEXT_LOSS, "{}") for number in range(shards))
+    loss = sum((TextLoss(**json.loads(part)) for part in parts), TextLoss())
+    counts = {"shards": shards, "rows": judged + bad, "pairs": judged, "quarantined": bad, **loss.counts()}
+    folder.write_json(FINISHED, counts)

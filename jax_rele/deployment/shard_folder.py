@@ -103,6 +103,15 @@ class ShardFolder:
         except (OSError, pa.ArrowInvalid):
             return None
 
+    def metadata(self, name: str) -> dict[str, str]:
+        """The metadata of a table."""
+        if self.system is None:
+            schema = pq.read_schema(Path(self.path) / name)
+        else:
+            with self._errors(), self.system.open(self._inside(name), "rb") as file:
+                schema = pq.read_schema(file)
+        return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+
     def read_table(self, name: str) -> pa.Table:
         """A table."""
         if self.system is None:

@@ -68,7 +68,8 @@ def resolve(source: str | Path, patterns: Sequence[str]) -> Path:
             return folder
         is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))
         hint = f"; for the Hugging Face hub write {HUB}{source}" if is_name else ""
-        raise UserError(f"{folder}: no such folder{hint}")
+        where = "" if folder.is_absolute() or hint else f"; it is neither beside the config nor in {Path.cwd()}"
+        raise UserError(f"{folder}: no such folder{hint}{where}")
     name, _, revision = str(source).removeprefix(HUB).partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))

@@ -300,7 +300,7 @@ def _variables(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Param
 
 
 def _cache(model: Decoder, mesh: jax.sharding.Mesh, count: int, length: int) -> PyTree:
-    axes = ("layers", "batch", "length", "kv_heads", "head_dim")
+    axes = ("layers", "batch", "kv_heads", "length", "head_dim")
     shapes = jax.eval_shape(lambda: new_cache(model, count, length))
     return jax.tree.map(lambda x: array(mesh, x.shape, x.dtype, axes), shapes)
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Strict, Tag
 
 from jax_rele.data.rows import RowError, parse_row
-from jax_rele.data.texts import is_visible
 from jax_rele.serving.refusals import BadRequest
+from jax_rele.text import is_visible
 from jax_rele.types import ITEM_FIELDS, Item, Pair
 
 SIDES = {

@@ -90,6 +90,7 @@ class Guard:
         route = scope["path"] if scope["path"] in self.routes else "unknown"
         error_type = scope.get("jax_rele.error_type", "" if status < 400 else "backend")
         self.service.metrics.request(route, status, seconds, trace.seconds, trace.rows, error_type)
+        self.service.metrics.text_loss(trace.text_loss)
         line: dict[str, Any] = {
             "time": round(time.time(), 3),
             "method": scope["method"],

@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from jax_rele.config import DataConfig
-from jax_rele.data.rows import Quarantined, RowError, check_mapping, parse_row
+from jax_rele.data.columns import check_mapping
+from jax_rele.data.rows import Quarantined, RowError, parse_row
 from jax_rele.data.sources.shards import SAMPLE, open_shards, raw_text
 from jax_rele.errors import UserError
 from jax_rele.io import hash_bytes

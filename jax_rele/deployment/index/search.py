@@ -18,6 +18,7 @@ from jax_rele.deployment.index.files import IndexManifest, check_model, read_ind
 from jax_rele.deployment.index.items import table_items
 from jax_rele.deployment.scorer import Scorer
 from jax_rele.errors import UserError
+from jax_rele.text import text_key
 from jax_rele.types import ITEM_FIELDS, Item, Pair
 
 PROPOSED = 4
@@ -250,4 +251,4 @@ def search_texts(
 
 
 def _folded(value: str) -> str:
-    return value.strip().casefold()
+    return text_key(value)

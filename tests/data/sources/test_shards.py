@@ -9,11 +9,13 @@ import lzma
 import random
 import re
 from collections import Counter
+from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jax_rele.data.pairs.splits import assign_splits
@@ -70,7 +72,7 @@ def test_every_format_gives_the_same_pairs_and_quarantine(tmp_path, suffix):
     odd = 'Söck, "12\' x"\tline\u2028one\nline two'
     rows = [row(1), row(2, query=""), row(3, title=odd), row(4, label="?"), row(1), row(5, label="")]
     path = write(tmp_path / f"data{suffix.upper() if suffix == '.csv' else suffix}", rows)
-    pairs, bad = read(path)
+    pairs, bad = read(path, quoting="standard" if ".tsv" in suffix else "auto")
     assert [(pair.pair_id, pair.item.title, pair.label) for pair in pairs] == [
         ("p1", "Title 1", "Exact"),
         ("p3", odd, "Exact"),
@@ -228,6 +230,8 @@ def test_a_table_with_the_wrong_columns_is_not_read_to_its_end(tmp_path):
 
 
 @given(st.binary(max_size=200), st.integers(0, 10))
+@example(b"\xfe\xff", 0)
+@example(b"\xff\xfe", 0)
 def test_no_bytes_stop_the_reading(tmp_path_factory, noise, index):
     folder = tmp_path_factory.mktemp("noise")
     lines = [json.dumps(row(i)).encode() for i in range(10)]
@@ -236,7 +240,7 @@ def test_no_bytes_stop_the_reading(tmp_path_factory, noise, index):
     pairs, bad = read(folder / "data.jsonl")
     assert [pair.pair_id for pair in pairs] == [f"p{i}" for i in range(10)]
     seen = noise.removeprefix(b"\xef\xbb\xbf") if index == 0 else noise
-    assert len(bad) == sum(bool(line.strip()) for line in seen.split(b"\n"))
+    assert len(bad) == sum(bool(line.strip()) for line in seen.splitlines())
     cells = [f"p{i},query {i},title {i}".encode() for i in range(10)]
     cells.insert(index, noise)
     (folder / "data.csv").write_bytes(b"\n".join([b"pair_id,query,title", *cells]))
@@ -391,3 +395,38 @@ def test_a_text_of_ten_megabytes_costs_one_row(tmp_path, suffix):
     assert len(bad[0].raw) <= 500
     assert len(bad[0].reason) < 200
     assert len(read(path, max_characters=10_000_000)[0]) == 3
+
+
+@pytest.mark.parametrize(
+    "line", ['{"query": "a", "query": "b", "title": "t"}', '{"query": "a", "item": {"title": 1, "title": 1}}']
+)
+def test_a_key_that_stands_twice_is_a_bad_row(tmp_path, line):
+    path = tmp_path / "data.jsonl"
+    path.write_text(f'{line}\n{{"query": "q", "title": "t"}}\n')
+    pairs, bad = read(path)
+    assert queries(pairs) == ["q"]
+    assert re.fullmatch("not valid JSON: the key '(query|title)' twice", bad[0].reason)
+
+
+def test_numbers_of_every_column_type_are_written_alike(tmp_path):
+    ids, expected = [1001, None, 1003], ["1001", "1003"]
+    kinds = [pa.int32(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(), pa.decimal128(12, 2), pa.string()]
+    for kind in kinds:
+        if pa.types.is_float16(kind):
+            column = pa.array(np.array([1001, np.nan, 1003], np.float16))
+        else:
+            column = pa.array([None if i is None else Decimal(i) for i in ids]).cast(kind)
+        table = pa.table({"query": column, "title": column, "item_id": column, "label": column})
+        pq.write_table(table, tmp_path / "t.parquet")
+        pairs, bad = read(tmp_path / "t.parquet", label_map={"1001": "Exact", "1003": "Irrelevant"})
+        assert queries(pairs) == [pair.item.id for pair in pairs] == expected, kind
+        assert [pair.label for pair in pairs] == ["Exact", "Irrelevant"]
+        assert len(bad) == 1
+    path = tmp_path / "t.csv"
+    path.write_text("query,title,item_id,label\n1001.0,1001.0,1001.0,1001.0\n,,,\n1003.0,1003.0,1003.0,1003.0\n")
+    pairs, _ = read(path, label_map={"1001": "Exact", "1003": "Irrelevant"})
+    assert queries(pairs) == [pair.item.title for pair in pairs] == expected
+    pq.write_table(
+        pa.table({"query": ["q"], "title": ["t"], "label": pa.array([0.1], pa.float32())}), tmp_path / "t.parquet"
+    )
+    assert read(tmp_path / "t.parquet", label_map={"0.1": "Exact"})[0][0].label == "Exact"
