@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 
 # Each registers its commands, in the order of the help.
@@ -13,6 +14,7 @@ from jax_rele.cli import student_commands as student_commands  # isort: skip
 from jax_rele.cli import completion as completion  # isort: skip
 from jax_rele.cli.parser import COMMANDS, find_command, run_command
 from jax_rele.errors import UserError
+from jax_rele.io import system_error, write_error
 from jax_rele.runs.stages import STAGES
 
 _DESCRIPTION = "Explainable LLM relevance for e-commerce search, distilled into deployable students."
@@ -37,14 +39,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as stop:  # argparse, after --help or a wrong option
         return stop.code if isinstance(stop.code, int) else 2
+    except Exception as error:
+        if (line := system_error(error)) is None:
+            raise
+        print(f"jax-rele: {line}", file=sys.stderr)
+        return 2
     return 0
 
 
 def command() -> None:
     """The console script. Ends the process at once: threads that still read a damaged checkpoint would delay it."""
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # e.g. a full disk behind `> file`
+        if not isinstance(error, BrokenPipeError):
+            print(f"jax-rele: {write_error('standard output', error)}", file=sys.stderr)
+            status = status or 2
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(status)
 
 

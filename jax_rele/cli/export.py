@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jax_rele import extras
 from jax_rele.errors import UserError
+from jax_rele.io import check_output_folder
 from jax_rele.models import save_peft, to_hf
 from jax_rele.models.bundled import BUNDLED
 from jax_rele.models.files import HUB
@@ -32,6 +33,7 @@ def export(
     Raises:
       UserError: options of another model.
     """
+    check_output_folder(output)
     if model == "teacher":
         options = {"--recipe": recipe, "--format": form, "--int8": int8, "--labels": labels}
         for option, value in options.items():

@@ -18,9 +18,10 @@ from jax_rele.cli.options import named_values
 from jax_rele.config import TextLossConfig
 from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.data.parquet import QUARANTINE, join_tables
+from jax_rele.data.sources.files import is_remote
 from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss
 from jax_rele.errors import UserError
-from jax_rele.io import hash_values
+from jax_rele.io import check_output_file, check_output_folder, hash_values
 from jax_rele.names import MODELS
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
@@ -117,7 +118,10 @@ def predict_by_bundle(
     from jax_rele.deployment.batch import FINISHED, ROWS, Worker, predict_shards
     from jax_rele.deployment.shard_folder import open_folder
 
-    if shards is None:
+    if shards is not None:
+        if not is_remote(shards):
+            check_output_folder(shards)
+    else:
         assert output_path is not None
         _check_output(input_path, output_path)
         _check_quarantine(output_path.with_suffix(".quarantine.parquet"))
@@ -183,8 +187,7 @@ def _check_output(input_path: str, output_path: Path) -> None:
         raise UserError(f"{output_path}: the output is a Parquet file; give a name that ends in .parquet")
     if output_path.is_dir() or output_path.resolve() == Path(input_path).resolve():
         raise UserError(f"{output_path}: is a folder or the input itself; give another file to write")
-    if not output_path.resolve().parent.is_dir():
-        raise UserError(f"{output_path.resolve().parent}: no such folder to write to; create it first")
+    check_output_file(output_path)
 
 
 def _check_quarantine(path: Path) -> None:

@@ -28,6 +28,7 @@ from jax_rele.deployment.index.build import Change, check_bundle, write_bad_rows
 from jax_rele.deployment.index.files import check_model
 from jax_rele.deployment.scorer import load_bundle
 from jax_rele.errors import UserError
+from jax_rele.io import check_output_file, check_output_folder
 
 
 def index(
@@ -62,8 +63,10 @@ def index(
         raise UserError("--delete and --compact change an index; to build one from ITEMS leave them out")
     if items is None and not (delete or compact or export):
         raise UserError("nothing to do: give ITEMS to build an index, or --delete, --compact or --export")
-    if export is not None and not export.resolve().parent.is_dir():
-        raise UserError(f"{export.resolve().parent}: no such folder to write to; create it first")
+    if export is not None:
+        check_output_file(export)
+    if items is not None or delete or compact:
+        check_output_folder(output)
     check_bundle(read_manifest(bundle), bundle)
     if items is not None:
         read = read_items(items, named_values(fields, "--fields"))

@@ -16,7 +16,7 @@ import yaml
 
 from jax_rele.config import Config, flatten, is_input, load, local_name, resolve_paths
 from jax_rele.errors import UserError
-from jax_rele.io import hash_values, lock, write_json, write_text
+from jax_rele.io import check_output_folder, hash_values, lock, write_error, write_json, write_text
 from jax_rele.runs.preflight import preflight
 from jax_rele.runs.stages import STAGES, UNHASHED, Stage
 from jax_rele.runs.texts import check_student_tokenizer
@@ -180,6 +180,10 @@ def _begin(config: Config, run_dir: Path, checked: Sequence[str], names: Sequenc
         _refuse_other(config, run_dir, name)
     manifests = {name: _read_manifest(run_dir, name) for name in names if name not in _skipped(config)}
     unfinished = [name for name, manifest in manifests.items() if not manifest or manifest["status"] != "finished"]
+    if unfinished:
+        check_output_folder(config.cache)
+        if "annotate" in unfinished and config.annotate.annotator == "llm":
+            check_output_folder(config.answers)
     preflight(config, unfinished)
     for name in unfinished:
         _external_inputs(config, STAGES[name])  # what a later stage reads from outside is missed before the first runs
@@ -381,7 +385,7 @@ def _lock(run_dir: Path) -> Iterator[None]:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / LOCK).touch()
     except OSError as error:
-        raise UserError(f"{run_dir}: cannot be written: {error.strerror}") from None
+        raise write_error(run_dir, error) from None
     busy = f"{run_dir}: another process is at work on this run; wait for it or choose another name"
     with lock(run_dir / LOCK, on_busy=lambda: UserError(busy)):
         yield

@@ -19,7 +19,8 @@ import pytest
 import jax_rele
 from jax_rele import cli
 from jax_rele.data import read_pairs
-from jax_rele.deployment import batch, export_student
+from jax_rele.data.tokens.text_loss import TextLoss
+from jax_rele.deployment import batch, export_student, load_bundle
 from jax_rele.deployment.batch import Worker, predict_shards
 from jax_rele.errors import UserError
 from jax_rele.io import lock
@@ -71,11 +72,14 @@ def content(folder):
 
 def test_shards_hold_what_predict_gives_and_every_row_is_accounted_for(bundle, pairs, whole):
     counts = json.loads((whole / "finished.json").read_text())
+    lost = {name: counts.pop(name) for name in TextLoss().counts()}
     assert counts == {"shards": 13, "rows": 203, "pairs": 193, "quarantined": 10}
     files = [file for file in sorted(whole.glob("part-*.parquet")) if "quarantine" not in file.name]
     rows = list(itertools.chain.from_iterable(pq.read_table(file).to_pylist() for file in files))
     good, bad = read_pairs(pairs, label_names=(), for_prediction=True)
     assert [row["pair_id"] for row in rows] == [pair.pair_id for pair in good]
+    assert lost == load_bundle(bundle).text_loss(good).counts()
+    assert lost["cut_items"] > 0
     expected = jax_rele.deployment.load_bundle(bundle).predict(good)
     np.testing.assert_allclose([row["score"] for row in rows], expected.scores, atol=1e-6)
     set_aside = [

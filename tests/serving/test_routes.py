@@ -310,6 +310,11 @@ def test_metrics_count_requests_failures_stages_and_batches(serving):
     assert lines['jax_rele_requests_total{route="/rerank",status="422"}'] == "1.0"
     assert lines['jax_rele_failures_total{error_type="validation",route="/rerank"}'] == "1.0"
     assert lines['jax_rele_rows_total{route="/rerank"}'] == "12.0"
+    loss = service.model().scorer.text_loss([(QUERY, text) for text in TEXTS])
+    counted = {
+        kind: float(lines[f'jax_rele_text_tokens_total{{kind="{kind}"}}']) for kind in ("read", "unknown", "cut")
+    }
+    assert counted == {"read": 3 * (loss.tokens - loss.cut_tokens), "unknown": 0, "cut": 3 * loss.cut_tokens}
     assert lines['jax_rele_queue_rows{model="cross_encoder"}'] == "0.0"
     for stage in ("tokenise", "queue", "infer"):
         assert lines[f'jax_rele_stage_seconds_count{{stage="{stage}"}}'] == "3.0"
