@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 
+from jax_rele import __version__
 from jax_rele.cli import commands as commands
 from jax_rele.cli.parser import COMMANDS, find_command, run_command
 from jax_rele.errors import UserError
@@ -62,6 +63,9 @@ def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(format_help())
         return
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"jax-rele {__version__}")
+        return
     selected, rest = find_command(arguments)
     if selected is None:
         nearest = get_close_matches(arguments[0], COMMANDS, 1)
@@ -102,7 +106,8 @@ def format_help() -> str:
             "commands:",
             *lines,
             "",
-            "`jax-rele COMMAND --help` explains a command, `jax-rele run --help` every field of the config.",
+            "`jax-rele COMMAND --help` explains a command, `jax-rele run --help` every field of the config,",
+            "`jax-rele --version` prints the version.",
         ]
     )
 
