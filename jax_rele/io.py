@@ -118,6 +118,19 @@ def _try(temporary: Path) -> None:
             temporary.unlink()
 
 
+def refuse_placeholder(path: Path) -> None:
+    """Raises UserError for a file that stands for another one: a Git LFS pointer, or a web page about it."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError:
+        return  # whoever reads it says why
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: is a Git LFS pointer, not the file; fetch the file with `git lfs pull`")
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{path}: is a web page, not the file; download the file itself")
+
+
 def sync(path: str | Path) -> None:
     """Waits until a file or the names in a folder are on disk."""
     descriptor = os.open(path, os.O_RDONLY)

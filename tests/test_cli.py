@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,19 @@ def test_a_mistake_is_one_line(capsys, arguments, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["--version", "-V", "version"])
+def test_the_version(capsys, word):
+    assert cli.main([word]) == 0
+    assert capsys.readouterr().out == f"jax-rele {metadata.version('jax_rele')}\n"
+
+
+def test_the_package_is_a_program():
+    done = subprocess.run([sys.executable, "-m", "jax_rele", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("jax-rele ")
+
+
+def test_the_usage_of_run_has_one_positional(capsys):
+    assert cli.main(["run", "--help"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "usage: jax-rele run CONFIG.yaml [--path.to.field VALUE ...]"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 
+from jax_rele import __version__
+
 # Each registers its commands, in the order of the help.
 from jax_rele.cli import commands as commands  # isort: skip
 from jax_rele.cli import student_commands as student_commands  # isort: skip
@@ -65,6 +67,9 @@ def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(format_help())
         return
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"jax-rele {__version__}")
+        return
     selected, rest = find_command(arguments)
     if selected is None:
         nearest = get_close_matches(arguments[0], COMMANDS, 1)
@@ -105,7 +110,8 @@ def format_help() -> str:
             "commands:",
             *lines,
             "",
-            "`jax-rele COMMAND --help` explains a command, `jax-rele run --help` every field of the config.",
+            "`jax-rele COMMAND --help` explains a command, `jax-rele run --help` every field of the config,",
+            "`jax-rele --version` prints the version.",
         ]
     )
 

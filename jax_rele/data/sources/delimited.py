@@ -154,7 +154,10 @@ def _quoted(
             pending.append((number, line))
             yield _decoded(line, encoding)
 
-    spaced = f"{delimiter} " in _decoded(lines.peek(1)[0], encoding) and delimiter != " "
+    first = _decoded(lines.peek(1)[0], encoding)
+    spaced = f"{delimiter} " in first and delimiter != " "
+    # Where the writer quotes every cell, rows that a quote took in would have quotes of their own.
+    trusted = quoting != "auto" or first.startswith('"')
     escape = "\\" if quoting == "backslash" else None
 
     def new_reader():
@@ -183,7 +186,7 @@ def _quoted(
             continue
         if not width:
             width = len(cells)
-        elif quoting == "auto" and len(pending) > 1 and _takes_in_rows(list(map(is_row, pending)), cells, width):
+        elif not trusted and len(pending) > 1 and _takes_in_rows(list(map(is_row, pending)), cells, width):
             problem = RowError(
                 f"a quote opens a cell that takes in other rows (to line {pending[-1][0]}): close or double it, or set "
                 "data.quoting to none, or to standard to accept such cells"
@@ -200,7 +203,8 @@ def _quoted(
 
 def _takes_in_rows(are_rows: list[bool], cells: list[str], width: int) -> bool:
     """Whether a record of several lines has taken in other rows, by which of its lines have the cells of a row."""
-    if width < 2:
+    # A quote inside the text of a cell was doubled, so the writer knows how to quote.
+    if width < 2 or any('"' in cell.strip('"') for cell in cells if "\n" in cell or "\r" in cell):
         return False
     n_lines, n_rows = len(are_rows), sum(are_rows)
     if are_rows[0] and are_rows[-1] and 2 * n_rows >= n_lines + 2:

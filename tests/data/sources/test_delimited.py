@@ -125,6 +125,15 @@ def test_cells_of_several_lines_are_cells(tmp_path, text, position, quoting):
     assert [pair.item.description for pair in pairs] == [text.strip()] * 8
 
 
+@pytest.mark.parametrize("text", ["a,b\nc,d", "100,000\n10,5 kg"])
+def test_a_writer_that_knows_quotes_is_trusted(tmp_path, text):
+    header, rest = '"query","title","label"\n', '"mug","m","Exact"\n'
+    pairs, bad = read(tmp_path, f'{header}"tv","{text}","Exact"\n{rest}')
+    assert (titles_of(pairs), bad) == ([text, "m"], [])
+    pairs, bad = read(tmp_path, f'query,title,label\ntv,"a ""b"" {text}",Exact\n{rest}')
+    assert (titles_of(pairs), bad) == ([f'a "b" {text}', "m"], [])
+
+
 def test_quoting_standard_takes_cells_as_they_are(tmp_path):
     text = 'query,title,label\ntv,"a,b\nc,d",Exact\nmug,m,Exact\n'
     _, bad = read(tmp_path, text)
