@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jax_rele import cli
-from jax_rele.cli import commands
+from jax_rele.cli import student_commands
 from jax_rele.cli.completion import completion_script
 from jax_rele.cli.overrides import read_config
 from jax_rele.config import Config, flatten
@@ -33,7 +33,7 @@ def test_the_help_names_every_command(capsys):
 
 
 def test_the_help_of_items_names_every_text_of_an_item():
-    assert commands._ITEM_TEXTS == ITEM_FIELDS
+    assert student_commands._ITEM_TEXTS == ITEM_FIELDS
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"]])
@@ -103,7 +103,7 @@ def test_every_field_of_the_config_is_described():
 def test_the_help_of_a_command_explains_its_options(capsys, command):
     assert cli.main([command, "--help"]) == 0
     assert "RUN" in capsys.readouterr().out
-    assert set(commands.MODELS) == {"teacher", "cross_encoder", "two_tower"}
+    assert set(student_commands.MODELS) == {"teacher", "cross_encoder", "two_tower"}
 
 
 def test_overrides_are_read_as_yaml():

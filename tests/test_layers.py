@@ -8,7 +8,7 @@ import jax_rele
 
 ROOT = Path(jax_rele.__file__).parent
 LAYERS = (
-    ("types", "names", "errors", "extras", "progress", "io"),
+    ("types", "names", "errors", "extras", "progress", "io", "text"),
     ("config",),
     ("data", "rationale", "losses", "models"),
     ("training", "teacher", "students", "evaluation", "annotation"),

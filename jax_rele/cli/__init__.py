@@ -9,7 +9,11 @@ from contextlib import suppress
 from difflib import get_close_matches
 
 from jax_rele import __version__
-from jax_rele.cli import commands as commands
+
+# Each registers its commands, in the order of the help.
+from jax_rele.cli import commands as commands  # isort: skip
+from jax_rele.cli import student_commands as student_commands  # isort: skip
+from jax_rele.cli import completion as completion  # isort: skip
 from jax_rele.cli.parser import COMMANDS, find_command, run_command
 from jax_rele.errors import UserError
 from jax_rele.io import system_error, write_error

@@ -15,15 +15,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from jax_rele.cli.options import named_values
+from jax_rele.config import TextLossConfig
 from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.data.parquet import QUARANTINE, join_tables
+from jax_rele.data.sources.files import is_remote
+from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss
 from jax_rele.errors import UserError
 from jax_rele.io import check_output_file, check_output_folder, hash_values
-from jax_rele.models.files import read_json
 from jax_rele.names import MODELS
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.runs.load import load_student, load_teacher, read_run
+from jax_rele.runs.texts import check_student_texts, check_teacher_texts
+from jax_rele.text import is_visible
 from jax_rele.types import ITEM_FIELDS, Item, Pair
 
 PARITY = "parity.json"
@@ -38,7 +42,7 @@ def predict(
     *,
     recipe: str | None = None,
     embeddings: bool = False,
-    shards: Path | None = None,
+    shards: str | None = None,
     process: str | None = None,
     rows: int | None = None,
     ray: str | None = None,
@@ -98,7 +102,7 @@ def predict_by_bundle(
     bundle: Path,
     input_path: str,
     output_path: Path | None,
-    shards: Path | None,
+    shards: str | None,
     process: str | None,
     rows: int | None,
     ray: str | None,
@@ -111,17 +115,19 @@ def predict_by_bundle(
     The columns are `pair_id`, `score`, one probability per label, the likeliest verdict of each dimension where the
     student was taught verdicts, and `tier` where the bundle has tiers.
     """
-    from jax_rele.deployment.batch import ROWS, Worker, predict_shards
+    from jax_rele.deployment.batch import FINISHED, ROWS, Worker, predict_shards
+    from jax_rele.deployment.shard_folder import open_folder
 
     if shards is not None:
-        check_output_folder(shards)
+        if not is_remote(shards):
+            check_output_folder(shards)
     else:
         assert output_path is not None
         _check_output(input_path, output_path)
         _check_quarantine(output_path.with_suffix(".quarantine.parquet"))
         # Shards of the one file; they are kept until it is whole, so that the same command resumes.
         key = hash_values([str(bundle.resolve()), input_path, list(fields.items()), rows])
-        shards = output_path.with_name(f".{output_path.name}.{key}.shards")
+        shards = str(output_path.with_name(f".{output_path.name}.{key}.shards"))
     worker = Worker.parse(process) if process else Worker()
     try:
         if ray:
@@ -142,7 +148,7 @@ def predict_by_bundle(
                 bundle, input_path, shards, fields=fields, rows=rows or ROWS, worker=worker, threads=threads
             )
     except UserError:
-        if output_path is not None and not any(pq.read_metadata(file).num_rows for file in _parts(shards)):
+        if output_path is not None and not any(pq.read_metadata(file).num_rows for file in _parts(Path(shards))):
             shutil.rmtree(shards, ignore_errors=True)  # there is nothing to resume
         raise
     where = output_path or shards
@@ -152,15 +158,19 @@ def predict_by_bundle(
     )
     if not done.finished:
         return
-    counts = read_json(shards / "finished.json")
+    counts = open_folder(shards).read_json(FINISHED)
     print(
         f"{shards}: {counts['rows']} rows read = {counts['pairs']} pairs + {counts['quarantined']} bad rows set aside"
     )
+    loss = TextLoss(counts["pairs"], **{name: counts[name] for name in TextLoss().counts()})
+    remedies = "export a student that knows the language", "export one with a longer student.item_length"
+    check_text_loss(str(where), loss, TextLossConfig(max_unknown=1.0), remedies=remedies)
+    print(f"{where}: {loss}")
     if output_path is not None:
-        join_tables(output_path, _parts(shards))
+        join_tables(output_path, _parts(Path(shards)), metadata={})
         quarantine = output_path.with_suffix(".quarantine.parquet")
         quarantine.unlink(missing_ok=True)
-        if bad := sorted(shards.glob("part-*.quarantine.parquet")):
+        if bad := sorted(Path(shards).glob("part-*.quarantine.parquet")):
             join_tables(quarantine, bad)
         shutil.rmtree(shards)
         print(f"{output_path}: {counts['pairs']} pairs")
@@ -238,9 +248,15 @@ def predict_by_run(
     columns, types = {}, {}
     with pairs_bar(f"predict {model}", len(pairs)) as advance:
         if model == "teacher":
-            probs = load_teacher(run_dir, config=config).predict(pairs, progress=advance).label_probs
+            teacher = load_teacher(run_dir, config=config)
+            loss = teacher.text_loss(pairs)
+            check_teacher_texts(config, "predict", loss)
+            probs = teacher.predict(pairs, progress=advance).label_probs
         else:
-            predictions = load_student(run_dir, model, recipe=recipe, config=config).predict(pairs, progress=advance)
+            student = load_student(run_dir, model, recipe=recipe, config=config)
+            loss = student.text_loss(pairs)
+            check_student_texts(config, f"predict: {model}", loss)
+            predictions = student.predict(pairs, progress=advance)
             probs = predictions.label_probs
             if embeddings:
                 for name in ("query_embedding", "item_embedding"):
@@ -254,7 +270,7 @@ def predict_by_run(
     }
     fields = [("pair_id", pa.string()), ("score", pa.float64()), *((name, pa.float64()) for name in schema.names)]
     write_table(output_path, {**head, **columns}, pa.schema(fields + list(types.items())))
-    print(f"{output_path}: {len(pairs)} pairs")
+    print(f"{output_path}: {len(pairs)} pairs; {loss}")
     quarantine = output_path.with_suffix(".quarantine.parquet")
     if bad:
         write_quarantine(quarantine, bad)
@@ -271,16 +287,21 @@ def explain(run_dir: Path, query: str, item: Item) -> None:
             text.encode()
         except UnicodeEncodeError:
             raise UserError(f"--{name} is not valid UTF-8 text; give it in the encoding of the terminal") from None
-    if not query.strip() or not item.title.strip():
+    if not is_visible(query) or not is_visible(item.title):
         raise UserError("--query and --title must not be empty")
     schema, pair = config.labels.schema_, Pair("explain", query.strip(), item)
     probs, verdicts, judged = {}, {}, None
     if not config.score.signals:
-        judged = load_teacher(run_dir, config=config).explain([pair])
+        teacher = load_teacher(run_dir, config=config)
+        check_teacher_texts(config, "explain", teacher.text_loss([pair]))
+        judged = teacher.explain([pair])
         probs["teacher"] = judged.label_probs[0]
     for name in config.distill.students:
         for recipe in config.distill.recipes:
-            predictions = load_student(run_dir, name, recipe=recipe, config=config).predict([pair])
+            student = load_student(run_dir, name, recipe=recipe, config=config)
+            if recipe == config.distill.recipes[0]:
+                check_student_texts(config, f"explain: {name}", student.text_loss([pair]))
+            predictions = student.predict([pair])
             probs[f"{name}:{recipe}"] = predictions.label_probs[0]
             if predictions.verdicts is not None:
                 verdicts[f"{name}:{recipe}"] = predictions.verdicts[0]

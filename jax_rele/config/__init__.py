@@ -1,7 +1,7 @@
 """One tree of frozen, validated config classes: YAML in, unknown keys refused with their path."""
 
 from jax_rele.config.annotate import AnnotateConfig, ChatEndpointConfig
-from jax_rele.config.data import CandidatesConfig, DataConfig, HuggingFaceConfig, SplitsConfig
+from jax_rele.config.data import CandidatesConfig, DataConfig, HuggingFaceConfig, SplitsConfig, TextLossConfig
 from jax_rele.config.distill import DistillConfig, ObjectiveConfig, ScheduleConfig, TermConfig
 from jax_rele.config.evaluate import EvaluateConfig
 from jax_rele.config.labels import LabelsConfig
@@ -50,6 +50,7 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TermConfig",
+    "TextLossConfig",
     "TuneConfig",
     "TwoTowerConfig",
     "describe",

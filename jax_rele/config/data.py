@@ -66,6 +66,20 @@ class CandidatesConfig(Section):
         return self
 
 
+class TextLossConfig(Section):
+    """Text that models cannot read: tokens that a tokenizer does not know, and texts that are longer than a model
+    reads. Both are counted in every stage; below are the fractions that are warned about, and those that stop it."""
+
+    warn_unknown: Fraction = 0.02
+    """Fraction of unknown tokens above which a stage warns."""
+    max_unknown: Fraction = 0.5
+    """Fraction of unknown tokens above which it stops."""
+    warn_cut: Fraction = 0.25
+    """Fraction of pairs whose query or item is cut above which a stage warns."""
+    max_cut: Fraction = 1.0
+    """Fraction of pairs whose query or item is cut above which it stops."""
+
+
 class HuggingFaceConfig(Section):
     """How a Hugging Face data set is read."""
 
@@ -109,6 +123,7 @@ class DataConfig(Section):
     splits: SplitsConfig = SplitsConfig()
     max_bad_fraction: Fraction = 0.1
     """A larger fraction of bad rows stops the run; fewer are written to the quarantine table and counted."""
+    text_loss: TextLossConfig = TextLossConfig()
     candidates: CandidatesConfig = CandidatesConfig()
     tail_max_frequency: NonNegative = 1
     """A query is long-tail when its frequency, or that of its rarest word in the training split, is at most this."""

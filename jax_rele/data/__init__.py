@@ -2,7 +2,7 @@
 
 from jax_rele.data.pairs.candidates import candidates
 from jax_rele.data.pairs.ingest import ingest
-from jax_rele.data.pairs.splits import assign_splits, long_tail, normalise_query
+from jax_rele.data.pairs.splits import assign_splits, long_tail
 from jax_rele.data.pairs.table import PairTable
 from jax_rele.data.parquet import (
     PAIRS,
@@ -37,7 +37,6 @@ __all__ = [
     "long_tail",
     "new_files",
     "no_labels",
-    "normalise_query",
     "parse_row",
     "read_external_signals",
     "read_pairs",

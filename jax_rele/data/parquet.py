@@ -85,7 +85,10 @@ def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, 
 
 
 def join_tables(
-    path: str | os.PathLike, parts: Iterable[str | os.PathLike], order: Sequence[int] | np.ndarray | None = None
+    path: str | os.PathLike,
+    parts: Iterable[str | os.PathLike],
+    order: Sequence[int] | np.ndarray | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the rows of tables of one schema as one table, in one step.
 
@@ -94,6 +97,7 @@ def join_tables(
       parts: the tables.
       order: the row of the joined parts that each row of the result is; by default they follow each other, and one
         part is in memory at a time.
+      metadata: of the result; by default those of the first part.
 
     Raises:
       UserError: as `read_table`, for a part.
@@ -107,9 +111,10 @@ def join_tables(
     if order is not None:
         joined, order = pa.concat_tables(tables), np.asarray(order)
         tables = (joined.take(order[start : start + ROWS]) for start in range(0, len(order), ROWS))
-    with open_atomically(Path(path)) as file, pq.ParquetWriter(file, first.schema, **WRITE_OPTIONS) as writer:
+    schema = first.schema if metadata is None else first.schema.with_metadata(dict(metadata))
+    with open_atomically(Path(path)) as file, pq.ParquetWriter(file, schema, **WRITE_OPTIONS) as writer:
         for table in tables:
-            writer.write_table(table)
+            writer.write_table(table.replace_schema_metadata(schema.metadata))
 
 
 def write_batches(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, rows: int = ROWS) -> int:

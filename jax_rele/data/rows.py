@@ -26,6 +26,7 @@ from itertools import chain
 from jax_rele.data.columns import ATTRIBUTE, ColumnNames, column_names
 from jax_rele.data.markup import plain_text
 from jax_rele.names import SPLITS
+from jax_rele.text import is_visible, text_key
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
 _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
@@ -70,8 +71,8 @@ def stable_id(prefix: str, *parts) -> str:
 
 
 def text_id(item: Item) -> str:
-    """The id of an item that has none of its own: a hash of its texts."""
-    return stable_id(_ITEM, *(getattr(item, field) for field in ITEM_FIELDS), item.attributes)
+    """The id of an item that has none of its own: a hash of what its texts say, see `text.text_key`."""
+    return stable_id(_ITEM, *(text_key(getattr(item, field)) for field in ITEM_FIELDS), item.attributes)
 
 
 def is_text_id(item_id: str) -> bool:
@@ -299,7 +300,7 @@ def _parse_object(value, name: str) -> Mapping | None:
 
 def _required(value, name: str) -> str:
     text = _text(value, name)
-    if not text:
+    if not is_visible(text):
         raise RowError(f"{'missing' if value is None or _is_nan(value) else 'blank'} {name}")
     return text
 

@@ -27,7 +27,6 @@ LEAST_PSI, LARGE_PSI = 0.1, 0.25
 FEWEST = 50
 """Pairs of each set that a group needs to be compared."""
 
-_UNCUT = 1_000_000
 _BINS = 10
 _LEAST_EXPECTED = 5
 
@@ -72,17 +71,12 @@ def profile(scorer: Scorer, pairs: Sequence[Pair], by: str | None = None) -> dic
     if scores.verdict_probs is not None:
         chosen = np.array(VERDICTS, object)[scores.verdict_probs.argmax(axis=-1)]
         values |= {f"verdict on {name}": chosen[:, index] for index, name in enumerate(manifest.dimensions)}
+    losses: list[np.ndarray] = []
     rows = tower_rows if scorer.embeds else cross_rows
-    whole, read = (
-        rows(scorer.tokenizer, pairs, manifest.fields, *lengths)
-        for lengths in ((_UNCUT, _UNCUT), (manifest.query_length, manifest.item_length))
-    )
-    sides = (0, 1) if scorer.embeds else (0,)
-    unknown = scorer.tokenizer.unk_token_id
-    has_unknown = [any(unknown in whole[side][index] for side in sides) for index in range(len(pairs))]
-    is_cut = [any(len(whole[side][i]) > len(read[side][i]) for side in sides) for i in range(len(pairs))]
-    values["unknown tokens"] = _yes_no(has_unknown)
-    values["cut texts"] = _yes_no(is_cut)
+    rows(scorer.tokenizer, pairs, manifest.fields, manifest.query_length, manifest.item_length, losses)
+    _, unknown, query_cut, item_cut, _ = losses[0].T
+    values["unknown tokens"] = _yes_no(unknown > 0)
+    values["cut texts"] = _yes_no(query_cut + item_cut > 0)
     if by is not None:
         values[f"mix of {by}"] = group_names(pairs, by)
     return values

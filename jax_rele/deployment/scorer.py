@@ -18,9 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele import extras
 from jax_rele.data.rows import as_pair
 from jax_rele.data.tokens.student_inputs import cross_rows, decode_evidence, tower_rows
+from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.data.tokens.tokenizers import ENCODER_TOKENS, load_tokenizer
 from jax_rele.deployment.bundle import Manifest, read_manifest
 from jax_rele.errors import UserError
+from jax_rele.text import clean_text
 from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, Span
 
 if TYPE_CHECKING:
@@ -107,10 +109,29 @@ class Scorer:
         """A cross-encoder's outputs by name; what is one per token is padded to the longest pair."""
         return self.run("model.onnx", *self.pair_rows(pairs))
 
-    def pair_rows(self, pairs: Sequence[Pair]) -> tuple[list[list[int]], list[list[int]]]:
-        """The tokens that a cross-encoder reads of pairs, and their types."""
+    def pair_rows(
+        self, pairs: Sequence[Pair], losses: list[np.ndarray] | None = None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """The tokens that a cross-encoder reads of pairs, and their types; what is lost is appended to `losses`."""
         _check_unicode([text for pair in pairs for text in (pair.query, self.item_text(pair.item))])
-        return cross_rows(self.tokenizer, pairs, *self._limits)
+        return cross_rows(self.tokenizer, pairs, *self._limits, losses)
+
+    def text_loss(self, pairs: Sequence[Pair | tuple[str, str | Item]]) -> TextLoss:
+        """What of the pairs' texts the student does not read."""
+        losses: list[np.ndarray] = []
+        rows = tower_rows if self.embeds else cross_rows
+        rows(self.tokenizer, [as_pair(pair) for pair in pairs], *self._limits, losses)
+        return summarize(losses)
+
+    def unreadable(self, texts: Sequence[str]) -> str:
+        """What is wrong with the first text of which the tokenizer knows nothing; empty where there is none."""
+        cleaned = [clean_text(text) for text in texts]
+        for text, ids in zip(texts, self.tokenizer(cleaned, add_special_tokens=False, verbose=False)["input_ids"]):
+            if not ids:
+                return f"{text!r:.60} has no tokens; give a text with letters or digits"
+            if {*ids} == {self.tokenizer.unk_token_id}:
+                return f"the model knows nothing of {text!r:.60}; ask a model of its language"
+        return ""
 
     def embed(self, texts: Sequence[str | Item], side: str) -> np.ndarray:
         """[N, E] float32 embeddings of texts, in order; with late interaction [N, L, E], zeros for padding.
@@ -133,8 +154,10 @@ class Scorer:
         outputs = self.run(f"{side}.onnx", rows, None)
         return next(iter(outputs.values()))
 
-    def token_rows(self, texts: Sequence[str | Item], side: str) -> list[list[int]]:
-        """The tokens that a two-tower reads of texts."""
+    def token_rows(
+        self, texts: Sequence[str | Item], side: str, losses: list[np.ndarray] | None = None
+    ) -> list[list[int]]:
+        """The tokens that a two-tower reads of texts; what is lost is appended to `losses`."""
         number = ("query", "item").index(side)
         plain = [self.item_text(text) if isinstance(text, Item) else text for text in texts]
         _check_unicode(plain)
@@ -142,7 +165,7 @@ class Scorer:
             pairs = [Pair("", text, Item("", "")) for text in plain]
         else:
             pairs = [Pair("", "", Item("", text)) for text in plain]
-        return tower_rows(self.tokenizer, pairs, ("title",), *self._limits[1:])[number]
+        return tower_rows(self.tokenizer, pairs, ("title",), *self._limits[1:], losses)[number]
 
     def compare(self, query: np.ndarray, item: np.ndarray) -> Scores:
         """Judges pairs of embeddings: row i of `query` with row i of `item`."""

@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 
 from jax_rele.config import StudentConfig
 from jax_rele.data import PairTable
-from jax_rele.data.pairs.splits import normalise_query
 from jax_rele.data.signals.table import has_rationale_embeddings, iter_signals
 from jax_rele.data.tokens.student_inputs import augmented_rows, evidence_rows
+from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.data.tokens.token_cache import Columns, Ragged, RaggedSpec, load_or_build
 from jax_rele.distillation.fields import Fields, batch_fields
 from jax_rele.errors import UserError
@@ -32,6 +32,7 @@ from jax_rele.rationale import parse, render
 from jax_rele.students import Student, embed_rationales
 from jax_rele.students.base import RaggedInputs, TokenArray, input_rows
 from jax_rele.students.weights import init_student, load_encoder
+from jax_rele.text import text_key
 from jax_rele.types import LabelSchema, Pair, Params, PyTree, Signals
 
 CHUNK = 4096
@@ -67,13 +68,19 @@ class Dataset:
     """A student's training data, a row per pair, labelled pairs first.
 
     Attributes:
-      columns: the arrays of `batch_fields`, and `query` [N] uint64, a hash of the normalised query.
+      columns: the arrays of `batch_fields`, `query` [N] uint64, a hash of the query's identity, and `text_loss` [N, 5],
+        the columns of `data.tokens.text_loss`.
     """
 
     columns: Columns
 
     def __len__(self) -> int:
         return len(self.columns["query"])
+
+    @property
+    def text_loss(self) -> TextLoss:
+        """What of the pairs' texts the student does not read."""
+        return summarize([np.asarray(self.columns["text_loss"])])
 
     @property
     def labelled(self) -> np.ndarray:
@@ -154,7 +161,9 @@ def build_dataset(
     def chunks():
         for pairs, signals in examples(tables):
             rows: dict[str, PyTree] = {"query": _query_hashes(pairs), **targets(student.label_schema, pairs, signals)}
-            rows["inputs"] = input_rows(student.model, student.tokenizer, pairs, student.input_spec)
+            losses: list[np.ndarray] = []
+            rows["inputs"] = input_rows(student.model, student.tokenizer, pairs, student.input_spec, losses)
+            rows["text_loss"] = losses[0]
             if "augmented" in fields["inputs"]:
                 rows["inputs"]["augmented"], rows["rationale_mask"] = augmented(student, pairs, signals)
             if "evidence_tags" in fields:
@@ -263,5 +272,5 @@ def _rationale_embeddings(
 
 
 def _query_hashes(pairs: Sequence[Pair]) -> np.ndarray:
-    digests = (hashlib.blake2b(normalise_query(pair.query).encode(), digest_size=8).digest() for pair in pairs)
+    digests = (hashlib.blake2b(text_key(pair.query).encode(), digest_size=8).digest() for pair in pairs)
     return np.frombuffer(b"".join(digests), np.uint64)

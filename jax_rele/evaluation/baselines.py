@@ -6,8 +6,6 @@ are never read. Train pairs without a label are left out; validation labels only
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -19,15 +17,13 @@ from threadpoolctl import threadpool_limits
 
 from jax_rele.errors import UserError
 from jax_rele.evaluation.calibration import log_probs
+from jax_rele.text import lexical_words
 from jax_rele.types import Item, LabelSchema, Pair
 
 Pairs: TypeAlias = Sequence[Pair]
 
 FIELDS = ("title", "brand", "color")
 """The fields of an item that the lexical baselines read by default."""
-
-# Chinese and Japanese are written without spaces; each of their characters counts as a word.
-_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 _STRENGTHS = (1.0, 0.1, 10.0, 100.0)
 """Inverse regularisation strengths of the logistic regression that validation chooses from; without it, the first."""
@@ -56,13 +52,13 @@ def token_overlap(
 ) -> np.ndarray:
     """The share of the query's distinct words that occur in the item, as a label distribution. [N, C].
 
-    Words are runs of letters and digits, without case and compatibility variants. A multinomial logistic regression
-    on the train pairs turns the share into a distribution.
+    Words are those of `jax_rele.text.lexical_words`. A multinomial logistic regression on the train pairs turns the
+    share into a distribution.
     """
 
     def feature(group: Pairs) -> np.ndarray:
-        asked = [set(_words(pair.query)) for pair in group]
-        shared = [len(words & set(_words(_text(pair.item, fields)))) for words, pair in zip(asked, group)]
+        asked = [set(lexical_words(pair.query)) for pair in group]
+        shared = [len(words & set(lexical_words(_text(pair.item, fields)))) for words, pair in zip(asked, group)]
         return np.array([count / max(1, len(words)) for count, words in zip(shared, asked)])
 
     return _distributions(feature, train, validation, pairs, schema)
@@ -167,8 +163,9 @@ def bm25_scores(
       [N] scores, and [N] sums of the query words' idf, which the scores approach as the item repeats the words.
     """
     vectorizer = CountVectorizer(analyzer=lambda words: words)
-    query_words, item_words = [_words(query) for query in queries], [_words(_text(item, fields)) for item in items]
-    catalogue_words = [_words(_text(item, fields)) for item in catalogue]
+    query_words = [lexical_words(query) for query in queries]
+    item_words = [lexical_words(_text(item, fields)) for item in items]
+    catalogue_words = [lexical_words(_text(item, fields)) for item in catalogue]
     if not any(query_words):
         return np.zeros(len(queries)), np.zeros(len(queries))
     vectorizer.fit(query_words)
@@ -204,7 +201,7 @@ def _best(models, features, labels, schema):
 
 
 def _lexical_features(query: str, text: str) -> list[float]:
-    asked, offered = _words(query), _words(text)
+    asked, offered = lexical_words(query), lexical_words(text)
     words, item_words = set(asked), set(offered)
     numbers = {word for word in words if any(c.isdigit() for c in word)}
     grams, item_grams = (_trigrams(ws) for ws in (asked, offered))
@@ -251,7 +248,3 @@ def _labels(pairs, schema):
 
 def _text(item, fields):
     return " ".join(text for _, text in item.texts(fields))
-
-
-def _words(text):
-    return _WORDS.findall(unicodedata.normalize("NFKC", text).casefold())

@@ -28,7 +28,7 @@ def plan(path: str, config: Config, topology: str, *, names: Sequence[str], json
       path: of the config, for messages.
       config: the run.
       topology: e.g. `v5e:4x4` or `gpu:8xH100`.
-      names: which steps, of `cli.commands.PLANNED`.
+      names: which steps, of `names.PLANNED_STEPS`.
       json_path: a file to write the plan to as well.
 
     Raises:

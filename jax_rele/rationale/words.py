@@ -14,16 +14,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
+import regex
+
+from jax_rele.text import UNSPACED, drop_ignorable, is_ignorable
+
 T = TypeVar("T")
 
-# Chinese and Japanese are written without spaces: each of their characters is a word. Combining marks belong to the
-# letter before them; `word` masks them all as U+0300 first.
-_UNSPACED = "\u3040-\u30ff\u3400-\u9fff"
-_LETTERS = rf"(?:[^\W_{_UNSPACED}]|\u0300)+"
-_WORD = re.compile(
-    rf"[{_UNSPACED}]\u0300*"
+# Of scripts without spaces each letter is a word. Combining marks and characters that are not shown belong to the
+# letter before them; `words` masks them all as U+0300 first.
+_LETTERS = rf"(?:[^\W_{UNSPACED}]|[\p{{N}}\u0300])+"
+_WORD = regex.compile(
+    rf"[{UNSPACED}]\u0300*"
     # 9.5, 1/2 and 1,000 are one word; so are men's and 12", where the quote is inches.
-    rf"|{_LETTERS}(?:(?:(?<=\d)(?:[./]|,(?=\d{{3}}(?!\d)))(?=\d)|['’](?=[^\W_{_UNSPACED}])){_LETTERS})*(?:(?<=\d)[\"”″])?"
+    rf"|{_LETTERS}(?:(?:(?<=\d)(?:[./]|,(?=\d{{3}}(?!\d)))(?=\d)|['’](?=[^\W_{UNSPACED}])){_LETTERS})*(?:(?<=\d)[\"”″])?"
 )
 _APOSTROPHES = re.compile("['’]")
 _POSSESSIVE = re.compile("['’]s?$")
@@ -51,7 +54,7 @@ class Word(NamedTuple):
 @lru_cache(maxsize=1 << 17)
 def normalize_word(word: str) -> str:
     """The normal form of one word; empty for a word of marks alone."""
-    word = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", word).casefold())
+    word = drop_ignorable(unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", word).casefold()))
     word = _APOSTROPHES.sub("", _POSSESSIVE.sub("", word))
     word = "".join(c for c in word.replace("\u2044", "/") if not "\u0300" <= c <= "\u036f" and c != ",")
     if measured := _NUMBER_UNIT.fullmatch(word):
@@ -62,10 +65,16 @@ def normalize_word(word: str) -> str:
 def words(text: str) -> list[Word]:
     """The words of a text, in order; offsets are those of the original characters."""
     masked = text
-    if not text.isascii():
-        masked = "".join("\u0300" if unicodedata.category(c).startswith("M") else c for c in text)
+    if not (text.isascii() and text.isprintable()):
+        masked = "".join("\u0300" if _is_attached(c) else c for c in text)
     candidates = (Word(normalize_word(text[m.start() : m.end()]), m.start(), m.end()) for m in _WORD.finditer(masked))
     return [word for word in candidates if word.norm]
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_attached(character: str) -> bool:
+    """Whether a character belongs to the letter before it."""
+    return unicodedata.category(character).startswith("M") or is_ignorable(character)
 
 
 def join(norms: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from jax_rele.errors import UserError
 from jax_rele.io import check_output_folder, hash_values, lock, write_error, write_json, write_text
 from jax_rele.runs.preflight import preflight
 from jax_rele.runs.stages import STAGES, UNHASHED, Stage
+from jax_rele.runs.texts import check_student_tokenizer
 from jax_rele.training import distributed
 
 PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
@@ -69,6 +70,14 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print, whol
                     say(f"{name:9} skipped: score.signals takes the teacher's place")
             else:
                 _run_stage(config, run_dir, name, say)
+            if name == "prepare" and "distill" in names:
+                distributed.on_main(partial(_check_tokenizer, config, run_dir))
+
+
+def _check_tokenizer(config: Config, run_dir: Path) -> None:
+    manifest = _read_manifest(run_dir, "distill")
+    if manifest is None or manifest["status"] != "finished":
+        check_student_tokenizer(config, run_dir)
 
 
 def require(config: Config, name: str) -> None:

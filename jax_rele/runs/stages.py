@@ -18,7 +18,7 @@ _TRAINED = ("adapt", "finetune", "distill")
 
 UNHASHED: Paths = (
     *("name", "run_root", "cache_dir", "mesh", "teacher.attention", "teacher.remat", "score.batch_size"),
-    *("finetune.evaluate_every", "distill.term_gradients"),
+    *("finetune.evaluate_every", "distill.term_gradients", "data.text_loss"),
     *(f"{stage}.optimization.{field}" for stage in _TRAINED for field in ("checkpoint_every", "log_every")),
     *(f"annotate.{field}" for field in ("store", "budget", "max_attempts", "allow_pending")),
     *(f"annotate.endpoints.*.{field}" for field in ("base_url", "key_variable", "concurrency", "timeout")),
@@ -101,7 +101,7 @@ def _prepare(config: Config) -> Paths:
         "seed",
         "labels.names",
         "labels.aliases",
-        *_fields(config, "data", {"item_fields", "tail_max_frequency"}),
+        *_fields(config, "data", {"item_fields", "tail_max_frequency", "text_loss"}),
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jax_rele.data.pairs.splits import words
 from jax_rele.data.rows import RowError, parse_row
 from jax_rele.data.sources.files import find_files
 from jax_rele.data.sources.readers import read_file
@@ -19,6 +18,7 @@ from jax_rele.data.sources.shards import _SAMPLE_FILE, SAMPLE
 from jax_rele.deployment.bundle import Manifest
 from jax_rele.errors import UserError
 from jax_rele.serving.refusals import BadRequest
+from jax_rele.text import lexical_words, text_key
 from jax_rele.types import ITEM_FIELDS, Item
 
 Filters = Mapping[str, str]
@@ -115,14 +115,14 @@ class Bm25:
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets its own logger to DEBUG
         self._items = items
         self._index = bm25s.BM25(backend="numpy")  # the default backend depends on what else is installed
-        corpus = [words(" ".join(text for _, text in item.texts(fields))) for item in items]
+        corpus = [lexical_words(" ".join(text for _, text in item.texts(fields))) for item in items]
         self._is_empty = not any(corpus)
         if not self._is_empty:
             self._index.index(corpus, show_progress=False)
 
     def search(self, query: str, k: int) -> list[tuple[Item, float]]:
         """At most `k` items that share a word with the query, and their scores, best first; ties in their order."""
-        asked = words(query)
+        asked = lexical_words(query)
         if not asked or self._is_empty:
             return []
         scores = self._index.get_scores(asked)
@@ -132,17 +132,13 @@ class Bm25:
 
 def passes(item: Item, filters: Filters) -> bool:
     """Whether an item has the wanted value in every field that is filtered."""
-    attributes = {_folded(name): text for name, text in item.attributes}
+    attributes = {text_key(name): text for name, text in item.attributes}
     for field, value in filters.items():
         is_attribute = field.startswith(_ATTRIBUTE)
-        text = attributes.get(_folded(field.removeprefix(_ATTRIBUTE)), "") if is_attribute else getattr(item, field)
-        if not text or _folded(text) != _folded(value):
+        text = attributes.get(text_key(field.removeprefix(_ATTRIBUTE)), "") if is_attribute else getattr(item, field)
+        if not text or text_key(text) != text_key(value):
             return False
     return True
-
-
-def _folded(text: str) -> str:
-    return text.strip().casefold()
 
 
 def check_filters(filters: Filters) -> None:

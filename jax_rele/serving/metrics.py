@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from jax_rele.data.tokens.text_loss import TextLoss
 from jax_rele.serving.batcher import Batcher
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -22,6 +23,7 @@ class Metrics:
         self._requests = Counter("jax_rele_requests", "Requests answered", ["route", "status"], registry=registry)
         self._failures = Counter("jax_rele_failures", "Requests refused", ["route", "error_type"], registry=registry)
         self._rows = Counter("jax_rele_rows", "Pairs judged and texts embedded", ["route"], registry=registry)
+        self._tokens = Counter("jax_rele_text_tokens", "Tokens of texts", ["kind"], registry=registry)
         self._duration = Histogram(
             "jax_rele_request_seconds", "Whole requests", ["route"], buckets=_SECONDS, registry=registry
         )
@@ -66,6 +68,15 @@ class Metrics:
             self._failures.labels(route, error_type).inc()
         for stage, value in stages.items():
             self._stage.labels(stage).observe(value)
+
+    def text_loss(self, loss: TextLoss) -> None:
+        """Counts what of a request's texts was read, unknown and cut."""
+        for kind, count in (
+            ("read", loss.tokens - loss.cut_tokens),
+            ("unknown", loss.unknown_tokens),
+            ("cut", loss.cut_tokens),
+        ):
+            self._tokens.labels(kind).inc(count)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import logit
 
+from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.deployment.bundle import Manifest
 from jax_rele.deployment.scorer import Scorer, Scores
 from jax_rele.serving.batcher import Batcher, Closed, Outcome
@@ -19,6 +20,7 @@ from jax_rele.serving.catalogue import Bm25, Filters, Nearest, Search
 from jax_rele.serving.grades import GradeFile
 from jax_rele.serving.metrics import Metrics
 from jax_rele.serving.refusals import BadRequest
+from jax_rele.text import clean_text
 from jax_rele.types import QUERY, Item, Pair
 
 
@@ -43,14 +45,23 @@ class Limits:
 
 @dataclass
 class Trace:
-    """What a request cost: rows, and seconds by stage. Of stages that ran side by side the longest counts."""
+    """What a request cost: rows, and seconds by stage; and what of its texts was not read.
+
+    Of stages that ran side by side the longest counts.
+    """
 
     rows: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    losses: list[np.ndarray] = field(default_factory=list)
 
     def add(self, stage: str, seconds: float) -> None:
         """Adds seconds to a stage."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    @property
+    def text_loss(self) -> TextLoss:
+        """What of the texts was not read."""
+        return summarize(self.losses)
 
     @property
     def ms(self) -> dict[str, float]:
@@ -204,7 +215,7 @@ class Service:
             return await self._predict_towers(served, pairs, trace, item_tokens, whole)
         scorer = served.scorer
         start = time.perf_counter()
-        rows, types = await self.in_thread(_cross_tokens, scorer, pairs, item_tokens, whole)
+        rows, types = await self.in_thread(_cross_tokens, scorer, pairs, item_tokens, whole, trace.losses)
         trace.add("tokenise", time.perf_counter() - start)
         (result,) = await self._finished(trace, served.batcher.submit("model.onnx", rows, types))
         outputs = {name: value for name, value in result.outputs.items() if evidence or name != "evidence_logits"}
@@ -217,8 +228,8 @@ class Service:
         queries, query_of = _distinct([pair.query for pair in pairs])
         items, item_of = _distinct([scorer.item_text(pair.item) for pair in pairs])
         start = time.perf_counter()
-        query_rows = await self.in_thread(_tower_tokens, scorer, queries, "query", 0, whole)
-        item_rows = await self.in_thread(_tower_tokens, scorer, items, "item", item_tokens, whole)
+        query_rows = await self.in_thread(_tower_tokens, scorer, queries, "query", 0, whole, trace.losses)
+        item_rows = await self.in_thread(_tower_tokens, scorer, items, "item", item_tokens, whole, trace.losses)
         trace.add("tokenise", time.perf_counter() - start)
         asked = served.batcher.submit("query.onnx", query_rows)
         try:
@@ -239,7 +250,7 @@ class Service:
         self.check_rows(len(texts))
         trace.rows += len(texts)
         start = time.perf_counter()
-        rows = await self.in_thread(_tower_tokens, served.scorer, texts, side, 0, whole)
+        rows = await self.in_thread(_tower_tokens, served.scorer, texts, side, 0, whole, trace.losses)
         trace.add("tokenise", time.perf_counter() - start)
         (result,) = await self._finished(trace, served.batcher.submit(f"{side}.onnx", rows))
         return next(iter(result.outputs.values())), sum(map(len, rows))
@@ -308,10 +319,10 @@ def _distinct(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
 
 
 def _cross_tokens(
-    scorer: Scorer, pairs: Sequence[Pair], item_tokens: int, whole: bool
+    scorer: Scorer, pairs: Sequence[Pair], item_tokens: int, whole: bool, losses: list[np.ndarray]
 ) -> tuple[list[list[int]], list[list[int]]]:
     _check_tokens(scorer, sorted({pair.query for pair in pairs}), "query")
-    rows, types = scorer.pair_rows(pairs)
+    rows, types = scorer.pair_rows(pairs, losses)
     markers = rows[0][-1:]
     if whole:
         _refuse_cut(scorer, pairs)
@@ -323,10 +334,12 @@ def _cross_tokens(
     return rows, types
 
 
-def _tower_tokens(scorer: Scorer, texts: Sequence[str], side: str, item_tokens: int, whole: bool) -> list[list[int]]:
+def _tower_tokens(
+    scorer: Scorer, texts: Sequence[str], side: str, item_tokens: int, whole: bool, losses: list[np.ndarray]
+) -> list[list[int]]:
     if side == "query":
         _check_tokens(scorer, texts, "query")
-    rows = scorer.token_rows(texts, side)
+    rows = scorer.token_rows(texts, side, losses)
     if whole:
         _refuse_long(scorer, texts, side)
     if item_tokens:
@@ -335,9 +348,8 @@ def _tower_tokens(scorer: Scorer, texts: Sequence[str], side: str, item_tokens: 
 
 
 def _check_tokens(scorer: Scorer, texts: Sequence[str], name: str) -> None:
-    for text, length in zip(texts, _lengths(scorer, texts)):
-        if not length:
-            raise BadRequest(f"{name}: {text!r:.60} has no tokens; give a text with letters or digits")
+    if reason := scorer.unreadable(texts):
+        raise BadRequest(f"{name}: {reason}")
 
 
 def _refuse_cut(scorer: Scorer, pairs: Sequence[Pair]) -> None:
@@ -362,4 +374,5 @@ def _refuse_more(name: str, length: int, most: int) -> None:
 
 
 def _lengths(scorer: Scorer, texts: Sequence[str]) -> list[int]:
-    return [len(ids) for ids in scorer.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+    cleaned = [clean_text(text) for text in texts]
+    return list(map(len, scorer.tokenizer(cleaned, add_special_tokens=False, verbose=False)["input_ids"]))

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele.config import Config
 from jax_rele.data import PairTable, candidates, recombine
 from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, language_rows
+from jax_rele.data.tokens.text_loss import summarize
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, load_tokenizer, sample_pairs, train_tokenizer
 from jax_rele.io import atomic_folder, write_error
 from jax_rele.models.decoder import init_decoder
@@ -61,7 +62,8 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     order: Order = "rationale_first"
     teacher, question = config.teacher, teacher_question(config, tokenizer, order)
     encoder = AnswerEncoder(tokenizer, order, teacher.value_length, chat=question.chat)
-    prompts = encode_prompts(tokenizer, crossed, config.data.item_fields, teacher.prompt_length, *question)
+    losses: list[np.ndarray] = []
+    prompts = encode_prompts(tokenizer, crossed, config.data.item_fields, teacher.prompt_length, *question, losses)
     answers = [encoder(rationale) for rationale in annotator.annotate(crossed)]
     check_packing(crossed, prompts, answers, adapt.pack_to, "adapt.pack_to")
     arrays = language_rows(
@@ -72,7 +74,8 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
         prompt_weight=adapt.text_weight,
         kind_weights={"verdict": adapt.verdict_weight},
     )
-    counts = {"pairs": len(crossed), "rows": len(arrays["targets"]), "steps": optimization.steps}
+    loss = summarize(losses)
+    counts = {"pairs": len(crossed), "rows": len(arrays["targets"]), "steps": optimization.steps, **loss.counts()}
     if distributed.on_main((run_dir / layout.BASE).exists):
         return counts  # an earlier attempt ended after the base was written and before its manifest was
 

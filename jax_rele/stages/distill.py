@@ -23,6 +23,7 @@ from jax_rele.losses.combine import Term
 from jax_rele.models.weights import weights_folder
 from jax_rele.runs import layout
 from jax_rele.runs.load import new_student, student_inputs
+from jax_rele.runs.texts import check_student_texts
 from jax_rele.students import Student
 from jax_rele.students.weights import load_encoder
 from jax_rele.training import distributed, make_local_mesh, make_mesh
@@ -150,6 +151,9 @@ def prepare(
 def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Trains and writes the students; those that an interrupted run finished are skipped."""
     distillation, distill = prepare(config, run_dir), config.distill
+    losses = {name: dataset.text_loss for name, dataset in distillation.datasets.items()}
+    for name, loss in losses.items():
+        distributed.on_main(partial(check_student_texts, config, f"distill: {name}", loss))
     groups = [distill.students] if distill.joint_training else [(name,) for name in distill.students]
     for recipe in distill.recipes:
         for names in groups:
@@ -165,6 +169,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
         "students": len(distill.students) * len(distill.recipes),
         "steps each": distill.optimization.steps,
         "pairs": len(distillation.datasets[distill.students[0]]),
+        "texts": {name: loss.counts() for name, loss in losses.items()},
     }
 
 

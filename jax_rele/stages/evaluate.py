@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from jax_rele.config import Config
 from jax_rele.data import RATIONALES, long_tail, read_pairs_table, read_rationale, write_table
+from jax_rele.data.tokens.text_loss import TextLoss
 from jax_rele.evaluation import BASELINES, Example, build_metrics, embedding_cosine, table, verdict_lines, write_report
 from jax_rele.evaluation.assemble import ZERO_SHOT
 from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence, grammar
@@ -27,6 +28,7 @@ from jax_rele.runs.load import (
     teacher_inputs,
     untrained_embedder,
 )
+from jax_rele.runs.texts import check_student_texts, teacher_text_loss
 from jax_rele.teacher import TeacherPredictions
 from jax_rele.types import VERDICTS, Item, Pair, Rationale
 
@@ -81,6 +83,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     return {
         "pairs": len(pairs),
         "rationales that parse": f"{metrics['rationales']['parsed']}/{metrics['rationales']['written']}",
+        "texts": metrics["texts"],
         "report": str(run_dir / layout.REPORT),
     }
 
@@ -102,10 +105,16 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
     if config.evaluate.zero_shot:
         probs[ZERO_SHOT], validation_probs[ZERO_SHOT] = judge_zero_shot(config, run_dir, pairs, validation)
     verdicts: dict[str, np.ndarray] = {}
+    text_losses: dict[str, TextLoss] = {}
+    if not config.score.signals:
+        text_losses["teacher"] = teacher_text_loss(config, run_dir, pairs)
     for student_name in config.distill.students:
         for recipe in config.distill.recipes:
             student = load_student(run_dir, student_name, recipe=recipe, config=config)
             predictions, key = student.predict(pairs), f"{student_name}:{recipe}"
+            if student_name not in text_losses:
+                text_losses[student_name] = student.text_loss(pairs)
+                check_student_texts(config, f"evaluate: {student_name}", text_losses[student_name])
             probs[key] = predictions.label_probs
             validation_probs[key] = student.predict(validation).label_probs
             if predictions.verdict_probs is not None:
@@ -132,6 +141,7 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
     )
     metrics["training_seeds"] = [config.seed]
     metrics["rationales"] = rationale_figures(config, train, pairs, judged)
+    metrics["texts"] = {model: loss.counts() for model, loss in text_losses.items()}
     return Measured(metrics, baselines, probs, judged, verdicts)
 
 

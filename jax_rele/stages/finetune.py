@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,12 +15,14 @@ from jax_rele import losses
 from jax_rele.config import Config
 from jax_rele.data import PairTable
 from jax_rele.data.tokens.prompts import Answer, AnswerEncoder, encode_prompts, language_rows
+from jax_rele.data.tokens.text_loss import summarize
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder
 from jax_rele.models.decoder import init_decoder
 from jax_rele.runs import layout
 from jax_rele.runs.load import load_base, teacher_inputs, teacher_model
 from jax_rele.runs.questions import teacher_question
+from jax_rele.runs.texts import check_teacher_texts
 from jax_rele.teacher import make_verbalizers
 from jax_rele.teacher.language_model import check_packing, language_term, train_language_model
 from jax_rele.training import TrainState, distributed, init_state, make_evaluate, make_mesh, make_optimizer
@@ -39,7 +42,10 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     pairs = layout.load_pairs(run_dir, "train")
     if config.annotate.unlabelled:
         pairs += PairTable(run_dir / layout.UNLABELLED)
-    pairs, prompts, answers = encode(config, run_dir, tokenizer, pairs)
+    losses: list[np.ndarray] = []
+    pairs, prompts, answers = encode(config, run_dir, tokenizer, pairs, losses)
+    loss = summarize(losses)
+    distributed.on_main(partial(check_teacher_texts, config, "finetune", loss))
     check_packing(pairs, prompts, answers, finetune.pack_to, "finetune.pack_to")
     arrays = language_rows(
         prompts,
@@ -48,7 +54,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
         finetune.pack_to,
         kind_weights={"label": finetune.label_weight},
     )
-    counts = {"pairs": len(pairs), "rows": len(arrays["targets"]), "steps": optimization.steps}
+    counts = {"pairs": len(pairs), "rows": len(arrays["targets"]), "steps": optimization.steps, **loss.counts()}
     if distributed.on_main((run_dir / layout.LORA).exists):
         return counts  # an earlier attempt ended after the adapters were written and before the manifest was
 
@@ -73,9 +79,15 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
 
 
 def encode(
-    config: Config, run_dir: Path, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]
+    config: Config,
+    run_dir: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    losses: list[np.ndarray] | None = None,
 ) -> tuple[list[Pair], list[list[int]], list[Answer]]:
     """The pairs with a rationale that has a label, their prompts, and the rationales as the teacher is to write them.
+
+    What of the texts is lost is appended to `losses`.
 
     Raises:
       UserError: there is none; or rules, which explain every labelled pair, have none for one.
@@ -91,7 +103,7 @@ def encode(
     teacher = config.teacher
     question = teacher_question(config, tokenizer)
     encoder = AnswerEncoder(tokenizer, teacher.order, teacher.value_length, chat=question.chat)
-    prompts = encode_prompts(tokenizer, pairs, config.data.item_fields, teacher.prompt_length, *question)
+    prompts = encode_prompts(tokenizer, pairs, config.data.item_fields, teacher.prompt_length, *question, losses)
     return pairs, prompts, [encoder(rationales[pair.pair_id]) for pair in pairs]
 
 

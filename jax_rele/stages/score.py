@@ -14,10 +14,12 @@ import numpy as np
 
 from jax_rele.config import Config, local_name
 from jax_rele.data import join_tables, read_pairs_table, read_signals, write_signals
+from jax_rele.data.tokens.text_loss import TextLoss
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
 from jax_rele.runs import external_signals, layout
 from jax_rele.runs.load import load_teacher, teacher_inputs
+from jax_rele.runs.texts import check_teacher_texts
 from jax_rele.teacher import Teacher, TeacherPredictions, check_verbalizers, judge
 from jax_rele.training import distributed
 from jax_rele.types import Pair, Signals
@@ -47,6 +49,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     order = by_query(everyone)
     pairs = [everyone[index] for index in order]
     teacher = load_teacher(run_dir, config=config)
+    loss = distributed.on_main(partial(_check_texts, config, teacher, pairs))
     directory, shards = run_dir / "score" / "shards", range(-(-len(pairs) // SHARD))
     own = shards[jax.process_index() :: jax.process_count()]
     with pairs_bar("score", sum(len(pairs[shard * SHARD : (shard + 1) * SHARD]) for shard in own)) as advance:
@@ -57,7 +60,15 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     return {
         "label scoring": check_verbalizers(teacher.tokenizer, config.labels.names),
         **join(config, run_dir, shards, order),
+        **loss.counts(),
     }
+
+
+def _check_texts(config: Config, teacher: Teacher, pairs: Sequence[Pair]) -> TextLoss:
+    """What of the pairs is not in the prompts; raises UserError where that is too much."""
+    loss = teacher.text_loss(pairs)
+    check_teacher_texts(config, "score", loss)
+    return loss
 
 
 def by_query(pairs: Iterable[Pair]) -> list[int]:

@@ -66,8 +66,14 @@ class StudentModel(Protocol):
 
     def apply(self, variables: Params, *args: PyTree, **kwargs: PyTree) -> PyTree: ...
 
-    def tokenize(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], spec: InputSpec) -> RaggedInputs:
-        """The pairs as ragged rows, not padded."""
+    def tokenize(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: Sequence[Pair],
+        spec: InputSpec,
+        losses: list[np.ndarray] | None = None,
+    ) -> RaggedInputs:
+        """The pairs as ragged rows, not padded; what is lost is appended to `losses`, see `data.tokens.text_loss`."""
 
     def batch_spec(self, spec: InputSpec) -> BatchSpec:
         """The arrays of a padded batch: what training reads, the token cache stores and `plan` compiles."""
@@ -85,10 +91,14 @@ class StudentModel(Protocol):
 
 
 def input_rows(
-    model: StudentModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], spec: InputSpec
+    model: StudentModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    spec: InputSpec,
+    losses: list[np.ndarray] | None = None,
 ) -> RaggedInputs:
-    """The keyword arguments of `model` for these pairs, not padded."""
-    rows = model.tokenize(tokenizer, pairs, spec)
+    """The keyword arguments of `model` for these pairs, not padded; what of them is lost is appended to `losses`."""
+    rows = model.tokenize(tokenizer, pairs, spec, losses)
     valid = [name for name in model.batch_spec(spec) if name not in rows]  # `valid` goes with `tokens`
     return rows | {name: [[1] * len(row) for row in rows[name.replace("valid", "tokens")]] for name in valid}
 

@@ -101,9 +101,15 @@ class CrossEncoder(nn.Module):
         return False
 
     @nn.nowrap
-    def tokenize(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], spec: InputSpec) -> RaggedInputs:
+    def tokenize(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: Sequence[Pair],
+        spec: InputSpec,
+        losses: list[np.ndarray] | None = None,
+    ) -> RaggedInputs:
         """`tokens` and `token_types` of each pair, not padded."""
-        tokens, types = cross_rows(tokenizer, pairs, spec.fields, spec.query_length, spec.item_length)
+        tokens, types = cross_rows(tokenizer, pairs, spec.fields, spec.query_length, spec.item_length, losses)
         return {"tokens": tokens, "token_types": types}
 
     @nn.nowrap

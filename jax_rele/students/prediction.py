@@ -27,6 +27,7 @@ from jax_rele.data.tokens.student_inputs import (
     text_rows,
     tower_rows,
 )
+from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.models import Encoder, EncoderConfig
 from jax_rele.students.base import InputSpec, StudentModel
 from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, Params, PyTree, Span, StudentOutputs
@@ -97,6 +98,12 @@ class Student:
     def input_spec(self) -> InputSpec:
         """How the student's pairs become tokens."""
         return InputSpec(self.fields, self.query_length, self.item_length, self.rationale_length)
+
+    def text_loss(self, pairs: Sequence[Pair | tuple[str, str]]) -> TextLoss:
+        """What of the pairs' texts the student does not read."""
+        losses: list[np.ndarray] = []
+        self.model.tokenize(self.tokenizer, [as_pair(pair) for pair in pairs], self.input_spec, losses)
+        return summarize(losses)
 
     def embed(self, texts: Sequence[str | Item], side: str) -> np.ndarray:
         """[N, E] embeddings of a two-tower's queries or items, see `embed`."""

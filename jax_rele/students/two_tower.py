@@ -212,9 +212,15 @@ class TwoTower(nn.Module):
         return True
 
     @nn.nowrap
-    def tokenize(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], spec: InputSpec) -> RaggedInputs:
+    def tokenize(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: Sequence[Pair],
+        spec: InputSpec,
+        losses: list[np.ndarray] | None = None,
+    ) -> RaggedInputs:
         """`query_tokens` and `item_tokens` of each pair, not padded."""
-        queries, items = tower_rows(tokenizer, pairs, spec.fields, spec.query_length, spec.item_length)
+        queries, items = tower_rows(tokenizer, pairs, spec.fields, spec.query_length, spec.item_length, losses)
         return {"query_tokens": queries, "item_tokens": items}
 
     @nn.nowrap

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.rows import as_pair
 from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, max_prompt_length
+from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder
 from jax_rele.rationale import grammar, parse_output
@@ -63,6 +64,15 @@ class Teacher:
     samples: int = 1
     sampling: Sampling = GREEDY
     mesh: jax.sharding.Mesh | None = None
+
+    def text_loss(self, pairs: Sequence[Pair | tuple[str, str]]) -> TextLoss:
+        """What of the pairs' texts is not in their prompts."""
+        losses: list[np.ndarray] = []
+        asked = [as_pair(pair) for pair in pairs]
+        encode_prompts(
+            self.tokenizer, asked, self.fields, self.prompt_length, self.instructions, self.chat, losses=losses
+        )
+        return summarize(losses)
 
     def predict(
         self, pairs: Sequence[Pair | tuple[str, str]], *, progress: Callable[[int], None] = lambda pairs: None

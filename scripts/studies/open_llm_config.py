@@ -16,9 +16,9 @@ from pathlib import Path
 
 import yaml
 
-from jax_rele.data.pairs.splits import normalise_query
 from jax_rele.data.sources.shards import read_rows
 from jax_rele.errors import UserError
+from jax_rele.text import text_key
 
 BASE = Path(__file__).resolve().parents[2] / "configs" / "open_llm.yaml"
 
@@ -72,7 +72,7 @@ def main(teacher: str, encoder: str, pairs: str, out: str) -> None:
         if isinstance(row, Mapping) and row.get("label") not in (None, ""):
             label = str(row["label"])
             labels[label] = labels.get(label, 0) + 1
-            queries.add(normalise_query(str(row.get("query", ""))))
+            queries.add(text_key(str(row.get("query", ""))))
         else:
             without += 1
     if labels and without:

@@ -11,11 +11,12 @@ from jax_rele import cli
 from jax_rele.cli.overrides import read_config
 from jax_rele.compare import command
 from jax_rele.compare.trainings import PREDICTIONS
-from jax_rele.data import normalise_query, read_pairs_table, read_table
+from jax_rele.data import read_pairs_table, read_table
 from jax_rele.distillation import trainer
 from jax_rele.evaluation import BASELINES
 from jax_rele.students import prediction
 from jax_rele.teacher import language_model
+from jax_rele.text import text_key
 from jax_rele.training import shard_step
 
 pytestmark = pytest.mark.slow
@@ -101,12 +102,12 @@ def test_every_labelled_pair_is_tested_once_by_models_that_learn_from_no_pair_of
         queries: dict[str, set[str]] = {}
         pairs = fold_pairs(root, number)
         for pair in pairs:
-            queries.setdefault(pair.split, set()).add(normalise_query(pair.query))
+            queries.setdefault(pair.split, set()).add(text_key(pair.query))
         assert queries["test"].isdisjoint(queries["train"] | queries["validation"])
         tested.update(pair.pair_id for pair in pairs if pair.split == "test" and pair.label is not None)
         everyone |= {pair.pair_id for pair in pairs if pair.label is not None}
         unlabelled = read_pairs_table(folder(root) / f"fold_{number}" / "prepare" / "unlabelled.parquet")
-        assert queries["test"].isdisjoint({normalise_query(pair.query) for pair in unlabelled})
+        assert queries["test"].isdisjoint({text_key(pair.query) for pair in unlabelled})
         for splits in cells_of(root, number).values():
             assert set(splits["test"]) == {pair.pair_id for pair in pairs if pair.split == "test"}
     assert set(tested.values()) == {1}

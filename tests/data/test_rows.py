@@ -11,12 +11,13 @@ from jax_rele.data.columns import check_columns, check_mapping
 from jax_rele.data.rows import RowError, parse_row
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
+from jax_rele.text import is_visible, text_key
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
 LABELS = ("Exact", "Irrelevant")
 
 plain = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
-text = plain.map(lambda value: value.replace("\0", "").strip()).filter(bool)
+text = plain.map(lambda value: value.replace("\0", "").strip()).filter(is_visible)
 kind = text.filter(lambda value: "-" not in value)
 
 
@@ -32,7 +33,7 @@ def row(**changes):
 def pairs(draw):
     item = Item(
         id=draw(text),
-        title=draw(text),
+        title=draw(text.filter(text_key)),
         **{field: draw(st.just("") | text) for field in ITEM_FIELDS if field != "title"},
         attributes=tuple(draw(st.dictionaries(text, text, max_size=3)).items()),
     )
@@ -40,7 +41,7 @@ def pairs(draw):
     tags = draw(st.none() | st.lists(st.builds(Tag, text, kind), max_size=3).map(tuple))
     return Pair(
         pair_id=draw(text),
-        query=draw(text),
+        query=draw(text.filter(text_key)),
         item=item,
         label=draw(st.none() | st.sampled_from(LABELS)),
         locale=draw(st.just("") | text),

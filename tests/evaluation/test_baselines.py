@@ -8,7 +8,8 @@ import pytest
 
 from jax_rele.errors import UserError
 from jax_rele.evaluation import BASELINES, bm25, embedding_cosine, gradient_boosting, majority, token_overlap
-from jax_rele.evaluation.baselines import FIELDS, _words, bm25_scores
+from jax_rele.evaluation.baselines import FIELDS, bm25_scores
+from jax_rele.text import lexical_words
 from jax_rele.types import Item, Pair
 
 LEXICAL = [token_overlap, bm25]
@@ -87,7 +88,7 @@ def test_bm25_scores_are_those_of_bm25s_for_items_of_the_catalogue(splits):
 
 def _plain(item):
 
-    return _words(" ".join(text for _, text in item.texts(FIELDS)))
+    return lexical_words(" ".join(text for _, text in item.texts(FIELDS)))
 
 
 def test_bm25_weighs_rare_words_more_and_never_passes_its_ceiling(schema):

@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jax_rele import config
-from jax_rele.data import PairTable, normalise_query, read_pairs_table, read_table
+from jax_rele.data import PairTable, read_pairs_table, read_table
 from jax_rele.data import parquet as tables
 from jax_rele.data.tokens import tokenizers
 from jax_rele.errors import UserError
 from jax_rele.runs import layout
 from jax_rele.stages import prepare
+from jax_rele.text import text_key
 
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
 PAIRS = ["pairs.parquet", "quarantine.parquet", "unlabelled.parquet"]
@@ -68,19 +69,20 @@ def test_tables_and_counts(tmp_path):
         "conflicts": 0,
         "leaked": 0,
         "empty_shards": 0,
+        "with_invisible_characters": 0,
     }
     assert counts["pairs"] == {"train": 48, "validation": 16, "test": 16}
     assert len(read_table(settings.run_dir / layout.QUARANTINE)) == 2
     # Unlabelled are those of the data and the candidates; all are of training queries, none is judged.
     unlabelled = PairTable(settings.run_dir / layout.UNLABELLED)
-    of_split = {normalise_query(pair.query): pair.split for pair in pairs}
-    assert {of_split[normalise_query(pair.query)] for pair in unlabelled} == {"train"}
+    of_split = {text_key(pair.query): pair.split for pair in pairs}
+    assert {of_split[text_key(pair.query)] for pair in unlabelled} == {"train"}
     assert [pair.pair_id for pair in unlabelled[:24]] == [
         pair.pair_id for pair in pairs if pair.label is None and pair.split == "train"
     ]
-    judged = {(normalise_query(pair.query), pair.item.id) for pair in pairs}
+    judged = {(text_key(pair.query), pair.item.id) for pair in pairs}
     crossed = unlabelled[24:]
-    assert not judged & {(normalise_query(pair.query), pair.item.id) for pair in crossed}
+    assert not judged & {(text_key(pair.query), pair.item.id) for pair in crossed}
     held_out = {pair.item for pair in pairs if pair.split != "train"}
     assert not held_out & {pair.item for pair in crossed}
 

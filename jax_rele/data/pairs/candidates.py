@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from jax_rele.data.pairs.splits import normalise_query, words
 from jax_rele.data.rows import stable_id
+from jax_rele.text import lexical_words, text_key
 from jax_rele.types import Item, Pair
 
 _LEXICAL_FIELDS = ("title", "brand", "color", "category")
@@ -56,21 +56,21 @@ def candidates(
     positions = {item.id: i for i, item in enumerate(items)}
     by_query: dict[str, list[Pair]] = defaultdict(list)
     for pair in sorted(judged, key=lambda pair: pair.pair_id):
-        by_query[normalise_query(pair.query)].append(pair)
+        by_query[text_key(pair.query)].append(pair)
     lexical = _lexical(items, by_query) if counts[0] else None
     fields = [(field, n) for field, n in zip(("category", "brand"), counts[1:], strict=True) if n]
     # The positions of the items that have a (normalised) text in a field, by field and text.
     holders: dict[str, dict[str, list[int]]] = {field: defaultdict(list) for field, _ in fields}
     for field, by_value in holders.items():
         for i, item in enumerate(items):
-            if value := normalise_query(getattr(item, field)):
+            if value := text_key(getattr(item, field)):
                 by_value[value].append(i)
     drawn_pairs = []
     for query, group in by_query.items():
         excluded = {positions[pair.item.id] for pair in group if pair.item.id in positions}
         chosen = lexical(query, excluded, counts[0]) if lexical else []
         for field, n in fields:
-            values = sorted({normalise_query(getattr(pair.item, field)) for pair in group} & holders[field].keys())
+            values = sorted({text_key(getattr(pair.item, field)) for pair in group} & holders[field].keys())
             pools = [holders[field][value] for value in values]
             chosen += _draw(pools, excluded.union(chosen), n, f"{seed} {field} {query}")
         chosen += _draw([range(len(items))], excluded.union(chosen), per_query - len(chosen), f"{seed} {query}")
@@ -120,9 +120,9 @@ def _lexical(items: Sequence[Item], queries: Iterable[str]) -> Callable[[str, se
     # Words that no query asks for count for the length of a text alone: all are one word.
     vocabulary = {"": 0}
     for query in queries:
-        for word in words(query):
+        for word in lexical_words(query):
             vocabulary.setdefault(word, len(vocabulary))
-    texts = (words(" ".join(text for _, text in item.texts(_LEXICAL_FIELDS))) for item in items)
+    texts = (lexical_words(" ".join(text for _, text in item.texts(_LEXICAL_FIELDS))) for item in items)
     rows = [[vocabulary.get(word, 0) for word in text] for text in texts]
     if not any(rows):
         return None
@@ -135,7 +135,7 @@ def _lexical(items: Sequence[Item], queries: Iterable[str]) -> Callable[[str, se
 
     # Not `index.retrieve`: which of equal scores it cuts off depends on the machine's partition algorithm.
     def best(query: str, excluded: set[int], n: int) -> list[int]:
-        asked = words(query)
+        asked = lexical_words(query)
         if not asked:
             return []
         scores = index.get_scores(asked)

@@ -46,6 +46,7 @@ from jax_rele.data.rows import Quarantined, is_text_id, text_id
 from jax_rele.data.sources.shards import Shard, check_bad_fraction, open_shards, parse_shards, raw_text
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
+from jax_rele.text import drop_ignorable
 from jax_rele.types import ITEM_FIELDS, Pair
 
 LEAKED, BAD = 3, 4
@@ -72,7 +73,8 @@ class Ingested:
       splits: [len(pairs)] indices in `SPLITS`.
       labelled: [len(pairs)] bool, which have a label.
       counts: rows that were read and that are pairs; those that were quarantined as bad (with their reasons),
-        duplicates, conflicts and leaked, which are all others; shards that were empty, and notes on their content.
+        duplicates, conflicts and leaked, which are all others; shards that were empty; rows with characters that are
+        not shown, which models do not read, and with HTML.
     """
 
     pairs: PairTable
@@ -196,7 +198,7 @@ def _spool(
     first_bad: dict[str, Quarantined] = {}
     bad: Counter[str] = Counter()
     seen: set[int] = set()
-    counts = {"rows": 0, "rows_with_html": 0}
+    counts = {"rows": 0, "rows_with_html": 0, "with_invisible_characters": 0}
     key_of = lru_cache(1 << 16)(lambda query: query_key(query, seed))
     grades = {None: deduplicate.UNLABELLED} | {name: index for index, name in enumerate(labels.names)}
     split_codes: dict[str | None, int] = {None: NO_SPLIT} | {name: index for index, name in enumerate(SPLITS)}
@@ -217,6 +219,8 @@ def _spool(
                 continue
             key = key_of(pair.query)
             judged, by_text = _judgement(key, pair, pair.item.id), is_text_id(pair.item.id)
+            texts = (pair.query, *(text for _, text in pair.item.texts(ITEM_FIELDS)))
+            counts["with_invisible_characters"] += any(drop_ignorable(text) != text for text in texts)
             pairs.append(pair)
             counts["rows_with_html"] += data.html == "keep" and _has_html(pair)
             grade, split = grades[pair.label], split_codes[pair.split]

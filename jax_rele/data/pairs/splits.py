@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
+from jax_rele.text import lexical_words, text_key, word_runs
 from jax_rele.types import Pair
 
 NO_SPLIT = -1
 """The index of "no split" where splits are indices in `SPLITS`."""
 
 
-def normalise_query(query: str) -> str:
-    """The form in which two queries are the same query: NFKC, case-folded, white space collapsed."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", query).casefold())
-    return " ".join(folded.split())
-
-
-def words(text: str) -> list[str]:
-    """The words of a text after `normalise_query`: runs of letters, digits and underscores."""
-    return re.findall(r"\w+", normalise_query(text))
-
-
 def query_key(query: str, seed: int) -> int:
-    """64 bits that stand for a normalised query, and order queries at random by the seed."""
-    text = f"{seed} {normalise_query(query)}"
+    """64 bits that stand for a query's identity (`text_key`), and order queries at random by the seed."""
+    text = f"{seed} {text_key(query)}"
     return int.from_bytes(hashlib.blake2b(text.encode()).digest()[:8])
 
 
@@ -184,7 +172,7 @@ def leak_error(one: Pair, two: Pair) -> UserError:
     """The error for two pairs of one query that have two splits."""
     (split, pair_id), (other, other_id) = sorted((pair.split, pair.pair_id) for pair in (one, two))
     return UserError(
-        f"the query {normalise_query(one.query)[:80]!r} is in two splits: {split} (pair_id {pair_id!r}) and {other} "
+        f"the query {text_key(one.query)[:80]!r} is in two splits: {split} (pair_id {pair_id!r}) and {other} "
         f"(pair_id {other_id!r}); give all pairs of a query one split, set data.splits.leakage to drop, or "
         f"data.splits.existing to ignore"
     )
@@ -196,7 +184,8 @@ def long_tail(pairs: Sequence[Pair], max_frequency: int) -> np.ndarray:
     A pair's own `long_tail` mark decides where it has one. Where all other pairs have a `query_frequency`, their query
     is rare if that is at most `max_frequency`. Otherwise it is rare if its rarest word is in at most `max_frequency` of
     the distinct queries and titles of the training split. A training query counts itself, so fractions of rare queries
-    can be compared within a split only.
+    can be compared within a split only. In scripts without spaces a letter counts as often as the more frequent of the
+    two pairs of letters that it is in: the other one may belong to two words.
 
     Returns:
       [len(pairs)] bool.
@@ -209,18 +198,28 @@ def long_tail(pairs: Sequence[Pair], max_frequency: int) -> np.ndarray:
         training = [pair for pair in pairs if pair.split == "train"]
         if not training:
             raise ValueError("no pair is in the training split: call assign_splits first")
-        queries = {normalise_query(pair.query) for pair in training}
-        titles = {normalise_query(pair.item.title) for pair in training}
-        frequency = Counter(word for texts in (queries, titles) for text in texts for word in set(words(text)))
+        queries = {text_key(pair.query) for pair in training}
+        titles = {text_key(pair.item.title) for pair in training}
+        frequency = Counter(word for texts in (queries, titles) for text in texts for word in set(lexical_words(text)))
 
     def is_rare(pair: Pair) -> bool:
         if pair.long_tail is not None:
             return pair.long_tail
         if frequency is None:
             return (pair.query_frequency or 0) <= max_frequency
-        return min((frequency[word] for word in words(pair.query)), default=0) <= max_frequency
+        return _rarest(pair.query, frequency) <= max_frequency
 
     return np.fromiter(map(is_rare, pairs), bool, len(pairs))
+
+
+def _rarest(query: str, frequency: Mapping[str, int]) -> int:
+    """How often the rarest part of a query occurs; 0 for a query without words."""
+    counts = []
+    for run in word_runs(query):
+        of_pairs = [frequency[word] for word in run]
+        of_letters = [max(of_pairs[max(i - 1, 0) : i + 1]) for i in range(len(run) + 1)]
+        counts += of_letters if len(run) > 1 else of_pairs
+    return min(counts, default=0)
 
 
 def _strata(queries: np.ndarray, labels: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

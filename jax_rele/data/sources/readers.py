@@ -119,7 +119,9 @@ def _lines(stream: IO[bytes], encoding: str, name: str) -> tuple[Iterator[bytes]
     for start, message in () if has_object else _OTHER_FORMATS.items():
         if first.lstrip()[: len(start)] in (start, start.upper()) or first[: len(start)].lower() == start:
             raise UserError(f"{name}: {message}")
-    if encoding == "utf-8" and first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    # Quotes, commas and line ends are a NUL and another byte in UTF-16; a mark without many of them is damage.
+    has_nuls = 50 * first.count(b"\0") > len(first)
+    if encoding == "utf-8" and has_nuls and first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-32" if first.startswith(codecs.BOM_UTF32_LE) else "utf-16"
     blocks: Iterator[bytes] = chain([first], iter(lambda: stream.read(_BLOCK), b""))
     if "\n".encode(encoding) != b"\n":

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.tokens.chat import protect, render_chat
 from jax_rele.data.tokens.packing import lay_out, pack_examples
+from jax_rele.data.tokens.student_inputs import longest_first
+from jax_rele.data.tokens.text_loss import merged_rows
+from jax_rele.errors import UserError
 from jax_rele.rationale import grammar
+from jax_rele.text import clean_text
 from jax_rele.types import Pair, PyTree, Rationale
 
-_LAST = "judge:\n"
-"""The last line of a prompt that is no chat."""
+_QUERY, _LAST = "query: ", "judge:\n"
+"""The beginning of a prompt's first line, and its last line where it is no chat."""
+
+_PART_OF_ESCAPE = re.compile(r"((?:\A|[^\\])(?:\\\\)*)\\(?:u[0-9a-f]{0,3})?\Z")
 
 
 def encode_prompts(
@@ -25,32 +32,114 @@ def encode_prompts(
     length: int,
     instructions: str = "",
     chat: bool = False,
+    losses: list[np.ndarray] | None = None,
 ) -> list[list[int]]:
     """The token ids of each pair's prompt: instructions, query and item.
+
+    Where a prompt is too long, the longer of query and item loses its end, then both evenly, see
+    `student_inputs.longest_first`: an item never disappears behind its query. Cuts fall between characters, and the
+    words that ask for the answer stay.
 
     Args:
       tokenizer: the teacher's. Where it has a token for the beginning of a text, prompts begin with it.
       pairs: what to judge.
       fields: the item's texts in the prompt.
-      length: most tokens of a prompt besides its instructions and chat template. Where it is longer, the end of the
-        item's texts is cut.
+      length: most tokens of a prompt besides its instructions and chat template.
       instructions: the text before the query.
       chat: whether the prompt is a chat, by the tokenizer's template.
+      losses: what of the pairs is lost is appended, see `text_loss.count_losses`.
 
     Raises:
-      UserError: the chat template cannot be used.
+      UserError: the chat template cannot be used, or `length` is too small for the prompt's own words.
     """
     if not pairs:
         return []
-    if chat:
-        return _encode_chats(tokenizer, pairs, fields, length, instructions)
-    tail = tokenizer.encode(_LAST, add_special_tokens=False)
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    before = _text_before(instructions)
-    limit = max_prompt_length(tokenizer, length, instructions) - len(tail) - len(begin)
-    heads = [before + grammar.prompt(pair, fields).removesuffix(_LAST) for pair in pairs]
-    ids = tokenizer(heads, add_special_tokens=False)["input_ids"]
-    return [[*begin, *row[:limit], *tail] for row in ids]
+    encode = _chat_encoder(tokenizer, instructions) if chat else _encoder(tokenizer, instructions)
+    limit = max_prompt_length(tokenizer, length, instructions, chat)
+    parts = [_Prompt.of(pair, fields) for pair in pairs]
+    rows = encode([part.text for part in parts])
+    counts = []
+    for index, (part, row) in enumerate(zip(parts, rows)):
+        shown = part
+        while len(rows[index]) > limit:
+            shorter = shown.shortened(tokenizer, len(rows[index]) - limit)
+            if shorter == shown:
+                raise UserError(
+                    f"teacher.prompt_length: {length} tokens do not hold the prompt's own words; raise it by at least "
+                    f"{len(rows[index]) - limit}"
+                )
+            shown = shorter
+            (rows[index],) = encode([shown.text])
+        if losses is not None:
+            counts.append(_loss(tokenizer, part, shown, len(row) - limit + length, row))
+    if losses is not None:
+        merged = merged_rows(rows, [part.text for part in parts])
+        losses.append(np.array([[*count, other] for count, other in zip(counts, merged)], np.int32))
+    return rows
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt's lines: the query's text, and those of the item; both escaped."""
+
+    query: str
+    item: str
+
+    @classmethod
+    def of(cls, pair: Pair, fields: Sequence[str]) -> _Prompt:
+        texts = {field: clean_text(text) for field, text in pair.item.texts(fields)}
+        cleaned = replace(pair, query=clean_text(pair.query), item=replace(pair.item, **texts))  # type: ignore[arg-type]
+        query, _, item = grammar.prompt(cleaned, fields).removeprefix(_QUERY).partition("\n")
+        return cls(query, item.removesuffix(_LAST))
+
+    @property
+    def text(self) -> str:
+        """All lines but the last, with their ends."""
+        return f"{_QUERY}{self.query}\n{self.item}"
+
+    def shortened(self, tokenizer: PreTrainedTokenizerBase, excess: int) -> _Prompt:
+        """With so many tokens fewer, as far as there are so many."""
+        item = self.item.removesuffix("\n")
+        (query_ends, item_ends) = (_token_ends(tokenizer, text) for text in (self.query, item))
+        total = len(query_ends) + len(item_ends)
+        lengths = longest_first(len(query_ends), len(item_ends), max(total - excess, 0))
+        query = _cut_text(self.query, query_ends, lengths[0])
+        item = _cut_text(item, item_ends, lengths[1])
+        # A line without its text, or with a part of its name, says nothing.
+        whole, _, last = item.rpartition("\n")
+        if ": " not in last and (last or whole):
+            item = whole
+        return _Prompt(query, item + "\n" if item else "")
+
+
+def _token_ends(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Where each token of a text ends."""
+    if not text:
+        return []
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return [end for _, end in offsets]
+
+
+def _cut_text(text: str, ends: Sequence[int], count: int) -> str:
+    """The text of the first `count` tokens, without parts of a character or of an escape."""
+    if count >= len(ends):
+        return text
+    # Tokens that are parts of one character end where it ends.
+    while count and ends[count - 1] >= ends[count]:
+        count -= 1
+    return _PART_OF_ESCAPE.sub(r"\1", text[: ends[count - 1]] if count else "")
+
+
+def _loss(
+    tokenizer: PreTrainedTokenizerBase, whole: _Prompt, shown: _Prompt, tokens: int, row: Sequence[int]
+) -> list[int]:
+    """The counts of a prompt but the last, see `text_loss.COLUMNS`."""
+    unknown = tokenizer.unk_token_id
+    cut = [0, 0]
+    if shown != whole:
+        sides = ((whole.query, shown.query), (whole.item, shown.item))
+        cut = [len(_token_ends(tokenizer, a)) - len(_token_ends(tokenizer, b)) for a, b in sides]
+    return [max(tokens, 0), 0 if unknown is None else row.count(unknown), *cut]
 
 
 def max_prompt_length(
@@ -68,24 +157,30 @@ def _text_before(instructions: str) -> str:
     return instructions.rstrip() + "\n" if instructions.strip() else ""
 
 
-def _encode_chats(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], fields: Sequence[str], length: int, instructions: str
-) -> list[list[int]]:
+def _encoder(tokenizer: PreTrainedTokenizerBase, instructions: str) -> Callable[[list[str]], list[list[int]]]:
+    """Lines of prompts -> their tokens, between the instructions and the line that asks for the answer."""
+    tail = tokenizer.encode(_LAST, add_special_tokens=False)
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    before = _text_before(instructions)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        ids = tokenizer([before + text for text in texts], add_special_tokens=False, verbose=False)["input_ids"]
+        return [[*begin, *row, *tail] for row in ids]
+
+    return encode
+
+
+def _chat_encoder(tokenizer: PreTrainedTokenizerBase, instructions: str) -> Callable[[list[str]], list[list[int]]]:
+    """Lines of prompts -> their tokens within the chat template."""
     frame = render_chat(tokenizer, instructions)
-    texts = [protect(tokenizer, grammar.prompt(pair, fields).removesuffix("\n" + _LAST)) for pair in pairs]
-    # Texts are tokenized within the template, since some tokenizers treat the beginning of a text apart.
-    encoded = tokenizer(
-        [frame.before + text + frame.after for text in texts],
-        add_special_tokens=False,
-        split_special_tokens=False,
-        return_offsets_mapping=True,
-    )
-    rows = []
-    for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"]):
-        ends = [end for _, end in offsets]
-        first, last = (bisect_right(ends, len(frame.before) + size) for size in (0, len(text)))
-        rows.append([*ids[: min(last, first + length)], *ids[last:]])
-    return rows
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        # Texts are tokenized within the template, since some tokenizers treat the beginning of a text apart.
+        whole = [frame.before + protect(tokenizer, text.removesuffix("\n")) + frame.after for text in texts]
+        ids = tokenizer(whole, add_special_tokens=False, split_special_tokens=False, verbose=False)["input_ids"]
+        return [list(row) for row in ids]
+
+    return encode
 
 
 @dataclass(frozen=True)
@@ -111,7 +206,7 @@ class AnswerEncoder:
         self.order, self.value_length = order, value_length
         self.end = render_chat(tokenizer).end if chat else tokenizer.eos_token_id
         # A run's rationales share few distinct segments.
-        self._ids = cache(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+        self._ids = cache(lambda text: tuple(tokenizer.encode(clean_text(text), add_special_tokens=False)))
 
     def segment_ids(self, text: str, kind: str) -> tuple[int, ...]:
         """Token ids of one segment; values longer than `value_length` are cut."""

@@ -9,7 +9,9 @@ from itertools import accumulate
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from jax_rele.data.tokens.text_loss import count_losses
 from jax_rele.rationale.evidence import token_tags
+from jax_rele.text import clean_text, clean_text_spans
 from jax_rele.types import QUERY, Item, Pair, Span
 
 TokenSources = list[tuple[str, tuple[int, int]]]
@@ -25,21 +27,19 @@ def _items(pairs: Sequence[Pair], fields: Sequence[str]) -> list[list[tuple[str,
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], **options: bool):
-    """The encoding of each side: its (source, text) parts, joined by spaces, without special tokens."""
-    joined = [" ".join(text for _, text in side) for side in sides]
+    """The encoding of each side: its (source, text) parts, cleaned and joined by spaces, without special tokens."""
+    joined = [" ".join(clean_text(text) for _, text in side) for side in sides]
     if not joined:
         return {"input_ids": [], "offset_mapping": []}
     unread = {"return_attention_mask": False, "return_token_type_ids": False}
     return tokenizer(joined, add_special_tokens=False, verbose=False, **unread, **options)
 
 
-def _ids(
-    tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], length: int | None = None
-) -> list[list[int]]:
+def _ids(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:
     # A sentencepiece vocabulary finds its pieces wherever a text spells them out, `</s>` too: sellers forge no markers.
     unknown = tokenizer.pad_token_id if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     special = {*tokenizer.all_special_ids} - {unknown}
-    rows = [ids[:length] for ids in _tokenize(tokenizer, sides)["input_ids"]]
+    rows = _tokenize(tokenizer, sides)["input_ids"]
     return [
         ids if special.isdisjoint(ids) else [unknown if token in special else token for token in ids] for ids in rows
     ]
@@ -49,18 +49,27 @@ def _sources(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[
     """Where the tokens of `_ids` come from."""
     rows = []
     for side, offsets in zip(sides, _tokenize(tokenizer, sides, return_offsets_mapping=True)["offset_mapping"]):
-        begins = [0, *accumulate(len(text) + 1 for _, text in side)]
+        begins = [0, *accumulate(len(clean_text(text)) + 1 for _, text in side)]
+        spans = [clean_text_spans(text)[1] if clean_text(text) != text else None for _, text in side]
         row = []
         for start, end in offsets:
             # By its last character: a token may begin with the space before its word.
             index = bisect_right(begins, max(end - 1, start), hi=len(side)) - 1
-            begin = begins[index]
-            row.append((side[index][0], (max(start - begin, 0), max(end - begin, 0))))
+            span = max(start - begins[index], 0), max(end - begins[index], 0)
+            row.append((side[index][0], _original(spans[index], *span)))
         rows.append(row)
     return rows
 
 
-def _markers(tokenizer: PreTrainedTokenizerBase, texts: int) -> list[list[int]]:
+def _original(spans: Sequence[tuple[int, int]] | None, start: int, end: int) -> tuple[int, int]:
+    """The characters of a text that the characters [start, end) of the cleaned text stand for; None: the same."""
+    if spans is None:
+        return start, end
+    covered = spans[start:end]
+    return (covered[0][0], covered[-1][1]) if covered else (0, 0)
+
+
+def pair_markers(tokenizer: PreTrainedTokenizerBase, texts: int) -> list[list[int]]:
     """The tokens that a tokenizer puts before, between and after one or two texts.
 
     They are `[CLS] A [SEP] B [SEP]` for BERT, `<s> A </s></s> B </s>` for RoBERTa. A tokenizer that puts none gets the
@@ -101,10 +110,13 @@ def longest_first(query: int, item: int, budget: int) -> tuple[int, int]:
     return (short, long) if query <= item else (long, short)
 
 
-def _cut(queries: Sequence[list], items: Sequence[list], budget: int) -> list[tuple[list, list]]:
-    """Pairs of rows, cut by `longest_first`."""
-    lengths = [longest_first(len(query), len(item), budget) for query, item in zip(queries, items)]
-    return [(query[:m], item[:n]) for query, item, (m, n) in zip(queries, items, lengths)]
+def _cut_lengths(queries: Sequence[list], items: Sequence[list], budget: int) -> list[tuple[int, int]]:
+    """How many tokens of each pair are kept, by `longest_first`."""
+    return [longest_first(len(query), len(item), budget) for query, item in zip(queries, items)]
+
+
+def _texts(pairs: Sequence[Pair], fields: Sequence[str]) -> list[str]:
+    return ["\n".join([pair.query, *(text for _, text in pair.item.texts(fields))]) for pair in pairs]
 
 
 def _pair_sources(
@@ -115,10 +127,11 @@ def _pair_sources(
     item_length: int,
 ) -> tuple[list[list[int]], list[tuple[TokenSources, TokenSources]]]:
     """The markers of a pair, and where the tokens of each pair's query and item in `cross_rows` come from."""
-    markers = _markers(tokenizer, 2)
+    markers = pair_markers(tokenizer, 2)
     budget = _budget(markers, query_length, item_length)
     queries, items = (_sources(tokenizer, side) for side in (_queries(pairs), _items(pairs, fields)))
-    return markers, _cut(queries, items, budget)
+    lengths = _cut_lengths(queries, items, budget)
+    return markers, [(query[:m], item[:n]) for query, item, (m, n) in zip(queries, items, lengths)]
 
 
 def tower_rows(
@@ -127,20 +140,27 @@ def tower_rows(
     fields: Sequence[str],
     query_length: int,
     item_length: int,
+    losses: list[np.ndarray] | None = None,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """The two-tower's inputs before padding, as the tokenizer writes one text, e.g. `[CLS] text [SEP]`.
+
+    What is lost is appended to `losses`, see `text_loss.count_losses`.
 
     Returns:
       The token ids of the queries, at most `query_length`, and of the items, at most `item_length` + 1. What is too
       long loses its end, not its markers.
     """
-    before, after = _markers(tokenizer, 1)
+    before, after = pair_markers(tokenizer, 1)
     n_markers = len(before) + len(after)
-    sides = ((_queries(pairs), query_length), (_items(pairs, fields), item_length + 1))
-    queries, items = (
-        [[*before, *ids, *after] for ids in _ids(tokenizer, side, max(length - n_markers, 0))] for side, length in sides
+    most = max(query_length - n_markers, 0), max(item_length + 1 - n_markers, 0)
+    queries, items = (_ids(tokenizer, side) for side in (_queries(pairs), _items(pairs, fields)))
+    if losses is not None:
+        lengths = [(min(len(query), most[0]), min(len(item), most[1])) for query, item in zip(queries, items)]
+        losses.append(count_losses(queries, items, lengths, _texts(pairs, fields), tokenizer.unk_token_id))
+    return (
+        [[*before, *ids[: most[0]], *after] for ids in queries],
+        [[*before, *ids[: most[1]], *after] for ids in items],
     )
-    return queries, items
 
 
 def cross_rows(
@@ -149,20 +169,26 @@ def cross_rows(
     fields: Sequence[str],
     query_length: int,
     item_length: int,
+    losses: list[np.ndarray] | None = None,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """The cross-encoder's inputs before padding, as the tokenizer writes a pair, e.g. `[CLS] query [SEP] item [SEP]`.
+
+    What is lost is appended to `losses`, see `text_loss.count_losses`.
 
     Returns:
       The token ids of each pair, and their types: 0 up to the item, 1 from there on. A pair has at most `query_length`
       + `item_length` tokens; where it has more, the longer text loses its end, see `longest_first`.
     """
-    before, between, after = markers = _markers(tokenizer, 2)
+    before, between, after = markers = pair_markers(tokenizer, 2)
     budget = _budget(markers, query_length, item_length)
     rows, types = [], []
     queries, items = (_ids(tokenizer, side) for side in (_queries(pairs), _items(pairs, fields)))
-    for query, item in _cut(queries, items, budget):
-        rows.append([*before, *query, *between, *item, *after])
-        first = len(before) + len(query) + len(between)
+    lengths = _cut_lengths(queries, items, budget)
+    if losses is not None:
+        losses.append(count_losses(queries, items, lengths, _texts(pairs, fields), tokenizer.unk_token_id))
+    for query, item, (m, n) in zip(queries, items, lengths):
+        rows.append([*before, *query[:m], *between, *item[:n], *after])
+        first = len(before) + m + len(between)
         types.append([0] * first + [1] * (len(rows[-1]) - first))
     return rows, types
 

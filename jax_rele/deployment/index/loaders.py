@@ -19,6 +19,7 @@ from jax_rele.data.parquet import ROWS, write_batches
 from jax_rele.deployment.index.items import ITEMS
 from jax_rele.deployment.index.search import Filters, Index
 from jax_rele.errors import UserError
+from jax_rele.text import text_key
 from jax_rele.types import ITEM_FIELDS, Item
 
 PGVECTOR_WIDTH = 2000
@@ -170,7 +171,7 @@ def search_qdrant(
     """(id, inner product) of the nearest items in a collection of `load_qdrant`, best first; see `search_pgvector`."""
     models = _qdrant_models()
     conditions = [
-        models.FieldCondition(key=f"folded.{name}", match=models.MatchValue(value=value.strip().casefold()))
+        models.FieldCondition(key=f"folded.{name}", match=models.MatchValue(value=text_key(value)))
         for name, value in _text_filters(filters)
     ]
     answer = client.query_points(
@@ -204,7 +205,7 @@ def _text_filters(filters: Filters) -> Sequence[tuple[str, str]]:
 
 def _payload(item: Item) -> dict[str, Any]:
     texts = {name: getattr(item, name) for name in ("id", *ITEM_FIELDS)}
-    folded = {name: text.strip().casefold() for name, text in texts.items()}
+    folded = {name: text_key(text) for name, text in texts.items()}
     return {**texts, "attributes": dict(item.attributes), "folded": folded}
 
 

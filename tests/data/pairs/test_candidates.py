@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_rele.data import assign_splits, candidates, normalise_query, read_pairs
-from jax_rele.data.pairs.splits import words
+from jax_rele.data import assign_splits, candidates, read_pairs
+from jax_rele.text import lexical_words, text_key
 from jax_rele.types import Item, Pair, Tag
 
 LABEL_MAP = {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"}
@@ -38,16 +38,16 @@ def by_query(pairs):
     """Normalised query -> the items of its pairs, in order."""
     groups = defaultdict(list)
     for pair in pairs:
-        groups[normalise_query(pair.query)].append(pair.item)
+        groups[text_key(pair.query)].append(pair.item)
     return groups
 
 
 def bm25_scores(query, catalogue):
     """BM25 as Lucene has it, k1 = 1.5, b = 0.75, in float64."""
-    texts = [words(" ".join((item.title, item.brand, item.color, item.category))) for item in catalogue]
+    texts = [lexical_words(" ".join((item.title, item.brand, item.color, item.category))) for item in catalogue]
     lengths = np.array([len(text) for text in texts], float)
     scores = np.zeros(len(texts))
-    for word in words(query):
+    for word in lexical_words(query):
         counts = np.array([text.count(word) for text in texts], float)
         n = (counts > 0).sum()
         idf = np.log1p((len(texts) - n + 0.5) / (n + 0.5))
@@ -212,8 +212,8 @@ def test_lexical_items_are_the_best_by_bm25(train, catalogue):
     compared = 0
     for pair in train[:60]:
         scores = bm25_scores(pair.query, catalogue)
-        query = normalise_query(pair.query)
-        scores[[positions[one.item.id] for one in train if normalise_query(one.query) == query]] = -1.0
+        query = text_key(pair.query)
+        scores[[positions[one.item.id] for one in train if text_key(one.query) == query]] = -1.0
         best = np.sort(scores)[::-1][:3]
         if best[-1] > 0:
             # float32 against float64: the scores agree, items of the same score may stand for each other
@@ -234,7 +234,7 @@ def test_of_equal_scores_the_first_ids_count():
 
 def test_the_share_of_lexical_items(train, catalogue):
     def overlapping(drawn):
-        return np.mean([bool({*words(pair.query)} & {*words(pair.item.title)}) for pair in drawn])
+        return np.mean([bool({*lexical_words(pair.query)} & {*lexical_words(pair.item.title)}) for pair in drawn])
 
     none, half, full = (candidates(train[:40], catalogue, 4, 0, bm25=fraction) for fraction in (0.0, 0.5, 1.0))
     assert overlapping(none) + 0.2 < overlapping(half) < overlapping(full) - 0.2

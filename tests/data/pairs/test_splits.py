@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_rele.data.pairs.splits import assign_splits, long_tail, normalise_query, words
+from jax_rele.data.pairs.splits import assign_splits, long_tail
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
+from jax_rele.text import text_key
 from jax_rele.types import Item, Pair
 
 SPLIT_OF_60_20_20 = (0.6, 0.2, 0.2)
@@ -55,7 +56,7 @@ def test_a_partition_by_query_that_ignores_the_order_of_rows(pairs, seed, shuffl
     assert [replace(pair, split=None) for pair in assigned] == pairs
     of_query = defaultdict(set)
     for each in assigned:
-        of_query[normalise_query(each.query)].add(each.split)
+        of_query[text_key(each.query)].add(each.split)
     assert all(len(splits) == 1 for splits in of_query.values())
     assert set.union(*of_query.values()) == set(SPLITS)
     counts = Counter(next(iter(splits)) for splits in of_query.values())
@@ -68,13 +69,13 @@ def test_a_partition_by_query_that_ignores_the_order_of_rows(pairs, seed, shuffl
 def test_given_splits_are_kept_and_spread_over_their_query(pairs, data):
     query_split = {}
     for i in data.draw(st.sets(st.integers(0, len(pairs) - 1), max_size=8)):
-        split = query_split.setdefault(normalise_query(pairs[i].query), data.draw(st.sampled_from(SPLITS)))
+        split = query_split.setdefault(text_key(pairs[i].query), data.draw(st.sampled_from(SPLITS)))
         pairs[i] = replace(pairs[i], split=split)
     assigned = try_assign(pairs)
     if assigned is not None:
         lacking = set(SPLITS) - set(query_split.values())
         for each in assigned:
-            given_split = query_split.get(normalise_query(each.query), each.split)
+            given_split = query_split.get(text_key(each.query), each.split)
             assert each.split == given_split or (given_split == "train" and each.split in lacking)
         assert assign_splits(assigned, SPLIT_OF_60_20_20, 0) == assigned
 
@@ -164,12 +165,6 @@ def test_an_empty_split_is_refused():
 def test_fractions_must_be_shares(fractions):
     with pytest.raises(UserError, match=r"must lie in \[0, 1\] and sum to 1"):
         assign_splits([pair(1, "a")], fractions, 0)
-
-
-def test_normalised_query():
-    assert normalise_query(" ＲＥＤ\u00a0\tStraße  ") == "red strasse"
-    assert normalise_query("Cafe\u0301") == normalise_query("CAFÉ")
-    assert words("Men's 5-pocket Ｔシャツ!") == ["men", "s", "5", "pocket", "tシャツ"]
 
 
 def test_long_tail_by_given_frequency():

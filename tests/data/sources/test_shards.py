@@ -13,7 +13,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jax_rele.data.pairs.splits import assign_splits
@@ -228,6 +228,8 @@ def test_a_table_with_the_wrong_columns_is_not_read_to_its_end(tmp_path):
 
 
 @given(st.binary(max_size=200), st.integers(0, 10))
+@example(b"\xfe\xff", 0)
+@example(b"\xff\xfe", 0)
 def test_no_bytes_stop_the_reading(tmp_path_factory, noise, index):
     folder = tmp_path_factory.mktemp("noise")
     lines = [json.dumps(row(i)).encode() for i in range(10)]

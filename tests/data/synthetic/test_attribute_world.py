@@ -9,11 +9,11 @@ from sklearn.metrics import roc_auc_score
 
 from jax_rele.config import load
 from jax_rele.data import long_tail, read_external_signals, read_pairs
-from jax_rele.data.pairs.splits import normalise_query
 from jax_rele.data.synthetic import attribute_world, catalogue
 from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.evaluation.baselines import token_overlap
 from jax_rele.rationale import find_evidence, parse, render
+from jax_rele.text import text_key
 from jax_rele.types import QUERY, LabelSchema, Span
 
 SCHEMA = LabelSchema(attribute_world.LABELS, (1.0, 0.1, 0.01, 0.0), ("Exact",))
@@ -116,7 +116,7 @@ def test_no_query_is_in_two_splits():
     split_of = {}
     for name in COUNTS:
         for pair in table(name).pairs:
-            words = tuple(sorted(set(normalise_query(pair.query).split()) & meanings().keys()))
+            words = tuple(sorted(set(text_key(pair.query).split()) & meanings().keys()))
             assert split_of.setdefault(words, pair.split) == pair.split
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, language_rows
 from jax_rele.data.tokens.student_inputs import evidence_rows
+from jax_rele.data.tokens.text_loss import summarize
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.rationale import render
@@ -133,3 +134,64 @@ def test_evidence_tags_stand_at_the_tokens_of_their_spans(tokenizer):
     assert text(1, 1) == ["電池"]
     assert not tags[~mask].any()
     assert (mask <= cross["valid"]).all()
+
+
+ALPHABET = "abc 電池✅é|:;\\-\n"
+words_of_a_pair = st.text(ALPHABET, min_size=1, max_size=120)
+
+
+@given(query=words_of_a_pair, title=words_of_a_pair, brand=st.text(ALPHABET, max_size=40), length=st.integers(40, 90))
+def test_a_cut_prompt_keeps_its_words_and_whole_characters(tokenizer, query, title, brand, length):
+    pair = Pair("1", query, Item("a", title, brand=brand))
+    fields, losses = ("brand", "title"), []
+    (ids,) = encode_prompts(tokenizer, [pair], fields, length, losses=losses)
+    text = tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False)
+    (whole,) = encode_prompts(tokenizer, [pair], fields, 100_000)
+    assert len(ids) <= length
+    assert text.startswith("query: ")
+    assert text.endswith("\njudge:\n")
+    assert "\N{REPLACEMENT CHARACTER}" not in text
+    tokens, _, query_cut, item_cut, merged = losses[0][0]
+    assert tokens == len(whole)
+    assert (query_cut + item_cut > 0) == (len(whole) > length)
+    assert not merged
+    if len(whole) <= length:
+        assert ids == whole
+        return
+    lines = text.removesuffix("\njudge:\n").split("\n")
+    full = tokenizer.decode(whole[1:], clean_up_tokenization_spaces=False).split("\n")
+    assert all(line.split(": ")[0] in ("query", "brand", "title") for line in lines if line)
+    assert all(any(original.startswith(line) for original in full) for line in lines)
+
+
+@pytest.mark.parametrize("chat", [False])
+def test_an_item_never_disappears_behind_its_query(tokenizer, chat):
+    long = Pair("1", "red shoes " * 80, Item("a", "acme corp battery " * 80))
+    (ids,) = encode_prompts(tokenizer, [long], ("title",), 60, chat=chat)
+    query, title, _, _ = tokenizer.decode(ids[1:]).split("\n")
+    sizes = [len(tokenizer.encode(line, add_special_tokens=False)) for line in (query, title)]
+    assert abs(sizes[0] - sizes[1]) < 12
+    short = Pair("1", "red shoes", long.item)
+    (ids,) = encode_prompts(tokenizer, [short], ("title",), 60, chat=chat)
+    assert tokenizer.decode(ids[1:]).startswith("query: red shoes\ntitle: acme corp")
+
+
+def test_pairs_that_become_one_prompt_are_counted(tokenizer):
+    endings = ("the device", "the spare case", "The  Device")
+    pairs = [Pair(str(i), "acme", Item(str(i), "red battery pack " * 30 + ending)) for i, ending in enumerate(endings)]
+    losses = []
+    encode_prompts(tokenizer, pairs, ("title",), 50, losses=losses)
+    loss = summarize(losses)
+    assert (loss.pairs, loss.merged_pairs, loss.cut_items, loss.cut_queries) == (3, 1, 3, 0)
+    assert loss.cut_tokens > 0
+
+
+def test_a_length_without_room_for_the_words_is_refused(tokenizer):
+    with pytest.raises(UserError, match=r"teacher\.prompt_length: 4 tokens do not hold the prompt's own words"):
+        encode_prompts(tokenizer, PAIRS, FIELDS, 4)
+
+
+def test_width_and_invisible_characters_make_one_prompt(tokenizer):
+    pairs = [Pair("1", "red", Item("a", "acme")), Pair("2", "ｒｅ\u200bｄ", Item("b", "ac\u00adme", brand="\u2060"))]
+    one, two = encode_prompts(tokenizer, pairs, ("brand", "title"), 50)
+    assert one == two

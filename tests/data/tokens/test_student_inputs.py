@@ -21,6 +21,7 @@ from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.students.base import InputSpec, padded_inputs
 from jax_rele.students.cross_encoder import CrossEncoder
 from jax_rele.students.two_tower import TwoTower
+from jax_rele.text import clean_text
 from jax_rele.types import Item, Pair, Span
 
 CORPUS = [
@@ -120,16 +121,16 @@ TEXTS = st.one_of(
     st.sampled_from(CORPUS),
     st.text(alphabet="acme rd  usb-(é電✅'S[]<>/\t\n", min_size=1, max_size=30),
     st.text(min_size=1, max_size=20),
-)
+).filter(clean_text)
 
 
 @settings(max_examples=60)
 @given(query=TEXTS, title=TEXTS)
 def test_texts_and_pairs_are_written_as_the_tokenizer_writes_them(tokenizer, query, title):
     ids, types = cross_rows(tokenizer, [pair(query, title)], ("title",), 100, 100)
-    expected = tokenizer(query, title)
+    expected = tokenizer(clean_text(query), clean_text(title))
     queries, items = tower_rows(tokenizer, [pair(query, title)], ("title",), 100, 100)
-    singles = [tokenizer(text)["input_ids"] for text in (query, title)]
+    singles = [tokenizer(clean_text(text))["input_ids"] for text in (query, title)]
     unknown = tokenizer.unk_token_id
     if unknown is not None and any(piece in query + title for piece in tokenizer.all_special_tokens):
         return
@@ -184,7 +185,12 @@ def test_pairs_are_cut_as_other_programs_cut_them(tokenizer, query, title, repea
     if any(piece in query + title for piece in tokenizer.all_special_tokens):
         return
     (ids,), _ = cross_rows(tokenizer, [pair(query, title)], ("title",), *lengths)
-    assert ids == tokenizer(query, title, truncation="longest_first", max_length=sum(lengths))["input_ids"]
+    assert (
+        ids
+        == tokenizer(clean_text(query), clean_text(title), truncation="longest_first", max_length=sum(lengths))[
+            "input_ids"
+        ]
+    )
 
 
 def test_padded_arrays_hold_the_rows(tokenizer):
@@ -296,3 +302,21 @@ def test_a_tokenizer_without_markers_gets_bert_s():
     assert row == [cls, *acme, sep, *red, sep]
     assert types == [0] * (len(acme) + 2) + [1] * (len(red) + 1)
     assert tower_rows(tokenizer, [pair("acme", "red")], FIELDS, 20, 20) == ([[cls, *acme, sep]], [[cls, *red, sep]])
+
+
+def test_width_composition_and_invisible_characters_change_nothing(tokenizer):
+    plain = pair("café usb", "プラグ acme 10", brand="Zeta")
+    other = pair("cafe\u0301\u200b ｕｓｂ", "ﾌﾟﾗｸﾞ ac\u00adme １０", brand="Ze\u2060ta")
+    for rows in (cross_rows, tower_rows):
+        one, two = (rows(tokenizer, [each], FIELDS, 30, 30) for each in (plain, other))
+        assert one == two
+
+
+def test_evidence_counts_the_characters_of_the_text_that_was_given(tokenizer):
+    title = "\u200bcafe\u0301 ａｃｍｅ red"
+    start = title.index("ａ")
+    spans = [(Span("title", start, start + 4, "brand"),)]
+    pairs = [pair("acme", title)]
+    tags, _ = evidence_rows(tokenizer, pairs, spans, ("brand",), ("title",), 40, 40)
+    (decoded,) = decode_evidence(tokenizer, pairs, tags, ("brand",), ("title",), 40, 40)
+    assert [title[span.start : span.end].strip() for span in decoded] == ["ａｃｍｅ"]

@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 import tensorflow_datasets as tfds
 
 from jax_rele.data.markup import plain_text
-from jax_rele.data.pairs.splits import normalise_query
 from jax_rele.data.sources.benchmarks.builder import Benchmark, notice, read_csv
 from jax_rele.data.sources.benchmarks.official import OfficialFile, check_rows
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
+from jax_rele.text import text_key
 
 ONE_LINE = {"id", "query_id", "product_id", "query", "query_class", "label"}
 """Columns whose texts never hold a line break."""
@@ -124,12 +124,12 @@ class Wands(Benchmark):
 def split_of(query: str) -> str:
     """The split of a query: train, validation or test for about 60, 20 and 20 % of the queries.
 
-    The first eight bytes of the SHA-256 of the normalised query (`jax_rele.data.normalise_query`, as UTF-8) are, as a
+    The first eight bytes of the SHA-256 of the normalised query (`jax_rele.text.text_key`, as UTF-8) are, as a
     big-endian integer divided by 2^64, a number in [0, 1): below 0.6 the query is for training, below 0.8 for
     validation, else for testing. Thus queries that are the same when normalised are in one split, and whoever has the
     queries has the split.
     """
-    digest = hashlib.sha256(normalise_query(query).encode()).digest()
+    digest = hashlib.sha256(text_key(query).encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     return "train" if position < 0.6 else "validation" if position < 0.8 else "test"
 

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_rele.data import normalise_query, parse_row
+from jax_rele.data import parse_row
 from jax_rele.data.markup import plain_text
 from jax_rele.data.sources import benchmarks
 from jax_rele.data.sources.benchmarks import Wands, wands
 from jax_rele.errors import UserError
+from jax_rele.text import text_key
 
 from .official import write_tab_separated, write_wands
 
@@ -99,7 +100,7 @@ def test_features_come_back_whatever_their_order_and_blanks(values, random):
 
 @given(st.text(st.characters(blacklist_categories=("Cs",))))
 def test_the_split_is_the_documented_one(query):
-    number = int(hashlib.sha256(normalise_query(query).encode()).hexdigest()[:16], 16)
+    number = int(hashlib.sha256(text_key(query).encode()).hexdigest()[:16], 16)
     fractions = [("train", 6), ("validation", 2), ("test", 2)]
     position, expected = number * 10 / 2**64, None
     for name, tenths in fractions:
@@ -121,7 +122,7 @@ def test_the_split_is_sixty_twenty_twenty():
 def test_no_query_is_in_two_splits(files, tmp_path):
     splits = {}
     for row in benchmarks.rows("wands", str(files), tmp_path):
-        splits.setdefault(normalise_query(row["query"]), set()).add(row["split"])
+        splits.setdefault(text_key(row["query"]), set()).add(row["split"])
     assert all(len(query_splits) == 1 for query_splits in splits.values())
     assert set.union(*splits.values()) == {"train", "validation", "test"}
 
