@@ -122,6 +122,8 @@ def _read(text: str, dimensions: Sequence[str], labels: Sequence[str]) -> Ration
     if not text.strip():
         raise _Unreadable("empty", "")
     whole = _load(text.strip())
+    if isinstance(whole, str):  # an object that was written as a JSON text
+        whole = _load(whole.strip())
     if isinstance(whole, dict):
         return _rationale(_unwrap(whole), dimensions, labels)
     answer = _without_thoughts(text)

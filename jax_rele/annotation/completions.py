@@ -12,6 +12,7 @@ from jax_rele.annotation.types import Endpoint, ModelAnswer, Task
 MAX_TEXT = 1 << 18
 """Characters of an answer; a longer one is cut there and has the failure `length`."""
 
+_ERROR_NAMES = ("message", "detail", "msg", "errors", "error_msg", "error_message")
 _MAX_OBJECTS = 64  # each attempt to read one may scan the whole text
 
 REFUSED_FOR_GOOD = (400, 413, 415, 422)
@@ -138,8 +139,8 @@ def check_completion(completion: Any) -> None:
         if isinstance(holder, dict) and holder.get("error") and not _has_message(choice):
             raise ErrorInside(words_of_error(holder), _code(holder["error"]))
     if not _has_message(choice):
-        for name in ("detail", "message", "msg"):
-            if choices is None and isinstance(completion.get(name), str) and completion[name]:
+        for name in _ERROR_NAMES:
+            if choices is None and isinstance(completion.get(name), str | list) and completion[name]:
                 raise ErrorInside(words_of_error(completion), _code(completion))
         what = "`choices` is empty" if "choices" in completion and not choices else "no chat completion"
         if isinstance(choice, dict) and isinstance(choice.get("text"), str):
@@ -182,7 +183,17 @@ def words_of_error(body: object) -> str:
         case Mapping():
             location = body.get("loc")
             where = ".".join(map(str, location)) + ": " if isinstance(location, list) and location else ""
-            for name in ("error", "message", "detail", "msg", "errors", "reason", "title", "description"):
+            for name in (
+                "error",
+                "message",
+                "detail",
+                "msg",
+                "errors",
+                "error_msg",
+                "error_message",
+                "reason",
+                "title",
+            ):
                 if words := words_of_error(body.get(name)):
                     more = _metadata(body.get(name))
                     return f"{where}{words}{more}"[:200]
@@ -256,7 +267,7 @@ def _part(part: object) -> str:
 
 def _other_texts(message: Mapping[str, Any]) -> dict[str, str]:
     """Texts of a message beside its content, by where they are, the likeliest to be the answer first."""
-    texts: dict[str, str] = {}
+    texts = {"parsed": parsed} if (parsed := _text(message.get("parsed"))) else {}
     calls = message.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     for name, function in (
@@ -275,6 +286,8 @@ def _holds_answer(text: str, schema: Mapping[str, object]) -> bool:
     """Whether a text holds a JSON object with the fields that a schema asks for."""
     properties = schema.get("required") or schema.get("properties") or ()
     names = {str(name) for name in properties} if isinstance(properties, Mapping | list | tuple) else set()
+    if text.lstrip().startswith('"'):  # an object that was written as a JSON text
+        text = text.replace("\\", "")
     decoder, start = json.JSONDecoder(), text.find("{")
     for _ in range(_MAX_OBJECTS):
         if start < 0:

@@ -85,11 +85,11 @@ def export_teacher(run_dir: Path, output: Path, *, adapters: bool = False) -> No
     if adapters:
         named = config.teacher.init.removeprefix(HUB)
         # PEFT knows the hub's names and folders.
-        base = str(weights_folder(config.teacher.init)) if named.startswith((BUNDLED, GGUF)) else named
+        base = str(weights_folder(config.teacher.init, "teacher.init")) if named.startswith((BUNDLED, GGUF)) else named
         save_peft(model, variables, output, base=None if own else base)
         print(f"{output}: the teacher's adapters")
     else:
         variables |= load.load_base(config, model, run_dir, mesh)
-        source = run_dir / layout.TEACHER_TOKENIZER if own else weights_folder(config.teacher.init)
+        source = run_dir / layout.TEACHER_TOKENIZER if own else weights_folder(config.teacher.init, "teacher.init")
         to_hf(model, variables, output, source=source)
         print(f"{output}: the teacher's weights, adapters merged, and its tokenizer")

@@ -61,8 +61,8 @@ def check_columns(columns: Iterable[str], fields: Mapping[str, str], source: str
     columns = list(columns)
     names = _names_of_columns(tuple(fields.items()), tuple(columns), ())
     for field in ("query", "item.title", *(["label"] if require_label else [])):
-        folded = {_folded(column) for column in columns}
-        inside = {_folded(name.partition(".")[0]) for name in names.flat[field] if "." in name}
+        folded = {plain_name(column) for column in columns}
+        inside = {plain_name(name.partition(".")[0]) for name in names.flat[field] if "." in name}
         if not set(names.flat[field]) & set(columns) and not inside & folded:
             raise missing_column(field, columns, source)
 
@@ -78,12 +78,18 @@ def missing_column(field: str, columns: Sequence[str], source: str) -> UserError
     )
 
 
+def has_item_columns(columns: Iterable[str]) -> bool:
+    """Whether a column is an item, or a field of one by its name (`item_id`, `Item Title`)."""
+    return any(name == "item" or name.startswith("item_") for name in map(plain_name, columns))
+
+
 def _is_item(column: str, items: tuple[tuple[str, str], ...]) -> bool:
-    return column in _names(items).flat["item"] or _folded(column) == "item"
+    return column in _names(items).flat["item"] or plain_name(column) == "item"
 
 
 @lru_cache(maxsize=4096)
-def _folded(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A column's name without what names may differ in: case, width, blanks, hyphens, dots and underscores."""
     plain = unicodedata.normalize("NFKC", name).strip().strip("\ufeff").casefold()
     return _SEPARATORS.sub("_", plain)
 
@@ -100,10 +106,10 @@ def _names_of_columns(
     paths = [f"{column}.{key}" for column, *keys in nested for key in keys]
     for column in dict.fromkeys((*(column for column in columns if isinstance(column, str)), *paths)):
         if column not in known:
-            similar[_folded(column)].append(column)
+            similar[plain_name(column)].append(column)
 
     def extended(names: tuple[str, ...]) -> tuple[str, ...]:
-        spelled = (similar[folded] for folded in dict.fromkeys(map(_folded, names)) if folded in similar)
+        spelled = (similar[folded] for folded in dict.fromkeys(map(plain_name, names)) if folded in similar)
         return (*names, *(each[0] for each in spelled if len(each) == 1))
 
     if not similar:

@@ -103,7 +103,7 @@ def new_student(config: Config, tokenizer_folder: Path, name: StudentName) -> St
 
 def untrained_embedder(config: Config) -> Student:
     """The weights at `student.init` as they are: a two-tower whose embeddings are means of token vectors."""
-    tokenizer = load_tokenizer(weights_folder(config.student.init), ENCODER_TOKENS)
+    tokenizer = load_tokenizer(weights_folder(config.student.init, "student.init"), ENCODER_TOKENS)
     towers = TwoTowerConfig(embedding_width=0, pooling="mean", head="cosine", normalize=True, towers="shared")
     section = config.student.model_copy(update={"two_tower": towers, "verdict_pooling": "pooled", "dtype": "float32"})
     model = build_student("two_tower", section, len(tokenizer), len(config.labels.names), 1)
@@ -193,7 +193,7 @@ def load_base(config: Config, model: Decoder, run_dir: Path, mesh: jax.sharding.
 
 def _init_weights(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> dict:
     """The weights at `teacher.init`, quantized where the config says so."""
-    params = load_params(weights_folder(config.teacher.init), model.config, mesh)
+    params = load_params(weights_folder(config.teacher.init, "teacher.init"), model.config, mesh)
     if config.teacher.quantize != "none":
         params = quantize_params(params, config.teacher.quantize)
     return {"params": params}

@@ -17,6 +17,7 @@ from jax_rele.annotation import calls
 from jax_rele.annotation.calls import ask, open_client, retry_after
 from jax_rele.annotation.completions import (
     MAX_TEXT,
+    ErrorInside,
     Malformed,
     answer_key,
     prompt_hash,
@@ -151,7 +152,7 @@ JSON = st.recursive(
 def test_any_json_is_an_answer_or_malformed(value):
     try:
         answer = read_completion(value, make("http://x"), TASK, 0, "k", 0.0)
-    except Malformed:
+    except (Malformed, ErrorInside):
         return
     assert answer.failure or answer.text.strip()
 

@@ -10,7 +10,7 @@ from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, load_tokenizer
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder, DecoderConfig, from_hf, load_peft
 from jax_rele.models.bundled import folder as bundled_folder
-from jax_rele.models.weights import check_weights
+from jax_rele.models.weights import check_weights, weights_folder
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 134\n"
 PAGE = b"\n<!DOCTYPE html><html><title>Sign in</title></html>"
@@ -84,3 +84,10 @@ def test_a_folder_of_gguf_files_alone(model, tmp_path):
 def test_weights_in_other_forms_are_named(model, name):
     (model / "model.safetensors").rename(model / name)
     assert f"has no safetensors, only {name}; convert it" in refused(load, model)
+
+
+def test_a_missing_folder_is_named_with_its_key_and_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = f"teacher.init: smol: no such folder; it is neither beside the config nor in {tmp_path}"
+    assert refused(weights_folder, "smol", "teacher.init") == message
+    assert refused(weights_folder, "/smol", "student.init") == "student.init: /smol: no such folder"

@@ -69,7 +69,9 @@ def delimited_rows(
         raise UserError(f"{source}: the header holds NUL characters; set data.encoding, perhaps to utf-16-le")
     if not delimiter:
         delimiter = _choose_delimiter([_decoded(line, encoding) for line in counted.peek(2)], default_delimiter)
-    unquoted = quoting == "none" or (quoting == "auto" and delimiter == "\t")
+    # A header in quotes says that the writer quotes, whatever separates the cells.
+    quoted_header = all(map(_CSV_QUOTED.fullmatch, text.strip().split(delimiter)))
+    unquoted = quoting == "none" or (quoting == "auto" and delimiter == "\t" and not quoted_header)
     read = _unquoted if unquoted else _quoted
     header: list[str] | None = None
     for physical, cells in read(counted, encoding, delimiter, quoting):

@@ -189,6 +189,9 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _parquet_rows(file: SourceFile) -> Iterator[Row]:
     number = 0
     with file.open() as stream, pq.ParquetFile(stream, page_checksum_verification=True) as table:
+        names = table.schema_arrow.names
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"{file.name}: the table has {repeated} twice; give every column its own name")
         for batch in table.iter_batches(batch_size=1024):
             for row in python_rows(batch):
                 number += 1

@@ -64,6 +64,12 @@ def test_tsv_is_quoted_where_the_config_says_so(tmp_path):
     assert notes == {QUOTED_CELLS: 1}
 
 
+def test_a_header_in_quotes_says_that_a_tsv_is_quoted(tmp_path):
+    text = '"query"\t"title"\t"label"\n"tv"\t"55"" stand\tblack"\t"Exact"\n"mug"\t"a\nb"\t"Exact"\n'
+    pairs, bad = read(tmp_path, text, "data.tsv")
+    assert (titles_of(pairs), bad) == (['55" stand\tblack', "a\nb"], [])
+
+
 @pytest.mark.parametrize("gap", range(1, 9))
 def test_a_csv_cell_that_took_in_rows_costs_its_own_row_alone(tmp_path, gap):
     titles = plain_titles()
