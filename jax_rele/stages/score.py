@@ -15,6 +15,7 @@ import numpy as np
 from jax_rele.config import Config
 from jax_rele.data import join_tables, read_pairs_table, read_signals, write_signals
 from jax_rele.data.tokens.text_loss import TextLoss
+from jax_rele.io import write_text
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
 from jax_rele.runs import external_signals, layout
@@ -89,7 +90,7 @@ def score_shards(
         judged = judge(teacher, part, write=teacher.order != "label_only", progress=progress)
         counts = {"tokens decoded": judged.tokens_decoded, "tokens emitted": judged.tokens_emitted}
         directory.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".json").write_text(json.dumps(counts), "utf-8")
+        write_text(path.with_suffix(".json"), json.dumps(counts))
         write_signals(path, signals(teacher, part, judged), teacher.schema.names, teacher.dimensions)
 
 
