@@ -18,6 +18,7 @@ from jax_rele.data import join_tables, read_pairs_table, read_signals, write_sig
 from jax_rele.data.tokens.text_loss import TextLoss
 from jax_rele.evaluation.baselines import overlaps
 from jax_rele.evaluation.bootstrap import positive_probs
+from jax_rele.io import write_text
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
 from jax_rele.runs import external_signals, layout
@@ -125,7 +126,7 @@ def score_shards(
         judged = judge(teacher, part, write=teacher.order != "label_only", progress=progress)
         counts = {"tokens decoded": judged.tokens_decoded, "tokens emitted": judged.tokens_emitted}
         directory.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".json").write_text(json.dumps(counts), "utf-8")
+        write_text(path.with_suffix(".json"), json.dumps(counts))
         write_signals(path, signals(teacher, part, judged), teacher.schema.names, teacher.dimensions)
 
 
