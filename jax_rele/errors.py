@@ -1,4 +1,8 @@
-"""The one exception that stands for a user's mistake."""
+"""The exceptions that end a command without a traceback: a user's mistake, and SIGTERM."""
+
+from __future__ import annotations
+
+import os
 
 
 class UserError(Exception):
@@ -7,3 +11,16 @@ class UserError(Exception):
     The command line prints the message without a traceback and exits with status 2. Library code raises it for input
     that a user wrote (files, configs, run folders); programming errors stay `ValueError` and `TypeError`.
     """
+
+
+class Preempted(KeyboardInterrupt):
+    """SIGTERM was received, and what can resume is saved. The command line says so in one line and exits with status 0.
+
+    Not an `Exception`, so that what handles errors of the work does not take it for one.
+    """
+
+    @property
+    def status(self) -> int:
+        """Of the command: 0, or what `JAX_RELE_PREEMPTED_STATUS` says, for schedulers that take 0 for the end."""
+        text = os.environ.get("JAX_RELE_PREEMPTED_STATUS", "")
+        return int(text) if text.isdecimal() and int(text) < 256 else 0

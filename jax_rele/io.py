@@ -67,10 +67,17 @@ def _advice(error: BaseException) -> str:
     return f"; {advice}" if advice else ""
 
 
+def handles_are_out(error: Exception) -> bool:
+    """Whether an error says that no more files may be open, see `disk_is_full`."""
+    return getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or os.strerror(errno.EMFILE) in str(error)
+
+
 def write_error(path: str | Path, error: Exception, fix: str = _FREE_DISK) -> UserError:
     """The error for a file or folder that cannot be written; `fix` is for a full disk."""
     if disk_is_full(error):
         return UserError(f"{path}: the disk is full; {fix}")
+    if handles_are_out(error):
+        return UserError(f"{path}: too many files are open; {_ADVICE[errno.EMFILE]}")
     return UserError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}{_advice(error)}")
 
 
@@ -239,11 +246,11 @@ def hash_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_folder(path: str | Path) -> str:
-    """A hash of the names and contents of all files in a folder."""
+def hash_folder(path: str | Path, without: str = "") -> str:
+    """A hash of the names and contents of all files in a folder, but for those called `without`."""
     path = Path(path)
     digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+    for file in sorted(file for file in path.rglob("*") if file.is_file() and file.name != without):
         digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
         digest.update(bytes.fromhex(hash_file(file)))
     return digest.hexdigest()[:16]

@@ -15,7 +15,7 @@ from jax_rele.cli import commands as commands  # isort: skip
 from jax_rele.cli import student_commands as student_commands  # isort: skip
 from jax_rele.cli import completion as completion  # isort: skip
 from jax_rele.cli.parser import COMMANDS, find_command, run_command
-from jax_rele.errors import UserError
+from jax_rele.errors import Preempted, UserError
 from jax_rele.io import system_error, write_error
 from jax_rele.runs.stages import STAGES
 
@@ -23,7 +23,10 @@ _DESCRIPTION = "Explainable LLM relevance for e-commerce search, distilled into 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns the exit status: 0, 2 for a user's mistake, 130 for an interruption."""
+    """Runs a command. Returns the exit status: 0, 2 for a user's mistake, 130 for an interruption.
+
+    After SIGTERM it is 0, or `JAX_RELE_PREEMPTED_STATUS`, where the command saves what it has done.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if hasattr(sys.stdout, "reconfigure"):
         # Item texts hold any script; a terminal in another encoding must not end the run.
@@ -36,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Preempted as stop:
+        print(f"jax-rele: {stop}", file=sys.stderr)
+        return stop.status
     except KeyboardInterrupt:
         print("jax-rele: interrupted; the same command resumes the work", file=sys.stderr)
         return 130

@@ -14,10 +14,10 @@ from jax_rele.runs.stages import STAGES
 
 
 def _run_stages(config: str, overrides: Sequence[str], names: Sequence[str]) -> None:
-    from jax_rele.training import distributed
+    from jax_rele.training import distributed, preemption
 
     # Joined before anything else, so that a mistake which one process alone finds ends the others too.
-    with distributed.join_processes():
+    with preemption.end_on_sigterm(), distributed.join_processes():
         from jax_rele.cli.overrides import read_config
         from jax_rele.runs import pipeline
 

@@ -192,6 +192,9 @@ def open_tensors(folder: Path, stem: str = "model") -> dict[str, Tensor]:
         weight_map = read_json(index).get("weight_map", ())
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise UserError(f"{index}: no `weight_map` from tensors to files; fetch it again")
+        for name in weight_map.values():
+            if name != Path(name).name:
+                raise UserError(f"{index}: names a file outside of its folder, {name!r:.80}; fetch it again")
         files = [folder / name for name in sorted(set(weight_map.values()))]
     elif single.is_file():
         files = [single]

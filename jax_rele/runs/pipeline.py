@@ -6,7 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -209,9 +209,12 @@ def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
         work = partial(stage.module.run, config, run_dir)
         counts = work() if stage.all_processes else distributed.on_main(work)
         distributed.barrier(name)
-    except BaseException:
+    except BaseException as error:
         if distributed.is_main():
-            _give_up(directory, {**manifest, "wall_seconds": before + time.perf_counter() - start})
+            with suppress(UserError):  # on a full disk the manifest stays as it is, which does as well
+                _give_up(directory, {**manifest, "wall_seconds": before + time.perf_counter() - start})
+        if isinstance(error, OSError):
+            raise write_error(error.filename or directory, error) from error
         raise
     if not distributed.is_main():
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Collection
 
 import jax
@@ -23,15 +24,20 @@ from jax_rele.students import build_student
 from jax_rele.teacher import check_lengths, check_verbalizers
 from jax_rele.training import check_rows, local_row_indices, make_local_mesh, make_mesh
 
+FILES = 256
+"""Files that a process must be allowed to have open: checkpoints are written by many threads."""
+
 
 def preflight(config: Config, stages: Collection[str]) -> None:
     """Raises UserError for what would otherwise fail after long work of these stages.
 
-    That is: packages that annotators need; a mesh that does not fit the devices, the models' heads or the rows of a
+    That is: a limit of open files that is too low; packages that annotators need; a mesh that does not fit the
+    devices, the models' heads or the rows of a
     batch; recipes that do not fit a student, or losses that cannot be found; and where the teacher starts from weights,
     a config that is not supported, an incomplete folder, a tokenizer of another model, labels that it cannot
     distinguish, or prompts and rationales longer than the context. With `score.signals` the teacher is not read.
     """
+    _allow_files()
     mesh, teacher = make_mesh(config.mesh), config.teacher
     if "annotate" in stages and config.annotate.annotator == "llm" and not config.score.signals:
         extra.require(*extra.PACKAGES)
@@ -122,3 +128,17 @@ def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
     local_row_indices(mesh, max(1, config.distill.optimization.batch_size // config.distill.group_size))
     local = make_local_mesh(config.mesh)
     check_rows(config.score.batch_size, local, "score.batch_size", "take a multiple of it, or change `mesh`")
+
+
+def _allow_files() -> None:
+    """Raises the limit of open files where it is too low, or UserError where that is not allowed.
+
+    Where files run out, Orbax may wait for ever.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < FILES:
+        if 0 <= hard < FILES:
+            raise UserError(
+                f"a process may open {hard} files at once, {FILES} are needed; allow more: `ulimit -n 4096`"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))

@@ -16,7 +16,8 @@ from jax_rele.annotation.review import apply_reviews, decisions_to_arrow, read_r
 from jax_rele.annotation.votes import Decision, consensus, digest, fit_votes
 from jax_rele.config import Config, local_name
 from jax_rele.data import RATIONALES, PairTable, write_table
-from jax_rele.errors import UserError
+from jax_rele.errors import Preempted, UserError
+from jax_rele.io import write_text
 from jax_rele.rationale import RuleAnnotator, query_quality, render
 from jax_rele.runs import chat_annotators as chat
 from jax_rele.runs import layout
@@ -64,7 +65,7 @@ def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[s
         [pair for pair in everyone if pair.label is not None and pair.pair_id not in fitted],
         config.rationale.tag_map,
     )
-    (run_dir / layout.QUALITY).write_text(json.dumps(held_out, indent=2) + "\n", "utf-8")
+    write_text(run_dir / layout.QUALITY, json.dumps(held_out, indent=2) + "\n")
     counts: dict[str, object] = {"rationales": len(pairs)}
     if held_out["n_queries"]:
         for unit in ("values", "words"):
@@ -101,12 +102,16 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
     quality = build_quality(annotations, reliability=reliability, injection=injected, seed=config.seed)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(run_dir / layout.DECISIONS, *_columns(decisions))
-    (run_dir / layout.QUALITY).write_text(json.dumps(quality, indent=1) + "\n", "utf-8")
+    write_text(run_dir / layout.QUALITY, json.dumps(quality, indent=1) + "\n")
     write_report(folder / "report.html", quality, find_examples(annotations, responses.texts), run_name=config.name)
     (folder / "review.csv").unlink(missing_ok=True)  # a person's edits live in a copy, `annotate.reviews`
     to_see = write_reviews(folder / "review.csv", to_review(decisions), by_id)
 
     states = Counter(decision.status for decision in decisions)
+    if states["pending"] and "SIGTERM" in responses.stopped:
+        raise Preempted(
+            f"annotate: stopped by SIGTERM; the answers so far are in {config.answers}; the same command resumes"
+        )
     if states["pending"] and not annotate.allow_pending:
         raise UserError(
             f"annotate: {states['pending']} of {len(pairs)} pairs have not all of their answers "

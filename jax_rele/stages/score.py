@@ -11,10 +11,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from jax_rele.config import Config, local_name
 from jax_rele.data import join_tables, read_pairs_table, read_signals, write_signals
 from jax_rele.data.tokens.text_loss import TextLoss
+from jax_rele.evaluation.baselines import overlaps
+from jax_rele.evaluation.bootstrap import positive_probs
+from jax_rele.io import write_text
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
 from jax_rele.runs import external_signals, layout
@@ -26,6 +30,8 @@ from jax_rele.types import Pair, Signals
 
 SHARD = 1024
 """Pairs per shard; an interrupted run resumes after the last whole shard."""
+HELD_OUT = 200
+"""Validation pairs that the teacher is compared with word overlap on."""
 
 
 def external_inputs(config: Config) -> dict[str, str]:
@@ -57,10 +63,39 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     distributed.barrier("score: every shard is written")
     if not distributed.is_main():
         return {}
+    held_out = compare_with_overlap(teacher, layout.load_pairs(run_dir, "validation"))
+    if held_out and held_out["teacher_auc"] < held_out["word_overlap_auc"]:
+        print(
+            f"warning: score: on {held_out['pairs']} validation pairs the teacher's ROC-AUC is "
+            f"{held_out['teacher_auc']:.3f}, word overlap's {held_out['word_overlap_auc']:.3f}: students will hardly "
+            "gain from its signals; train it longer or on more rationales (adapt, annotate.unlabelled)"
+        )
     return {
         "label scoring": check_verbalizers(teacher.tokenizer, config.labels.names),
         **join(config, run_dir, shards, order),
+        "validation": held_out,
         **loss.counts(),
+    }
+
+
+def compare_with_overlap(teacher: Teacher, pairs: Sequence[Pair]) -> dict[str, float]:
+    """ROC-AUC of the positive labels on held-out pairs: of the teacher, and of the query's words that an item has.
+
+    A teacher that is not better than word overlap has nothing to teach. At most `HELD_OUT` pairs are judged.
+
+    Returns:
+      `pairs`, `teacher_auc` and `word_overlap_auc`; empty where the pairs are all positive or all negative.
+    """
+    count = min(len(pairs), HELD_OUT)
+    judged = [pairs[index * len(pairs) // count] for index in range(count)]
+    is_positive = [pair.label in teacher.schema.positive for pair in judged]
+    if len({*is_positive}) < 2:
+        return {}
+    probs = positive_probs(teacher.predict(judged).label_probs, teacher.schema)
+    return {
+        "pairs": count,
+        "teacher_auc": round(float(roc_auc_score(is_positive, probs)), 4),
+        "word_overlap_auc": round(float(roc_auc_score(is_positive, overlaps(judged, teacher.fields))), 4),
     }
 
 
@@ -91,7 +126,7 @@ def score_shards(
         judged = judge(teacher, part, write=teacher.order != "label_only", progress=progress)
         counts = {"tokens decoded": judged.tokens_decoded, "tokens emitted": judged.tokens_emitted}
         directory.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".json").write_text(json.dumps(counts), "utf-8")
+        write_text(path.with_suffix(".json"), json.dumps(counts))
         write_signals(path, signals(teacher, part, judged), teacher.schema.names, teacher.dimensions)
 
 

@@ -10,7 +10,8 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -18,11 +19,14 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from jax_rele.errors import UserError
+from jax_rele.io import disk_is_full, handles_are_out, hash_folder, write_error, write_text
 from jax_rele.training import distributed
 from jax_rele.training.state import TrainState
 from jax_rele.types import Params, PyTree
 
 STATE, DATA = "state", "data"
+CHECKSUM = "checksum.txt"
+"""In the folder of a checkpoint, a hash of its other files: the formats inside do not notice every changed bit."""
 
 T = TypeVar("T")
 
@@ -35,21 +39,45 @@ class Stateful(Protocol):
     def set_state(self, state: PyTree) -> None: ...
 
 
-# Orbax logs every save at INFO and warns of defaults that are meant; the run's own logs say what a user needs.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax logs every save at INFO, warns of defaults that are meant, and logs errors of its threads before it raises them.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
-def open_checkpoints(directory: Path, every: int, keep: int = 2) -> ocp.training.Checkpointer:
-    """A context manager over `directory/<step>/`; saves every `every` steps and keeps the last `keep`.
+@contextmanager
+def open_checkpoints(directory: Path, every: int, keep: int = 2) -> Iterator[ocp.training.Checkpointer]:
+    """The checkpoints in `directory/<step>/`; one is due every `every` steps, the last `keep` are kept.
 
     A checkpoint is written under a temporary name and renamed, so a killed run leaves only whole ones.
+
+    Raises:
+      UserError: the folder cannot be written.
     """
-    return ocp.training.Checkpointer(
-        directory.resolve(),
-        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
-        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-        cleanup_tmp_directories=True,
-    )
+    with _writing(directory):
+        checkpoints = ocp.training.Checkpointer(
+            directory.resolve(),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+    try:
+        yield checkpoints
+    except BaseException:
+        with suppress(Exception):  # it would raise once more what made a save fail
+            checkpoints.close()
+        raise
+    with _writing(directory):
+        checkpoints.close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises UserError for errors of the file system, which Orbax and TensorStore raise as several classes."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or disk_is_full(error) or handles_are_out(error):
+            raise write_error(path, error) from error
+        raise
 
 
 def _trainable_state(state: TrainState) -> Params:
@@ -61,13 +89,19 @@ def _abstract(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, iterator: Stateful) -> None:
-    """Saves the trainable state and the data iterator's position, if the step is due.
+def save(
+    checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, iterator: Stateful, *, force: bool = False
+) -> None:
+    """Saves the trainable state and the data iterator's position, if the step is due or with `force`.
 
     The iterator's state must be the same in every process, as that of `data.batches.loader.batches` is: it is saved
     once, so that any number of processes can resume from it.
     """
-    checkpoints.save_checkpointables(step, {STATE: _trainable_state(state), DATA: iterator.get_state()})
+    with _writing(Path(str(checkpoints.directory))):
+        checkpoints.save_checkpointables(
+            step, {STATE: _trainable_state(state), DATA: iterator.get_state()}, force=force
+        )
+    _write_checksum(Path(str(checkpoints.directory)) / str(step))
 
 
 def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator: Stateful) -> TrainState:
@@ -80,17 +114,21 @@ def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator:
         return state
     path = Path(str(checkpoints.directory)) / str(step)
     target = {STATE: _abstract(_trainable_state(state)), DATA: iterator.get_state()}
-    loaded = _read(
-        lambda: checkpoints.load_checkpointables(step, target),
-        f"{path}: damaged checkpoint; delete this folder to resume from the one before",
-    )
+    damaged = f"{path}: damaged checkpoint; delete this folder to resume from the one before"
+    _check(path, damaged)
+    loaded = _read(lambda: checkpoints.load_checkpointables(step, target), damaged)
     iterator.set_state(loaded[DATA])
     return dataclasses.replace(state, **loaded[STATE])
 
 
 def save_variables(path: Path, variables: PyTree) -> None:
-    """Writes variable collections as one Orbax checkpoint, replacing what is there."""
-    ocp.save(path.resolve(), variables, overwrite=True)
+    """Writes variable collections as one Orbax checkpoint, replacing what is there.
+
+    Raises UserError where it cannot be written.
+    """
+    with _writing(path):
+        ocp.save(path.resolve(), variables, overwrite=True)
+    _write_checksum(path)
 
 
 def load_variables(path: Path, abstract: PyTree) -> PyTree:
@@ -102,10 +140,22 @@ def load_variables(path: Path, abstract: PyTree) -> PyTree:
     """
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint; run the stage that writes it")
-    return _read(
-        lambda: _load(path.resolve(), abstract),
-        f"{path}: damaged checkpoint or one of another model; delete the folder of its stage and run that again",
-    )
+    damaged = f"{path}: damaged checkpoint or one of another model; delete the folder of its stage and run that again"
+    _check(path, damaged)
+    return _read(lambda: _load(path.resolve(), abstract), damaged)
+
+
+def _write_checksum(path: Path) -> None:
+    """Of a checkpoint that all processes have written; one that is not there was not due."""
+    if distributed.is_main() and path.is_dir():
+        write_text(path / CHECKSUM, hash_folder(path, CHECKSUM))
+
+
+def _check(path: Path, message: str) -> None:
+    """Raises UserError where process 0 finds another content than was written; without a checksum all is accepted."""
+    file = path / CHECKSUM
+    if distributed.is_main() and file.is_file() and file.read_text("utf-8") != hash_folder(path, CHECKSUM):
+        raise UserError(f"{message} (its files are not those that were written)")
 
 
 def clear(directory: Path) -> None:
@@ -131,15 +181,15 @@ def _read(load: Callable[[], T], message: str) -> T:
     """Runs `load`; any failure is a UserError with `message`, and nothing else is printed."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         loaded = load()
     except Exception as error:
         # The hook stays off: the other readers of the same checkpoint fail after this one, some as the process ends.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+        if handles_are_out(error):  # nothing is damaged
+            raise write_error(message.partition(": ")[0], error) from None
         raise UserError(f"{message} ({_one_line(error)})") from None
     sys.unraisablehook = hook
-    logging.getLogger("absl").setLevel(logging.ERROR)
     return loaded
 
 

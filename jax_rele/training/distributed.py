@@ -22,19 +22,24 @@ import jax
 # JAX has no public way to the store; its own documentation and Orbax take it from here.
 from jax._src.distributed import global_state
 
-from jax_rele.errors import UserError
+from jax_rele.errors import Preempted, UserError
 
 ADDRESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 DETECT = "JAX_RELE_DISTRIBUTED"
 
 T = TypeVar("T")
 
+_AGAIN = "start all processes again with the same command"
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Gloo ", "heartbeat")
 _FAILED = "jax_rele/failed"
 _POLL_MS = 2_000
 _UNWIND_SECONDS = 3.0
 """How long a process may take to end by itself after another has failed; it may hang in a collective for ever."""
 _LEAVE_SECONDS = 8.0
 """How long process 0, which holds the store, waits for the others to end."""
+
+ALIVE_SECONDS = 60.0
+"""After how long without a sign of life process 0 takes another one for lost."""
 
 _calls = itertools.count()
 _failed = threading.Event()
@@ -145,6 +150,21 @@ def barrier(name: str) -> None:
         raise RuntimeError(f"the processes are at different points of the run: {names}")
 
 
+def announce(key: str, text: str) -> None:
+    """Tells all processes a text under a key. Raises JaxRuntimeError where another one has been told."""
+    _store().key_value_set(f"jax_rele/{key}", text)
+
+
+def peek(key: str) -> str | None:
+    """The text that a process has announced under a key so far; None where none has."""
+    try:
+        return _store().key_value_try_get(f"jax_rele/{key}")
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" not in str(error):
+            raise
+        return None
+
+
 def _wait(key: str) -> str:
     while not _failed.is_set():
         try:
@@ -161,12 +181,14 @@ def join_processes() -> Iterator[None]:
 
     With several processes an error does not leave the context: it ends the process, with status 2 for a `UserError`,
     130 for an interruption and 1, after a traceback, for anything else. A process that is killed tells nobody: the
-    others end when a collective fails, or within `jax.distributed`'s heartbeat timeout of 100 seconds.
+    others end when a collective fails, or `ALIVE_SECONDS` after its last sign of life. Where process 0 is killed, JAX
+    aborts the others at once, with a report of its own.
     """
     if not initialize():
         yield
         return
     threading.Thread(target=_end_after_failure, daemon=True).start()
+    threading.Thread(target=_show_life, daemon=True).start()
     try:
         yield
         barrier("the end of the run")
@@ -189,12 +211,44 @@ def _end_after_failure() -> None:
     _leave()
 
 
+def _show_life() -> None:
+    """Gives signs of life to process 0, and in process 0 looks for those of the others, as long as the run lasts."""
+    own, last_seen = global_state.process_id, dict.fromkeys(range(1, process_count()), ("", time.monotonic()))
+    for count in itertools.count():
+        try:
+            if own:
+                _store().key_value_set(f"jax_rele/alive/{own}", str(count), allow_overwrite=True)
+            for other, (before, since) in last_seen.items() if is_main() else ():
+                sign, now = peek(f"alive/{other}") or "", time.monotonic()
+                if sign != before:
+                    last_seen[other] = sign, now
+                elif now - since > ALIVE_SECONDS:
+                    message = f"no sign of life for {ALIVE_SECONDS:.0f} s: killed, or its host is lost; {_AGAIN}"
+                    failure = {"process": other, "status": 1, "message": message}
+                    _store().key_value_set(_FAILED, json.dumps(failure))
+                    return
+        except (jax.errors.JaxRuntimeError, AssertionError):
+            return  # the run is over, or another failure was first
+        time.sleep(ALIVE_SECONDS / 12)
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone."""
+    # JAX raises either, as the collective runs within or after a call.
+    is_of_jax = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+    return is_of_jax and any(sign in str(error) for sign in _LOST_PEER)
+
+
 def _fail(error: BaseException) -> None:
     """Tells the others why this process ends, unless one of them was first, and ends it."""
     if isinstance(error, UserError):
         status, message = 2, str(error)
+    elif isinstance(error, Preempted):
+        status, message = error.status, str(error)
     elif isinstance(error, KeyboardInterrupt):
         status, message = 130, "interrupted; the same command resumes"
+    elif _is_lost_peer(error):
+        status, message = 1, f"another process is gone: {' '.join(str(error).split())[:160]}; {_AGAIN}"
     else:
         status, message = 1, f"{type(error).__name__}; its traceback is above or in its own log"
     client = _store()
@@ -205,7 +259,7 @@ def _fail(error: BaseException) -> None:
     except (
         jax.errors.JaxRuntimeError
     ):  # no process has failed before: what goes wrong after a failure elsewhere follows from it
-        if status == 1:
+        if status == 1 and not _is_lost_peer(error):
             traceback.print_exception(error)
         failure = {"process": global_state.process_id, "status": status, "message": message}
         with suppress(jax.errors.JaxRuntimeError):  # another one did just now, or process 0 is gone

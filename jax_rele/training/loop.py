@@ -11,7 +11,8 @@ import grain
 import jax
 
 from jax_rele.config import OptimizationConfig
-from jax_rele.training import checkpoint, distributed
+from jax_rele.errors import Preempted
+from jax_rele.training import checkpoint, distributed, preemption
 from jax_rele.training.metric_log import MetricLog
 from jax_rele.training.sharding import shard_batch
 from jax_rele.training.state import Batch, Step, TrainState
@@ -33,7 +34,8 @@ def train(
     """Trains for `config.steps` steps, resuming from the last checkpoint in `directory` where there is one.
 
     Writes `checkpoints/` (model, optimizer and iterator together), `metrics.jsonl` and `tensorboard/`. All
-    processes of a run call this; process 0 writes the latter two.
+    processes of a run call this; process 0 writes the latter two. After SIGTERM it saves a checkpoint and raises, where
+    `preemption.end_on_sigterm` is in force.
 
     Args:
       step: a compiled training step, see `sharding.shard_step`.
@@ -53,9 +55,13 @@ def train(
     Raises:
       DivergedError: the loss or gradient is not finite (earlier checkpoints stay).
       UserError: the checkpoint to resume from is damaged.
+      Preempted: SIGTERM was received.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with checkpoint.open_checkpoints(directory / "checkpoints", config.checkpoint_every) as checkpoints:
+    with (
+        preemption.deferred(),
+        checkpoint.open_checkpoints(directory / "checkpoints", config.checkpoint_every) as checkpoints,
+    ):
         state = checkpoint.restore(checkpoints, state, batches)
         start = int(state.step)
         with MetricLog(directory, start, config, title, check) as log:
@@ -74,13 +80,16 @@ def train(
                 measure = None
                 if evaluate is not None and evaluate_every and (last or number % evaluate_every == 0):
                     measure = partial(evaluate, state)
-                save = checkpoints.should_save(number) or last
+                is_preempted = not last and preemption.is_due(number, str(directory))
+                save = checkpoints.should_save(number) or last or is_preempted
                 if measure is not None or save:
                     # Logged before it is saved, so that a run that resumes from the checkpoint has the line.
                     log.record(*pending, measure)
                     pending = None
                 if save:
-                    checkpoint.save(checkpoints, number, state, prefetcher)
+                    checkpoint.save(checkpoints, number, state, prefetcher, force=is_preempted)
+                if is_preempted:
+                    raise Preempted(f"{title}: stopped by SIGTERM, step {number} is saved; the same command resumes")
     return state
 
 

@@ -7,6 +7,7 @@ import yaml
 
 from jax_rele import config
 from jax_rele.errors import UserError
+from jax_rele.runs import preflight as preflight_module
 from jax_rele.runs.preflight import preflight
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -30,3 +31,16 @@ def test_a_rationale_longer_than_the_encoder_is_refused_where_it_is_read(recipe,
         return preflight(checked, ["distill"])
     with pytest.raises(UserError, match=f"^distill.recipes: {recipe} {message}.* lower student.rationale_length$"):
         preflight(checked, ["distill"])
+
+
+@pytest.mark.parametrize(("limits", "raised"), [((64, 4096), 256), ((1024, 4096), None), ((64, 64), None)])
+def test_a_low_limit_of_open_files_is_raised_or_refused(monkeypatch, limits, raised):
+    calls = []
+    monkeypatch.setattr(preflight_module.resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(preflight_module.resource, "setrlimit", lambda _, values: calls.append(values))
+    if limits[1] < 256:
+        with pytest.raises(UserError, match="64 files at once, 256 are needed"):
+            preflight_module._allow_files()
+    else:
+        preflight_module._allow_files()
+    assert calls == ([(raised, limits[1])] if raised else [])

@@ -32,6 +32,7 @@ from jax_rele.training import (
     make_mesh,
     make_optimizer,
     make_train_step,
+    preemption,
     shard_step,
     train,
 )
@@ -81,7 +82,7 @@ def objective():
     return losses.combine(label=label, margin=margin)
 
 
-def train_here(directory: Path, devices=None, dies: bool = False):
+def train_here(directory: Path, devices=None, dies: bool = False, preempted: bool = False):
     """Trains as a stage does, in all processes of this run."""
     mesh, tx = make_mesh(config.MeshConfig(data=2, fsdp=2), devices), make_optimizer(OPTIMIZATION)
     groups = OPTIMIZATION.batch_size // SIZE
@@ -93,6 +94,8 @@ def train_here(directory: Path, devices=None, dies: bool = False):
         calls.append(0)
         if dies and len(calls) == KILLED_AT and not distributed.is_main():
             os.kill(os.getpid(), signal.SIGKILL)
+        if preempted and len(calls) == 3 and not distributed.is_main():
+            os.kill(os.getpid(), signal.SIGTERM)
         return step(state, batch)
 
     state = train(step_or_die, state, data, config=OPTIMIZATION, mesh=mesh, directory=directory, title="test")
@@ -207,6 +210,33 @@ def test_one_process_goes_on_where_two_were(alone, killed, tmp_path):
     shutil.copytree(killed, folder)
     train_here(folder, jax.devices()[:4])
     assert_same_training(alone, folder)
+
+
+def test_sigterm_in_one_process_ends_both_after_the_same_step(alone, tmp_path):
+    folder = tmp_path / "run"
+    done = launch(*this_file("train", folder, "preempted"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "jax-rele: test: stopped by SIGTERM, step 6 is saved; the same command resumes" in done.stdout + done.stderr
+    assert not (folder / "variables").exists()
+    done = launch(*this_file("train", folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_training(alone, folder)
+
+
+def test_a_process_that_is_killed_ends_the_other_with_one_line():
+    script = """
+import os, signal, time
+from jax_rele.training import distributed
+distributed.ALIVE_SECONDS = 6.0
+with distributed.join_processes():
+    if os.environ["JAX_PROCESS_ID"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.barrier("the other")
+"""
+    (status, _, error), _ = run_processes(*[[sys.executable, "-c", script]] * 2)
+    assert status == 1
+    assert error.startswith("jax-rele: process 1: no sign of life for 6 s")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("data", "fsdp", "tensor"), [(4, 2, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8), (8, 1, 1)])
@@ -358,8 +388,8 @@ def run(*arguments: str) -> None:
 def main(job: str, *arguments: str) -> None:
     if job == "run":
         run(*arguments)
-    with distributed.join_processes():
-        train_here(Path(arguments[0]), dies="dies" in arguments)
+    with preemption.end_on_sigterm(), distributed.join_processes():
+        train_here(Path(arguments[0]), dies="dies" in arguments, preempted="preempted" in arguments)
 
 
 if __name__ == "__main__":
