@@ -53,6 +53,8 @@ def system_error(error: BaseException) -> UserError | None:
             if disk_is_full(each):
                 return UserError(f"{where}: the disk is full; {_FREE_DISK}")
             return UserError(f"{where}: {each.strerror}{_advice(each)}")
+        if isinstance(each, OSError):  # of a library, e.g. pyarrow, without a number
+            return UserError(" ".join(str(each).split())[:300] or type(each).__name__)
     for code in _IN_MESSAGES:
         if any(os.strerror(code) in str(each) for each in chain):
             words = " ".join(str(error).split())[:200]

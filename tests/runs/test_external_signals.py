@@ -161,7 +161,7 @@ def test_score_needs_prepare_alone_and_keeps_held_out_rows_apart(scored):
     assert set(train.pair_ids) == {row["pair_id"] for row in rows_of(TWO) if row["split"] == "train"}
     manifest = json.loads((run_dir / "score" / "manifest.json").read_text())
     assert manifest["counts"] == {"pairs": 24, "held-out pairs": 12, "pairs left out": 0, "rows of other pairs": 0}
-    assert list(manifest["inputs"]) == [f"score.signals {file.parent / 'signals.jsonl'}", "prepare"]
+    assert list(manifest["inputs"]) == ["score.signals signals.jsonl", "prepare"]
 
 
 def test_a_teacher_that_does_not_cover_both_splits_has_no_figures(scored, tmp_path, capsys):
