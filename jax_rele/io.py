@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jax_rele.errors import UserError
@@ -20,10 +20,49 @@ FREE_CACHE = "free some space, or set cache_dir to another place"
 """What to do where the disk of the cache is full."""
 
 
-def disk_is_full(error: Exception) -> bool:
+_ADVICE = {
+    errno.EROFS: "give a folder elsewhere",
+    errno.EACCES: "change its permissions, or give a folder elsewhere",
+    errno.EPERM: "change its permissions, or give a folder elsewhere",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ENFILE: "raise the limit of open files",
+}
+"""What to do about an error of the operating system."""
+
+_IN_MESSAGES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE)
+"""Errors that libraries in other languages name in their messages alone."""
+
+
+def disk_is_full(error: BaseException) -> bool:
     """Whether an error says that the disk is full; libraries in other languages say so in their message alone."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return full or os.strerror(errno.ENOSPC) in str(error)
+
+
+def system_error(error: BaseException) -> UserError | None:
+    """The line for an error of the operating system, or one that it caused; None for any other error."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    for each in chain:
+        if isinstance(each, OSError) and each.errno is not None:
+            names = [os.fsdecode(name) for name in (each.filename, each.filename2) if isinstance(name, str | bytes)]
+            where = " -> ".join(names) or "a file or connection"
+            if disk_is_full(each):
+                return UserError(f"{where}: the disk is full; {_FREE_DISK}")
+            return UserError(f"{where}: {each.strerror}{_advice(each)}")
+    for code in _IN_MESSAGES:
+        if any(os.strerror(code) in str(each) for each in chain):
+            words = " ".join(str(error).split())[:200]
+            return UserError(f"{os.strerror(code)}: {words}")
+    return None
+
+
+def _advice(error: BaseException) -> str:
+    advice = _ADVICE.get(getattr(error, "errno", None) or 0, "")
+    return f"; {advice}" if advice else ""
 
 
 def handles_are_out(error: Exception) -> bool:
@@ -36,8 +75,67 @@ def write_error(path: str | Path, error: Exception, fix: str = _FREE_DISK) -> Us
     if disk_is_full(error):
         return UserError(f"{path}: the disk is full; {fix}")
     if handles_are_out(error):
-        return UserError(f"{path}: too many files are open; allow more, e.g. by `ulimit -n 4096`")
-    return UserError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}")
+        return UserError(f"{path}: too many files are open; {_ADVICE[errno.EMFILE]}")
+    return UserError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}{_advice(error)}")
+
+
+def check_output_file(path: str | Path) -> None:
+    """Tries to write a file, so that what would fail after long work fails before it; what is there stays.
+
+    Raises:
+      UserError: it is a folder, its folder is missing, or it cannot be written there.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give a file to write")
+        parent = path.resolve().parent
+        if not parent.is_dir():
+            raise UserError(f"{parent}: no such folder to write to; create it first")
+        _try(_temporary(path))
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def check_output_folder(path: str | Path) -> None:
+    """Tries to write where a folder is, or is to be made; nothing stays.
+
+    Raises:
+      UserError: it is a file, or nothing can be written there.
+    """
+    path = Path(path).absolute()
+    try:
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not existing.is_dir():
+            what = "is a file" if existing == path else f"cannot be made: {existing} is a file"
+            raise UserError(f"{path}: {what}; give another folder")
+        # The name of what is tried is as long as the longest that will be written.
+        _try(_temporary(existing / path.name))
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def _try(temporary: Path) -> None:
+    try:
+        temporary.write_bytes(b"0")
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def refuse_placeholder(path: Path) -> None:
+    """Raises UserError for a file that stands for another one: a Git LFS pointer, or a web page about it."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError:
+        return  # whoever reads it says why
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: is a Git LFS pointer, not the file; fetch the file with `git lfs pull`")
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{path}: is a web page, not the file; download the file itself")
 
 
 def sync(path: str | Path) -> None:
@@ -68,7 +166,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on media that are read-only
+            temporary.unlink()
 
 
 def _temporary(path: Path) -> Path:

@@ -80,6 +80,11 @@ def is_ignorable(character: str) -> bool:
     return _IGNORABLE.fullmatch(character) is not None
 
 
+def is_visible(text: str) -> bool:
+    """Whether a text shows anything; the blank braille pattern does not."""
+    return bool(text_key(text).replace("\u2800", "").strip())
+
+
 def text_key(text: str) -> str:
     """The identity of a text: two texts with one key are the same query, brand or category.
 

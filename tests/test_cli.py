@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from jax_rele import cli
-from jax_rele.cli import commands
+from jax_rele.cli import student_commands
 from jax_rele.cli.completion import completion_script
 from jax_rele.cli.overrides import read_config
 from jax_rele.config import Config, flatten
@@ -32,7 +33,7 @@ def test_the_help_names_every_command(capsys):
 
 
 def test_the_help_of_items_names_every_text_of_an_item():
-    assert commands._ITEM_TEXTS == ITEM_FIELDS
+    assert student_commands._ITEM_TEXTS == ITEM_FIELDS
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"]])
@@ -102,7 +103,7 @@ def test_every_field_of_the_config_is_described():
 def test_the_help_of_a_command_explains_its_options(capsys, command):
     assert cli.main([command, "--help"]) == 0
     assert "RUN" in capsys.readouterr().out
-    assert set(commands.MODELS) == {"teacher", "cross_encoder", "two_tower"}
+    assert set(student_commands.MODELS) == {"teacher", "cross_encoder", "two_tower"}
 
 
 def test_overrides_are_read_as_yaml():
@@ -168,3 +169,19 @@ def test_a_mistake_is_one_line(capsys, arguments, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["--version", "-V", "version"])
+def test_the_version(capsys, word):
+    assert cli.main([word]) == 0
+    assert capsys.readouterr().out == f"jax-rele {metadata.version('jax_rele')}\n"
+
+
+def test_the_package_is_a_program():
+    done = subprocess.run([sys.executable, "-m", "jax_rele", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("jax-rele ")
+
+
+def test_the_usage_of_run_has_one_positional(capsys):
+    assert cli.main(["run", "--help"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "usage: jax-rele run CONFIG.yaml [--path.to.field VALUE ...]"

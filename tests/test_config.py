@@ -10,6 +10,8 @@ from jax_rele import config
 from jax_rele.config.load import RENAMED
 from jax_rele.errors import UserError
 from jax_rele.names import ORDERS, SPLITS
+from jax_rele.runs import pipeline
+from jax_rele.runs.stages import STAGES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -110,3 +112,53 @@ def test_renamed_keys_lead_to_keys_that_exist():
     for old, current in RENAMED.items():
         assert old not in paths
         assert any(path == current or path.startswith(f"{current}.") for path in paths), current
+
+
+def load_text(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text, "utf-8")
+    return config.load(tmp_path / "c.yaml")
+
+
+def test_truths_are_labels_and_yes_is_a_text(tmp_path):
+    aliases = "{true: yes, False: no, off: on}"
+    labels = load_text(
+        tmp_path, f"labels: {{names: [yes, no, on], gains: [1, 0.5, 0], positive: [yes], aliases: {aliases}}}"
+    ).labels
+    assert labels.names == ("yes", "no", "on")
+    assert labels.aliases == {"true": "yes", "false": "no", "off": "on"}
+    labels = load_text(tmp_path, "labels: {names: [true, false], gains: [1, 0], positive: [true]}").labels
+    assert (labels.names, labels.positive) == (("true", "false"), ("true",))
+    assert load_text(tmp_path, "annotate: {reasoning: yes}").annotate.reasoning is True
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not valid YAML: the key 'seed' stands twice"):
+        load_text(tmp_path, "seed: 1\nname: x\nseed: 2\n")
+    with pytest.raises(UserError, match="the key 'path' stands twice"):
+        load_text(tmp_path, "data: {path: a, path: b}")
+    base = load_text(tmp_path, "x: &x {path: a}\n".replace("x: &x", "data: &x"))
+    assert base.data.path == "a"
+
+
+@pytest.mark.parametrize(("written", "read"), [("';'", ";"), ("tab", "\t"), ("'\\t'", "\t"), ("'|'", "|")])
+def test_delimiters(tmp_path, written, read):
+    data = load_text(tmp_path, f"data: {{delimiter: {written}}}").data
+    assert data.delimiter == read
+    assert data.model_dump()["delimiter"] == read
+
+
+@pytest.mark.parametrize("delimiter", ["::", '"', "\n"])
+def test_what_is_no_delimiter(delimiter):
+    with pytest.raises(UserError, match=r"data\.delimiter: must be one character"):
+        config.from_dict({"data": {"delimiter": delimiter}})
+
+
+def test_how_files_are_written_leaves_no_trace_in_hashes_where_it_is_not_set():
+    names = {"delimiter", "quoting", "html"}
+    assert not names & set(config.Config().model_dump()["data"])
+    stage = STAGES["prepare"]
+    plain = pipeline.sections(config.Config(), stage)
+    assert not {f"data.{name}" for name in names} & set(plain)
+    settings = config.from_dict({"data": {"html": "text"}})
+    assert pipeline.sections(settings, stage) == {**plain, "data.html": "text"}
+    assert config.from_dict(settings.model_dump(mode="json")) == settings

@@ -18,6 +18,7 @@ LAYERS = (
     ("plan", "compare", "tune", "deployment"),
     ("serving",),
     ("cli",),
+    ("__main__",),
 )
 LAYER = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 

@@ -36,8 +36,13 @@ JsonObject: TypeAlias = dict[str, object]
 _SECTIONS = ("query_attributes", "item_attributes", "verdicts")
 _VERDICT_ALIASES = {"匹配": "match", "一致": "match", "不匹配": "mismatch", "不一致": "mismatch"}
 _VERDICT_ALIASES |= {"缺失": "absent", "未提及": "absent", "无": "absent"}
-_THINK_END = re.compile(r"</(?:think|thinking|reasoning|analysis)>", re.IGNORECASE)
-_THINK_START = re.compile(r"<(?:think|thinking|reasoning|analysis)>", re.IGNORECASE)
+_THOUGHTS = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning|analysis|reflection)"
+_THINK_END = re.compile(rf"</{_THOUGHTS}>|\[/{_THOUGHTS}\]|\u25c1/think\u25b7|<\|end_of_thought\|>", re.IGNORECASE)
+_THINK_START = re.compile(rf"<{_THOUGHTS}>|\[{_THOUGHTS}\]|\u25c1think\u25b7|<\|begin_of_thought\|>", re.IGNORECASE)
+# Channels as gpt-oss writes them; some servers leave out the marks in angle brackets.
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
+_BARE_FINAL = re.compile(r"assistant\s*final(?=\s*[{`])")
 _SEPARATORS = re.compile(r"[\s_\-]+")
 _LABEL_FIELD = re.compile(r"[\"'“”‘’]label[\"'“”‘’]\s*[:：]\s*[\"'“”‘’]([^\"'“”‘’]*)", re.IGNORECASE)
 _LIST = re.compile(r"[/,|;、，；]| or | and |或|和")
@@ -70,7 +75,7 @@ def read(answer: ModelAnswer, dimensions: Sequence[str], labels: Sequence[str]) 
         return Failure(kind if kind in KINDS else "rejected", detail or ("" if kind in KINDS else kind))
     read_text = read_answer(answer.text, dimensions, labels)
     if kind == "length" and isinstance(read_text, Failure):
-        return Failure("truncated", read_text.detail)
+        return Failure("truncated", detail or read_text.detail)
     return read_text
 
 
@@ -117,6 +122,8 @@ def _read(text: str, dimensions: Sequence[str], labels: Sequence[str]) -> Ration
     if not text.strip():
         raise _Unreadable("empty", "")
     whole = _load(text.strip())
+    if isinstance(whole, str):  # an object that was written as a JSON text
+        whole = _load(whole.strip())
     if isinstance(whole, dict):
         return _rationale(_unwrap(whole), dimensions, labels)
     answer = _without_thoughts(text)
@@ -173,7 +180,14 @@ def _why_unreadable(answer: str, reason: str, start: int, end: int) -> _Unreadab
 
 
 def _without_thoughts(text: str) -> str:
-    """The text after the last think block, or before one that is not closed."""
+    """The text in the final channel or after the last think block, or before one that is not closed."""
+    if channels := list(_CHANNEL.finditer(text)):
+        final = [channel for channel in channels if channel[1] == "final"]
+        if not final:
+            return ""
+        text = _CHANNEL_END.split(text[final[-1].end() :])[0]
+    elif text.lstrip().startswith("analysis") and (finals := list(_BARE_FINAL.finditer(text))):
+        text = text[finals[-1].end() :]
     if closes := list(_THINK_END.finditer(text)):
         text = text[closes[-1].end() :]
     opened = _THINK_START.search(text)
@@ -323,7 +337,7 @@ def _check_value(text: str, dimension: str) -> None:
 
 def _label(parsed: object, labels: Sequence[str]) -> str:
     several = parsed if isinstance(parsed, _Twice | list) else [parsed]
-    texts = [name for name in several if isinstance(name, str)]
+    texts = [text for text in (_label_text(one, labels) for one in several) if text is not None]
     if not texts or len(texts) < len(several):
         raise _Unreadable("wrong_schema", "label must be a text")
     names = {_lookup(name, labels) for name in texts}
@@ -334,6 +348,15 @@ def _label(parsed: object, labels: Sequence[str]) -> str:
         parts = [part for part in _LIST.split(texts[0]) if _lookup(part, labels)]
         raise _Unreadable("several_labels" if len(parts) > 1 else "unknown_label", repr(texts[0][:80]))
     return label
+
+
+def _label_text(label: object, labels: Sequence[str]) -> str | None:
+    """A label as text; of a number or truth value only where a label is written as JSON writes it."""
+    if isinstance(label, str):
+        return label
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    return _lookup(json.dumps(label), labels) if isinstance(label, int | float) else None
 
 
 def _lookup(name: str, names: Sequence[str]) -> str | None:

@@ -154,6 +154,9 @@ def _read_line(
         worst = completions.worst_cost(endpoint, request_body(endpoint, task, sample))
         try:
             answer = completions.read_completion(body, endpoint, task, sample, key, worst)
+        except completions.ErrorInside as inside:
+            results.failed[str(inside.code or inside)] += 1
+            return None
         except completions.Malformed:
             results.damaged += 1
             return name("damaged", where)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -15,12 +14,16 @@ import openai
 
 from jax_rele.annotation.completions import (
     REFUSED_FOR_GOOD,
+    ErrorInside,
     Malformed,
     answer_key,
+    load_completion,
     prompt_hash,
     read_completion,
+    reported_cost,
     request_body,
     sampling_hash,
+    words_of_error,
     worst_cost,
 )
 from jax_rele.annotation.types import Endpoint, ModelAnswer, Task
@@ -99,10 +102,7 @@ async def ask(client: openai.AsyncOpenAI, endpoint: Endpoint, task: Task, sample
     except _TooLarge:
         completion: object = {"choices": [{"finish_reason": "length", "message": {}}]}
     else:
-        try:
-            completion = json.loads(response.content)
-        except ValueError:
-            raise Malformed("not JSON") from None
+        completion = load_completion(response.content)
     seconds = time.perf_counter() - started
     return read_completion(completion, endpoint, task, sample, key, worst_cost(endpoint, body), seconds)
 
@@ -112,14 +112,18 @@ class Fault:
     """A call without an answer.
 
     Attributes:
-      reason: `429`, `500`, `timeout`, `connection`, `malformed`, ...
+      reason: `429`, `500`, `timeout`, `connection`, `malformed`, `error` (in a response of status 200), ...
       charged: whether the server may charge for it.
+      cost: what it charges, by its own count; None where that is not known.
+      detail: what the server says, or its answer's first words.
       wait: seconds that the server asks to wait; 0 where it does not say.
       fatal: empty, or why every further call to the endpoint would fail too.
     """
 
     reason: str
     charged: bool = False
+    cost: float | None = None
+    detail: str = ""
     wait: float = 0.0
     fatal: str = ""
 
@@ -131,7 +135,8 @@ def fault_of(error: Exception, endpoint: Endpoint) -> Fault:
             # 404 means an unknown model or route, so that other requests fail too.
             fatal = error.status_code in (401, 402, 403, 404) or error.code == "insufficient_quota"
             reason = describe_error(error, endpoint) if fatal else ""
-            return Fault(str(error.status_code), wait=retry_after(error.response.headers), fatal=reason)
+            wait, detail = retry_after(error.response.headers), _words(error, endpoint)
+            return Fault(str(error.status_code), detail=detail, wait=wait, fatal=reason)
         case openai.APIConnectionError():
             unsent = isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
             timed_out = isinstance(error, openai.APITimeoutError)
@@ -139,7 +144,12 @@ def fault_of(error: Exception, endpoint: Endpoint) -> Fault:
         case TimeoutError():
             return Fault("timeout", charged=True)
         case Malformed():
-            return Fault("malformed", charged=True)
+            cost = reported_cost(endpoint, error.tokens) if any(error.tokens) else None
+            return Fault("malformed", error.charged or cost is not None, cost, _without_key(str(error), endpoint))
+        case ErrorInside():
+            detail = _without_key(str(error), endpoint)
+            final = error.code in (401, 402, 403, 404)
+            return Fault(str(error.code or "error"), detail=detail, fatal=f"{error.code} {detail}" if final else "")
     raise error
 
 
@@ -163,8 +173,14 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
 def describe_error(error: openai.APIStatusError, endpoint: Endpoint) -> str:
     """Status and the server's message, on one line, without the key."""
-    message = error.body.get("message") if isinstance(error.body, Mapping) else None
-    text = " ".join(str(message or error.message).split())
-    if key := key_of(endpoint):
-        text = text.replace(key, "***")
-    return f"{error.status_code} {text[:200]}"
+    return f"{error.status_code} {_words(error, endpoint)}"
+
+
+def _words(error: openai.APIStatusError, endpoint: Endpoint) -> str:
+    words = words_of_error(error.body) or words_of_error(error.response.text) or str(error.message)
+    return _without_key(words, endpoint)[:200]
+
+
+def _without_key(text: str, endpoint: Endpoint) -> str:
+    key = key_of(endpoint)
+    return text.replace(key, "***") if key else text

@@ -12,12 +12,36 @@ from jax_rele.annotation.types import Endpoint, ModelAnswer, Task
 MAX_TEXT = 1 << 18
 """Characters of an answer; a longer one is cut there and has the failure `length`."""
 
+_ERROR_NAMES = ("message", "detail", "msg", "errors", "error_msg", "error_message")
+_MAX_OBJECTS = 64  # each attempt to read one may scan the whole text
+
 REFUSED_FOR_GOOD = (400, 413, 415, 422)
 """Statuses with which a server says that it will never take this request, and may take others."""
 
 
 class Malformed(Exception):
-    """A response of status 200 that is no chat completion."""
+    """A response of status 200 that is no chat completion.
+
+    Attributes:
+      charged: whether it may have been one, cut off, so that its tokens may be charged.
+      tokens: of the prompt and the answer, where the server counts them all the same.
+    """
+
+    def __init__(self, detail: str, *, charged: bool = False, tokens: tuple[int, int] = (0, 0)):
+        super().__init__(detail)
+        self.charged, self.tokens = charged, tokens
+
+
+class ErrorInside(Exception):
+    """An error in a response of status 200.
+
+    Attributes:
+      code: the status that it stands for, or 0.
+    """
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
 
 
 def prompt_hash(task: Task) -> bytes:
@@ -60,7 +84,8 @@ def request_body(endpoint: Endpoint, task: Task, sample: int) -> dict[str, objec
         "model": endpoint.model,
         "messages": [dict(message) for message in task.messages],
         "temperature": endpoint.temperature,
-        "top_p": endpoint.top_p,
+        # Some servers take only what lies below 1, which is everybody's default.
+        "top_p": None if endpoint.top_p == 1 else endpoint.top_p,
         "max_tokens": endpoint.max_tokens,
         "seed": sample,
     }
@@ -84,43 +109,219 @@ def worst_cost(endpoint: Endpoint, body: Mapping[str, Any]) -> float:
     return _cost(endpoint, len(json.dumps(body, ensure_ascii=False).encode(errors="replace")), generated)
 
 
+def load_completion(content: bytes) -> dict[str, Any]:
+    """The JSON object of a response of status 200.
+
+    Raises:
+      Malformed, ErrorInside: it is none, or an error, or no chat completion; with its first words.
+    """
+    try:
+        completion = json.loads(content)
+    except (ValueError, RecursionError):
+        text = content.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+        if text.startswith(("data:", "event:", ":")):
+            raise Malformed(f"the server streams its answer, begins with {first_words(text)}") from None
+        if text.startswith("<"):
+            raise Malformed(f"a web page, begins with {first_words(text)}") from None
+        raise Malformed(f"not JSON, begins with {first_words(text)}", charged='"choices"' in text[:200]) from None
+    check_completion(completion)
+    return completion
+
+
+def check_completion(completion: Any) -> None:
+    """Raises Malformed or ErrorInside unless a JSON value has a choice with a message, as a chat completion has."""
+    if not isinstance(completion, dict):
+        raise Malformed(f"not a JSON object, begins with {first_words(json.dumps(completion))}")
+    choices = completion.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    for holder in (completion, choice):
+        # Of an error beside a whole answer the answer counts.
+        if isinstance(holder, dict) and holder.get("error") and not _has_message(choice):
+            raise ErrorInside(words_of_error(holder), _code(holder["error"]))
+    if not _has_message(choice):
+        for name in _ERROR_NAMES:
+            if choices is None and isinstance(completion.get(name), str | list) and completion[name]:
+                raise ErrorInside(words_of_error(completion), _code(completion))
+        what = "`choices` is empty" if "choices" in completion and not choices else "no chat completion"
+        if isinstance(choice, dict) and isinstance(choice.get("text"), str):
+            what = "a completion without a chat message"
+        raise Malformed(
+            f"{what}, begins with {first_words(json.dumps(completion, ensure_ascii=False))}", tokens=_tokens(completion)
+        )
+
+
+def _has_message(choice: object) -> bool:
+    return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
+
+
+def _code(error: object) -> int:
+    for name in ("code", "status", "status_code"):
+        value = error.get(name) if isinstance(error, Mapping) else None
+        if isinstance(value, int | str) and str(value).isdecimal() and 400 <= int(value) < 600:
+            return int(value)
+    return 0
+
+
+def first_words(text: str, most: int = 80) -> str:
+    """The beginning of a text for a message, on one line."""
+    return ascii_line(text[: 4 * most])[:most]
+
+
+def ascii_line(text: str) -> str:
+    """A text on one line and without half characters."""
+    return " ".join(text.encode(errors="replace").decode().split())
+
+
+def words_of_error(body: object) -> str:
+    """What a server says in an error, on one line: the text in its `error`, `message`, `detail` or the like."""
+    match body:
+        case str() | bytes():
+            text = body if isinstance(body, str) else body.decode("utf-8", "replace")
+            return ascii_line(text)[:200]
+        case list():
+            return "; ".join(filter(None, map(words_of_error, body[:3])))[:200]
+        case Mapping():
+            location = body.get("loc")
+            where = ".".join(map(str, location)) + ": " if isinstance(location, list) and location else ""
+            for name in (
+                "error",
+                "message",
+                "detail",
+                "msg",
+                "errors",
+                "error_msg",
+                "error_message",
+                "reason",
+                "title",
+            ):
+                if words := words_of_error(body.get(name)):
+                    more = _metadata(body.get(name))
+                    return f"{where}{words}{more}"[:200]
+            return first_words(json.dumps(body, ensure_ascii=False, default=str), 200) if body else ""
+        case _:
+            return ""
+
+
+def _metadata(error: object) -> str:
+    """What a gateway quotes of the provider behind it."""
+    metadata = error.get("metadata") if isinstance(error, Mapping) else None
+    raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
+    return f" ({ascii_line(str(raw))})" if raw else ""
+
+
 def read_completion(
     completion: Any, endpoint: Endpoint, task: Task, sample: int, key: str, worst: float, seconds: float = 0.0
 ) -> ModelAnswer:
     """The answer in a chat completion, as a server sends it or a batch file holds it.
 
-    The text is kept whole, with a think block where the model wrote one into it; separate fields of reasoning are
-    ignored. After a refusal the text is what the model said, after `length` as much as came.
+    The text is kept whole, with a think block where the model wrote one into it. Where it is empty, the arguments of a
+    tool call, or a separate field of reasoning, count if they hold an object with the fields of the task's schema.
+    After a refusal the text is what the model said, after `length` as much as came.
 
     Args:
       worst: the cost where the server reports no token counts.
 
     Raises:
-      Malformed: it is no chat completion.
+      Malformed, ErrorInside: it is no chat completion.
     """
-    try:
-        choice = completion["choices"][0]
-        message = choice["message"]
-        text = message.get("content") or ""
-        if isinstance(text, list):
-            text = "".join(part.get("text") or "" for part in text)
-        refusal = message.get("refusal") or ""
-        reason = choice.get("finish_reason")
-        usage = completion.get("usage") or {}
-        tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        # A lone surrogate, which JSON can carry, has no UTF-8 form.
-        text, refusal = (part.encode(errors="replace").decode() for part in (text, refusal))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        raise Malformed("no chat completion") from None
+    check_completion(completion)
+    choice = completion["choices"][0]
+    message = choice["message"]
+    text, refusal, reason = _text(message.get("content")), _text(message.get("refusal")), choice.get("finish_reason")
+    tokens, others = _tokens(completion), _other_texts(message)
+    if not text.strip() and not refusal:
+        text = next((other for other in others.values() if _holds_answer(other, task.schema)), text)
+    # A lone surrogate, which JSON can carry, has no UTF-8 form.
+    text, refusal = (part.encode(errors="replace").decode() for part in (text, refusal))
     if refusal or reason == "content_filter":
         failure, text = "refusal", text or refusal
     elif reason == "length" or len(text) > MAX_TEXT:
-        failure = "length"
+        failure = "length" if text.strip() or not others else "length: reasoning took all of max_tokens"
+    elif text.strip():
+        failure = ""
     else:
-        failure = "" if text.strip() else "empty"
+        failure = f"empty: no content, and no answer in {', '.join(others)}" if others else "empty"
     cost = _cost(endpoint, *tokens) if any(tokens) else worst
     identity = task.pair_id, endpoint.name, sample, task.round, key
     return ModelAnswer(*identity, text[:MAX_TEXT], failure, *tokens, cost, seconds)
+
+
+def _text(content: object) -> str:
+    """The text of a message's content: a text, parts of one, or an object that a server has parsed already."""
+    match content:
+        case str():
+            return content
+        case list():
+            return "".join(part if isinstance(part, str) else _part(part) for part in content)
+        case dict():
+            return _part(content) or json.dumps(content, ensure_ascii=False)
+        case _:
+            return ""
+
+
+def _part(part: object) -> str:
+    text = part.get("text") if isinstance(part, dict) else None
+    text = text.get("value") if isinstance(text, dict) else text
+    return text if isinstance(text, str) else ""
+
+
+def _other_texts(message: Mapping[str, Any]) -> dict[str, str]:
+    """Texts of a message beside its content, by where they are, the likeliest to be the answer first."""
+    texts = {"parsed": parsed} if (parsed := _text(message.get("parsed"))) else {}
+    calls = message.get("tool_calls")
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    for name, function in (
+        *(("tool_calls", each) for each in functions),
+        ("function_call", message.get("function_call")),
+    ):
+        if isinstance(function, dict) and (arguments := _text(function.get("arguments"))):
+            texts.setdefault(name, arguments)
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        if (reasoning := _text(message.get(name))).strip():
+            texts[name] = reasoning
+    return texts
+
+
+def _holds_answer(text: str, schema: Mapping[str, object]) -> bool:
+    """Whether a text holds a JSON object with the fields that a schema asks for."""
+    properties = schema.get("required") or schema.get("properties") or ()
+    names = {str(name) for name in properties} if isinstance(properties, Mapping | list | tuple) else set()
+    if text.lstrip().startswith('"'):  # an object that was written as a JSON text
+        text = text.replace("\\", "")
+    decoder, start = json.JSONDecoder(), text.find("{")
+    for _ in range(_MAX_OBJECTS):
+        if start < 0:
+            return False
+        try:
+            value, end = decoder.raw_decode(text, start)
+            if names and names <= value.keys():
+                return True
+        except (ValueError, RecursionError):
+            end = start + 1
+        start = text.find("{", end)
+    return False
+
+
+def _tokens(completion: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens of the prompt and the answer; 0 for a count that is none."""
+    usage = completion.get("usage")
+    prompt, generated = (
+        _count(usage.get(name)) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")
+    )
+    return prompt, generated
+
+
+def _count(value: object) -> int:
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else 0.0
+        return int(number) if 0 <= number < 2**53 else 0
+    except (ValueError, OverflowError):
+        return 0
+
+
+def reported_cost(endpoint: Endpoint, tokens: tuple[int, int]) -> float:
+    """What an endpoint charges for tokens of a prompt and an answer."""
+    return _cost(endpoint, *tokens)
 
 
 def _digest(value: object) -> bytes:

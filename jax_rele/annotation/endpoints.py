@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -14,8 +15,8 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
-from jax_rele.annotation.calls import describe_error, fault_of, key_of, open_client
-from jax_rele.annotation.completions import request_body, sampling_hash
+from jax_rele.annotation.calls import Fault, describe_error, fault_of, key_of, open_client
+from jax_rele.annotation.completions import ErrorInside, Malformed, load_completion, request_body, sampling_hash
 from jax_rele.annotation.types import Endpoint, Task
 from jax_rele.errors import UserError
 
@@ -27,15 +28,18 @@ CHECK_ATTEMPTS = 3
 
 T = TypeVar("T")
 
+_CHECK_TASK = Task("check", ({"role": "user", "content": 'Write the JSON {"ok": true}.'},), {})
+
 
 def check(endpoints: Sequence[Endpoint], schema: Mapping[str, object] | None = None) -> list[Endpoint]:
     """Tries every endpoint within seconds and settles `structured` where it is `auto`.
 
     What is free comes first, for all endpoints: names, keys, and the server's list of models where it has one. Then
     each gets one small call with the run's sampling parameters and at most 16 tokens to generate, first those whose
-    model is not listed. A failed call is free; a successful one costs the schema's tokens and a few more, which no
-    accounting includes. Thus a refused schema, parameter or key is known before thousands of calls are made. Where
-    `structured` is `auto`, `json_schema`, `json_object` and `none` are tried in turn.
+    model is not listed; what it answers must be a chat completion. A failed call is free; a successful one costs the
+    schema's tokens and a few more, which no accounting includes. Thus a refused schema, parameter or key is known
+    before thousands of calls are made. Where `structured` is `auto`, `json_schema`, `json_object` and `none` are tried
+    in turn.
 
     Args:
       schema: of the answers; a small one by default.
@@ -121,7 +125,7 @@ async def _models(client: openai.AsyncOpenAI, endpoint: Endpoint) -> list[str]:
 async def _settle(
     client: openai.AsyncOpenAI, endpoint: Endpoint, schema: Mapping[str, object], models: Sequence[str]
 ) -> Endpoint:
-    task = Task("check", ({"role": "user", "content": 'Write the JSON {"ok": true}.'},), schema)
+    task = replace(_CHECK_TASK, schema=schema)
     forms = FORMS if endpoint.structured == "auto" else (endpoint.structured,)
     for form in forms:
         candidate = replace(endpoint, structured=form)
@@ -138,6 +142,12 @@ async def _settle(
             if form != forms[-1] and error.status_code in (400, 415, 422, 500, 501):
                 continue
             raise _refused(error, candidate, models) from None
+        except ErrorInside as error:
+            if form != forms[-1] and error.code in (0, 400, 415, 422, 500, 501):
+                continue
+            raise _unreadable(fault_of(error, candidate), candidate) from None
+        except Malformed as error:
+            raise _unreadable(fault_of(error, candidate), candidate) from None
         return candidate
     raise AssertionError
 
@@ -146,8 +156,14 @@ async def _small_call(client: openai.AsyncOpenAI, endpoint: Endpoint, body: Mapp
     for attempt in range(1, CHECK_ATTEMPTS + 1):
         try:
             async with asyncio.timeout(endpoint.timeout):
-                await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+                response = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+            load_completion(response.content)
             return
+        except ErrorInside as error:
+            transient = error.code in (0, 408, 409, 429, 502, 503, 504)
+            if not transient or attempt == CHECK_ATTEMPTS:
+                raise
+            await asyncio.sleep(0.5)
         except openai.APIStatusError as error:
             fault = fault_of(error, endpoint)
             transient = error.status_code in (408, 409, 429, 502, 503, 504) and not fault.fatal
@@ -157,6 +173,14 @@ async def _small_call(client: openai.AsyncOpenAI, endpoint: Endpoint, body: Mapp
         except (openai.APIConnectionError, TimeoutError):
             if attempt == CHECK_ATTEMPTS:
                 raise _silent(endpoint) from None
+
+
+def _unreadable(fault: Fault, endpoint: Endpoint) -> UserError:
+    what = "is no chat completion" if fault.reason == "malformed" else f"holds an error ({fault.reason})"
+    return UserError(
+        f"endpoint {endpoint.name}: the answer to a small call at {endpoint.base_url} {what}: {fault.detail}; correct "
+        "base_url, model or extra"
+    )
 
 
 def _silent(endpoint: Endpoint) -> UserError:
@@ -179,4 +203,9 @@ def _refused(error: openai.APIStatusError, endpoint: Endpoint, models: Sequence[
     forms = ("response_format", "json_schema", "json_object", "schema", "grammar", "guided")
     if endpoint.structured != "none" and error.status_code in (400, 422) and any(form in message for form in forms):
         return UserError(f"{where}: the server refuses structured: {endpoint.structured}; choose auto: {message}")
-    return UserError(f"{where}: the server refuses a small call; correct the endpoint: {message}")
+    fix = "correct the endpoint"
+    sent = [name for name in request_body(endpoint, _CHECK_TASK, 0) if name not in ("model", "messages")]
+    if name := next((name for name in sent if re.search(rf"\b{name}\b", message)), ""):
+        instead = f", max_completion_tokens: {endpoint.max_tokens}" if name == "max_tokens" else ""
+        fix = f"leave {name} out with extra: {{{name}: null{instead}}}, or change it"
+    return UserError(f"{where}: the server refuses a small call; {fix}: {message}")

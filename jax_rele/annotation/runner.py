@@ -63,6 +63,7 @@ class _EndpointState:
       delayed: a heap of jobs that wait, the earliest first; `unfunded` are those that the budget did not cover.
       limit: of calls in flight: falls when the server says that there are too many, and grows back.
       failures: consecutive; `probes` of them are probes of an open breaker, which allows none before `opens`.
+      last_fault: what the last call without an answer met.
       down: why no more calls are made.
     """
 
@@ -80,6 +81,7 @@ class _EndpointState:
     open: bool = False
     opens: float = 0.0
     probes: int = 0
+    last_fault: str = ""
     down: str = ""
 
 
@@ -298,7 +300,7 @@ async def _call(run: _Run, state: _EndpointState, job: _Job, probe: bool) -> Non
         else:
             run.retries[fault.reason] += 1
             if fault.charged:
-                run.store.add_unanswered(job.key, fault.reason, job.worst)
+                run.store.add_unanswered(job.key, fault.reason, job.worst if fault.cost is None else fault.cost)
             _record_fault(run, state, job, fault, probe)
     except Exception as error:
         run.fail(error)
@@ -319,6 +321,7 @@ def _record_success(state: _EndpointState) -> None:
 def _record_fault(run: _Run, state: _EndpointState, job: _Job, fault: Fault, probe: bool) -> None:
     now = asyncio.get_running_loop().time()
     job.attempts += 1
+    state.last_fault = f"{fault.reason}: {fault.detail}" if fault.detail else fault.reason
     if fault.fatal or fault.wait > LONGEST_WAIT:
         state.down = state.down or fault.fatal or f"{fault.reason}: asks to wait {fault.wait:.0f} s"
     if fault.reason == "429":
@@ -333,7 +336,8 @@ def _record_fault(run: _Run, state: _EndpointState, job: _Job, fault: Fault, pro
             wait = min(BREAKER_WAIT_MOST, BREAKER_WAIT * 2**state.probes)
             state.open, state.opens = True, now + wait * random.uniform(0.5, 1.0)
             if state.probes >= BREAKER_PROBES:
-                state.down = state.down or f"{fault.reason}: no answer in {state.failures} calls"
+                words = f", the last: {fault.detail}" if fault.detail else ""
+                state.down = state.down or f"{fault.reason}: no answer in {state.failures} calls{words}"
     if job.attempts >= run.max_attempts or state.down or fault.reason == "stopped":
         run.store.release(job.key)
     else:
@@ -361,5 +365,6 @@ def _summary(run: _Run, endpoints: Sequence[Endpoint]) -> Summary:
                 counts["output_tokens"] += entry.output_tokens
         costs |= own
         by_endpoint[endpoint.name] = {"calls": state.calls, **counts, "cost": fsum(own.values()), "down": state.down}
+        by_endpoint[endpoint.name]["last_fault"] = state.last_fault
     calls, spent = sum(state.calls for state in run.states), fsum(costs.values())
     return Summary(asked, stored, asked - stored, calls, dict(run.retries), spent, run.stopped, by_endpoint)

@@ -67,7 +67,7 @@ class ModelAnswer:
       key: hash of model, messages, schema, sampling parameters and sample number.
       text: empty where there is none.
       failure: empty, or why there is no text: `refusal`, `length`, `empty`, `rejected: ...` (the server refuses this
-        request for good).
+        request for good); after a colon what is known of it.
       input_tokens, output_tokens: as the server counts them.
       cost: of this call, charged attempts that failed included.
       seconds: of the call that answered.
@@ -99,7 +99,7 @@ class Summary:
       cost: of everything that the store holds for these tasks.
       stopped: empty, or why the run ended early, e.g. `budget`.
       by_endpoint: {name: {"calls", "answers", "failures", "unanswered", "input_tokens", "output_tokens", "cost",
-        "down"}}.
+        "down", "last_fault"}}.
     """
 
     asked: int

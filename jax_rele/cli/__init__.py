@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 
-from jax_rele.cli import commands as commands
+from jax_rele import __version__
+
+# Each registers its commands, in the order of the help.
+from jax_rele.cli import commands as commands  # isort: skip
+from jax_rele.cli import student_commands as student_commands  # isort: skip
+from jax_rele.cli import completion as completion  # isort: skip
 from jax_rele.cli.parser import COMMANDS, find_command, run_command
 from jax_rele.errors import Preempted, UserError
+from jax_rele.io import system_error, write_error
 from jax_rele.runs.stages import STAGES
 
 _DESCRIPTION = "Explainable LLM relevance for e-commerce search, distilled into deployable students."
@@ -40,20 +47,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as stop:  # argparse, after --help or a wrong option
         return stop.code if isinstance(stop.code, int) else 2
+    except Exception as error:
+        if (line := system_error(error)) is None:
+            raise
+        print(f"jax-rele: {line}", file=sys.stderr)
+        return 2
     return 0
 
 
 def command() -> None:
     """The console script. Ends the process at once: threads that still read a damaged checkpoint would delay it."""
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # e.g. a full disk behind `> file`
+        if not isinstance(error, BrokenPipeError):
+            print(f"jax-rele: {write_error('standard output', error)}", file=sys.stderr)
+            status = status or 2
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(status)
 
 
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(format_help())
+        return
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"jax-rele {__version__}")
         return
     selected, rest = find_command(arguments)
     if selected is None:
@@ -95,7 +116,8 @@ def format_help() -> str:
             "commands:",
             *lines,
             "",
-            "`jax-rele COMMAND --help` explains a command, `jax-rele run --help` every field of the config.",
+            "`jax-rele COMMAND --help` explains a command, `jax-rele run --help` every field of the config,",
+            "`jax-rele --version` prints the version.",
         ]
     )
 

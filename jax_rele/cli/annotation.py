@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from jax_rele.annotation import batch_files
 from jax_rele.annotation.prompts import Prompts
@@ -11,6 +12,7 @@ from jax_rele.annotation.store import Store
 from jax_rele.annotation.types import Endpoint, Task
 from jax_rele.config import Config
 from jax_rele.errors import UserError
+from jax_rele.io import check_output_folder
 from jax_rele.runs import chat_annotators as chat
 from jax_rele.runs import layout, pipeline
 from jax_rele.stages import annotate
@@ -43,6 +45,7 @@ def annotate_worker(config: Config) -> None:
 
 def write_batch(config: Config, name: str, path: str) -> None:
     """Writes the requests of an endpoint that have no answer yet, for an offline batch."""
+    check_output_folder(Path(path).absolute().parent)
     tasks, _, endpoints = _asked(config)
     matches = [endpoint for endpoint in endpoints if endpoint.name == name]
     if not matches:

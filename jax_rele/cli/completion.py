@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jax_rele.cli.parser import COMMANDS
+from jax_rele.cli.parser import COMMANDS, argument, command
 
 _BASH = """_jax_rele() {
   local words="${COMP_WORDS[*]:1:COMP_CWORD-1}" current="${COMP_WORDS[COMP_CWORD]}" options="$commands"
@@ -48,3 +48,9 @@ def _options(name: str) -> list[str]:
 def _next_words(name: str) -> list[str]:
     """Words that continue a command's name to that of another."""
     return list(dict.fromkeys(other[len(name) :].split()[0] for other in COMMANDS if other.startswith(f"{name} ")))
+
+
+@command(argument("shell", choices=("bash", "zsh", "fish"), help="which shell"))
+def completion(shell: str) -> None:
+    """Print a completion script: `eval "$(jax-rele completion bash)"`."""
+    print(completion_script(shell))

@@ -15,7 +15,7 @@ from jax_rele.deployment import drift as comparing
 from jax_rele.deployment.groups import group_names
 from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.errors import UserError
-from jax_rele.io import write_json
+from jax_rele.io import check_output_file, write_json
 from jax_rele.types import Pair
 
 
@@ -35,8 +35,8 @@ def drift(
     """
     if output is not None and output.suffix != ".html":
         raise UserError(f"{output}: the report is a page; give a name that ends in .html (JSON is written beside it)")
-    if output is not None and not output.resolve().parent.is_dir():
-        raise UserError(f"{output.resolve().parent}: no such folder to write to; create it first")
+    if output is not None:
+        check_output_file(output)
     names = named_values(fields, "--fields")
     scorer = load_bundle(bundle)
     old, new = (_read(path, scorer, names) for path in (reference, current))

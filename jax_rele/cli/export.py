@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jax_rele import extras
 from jax_rele.errors import UserError
+from jax_rele.io import check_output_folder
 from jax_rele.models import save_peft, to_hf
 from jax_rele.models.bundled import BUNDLED
 from jax_rele.models.files import HUB
@@ -32,6 +33,7 @@ def export(
     Raises:
       UserError: options of another model.
     """
+    check_output_folder(output)
     if model == "teacher":
         options = {"--recipe": recipe, "--format": form, "--int8": int8, "--labels": labels}
         for option, value in options.items():
@@ -83,11 +85,11 @@ def export_teacher(run_dir: Path, output: Path, *, adapters: bool = False) -> No
     if adapters:
         named = config.teacher.init.removeprefix(HUB)
         # PEFT knows the hub's names and folders.
-        base = str(weights_folder(config.teacher.init)) if named.startswith((BUNDLED, GGUF)) else named
+        base = str(weights_folder(config.teacher.init, "teacher.init")) if named.startswith((BUNDLED, GGUF)) else named
         save_peft(model, variables, output, base=None if own else base)
         print(f"{output}: the teacher's adapters")
     else:
         variables |= load.load_base(config, model, run_dir, mesh)
-        source = run_dir / layout.TEACHER_TOKENIZER if own else weights_folder(config.teacher.init)
+        source = run_dir / layout.TEACHER_TOKENIZER if own else weights_folder(config.teacher.init, "teacher.init")
         to_hf(model, variables, output, source=source)
         print(f"{output}: the teacher's weights, adapters merged, and its tokenizer")

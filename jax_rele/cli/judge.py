@@ -18,15 +18,16 @@ from jax_rele.cli.options import named_values
 from jax_rele.config import TextLossConfig
 from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.data.parquet import QUARANTINE, join_tables
+from jax_rele.data.sources.files import is_remote
 from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss
 from jax_rele.errors import UserError
-from jax_rele.io import hash_values
-from jax_rele.models.files import read_json
+from jax_rele.io import check_output_file, check_output_folder, hash_values
 from jax_rele.names import MODELS
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.runs.load import load_student, load_teacher, read_run
 from jax_rele.runs.texts import check_student_texts, check_teacher_texts
+from jax_rele.text import is_visible
 from jax_rele.types import ITEM_FIELDS, Item, Pair
 
 PARITY = "parity.json"
@@ -41,7 +42,7 @@ def predict(
     *,
     recipe: str | None = None,
     embeddings: bool = False,
-    shards: Path | None = None,
+    shards: str | None = None,
     process: str | None = None,
     rows: int | None = None,
     ray: str | None = None,
@@ -101,7 +102,7 @@ def predict_by_bundle(
     bundle: Path,
     input_path: str,
     output_path: Path | None,
-    shards: Path | None,
+    shards: str | None,
     process: str | None,
     rows: int | None,
     ray: str | None,
@@ -114,15 +115,19 @@ def predict_by_bundle(
     The columns are `pair_id`, `score`, one probability per label, the likeliest verdict of each dimension where the
     student was taught verdicts, and `tier` where the bundle has tiers.
     """
-    from jax_rele.deployment.batch import ROWS, Worker, predict_shards
+    from jax_rele.deployment.batch import FINISHED, ROWS, Worker, predict_shards
+    from jax_rele.deployment.shard_folder import open_folder
 
-    if shards is None:
+    if shards is not None:
+        if not is_remote(shards):
+            check_output_folder(shards)
+    else:
         assert output_path is not None
         _check_output(input_path, output_path)
         _check_quarantine(output_path.with_suffix(".quarantine.parquet"))
         # Shards of the one file; they are kept until it is whole, so that the same command resumes.
         key = hash_values([str(bundle.resolve()), input_path, list(fields.items()), rows])
-        shards = output_path.with_name(f".{output_path.name}.{key}.shards")
+        shards = str(output_path.with_name(f".{output_path.name}.{key}.shards"))
     worker = Worker.parse(process) if process else Worker()
     try:
         if ray:
@@ -143,7 +148,7 @@ def predict_by_bundle(
                 bundle, input_path, shards, fields=fields, rows=rows or ROWS, worker=worker, threads=threads
             )
     except UserError:
-        if output_path is not None and not any(pq.read_metadata(file).num_rows for file in _parts(shards)):
+        if output_path is not None and not any(pq.read_metadata(file).num_rows for file in _parts(Path(shards))):
             shutil.rmtree(shards, ignore_errors=True)  # there is nothing to resume
         raise
     where = output_path or shards
@@ -153,7 +158,7 @@ def predict_by_bundle(
     )
     if not done.finished:
         return
-    counts = read_json(shards / "finished.json")
+    counts = open_folder(shards).read_json(FINISHED)
     print(
         f"{shards}: {counts['rows']} rows read = {counts['pairs']} pairs + {counts['quarantined']} bad rows set aside"
     )
@@ -162,10 +167,10 @@ def predict_by_bundle(
     check_text_loss(str(where), loss, TextLossConfig(max_unknown=1.0), remedies=remedies)
     print(f"{where}: {loss}")
     if output_path is not None:
-        join_tables(output_path, _parts(shards), metadata={})
+        join_tables(output_path, _parts(Path(shards)), metadata={})
         quarantine = output_path.with_suffix(".quarantine.parquet")
         quarantine.unlink(missing_ok=True)
-        if bad := sorted(shards.glob("part-*.quarantine.parquet")):
+        if bad := sorted(Path(shards).glob("part-*.quarantine.parquet")):
             join_tables(quarantine, bad)
         shutil.rmtree(shards)
         print(f"{output_path}: {counts['pairs']} pairs")
@@ -182,8 +187,7 @@ def _check_output(input_path: str, output_path: Path) -> None:
         raise UserError(f"{output_path}: the output is a Parquet file; give a name that ends in .parquet")
     if output_path.is_dir() or output_path.resolve() == Path(input_path).resolve():
         raise UserError(f"{output_path}: is a folder or the input itself; give another file to write")
-    if not output_path.resolve().parent.is_dir():
-        raise UserError(f"{output_path.resolve().parent}: no such folder to write to; create it first")
+    check_output_file(output_path)
 
 
 def _check_quarantine(path: Path) -> None:
@@ -235,6 +239,9 @@ def predict_by_run(
         fields=config.data.fields,
         for_prediction=True,
         encoding=config.data.encoding,
+        delimiter=config.data.delimiter,
+        quoting=config.data.quoting,
+        html=config.data.html,
         max_characters=config.data.max_characters,
         cache=config.cache,
     )
@@ -280,7 +287,7 @@ def explain(run_dir: Path, query: str, item: Item) -> None:
             text.encode()
         except UnicodeEncodeError:
             raise UserError(f"--{name} is not valid UTF-8 text; give it in the encoding of the terminal") from None
-    if not query.strip() or not item.title.strip():
+    if not is_visible(query) or not is_visible(item.title):
         raise UserError("--query and --title must not be empty")
     schema, pair = config.labels.schema_, Pair("explain", query.strip(), item)
     probs, verdicts, judged = {}, {}, None

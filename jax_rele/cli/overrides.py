@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_origin
 
 import pydantic
@@ -25,6 +26,8 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> configs.Config:
     values = config.model_dump(mode="json")
     for option, texts in options.items():
         _set_field(values, option, texts)
+    # What is typed is meant in the working directory; where something is written stays as it was typed.
+    configs.resolve_paths(values, Path.cwd(), only=set(options) & set(configs.INPUTS))
     return configs.from_dict(values, "command line")
 
 
@@ -46,7 +49,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, list[str]]:
 def _set_field(values: dict[str, Any], option: str, texts: Sequence[str]) -> None:
     """Sets one field in the nested dict of a config; values are read as YAML."""
     try:
-        parsed = [yaml.safe_load(text) for text in texts]
+        parsed = [configs.parse_yaml(text) for text in texts]
     except yaml.YAMLError:
         raise UserError(
             f"command line: --{option}: {' '.join(texts)!r} is not a YAML value; put it in quotes"

@@ -75,6 +75,13 @@ def argument(*names: str, **keywords: Any) -> Argument:
     return names, keywords
 
 
+def positive_number(text: str) -> int:
+    """The type of an argument that counts something."""
+    if not text.isdecimal() or (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
 def command(
     *arguments: Argument, name: str = "", reads_config: bool = False
 ) -> Callable[[Callable[..., object]], Callable[..., object]]:

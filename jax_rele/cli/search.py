@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from jax_rele.cli.options import named_values
+from jax_rele.config import TextLossConfig
+from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss
 from jax_rele.deployment.bundle import read_manifest
 from jax_rele.deployment.index import (
     Result,
@@ -26,8 +28,10 @@ from jax_rele.deployment.index import (
 )
 from jax_rele.deployment.index.build import Change, check_bundle, write_bad_rows
 from jax_rele.deployment.index.files import check_model
-from jax_rele.deployment.scorer import load_bundle
+from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.errors import UserError
+from jax_rele.io import check_output_file, check_output_folder
+from jax_rele.types import Item
 
 
 def index(
@@ -62,8 +66,10 @@ def index(
         raise UserError("--delete and --compact change an index; to build one from ITEMS leave them out")
     if items is None and not (delete or compact or export):
         raise UserError("nothing to do: give ITEMS to build an index, or --delete, --compact or --export")
-    if export is not None and not export.resolve().parent.is_dir():
-        raise UserError(f"{export.resolve().parent}: no such folder to write to; create it first")
+    if export is not None:
+        check_output_file(export)
+    if items is not None or delete or compact:
+        check_output_folder(output)
     check_bundle(read_manifest(bundle), bundle)
     if items is not None:
         read = read_items(items, named_values(fields, "--fields"))
@@ -86,6 +92,10 @@ def index(
         if (path := write_bad_rows(output, read.bad)) is not None:
             first = read.bad[0]
             print(f"{path}: {len(read.bad)} bad rows set aside, the first is row {first.row}: {first.reason}")
+        remedies = "index by a student that knows the language", "index by one with a longer student.item_length"
+        loss = _text_loss(scorer, read.items)
+        check_text_loss(str(output), loss, TextLossConfig(max_unknown=1.0), remedies=remedies)
+        print(f"{output}: {loss.unknown_tokens} of {loss.tokens} tokens unknown; {loss.cut_items} items cut")
         if not build:
             print(
                 f"{output}: {change.n_new} new, {change.n_changed} changed, {change.n_deleted} deleted; "
@@ -167,6 +177,12 @@ def _as_dict(rank: int, result: Result) -> dict:
     if result.item.attributes:
         item["attributes"] = dict(result.item.attributes)
     return {"rank": rank, "score": result.score, "inner_product": result.inner_product, "item": item}
+
+
+def _text_loss(scorer: Scorer, items: Sequence[Item]) -> TextLoss:
+    """What of the items' texts is not in their vectors."""
+    chunks = (items[start : start + 4096] for start in range(0, len(items), 4096))
+    return sum((scorer.text_loss([("", item) for item in chunk]) for chunk in chunks), TextLoss())
 
 
 def _print_state(output: Path, change: Change) -> None:

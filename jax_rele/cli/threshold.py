@@ -14,10 +14,11 @@ from rich.table import Table
 from jax_rele.cli.options import named_values
 from jax_rele.data import read_pairs
 from jax_rele.deployment import thresholds
-from jax_rele.deployment.bundle import Tier, set_tiers
+from jax_rele.deployment.bundle import MANIFEST, Tier, set_tiers
 from jax_rele.deployment.groups import group_names, largest_groups
 from jax_rele.deployment.scorer import load_bundle
 from jax_rele.errors import UserError
+from jax_rele.io import check_output_file
 from jax_rele.types import LabelSchema
 
 
@@ -44,6 +45,8 @@ def threshold(
     if not 0 < confidence < 1:
         raise UserError(f"--confidence {confidence}: must lie between 0 and 1")
     scorer = load_bundle(bundle)
+    if write:
+        check_output_file(bundle / MANIFEST)
     schema = scorer.schema
     pairs, bad = read_pairs(
         pairs_path,

@@ -19,7 +19,7 @@ from jax_rele.evaluation.assemble import REFERENCE_RECIPE, query_id
 from jax_rele.evaluation.comparison import Cell, HeldOutPairs, compare
 from jax_rele.evaluation.comparison_page import figures, write_page
 from jax_rele.evaluation.comparison_text import markdown
-from jax_rele.io import write_json, write_text
+from jax_rele.io import check_output_folder, write_json, write_text
 from jax_rele.runs import pipeline
 from jax_rele.training import distributed
 from jax_rele.types import LabelSchema, Pair
@@ -65,6 +65,7 @@ def run(
         )
     if distributed.process_count() > 1:
         raise UserError("compare is one process; start it without a launcher")
+    check_output_folder(config.run_dir / "compare")
     points = [Point(number, None) for number in labelled or (None,)]
     points += [Point(None, number) for number in teacher_labelled]
     numbers = [config.seed + number for number in range(seeds)]

@@ -5,9 +5,10 @@ from jax_rele.config.data import CandidatesConfig, DataConfig, HuggingFaceConfig
 from jax_rele.config.distill import DistillConfig, ObjectiveConfig, ScheduleConfig, TermConfig
 from jax_rele.config.evaluate import EvaluateConfig
 from jax_rele.config.labels import LabelsConfig
-from jax_rele.config.load import describe, explain_unknown, flatten, from_dict, load
+from jax_rele.config.load import describe, explain_unknown, flatten, from_dict, load, parse_yaml
 from jax_rele.config.mesh import MeshConfig
 from jax_rele.config.optimization import OptimizationConfig
+from jax_rele.config.paths import INPUTS, is_input, local_name, resolve_paths
 from jax_rele.config.rationale import RationaleConfig
 from jax_rele.config.root import Config
 from jax_rele.config.student import CrossEncoderConfig, RandomEncoderConfig, StudentConfig, TwoTowerConfig
@@ -22,6 +23,7 @@ from jax_rele.config.teacher import (
 from jax_rele.config.tune import RangeConfig, TuneConfig
 
 __all__ = [
+    "INPUTS",
     "AdaptConfig",
     "AnnotateConfig",
     "CandidatesConfig",
@@ -55,5 +57,9 @@ __all__ = [
     "explain_unknown",
     "flatten",
     "from_dict",
+    "is_input",
     "load",
+    "local_name",
+    "parse_yaml",
+    "resolve_paths",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from jax_rele.config.base import Fraction, NonNegative, Positive, Section
 
@@ -106,6 +106,15 @@ class DataConfig(Section):
     """The item's texts that models and baselines read, in this order; a long text is truncated at its end."""
     encoding: str = "utf-8"
     """Encoding of text files; a row that does not decode is quarantined."""
+    delimiter: str = ""
+    """What separates the cells of CSV and TSV files. Empty: the comma of .csv or the tab of .tsv, or where the header
+    has none of them, a semicolon, bar, comma or tab."""
+    quoting: Literal["auto", "none", "standard", "backslash"] = "auto"
+    """Quotes in CSV and TSV. `none`: they are characters; `standard`: quoted cells may hold delimiters and line ends,
+    and quotes are doubled; `backslash`: or follow a backslash; `auto`: none where tabs separate the cells, elsewhere
+    standard, but a cell that took in other rows is a bad row."""
+    html: Literal["keep", "text"] = "keep"
+    """Whether HTML tags and entities in queries and items are kept, or become plain text."""
     max_characters: Positive = 100_000
     """A row with a longer text is quarantined."""
     conflicts: Literal["majority", "first", "last", "drop"] = "majority"
@@ -118,3 +127,21 @@ class DataConfig(Section):
     candidates: CandidatesConfig = CandidatesConfig()
     tail_max_frequency: NonNegative = 1
     """A query is long-tail when its frequency, or that of its rarest word in the training split, is at most this."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, delimiter: str) -> str:
+        delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
+        if len(delimiter) > 1 or delimiter in ('"', "\n", "\r"):
+            raise ValueError("must be one character, not a quote or a line end; write tab for a tab")
+        return delimiter
+
+    @model_serializer(mode="wrap")
+    def _without_unset_form(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leaves out how files are written where that is not set, so that hashes of plain runs do not depend on it."""
+        unset = {name for name in ("delimiter", "quoting", "html") if getattr(self, name) == _default(name)}
+        return {name: value for name, value in handler(self).items() if name not in unset}
+
+
+def _default(name: str) -> object:
+    return DataConfig.model_fields[name].default

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jax_rele import types
 from jax_rele.config.base import Section
@@ -25,6 +25,14 @@ class LabelsConfig(Section):
     gain_maps: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     """Named gains for nDCG, one number per grade; each is a metric `ndcg_<name>`. Empty: one map, `gains`."""
 
+    @field_validator("names", "positive", "aliases", mode="before")
+    @classmethod
+    def _truths_as_texts(cls, value: object) -> object:
+        """YAML's true and false as the labels `true` and `false`."""
+        if isinstance(value, dict):
+            return {_label_text(theirs): _label_text(name) for theirs, name in value.items()}
+        return [_label_text(name) for name in value] if isinstance(value, list | tuple) else value
+
     @model_validator(mode="after")
     def _check(self):
         schema = self.schema_
@@ -46,3 +54,7 @@ class LabelsConfig(Section):
     @property
     def gain_maps_(self) -> dict[str, tuple[float, ...]]:
         return self.gain_maps or {"gains": self.gains}
+
+
+def _label_text(label: object) -> object:
+    return str(label).lower() if isinstance(label, bool) else label

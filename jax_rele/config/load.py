@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pydantic
 import yaml
 
+from jax_rele.config.paths import resolve_paths
 from jax_rele.config.root import Config
 from jax_rele.errors import UserError
 
@@ -28,10 +30,37 @@ RENAMED = {
 """Key of an older config -> what it is called."""
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's truth values, so that `yes`, `no`, `on` and `off` are texts; a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+
+
+def parse_yaml(text: str) -> Any:
+    """The values in a YAML text. Raises yaml.YAMLError where it is none, or a key stands twice in a mapping."""
+    return yaml.load(text, _Loader)  # a SafeLoader
+
+
 def load(path: str | Path) -> Config:
-    """Reads a YAML file. Raises UserError for a missing or malformed file, an unknown key or a bad value."""
+    """Reads a YAML file; relative paths in it become absolute, see `resolve_paths`.
+
+    Raises:
+      UserError: the file is missing or malformed, a key is unknown, or a value is bad.
+    """
     try:
-        values = yaml.safe_load(Path(path).read_text("utf-8"))
+        values = parse_yaml(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -42,6 +71,7 @@ def load(path: str | Path) -> Config:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold a mapping of config keys at the top level")
+    resolve_paths(values, Path(path).absolute().parent)
     return from_dict(values, str(path))
 
 

@@ -18,7 +18,7 @@ from jax_rele.data.parquet import (
 from jax_rele.data.rows import Quarantined, RowError, parse_row
 from jax_rele.data.signals.external import ExternalSignals, read_external_signals, read_rationale
 from jax_rele.data.signals.table import concat_signals, read_signals, take_signals, validate_signals, write_signals
-from jax_rele.data.sources.shards import SAMPLE, read_pairs, source_hash
+from jax_rele.data.sources.shards import SAMPLE, no_labels, read_pairs, source_hash
 from jax_rele.data.synthetic.recombination import recombine
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "join_tables",
     "long_tail",
     "new_files",
+    "no_labels",
     "parse_row",
     "read_external_signals",
     "read_pairs",

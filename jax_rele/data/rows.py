@@ -17,27 +17,24 @@ import hashlib
 import json
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import lru_cache
 from itertools import chain
 
-from jax_rele.errors import UserError
+from jax_rele.data.columns import ATTRIBUTE, ColumnNames, column_names
+from jax_rele.data.markup import plain_text
 from jax_rele.names import SPLITS
-from jax_rele.text import text_key
+from jax_rele.text import is_visible, text_key
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
 _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
 
-FIELDS = (
-    *("pair_id", "query", "item", "label", "locale", "split", "query_tags", "query_frequency", "long_tail"),
-    *(f"item.{field}" for field in ("id", *ITEM_FIELDS, "attributes")),
-)
-"""The canonical names that `fields` maps to a file's names; `item.attributes.NAME` may be mapped as well."""
-
-_ATTRIBUTE = "item.attributes."
 _ABSENT = object()
+_ITEM = "item"
+_LARGEST_EXACT_FLOAT = 2**53
+_WHOLE = re.compile(r"([+-]?\d+)\.0+")
 _TRUTHS = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0"), False)
 
 
@@ -68,47 +65,24 @@ def known_split(name: str) -> str | None:
     return split if split in SPLITS else None
 
 
-@dataclass(frozen=True)
-class _Names:
-    """For every canonical field the names to look for in a row, best first."""
-
-    nested: Mapping[str, tuple[str, ...]]
-    flat: Mapping[str, tuple[str, ...]]
-
-
 def stable_id(prefix: str, *parts) -> str:
     """`PREFIX-` and 80 bits of a hash of `parts` (JSON values) in hexadecimal: the same on every machine and run."""
     return f"{prefix}-{hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()}"
 
 
+def text_id(item: Item) -> str:
+    """The id of an item that has none of its own: a hash of what its texts say, see `text.text_key`."""
+    return stable_id(_ITEM, *(text_key(getattr(item, field)) for field in ITEM_FIELDS), item.attributes)
+
+
+def is_text_id(item_id: str) -> bool:
+    """Whether an id looks like one that `text_id` made."""
+    return item_id.startswith(f"{_ITEM}-")
+
+
 def one_line(error: Exception) -> str:
     """A library's message, which may span lines, for use inside a message of ours."""
     return " ".join(str(error).split())[:200]
-
-
-def check_mapping(fields: Mapping[str, str], label_map: Mapping[str, str], label_names: Sequence[str]) -> None:
-    """Raises UserError for a canonical name in `fields`, or a label in `label_map`, that does not exist."""
-    for name in fields:
-        if name not in FIELDS and not (name.startswith(_ATTRIBUTE) and name != _ATTRIBUTE):
-            raise UserError(
-                f"data.fields: {name!r} is no field of a pair; write {{field: name in your file}} with a field of "
-                f"{list(FIELDS)} or {_ATTRIBUTE}NAME"
-            )
-    for theirs, label in label_map.items():
-        if label not in label_names:
-            raise UserError(f"labels.aliases: {theirs!r} is mapped to {label!r}, which is none of {list(label_names)}")
-
-
-def check_columns(columns: Iterable[str], fields: Mapping[str, str], source: str, require_label: bool = False) -> None:
-    """Raises UserError if no column can hold the query, the title or, where required, the label."""
-    columns = list(columns)
-    for field in ("query", "item.title", *(["label"] if require_label else [])):
-        names = _names(tuple(fields.items())).flat[field]
-        if not any(name == column or name.startswith(f"{column}.") for name in names for column in columns):
-            raise UserError(
-                f"{source}: no column holds the {field.rpartition('.')[2]}; the columns are {columns}; name the right "
-                f"one in data.fields, e.g. {{{field}: YOUR_COLUMN}}"
-            )
 
 
 def parse_row(
@@ -121,6 +95,7 @@ def parse_row(
     for_prediction: bool = False,
     max_characters: int | None = None,
     with_split: bool = True,
+    strip_html: bool = False,
 ) -> Pair:
     """Turns one row into a pair.
 
@@ -137,13 +112,15 @@ def parse_row(
       for_prediction: read query, item, `pair_id` and locale alone.
       max_characters: refuse a row that holds a longer text; None for any length.
       with_split: whether the row's split is read.
+      strip_html: whether HTML in the query and the texts of the item becomes plain text.
 
     Raises:
       RowError: the row is no valid pair.
     """
-    names = _names(tuple(fields.items()))
-    item = _parse_item(row, names, fields)
-    query = _required(_find(row, names.flat["query"]), "query")
+    names = column_names(row, fields)
+    clean = plain_text if strip_html else str
+    item = _parse_item(row, names, fields, clean)
+    query = _cleaned(_required(_find(row, names.flat["query"]), "query"), "query", clean)
     locale = _text(_find(row, names.flat["locale"]), "locale")
     pair_id = _text(_find(row, names.flat["pair_id"]), "pair_id")
     pair_id = pair_id or stable_id("pair", query, item.id, *([locale] if locale else []))
@@ -183,7 +160,13 @@ def _checked(pair: Pair, max_characters: int | None) -> Pair:
     return pair
 
 
-def _parse_item(row: Mapping, names: _Names, fields: Mapping[str, str]) -> Item:
+def _cleaned(text: str, name: str, clean: Callable[[str], str]) -> str:
+    if not (cleaned := clean(text).strip()):
+        raise RowError(f"the {name} holds nothing but HTML")
+    return cleaned
+
+
+def _parse_item(row: Mapping, names: ColumnNames, fields: Mapping[str, str], clean: Callable[[str], str]) -> Item:
     value = _find(row, names.flat["item"])
     if value is not None and not isinstance(value, Mapping):
         raise RowError(
@@ -198,29 +181,33 @@ def _parse_item(row: Mapping, names: _Names, fields: Mapping[str, str]) -> Item:
     if isinstance(raw_values["bullets"], list | tuple):
         raw_values["bullets"] = _joined(raw_values["bullets"], "item.bullets")
     texts = {field: _text(text, f"item.{field}") for field, text in raw_values.items()}
-    texts["title"] = _required(raw_values["title"], "title")
-    attributes = _parse_attributes(row, candidates["item.attributes"], fields)
-    texts["id"] = texts["id"] or stable_id("item", *(text_key(texts[field]) for field in ITEM_FIELDS), attributes)
-    return Item(**texts, attributes=attributes)
+    _required(raw_values["title"], "title")
+    texts |= {field: clean(texts[field]).strip() for field in ITEM_FIELDS}
+    _cleaned(texts["title"], "title", clean)
+    attributes = _parse_attributes(row, candidates["item.attributes"], fields, clean)
+    item = Item(**texts, attributes=attributes)
+    return item if item.id else replace(item, id=text_id(item))
 
 
 def _parse_attributes(
-    row: Mapping, candidates: Sequence[str], fields: Mapping[str, str]
+    row: Mapping, candidates: Sequence[str], fields: Mapping[str, str], clean: Callable[[str], str]
 ) -> tuple[tuple[str, str], ...]:
     values = dict(_parse_object(_find(row, candidates), "item.attributes") or {})
     prefixes = tuple(f"{name}." for name in candidates)
     for column, value in row.items():
-        if prefix := next(filter(column.startswith, prefixes), ""):
-            values[column.removeprefix(prefix)] = value
+        for prefix in prefixes:
+            if column[: len(prefix)].casefold() == prefix.casefold():
+                values[column[len(prefix) :]] = value
+                break
     for field, column in fields.items():
-        if field.startswith(_ATTRIBUTE) and (value := _get(row, column)) is not _ABSENT:
-            values[field.removeprefix(_ATTRIBUTE)] = value
+        if field.startswith(ATTRIBUTE) and (value := _get(row, column)) is not _ABSENT:
+            values[field.removeprefix(ATTRIBUTE)] = value
     attributes = {}
     for name, value in values.items():
         key = _required(name, "name of an attribute")
         path = f"item.attributes.{key}"
         text = _joined(value, path) if isinstance(value, list | tuple) else _text(_bool_text(value), path)
-        if text:
+        if text := clean(text).strip():
             attributes[key] = text
     return tuple(attributes.items())
 
@@ -231,9 +218,20 @@ def _parse_label(value, label_map: Mapping[str, str], label_names: Sequence[str]
         return label or None
     if label in label_map:
         return label_map[label]
-    raise RowError(
-        f"unknown label {_shown(label)}: must be one of {list(label_names)} or of labels.aliases {dict(label_map)}"
-    )
+    plain = _plain_label(label)
+    for theirs, name in (*((name, name) for name in label_names), *label_map.items()):
+        if _plain_label(theirs) == plain:
+            return name
+    hint = "; labels.aliases takes 'true' and 'false'" if plain in ("true", "false") else ""
+    known = f"one of {list(label_names)} or of labels.aliases {dict(label_map)}"
+    raise RowError(f"unknown label {_shown(label)}: must be {known}{hint}")
+
+
+def _plain_label(label: str) -> str:
+    """A label as others may write it: `3.0` is `3`, and `TRUE` is `true`."""
+    if whole := _WHOLE.fullmatch(label):
+        return str(int(whole[1])) if len(whole[1]) < 20 else whole[1]
+    return label.casefold() if label.casefold() in ("true", "false") else label
 
 
 def _parse_tags(value) -> tuple[Tag, ...] | None:
@@ -267,7 +265,7 @@ def _parse_tags(value) -> tuple[Tag, ...] | None:
 
 
 def _parse_count(value, name: str) -> int | None:
-    text = _text(value, name)
+    text = "inf" if value == math.inf else _text(value, name)
     if not text:
         return None
     try:
@@ -302,8 +300,7 @@ def _parse_object(value, name: str) -> Mapping | None:
 
 def _required(value, name: str) -> str:
     text = _text(value, name)
-    # A query or title that shows nothing is blank, whatever characters it has.
-    if not (text_key(text) if name in ("query", "title") else text):
+    if not is_visible(text):
         raise RowError(f"{'missing' if value is None or _is_nan(value) else 'blank'} {name}")
     return text
 
@@ -313,7 +310,7 @@ def _text(value, name: str) -> str:
         if value is None or _is_nan(value):
             return ""
         if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
-            value = str(value)
+            value = _number_text(value, name)
         if not isinstance(value, str):
             raise RowError(f"{name} must be text, got {type(value).__name__}")
     try:
@@ -321,6 +318,21 @@ def _text(value, name: str) -> str:
     except UnicodeEncodeError:  # a lone surrogate, from "\ud800" in JSON: no table and no tokenizer takes it
         raise RowError(f"{name} is no valid Unicode text: {_shown(value)}") from None
     return value.replace("\0", "").strip()
+
+
+def _number_text(value: numbers.Real | Decimal, name: str) -> str:
+    """A number as text; a whole one without decimals, since tables make floats of whole numbers beside a gap."""
+    if isinstance(value, numbers.Integral):
+        return str(value)
+    if not math.isfinite(value):
+        raise RowError(f"{name} is {value}, which is no text")
+    if isinstance(value, Decimal):
+        return f"{value.to_integral_value():f}" if value == value.to_integral_value() else str(value)
+    if abs(float(value)) < _LARGEST_EXACT_FLOAT:
+        return str(int(float(value))) if float(value).is_integer() else str(value)
+    if name in ("pair_id", "item.id"):
+        raise RowError(f"{name} is the float {value}, too large to be exact; write ids as text")
+    return str(value)
 
 
 def _bool_text(value):
@@ -332,7 +344,7 @@ def _joined(values: Sequence, name: str) -> str:
 
 
 def _is_nan(value) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    return isinstance(value, float | Decimal) and math.isnan(value)
 
 
 def _shown(value) -> str:
@@ -357,31 +369,6 @@ def _get(row: Mapping, name: str):
     if dot and isinstance(row.get(head), Mapping):
         return _get(row[head], rest)
     return _ABSENT
-
-
-@lru_cache(maxsize=8)
-def _names(items: tuple[tuple[str, str], ...]) -> _Names:
-    fields = dict(items)
-    used_names = set(fields.values())
-    used_in_item = {theirs for field, theirs in fields.items() if field.startswith("item.")}
-
-    def top(field: str, *canonical: str) -> tuple[str, ...]:
-        mine = [fields[field]] if field in fields else []
-        return (*mine, *(name for name in canonical if name not in used_names and name not in mine))
-
-    nested, flat = {}, {}
-    for field in FIELDS:
-        if not field.startswith("item."):
-            nested[field] = flat[field] = top(field, field)
-    for field in FIELDS:
-        if field.startswith("item."):
-            key = field.removeprefix("item.")
-            mine = [fields[field]] if field in fields else []
-            inner = [*mine, *([] if key in used_in_item and key not in mine else [key])]
-            paths = [f"{item}.{name}" for name in inner for item in nested["item"]]
-            nested[field] = (*mine, *(path for path in paths if path not in used_names))
-            flat[field] = tuple(dict.fromkeys((*nested[field], *top(field, "item_id" if key == "id" else key))))
-    return _Names(nested, flat)
 
 
 def as_pair(pair: Pair | tuple[str, str | Item]) -> Pair:

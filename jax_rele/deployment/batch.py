@@ -9,6 +9,9 @@ job of Kubernetes, or Ray (`jax_rele.deployment.ray_workers`).
     OUT/part-000000.parquet             a row per pair of shard 0, in the order of the input
     OUT/part-000000.quarantine.parquet  its bad rows, where there are any
     OUT/finished.json                   rows read, judged and set aside, text that was not read; once all are there
+
+OUT may be in a bucket, where nothing can be locked: each process compares the plan again before it writes a shard, so
+that of two commands that disagree and begin at the same moment one ends.
 """
 
 from __future__ import annotations
@@ -17,27 +20,28 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jax_rele.config import DataConfig
+from jax_rele.data.columns import check_columns, check_mapping
 from jax_rele.data.parquet import write_quarantine, write_table
-from jax_rele.data.rows import Quarantined, RowError, check_columns, check_mapping, parse_row
+from jax_rele.data.rows import Quarantined, RowError, parse_row
 from jax_rele.data.sources.shards import open_shards, raw_text, source_hash
 from jax_rele.data.tokens.text_loss import TextLoss
 from jax_rele.deployment.bundle import read_manifest
 from jax_rele.deployment.scorer import Scorer, load_bundle
+from jax_rele.deployment.shard_folder import ShardFolder, open_folder
 from jax_rele.errors import UserError
-from jax_rele.io import lock, write_error, write_json
-from jax_rele.models.files import read_json
+from jax_rele.io import write_error
 from jax_rele.types import VERDICTS, Pair
 
 ROWS = 1024
 """Rows of a shard."""
-PLAN, FINISHED = "plan.json", "finished.json"
+PLAN, FINISHED, QUARANTINED = "plan.json", "finished.json", ".quarantine.parquet"
 TEXT_LOSS = "text_loss"
 """Key of a shard's metadata."""
 
@@ -85,7 +89,7 @@ def predict_shards(
     Args:
       bundle: folder of a bundle.
       source: as `data.path` in a config: a file, folder or pattern, here or in a bucket; or a data set.
-      output: folder of the shards; made where it is missing.
+      output: folder of the shards, here or in a bucket; made where it is missing.
       fields: canonical name -> name in the file.
       rows: of a shard.
       worker: which process of how many this is.
@@ -98,51 +102,49 @@ def predict_shards(
       UserError: the bundle or the source cannot be read; the folder belongs to another bundle or input; the disk is
         full.
     """
-    folder = Path(output)
+    folder = open_folder(output)
     data = DataConfig(path=source, fields=dict(fields or {}), encoding=encoding)
     manifest = read_manifest(bundle)
     plan = {"bundle": manifest.identity, "input": source_hash(data), "fields": dict(fields or {}), "rows": rows}
     try:
         check_mapping(data.fields, {}, ())
         scorer = load_bundle(bundle, threads=threads)
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder / ".plan.lock"):
+        folder.create()
+        with folder.locked():
+            if not folder.exists(PLAN):
+                if others := folder.names():
+                    raise UserError(f"{output}: is no folder of shards: it holds {others[0]}; give a new folder")
+                folder.write_json(PLAN, plan)
             _check_plan(folder, plan)
-        return _judge(scorer, data, folder, rows, worker, Path(cache), progress)
+        return _judge(scorer, data, folder, plan, worker, Path(cache), progress)
     except OSError as error:
-        raise write_error(folder, error) from error
+        raise write_error(folder.name, error) from error
 
 
-def _check_plan(folder: Path, plan: Mapping[str, object]) -> None:
-    path = folder / PLAN
-    if not path.exists():
-        if others := sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")):
-            raise UserError(f"{folder}: is no folder of shards: it holds {others[0]}; give a new folder")
-        write_json(path, plan)
-        return
-    known = read_json(path)
+def _check_plan(folder: ShardFolder, plan: Mapping[str, object]) -> None:
+    known = folder.read_json(PLAN)
     for name, what in (("bundle", "by another bundle"), ("input", "of another input, or of one that was changed")):
         if known.get(name) != plan[name]:
-            raise UserError(f"{folder}: holds scores {what}; give a new folder, or delete this one")
+            raise UserError(f"{folder.name}: holds scores {what}; give a new folder, or delete this one")
     for name, option in (("fields", "--fields"), ("rows", "--rows")):
         if known.get(name) != plan[name]:
-            raise UserError(f"{folder}: was begun with {option} {known.get(name)}; give the same, or a new folder")
+            raise UserError(f"{folder.name}: was begun with {option} {known.get(name)}; give the same, or a new folder")
 
 
 def _judge(
     scorer: Scorer,
     data: DataConfig,
-    folder: Path,
-    rows: int,
+    folder: ShardFolder,
+    plan: Mapping[str, object],
     worker: Worker,
     cache: Path,
     progress: Callable[[int], None],
 ) -> Progress:
-    judged, number, block = 0, -1, None
+    judged, number, block, rows = 0, -1, None, int(str(plan["rows"]))
     whole: set[int] = set()  # a shard that was read once stays there
 
     def is_whole(number: int) -> bool:
-        if number not in whole and _is_readable(_part(folder, number)):
+        if number not in whole and folder.rows(_part(number)) is not None:
             whole.add(number)
         return number in whole
 
@@ -153,33 +155,26 @@ def _judge(
         if block is None:
             continue
         pairs, bad = block
-        quarantine = folder / f"part-{number:06d}.quarantine.parquet"
+        columns, schema = _table(scorer, pairs)
+        if folder.system is not None:
+            _check_plan(folder, plan)
         if bad:
-            write_quarantine(quarantine, bad)
+            folder.write(f"part-{number:06d}{QUARANTINED}", partial(write_quarantine, bad=bad))
         # Written last: where it is there, the shard is whole.
-        write_table(_part(folder, number), *_table(scorer, pairs))
+        folder.write(_part(number), partial(write_table, data=columns, schema=schema))
         judged += 1
         progress(len(pairs) + len(bad))
     if number < 0:
-        (folder / PLAN).unlink(missing_ok=True)
+        folder.remove(PLAN)
         raise UserError(f"{data.path}: no rows")
     missing = [n for n in range(number + 1) if not is_whole(n)]
-    if not missing and not (folder / FINISHED).exists():
+    if not missing and not folder.exists(FINISHED):
         _finish(folder, data.path, number + 1, rows)
     return Progress(judged, number + 1 - len(missing) - judged, not missing)
 
 
-def _part(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:06d}.parquet"
-
-
-def _is_readable(path: Path) -> bool:
-    """Whether a shard is there and can be read; its description is at the end of the file."""
-    try:
-        pq.read_metadata(path)
-    except (OSError, pa.ArrowInvalid):
-        return False
-    return True
+def _part(number: int) -> str:
+    return f"part-{number:06d}.parquet"
 
 
 def _blocks(
@@ -248,29 +243,26 @@ def tier_of(score: float, tiers: Sequence) -> str:
     return next((tier.name for tier in sorted(tiers, key=lambda tier: -tier.least) if score >= tier.least), "")
 
 
-def _finish(folder: Path, source: str, shards: int, rows: int) -> None:
+def _finish(folder: ShardFolder, source: str, shards: int, rows: int) -> None:
     """Writes the counts, which must account for every row."""
-    judged = sum(pq.read_metadata(_part(folder, number)).num_rows for number in range(shards))
-    bad = sum(pq.read_metadata(file).num_rows for file in folder.glob("part-*.quarantine.parquet"))
+    judged = sum(folder.rows(_part(number)) or 0 for number in range(shards))
+    set_aside = [name for name in folder.names() if name.endswith(QUARANTINED)]
+    bad = sum(folder.rows(name) or 0 for name in set_aside)
     if not (shards - 1) * rows < judged + bad <= shards * rows:
         raise UserError(
-            f"{folder}: its {shards} shards of {rows} rows hold {judged} pairs and {bad} bad rows; a file was changed: "
-            "delete the folder and run again"
+            f"{folder.name}: its {shards} shards of {rows} rows hold {judged} pairs and {bad} bad rows; a file was "
+            "changed: delete the folder and run again"
         )
     if not judged:
         reason = "; ".join(
             f"row {row['row']}: {row['reason']}"
-            for file in sorted(folder.glob("part-*.quarantine.parquet"))[:1]
-            for row in pq.read_table(file).slice(0, 1).to_pylist()
+            for name in set_aside[:1]
+            for row in folder.read_table(name).slice(0, 1).to_pylist()
         )
         raise UserError(
             f"{source}: none of its {bad} rows is a pair ({reason}); fix the rows, or map names by --fields"
         )
-    loss = sum((_text_loss(_part(folder, number)) for number in range(shards)), TextLoss())
+    parts = (folder.metadata(_part(number)).get(TEXT_LOSS, "{}") for number in range(shards))
+    loss = sum((TextLoss(**json.loads(part)) for part in parts), TextLoss())
     counts = {"shards": shards, "rows": judged + bad, "pairs": judged, "quarantined": bad, **loss.counts()}
-    write_json(folder / FINISHED, counts)
-
-
-def _text_loss(part: Path) -> TextLoss:
-    """What the student did not read of a shard's texts."""
-    return TextLoss(**json.loads((pq.read_schema(part).metadata or {}).get(TEXT_LOSS.encode(), b"{}")))
+    folder.write_json(FINISHED, counts)

@@ -6,6 +6,7 @@ tokenizer.json …  the tokenizer, in the Hugging Face form
 config.json       the encoder's, in the Hugging Face form
 parity.json       the exported form against the student in JAX, on a sample of pairs
 README.md         the model card
+triton/           Triton's config of each graph
 """
 
 from __future__ import annotations

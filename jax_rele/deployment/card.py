@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from jax_rele import __version__
+from jax_rele.config import local_name
 from jax_rele.deployment.bundle import Manifest
 from jax_rele.deployment.student_data import StudentData
 
@@ -36,7 +37,7 @@ def model_card(
       parity: what `compare_outputs` returned.
       notes: further sentences.
     """
-    student = "cross-encoder" if manifest.model == "cross_encoder" else "two-tower"
+    kind = "cross-encoder" if manifest.model == "cross_encoder" else "two-tower"
     differences = parity["largest_difference"]
     assert isinstance(differences, Mapping)
     gains = ", ".join(f"{name} {gain:g}" for name, gain in zip(manifest.labels.names, manifest.labels.gains))
@@ -47,13 +48,16 @@ def model_card(
         if data.calibrated
         else "There were no validation pairs with labels, so nothing is calibrated: use scores for order alone."
     )
+    config = data.config
+    student, source = local_name(config.student.init), local_name(config.data.path)
+    teacher = "" if config.score.signals else f" and a teacher that starts from `{local_name(config.teacher.init)}`"
     lines = [
         "---",
         "library_name: jax_rele",
         "tags: [text-ranking, e-commerce, product-search]",
         "---",
         "",
-        f"# {data.config.name}: {student}, recipe `{manifest.recipe}`, format `{form}`",
+        f"# {data.config.name}: {kind}, recipe `{manifest.recipe}`, format `{form}`",
         "",
         f"Judges how well an item of a shop fits a search query. Trained by jax_rele {__version__}; parameters "
         f"{manifest.source['parameters']}.",
@@ -88,10 +92,8 @@ def model_card(
         "",
         "## Licences",
         "",
-        f"Code Apache-2.0. The student starts from `{data.config.student.init}` and learnt from the pairs at "
-        f"`{data.config.data.path}`"
-        + (f" and a teacher that starts from `{data.config.teacher.init}`" if not data.config.score.signals else "")
-        + "; their licences apply.",
+        f"Code Apache-2.0. The student starts from `{student}` and learnt from the pairs at `{source}`{teacher}; their "
+        "licences apply.",
     ]
     return "\n".join(lines) + "\n"
 

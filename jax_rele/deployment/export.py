@@ -16,16 +16,18 @@ import numpy as np
 import onnx
 from scipy.special import softmax
 
+from jax_rele.data.tokens.student_inputs import pair_markers
 from jax_rele.deployment import refusals
 from jax_rele.deployment.bundle import MANIFEST, Manifest, read_manifest, write_manifest
 from jax_rele.deployment.card import model_card
+from jax_rele.deployment.engines import vespa_note, write_triton_config
 from jax_rele.deployment.int8 import PRESETS, Gate, check_gate, quantise
 from jax_rele.deployment.parity import check_parity, compare_outputs
 from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.deployment.student_data import StudentData, load_student_data, sample_pairs
 from jax_rele.deployment.student_graph import compare_model, cross_encoder_model, log_odds, tower_model
 from jax_rele.errors import UserError
-from jax_rele.io import atomic_folder, write_error, write_json
+from jax_rele.io import atomic_folder, disk_is_full, write_error, write_json
 from jax_rele.models.encoder_families import encoder_hf_config
 from jax_rele.names import FORMATS
 from jax_rele.students.base import padded_inputs
@@ -116,8 +118,13 @@ def export_student(
             if form == "onnx":
                 write_manifest(folder, manifest)
                 read_manifest(folder)
-    except OSError as error:
-        raise write_error(output, error) from error
+    except UserError:
+        raise
+    except Exception as error:
+        # What is written by libraries in other languages raises errors of theirs.
+        if isinstance(error, OSError) or disk_is_full(error):
+            raise write_error(output, error) from error
+        raise
     return parity
 
 
@@ -137,6 +144,7 @@ def write_onnx(data: StudentData, folder: Path, pairs: list[Pair], int8: str = "
     """A bundle, see `jax_rele.deployment.bundle`."""
     for name, graph in graphs(data):
         onnx.save(graph, str(folder / name))
+        write_triton_config(folder, name, graph, data.name)
         del graph  # with the next one it would hold the weights twice
     write_tokenizer(data, folder)
     write_json(folder / "config.json", encoder_hf_config(data.student.model.encoder))
@@ -151,6 +159,8 @@ def write_onnx(data: StudentData, folder: Path, pairs: list[Pair], int8: str = "
     (folder / MANIFEST).unlink()
     if isinstance(data.student.model, TwoTower):
         notes.append(order_note(data.manifest))
+    else:
+        notes.append(vespa_note(pair_markers(data.student.tokenizer, 2), data.manifest))
     return Written(bundle_outputs(scorer, pairs), "logits", _USAGE[data.name], tuple(notes), gate)
 
 
@@ -229,7 +239,8 @@ def _expected(data: StudentData, pairs: list[Pair], names: Mapping[str, np.ndarr
     """The outputs of the student in JAX that have these names."""
     student = data.student
     arrays = padded_inputs(student.model, student.tokenizer, pairs, student.input_spec)
-    judged = run_in_batches(jax.jit(partial(student.model.apply, student.variables)), arrays)
+    apply = jax.jit(student.model.apply)  # the parameters are an argument: as constants they would be copied
+    judged = run_in_batches(partial(apply, student.variables), arrays)
     logits = np.asarray(judged.logits, np.float64) / data.temperature
     gains = student.label_schema.expected_gain(softmax(logits, axis=-1))
     outputs = {LABEL_LOGITS: _centred(logits), "logits": log_odds(gains), "score": gains}

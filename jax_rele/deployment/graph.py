@@ -17,6 +17,9 @@ OPSET = 17
 IR_VERSION = 8
 """Of ONNX 1.12, the first release with opset 17: older engines refuse later ones."""
 
+LARGE = 10_000
+"""Bytes above which a constant is a weight, and none of the numbers that shapes are made of."""
+
 MASKED = -1e30
 """Score of what attention must not see: finite, so that a row without tokens does not give NaN."""
 
@@ -82,18 +85,24 @@ class Graph:
           inputs: name, type and shape of each, where a word is a size that may vary.
           outputs: name and shape of each; all are float32.
         """
-        graph = helper.make_graph(
-            self.nodes,
-            "jax_rele",
-            [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs],
-            self.initializers,
-        )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="jax_rele"
-        )
-        onnx.checker.check_model(model, full_check=True)
-        return model
+        values = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs]
+        results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs]
+        large = [tensor for tensor in self.initializers if tensor.ByteSize() > LARGE]
+        small = [tensor for tensor in self.initializers if tensor.ByteSize() <= LARGE]
+        # Checked with the weights as inputs of their type and shape: the checker copies what it is given three times.
+        weights = [helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in large]
+        onnx.checker.check_model(self._model([*values, *weights], results, small), full_check=True)
+        return self._model(values, results, self.initializers)
+
+    def _model(
+        self,
+        inputs: Sequence[onnx.ValueInfoProto],
+        outputs: Sequence[onnx.ValueInfoProto],
+        initializers: Sequence[onnx.TensorProto],
+    ) -> onnx.ModelProto:
+        graph = helper.make_graph(self.nodes, "jax_rele", inputs, outputs, initializers)
+        opsets = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="jax_rele")
 
 
 def _dtype(value: object) -> type | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jax_rele import extras
+from jax_rele.data.sources.files import is_remote
 from jax_rele.deployment.batch import ROWS, Progress, Worker, predict_shards
 from jax_rele.errors import UserError
 
@@ -47,7 +48,7 @@ def predict_on_ray(
     try:
         count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // cores)
         remote = ray.remote(num_cpus=cores, max_retries=RESTARTS, retry_exceptions=False)(_work)
-        paths = [os.path.abspath(os.fspath(path)) for path in (bundle, output)]
+        paths = [path if is_remote(path) else os.path.abspath(path) for path in (str(bundle), os.fspath(output))]
         here = os.path.abspath(source) if os.path.exists(source) else source
         tasks = [
             remote.remote(paths[0], here, paths[1], dict(fields or {}), rows, number, count, cores)

@@ -22,6 +22,7 @@ from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.data.tokens.tokenizers import ENCODER_TOKENS, load_tokenizer
 from jax_rele.deployment.bundle import Manifest, read_manifest
 from jax_rele.errors import UserError
+from jax_rele.text import clean_text
 from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, Span
 
 if TYPE_CHECKING:
@@ -121,6 +122,16 @@ class Scorer:
         rows = tower_rows if self.embeds else cross_rows
         rows(self.tokenizer, [as_pair(pair) for pair in pairs], *self._limits, losses)
         return summarize(losses)
+
+    def unreadable(self, texts: Sequence[str]) -> str:
+        """What is wrong with the first text of which the tokenizer knows nothing; empty where there is none."""
+        cleaned = [clean_text(text) for text in texts]
+        for text, ids in zip(texts, self.tokenizer(cleaned, add_special_tokens=False, verbose=False)["input_ids"]):
+            if not ids:
+                return f"{text!r:.60} has no tokens; give a text with letters or digits"
+            if {*ids} == {self.tokenizer.unk_token_id}:
+                return f"the model knows nothing of {text!r:.60}; ask a model of its language"
+        return ""
 
     def embed(self, texts: Sequence[str | Item], side: str) -> np.ndarray:
         """[N, E] float32 embeddings of texts, in order; with late interaction [N, L, E], zeros for padding.

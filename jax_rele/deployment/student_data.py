@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from scipy.special import softmax
 from jax_rele.config import Config
 from jax_rele.deployment.bundle import Labels, Manifest
 from jax_rele.errors import UserError
-from jax_rele.io import hash_bytes
 from jax_rele.models.files import read_json
 from jax_rele.names import StudentName
 from jax_rele.runs import layout
@@ -61,7 +61,7 @@ class StudentData:
     def manifest(self) -> Manifest:
         """The description of a bundle of this student, without files."""
         student, model = self.student, self.student.model
-        schema, digest = student.label_schema, hash_bytes(b"".join(x.tobytes() for x in jax.tree.leaves(self.params)))
+        schema = student.label_schema
         tower: dict[str, object] = {}
         if isinstance(model, TwoTower):
             tower = {
@@ -86,9 +86,17 @@ class StudentData:
             query_length=student.query_length,
             item_length=student.item_length,
             temperature=self.temperature,
-            source={"run": self.config.name, "parameters": digest},
+            source={"run": self.config.name, "parameters": _parameters_hash(self.params)},
             **tower,  # type: ignore[arg-type]  # checked by pydantic
         )
+
+
+def _parameters_hash(params: Params) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the parameters' bytes, one array after the other."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()[:16]
 
 
 def load_student_data(run_dir: Path, name: str, recipe: str | None) -> StudentData:

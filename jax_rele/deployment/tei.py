@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from tokenizers import Tokenizer
 
 from jax_rele.deployment import export
 from jax_rele.deployment.hugging_face import write_pooling
@@ -80,6 +81,10 @@ def _write_towers(data: StudentData, folder: Path, pairs: list[Pair], config: di
 def _write_folder(data: StudentData, folder: Path, raw: dict, graph: onnx.ModelProto, length: int) -> None:
     onnx.save(graph, str(folder / "model.onnx"))
     export.write_tokenizer(data, folder)
+    # Engines that read this file alone (OpenSearch's) cut texts by it; the server sets its own.
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(length, strategy="longest_first")
+    tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "config.json", raw)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
 

@@ -56,12 +56,14 @@ def token_overlap(
     share into a distribution.
     """
 
-    def feature(group: Pairs) -> np.ndarray:
-        asked = [set(lexical_words(pair.query)) for pair in group]
-        shared = [len(words & set(lexical_words(_text(pair.item, fields)))) for words, pair in zip(asked, group)]
-        return np.array([count / max(1, len(words)) for count, words in zip(shared, asked)])
+    return _distributions(lambda group: overlaps(group, fields), train, validation, pairs, schema)
 
-    return _distributions(feature, train, validation, pairs, schema)
+
+def overlaps(pairs: Pairs, fields: Sequence[str] = FIELDS) -> np.ndarray:
+    """[N] the share of each query's distinct words that occur in the item."""
+    asked = [set(lexical_words(pair.query)) for pair in pairs]
+    shared = [len(words & set(lexical_words(_text(pair.item, fields)))) for words, pair in zip(asked, pairs)]
+    return np.array([count / max(1, len(words)) for count, words in zip(shared, asked)])
 
 
 def bm25(

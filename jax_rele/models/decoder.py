@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jax_rele.models.attention import Implementation, Mask, attention
+from jax_rele.models.attention import Implementation, Mask, attention, attention_over_heads
 from jax_rele.models.lora import COLLECTION, PROJECTED, LoraSpec, Projection
 from jax_rele.models.rope import Rope, rotary
 from jax_rele.types import DecoderOutputs, Params
@@ -104,7 +104,8 @@ class RMSNorm(nn.Module):
 
 
 Cache = tuple[jax.Array, jax.Array]
-"""Keys and values of all layers, each [layers, B, T, kv_heads, head_dim]."""
+"""Keys and values of all layers, each [layers, B, kv_heads, T, head_dim]: as attention reads them, so that no step
+transposes them."""
 
 
 def write_cache(cache: Cache, layer: jax.Array, key: jax.Array, value: jax.Array, positions: jax.Array) -> Cache:
@@ -112,9 +113,10 @@ def write_cache(cache: Cache, layer: jax.Array, key: jax.Array, value: jax.Array
 
     Entries of padding after a row's end are masked by causality until the row's own tokens overwrite them.
     """
-    rows = jnp.arange(key.shape[0])[:, None]
+    rows, heads = jnp.arange(key.shape[0])[:, None, None], jnp.arange(key.shape[2])
     keys, values = (
-        whole.at[layer, rows, positions].set(new, mode="drop") for whole, new in zip(cache, (key, value), strict=True)
+        whole.at[layer, rows, heads, positions[:, :, None]].set(new, mode="drop")
+        for whole, new in zip(cache, (key, value), strict=True)
     )
     return keys, values
 
@@ -153,9 +155,9 @@ class Attention(nn.Module):
         if cache is not None:
             cache = write_cache(cache, layer, key, value, positions)
             key, value = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
-            key_positions = jnp.arange(key.shape[1])[None, :]
+            key_positions = jnp.arange(key.shape[2])[None, :]
             mask = Mask(causal=True, window=window, query_positions=positions, key_positions=key_positions)
-            y = attention(query, key, value, mask)
+            y = attention_over_heads(query, key, value, mask)
         else:
             mask = Mask(causal=True, window=window, query_segments=segments, key_segments=segments)
             y = attention(query, key, value, mask, config.attention)
@@ -206,7 +208,7 @@ class Decoder(nn.Module):
     """A decoder language model as a pure function.
 
     `init` returns the collections `params` and, where the config has adapters, `lora`. With `cache_length` > 0 keys and
-    values are in the collection `cache`, each [layers, B, cache_length, kv_heads, head_dim]: apply with
+    values are in the collection `cache`, each [layers, B, kv_heads, cache_length, head_dim]: apply with
     `mutable=["cache"]`, first to the prompts, then to the tokens that follow.
 
     Attributes:
@@ -268,7 +270,7 @@ class Decoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, name="layers")
         # The cache is carried from layer to layer, so that a step writes its tokens in place and copies no layer.
-        shape = (config.layers, tokens.shape[0], self.cache_length, config.kv_heads, config.head_dim)
+        shape = (config.layers, tokens.shape[0], config.kv_heads, self.cache_length, config.head_dim)
         names = ("key", "value") if self.cache_length else ()
         cached = [self.variable("cache", name, jnp.zeros, shape, config.dtype) for name in names]
         cache = tuple(variable.value for variable in cached) or None

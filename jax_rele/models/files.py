@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 
 from jax_rele.errors import UserError
-from jax_rele.io import atomic_folder, write_error, write_json
+from jax_rele.io import atomic_folder, refuse_placeholder, write_error, write_json
 from jax_rele.models import bundled
 
 JsonObject: TypeAlias = Mapping[str, Any]
@@ -68,7 +68,8 @@ def resolve(source: str | Path, patterns: Sequence[str]) -> Path:
             return folder
         is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))
         hint = f"; for the Hugging Face hub write {HUB}{source}" if is_name else ""
-        raise UserError(f"{folder}: no such folder{hint}")
+        where = "" if folder.is_absolute() or hint else f"; it is neither beside the config nor in {Path.cwd()}"
+        raise UserError(f"{folder}: no such folder{hint}{where}")
     name, _, revision = str(source).removeprefix(HUB).partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
@@ -94,6 +95,7 @@ def one_line(error: Exception) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises UserError where the file is missing or holds anything else."""
+    refuse_placeholder(path)
     try:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -118,7 +120,8 @@ def read_config(source: Mapping[str, object] | str | Path) -> tuple[str, dict[st
         return "config", dict(source)
     path = resolve(source, ("config.json",)) / "config.json"
     if not path.is_file():
-        raise UserError(f"{path.parent}: no config.json; give a folder in the Hugging Face form")
+        hint = _gguf_hint(path.parent) or "give a folder in the Hugging Face form"
+        raise UserError(f"{path.parent}: no config.json; {hint}")
     return str(path), read_json(path)
 
 
@@ -201,6 +204,7 @@ def open_tensors(folder: Path, stem: str = "model") -> dict[str, Tensor]:
     for file in files:
         if not file.is_file():
             raise UserError(f"{file}: named by {index.name} but not there; fetch the folder again")
+        refuse_placeholder(file)
         try:
             opened = safe_open(file, framework="numpy")
             names = opened.keys()
@@ -231,11 +235,20 @@ def check_names(folder: Path, config: str, expected: Collection[str], actual: Co
         raise UserError(f"{folder}: tensors do not fit {config}: {'; '.join(parts)}; fetch both from one model")
 
 
+def _gguf_hint(folder: Path) -> str:
+    """What to do with a folder that holds GGUF files; empty where it holds none."""
+    files = sorted(folder.glob("*.gguf"))
+    more = f" or another of its {len(files)} GGUF files" if len(files) > 1 else ""
+    return f"for a decoder write gguf:{files[0]}{more}" if files else ""
+
+
 def _no_weights(folder: Path, stem: str) -> str:
     """The message for a folder without `STEM.safetensors`; it names weights in other forms."""
     if others := sorted(folder.glob("*.safetensors")):
         return f"{folder}: has {others[0].name} but neither {stem}.safetensors nor its index; fetch it again"
-    for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf"):
+    if hint := _gguf_hint(folder):
+        return f"{folder}: no weights; {hint}"
+    for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx"):
         if files := sorted(folder.glob(pattern)):
             return (
                 f"{folder}: has no safetensors, only {files[0].name}; convert it with transformers "

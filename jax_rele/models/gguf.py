@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
 from jax_rele.errors import UserError
-from jax_rele.io import hash_bytes, lock
+from jax_rele.io import hash_bytes, lock, refuse_placeholder
 from jax_rele.models.files import BLOCK, Outgoing, one_line, write_folder
 
 GGUF = "gguf:"
@@ -103,6 +103,7 @@ def folder(source: str) -> Path:
             tail = file.read()
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}; write gguf:FILE.gguf") from None
+    refuse_placeholder(path)
     if head[:4] != b"GGUF":
         raise UserError(f"{source}: not a GGUF file")
     identity = f"{VERSION} {status.st_size} {status.st_mtime_ns} ".encode()

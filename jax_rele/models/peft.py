@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from jax_rele.models.files import (
 )
 from jax_rele.models.lora import COLLECTION, LoraSpec
 from jax_rele.models.partitioning import shardings
+from jax_rele.models.peft_weights import EMBEDDINGS, EmbeddingAdapter, change_base, check_shapes, find_changes
 from jax_rele.models.tables import DECODER
 from jax_rele.models.weights import on_host
 from jax_rele.types import Params, PyTree
@@ -37,7 +39,8 @@ from jax_rele.types import Params, PyTree
 STEM = "adapter_model"
 
 READ = words(
-    "peft_type r lora_alpha lora_dropout use_rslora target_modules exclude_modules layers_to_transform layers_pattern"
+    "peft_type r lora_alpha lora_dropout use_rslora target_modules exclude_modules layers_to_transform layers_pattern",
+    "rank_pattern alpha_pattern modules_to_save",
 )
 """Keys of adapter_config.json that are read."""
 
@@ -70,18 +73,29 @@ FACTORS = {"a": "lora_A", "b": "lora_B"}
 """The factors of an adapter, [in, r] and [r, out], and their names in `peft`, which stores the transposes."""
 
 
-def load_peft(source: str | Path, model: Decoder, mesh: jax.sharding.Mesh | None = None) -> tuple[Decoder, Params]:
-    """The adapters of a PEFT folder.
+def load_peft(
+    source: str | Path,
+    model: Decoder,
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    params: Params | None = None,
+) -> tuple[Decoder, Params]:
+    """The adapters of a PEFT folder, and the base's parameters where it changes them.
 
-    Layers of an adapted projection that the folder leaves out get zeros, which compute and train like no adapter.
+    Layers of an adapted projection that the folder leaves out get zeros, which compute and train like no adapter. So
+    do the columns by which a module's rank (`rank_pattern`) is smaller than the largest one; where its scale differs
+    (`alpha_pattern`), its second factor is scaled.
 
     Args:
       source: a folder with adapter_config.json and adapter_model.safetensors, or `hf:ORG/NAME` on the hub.
       model: the base that they were trained for; its own adapters are replaced.
       mesh: the devices of the adapters. None: the default device.
+      params: the base's parameters, for a folder that changes them: with `modules_to_save`, or adapters on
+        `embed_tokens` or `lm_head`, which are merged into them.
 
     Returns:
-      The model with the folder's `LoraSpec`, and `{"lora": ...}`, float32.
+      The model with the folder's `LoraSpec`, and `{"lora": ...}`, float32; with `{"params": ...}` too where the folder
+      changes the base. A base that ties its embeddings is untied where only one of them changes.
 
     Raises:
       UserError: a file is missing or damaged, a key's meaning is not implemented, or the tensors are not those that
@@ -92,8 +106,61 @@ def load_peft(source: str | Path, model: Decoder, mesh: jax.sharding.Mesh | None
     raw = read_json(where)
     _check_config(where, raw)
     targets = {path: layers for path in MODULES if (layers := _layers(where, raw, path, model.config.layers))}
-    if not targets:
+    adapters_of_embeddings = {
+        path: EmbeddingAdapter(*_rank_and_scale(where, raw, module))
+        for path, module in EMBEDDINGS.items()
+        if raw["target_modules"] != "all-linear" and _adapts(where, raw, module, None)
+    }
+    tensors = open_tensors(folder, STEM)
+    changes = find_changes(where, raw, model.config, tensors, adapters_of_embeddings)
+    if not targets and not changes.tensors:
         raise UserError(f"{where}: key target_modules ({raw['target_modules']!r:.60}) names no projection of the model")
+    if changes.tensors and params is None:
+        raise UserError(
+            f"{where}: the folder changes the base ({', '.join(changes.modules)}); give load_peft its `params` too"
+        )
+    ranks = {
+        (path, layer): _rank_and_scale(where, raw, MODULES[path].format(layer))
+        for path, layers in targets.items()
+        for layer in layers
+    }
+    spec = _spec(raw, targets, [rank for rank, _ in ranks.values()])
+    model = Decoder(dataclasses.replace(model.config, lora=spec), model.cache_length)
+    boxed = {} if spec is None else _boxed(model.config)
+    shapes = _shapes(boxed)
+    _check_tensors(folder, tensors, ranks, shapes, changes.tensors)
+    check_shapes(where, changes, model.config, tensors)
+    result: dict[str, PyTree] = {}
+    if changes.tensors:
+        assert params is not None
+        tie = bool(raw.get("ensure_weight_tying"))
+        config, result["params"] = change_base(model.config, params, changes, tensors, tie)
+        model = Decoder(config, model.cache_length)
+    if spec is None:
+        return model, result
+    leaf_shardings = {} if mesh is None else flatten_dict(shardings(boxed, mesh), sep="/")
+    adapters = {}
+    for path, shape in shapes.items():
+        values = np.zeros(shape, np.float32)
+        module, _, factor = path.rpartition("/")
+        for layer in targets[module]:
+            rank, scale = ranks[module, layer]
+            read = np.asarray(tensors[_name(module, layer, factor)].values[:], np.float32).T
+            if factor == "a":
+                values[layer, :, :rank] = read
+            else:
+                values[layer, :rank] = read if scale == spec.scale else read * (scale / spec.scale)
+        if mesh is None:
+            adapters[path] = jnp.asarray(values)
+        else:
+            adapters[path] = jax.make_array_from_callback(shape, leaf_shardings[path], values.__getitem__)
+    return model, {COLLECTION: unflatten_dict(adapters, sep="/"), **result}
+
+
+def _spec(raw: JsonObject, targets: Mapping[str, list[int]], ranks: Sequence[int]) -> LoraSpec | None:
+    """The spec of the projections' adapters, with the largest of their ranks and the scale of the whole folder."""
+    if not targets:
+        return None
     spec = LoraSpec(
         rank=raw["r"],
         alpha=raw["lora_alpha"],
@@ -101,22 +168,24 @@ def load_peft(source: str | Path, model: Decoder, mesh: jax.sharding.Mesh | None
         targets="|".join(path.rpartition("/")[2] for path in targets),
         rank_stabilized=bool(raw.get("use_rslora")),
     )
-    model = Decoder(dataclasses.replace(model.config, lora=spec), model.cache_length)
-    boxed = _boxed(model.config)
-    shapes = _shapes(boxed)
-    tensors = _checked_tensors(folder, targets, shapes)
-    leaf_shardings = {} if mesh is None else flatten_dict(shardings(boxed, mesh), sep="/")
-    adapters = {}
-    for path, shape in shapes.items():
-        values = np.zeros(shape, np.float32)
-        module, _, factor = path.rpartition("/")
-        for layer in targets[module]:
-            values[layer] = np.asarray(tensors[_name(module, layer, factor)].values[:], np.float32).T
-        if mesh is None:
-            adapters[path] = jnp.asarray(values)
-        else:
-            adapters[path] = jax.make_array_from_callback(shape, leaf_shardings[path], values.__getitem__)
-    return model, {COLLECTION: unflatten_dict(adapters, sep="/")}
+    if (rank := max(ranks)) == spec.rank:
+        return spec
+    divisor = math.sqrt(rank) if spec.rank_stabilized else rank
+    return dataclasses.replace(spec, rank=rank, alpha=spec.scale * divisor)
+
+
+def _rank_and_scale(where: Path, raw: JsonObject, module: str) -> tuple[int, float]:
+    """Rank and scale of a module's adapter: those of the first pattern that its name ends with, by `peft`'s rule."""
+    values = []
+    for key, default in (("rank_pattern", raw["r"]), ("alpha_pattern", raw["lora_alpha"])):
+        patterns = raw.get(key) or {}
+        try:
+            name = next((name for name in patterns if re.match(rf"(.*\.)?({name})$", module)), None)
+        except re.error as error:
+            raise UserError(f"{where}: key {key} holds what is not a regular expression ({error})") from None
+        values.append(default if name is None else patterns[name])
+    rank, alpha = values
+    return rank, alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank)
 
 
 def _boxed(config: DecoderConfig) -> PyTree:
@@ -139,6 +208,10 @@ def _check_config(where: Path, raw: JsonObject) -> None:
     for key in ("r", "lora_alpha"):
         if not isinstance(raw.get(key), int if key == "r" else int | float) or raw[key] <= 0:
             raise UserError(f"{where}: key {key} is {raw.get(key)!r}; it must be a positive number")
+    for key, kind in (("rank_pattern", int), ("alpha_pattern", int | float)):
+        patterns = raw.get(key) or {}
+        if not isinstance(patterns, dict) or not all(isinstance(each, kind) and each > 0 for each in patterns.values()):
+            raise UserError(f"{where}: key {key} is {patterns!r:.60}; it must map names of modules to positive numbers")
     targets = raw.get("target_modules")
     if not isinstance(targets, str | list):
         raise UserError(f"{where}: key target_modules is {targets!r:.60}; it must be a list or a regex")
@@ -146,23 +219,24 @@ def _check_config(where: Path, raw: JsonObject) -> None:
 
 def _layers(where: Path, raw: JsonObject, path: str, layers: int) -> list[int]:
     """The layers in which the config gives a projection an adapter, by the rules of `peft`."""
-    targets, excluded = raw["target_modules"], raw.get("exclude_modules")
-    selected = raw.get("layers_to_transform")
-    selected = [selected] if isinstance(selected, int) else selected
     pattern = raw.get("layers_pattern")
     if pattern and "layers" not in ([pattern] if isinstance(pattern, str) else pattern):
         raise UserError(f"{where}: key layers_pattern is {pattern!r:.60}; the model's layers are called 'layers'")
+    return [layer for layer in range(layers) if _adapts(where, raw, MODULES[path].format(layer), layer)]
 
-    def adapts(layer: int, name: str) -> bool:
-        if excluded and _matches(where, "exclude_modules", excluded, name):
-            return False
-        if isinstance(targets, str):
-            return targets.lower() == "all-linear" or _matches(where, "target_modules", targets, name)
-        if name in targets:
-            return True
-        return _matches(where, "target_modules", targets, name) and (not selected or layer in selected)
 
-    return [layer for layer in range(layers) if adapts(layer, MODULES[path].format(layer))]
+def _adapts(where: Path, raw: JsonObject, name: str, layer: int | None) -> bool:
+    """Whether the config gives a module an adapter; `layer` is None for one that is in no layer."""
+    targets, excluded = raw["target_modules"], raw.get("exclude_modules")
+    selected = raw.get("layers_to_transform")
+    selected = [selected] if isinstance(selected, int) else selected
+    if excluded and _matches(where, "exclude_modules", excluded, name):
+        return False
+    if isinstance(targets, str):
+        return targets.lower() == "all-linear" or _matches(where, "target_modules", targets, name)
+    if name in targets:
+        return True
+    return _matches(where, "target_modules", targets, name) and (not selected or layer in selected)
 
 
 def _matches(where: Path, key: str, patterns: str | list[str], name: str) -> bool:
@@ -175,25 +249,25 @@ def _matches(where: Path, key: str, patterns: str | list[str], name: str) -> boo
     return any(name == pattern or name.endswith(f".{pattern}") for pattern in patterns)
 
 
-def _checked_tensors(
-    folder: Path, targets: Mapping[str, list[int]], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Tensor]:
-    """The folder's tensors, after every check that headers allow."""
-    tensors = open_tensors(folder, STEM)
-    expected = {
-        _name(module, layer, factor): shapes[f"{module}/{factor}"][:0:-1]
-        for module, layers in targets.items()
-        for layer in layers
-        for factor in FACTORS
-    }
-    check_names(folder, "adapter_config.json and the model", expected, tensors)
+def _check_tensors(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    ranks: Mapping[tuple[str, int], tuple[int, float]],
+    shapes: Mapping[str, tuple[int, ...]],
+    others: Sequence[str],
+) -> None:
+    """Raises UserError unless the folder holds the factors of each adapter, in their shapes, and the `others`."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for (module, layer), (rank, _) in ranks.items():
+        expected[_name(module, layer, "a")] = (rank, shapes[f"{module}/a"][1])
+        expected[_name(module, layer, "b")] = (shapes[f"{module}/b"][2], rank)
+    check_names(folder, "adapter_config.json and the model", [*expected, *others], tensors)
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise UserError(
                 f"{tensors[name].file}: tensor {name} is {list(tensors[name].shape)} but the config and the model say "
                 f"{list(shape)}; the adapter is for another model"
             )
-    return tensors
 
 
 def save_peft(model: Decoder, variables: Params, path: str | Path, *, base: str | None = None) -> None:

@@ -138,9 +138,20 @@ def load_params(source: str | Path, config: Config, mesh: jax.sharding.Mesh | No
     )
 
 
-def weights_folder(init: str) -> Path:
-    """The folder of the weights that a config's `init` names; fetched from the hub where it is a name there."""
-    return resolve(init, (*NEEDED, *SIDE_FILES))
+def weights_folder(init: str, where: str = "") -> Path:
+    """The folder of the weights that a config's `init` names; fetched from the hub where it is a name there.
+
+    Args:
+      init: a folder, or a name as `resolve` takes it.
+      where: the config path, for messages.
+
+    Raises:
+      UserError: as `resolve`.
+    """
+    try:
+        return resolve(init, (*NEEDED, *SIDE_FILES))
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
 def weights_hash(init: str) -> str:

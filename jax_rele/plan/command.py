@@ -16,6 +16,7 @@ from rich.console import Console
 
 from jax_rele.config import Config
 from jax_rele.errors import UserError
+from jax_rele.io import check_output_file
 from jax_rele.plan.report import PlanData, print_plan
 from jax_rele.plan.topology import parse_topology
 
@@ -27,14 +28,14 @@ def plan(path: str, config: Config, topology: str, *, names: Sequence[str], json
       path: of the config, for messages.
       config: the run.
       topology: e.g. `v5e:4x4` or `gpu:8xH100`.
-      names: which steps, of `cli.commands.PLANNED`.
+      names: which steps, of `names.PLANNED_STEPS`.
       json_path: a file to write the plan to as well.
 
     Raises:
       UserError: an unknown topology, a config that does not fit it, or no TPU compiler.
     """
-    if json_path is not None and not json_path.resolve().parent.is_dir():
-        raise UserError(f"{json_path.resolve().parent}: no such folder to write to; create it first")
+    if json_path is not None:
+        check_output_file(json_path)
     if parse_topology(topology).chip.kind == "tpu" and importlib.util.find_spec("libtpu") is None:
         raise UserError(f"--topology {topology} needs the TPU compiler: pip install 'jax_rele[tpu]'")
     # Without a terminal, as in a log, the width is fixed so that tables are not cut.

@@ -89,7 +89,7 @@ def steps(
       config: the run.
       mesh: of devices, which may be abstract.
       kind: of chip, `tpu` or `gpu`.
-      names: of `cli.commands.PLANNED`.
+      names: of `names.PLANNED_STEPS`.
 
     Raises:
       UserError: the mesh does not fit the models, or `teacher.init` cannot be read.
@@ -300,7 +300,7 @@ def _variables(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Param
 
 
 def _cache(model: Decoder, mesh: jax.sharding.Mesh, count: int, length: int) -> PyTree:
-    axes = ("layers", "batch", "length", "kv_heads", "head_dim")
+    axes = ("layers", "batch", "kv_heads", "length", "head_dim")
     shapes = jax.eval_shape(lambda: new_cache(model, count, length))
     return jax.tree.map(lambda x: array(mesh, x.shape, x.dtype, axes), shapes)
 

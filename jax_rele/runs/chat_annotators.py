@@ -126,7 +126,10 @@ def _reason(summary: Summary) -> str:
     if not summary.pending:
         return ""
     down = [f"{name}: {state['down']}" for name, state in summary.by_endpoint.items() if state["down"]]
-    return "; ".join(filter(None, [summary.stopped, *down])) or "calls failed too often"
+    last = {name: state["last_fault"] for name, state in summary.by_endpoint.items() if state["last_fault"]}
+    words = "; ".join(f"{name}: {fault}" for name, fault in last.items())
+    failed = f"calls failed too often, the last ones with {words}" if words else "calls failed too often"
+    return "; ".join(filter(None, [summary.stopped, *down])) or failed
 
 
 def _read_answers(

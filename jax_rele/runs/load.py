@@ -11,7 +11,7 @@ import jax
 from flax import linen as nn
 from transformers import PreTrainedTokenizerBase
 
-from jax_rele.config import Config, MeshConfig, TwoTowerConfig
+from jax_rele.config import Config, MeshConfig, TwoTowerConfig, local_name
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
 from jax_rele.distillation.objectives import learns_evidence, learns_verdicts, source_hash
 from jax_rele.errors import UserError
@@ -35,7 +35,10 @@ def read_run(run_dir: str | Path) -> Config:
     Raises:
       UserError: the folder is not a run's, is of another version, or its config was edited.
     """
-    return pipeline.read_config(Path(run_dir)).model_copy(update={"mesh": MeshConfig()})
+    config = pipeline.read_config(Path(run_dir))
+    # A run may have moved, or be read from another working directory.
+    root = {"run_root": str(Path(run_dir).parent)} if Path(run_dir).name == config.name else {}
+    return config.model_copy(update={"mesh": MeshConfig(), **root})
 
 
 def load_student(
@@ -100,7 +103,7 @@ def new_student(config: Config, tokenizer_folder: Path, name: StudentName) -> St
 
 def untrained_embedder(config: Config) -> Student:
     """The weights at `student.init` as they are: a two-tower whose embeddings are means of token vectors."""
-    tokenizer = load_tokenizer(weights_folder(config.student.init), ENCODER_TOKENS)
+    tokenizer = load_tokenizer(weights_folder(config.student.init, "student.init"), ENCODER_TOKENS)
     towers = TwoTowerConfig(embedding_width=0, pooling="mean", head="cosine", normalize=True, towers="shared")
     section = config.student.model_copy(update={"two_tower": towers, "verdict_pooling": "pooled", "dtype": "float32"})
     model = build_student("two_tower", section, len(tokenizer), len(config.labels.names), 1)
@@ -190,7 +193,7 @@ def load_base(config: Config, model: Decoder, run_dir: Path, mesh: jax.sharding.
 
 def _init_weights(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> dict:
     """The weights at `teacher.init`, quantized where the config says so."""
-    params = load_params(weights_folder(config.teacher.init), model.config, mesh)
+    params = load_params(weights_folder(config.teacher.init, "teacher.init"), model.config, mesh)
     if config.teacher.quantize != "none":
         params = quantize_params(params, config.teacher.quantize)
     return {"params": params}
@@ -206,15 +209,15 @@ def load_lora(model: Decoder, run_dir: Path, mesh: jax.sharding.Mesh) -> dict:
 def teacher_inputs(config: Config) -> dict[str, str]:
     """A hash of the weights that the teacher starts from, where it does."""
     init = config.teacher.init
-    return {} if init == "random" else {f"teacher.init {init}": weights_hash(init)}
+    return {} if init == "random" else {f"teacher.init {local_name(init)}": weights_hash(init)}
 
 
 def student_inputs(config: Config) -> dict[str, str]:
     """Hashes of the weights that the students start from, and of the files of custom losses."""
     terms = [term for objective in config.distill.objectives.values() for term in objective.terms.values()]
-    hashes = {f"loss {term.loss}": source_hash(term.loss) for term in terms if ":" in term.loss}
+    hashes = {f"loss {local_name(term.loss)}": source_hash(term.loss) for term in terms if ":" in term.loss}
     inputs, init = {name: value for name, value in hashes.items() if value}, config.student.init
-    return inputs if init == "random" else {**inputs, f"student.init {init}": weights_hash(init)}
+    return inputs if init == "random" else {**inputs, f"student.init {local_name(init)}": weights_hash(init)}
 
 
 def main_recipe(config: Config) -> str:

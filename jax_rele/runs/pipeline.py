@@ -14,11 +14,12 @@ from typing import Any
 
 import yaml
 
-from jax_rele.config import Config, flatten, load
+from jax_rele.config import Config, flatten, is_input, load, local_name, resolve_paths
 from jax_rele.errors import UserError
-from jax_rele.io import hash_values, lock, write_error, write_json, write_text
+from jax_rele.io import check_output_folder, hash_values, lock, write_error, write_json, write_text
 from jax_rele.runs.preflight import preflight
 from jax_rele.runs.stages import STAGES, UNHASHED, Stage
+from jax_rele.runs.texts import check_student_tokenizer
 from jax_rele.training import distributed
 
 PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
@@ -27,6 +28,7 @@ FORMAT = 3
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 LOCK = ".lock"
+_UNSET = object()
 Manifest = dict[str, Any]
 """What `manifest.json` holds."""
 
@@ -54,9 +56,12 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print, whol
     """
     run_dir = config.run_dir
     _refuse_differing(config, names)
+    checked = tuple(STAGES) if whole else names
+    if distributed.process_count() == 1 and _is_read_only(run_dir) and _says_finished(config, checked, names, say):
+        return
     with _lock(run_dir) if distributed.is_main() else nullcontext():
         _refuse_unshared(run_dir)
-        distributed.on_main(partial(_begin, config, run_dir, tuple(STAGES) if whole else names, names))
+        distributed.on_main(partial(_begin, config, run_dir, checked, names))
         if (unread := _unread(config)) and distributed.is_main():
             say(f"{', '.join(unread)}: not read, since the signals are those of score.signals")
         for name in names:
@@ -65,6 +70,14 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print, whol
                     say(f"{name:9} skipped: score.signals takes the teacher's place")
             else:
                 _run_stage(config, run_dir, name, say)
+            if name == "prepare" and "distill" in names:
+                distributed.on_main(partial(_check_tokenizer, config, run_dir))
+
+
+def _check_tokenizer(config: Config, run_dir: Path) -> None:
+    manifest = _read_manifest(run_dir, "distill")
+    if manifest is None or manifest["status"] != "finished":
+        check_student_tokenizer(config, run_dir)
 
 
 def require(config: Config, name: str) -> None:
@@ -94,7 +107,11 @@ def read_config(run_dir: Path) -> Config:
     config = load(run_dir / CONFIG)
     for name, stage in STAGES.items():
         manifest = manifests[name]
-        if manifest is not None and name not in _skipped(config) and manifest["config"] != sections(config, stage):
+        if (
+            manifest is not None
+            and name not in _skipped(config)
+            and _recorded(manifest["config"]) != sections(config, stage)
+        ):
             raise UserError(f"{run_dir / CONFIG}: is not the config that the stage {name} ran with; set it back")
     return config
 
@@ -163,12 +180,23 @@ def _begin(config: Config, run_dir: Path, checked: Sequence[str], names: Sequenc
         _refuse_other(config, run_dir, name)
     manifests = {name: _read_manifest(run_dir, name) for name in names if name not in _skipped(config)}
     unfinished = [name for name, manifest in manifests.items() if not manifest or manifest["status"] != "finished"]
+    if unfinished:
+        check_output_folder(config.cache)
+        if "annotate" in unfinished and config.annotate.annotator == "llm":
+            check_output_folder(config.answers)
     preflight(config, unfinished)
     for name in unfinished:
         _external_inputs(config, STAGES[name])  # what a later stage reads from outside is missed before the first runs
     if len(checked) < len(STAGES) and (run_dir / CONFIG).exists():
         return  # it is that of other stages too
-    write_text(run_dir / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(run_dir / CONFIG, _config_text(config))
+
+
+def _config_text(config: Config) -> str:
+    """The config as YAML, with absolute paths, so that it means the same wherever it is read."""
+    values = config.model_dump(mode="json")
+    resolve_paths(values, Path.cwd())
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
@@ -201,7 +229,7 @@ def _begin_stage(config: Config, run_dir: Path, name: str, say) -> Manifest | No
     stage, directory = STAGES[name], run_dir / name
     manifest = _read_manifest(run_dir, name)
     if manifest and manifest["status"] == "finished":
-        say(f"{name:9} finished before in {manifest['wall_seconds']:.0f} s, nothing to do")
+        say(f"{name:9} {_finished_before(manifest)}")
         return None
     for needed in stage.needs(config):
         if (earlier := _read_manifest(run_dir, needed)) is None or earlier["status"] != "finished":
@@ -241,7 +269,7 @@ def _refuse_other(config: Config, run_dir: Path, name: str) -> None:
         return
     old, new = (
         {path: repr(value) for path, value in flatten(read).items()}
-        for read in (manifest["config"], sections(config, stage))
+        for read in (_recorded(manifest["config"]), sections(config, stage))
     )
     changed = [
         f"{path} is {new.get(path, 'not read')}, was {old.get(path, 'not read')}"
@@ -266,12 +294,20 @@ def sections(config: Config, stage: Stage) -> Manifest:
     values: Manifest = {}
     whole = config.model_dump(mode="json")
     for path in stage.reads(config):
-        value = whole
+        value: Any = whole
         for part in path.split("."):
-            value = value[part]
-        if path not in UNHASHED:
+            value = value.get(part, _UNSET)
+        # Some fields are left out of the dump where they are not set.
+        if path not in UNHASHED and value is not _UNSET:
             values[path] = _hashed(value, path)
-    return values
+    return _recorded(values)
+
+
+def _recorded(values: Any, path: str = "") -> Any:
+    """The values of a stage's config; of an input on this machine the last part of its path, as its content counts."""
+    if isinstance(values, dict):
+        return {key: _recorded(value, f"{path}.{key}" if path else key) for key, value in values.items()}
+    return local_name(values) if is_input(path) else values
 
 
 def _hashed(value: Any, path: str) -> Any:
@@ -318,6 +354,33 @@ def _write_manifest(directory: Path, manifest: Manifest) -> None:
     write_json(directory / MANIFEST, manifest)
 
 
+def _is_read_only(run_dir: Path) -> bool:
+    """Whether a run's folder is there and cannot be written."""
+    try:
+        if run_dir.is_dir():
+            (run_dir / LOCK).touch()
+    except OSError:
+        return True
+    return False
+
+
+def _says_finished(config: Config, checked: Sequence[str], names: Sequence[str], say) -> bool:
+    """Whether nothing is left to do, which is then reported."""
+    for name in checked:
+        _refuse_other(config, config.run_dir, name)
+    manifests = {name: _read_manifest(config.run_dir, name) for name in names if name not in _skipped(config)}
+    if any(manifest is None or manifest["status"] != "finished" for manifest in manifests.values()):
+        return False
+    for name, manifest in manifests.items():
+        assert manifest is not None
+        say(f"{name:9} {_finished_before(manifest)}")
+    return True
+
+
+def _finished_before(manifest: Manifest) -> str:
+    return f"finished before in {manifest['wall_seconds']:.0f} s, nothing to do"
+
+
 @contextmanager
 def _lock(run_dir: Path) -> Iterator[None]:
     """Lets one process at a time work on a run's folder."""
@@ -325,7 +388,7 @@ def _lock(run_dir: Path) -> Iterator[None]:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / LOCK).touch()
     except OSError as error:
-        raise UserError(f"{run_dir}: cannot be written: {error.strerror}") from None
+        raise write_error(run_dir, error) from None
     busy = f"{run_dir}: another process is at work on this run; wait for it or choose another name"
     with lock(run_dir / LOCK, on_busy=lambda: UserError(busy)):
         yield

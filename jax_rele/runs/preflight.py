@@ -48,7 +48,7 @@ def preflight(config: Config, stages: Collection[str]) -> None:
         return
     if teacher.init == "random":
         return check_heads("teacher", teacher.random.heads, teacher.random.kv_heads, mesh)
-    folder = weights_folder(teacher.init)
+    folder = weights_folder(teacher.init, "teacher.init")
     shape = build_teacher(teacher, 0).config
     check_heads("teacher", shape.heads, shape.kv_heads, mesh)
     check_weights(folder, shape)
@@ -100,7 +100,7 @@ def check_encoder(config: Config, mesh: jax.sharding.Mesh) -> None:
     """Raises UserError where the students' encoder does not fit the mesh, or its weights and tokenizer each other."""
     if config.student.init == "random":
         return check_heads("student", config.student.random.heads, config.student.random.heads, mesh)
-    folder = weights_folder(config.student.init)
+    folder = weights_folder(config.student.init, "student.init")
     shape = build_encoder(config.student, len(load_tokenizer(folder, ENCODER_TOKENS)))
     check_heads("student", shape.heads, shape.heads, mesh)
     check_weights(folder, shape)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from jax_rele.config import Config
+from jax_rele.data import PairTable
 from jax_rele.data.tokens.prompts import encode_prompts
+from jax_rele.data.tokens.student_inputs import tower_rows
 from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss, summarize
-from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, load_tokenizer
+from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
+from jax_rele.models.weights import weights_folder
 from jax_rele.runs import layout
 from jax_rele.runs.questions import teacher_question
 from jax_rele.types import Pair
+
+SAMPLE = 2000
+"""Pairs that are read to see whether a tokenizer knows the language."""
+
+_LANGUAGE = "start from weights whose tokenizer knows the language, or from `random`, which trains one on the pairs"
 
 
 def teacher_text_loss(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> TextLoss:
@@ -25,10 +34,29 @@ def teacher_text_loss(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> T
     return summarize(losses)
 
 
+def check_student_tokenizer(config: Config, run_dir: Path) -> None:
+    """Raises UserError where the students' tokenizer does not know the prepared pairs, before a teacher reads them.
+
+    A sample is read. Random students train a tokenizer that knows every text.
+    """
+    if config.student.init == "random":
+        return
+    tokenizer = load_tokenizer(weights_folder(config.student.init), ENCODER_TOKENS)
+    table, losses = PairTable(run_dir / layout.PAIRS), list[np.ndarray]()
+    count = min(len(table), SAMPLE)
+    pairs = list(table.select(np.arange(count) * len(table) // count))
+    tower_rows(
+        tokenizer, pairs, config.data.item_fields, config.student.query_length, config.student.item_length, losses
+    )
+    limits = config.data.text_loss.model_copy(update={"warn_cut": 1.0, "max_cut": 1.0})
+    unknown = replace(summarize(losses), merged_pairs=0)
+    check_text_loss("student.init", unknown, limits, remedies=(f"{config.student.init}: {_LANGUAGE}", ""))
+
+
 def check_teacher_texts(config: Config, where: str, loss: TextLoss) -> None:
     """Warns of what the teacher does not read. Raises UserError where it is more than `data.text_loss` allows."""
     remedies = (
-        "start it from weights whose tokenizer knows the language (teacher.init)",
+        f"teacher.init: {_LANGUAGE}",
         f"raise teacher.prompt_length ({config.teacher.prompt_length})",
     )
     check_text_loss(f"{where}: teacher", loss, config.data.text_loss, remedies=remedies)
@@ -38,7 +66,7 @@ def check_student_texts(config: Config, where: str, loss: TextLoss) -> None:
     """Warns of what a student does not read. Raises UserError where it is more than `data.text_loss` allows."""
     student = config.student
     remedies = (
-        "start it from weights whose tokenizer knows the language (student.init)",
+        f"student.init: {_LANGUAGE}",
         f"raise student.query_length ({student.query_length}) or student.item_length ({student.item_length})",
     )
     check_text_loss(where, loss, config.data.text_loss, remedies=remedies)

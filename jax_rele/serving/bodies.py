@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Strict, Tag
 
 from jax_rele.data.rows import RowError, parse_row
 from jax_rele.serving.refusals import BadRequest
+from jax_rele.text import is_visible
 from jax_rele.types import ITEM_FIELDS, Item, Pair
 
 SIDES = {
@@ -31,7 +33,7 @@ def _unicode(text: str) -> str:
 def _clean(text: str) -> str:
     """As texts of pairs are read: without NUL characters and white space at the ends."""
     text = _unicode(text).replace("\0", "").strip()
-    if not text:
+    if not is_visible(text):
         raise ValueError("must not be blank")
     return text
 
@@ -39,7 +41,10 @@ def _clean(text: str) -> str:
 Text = Annotated[str, AfterValidator(_clean)]
 Word = Annotated[str, AfterValidator(_unicode)]
 Side = Literal["query", "item", "search_query", "search_document", "document"]
-TopK = Annotated[int, Field(ge=1, le=1000)]
+Flag = Annotated[bool, Strict()]
+Count = Annotated[int, Strict(), Field(ge=1)]
+"""A number that is none of `true`, `"5"` and `5.0`."""
+TopK = Annotated[int, Strict(), Field(ge=1, le=1000)]
 
 
 class Body(BaseModel):
@@ -101,14 +106,17 @@ TextPairs = Annotated[
 """One pair of texts or several."""
 
 
+RankField = Literal["text", "title", "brand", "color", "category", "bullets", "description"]
+
+
 class TeiRerank(Body):
     """text-embeddings-inference's `/rerank`."""
 
     query: Text
     texts: Annotated[list[Text], Field(min_length=1)]
-    raw_scores: bool = False
-    return_text: bool = False
-    truncate: bool | None = None
+    raw_scores: Flag = False
+    return_text: Flag = False
+    truncate: Flag | None = None
     truncation_direction: Literal["Right", "right"] = "Right"
 
 
@@ -116,33 +124,34 @@ class TeiEmbed(Body):
     """text-embeddings-inference's `/embed`; `prompt_name` or `side` says which side the texts are of."""
 
     inputs: Texts
-    normalize: bool = True
-    truncate: bool | None = None
+    normalize: Flag = True
+    truncate: Flag | None = None
     truncation_direction: Literal["Right", "right"] = "Right"
     prompt_name: Side | None = None
     side: Side | None = None
-    dimensions: int | None = None
+    dimensions: Count | None = None
 
 
 class TeiPredict(Body):
     """text-embeddings-inference's `/predict`: one pair, or several."""
 
     inputs: TextPairs
-    raw_scores: bool = False
-    truncate: bool | None = None
+    raw_scores: Flag = False
+    truncate: Flag | None = None
     truncation_direction: Literal["Right", "right"] = "Right"
 
 
 class CohereRerank(Body):
-    """Cohere's `/v1/rerank` and `/v2/rerank`."""
+    """Cohere's `/v1/rerank` and `/v2/rerank`; `rank_fields` are those of a document that are read, in their order."""
 
     model: Word = ""
     query: Text
     documents: Annotated[list[ItemLike], Field(min_length=1)]
-    top_n: Annotated[int, Field(ge=1)] | None = None
-    return_documents: bool = False
-    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
-    priority: int | None = None
+    rank_fields: Annotated[list[RankField], Field(min_length=1)] | None = None
+    top_n: Count | None = None
+    return_documents: Flag = False
+    max_tokens_per_doc: Count | None = None
+    priority: Annotated[int, Strict()] | None = None
 
 
 class OpenAIEmbeddings(Body):
@@ -152,7 +161,7 @@ class OpenAIEmbeddings(Body):
     model: Word = ""
     input_type: Side | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
+    dimensions: Count | None = None
     user: Word | None = None
 
 
@@ -178,7 +187,7 @@ class SearchBody(Body):
     query: Text
     k: TopK = 10
     filters: dict[Word, Word] = {}
-    rerank: bool | None = None
+    rerank: Flag | None = None
     candidates: TopK | None = None
 
 
@@ -186,13 +195,13 @@ class CompareBody(Body):
     """What the page asks: the same query for every ranker."""
 
     query: Text
-    k: Annotated[int, Field(ge=1, le=100)] = 10
+    k: Annotated[int, Strict(), Field(ge=1, le=100)] = 10
 
 
 class JudgementBody(Body):
     """A grade that a person gave; without label an earlier one is taken back."""
 
-    judge: Annotated[Word, Field(max_length=100)] = ""
+    judge: Annotated[Text, Field(max_length=100)]
     query: Text
     item: ItemBody
     label: Word | None
@@ -342,6 +351,20 @@ def as_item(value: str | TextBody | ItemBody) -> Item:
 def as_pair(query: str, item: str | TextBody | ItemBody) -> Pair:
     """A pair of a request. Raises BadRequest where it is none."""
     return Pair("", query, as_item(item))
+
+
+def as_ranked_item(value: str | TextBody | ItemBody, fields: Sequence[str]) -> Item:
+    """A document of which these fields are read, in their order. Raises BadRequest where it has none of them."""
+    item = as_item(value)
+    if isinstance(value, str):
+        return item
+    if isinstance(value, TextBody):
+        text = item.title if "text" in fields else ""
+    else:
+        text = " ".join(filter(None, (getattr(item, field, "") for field in fields)))
+    if not text:
+        raise BadRequest(f"rank_fields: a document has none of {', '.join(fields)}")
+    return Item("", text)
 
 
 def item_object(item: Item) -> dict[str, Any]:

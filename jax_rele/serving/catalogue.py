@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jax_rele.data.columns import has_item_columns, plain_name
 from jax_rele.data.rows import RowError, parse_row
 from jax_rele.data.sources.files import find_files
 from jax_rele.data.sources.readers import read_file
@@ -166,10 +167,12 @@ def read_items(path: str | Path) -> tuple[list[Item], list[str]]:
         for number, row, _ in read_file(file):
             if isinstance(row, RowError):
                 raise UserError(f"{file.name}, row {number}: {row}; mend the row")
-            query = row.get("query")
+            query = next((value for name, value in row.items() if plain_name(name) == "query"), None)
+            is_flat = key not in row and has_item_columns(row)
+            fields_of_pair = row if is_flat else {"item": row.get(key, row)}
             try:
                 pair = parse_row(
-                    {"query": query or "none", "item": row.get(key, row)},
+                    {**fields_of_pair, "query": query or "none"},
                     fields={},
                     label_map={},
                     label_names=(),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -64,14 +65,19 @@ def serve(
         raise UserError(f"--max-queue-rows: {max_queue_rows} is less than --max-rows {max_rows}; give more")
     if index is not None and items is not None:
         raise UserError("--index: holds its items itself; leave --items out")
-    with _listening(host, port) as listener:
+    samples = read_queries(queries) if queries is not None else None
+    with _listening(host, port) as listener, ExitStack() as opened:
         scorers = load_bundles(bundles, threads=threads, batch_tokens=max_batch_tokens)
         by_kind = {scorer.manifest.model: scorer for scorer in scorers}
+        store: GradeFile | None = None
+        if grades is not None:
+            store = GradeFile(grades, scorers[0].schema.names)
+            opened.callback(store.close)
         search: Search | None = None
         words: Bm25 | None = None
-        samples: list[str] = []
         if items is not None:
-            catalogue, samples = read_items(items)
+            catalogue, beside = read_items(items)
+            samples = beside if samples is None else samples
             words = Bm25(catalogue, scorers[0].manifest.fields)
             if "two_tower" in by_kind:
                 search = exact_search(by_kind["two_tower"], catalogue)
@@ -79,23 +85,24 @@ def serve(
             if "two_tower" not in by_kind:
                 raise UserError(f"--index: {index} needs the two-tower's bundle that built it; give that too")
             folder = bundles[scorers.index(by_kind["two_tower"])]
-            opened = open_search(index, by_kind["two_tower"].manifest, folder)
-            search, words = opened, Bm25(opened.items(), scorers[0].manifest.fields)
-        if queries is not None:
-            samples = read_queries(queries)
-        store = GradeFile(grades, scorers[0].schema.names) if grades is not None else None
+            indexed = open_search(index, by_kind["two_tower"].manifest, folder)
+            search, words = indexed, Bm25(indexed.items(), scorers[0].manifest.fields)
         limits = Limits(max_batch_tokens, max_queue_rows, max_rows, max_body_bytes, timeout)
-        service = Service(scorers, limits, search=search, bm25=words, queries=samples, grades=store)
-        try:
-            app = create_app(service, api_key=os.environ.get(KEY, "").strip(), log_texts=log_texts)
-            address, number = listener.getsockname()[:2]
-            shown = f"[{address}]" if ":" in address else address
-            print(f"serving {', '.join(by_kind)} at http://{shown}:{number}", file=sys.stderr, flush=True)
-            run_server(app, service, listener)
-        finally:
-            service.close()
-            if store is not None:
-                store.close()
+        service = Service(scorers, limits, search=search, bm25=words, queries=samples or (), grades=store)
+        opened.callback(service.close)
+        app = create_app(service, api_key=os.environ.get(KEY, "").strip(), log_texts=log_texts)
+        address, number = listener.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        print(f"serving {', '.join(by_kind)} at http://{shown}:{number}", file=sys.stderr, flush=True)
+        _allow_open_files()
+        run_server(app, service, listener)
+
+
+def _allow_open_files() -> None:
+    """Raises the limit of open files as far as the system lets a process: each connection is one."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def load_bundles(folders: Sequence[Path], *, threads: int, batch_tokens: int) -> list[Scorer]:

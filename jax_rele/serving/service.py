@@ -348,11 +348,8 @@ def _tower_tokens(
 
 
 def _check_tokens(scorer: Scorer, texts: Sequence[str], name: str) -> None:
-    for text, ids in zip(texts, _token_ids(scorer, texts)):
-        if not ids:
-            raise BadRequest(f"{name}: {text!r:.60} has no tokens; give a text with letters or digits")
-        if {*ids} == {scorer.tokenizer.unk_token_id}:
-            raise BadRequest(f"{name}: the model knows nothing of {text!r:.60}; ask a model of its language")
+    if reason := scorer.unreadable(texts):
+        raise BadRequest(f"{name}: {reason}")
 
 
 def _refuse_cut(scorer: Scorer, pairs: Sequence[Pair]) -> None:
@@ -377,9 +374,5 @@ def _refuse_more(name: str, length: int, most: int) -> None:
 
 
 def _lengths(scorer: Scorer, texts: Sequence[str]) -> list[int]:
-    return list(map(len, _token_ids(scorer, texts)))
-
-
-def _token_ids(scorer: Scorer, texts: Sequence[str]) -> list[list[int]]:
     cleaned = [clean_text(text) for text in texts]
-    return scorer.tokenizer(cleaned, add_special_tokens=False, verbose=False)["input_ids"]
+    return list(map(len, scorer.tokenizer(cleaned, add_special_tokens=False, verbose=False)["input_ids"]))

@@ -85,7 +85,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     state = init_state(init_decoder(model), "params", {}, tx, mesh, config.seed)
     if teacher.init != "random":
         state = dataclasses.replace(state, trainable={})  # frees the random weights' memory first
-        params = load_params(weights_folder(teacher.init), model.config, mesh)
+        params = load_params(weights_folder(teacher.init, "teacher.init"), model.config, mesh)
         state = dataclasses.replace(state, trainable={"params": params})
     directory = run_dir / "adapt"
     state = train_language_model(
@@ -115,7 +115,7 @@ def make_tokenizer(config: Config, run_dir: Path) -> None:
         texts = chain(prompts, _grammar_texts(config, len(train)))
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, config.teacher.random.vocab_size)
     else:
-        tokenizer = load_tokenizer(weights_folder(config.teacher.init), DECODER_TOKENS)
+        tokenizer = load_tokenizer(weights_folder(config.teacher.init, "teacher.init"), DECODER_TOKENS)
     check_verbalizers(tokenizer, config.labels.names)
     try:
         with atomic_folder(folder) as new_folder:

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from jax_rele.annotation.answers import Failure
 from jax_rele.annotation.injection import attack, effect
 from jax_rele.annotation.quality import Annotations, build_quality
 from jax_rele.annotation.report import find_examples, write_report
 from jax_rele.annotation.review import apply_reviews, decisions_to_arrow, read_reviews, to_review, write_reviews
 from jax_rele.annotation.votes import Decision, consensus, digest, fit_votes
-from jax_rele.config import Config
+from jax_rele.config import Config, local_name
 from jax_rele.data import RATIONALES, PairTable, write_table
 from jax_rele.errors import Preempted, UserError
 from jax_rele.io import write_text
@@ -29,12 +30,13 @@ def external_inputs(config: Config) -> dict[str, str]:
     annotate = config.annotate
     hashes = {}
     if annotate.annotator == "llm" and annotate.prompt not in ("en", "zh"):
-        hashes[f"annotate.prompt {annotate.prompt}"] = chat.prompts_of(config).version
+        hashes[f"annotate.prompt {local_name(annotate.prompt)}"] = chat.prompts_of(config).version
     if annotate.annotator != "rules" and annotate.reviews:
-        hashes[f"annotate.reviews {annotate.reviews}"] = _file_hash(annotate.reviews, "annotate.reviews")
+        hashes[f"annotate.reviews {local_name(annotate.reviews)}"] = _file_hash(annotate.reviews, "annotate.reviews")
     if annotate.annotator == "teacher":
         other = chat.read_teacher_run(config)
-        hashes[f"annotate.teacher_run {annotate.teacher_run}"] = hash_teacher(other, Path(annotate.teacher_run))
+        folder = Path(annotate.teacher_run)
+        hashes[f"annotate.teacher_run {folder.name}"] = hash_teacher(other, folder)
     return hashes
 
 
@@ -119,7 +121,8 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
     accepted = [decision for decision in decisions if decision.status == "accepted"]
     if not any(decision.pair_id in gold for decision in accepted):
         raise UserError(
-            f"annotate: none of {len(pairs)} pairs has an accepted rationale; {folder / 'report.html'} says why"
+            f"annotate: none of {len(pairs)} pairs has an accepted rationale{_common_failures(responses)}; "
+            f"{folder / 'report.html'} says why"
         )
     _write_rationales(run_dir, ((by_id[one.pair_id], one.rationale, one.model) for one in accepted))
     return {
@@ -131,6 +134,18 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
         "cost": round(responses.cost, 6),
         "consensus": digest(decisions)[:16],
     }
+
+
+def _common_failures(responses: chat.Responses) -> str:
+    """Why answers could not be read, the most frequent reasons first."""
+    failures = Counter(
+        f"{vote.outcome.kind}: {vote.outcome.detail}" if vote.outcome.detail else vote.outcome.kind
+        for votes in responses.votes.values()
+        for vote in votes
+        if isinstance(vote.outcome, Failure)
+    )
+    listed = "; ".join(f"{count} {reason}" for reason, count in failures.most_common(2))
+    return f" ({listed})" if listed else ""
 
 
 def _injection(

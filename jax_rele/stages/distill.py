@@ -92,7 +92,7 @@ def make_tokenizer(config: Config, run_dir: Path, folder: Path) -> None:
         texts = _texts(sample_pairs(train), config.data.item_fields)
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, config.student.random.vocab_size, encoder=True)
     else:
-        tokenizer = load_tokenizer(weights_folder(config.student.init), ENCODER_TOKENS)
+        tokenizer = load_tokenizer(weights_folder(config.student.init, "student.init"), ENCODER_TOKENS)
     try:
         with atomic_folder(folder) as new_folder:
             tokenizer.save_pretrained(new_folder)

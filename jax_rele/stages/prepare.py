@@ -8,8 +8,8 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from jax_rele.config import Config
-from jax_rele.data import PairTable, candidates, ingest, new_files, source_hash, write_pairs
+from jax_rele.config import Config, local_name
+from jax_rele.data import PairTable, candidates, ingest, new_files, no_labels, source_hash, write_pairs
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
 from jax_rele.runs import layout
@@ -18,7 +18,7 @@ from jax_rele.types import Item, Pair
 
 def external_inputs(config: Config) -> dict[str, str]:
     """A hash of the content of the data."""
-    return {f"data.path {config.data.path}": source_hash(config.data)}
+    return {f"data.path {local_name(config.data.path)}": source_hash(config.data)}
 
 
 def run(config: Config, run_dir: Path) -> Mapping[str, object]:
@@ -33,6 +33,8 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
         ingested = ingest(data, labels, config.seed, config.cache, new_folder)
         in_train = ingested.splits == SPLITS.index("train")
         labelled = {split: int((ingested.labelled & (ingested.splits == i)).sum()) for i, split in enumerate(SPLITS)}
+        if not any(labelled.values()):
+            raise no_labels(data, config.cache)
         for split, count in labelled.items():
             if not count:
                 remedy = "change data.splits" if data.splits.fold is None else "ask for fewer folds"

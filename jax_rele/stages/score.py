@@ -11,10 +11,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
-from jax_rele.config import Config
+from jax_rele.config import Config, local_name
 from jax_rele.data import join_tables, read_pairs_table, read_signals, write_signals
 from jax_rele.data.tokens.text_loss import TextLoss
+from jax_rele.evaluation.baselines import overlaps
+from jax_rele.evaluation.bootstrap import positive_probs
 from jax_rele.io import write_text
 from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
@@ -27,13 +30,17 @@ from jax_rele.types import Pair, Signals
 
 SHARD = 1024
 """Pairs per shard; an interrupted run resumes after the last whole shard."""
+HELD_OUT = 200
+"""Validation pairs that the teacher is compared with word overlap on."""
 
 
 def external_inputs(config: Config) -> dict[str, str]:
     """A hash of the weights that the teacher starts from; or of the content of what `score.signals` names."""
     if not config.score.signals:
         return teacher_inputs(config)
-    return {f"score.signals {config.score.signals}": external_signals.content_hash(config, config.score.signals)}
+    return {
+        f"score.signals {local_name(config.score.signals)}": external_signals.content_hash(config, config.score.signals)
+    }
 
 
 def run(config: Config, run_dir: Path) -> Mapping[str, object]:
@@ -56,10 +63,39 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     distributed.barrier("score: every shard is written")
     if not distributed.is_main():
         return {}
+    held_out = compare_with_overlap(teacher, layout.load_pairs(run_dir, "validation"))
+    if held_out and held_out["teacher_auc"] < held_out["word_overlap_auc"]:
+        print(
+            f"warning: score: on {held_out['pairs']} validation pairs the teacher's ROC-AUC is "
+            f"{held_out['teacher_auc']:.3f}, word overlap's {held_out['word_overlap_auc']:.3f}: students will hardly "
+            "gain from its signals; train it longer or on more rationales (adapt, annotate.unlabelled)"
+        )
     return {
         "label scoring": check_verbalizers(teacher.tokenizer, config.labels.names),
         **join(config, run_dir, shards, order),
+        "validation": held_out,
         **loss.counts(),
+    }
+
+
+def compare_with_overlap(teacher: Teacher, pairs: Sequence[Pair]) -> dict[str, float]:
+    """ROC-AUC of the positive labels on held-out pairs: of the teacher, and of the query's words that an item has.
+
+    A teacher that is not better than word overlap has nothing to teach. At most `HELD_OUT` pairs are judged.
+
+    Returns:
+      `pairs`, `teacher_auc` and `word_overlap_auc`; empty where the pairs are all positive or all negative.
+    """
+    count = min(len(pairs), HELD_OUT)
+    judged = [pairs[index * len(pairs) // count] for index in range(count)]
+    is_positive = [pair.label in teacher.schema.positive for pair in judged]
+    if len({*is_positive}) < 2:
+        return {}
+    probs = positive_probs(teacher.predict(judged).label_probs, teacher.schema)
+    return {
+        "pairs": count,
+        "teacher_auc": round(float(roc_auc_score(is_positive, probs)), 4),
+        "word_overlap_auc": round(float(roc_auc_score(is_positive, overlaps(judged, teacher.fields))), 4),
     }
 
 

@@ -16,7 +16,11 @@ from jax_rele.types import Item, Pair, Params
 
 def load_encoder(student: StudentConfig, model: StudentModel, mesh: jax.sharding.Mesh) -> Params | None:
     """The encoder's parameters at `student.init`, on the mesh; None where it starts at random."""
-    return None if student.init == "random" else load_params(weights_folder(student.init), model.encoder, mesh)
+    return (
+        None
+        if student.init == "random"
+        else load_params(weights_folder(student.init, "student.init"), model.encoder, mesh)
+    )
 
 
 def init_student(student: Student) -> Callable[[jax.Array], Params]:

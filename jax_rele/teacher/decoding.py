@@ -147,7 +147,7 @@ def insert(
         dataclasses.replace(
             slots,
             cache=jax.tree.map(
-                lambda whole, part: whole.at[:, slot, :length].set(part[:, source], mode="drop"), slots.cache, cache
+                lambda whole, part: whole.at[:, slot, :, :length].set(part[:, source], mode="drop"), slots.cache, cache
             ),
             pending_tokens=put(slots.pending_tokens, pending_tokens),
             pending_lengths=put(slots.pending_lengths, pending_lengths),

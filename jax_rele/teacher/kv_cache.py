@@ -69,19 +69,19 @@ def split_rows(tree: PyTree) -> PyTree:
 
 def split_cache(cache: PyTree) -> PyTree:
     """A cache, its rows and heads split over the mesh of the trace."""
-    axes = ("layers", "batch", "length", "kv_heads", "head_dim")
+    axes = ("layers", "batch", "kv_heads", "length", "head_dim")
     return jax.tree.map(lambda x: nn.with_logical_constraint(x, axes), cache)
 
 
 def cache_length(cache: PyTree) -> int:
     """Positions of a cache."""
-    return jax.tree.leaves(cache)[0].shape[2]
+    return jax.tree.leaves(cache)[0].shape[3]
 
 
 def new_cache(model: Decoder, rows: int, length: int) -> PyTree:
     """An empty cache. One of length 0 is what the first tokens of a row are read with."""
     config = model.config
-    shape = (config.layers, rows, length, config.kv_heads, config.head_dim)
+    shape = (config.layers, rows, config.kv_heads, length, config.head_dim)
     return {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}
 
 
@@ -105,7 +105,7 @@ def read(
     length = tokens.shape[1]
 
     def grow(x):
-        return jnp.pad(x[:, parents], [(0, 0), (0, 0), (0, length), (0, 0), (0, 0)])
+        return jnp.pad(x[:, parents], [(0, 0), (0, 0), (0, 0), (0, length), (0, 0)])
 
     parents, tokens, starts = split_rows((parents, tokens, starts))
     grown = split_cache(jax.tree.map(grow, cache))

@@ -193,6 +193,6 @@ def _read(load: Callable[[], T], message: str) -> T:
     return loaded
 
 
-def _one_line(error: Exception, limit: int = 160) -> str:
+def _one_line(error: Exception, limit: int = 60) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:limit]}" + ("…" if len(text) > limit else "")

@@ -21,7 +21,7 @@ from jax_rele.distillation.trainer import Trainer
 from jax_rele.errors import UserError
 from jax_rele.evaluation.assemble import query_id
 from jax_rele.evaluation.bootstrap import higher_is_better, log_loss_samples, metric_names, metric_samples
-from jax_rele.io import hash_values, lock, write_json, write_text
+from jax_rele.io import check_output_folder, hash_values, lock, write_json, write_text
 from jax_rele.names import RECIPES, STUDENTS, StudentName
 from jax_rele.runs import layout, pipeline
 from jax_rele.stages import distill
@@ -134,6 +134,7 @@ def run(
     config = _checked_request(config, student, recipe, trials, seeds, metric)
     space = _space(config, cast(StudentName, student), recipe)
     run_dir, stages = config.run_dir, tuple(pipeline.STAGES)
+    check_output_folder(run_dir / "tune")
     # The pairs are looked at before the teacher's long work.
     pipeline.run(config, stages[:1], say=say, whole=False)
     validation = Validation(config, layout.load_pairs(run_dir, "validation"))

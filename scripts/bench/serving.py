@@ -88,16 +88,16 @@ def free_port() -> int:
         return opened.getsockname()[1]
 
 
-def wait_until_ready(url: str) -> None:
+def wait_until_ready(url: str, seconds: int = 60) -> None:
     """Returns once the service has warmed up."""
-    for _ in range(600):
+    for _ in range(10 * seconds):
         try:
             if httpx.get(f"{url}/ready").status_code == 200:
                 return
         except httpx.HTTPError:
             pass
         time.sleep(0.1)
-    raise SystemExit("the service did not become ready within a minute")
+    raise SystemExit(f"the service did not become ready within {seconds} seconds")
 
 
 def timed(call) -> float:

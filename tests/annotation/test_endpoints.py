@@ -17,6 +17,7 @@ from jax_rele.annotation import calls
 from jax_rele.annotation.calls import ask, open_client, retry_after
 from jax_rele.annotation.completions import (
     MAX_TEXT,
+    ErrorInside,
     Malformed,
     answer_key,
     prompt_hash,
@@ -80,7 +81,6 @@ def test_extra_fields_replace_and_null_takes_out():
         "model": "m",
         "messages": [{"role": "user", "content": "green tea"}],
         "temperature": 0.1,
-        "top_p": 1.0,
         "max_tokens": 1024,
         "response_format": {"type": "json_object"},
         "k": [1],
@@ -108,7 +108,12 @@ def test_the_worst_cost_is_no_less_than_any(text, most, price_in, price_out):
         ({"content": None, "refusal": "no"}, "stop", "no", "refusal"),
         ({"content": "x"}, "content_filter", "x", "refusal"),
         ({"content": "half"}, "length", "half", "length"),
-        ({"content": None, "reasoning_content": "so"}, "stop", "", "empty"),
+        (
+            {"content": None, "reasoning_content": "so"},
+            "stop",
+            "",
+            "empty: no content, and no answer in reasoning_content",
+        ),
         ({"content": " \n"}, "stop", " \n", "empty"),
         ({"content": "a\ud800b"}, "stop", "a?b", ""),
     ],
@@ -147,7 +152,7 @@ JSON = st.recursive(
 def test_any_json_is_an_answer_or_malformed(value):
     try:
         answer = read_completion(value, make("http://x"), TASK, 0, "k", 0.0)
-    except Malformed:
+    except (Malformed, ErrorInside):
         return
     assert answer.failure or answer.text.strip()
 

@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_rele.data.rows import RowError, check_columns, check_mapping, parse_row
+from jax_rele.data.columns import check_columns, check_mapping
+from jax_rele.data.rows import RowError, parse_row
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
-from jax_rele.text import text_key
+from jax_rele.text import is_visible, text_key
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
 LABELS = ("Exact", "Irrelevant")
 
 plain = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
-text = plain.map(lambda value: value.replace("\0", "").strip()).filter(bool)
+text = plain.map(lambda value: value.replace("\0", "").strip()).filter(is_visible)
 kind = text.filter(lambda value: "-" not in value)
 
 

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,8 @@ import pytest
 import jax_rele
 from jax_rele import cli
 from jax_rele.data import read_pairs
-from jax_rele.deployment import export_student
+from jax_rele.data.tokens.text_loss import TextLoss
+from jax_rele.deployment import batch, export_student, load_bundle
 from jax_rele.deployment.batch import Worker, predict_shards
 from jax_rele.errors import UserError
 from jax_rele.io import lock
@@ -69,11 +72,14 @@ def content(folder):
 
 def test_shards_hold_what_predict_gives_and_every_row_is_accounted_for(bundle, pairs, whole):
     counts = json.loads((whole / "finished.json").read_text())
+    lost = {name: counts.pop(name) for name in TextLoss().counts()}
     assert counts == {"shards": 13, "rows": 203, "pairs": 193, "quarantined": 10}
     files = [file for file in sorted(whole.glob("part-*.parquet")) if "quarantine" not in file.name]
     rows = list(itertools.chain.from_iterable(pq.read_table(file).to_pylist() for file in files))
     good, bad = read_pairs(pairs, label_names=(), for_prediction=True)
     assert [row["pair_id"] for row in rows] == [pair.pair_id for pair in good]
+    assert lost == load_bundle(bundle).text_loss(good).counts()
+    assert lost["cut_items"] > 0
     expected = jax_rele.deployment.load_bundle(bundle).predict(good)
     np.testing.assert_allclose([row["score"] for row in rows], expected.scores, atol=1e-6)
     set_aside = [
@@ -100,8 +106,8 @@ def test_killed_anywhere_it_resumes_to_the_same_bytes(bundle, pairs, whole, tmp_
 import sys, time
 from jax_rele.deployment import batch
 write = batch.write_table
-def slowly(path, *rest):
-    write(path, *rest)
+def slowly(path, **table):
+    write(path, **table)
     time.sleep(0.05)
 batch.write_table = slowly
 from jax_rele import cli
@@ -138,6 +144,70 @@ def test_one_file_from_the_command_line(bundle, pairs, whole, tmp_path, capsys):
     columns = pq.read_schema(output).names
     assert columns[:2] == ["pair_id", "score"]
     assert "verdict_brand" in columns
+
+
+def in_bucket(address):
+    system, root = fsspec.core.url_to_fs(address)
+    names = [name for name in system.ls(root, detail=False) if "/part-" in name]
+    return {name.rsplit("/", 1)[-1]: system.cat_file(name) for name in names}
+
+
+def test_shards_in_a_bucket_have_the_same_bytes(bundle, pairs, whole, tmp_path, capsys):
+    address = f"memory://scores-{tmp_path.name}/{uuid.uuid4().hex}"
+    command = ["predict", str(bundle), "--input", str(pairs), "--rows", str(ROWS), "--shards", address]
+    assert cli.main([*command, "--process", "2/3"]) == 0
+    assert "others are missing" in capsys.readouterr().out
+    # As after a process that was killed: a shard is missing.
+    system, root = fsspec.core.url_to_fs(address)
+    system.rm_file(f"{root}/part-000004.parquet")
+    for number in (1, 2, 3):
+        assert cli.main([*command, "--process", f"{number}/3"]) == 0
+    assert "203 rows read = 193 pairs + 10 bad rows set aside" in capsys.readouterr().out
+    assert in_bucket(address) == content(whole)
+    # A shard that was cut is judged again.
+    system.pipe_file(f"{root}/part-000003.parquet", in_bucket(address)["part-000003.parquet"][:100])
+    done = predict_shards(bundle, str(pairs), address, rows=ROWS, threads=1)
+    assert (done.judged, done.skipped, done.finished) == (1, 12, True)
+    assert in_bucket(address) == content(whole)
+    with pytest.raises(UserError, match=f"{address}: was begun with --rows 16"):
+        predict_shards(bundle, str(pairs), address, rows=5)
+
+
+def test_another_plan_that_appears_in_a_bucket_ends_a_process_before_it_writes(bundle, pairs, tmp_path, monkeypatch):
+    address = f"memory://{uuid.uuid4().hex}/scores"
+    system, root = fsspec.core.url_to_fs(address)
+    table = batch._table
+
+    def other_begins(scorer, rows):
+        plan = json.loads(system.cat_file(f"{root}/plan.json"))
+        system.pipe_file(f"{root}/plan.json", json.dumps(plan | {"bundle": "other"}).encode())
+        return table(scorer, rows)
+
+    monkeypatch.setattr(batch, "_table", other_begins)
+    with pytest.raises(UserError, match="holds scores by another bundle"):
+        predict_shards(bundle, str(pairs), address, rows=ROWS, threads=1)
+    assert not in_bucket(address)
+
+
+def test_addresses_that_cannot_be_written_are_told(bundle, pairs, tmp_path, monkeypatch, capsys):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def refuse(*_, **__):
+        raise PermissionError("403 Forbidden: no storage.objects.create")
+
+    here = (tmp_path / "here").as_uri()
+    assert predict_shards(bundle, str(pairs), here, rows=ROWS, threads=1).finished
+    assert (tmp_path / "here" / "finished.json").exists()
+    monkeypatch.setattr(MemoryFileSystem, "put_file", refuse)
+    for address, message in (
+        ("https://shop.example/scores", "cannot be written to"),
+        ("nowhere://bucket/scores", "check the part before ://"),
+        ("memory://locked/scores", "cannot be reached (403 Forbidden: no storage.objects.create); check the address"),
+    ):
+        assert cli.main(["predict", str(bundle), "--input", str(pairs), "--shards", address]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 def test_a_damaged_shard_is_judged_again(bundle, pairs, whole, tmp_path):

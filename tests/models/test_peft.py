@@ -154,9 +154,16 @@ def test_adapters_live_on_a_mesh(tmp_path):
         ({"bias": "all"}, "bias is 'all'"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
+        ({"modules_to_save": ["lm_head"]}, "the folder changes the base (lm_head); give load_peft its `params` too"),
+        ({"modules_to_save": ["classifier"]}, "modules_to_save names 'classifier', which the model does not have"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head'; it must be a list"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "the folder changes the base (model.embed_tokens)"),
+        ({"target_modules": ["lm_head"], "ensure_weight_tying": True}, "ensure_weight_tying is True beside an adapter"),
+        ({"rank_pattern": {"q_proj": 4}}, "lora_A.weight is [2, 16] but the config and the model say [4, 16]"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern is {'q_proj': 0}; it must map names of modules to positive"),
+        ({"rank_pattern": {"(": 1}}, "rank_pattern holds what is not a regular expression"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern is ['q_proj']; it must map names of modules"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"invented_here": False}, "invented_here"),
         ({"r": 0}, "key r is 0"),
@@ -178,6 +185,61 @@ def test_what_is_not_supported_is_refused_by_its_key(keys, message, tmp_path):
         load_peft(folder(tmp_path / "peft", {**RAW, **keys}), MODEL)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_pattern_gives_a_module_its_rank_and_scale(tmp_path, params):
+    values = tensors()
+    name = "base_model.model.model.layers.1.self_attn.q_proj.{}.weight"
+    rng = np.random.default_rng(5)
+    values[name.format("lora_A")] = rng.standard_normal((5, 16), np.float32)
+    values[name.format("lora_B")] = rng.standard_normal((32, 5), np.float32)
+    raw = {**RAW, "rank_pattern": {"layers.1.self_attn.q_proj": 5}, "alpha_pattern": {"down_proj": 7}}
+    model, adapters = load_peft(folder(tmp_path / "peft", raw, values), MODEL)
+    assert (model.config.lora.rank, model.config.lora.scale) == (5, 1.5)
+    kernels = merge(params, adapters["lora"], model.config.lora.scale)["layers"]
+    for layer in range(3):
+        for module, path, scale in (
+            ("self_attn.q_proj", ("attention", "q_proj"), 3 / 5 if layer == 1 else 3 / 2),
+            ("mlp.down_proj", ("mlp", "down_proj"), 7 / 2),
+        ):
+            a, b = (values[f"base_model.model.model.layers.{layer}.{module}.{x}.weight"] for x in ("lora_A", "lora_B"))
+            base = params["layers"][path[0]][path[1]]["kernel"][layer]
+            expected = base + scale * (b @ a).T
+            np.testing.assert_allclose(kernels[path[0]][path[1]]["kernel"][layer], expected, atol=1e-5)
+
+
+def test_what_a_folder_changes_in_the_base(tmp_path, params):
+    head = np.random.default_rng(3).standard_normal((24, 16), np.float32)
+    norm = np.full(16, 2.0, np.float32)
+    values = tensors() | {"base_model.model.lm_head.weight": head, "base_model.model.model.norm.weight": norm}
+    raw = {**RAW, "modules_to_save": ["lm_head", "model.norm"]}
+    model, variables = load_peft(folder(tmp_path / "peft", raw, values), MODEL, params=params)
+    assert not model.config.tied
+    np.testing.assert_array_equal(variables["params"]["output_embedding"], head)
+    np.testing.assert_array_equal(variables["params"]["embedding"], params["embedding"])
+    np.testing.assert_array_equal(variables["params"]["final_norm"]["scale"], norm)
+    assert "output_embedding" not in params
+    assert float(params["final_norm"]["scale"][0]) == 1.0
+    assert variables["lora"].keys() == {"layers"}
+    other = {**values, "base_model.model.lm_head.weight": head[:, :4]}
+    with pytest.raises(UserError, match=r"a saved module of \[24, 4\] stands for output_embedding of \[24, 16\]"):
+        load_peft(folder(tmp_path / "other", raw, other), MODEL, params=params)
+    del values["base_model.model.lm_head.weight"]
+    with pytest.raises(UserError, match=r"1 missing \(base_model\.model\.lm_head\.weight\)"):
+        load_peft(folder(tmp_path / "less", raw, values), MODEL, params=params)
+
+
+def test_adapters_on_embeddings_alone(tmp_path, params):
+    rng = np.random.default_rng(4)
+    prefix = "base_model.model.model.embed_tokens.lora_embedding_"
+    sizes = {"A": (2, 24), "B": (16, 2)}
+    values = {f"{prefix}{factor}": rng.standard_normal(size, np.float32) for factor, size in sizes.items()}
+    raw = {**RAW, "target_modules": ["embed_tokens"]}
+    model, variables = load_peft(folder(tmp_path / "peft", raw, values), MODEL, params=params)
+    assert (model.config.lora, model.config.tied, variables.keys()) == (None, False, {"params"})
+    expected = params["embedding"] + 1.5 * values[f"{prefix}A"].T @ values[f"{prefix}B"].T
+    np.testing.assert_allclose(variables["params"]["embedding"], expected, atol=1e-5)
+    np.testing.assert_array_equal(variables["params"]["output_embedding"], params["embedding"])
 
 
 def test_folders_that_are_not_whole(tmp_path):

@@ -346,7 +346,7 @@ def test_another_runs_signals_are_those_of_its_table(scored, tmp_path, capsys):
         assert read_table(run_dir / table).equals(read_table(scored[1] / table))
     manifest = json.loads((run_dir / "score" / "manifest.json").read_text())
     assert manifest["counts"] == {"pairs": 24, "held-out pairs": 12, "pairs left out": 0, "rows of other pairs": 0}
-    assert list(manifest["inputs"]) == [f"score.signals {scored[1]}", "prepare"]
+    assert list(manifest["inputs"]) == [f"score.signals {scored[1].name}", "prepare"]
 
 
 def test_a_change_of_another_runs_signals_is_noticed(scored, tmp_path, capsys):
@@ -358,7 +358,7 @@ def test_a_change_of_another_runs_signals_is_noticed(scored, tmp_path, capsys):
     capsys.readouterr()
     (other / layout.SIGNALS).write_bytes((other / layout.SIGNALS).read_bytes() + b"x")
     assert jax_rele("score", scored[0], *options) == 2
-    assert f"its input score.signals {other} has changed" in capsys.readouterr().err
+    assert f"its input score.signals {other.name} has changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

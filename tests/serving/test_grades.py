@@ -16,7 +16,7 @@ ITEM = {"id": "i1", "title": "Läufer <b>rot</b>\u2028", "brand": "Acme", "attri
 def test_every_row_is_a_pair_of_a_run(serving):
     client, service = serving()
     judged = [("ann", "red shoes", "red-0", "Exact"), ("bob", "red shoes", "red-0", "Irrelevant")]
-    judged += [("ann", "red shoes", "blue-1", "Substitute"), ("", "garden hose", "red-2", "Exact")]
+    judged += [("ann", "red shoes", "blue-1", "Substitute"), ("cy", "garden hose", "red-2", "Exact")]
     items = {item["id"]: item for item in client.post("/compare", json={"query": "red", "k": 100}).json()["items"]}
     for judge, query, key, label in judged:
         body = {"judge": judge, "query": query, "item": items[key], "label": label}
@@ -76,7 +76,7 @@ def test_one_service_at_a_time_and_no_other_file(tmp_path):
 def test_without_a_file_grades_are_refused(serving):
     client, service = serving()
     service.grades = None
-    answer = client.post("/judgements", json={"query": "a", "item": {"title": "b"}, "label": "Exact"})
+    answer = client.post("/judgements", json={"judge": "ann", "query": "a", "item": {"title": "b"}, "label": "Exact"})
     assert (answer.status_code, answer.json()["error_type"]) == (404, "no_judgements")
     assert client.get("/judgements").json() == []
     assert client.get("/page").json()["keeps_grades"] is False

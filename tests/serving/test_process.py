@@ -90,6 +90,10 @@ def test_mistakes_are_one_line(capfd, cross_bundle, tower_bundle, items_file, tm
     assert "No such file" in refusal(capfd, cross_bundle, "--queries", tmp_path / "none.txt", *port)
     assert "--max-queue-rows" in refusal(capfd, cross_bundle, "--max-queue-rows", 1, *port)
     assert "no such folder" in refusal(capfd, cross_bundle, "--judgements", tmp_path / "none" / "j.jsonl", *port)
+    # Before the items are embedded, which may take long.
+    late = (tower_bundle, "--items", items_file)
+    assert "no such folder" in refusal(capfd, *late, "--judgements", tmp_path / "none" / "j.jsonl", *port)
+    assert "No such file" in refusal(capfd, *late, "--queries", tmp_path / "none.txt", *port)
     assert "--port 99999" in refusal(capfd, cross_bundle, "--port", 99999)
     assert "cannot listen at 192.0.2.1" in refusal(capfd, cross_bundle, "--host", "192.0.2.1", *port)
     assert "--items out" in refusal(capfd, tower_bundle, "--items", items_file, "--index", tmp_path, *port)

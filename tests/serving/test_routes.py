@@ -310,6 +310,11 @@ def test_metrics_count_requests_failures_stages_and_batches(serving):
     assert lines['jax_rele_requests_total{route="/rerank",status="422"}'] == "1.0"
     assert lines['jax_rele_failures_total{error_type="validation",route="/rerank"}'] == "1.0"
     assert lines['jax_rele_rows_total{route="/rerank"}'] == "12.0"
+    loss = service.model().scorer.text_loss([(QUERY, text) for text in TEXTS])
+    counted = {
+        kind: float(lines[f'jax_rele_text_tokens_total{{kind="{kind}"}}']) for kind in ("read", "unknown", "cut")
+    }
+    assert counted == {"read": 3 * (loss.tokens - loss.cut_tokens), "unknown": 0, "cut": 3 * loss.cut_tokens}
     assert lines['jax_rele_queue_rows{model="cross_encoder"}'] == "0.0"
     for stage in ("tokenise", "queue", "infer"):
         assert lines[f'jax_rele_stage_seconds_count{{stage="{stage}"}}'] == "3.0"
@@ -369,7 +374,20 @@ def test_one_line_a_request_is_logged_without_texts_unless_asked(serving, capfd)
         ("/score", {"pairs": [{"query": "a"}]}, ["pairs.0.item", "missing"]),
         ("/score", {"pairs": [{"query": "a", "item": {"title": "x", "attributes": {"a": {"b": 1}}}}]}, ["attributes"]),
         ("/search", {"query": "a", "k": 0}, ["k"]),
-        ("/judgements", {"query": "a", "item": {"title": "b"}, "label": "Good"}, ["label", "Exact"]),
+        ("/judgements", {"judge": "ann", "query": "a", "item": {"title": "b"}, "label": "Good"}, ["label", "Exact"]),
+        ("/judgements", {"query": "a", "item": {"title": "b"}, "label": "Exact"}, ["judge", "missing"]),
+        ("/judgements", {"judge": " ", "query": "a", "item": {"title": "b"}, "label": "Exact"}, ["judge", "blank"]),
+        ("/search", {"query": "a", "k": True}, ["k", "integer"]),
+        ("/search", {"query": "a", "k": "5"}, ["k", "integer"]),
+        ("/search", {"query": "a", "candidates": 5.0}, ["candidates", "integer"]),
+        ("/search", {"query": "a", "rerank": 1}, ["rerank", "boolean"]),
+        ("/rerank", {"query": "a", "texts": ["b"], "raw_scores": "yes"}, ["raw_scores", "boolean"]),
+        ("/v1/rerank", {"query": "a", "documents": ["b"], "top_n": True}, ["top_n", "integer"]),
+        ("/v1/embeddings", {"input": "a", "input_type": "query", "dimensions": True}, ["dimensions", "integer"]),
+        ("/rerank", {"query": "\u200b\ufeff", "texts": ["b"]}, ["query", "blank"]),
+        ("/rerank", {"query": "a", "texts": ["\u2800\u3164"]}, ["texts.0", "blank"]),
+        ("/v1/rerank", {"query": "a", "documents": ["b"], "rank_fields": ["titel"]}, ["rank_fields.0", "title"]),
+        ("/v1/rerank", {"query": "a", "documents": [{"title": "b"}], "rank_fields": ["brand"]}, ["none of brand"]),
     ],
 )  # fmt: skip
 def test_bad_bodies(both, path, body, parts):
@@ -390,6 +408,37 @@ def test_bodies_that_are_no_json(both):
     refused(raw(both, rb'{"query":"a","documents":["b"],"model":"\ud800"}', "/v1/rerank"), 422, "model", "Unicode")
     refused(raw(both, rb'{"query":"a","documents":[{"title":"b","brand":"\ud800"}]}', "/v1/rerank"), 422, "brand")
     refused(both.post("/rerank", content=b'{"query":"a","texts":["b"]}'), 422, "Content-Type")
+
+
+def test_bodies_in_another_encoding(both):
+    text = '{"query": "red", "texts": ["b"]}'
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        assert refused(raw(both, text.encode(encoding)), 400, "UTF-8") == "bad_request"
+        assert refused(raw(both, iter([bytes([byte]) for byte in text.encode(encoding)])), 400, "UTF-8")
+    assert raw(both, text.encode("utf-8-sig")).status_code == 200
+
+
+def test_rank_fields_as_cohere(both, scorers):
+    document = {"title": "running shoes", "brand": "Acme", "color": "red"}
+    body = {
+        "query": QUERY,
+        "documents": [document, "red shoes", {"text": "hose"}],
+        "rank_fields": ["color", "title", "text"],
+    }
+    texts = ("red running shoes", "red shoes", "hose")
+    expected = scorers["cross_encoder"].predict([(QUERY, text) for text in texts]).scores
+    answer = {row["index"]: row["relevance_score"] for row in post(both, "/v1/rerank", **body)["results"]}
+    assert answer == pytest.approx(dict(enumerate(expected)), abs=1e-5)
+
+
+def test_info_has_what_clients_of_text_embeddings_inference_read(serving):
+    for kind, name, most in (("cross_encoder", "reranker", 44), ("two_tower", "embedding", 33)):
+        info = serving((kind,), items=False)[0].get("/info").json()
+        assert info["model_id"] == "tiny"
+        assert info["model_dtype"] == "float32"
+        assert list(info["model_type"]) == [name]
+        assert info["max_input_length"] == most
+        assert info["model_sha"] == info["models"][kind]["identity"]
 
 
 def test_texts_that_are_too_long_are_cut_unless_told_not_to(serving):

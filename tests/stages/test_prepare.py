@@ -5,6 +5,8 @@ import json
 import os
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jax_rele import config
@@ -60,11 +62,14 @@ def test_tables_and_counts(tmp_path):
     assert counts == {
         "pairs": {split: len(labelled[split]) for split in ("train", "validation", "test")},
         "unlabelled": 24 * 5,
+        "rows": {"read": 122, "pairs": 120},
+        "reasons": {"missing item": 1},
         "quarantined": 1,
         "duplicates": 1,
         "conflicts": 0,
         "leaked": 0,
         "empty_shards": 0,
+        "with_invisible_characters": 0,
     }
     assert counts["pairs"] == {"train": 48, "validation": 16, "test": 16}
     assert len(read_table(settings.run_dir / layout.QUARANTINE)) == 2
@@ -116,7 +121,7 @@ def test_official_train_and_test_get_a_validation_split(tmp_path):
     ("source", "data", "message"),
     [
         (rows(n_queries=1), {}, "all 3 rows have one query, 'red shoe 0'"),
-        (rows(items=1), {}, "no labelled pair falls into the train split"),
+        (rows(items=1), {}, "the label is empty in every row; fill it, or name another column in data.fields"),
         ([*rows(), *[{"query": "q"}] * 60], {}, "60 of 180 rows are bad"),
         (rows(label="none"), {}, "none of its 120 rows is a valid pair"),
         (rows(split="train"), {"splits": {"train": 0.5, "validation": 0.5, "test": 0}}, "the test split is empty"),
@@ -177,3 +182,25 @@ def test_candidates_stay_within_a_locale(tmp_path):
     assert {pair.locale for pair in error} == {"us", "jp"}
     assert all(pair.item.id.startswith(f"{pair.locale}-") for pair in error)
     assert len({pair.pair_id for pair in error}) == len(error)
+
+
+@pytest.mark.parametrize("name", ["relevance", "grade", "score", "judgment"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
+def test_a_label_column_of_another_name_is_asked_for(tmp_path, name, suffix):
+    table = [{"query": f"q {i}", "title": f"t {i}", name: LABELS[i % 4]} for i in range(30)]
+    source = tmp_path / f"pairs{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(table), source)
+    elif suffix == ".jsonl":
+        write(source, table)
+    else:
+        mark = "," if suffix == ".csv" else "\t"
+        source.write_text("\n".join(mark.join(cells) for cells in [list(table[0]), *(row.values() for row in table)]))
+    settings = config.from_dict({"data": {"path": str(source)}, "run_root": str(tmp_path)})
+    message = (
+        rf"pairs{suffix}: no column holds the label; the columns are \['query', 'title', '{name}'\]; name the right"
+    )
+    with pytest.raises(UserError, match=message):
+        prepare.run(settings, settings.run_dir)
+    mapped = settings.model_copy(update={"data": settings.data.model_copy(update={"fields": {"label": name}})})
+    assert sum(prepare.run(mapped, mapped.run_dir)["pairs"].values()) == 30

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import groupby
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,6 +33,37 @@ class FakeTeacher:
     dimensions: tuple[str, ...] = ("category",)
     fields: tuple[str, ...] = ("title",)
     order: str = "label_first"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Says of each pair what its id says."""
+
+    schema: LabelSchema = SCHEMA
+    fields: tuple[str, ...] = ("title",)
+
+    def predict(self, pairs):
+        probs = np.array([[float(pair.pair_id), 1 - float(pair.pair_id)] for pair in pairs])
+        return SimpleNamespace(label_probs=probs)
+
+
+def held_out(probs, titles, labels):
+    return [
+        Pair(str(prob), "red shoes", Item(str(i), title), label=label)
+        for i, (prob, title, label) in enumerate(zip(probs, titles, labels))
+    ]
+
+
+def test_the_teacher_is_compared_with_word_overlap():
+    titles = ["red shoes", "blue shoes", "lamp", "red lamp"]
+    labels = ["Exact", "Other", "Exact", "Other"]
+    pairs = held_out([0.9, 0.2, 0.8, 0.4], titles, labels)
+    expected = {"pairs": 4, "teacher_auc": 1.0, "word_overlap_auc": 0.5}
+    assert score.compare_with_overlap(Judge(), pairs) == expected
+    assert score.compare_with_overlap(Judge(), pairs[::2]) == {}
+    assert score.compare_with_overlap(Judge(), []) == {}
+    many = score.compare_with_overlap(Judge(), pairs * 67)
+    assert (many["pairs"], many["teacher_auc"]) == (score.HELD_OUT, 1.0)
 
 
 @pytest.fixture

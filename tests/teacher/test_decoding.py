@@ -1,5 +1,7 @@
 """Guided decoding: equal to decoding without a cache, independent of the slots, with the stated distribution."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from jax_rele.rationale import grammar
 from jax_rele.rationale.grammar import Segment
 from jax_rele.teacher import Sampling, compile_template, generate
 from jax_rele.teacher import continuous_batching as engine
-from jax_rele.teacher.decoding import decode, draw, in_nucleus, insert
+from jax_rele.teacher.decoding import decode, draw, in_nucleus, insert, new_slots
 
 GREEDY = Sampling()
 WARM = Sampling(temperature=1.0, top_p=0.9, seed=3)
@@ -275,3 +277,23 @@ def test_a_draw_depends_on_its_own_row_alone():
 def test_impossible_sampling_is_refused(wrong):
     with pytest.raises(ValueError, match="temperature must not be negative"):
         Sampling(**wrong)
+
+
+def test_no_pass_copies_or_transposes_the_cache(teacher, template):
+    """In the compiled loop the whole cache is only written in place, and a layer of it never changes its layout."""
+    rows, length = 8, 64
+    slots = new_slots(teacher.model, teacher.variables, template, rows, length, template.max_pending)
+    arguments = GREEDY.arguments
+    compiled = decode.lower(
+        teacher.model, teacher.variables, template, slots, np.int32(0), width=1, **arguments
+    ).compile()
+    config = teacher.model.config
+    whole = f"[{config.layers},{rows},{config.kv_heads},{length},{config.head_dim}]"
+    moved = re.compile(r"= f32(\[[0-9,]*\])\S* (copy|transpose)\(")
+    sizes = [(match[1], match[2]) for match in moved.finditer(compiled.as_text())]
+    of_a_layer = rows * config.kv_heads * length * config.head_dim
+    elements = {shape: int(np.prod([int(n) for n in shape.strip("[]").split(",") if n])) for shape, _ in sizes}
+    assert whole in compiled.as_text()
+    assert [each for each in sizes if each[1] == "transpose" and elements[each[0]] >= of_a_layer] == []
+    # What enters the loop may be copied once, nothing within it.
+    assert sum(shape == whole for shape, _ in sizes) <= 2

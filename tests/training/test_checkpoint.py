@@ -139,7 +139,7 @@ def test_a_flipped_bit_in_finished_variables_is_found(tmp_path, seed):
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "the disk is full"),
         (ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device"), "the disk is full"),
-        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "too many files are open; allow more"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "too many files are open; raise the limit"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), "cannot be written: Read-only file system"),
     ],
 )

@@ -1,12 +1,13 @@
 """Reads a source of any size into a table of pairs with their splits and a table of quarantined rows.
 
-The rows are read once. Valid ones go to a temporary table, and of each a few numbers stay in memory (40 bytes), from
+The rows are read once. Valid ones go to a temporary table, and of each a few numbers stay in memory (41 bytes), from
 which duplicates, conflicts and splits are decided; a second pass over the temporary table writes the selected rows.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jax_rele.config import DataConfig, LabelsConfig
+from jax_rele.data.markup import plain_text
 from jax_rele.data.pairs import deduplicate
 from jax_rele.data.pairs.splits import (
     NO_SPLIT,
@@ -30,11 +32,21 @@ from jax_rele.data.pairs.splits import (
     strictest_source_splits,
 )
 from jax_rele.data.pairs.table import PairTable
-from jax_rele.data.parquet import PAIRS, QUARANTINE, ROWS, WRITE_OPTIONS, open_atomically, pairs_to_arrow, write_batches
-from jax_rele.data.rows import Quarantined
+from jax_rele.data.parquet import (
+    PAIRS,
+    QUARANTINE,
+    ROWS,
+    WRITE_OPTIONS,
+    open_atomically,
+    pairs_from_arrow,
+    pairs_to_arrow,
+    write_batches,
+)
+from jax_rele.data.rows import Quarantined, is_text_id, text_id
 from jax_rele.data.sources.shards import Shard, check_bad_fraction, open_shards, parse_shards, raw_text
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
+from jax_rele.text import drop_ignorable
 from jax_rele.types import ITEM_FIELDS, Pair
 
 LEAKED, BAD = 3, 4
@@ -44,6 +56,7 @@ _FACTS = {
     "query": np.uint64,
     "judgement": np.uint64,
     "content": np.uint64,
+    "by_text": np.bool_,
     "label": np.int16,
     "source_split": np.int8,
     "shard": np.int32,
@@ -59,21 +72,24 @@ class Ingested:
       pairs: the pairs with their splits, in the order of the source.
       splits: [len(pairs)] indices in `SPLITS`.
       labelled: [len(pairs)] bool, which have a label.
-      counts: rows that were quarantined as bad, duplicates, conflicts and leaked, and shards that were empty.
+      counts: rows that were read and that are pairs; those that were quarantined as bad (with their reasons),
+        duplicates, conflicts and leaked, which are all others; shards that were empty; rows with characters that are
+        not shown, which models do not read, and with HTML.
     """
 
     pairs: PairTable
     splits: np.ndarray
     labelled: np.ndarray
-    counts: dict[str, int]
+    counts: dict[str, int | dict[str, int]]
 
 
 def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folder: Path) -> Ingested:
     """Reads the source of a config, and writes `pairs.parquet` and `quarantine.parquet` into a folder.
 
     Every row ends as a pair, or in the quarantine with a reason: it is bad, a duplicate, in conflict with another
-    judgement of the same query and item, or leaked (its query is in another given split too). Of two different pairs
-    with one `pair_id` the second is bad. Bad rows alone count towards `data.max_bad_fraction`.
+    judgement of the same query and item, or leaked (its query is in another given split too). This is checked in what
+    was written. Of two different pairs with one `pair_id` the second is bad. Bad rows alone count towards
+    `data.max_bad_fraction`.
 
     Args:
       data: the source and how it is read.
@@ -89,6 +105,7 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
     shards = open_shards(data, cache)
     with _quarantine(folder / "quarantine.parquet") as set_aside:
         facts, bad, counts = _spool(shards, data, labels, seed, folder / "rows.parquet", set_aside)
+        _match_by_text(facts, folder / "rows.parquet")
         spool = PairTable(folder / "rows.parquet")
         statuses, replacements = _row_statuses(facts, spool, data)
         n_rows, n_bad = len(statuses) + sum(bad.values()), int((statuses == BAD).sum()) + sum(bad.values())
@@ -97,6 +114,8 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
         )
         examples = [*[*bad][:3], *map(reason_of, np.flatnonzero(statuses == BAD)[:1].tolist())]
         check_bad_fraction(n_rows, n_bad, examples, data.max_bad_fraction, data.path)
+        reasons = Counter({one.reason: count for one, count in bad.items()})
+        reasons["duplicate pair_id"] += int((statuses == BAD).sum())
         is_selected = statuses == deduplicate.SELECTED
         splits = _split(facts, spool, is_selected, data)
         split_indices = np.full(len(is_selected), NO_SPLIT, np.int8)
@@ -117,19 +136,41 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
     del spool
     (folder / "rows.parquet").unlink()
     check_disjoint(folder / "pairs.parquet")
+    _check_accounted(counts["rows"], folder)
     status_counts = Counter(statuses.tolist())
+    notes: Counter[str] = sum((shard.notes for shard in shards), Counter())
     return Ingested(
         pairs=PairTable(folder / "pairs.parquet"),
         splits=splits,
         labelled=facts["label"][is_selected] != deduplicate.UNLABELLED,
         counts={
+            "rows": {"read": counts.pop("rows"), "pairs": len(splits)},
             "quarantined": n_bad,
+            **({"reasons": _reason_counts(reasons)} if n_bad else {}),
             "duplicates": status_counts[deduplicate.DUPLICATE],
             "conflicts": status_counts[deduplicate.CONFLICT],
             "leaked": status_counts[LEAKED],
             **counts,
+            **notes,
         },
     )
+
+
+def _check_accounted(n_rows: int, folder: Path) -> None:
+    """Raises ValueError unless every row that was read is in one of the tables."""
+    written = {name: pq.read_metadata(folder / f"{name}.parquet").num_rows for name in ("pairs", "quarantine")}
+    if sum(written.values()) != n_rows:
+        raise ValueError(f"{folder}: {n_rows} rows were read, but {written} written")
+
+
+def _reason_counts(reasons: Counter[str], most: int = 5) -> dict[str, int]:
+    """How many rows are bad for each kind of reason; what a reason quotes is left out."""
+    kinds: Counter[str] = Counter()
+    for reason, count in reasons.items():
+        kinds[re.split("[:;(]| at | '", reason)[0].strip()] += count
+    common = {kind: count for kind, count in kinds.most_common(most) if count}
+    others = kinds.total() - sum(common.values())
+    return common | ({"others": others} if others else {})
 
 
 def check_disjoint(path: Path) -> None:
@@ -157,6 +198,7 @@ def _spool(
     first_bad: dict[str, Quarantined] = {}
     bad: Counter[str] = Counter()
     seen: set[int] = set()
+    counts = {"rows": 0, "rows_with_html": 0, "with_invisible_characters": 0}
     key_of = lru_cache(1 << 16)(lambda query: query_key(query, seed))
     grades = {None: deduplicate.UNLABELLED} | {name: index for index, name in enumerate(labels.names)}
     split_codes: dict[str | None, int] = {None: NO_SPLIT} | {name: index for index, name in enumerate(SPLITS)}
@@ -167,6 +209,7 @@ def _spool(
         parsed = parse_shards(shards, data, label_names=labels.names, label_map=labels.aliases)
         for index, number, pair, _ in parsed:
             seen.add(index)
+            counts["rows"] += 1
             if isinstance(pair, Quarantined):
                 set_aside(pair)
                 # Reasons quote values: past some hundred kinds they are counted together.
@@ -175,9 +218,13 @@ def _spool(
                 first_bad.setdefault(reason, pair)
                 continue
             key = key_of(pair.query)
-            judged = _hash(f"{key}\x1f{pair.item.id}\x1f{pair.locale}")
+            judged, by_text = _judgement(key, pair, pair.item.id), is_text_id(pair.item.id)
+            texts = (pair.query, *(text for _, text in pair.item.texts(ITEM_FIELDS)))
+            counts["with_invisible_characters"] += any(drop_ignorable(text) != text for text in texts)
             pairs.append(pair)
-            chunk.append((key, judged, _content(pair), grades[pair.label], split_codes[pair.split], index, number))
+            counts["rows_with_html"] += data.html == "keep" and _has_html(pair)
+            grade, split = grades[pair.label], split_codes[pair.split]
+            chunk.append((key, judged, _content(pair), by_text, grade, split, index, number))
             if len(pairs) == ROWS:
                 yield flush(pairs, chunk)
                 pairs, chunk = [], []
@@ -189,9 +236,28 @@ def _spool(
         return pairs_to_arrow(pairs)
 
     write_batches(path, tables(), PAIRS)
-    counts = {"empty_shards": len(shards) - len(seen)}
+    counts["empty_shards"] = len(shards) - len(seen)
+    if not counts["rows_with_html"]:
+        del counts["rows_with_html"]
     arrays = {name: np.concatenate(facts.pop(name)) for name in _FACTS}
     return arrays, {first_bad[reason]: count for reason, count in bad.items()}, counts
+
+
+def _match_by_text(facts: dict[str, np.ndarray], spool: Path) -> None:
+    """Gives an item without an id the judgement of one that has an id and the same texts, where there is one."""
+    by_text = facts["by_text"]
+    if not by_text.any() or by_text.all():
+        return
+    text_keys = set(facts["judgement"][by_text].tolist())
+    known: dict[int, int] = {}
+    for start, table in _row_groups(spool):
+        rows = start + np.flatnonzero(~by_text[start : start + table.num_rows])
+        for row, pair in zip(rows.tolist(), pairs_from_arrow(table.take(pa.array(rows - start)))):
+            key = _judgement(int(facts["query"][row]), pair, text_id(pair.item))
+            if key in text_keys:
+                known.setdefault(key, int(facts["judgement"][row]))
+    matched = [known.get(key, key) for key in facts["judgement"][by_text].tolist()]
+    facts["judgement"][by_text] = np.array(matched, np.uint64)
 
 
 def _row_statuses(facts: dict[str, np.ndarray], spool: PairTable, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -310,8 +376,19 @@ def _quarantine(path: Path) -> Iterator[Callable[[Quarantined], None]]:
         flush(writer)
 
 
+def _has_html(pair: Pair) -> bool:
+    """Whether a text of a pair holds HTML tags or entities."""
+    texts = (pair.query, *(getattr(pair.item, field) for field in ITEM_FIELDS))
+    return any(("<" in text or "&" in text) and plain_text(text) != text for text in texts)
+
+
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _judgement(query: int, pair: Pair, item_id: str) -> int:
+    """A hash of what is judged: query, item and locale."""
+    return _hash(f"{query}\x1f{item_id}\x1f{pair.locale}")
 
 
 def _content(pair: Pair) -> int:

@@ -85,7 +85,7 @@ def find_files(path: str | os.PathLike) -> list[SourceFile]:
       UserError: there is none, one has an unknown suffix, or the file system cannot be reached.
     """
     name = os.fspath(path)
-    files = _remote_files(name) if "://" in name else _local_files(name)
+    files = _remote_files(name) if is_remote(name) else _local_files(name)
     for file in files:
         if not file.suffix:
             raise UserError(f"{file.name}: unknown suffix; convert the file to one of {SUFFIXES}")
@@ -142,11 +142,21 @@ def _local_files(path: str) -> list[SourceFile]:
     return [SourceFile(file, file) for file in names]
 
 
-def _remote_files(path: str) -> list[SourceFile]:
+def is_remote(path: str) -> bool:
+    """Whether a path is the address of another file system, as `gs://bucket/folder`."""
+    return "://" in path
+
+
+def file_system(path: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of an address, and the path in it.
+
+    Raises:
+      UserError: nothing here reads such an address.
+    """
     import fsspec
 
     try:
-        system, root = fsspec.core.url_to_fs(path)
+        return fsspec.core.url_to_fs(path)
     except ImportError as error:
         protocol = path.partition("://")[0]
         package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp"}
@@ -154,6 +164,10 @@ def _remote_files(path: str) -> list[SourceFile]:
         raise UserError(f"{path}: a package that reads {protocol}:// is not installed; {advice}") from None
     except ValueError as error:
         raise UserError(f"{path}: {one_line(error)}; check the part before ://") from None
+
+
+def _remote_files(path: str) -> list[SourceFile]:
+    system, root = file_system(path)
     inside: list[str] = []
     try:
         if system.isfile(root):

@@ -8,38 +8,62 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
 import json
 import lzma
 import zlib
-from collections import deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import IO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jax_rele.data.rows import RowError, one_line
+from jax_rele.data.sources.delimited import delimited_rows
 from jax_rele.data.sources.files import PARQUET, SourceFile, unreachable
 from jax_rele.errors import UserError
 
 Row = tuple[int, Mapping | RowError, object]
 """Row number, the row or what is wrong with it, and the raw row."""
 
-_INVALID = "\udcff"  # stands in a cell for an invalid byte: a lone surrogate, which no encoding yields
+_BLOCK = 1 << 16
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, pa.ArrowException)
+_OTHER_FORMATS = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the file; fetch the file with `git lfs pull`",
+    b"\x1f\x8b": "is compressed by gzip; add .gz to its name",
+    b"BZh": "is compressed by bzip2; add .bz2 to its name",
+    b"\xfd7zXZ": "is compressed by xz; add .xz to its name",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd; add .zst to its name",
+    b"PK\x03\x04": "is a ZIP archive or a workbook; export it as CSV",
+    b"PAR1": "is Parquet; let its name end in .parquet",
+    b"SQLite format 3": "is an SQLite database; export it as CSV",
+    b"<!doctype html": "is a web page; download the file itself",
+    b"<html": "is a web page; download the file itself",
+}
+"""How files begin whose name says otherwise, in lower case where that differs."""
 
 
-def read_file(file: SourceFile, encoding: str = "utf-8", max_characters: int = 0) -> Iterator[Row]:
+def read_file(
+    file: SourceFile,
+    encoding: str = "utf-8",
+    max_characters: int = 0,
+    *,
+    delimiter: str = "",
+    quoting: str = "auto",
+    notes: Counter[str] | None = None,
+) -> Iterator[Row]:
     """The rows of a file.
 
     Args:
       file: the file.
       encoding: of text.
       max_characters: a CSV cell may be this long, or as long as the csv module's own limit if that is more.
+      delimiter, quoting, notes: of CSV and TSV, see `delimited_rows`.
 
     Raises:
-      UserError: the file cannot be read, or the header of a CSV is broken.
+      UserError: the file cannot be read, has another format than its name says, or the header of a CSV is broken.
     """
     encoding = check_encoding(encoding)
     try:
@@ -49,9 +73,17 @@ def read_file(file: SourceFile, encoding: str = "utf-8", max_characters: int = 0
         # Without a limit a quote that is never closed would take in the rest of the file.
         csv.field_size_limit(max(csv.field_size_limit(), max_characters))
         with file.open() as stream:
-            lines, encoding = _lines(stream, encoding)
+            lines, encoding = _lines(stream, encoding, file.name)
             if file.suffix in (".csv", ".tsv"):
-                yield from _csv_rows(lines, file.name, encoding, "\t" if file.suffix == ".tsv" else ",")
+                yield from delimited_rows(
+                    lines,
+                    file.name,
+                    encoding,
+                    default_delimiter="\t" if file.suffix == ".tsv" else ",",
+                    delimiter=delimiter,
+                    quoting=quoting,
+                    notes=notes,
+                )
             else:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
@@ -80,15 +112,45 @@ def check_encoding(encoding: str) -> str:
     return "utf-8" if name == "utf-8-sig" else name
 
 
-def _lines(stream: IO[bytes], encoding: str) -> tuple[Iterable[bytes], str]:
+def _lines(stream: IO[bytes], encoding: str, name: str) -> tuple[Iterator[bytes], str]:
     """Lines and the encoding that they are in."""
-    if "\n".encode(encoding)[-1:] == b"\n" and len("\n".encode(encoding)) == 1:
-        return _without_mark(stream) if encoding == "utf-8" else stream, encoding
-    # In UTF-16 and UTF-32 a byte 10 need not be the end of a line.
-    text = io.TextIOWrapper(stream, encoding, errors="replace", newline="\n")
-    recoded = _without_mark(line.encode("utf-8", "surrogatepass") for line in text)
-    # What could not be decoded becomes a byte that is never UTF-8, so that its row is quarantined.
-    return (line.replace("\ufffd".encode(), b"\xff") for line in recoded), "utf-8"
+    first = stream.read(_BLOCK)
+    has_object = any(line.lstrip().startswith(b"{") for line in first.splitlines())
+    for start, message in () if has_object else _OTHER_FORMATS.items():
+        if first.lstrip()[: len(start)] in (start, start.upper()) or first[: len(start)].lower() == start:
+            raise UserError(f"{name}: {message}")
+    # Quotes, commas and line ends are a NUL and another byte in UTF-16; a mark without many of them is damage.
+    has_nuls = 50 * first.count(b"\0") > len(first)
+    if encoding == "utf-8" and has_nuls and first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-32" if first.startswith(codecs.BOM_UTF32_LE) else "utf-16"
+    blocks: Iterator[bytes] = chain([first], iter(lambda: stream.read(_BLOCK), b""))
+    if "\n".encode(encoding) != b"\n":
+        # In UTF-16 and UTF-32 a byte 10 need not be the end of a line. What could not be decoded becomes a byte that is
+        # never UTF-8, so that its row is quarantined.
+        texts = codecs.iterdecode(blocks, encoding, errors="replace")
+        blocks = (text.encode("utf-8", "surrogatepass").replace("\ufffd".encode(), b"\xff") for text in texts)
+        encoding = "utf-8"
+    lines = _split_lines(blocks)
+    return (_without_mark(lines) if encoding == "utf-8" else lines), encoding
+
+
+def _split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines with their ends, which are those of Unix, Windows or the old Macintosh."""
+    parts: list[bytes] = []
+    for block in blocks:
+        lines = block.splitlines(keepends=True)
+        if parts and parts[-1].endswith(b"\r"):
+            if block.startswith(b"\n"):
+                parts.append(lines.pop(0))
+            yield b"".join(parts)
+            parts = []
+        for line in lines:
+            parts.append(line)
+            if line.endswith(b"\n") or (line.endswith(b"\r") and line is not lines[-1]):
+                yield b"".join(parts)
+                parts = []
+    if parts:
+        yield b"".join(parts)
 
 
 def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -98,11 +160,16 @@ def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 def _json_object(line: bytes, encoding: str) -> Mapping | RowError:
     try:
-        value = json.loads(line.decode(encoding))
+        value = json.loads(line.decode(encoding), object_pairs_hook=_unique)
+    except RowError as error:
+        return error
     except UnicodeDecodeError as error:
-        return RowError(f"{_not_valid(encoding)} at byte {error.start + 1}: if the file has another, set data.encoding")
+        return RowError(
+            f"not valid {encoding.upper()} at byte {error.start + 1}: if the file has another, set data.encoding"
+        )
     except json.JSONDecodeError as error:
-        return RowError(f"not valid JSON at character {error.pos + 1}: {error.msg}")
+        hint = "; a NUL character: the file may be UTF-16, see data.encoding" if b"\0" in line else ""
+        return RowError(f"not valid JSON at character {error.pos + 1}: {error.msg}{hint}")
     except ValueError as error:  # a number with thousands of digits
         return RowError(f"not valid JSON: {error}")
     except RecursionError:
@@ -110,73 +177,21 @@ def _json_object(line: bytes, encoding: str) -> Mapping | RowError:
     return value if isinstance(value, dict) else RowError(f"must be a JSON object, got {type(value).__name__}")
 
 
-def _not_valid(encoding: str) -> str:
-    return f"not valid {encoding.upper()}"
-
-
-def _csv_rows(lines: Iterable[bytes], source: str, encoding: str, delimiter: str) -> Iterator[Row]:
-    numbered = enumerate(lines, 1)
-    again: deque[tuple[int, bytes]] = deque()
-    pending: list[tuple[int, bytes]] = []
-
-    def texts() -> Iterator[str]:
-        while True:
-            number, line = again.popleft() if again else next(numbered, (0, b""))
-            if not line:
-                return
-            pending.append((number, line))
-            yield _decoded(line, encoding)
-
-    reader = csv.reader(texts(), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    problem: RowError | None
-    while True:
-        pending.clear()
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            # A quote that is never closed swallows the rows after it: the first line is bad, the rest is read again.
-            (number, line), *rest = pending
-            again.extendleft(reversed(rest))
-            reader = csv.reader(texts(), delimiter=delimiter, strict=True)
-            cells, problem, raw = [], RowError(f"broken quotes or cells: {error}"), line
-        else:
-            if cells is None:
-                return
-            number, problem, raw = pending[0][0], None, b"".join(line for _, line in pending)
-            if not cells:
-                continue
-        if problem is None and any(_INVALID in cell for cell in cells):
-            problem = RowError(f"{_not_valid(encoding)}: if the file has another encoding, set data.encoding")
-        if header is None:
-            header = _csv_header(cells, problem, source)
-        elif problem is None and len(cells) != len(header):
-            yield number, RowError(f"{len(cells)} cells, but the header has {len(header)}"), raw
-        else:
-            yield number, problem or dict(zip(header, cells)), raw
-
-
-def _decoded(line: bytes, encoding: str) -> str:
-    try:
-        return line.decode(encoding)
-    except UnicodeDecodeError:
-        # An invalid byte must not stop the csv reader.
-        return line.decode(encoding, "replace").replace("\ufffd", _INVALID)
-
-
-def _csv_header(cells: list[str], problem: RowError | None, source: str) -> list[str]:
-    if problem is not None:
-        raise UserError(f"{source}: the header is broken ({problem}); its first line must name the columns")
-    header = [cell.strip() for cell in cells]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise UserError(f"{source}: the header names {twice} twice; give every column its own name")
-    return header
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object. Raises RowError for a key that stands twice, as it is not known which value counts."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = Counter(key for key, _ in pairs)
+        raise RowError(f"not valid JSON: the key {next(key for key, count in keys.items() if count > 1)!a:.60} twice")
+    return values
 
 
 def _parquet_rows(file: SourceFile) -> Iterator[Row]:
     number = 0
     with file.open() as stream, pq.ParquetFile(stream, page_checksum_verification=True) as table:
+        names = table.schema_arrow.names
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"{file.name}: the table has {repeated} twice; give every column its own name")
         for batch in table.iter_batches(batch_size=1024):
             for row in python_rows(batch):
                 number += 1
@@ -185,6 +200,11 @@ def _parquet_rows(file: SourceFile) -> Iterator[Row]:
 
 def python_rows(batch: pa.RecordBatch) -> list[Mapping | RowError]:
     """The rows of a batch, or for each one that cannot be made what is wrong with it."""
+    for index, field in enumerate(batch.schema):
+        if pa.types.is_float32(field.type) or pa.types.is_float16(field.type):
+            # 0.1 is 0.10000000149 when widened, and 0.1 by way of its shortest decimal form.
+            wide = pc.cast(pc.cast(pc.cast(batch.column(index), pa.float32()), pa.string()), pa.float64())
+            batch = batch.set_column(index, field.name, wide)
     try:
         return batch.to_pylist(maps_as_pydicts="strict")
     except (ValueError, KeyError, OverflowError) as error:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from jax_rele.config import DataConfig, LabelsConfig
-from jax_rele.data.rows import Quarantined, RowError, check_columns, check_mapping, known_split, parse_row
+from jax_rele.data.columns import check_columns, check_mapping
+from jax_rele.data.rows import Quarantined, RowError, known_split, parse_row
 from jax_rele.data.sources import hugging_face, tfds
 from jax_rele.data.sources.files import SourceFile, find_files, fingerprint
 from jax_rele.data.sources.readers import Row, check_encoding, read_file
@@ -35,12 +39,14 @@ class Shard:
       rows: gives its rows, from the first one at each call.
       uniform: whether all rows have the same columns.
       split: the split of rows that have none, or None.
+      notes: what a user should know of it, counted while its rows are read; see `delimited_rows`.
     """
 
     name: str
     rows: Callable[[], Iterator[Row]]
     uniform: bool = True
     split: str | None = None
+    notes: Counter[str] = field(default_factory=Counter)
 
 
 def open_shards(data: DataConfig, cache: Path) -> list[Shard]:
@@ -67,10 +73,18 @@ def open_shards(data: DataConfig, cache: Path) -> list[Shard]:
         examples = partial(benchmarks.rows, name, data.manual_dir, cache)
         return [Shard(data.path, lambda: ((number, row, row) for number, row in enumerate(examples(), 1)))]
     check_encoding(data.encoding)
-    return [
-        Shard(file.name, partial(read_file, file, data.encoding, data.max_characters), "json" not in file.suffix)
-        for file in _files(data.path)
-    ]
+    return [_file_shard(file, data) for file in _files(data.path)]
+
+
+def _file_shard(file: SourceFile, data: DataConfig) -> Shard:
+    notes: Counter[str] = Counter()
+
+    def rows() -> Iterator[Row]:
+        return read_file(
+            file, data.encoding, data.max_characters, delimiter=data.delimiter, quoting=data.quoting, notes=notes
+        )
+
+    return Shard(file.name, rows, "json" not in file.suffix, notes=notes)
 
 
 def source_hash(data: DataConfig) -> str:
@@ -129,6 +143,7 @@ def parse_shards(
                     for_prediction=for_prediction,
                     max_characters=data.max_characters,
                     with_split=data.splits.existing == "keep",
+                    strip_html=data.html == "text",
                 )
             except RowError as error:
                 n_bad += 1
@@ -154,6 +169,9 @@ def read_pairs(
     require_label: bool = False,
     for_prediction: bool = False,
     encoding: str = "utf-8",
+    delimiter: str = "",
+    quoting: Literal["auto", "none", "standard", "backslash"] = "auto",
+    html: Literal["keep", "text"] = "keep",
     max_characters: int = 100_000,
     cache: str | os.PathLike = ".cache",
 ) -> tuple[list[Pair], list[Quarantined]]:
@@ -168,7 +186,7 @@ def read_pairs(
       label_map: label in the file -> name of the label schema.
       require_label: quarantine rows without label.
       for_prediction: read what a model needs and nothing else; the same pair may come twice.
-      encoding: of text files.
+      encoding, delimiter, quoting, html: as in `data` of a config.
       max_characters: quarantine rows with a longer text.
       cache: where a benchmark is converted.
 
@@ -179,7 +197,15 @@ def read_pairs(
       UserError: no such source, an unknown suffix, a damaged file, no column for a field that every pair needs, or no
         valid row.
     """
-    data = DataConfig(path=os.fspath(path), fields=dict(fields or {}), encoding=encoding, max_characters=max_characters)
+    data = DataConfig(
+        path=os.fspath(path),
+        fields=dict(fields or {}),
+        encoding=encoding,
+        delimiter=delimiter,
+        quoting=quoting,
+        html=html,
+        max_characters=max_characters,
+    )
     pairs: list[Pair] = []
     bad: list[Quarantined] = []
     first_seen: dict[str, tuple[str, int]] = {}
@@ -203,6 +229,19 @@ def read_pairs(
             first_seen[pair.pair_id] = (shards[shard_index].name, number)
             pairs.append(pair)
     return pairs, bad
+
+
+def no_labels(data: DataConfig, cache: Path) -> UserError:
+    """The error for a source none of whose rows has a label: no column holds it, or the column is empty."""
+    for shard in open_shards(data, cache):
+        columns: dict[str, None] = {}
+        for _, row, _ in islice(shard.rows(), 1000):
+            columns.update({} if isinstance(row, RowError) else dict.fromkeys(row))
+        try:
+            check_columns(columns, data.fields, shard.name, require_label=True)
+        except UserError as error:
+            return error
+    return UserError(f"{data.path}: the label is empty in every row; fill it, or name another column in data.fields")
 
 
 def read_rows(file: str | os.PathLike) -> Iterator[tuple[int, Mapping | RowError]]:

@@ -88,7 +88,7 @@ class _Prompt:
     @classmethod
     def of(cls, pair: Pair, fields: Sequence[str]) -> _Prompt:
         texts = {field: clean_text(text) for field, text in pair.item.texts(fields)}
-        cleaned = replace(pair, query=clean_text(pair.query), item=replace(pair.item, **texts))
+        cleaned = replace(pair, query=clean_text(pair.query), item=replace(pair.item, **texts))  # type: ignore[arg-type]
         query, _, item = grammar.prompt(cleaned, fields).removeprefix(_QUERY).partition("\n")
         return cls(query, item.removesuffix(_LAST))
 

@@ -69,7 +69,7 @@ def _original(spans: Sequence[tuple[int, int]] | None, start: int, end: int) -> 
     return (covered[0][0], covered[-1][1]) if covered else (0, 0)
 
 
-def _markers(tokenizer: PreTrainedTokenizerBase, texts: int) -> list[list[int]]:
+def pair_markers(tokenizer: PreTrainedTokenizerBase, texts: int) -> list[list[int]]:
     """The tokens that a tokenizer puts before, between and after one or two texts.
 
     They are `[CLS] A [SEP] B [SEP]` for BERT, `<s> A </s></s> B </s>` for RoBERTa. A tokenizer that puts none gets the
@@ -127,7 +127,7 @@ def _pair_sources(
     item_length: int,
 ) -> tuple[list[list[int]], list[tuple[TokenSources, TokenSources]]]:
     """The markers of a pair, and where the tokens of each pair's query and item in `cross_rows` come from."""
-    markers = _markers(tokenizer, 2)
+    markers = pair_markers(tokenizer, 2)
     budget = _budget(markers, query_length, item_length)
     queries, items = (_sources(tokenizer, side) for side in (_queries(pairs), _items(pairs, fields)))
     lengths = _cut_lengths(queries, items, budget)
@@ -150,7 +150,7 @@ def tower_rows(
       The token ids of the queries, at most `query_length`, and of the items, at most `item_length` + 1. What is too
       long loses its end, not its markers.
     """
-    before, after = _markers(tokenizer, 1)
+    before, after = pair_markers(tokenizer, 1)
     n_markers = len(before) + len(after)
     most = max(query_length - n_markers, 0), max(item_length + 1 - n_markers, 0)
     queries, items = (_ids(tokenizer, side) for side in (_queries(pairs), _items(pairs, fields)))
@@ -179,7 +179,7 @@ def cross_rows(
       The token ids of each pair, and their types: 0 up to the item, 1 from there on. A pair has at most `query_length`
       + `item_length` tokens; where it has more, the longer text loses its end, see `longest_first`.
     """
-    before, between, after = markers = _markers(tokenizer, 2)
+    before, between, after = markers = pair_markers(tokenizer, 2)
     budget = _budget(markers, query_length, item_length)
     rows, types = [], []
     queries, items = (_ids(tokenizer, side) for side in (_queries(pairs), _items(pairs, fields)))

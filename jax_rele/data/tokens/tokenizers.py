@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from jax_rele.data.pairs.table import PairTable
 from jax_rele.data.rows import one_line
 from jax_rele.errors import UserError
+from jax_rele.io import refuse_placeholder
 
 PAD, BEGIN, END = "<pad>", "<s>", "</s>"
 DECODER_TOKENS, ENCODER_TOKENS = ("eos",), ("pad", "cls", "sep")
@@ -79,6 +80,8 @@ def load_tokenizer(path: str | Path, special: Sequence[str]) -> PreTrainedTokeni
         raise UserError(f"{path}: no such tokenizer folder; run the stage that writes it")
     if not any((path / name).exists() for name in FILES):
         raise UserError(f"{path}: no tokenizer in this folder; it needs one of {', '.join(FILES)}")
+    for name in (*FILES, "tokenizer_config.json", "merges.txt"):
+        refuse_placeholder(path / name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, split_special_tokens=True)
     except Exception as error:

@@ -39,7 +39,7 @@ from jax_rele.deployment.index.files import (
 from jax_rele.deployment.index.items import items_table, table_items, text_hash
 from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.errors import UserError
-from jax_rele.io import hash_values, lock
+from jax_rele.io import hash_values, lock, write_error
 from jax_rele.progress import make_progress
 from jax_rele.types import ITEM_FIELDS, Item
 
@@ -448,7 +448,7 @@ def _make_folder(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{output}: cannot be made: {error.strerror}") from None
+        raise write_error(output, error) from None
 
 
 def _changing(output: str | Path) -> AbstractContextManager[bool]:

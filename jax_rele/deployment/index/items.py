@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from jax_rele.config import DataConfig
-from jax_rele.data.rows import Quarantined, RowError, check_mapping, parse_row
+from jax_rele.data.columns import check_mapping, has_item_columns
+from jax_rele.data.rows import Quarantined, RowError, parse_row
 from jax_rele.data.sources.shards import SAMPLE, open_shards, raw_text
 from jax_rele.errors import UserError
 from jax_rele.io import hash_bytes
@@ -83,9 +84,10 @@ def read_items(path: str | os.PathLike, fields: Mapping[str, str] | None = None)
 
 def _parse_item(row: Mapping, fields: Mapping[str, str], max_characters: int) -> Item:
     """The item of a row. A row that has the fields of an item at its top is read as one."""
-    if "item" not in fields and not any(name in ("item", "item_id") or name.startswith("item.") for name in row):
-        row = {"item": {name: value for name, value in row.items() if not name.startswith("attributes.")}} | {
-            f"item.{name}": value for name, value in row.items() if name.startswith("attributes.")
+    if "item" not in fields and not has_item_columns(row):
+        attributes = {name: value for name, value in row.items() if name.casefold().startswith("attributes.")}
+        row = {"item": {name: value for name, value in row.items() if name not in attributes}} | {
+            f"item.{name}": value for name, value in attributes.items()
         }
     pair = parse_row(
         {**row, fields.get("query", "query"): "-"},

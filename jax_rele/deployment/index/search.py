@@ -18,7 +18,7 @@ from jax_rele.deployment.index.files import IndexManifest, check_model, read_ind
 from jax_rele.deployment.index.items import table_items
 from jax_rele.deployment.scorer import Scorer
 from jax_rele.errors import UserError
-from jax_rele.text import text_key
+from jax_rele.text import is_visible, text_key
 from jax_rele.types import ITEM_FIELDS, Item, Pair
 
 PROPOSED = 4
@@ -221,11 +221,10 @@ def search_texts(
     check_model(index.folder, index.manifest, scorer.manifest, "the bundle given")
     if k < 1:
         raise UserError(f"-k: must be at least 1, got {k}")
-    if any(not query.strip() for query in queries):
+    if any(not is_visible(query) for query in queries):
         raise UserError("the query is empty; give its text")
-    (nothing,) = scorer.token_rows([""], "query")
-    if nothing in scorer.token_rows(queries, "query"):
-        raise UserError("the query has no tokens: it holds nothing that the tokenizer reads; give its text")
+    if reason := scorer.unreadable(queries):
+        raise UserError(f"query: {reason}")
     n = max(candidates or RERANKED, k) if reranker is not None else k
     proposed = n if scorer.manifest.score_rises else PROPOSED * n
     vectors = scorer.embed(queries, "query")

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -142,7 +143,9 @@ def test_who_wins_is_told(tmp_path):
     rows = plain(12)
     rows += [row(20, "QUERY  0", "Irrelevant"), row(21, "query 0", "Irrelevant"), row(22, "query 1", "Substitute")]
     result, _ = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows))
-    assert result.counts == {"quarantined": 0, "duplicates": 2, "conflicts": 1, "leaked": 0, "empty_shards": 0}
+    assert result.counts.pop("rows") == {"read": 15, "pairs": 12}
+    expected = {"quarantined": 0, "duplicates": 2, "conflicts": 1, "leaked": 0, "empty_shards": 0}
+    assert result.counts == expected | {"with_invisible_characters": 0}
     quarantined = {one["row"]: one for one in read_table(tmp_path / "made" / "quarantine.parquet").to_pylist()}
     assert {number: one["reason"] for number, one in quarantined.items()} == {
         1: "conflict: row 13 gives the same query and item the label 'Irrelevant', which is kept",
@@ -266,3 +269,50 @@ def test_the_folds_test_every_row_once_and_ignore_given_splits_only_where_they_m
     assert set(result.splits) == {0, 1, 2}
     with pytest.raises(UserError, match=r"split.jsonl: 13 folds need as many queries, there are 12"):
         run(tmp_path / "many", source, splits={"fold": (1, 13), "existing": "ignore"})
+
+
+def test_rows_that_were_read_are_rows_that_were_written(tmp_path):
+    rows = [
+        *plain(20),
+        {"query": ""},
+        row(40, "query 1", "nonsense"),
+        row(41, "query 2", "Exact", item="i"),
+        row(0, "x"),
+    ]
+    result, bad = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows), max_bad_fraction=0.5)
+    counts = result.counts
+    assert counts["rows"] == {"read": 24, "pairs": len(result.pairs)}
+    assert counts["reasons"] == {"missing item": 1, "unknown label": 1, "duplicate pair_id": 1}
+    others = sum(counts[name] for name in ("quarantined", "duplicates", "conflicts", "leaked"))
+    assert len(result.pairs) + others == 24
+    assert len(bad) == others
+
+
+def test_a_row_that_is_lost_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax_rele.data.pairs.ingest.check_disjoint", lambda path: write_pairs(path, []))
+    with pytest.raises(ValueError, match="12 rows were read, but"):
+        run(tmp_path / "made", write(tmp_path / "rows.jsonl", plain(12)))
+
+
+def test_ids_that_a_table_made_floats_are_the_same_ids(tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    columns = {"query": [f"query {i}" for i in range(12)], "title": [f"t {i}" for i in range(12)]}
+    columns["label"] = [NAMES[i % 3] for i in range(12)]
+    ids = list(range(1000, 1012))
+    pq.write_table(pa.table({**columns, "item_id": ids}), folder / "a.parquet")
+    pq.write_table(pa.table({**columns, "item_id": [None, *map(float, ids[1:])]}), folder / "b.parquet")
+    result, _ = run(tmp_path / "made", folder)
+    assert result.counts["duplicates"] == 12
+    assert len(result.pairs) == 12
+
+
+def test_html_is_counted_or_becomes_text(tmp_path):
+    rows = plain(12)
+    rows[0]["item"]["title"] = "Bath &amp; <b>Body</b>"
+    source = write(tmp_path / "rows.jsonl", rows)
+    result, _ = run(tmp_path / "kept", source)
+    assert result.counts["rows_with_html"] == 1
+    result, _ = run(tmp_path / "text", source, html="text")
+    assert "rows_with_html" not in result.counts
+    assert "Bath & Body" in {pair.item.title for pair in result.pairs}

@@ -14,6 +14,7 @@ from jax_rele.data.parquet import write_pairs
 from jax_rele.deployment.index import open_index, read_items
 from jax_rele.deployment.index.items import items_table, table_items
 from jax_rele.errors import UserError
+from jax_rele.serving import catalogue
 from jax_rele.types import ITEM_FIELDS, Item, Pair
 
 
@@ -55,6 +56,25 @@ def test_items_are_read_alike_from_every_form(tmp_path):
     renamed = write_lines(tmp_path / "renamed.jsonl", [{"sku": row["id"], "name": row["title"]} for row in rows])
     read = read_items(renamed, {"item.id": "sku", "item.title": "name"})
     assert [(item.id, item.title) for item in read.items] == [(item.id, item.title) for item in items]
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["id,title,brand", "ID,Title,Brand", "item_id,title,brand", "Item ID,Item Title,BRAND", "item.id,Item.Title,brand"],
+)
+@pytest.mark.parametrize("more", [False, True])
+def test_names_of_columns_may_differ_in_case_and_blanks(tmp_path, header, more):
+    rows = ["A1,Red shoe,Acme", "A2,Blue shoe,Zen"]
+    if more:
+        header, rows = f"Query,{header},Attributes.Size", [f"shoes,{row},9" for row in rows]
+    (tmp_path / "items.csv").write_text("\n".join([header, *rows]))
+    attributes = (("Size", "9"),) if more else ()
+    texts = [("A1", "Red shoe", "Acme"), ("A2", "Blue shoe", "Zen")]
+    expected = [Item(*each, attributes=attributes) for each in texts]
+    assert list(read_items(tmp_path / "items.csv").items) == expected
+    served, queries = catalogue.read_items(tmp_path / "items.csv")
+    assert [(item.id, item.title, item.brand) for item in served] == texts
+    assert queries == (["shoes"] if more else [])
 
 
 def test_the_sample_has_its_items():

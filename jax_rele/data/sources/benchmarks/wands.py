@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tensorflow_datasets as tfds
 
+from jax_rele.data.markup import plain_text
 from jax_rele.data.sources.benchmarks.builder import Benchmark, notice, read_csv
-from jax_rele.data.sources.benchmarks.markup import plain_text
 from jax_rele.data.sources.benchmarks.official import OfficialFile, check_rows
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS

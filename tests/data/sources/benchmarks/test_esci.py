@@ -10,9 +10,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jax_rele.data import parse_row
+from jax_rele.data.markup import plain_text
 from jax_rele.data.sources import benchmarks
 from jax_rele.data.sources.benchmarks import Esci, esci
-from jax_rele.data.sources.benchmarks.markup import plain_text
 from jax_rele.data.sources.benchmarks.official import OfficialFile
 from jax_rele.errors import UserError
 from jax_rele.io import hash_file

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_rele.data import parse_row
+from jax_rele.data.markup import plain_text
 from jax_rele.data.sources import benchmarks
 from jax_rele.data.sources.benchmarks import Wands, wands
-from jax_rele.data.sources.benchmarks.markup import plain_text
 from jax_rele.errors import UserError
 from jax_rele.text import text_key
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_rele.data.sources.benchmarks.markup import plain_text
+from jax_rele.data.markup import plain_text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,144 @@
+"""Names of columns: the documented fields of a pair, and what a file calls them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from jax_rele.errors import UserError
+from jax_rele.types import ITEM_FIELDS
+
+FIELDS = (
+    *("pair_id", "query", "item", "label", "locale", "split", "query_tags", "query_frequency", "long_tail"),
+    *(f"item.{field}" for field in ("id", *ITEM_FIELDS, "attributes")),
+)
+"""The canonical names that `fields` maps to a file's names; `item.attributes.NAME` may be mapped as well."""
+
+ATTRIBUTE = "item.attributes."
+
+_SEPARATORS = re.compile(r"[\s._\-]+")
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """For every canonical field the names to look for in a row, best first."""
+
+    nested: Mapping[str, tuple[str, ...]]
+    flat: Mapping[str, tuple[str, ...]]
+
+
+def column_names(row: Mapping, fields: Mapping[str, str]) -> ColumnNames:
+    """The names to look for in a row: exact ones, and columns that differ from one in case, blanks and hyphens alone.
+
+    Where several columns of a row differ from a name by no more than that, none of them is used.
+    """
+    items = tuple(fields.items())
+    nested = tuple(
+        (column, *value) for column, value in row.items() if isinstance(value, Mapping) and _is_item(column, items)
+    )
+    return _names_of_columns(items, tuple(row), nested)
+
+
+def check_mapping(fields: Mapping[str, str], label_map: Mapping[str, str], label_names: Sequence[str]) -> None:
+    """Raises UserError for a canonical name in `fields`, or a label in `label_map`, that does not exist."""
+    for name in fields:
+        if name not in FIELDS and not (name.startswith(ATTRIBUTE) and name != ATTRIBUTE):
+            raise UserError(
+                f"data.fields: {name!r} is no field of a pair; write {{field: name in your file}} with a field of "
+                f"{list(FIELDS)} or {ATTRIBUTE}NAME"
+            )
+    for theirs, label in label_map.items():
+        if label not in label_names:
+            raise UserError(f"labels.aliases: {theirs!r} is mapped to {label!r}, which is none of {list(label_names)}")
+
+
+def check_columns(columns: Iterable[str], fields: Mapping[str, str], source: str, require_label: bool = False) -> None:
+    """Raises UserError if no column can hold the query, the title or, where required, the label."""
+    columns = list(columns)
+    names = _names_of_columns(tuple(fields.items()), tuple(columns), ())
+    for field in ("query", "item.title", *(["label"] if require_label else [])):
+        folded = {plain_name(column) for column in columns}
+        inside = {plain_name(name.partition(".")[0]) for name in names.flat[field] if "." in name}
+        if not set(names.flat[field]) & set(columns) and not inside & folded:
+            raise missing_column(field, columns, source)
+
+
+def missing_column(field: str, columns: Sequence[str], source: str) -> UserError:
+    """The error for a source without a column for a field."""
+    # A header that another character divides comes as few long names.
+    other = next((mark for mark in ";|\t" if any(mark in column for column in columns)), "")
+    fix = f"set data.delimiter to {other!r} if that divides the cells, or name" if other else "name"
+    return UserError(
+        f"{source}: no column holds the {field.rpartition('.')[2]}; the columns are {columns}; {fix} the right one in "
+        f"data.fields, e.g. {{{field}: YOUR_COLUMN}}"
+    )
+
+
+def has_item_columns(columns: Iterable[str]) -> bool:
+    """Whether a column is an item, or a field of one by its name (`item_id`, `Item Title`)."""
+    return any(name == "item" or name.startswith("item_") for name in map(plain_name, columns))
+
+
+def _is_item(column: str, items: tuple[tuple[str, str], ...]) -> bool:
+    return column in _names(items).flat["item"] or plain_name(column) == "item"
+
+
+@lru_cache(maxsize=4096)
+def plain_name(name: str) -> str:
+    """A column's name without what names may differ in: case, width, blanks, hyphens, dots and underscores."""
+    plain = unicodedata.normalize("NFKC", name).strip().strip("\ufeff").casefold()
+    return _SEPARATORS.sub("_", plain)
+
+
+@lru_cache(maxsize=1024)
+def _names_of_columns(
+    items: tuple[tuple[str, str], ...], columns: tuple[str, ...], nested: tuple[tuple[str, ...], ...]
+) -> ColumnNames:
+    """`nested` are columns that hold an item, each with the keys of the item after it."""
+    exact = _names(items)
+    known = {name for each in (exact.flat, exact.nested) for names in each.values() for name in names}
+    known |= {theirs for _, theirs in items}
+    similar: dict[str, list[str]] = defaultdict(list)
+    paths = [f"{column}.{key}" for column, *keys in nested for key in keys]
+    for column in dict.fromkeys((*(column for column in columns if isinstance(column, str)), *paths)):
+        if column not in known:
+            similar[plain_name(column)].append(column)
+
+    def extended(names: tuple[str, ...]) -> tuple[str, ...]:
+        spelled = (similar[folded] for folded in dict.fromkeys(map(plain_name, names)) if folded in similar)
+        return (*names, *(each[0] for each in spelled if len(each) == 1))
+
+    if not similar:
+        return exact
+    return ColumnNames(
+        *({field: extended(names) for field, names in each.items()} for each in (exact.nested, exact.flat))
+    )
+
+
+@lru_cache(maxsize=8)
+def _names(items: tuple[tuple[str, str], ...]) -> ColumnNames:
+    fields = dict(items)
+    used_names = set(fields.values())
+    used_in_item = {theirs for field, theirs in fields.items() if field.startswith("item.")}
+
+    def top(field: str, *canonical: str) -> tuple[str, ...]:
+        mine = [fields[field]] if field in fields else []
+        return (*mine, *(name for name in canonical if name not in used_names and name not in mine))
+
+    nested, flat = {}, {}
+    for field in FIELDS:
+        if not field.startswith("item."):
+            nested[field] = flat[field] = top(field, field)
+    for field in FIELDS:
+        if field.startswith("item."):
+            key = field.removeprefix("item.")
+            mine = [fields[field]] if field in fields else []
+            inner = [*mine, *([] if key in used_in_item and key not in mine else [key])]
+            paths = [f"{item}.{name}" for name in inner for item in nested["item"]]
+            nested[field] = (*mine, *(path for path in paths if path not in used_names))
+            flat[field] = tuple(dict.fromkeys((*nested[field], *top(field, "item_id" if key == "id" else key))))
+    return ColumnNames(nested, flat)

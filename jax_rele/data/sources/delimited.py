@@ -1,0 +1,251 @@
+"""Tables of delimited text, CSV and TSV: every line is in the header, in one row, or blank.
+
+A quote that is not closed takes in what follows it. Such a cell is recognised by the lines in it that are rows
+themselves: its first line is a bad row and the others are read again.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+
+from jax_rele.data.rows import RowError
+from jax_rele.errors import UserError
+
+DELIMITERS = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
+"""Characters that may separate the cells where the config names none."""
+
+QUOTED_CELLS = "quoted_cells"
+"""Note on a file that is read without quoting: rows with a cell that is quoted as CSV quotes."""
+
+_INVALID = "\udcff"  # stands in a cell for an invalid byte: a lone surrogate, which no encoding yields
+_SEPARATOR_LINE = re.compile(rb'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's own first line
+_WHOLE_FLOAT = re.compile(r"-?\d{1,15}\.0")
+_CSV_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+
+Lines = list[tuple[int, bytes]]
+"""Numbers of lines, from 1, and the lines."""
+
+
+def delimited_rows(
+    lines: Iterable[bytes],
+    source: str,
+    encoding: str,
+    *,
+    default_delimiter: str,
+    delimiter: str = "",
+    quoting: str = "auto",
+    notes: Counter[str] | None = None,
+) -> Iterator[tuple[int, Mapping | RowError, bytes]]:
+    """(number of its first line, the row or what is wrong with it, its bytes) of each row.
+
+    A number that ends in `.0` loses these two characters: without types a column of whole numbers that was written as
+    floats cannot be distinguished otherwise.
+
+    Args:
+      lines: of the file, the header first.
+      source: the file, for messages.
+      encoding: of the lines.
+      default_delimiter: is used where it separates the cells of the header, or no other of `DELIMITERS` does.
+      delimiter: between cells; empty to choose one by the header.
+      quoting: `none`: a quote is a character. `standard`: quoted cells may hold delimiters and line ends, and a quote
+        is doubled; `backslash`: as that, or has a backslash before it. `auto`: none where tabs separate the cells,
+        elsewhere standard, but for cells that take in other rows.
+      notes: what a user should know of the file is counted here.
+
+    Raises:
+      UserError: there is no usable header.
+    """
+    counted = _Counted(lines)
+    first, *_ = counted.peek(1)
+    if not delimiter and (separator := _SEPARATOR_LINE.fullmatch(first)):
+        delimiter = separator[1].decode("latin-1")
+        counted.skip()
+        first, *_ = counted.peek(1)
+    text = _decoded(first, encoding)
+    if "\0" in text:
+        raise UserError(f"{source}: the header holds NUL characters; set data.encoding, perhaps to utf-16-le")
+    if not delimiter:
+        delimiter = _choose_delimiter([_decoded(line, encoding) for line in counted.peek(2)], default_delimiter)
+    # A header in quotes says that the writer quotes, whatever separates the cells.
+    quoted_header = all(map(_CSV_QUOTED.fullmatch, text.strip().split(delimiter)))
+    unquoted = quoting == "none" or (quoting == "auto" and delimiter == "\t" and not quoted_header)
+    read = _unquoted if unquoted else _quoted
+    header: list[str] | None = None
+    for physical, cells in read(counted, encoding, delimiter, quoting):
+        counted.accounted += len(physical)
+        if isinstance(cells, list) and any(_INVALID in cell for cell in cells):
+            cells = RowError(f"not valid {encoding.upper()}: if the file has another encoding, set data.encoding")
+        if header is None:
+            header = _header(cells, source)
+            continue
+        raw = b"".join(line for _, line in physical)
+        if isinstance(cells, list):
+            if notes is not None and unquoted and quoting == "auto" and any(map(_CSV_QUOTED.fullmatch, cells)):
+                notes[QUOTED_CELLS] += 1
+            yield physical[0][0], _row(cells, header, physical, unquoted), raw
+        else:
+            yield physical[0][0], cells, raw
+    assert counted.accounted == counted.read, f"{source}: {counted.read} lines, {counted.accounted} accounted for"
+
+
+class _Counted:
+    """Numbered lines that may be read again; counts those that were read and those that became part of a row."""
+
+    def __init__(self, lines: Iterable[bytes]):
+        self.lines, self.again = iter(lines), deque[tuple[int, bytes]]()
+        self.read = self.accounted = 0
+
+    def peek(self, count: int) -> list[bytes]:
+        """The next lines that are not blank, which stay the next ones, and empty ones where there are no more."""
+        peeked: Lines = []
+        for number, line in self:
+            if not line.strip():
+                self.accounted += 1
+                continue
+            peeked.append((number, line))
+            if len(peeked) == count:
+                break
+        self.again.extendleft(reversed(peeked))
+        return [line for _, line in peeked] + [b""] * (count - len(peeked))
+
+    def skip(self) -> None:
+        next(self)
+        self.accounted += 1
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        return self
+
+    def __next__(self) -> tuple[int, bytes]:
+        if self.again:
+            return self.again.popleft()
+        line = next(self.lines)
+        self.read += 1
+        return self.read, line
+
+
+def _choose_delimiter(lines: list[str], default: str) -> str:
+    """The delimiter by which the header and the line after it have the same number of cells, several if possible."""
+
+    def fitness(delimiter: str) -> tuple[bool, bool, bool, int]:
+        widths = [len(next(csv.reader([line], delimiter=delimiter), [])) for line in lines]
+        several = widths[0] > 1
+        return several and widths[0] == widths[1], several, delimiter == default, widths[0]
+
+    return max((default, *DELIMITERS), key=fitness)
+
+
+def _unquoted(lines: _Counted, encoding: str, delimiter: str, _: str) -> Iterator[tuple[Lines, list[str] | RowError]]:
+    for number, line in lines:
+        text = _decoded(line, encoding).rstrip("\r\n")
+        if text:
+            yield [(number, line)], text.split(delimiter)
+        else:
+            lines.accounted += 1
+
+
+def _quoted(
+    lines: _Counted, encoding: str, delimiter: str, quoting: str
+) -> Iterator[tuple[Lines, list[str] | RowError]]:
+    pending: Lines = []
+
+    def texts() -> Iterator[str]:
+        for number, line in lines:
+            pending.append((number, line))
+            yield _decoded(line, encoding)
+
+    first = _decoded(lines.peek(1)[0], encoding)
+    spaced = f"{delimiter} " in first and delimiter != " "
+    # Where the writer quotes every cell, rows that a quote took in would have quotes of their own.
+    trusted = quoting != "auto" or first.startswith('"')
+    escape = "\\" if quoting == "backslash" else None
+
+    def new_reader():
+        return csv.reader(texts(), delimiter=delimiter, escapechar=escape, skipinitialspace=spaced, strict=True)
+
+    def is_row(line: tuple[int, bytes]) -> bool:
+        # In prose a blank follows a comma.
+        text = _decoded(line[1], encoding)
+        return 1 + text.count(delimiter) - (0 if spaced else text.count(f"{delimiter} ")) == width
+
+    reader, width = new_reader(), 0
+    while True:
+        pending.clear()
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            # A quote that is never closed takes in the rows after it.
+            lines.again.extendleft(reversed(pending[1:]))
+            reader = new_reader()
+            yield pending[:1], RowError(f"broken quotes or cells: {error}; see data.quoting")
+            continue
+        if cells is None:
+            return
+        if not cells:
+            lines.accounted += len(pending)
+            continue
+        if not width:
+            width = len(cells)
+        elif not trusted and len(pending) > 1 and _takes_in_rows(list(map(is_row, pending)), cells, width):
+            problem = RowError(
+                f"a quote opens a cell that takes in other rows (to line {pending[-1][0]}): close or double it, or set "
+                "data.quoting to none, or to standard to accept such cells"
+            )
+            if width == 2 and len(pending) == 2:  # too little to say whether the second line is a row
+                yield list(pending), problem
+                continue
+            lines.again.extendleft(reversed(pending[1:]))
+            reader = new_reader()
+            yield pending[:1], problem
+            continue
+        yield list(pending), cells
+
+
+def _takes_in_rows(are_rows: list[bool], cells: list[str], width: int) -> bool:
+    """Whether a record of several lines has taken in other rows, by which of its lines have the cells of a row."""
+    # A quote inside the text of a cell was doubled, so the writer knows how to quote.
+    if width < 2 or any('"' in cell.strip('"') for cell in cells if "\n" in cell or "\r" in cell):
+        return False
+    n_lines, n_rows = len(are_rows), sum(are_rows)
+    if are_rows[0] and are_rows[-1] and 2 * n_rows >= n_lines + 2:
+        return True
+    # With two columns a single comma in a text makes a line look like a row.
+    return width > 2 and n_lines > 2 and (3 * n_rows >= 2 * n_lines or (len(cells) != width and any(are_rows[1:])))
+
+
+def _decoded(line: bytes, encoding: str) -> str:
+    try:
+        return line.decode(encoding)
+    except UnicodeDecodeError:
+        # An invalid byte must not stop the csv reader.
+        return line.decode(encoding, "replace").replace("\ufffd", _INVALID)
+
+
+def _header(cells: list[str] | RowError, source: str) -> list[str]:
+    if isinstance(cells, RowError):
+        raise UserError(f"{source}: the header is broken ({cells}); its first line must name the columns")
+    header = [cell.strip(" \t\r\n\ufeff") for cell in cells]
+    while header and not header[-1]:
+        header.pop()
+    repeated = sorted({name for name in header if name and header.count(name) > 1})
+    if repeated:
+        raise UserError(f"{source}: the header names {repeated} twice; give every column its own name")
+    return header
+
+
+def _row(cells: list[str], header: list[str], physical: Lines, unquoted: bool) -> Mapping | RowError:
+    width = len(header)
+    if len(cells) > width and not any(cell.strip() for cell in cells[width:]):
+        cells = cells[:width]
+    if len(cells) != width:
+        span = f" (lines {physical[0][0]} to {physical[-1][0]})" if len(physical) > 1 else ""
+        quotes = unquoted and any('"' in cell for cell in cells)
+        fix = "if its quotes are those of CSV, set data.quoting to standard" if quotes else ""
+        fix = fix or "quote a cell that holds the delimiter, or see data.delimiter and data.quoting"
+        return RowError(f"{len(cells)} cells{span}, but the header has {width}: {fix}")
+    if [cell.strip() for cell in cells] == header:
+        return RowError("the header again; remove it where files were joined")
+    whole = (cell[:-2] if cell.endswith(".0") and _WHOLE_FLOAT.fullmatch(cell) else cell for cell in cells)
+    return dict(zip(header, whole))

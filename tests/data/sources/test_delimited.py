@@ -1,0 +1,259 @@
+"""CSV and TSV of every making: each line ends in a row, in the header, or is blank, and no row takes in another."""
+
+import csv
+import io
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jax_rele.data.rows import RowError
+from jax_rele.data.sources.delimited import QUOTED_CELLS, delimited_rows
+from jax_rele.data.sources.files import SourceFile
+from jax_rele.data.sources.readers import read_file
+from jax_rele.data.sources.shards import read_pairs
+from jax_rele.errors import UserError
+
+LABELS = ("Exact", "Irrelevant")
+QUERIES = ("tv", "mug", "lamp", "hat", "sofa", "rug", "cup", "pen")
+
+
+def table(titles, separator=",", header=("query", "title", "label")):
+    """A file without any quoting in which row n, from 0, is in line n + 2."""
+    rows = [(QUERIES[i % len(QUERIES)], title, LABELS[i % 2]) for i, title in enumerate(titles)]
+    return "".join(separator.join(cells[: len(header)]) + "\n" for cells in (header, *rows))
+
+
+def plain_titles(count=12):
+    return [f"model {i}" for i in range(count)]
+
+
+def read(folder, text, name="data.csv", encoding="utf-8", **options):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+    return read_pairs(path, label_names=LABELS, **options)
+
+
+def titles_of(pairs):
+    return [pair.item.title for pair in pairs]
+
+
+@pytest.mark.parametrize("first", ['55" stand', '"55 inch stand', '"Comfy" sofa', "'single'", '""', 'a "b" c', '"'])
+@pytest.mark.parametrize("last", ['hook size 3"', '"', '"closed"', 'x""'])
+def test_quotes_in_tsv_are_characters(tmp_path, first, last):
+    titles = plain_titles()
+    titles[2], titles[8] = first, last
+    pairs, bad = read(tmp_path, table(titles, "\t"), "data.tsv")
+    assert (titles_of(pairs), bad) == (titles, [])
+
+
+def test_tsv_is_quoted_where_the_config_says_so(tmp_path):
+    titles = ["plain", 'fawkes 36" vanity', "tab\tinside", "two\nlines"]
+    written = io.StringIO()
+    csv.writer(written, delimiter="\t", lineterminator="\n").writerows(
+        [("query", "title"), *((f"q{i}", title) for i, title in enumerate(titles))]
+    )
+    pairs, bad = read(tmp_path, written.getvalue(), "data.tsv", quoting="standard")
+    assert (titles_of(pairs), bad) == (titles, [])
+    notes = Counter()
+    rows = list(read_file(SourceFile("f", str(tmp_path / "data.tsv")), notes=notes))
+    assert [number for number, row, _ in rows if isinstance(row, RowError)] == [4, 6]
+    assert "set data.quoting to standard" in str(rows[2][1])
+    assert notes == {QUOTED_CELLS: 1}
+
+
+def test_a_header_in_quotes_says_that_a_tsv_is_quoted(tmp_path):
+    text = '"query"\t"title"\t"label"\n"tv"\t"55"" stand\tblack"\t"Exact"\n"mug"\t"a\nb"\t"Exact"\n'
+    pairs, bad = read(tmp_path, text, "data.tsv")
+    assert (titles_of(pairs), bad) == (['55" stand\tblack', "a\nb"], [])
+
+
+@pytest.mark.parametrize("gap", range(1, 9))
+def test_a_csv_cell_that_took_in_rows_costs_its_own_row_alone(tmp_path, gap):
+    titles = plain_titles()
+    titles[2], titles[2 + gap] = '"55 inch stand', 'hook size 3"'
+    pairs, bad = read(tmp_path, table(titles))
+    assert titles_of(pairs) == [title for i, title in enumerate(titles) if i != 2]
+    assert [one.row for one in bad] == [4]
+    assert f"takes in other rows (to line {4 + gap})" in bad[0].reason
+    assert "data.quoting" in bad[0].reason
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "rows"),
+    [
+        ('tv,"never closed,Exact', 1),
+        ('"tv,never closed,Exact', 1),
+        ('tv,stand,"Exact', 1),
+        ('tv,"a ""b"" c,Exact\nmug,d"",Exact', 2),
+        ('tv,"a, b and c,Exact\nmug,"d, e",Exact', 2),
+        ('tv,"a\nmug,b,Exact\nlamp,c",Exact', 3),
+    ],
+)
+def test_what_stands_around_a_broken_row_is_read(tmp_path, spoilt, rows):
+    before, after = plain_titles(6), [f"later {i}" for i in range(6)]
+    text = f"{table(before)}{spoilt}\n{table(after).partition(chr(10))[2]}"
+    pairs, bad = read(tmp_path, text)
+    assert titles_of(pairs)[:6] == before
+    assert titles_of(pairs)[-6:] == after
+    assert len(pairs) + len(bad) == 12 + rows
+    assert bad
+
+
+PROSE = [
+    "one\ntwo",
+    "light, wide\nred, blue and green",
+    "first line\n\nthird, with commas, and more\n",
+    'a 12" screen\nand a "quote"',
+    "1,5 kg\nheavy",
+    "\n".join(f"bullet {i}, in prose" for i in range(20)),
+    "{'a': 1,\n 'b': 2}",
+]
+
+
+@pytest.mark.parametrize("text", PROSE)
+@pytest.mark.parametrize("position", range(3))
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_cells_of_several_lines_are_cells(tmp_path, text, position, quoting):
+    header = ["query", "title", "label"]
+    header.insert(position, "description")
+    written = io.StringIO()
+    writer = csv.writer(written, quoting=quoting, lineterminator="\n")
+    writer.writerow(header)
+    for i in range(8):
+        cells = [f"q{i}", f"t{i}", LABELS[i % 2]]
+        cells.insert(position, text)
+        writer.writerow(cells)
+    pairs, bad = read(tmp_path, written.getvalue())
+    assert not bad
+    assert [pair.item.description for pair in pairs] == [text.strip()] * 8
+
+
+@pytest.mark.parametrize("text", ["a,b\nc,d", "100,000\n10,5 kg"])
+def test_a_writer_that_knows_quotes_is_trusted(tmp_path, text):
+    header, rest = '"query","title","label"\n', '"mug","m","Exact"\n'
+    pairs, bad = read(tmp_path, f'{header}"tv","{text}","Exact"\n{rest}')
+    assert (titles_of(pairs), bad) == ([text, "m"], [])
+    pairs, bad = read(tmp_path, f'query,title,label\ntv,"a ""b"" {text}",Exact\n{rest}')
+    assert (titles_of(pairs), bad) == ([f'a "b" {text}', "m"], [])
+
+
+def test_quoting_standard_takes_cells_as_they_are(tmp_path):
+    text = 'query,title,label\ntv,"a,b\nc,d",Exact\nmug,m,Exact\n'
+    _, bad = read(tmp_path, text)
+    assert [one.row for one in bad] == [2]
+    pairs, bad = read(tmp_path, text, quoting="standard")
+    assert (titles_of(pairs), bad) == (["a,b\nc,d", "m"], [])
+
+
+def test_quoting_none_and_backslash_in_csv(tmp_path):
+    pairs, bad = read(tmp_path, 'query,title\ntv,"55 inch\nmug,m\n', quoting="none")
+    assert (titles_of(pairs), bad) == (['"55 inch', "m"], [])
+    pairs, bad = read(tmp_path, 'query,title\ntv,"55\\" stand, black"\nmug,"m"\n', quoting="backslash")
+    assert (titles_of(pairs), bad) == (['55" stand, black', "m"], [])
+
+
+@pytest.mark.parametrize("separator", [",", ";", "|", "\t"])
+@pytest.mark.parametrize("name", ["data.csv", "data.tsv"])
+def test_the_header_says_the_delimiter(tmp_path, separator, name):
+    pairs, bad = read(tmp_path, table(plain_titles(), separator), name)
+    assert (titles_of(pairs), bad) == (plain_titles(), [])
+
+
+def test_other_delimiters(tmp_path):
+    text = table(plain_titles(), "^")
+    with pytest.raises(UserError, match=r"no column holds the query; the columns are \['query\^title\^label'\]"):
+        read(tmp_path, text)
+    assert titles_of(read(tmp_path, text, delimiter="^")[0]) == plain_titles()
+    assert titles_of(read(tmp_path, f"sep=^\n{text}")[0]) == plain_titles()
+    pairs, _ = read(tmp_path, "query;title;label, of three\ntv;t;Exact\n", fields={"label": "label, of three"})
+    assert titles_of(pairs) == ["t"]
+    with pytest.raises(UserError, match=r"set data\.delimiter to ';' if that divides the cells"):
+        read(tmp_path, "query;title, in full;label\ntv;t,x;Exact\n")
+
+
+def test_cells_after_a_blank(tmp_path):
+    pairs, bad = read(tmp_path, 'query, title, label\ntv, "a, b", Exact\nmug, plain, Irrelevant\n')
+    assert (titles_of(pairs), [pair.label for pair in pairs], bad) == (["a, b", "plain"], list(LABELS), [])
+
+
+def test_empty_columns_at_the_end_and_columns_without_a_name(tmp_path):
+    pairs, bad = read(tmp_path, ",query,title,,label,,\n0,tv,a,,Exact,,\n1,mug,b,,Exact\n2,hat,c,,Exact,,,,\n")
+    assert (titles_of(pairs), bad) == (["a", "b", "c"], [])
+    _, bad = read(tmp_path, "query,title,\ntv,a,\nmug,b,c\nhat\n")
+    assert [(one.row, one.reason.partition(":")[0]) for one in bad] == [
+        (3, "3 cells, but the header has 2"),
+        (4, "1 cells, but the header has 2"),
+    ]
+    with pytest.raises(UserError, match=r"the header names \['title'\] twice; give every column its own name"):
+        read(tmp_path, "query,title,title\n")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["data.csv", "data.tsv", "data.jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_ends_of_lines_and_marks(tmp_path, end, name, encoding):
+    text = table(plain_titles(3000), "\t" if name.endswith(".tsv") else ",")
+    if name.endswith(".jsonl"):
+        text = "".join(f'{{"query": "q", "title": "{title}"}}\n' for title in plain_titles(3000))
+    pairs, bad = read(tmp_path, text.replace("\n", end), name, encoding, for_prediction=True)
+    assert (titles_of(pairs), bad) == (plain_titles(3000), [])
+
+
+def test_a_file_that_was_joined_from_two(tmp_path):
+    pairs, bad = read(tmp_path, table(["a"]) + table(["b"]))
+    assert titles_of(pairs) == ["a", "b"]
+    assert next((one.row, one.reason) for one in bad) == (3, "the header again; remove it where files were joined")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a Git LFS pointer"),
+        (b"\x1f\x8b\x08\x00", "is compressed by gzip; add .gz"),
+        (b"PK\x03\x04\x14", "is a ZIP archive or a workbook"),
+        (b"PAR1\x15", "is Parquet"),
+        (b"\n <!DOCTYPE HTML><html>", "is a web page"),
+        ("query,title\n".encode("utf-16-le"), "the header holds NUL characters; set data.encoding"),
+    ],
+)
+def test_files_of_another_format_are_named(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, content)
+
+
+def test_nul_characters_in_json_lines_are_named(tmp_path):
+    text = '{"query": "q", "title": "t"}\n'
+    with pytest.raises(UserError, match=r"a NUL character: the file may be UTF-16, see data\.encoding"):
+        read(tmp_path, text.encode("utf-16-le"), "data.jsonl")
+    assert len(read(tmp_path, text.encode("utf-16"), "data.jsonl")[0]) == 1
+
+
+@given(st.binary(max_size=60), st.integers(0, 12), st.sampled_from(["auto", "none", "standard", "backslash"]))
+def test_every_line_is_accounted_for(noise, index, quoting):
+    lines = table(plain_titles()).encode().splitlines(keepends=True)[1:]
+    lines[index:index] = noise.splitlines(keepends=True)
+    read_lines = [b"query,title,label\n", *lines]
+    rows = list(delimited_rows(read_lines, "f", "utf-8", default_delimiter=",", quoting=quoting))
+    covered = [raw for _, _, raw in rows]
+    blank = [line for line in lines if not line.strip(b"\r\n")]
+    # Nothing is read twice, in another order or not at all.
+    assert b"".join(covered) == b"".join(lines) or len(b"".join(covered)) + len(b"".join(blank)) >= len(b"".join(lines))
+    assert [number for number, _, _ in rows] == sorted({number for number, _, _ in rows})
+
+
+def test_random_quotes_lose_no_row(tmp_path):
+    rng = random.Random(7)
+    for _ in range(200):
+        titles = plain_titles(30)
+        for index in rng.sample(range(30), rng.randint(1, 6)):
+            title = titles[index]
+            titles[index] = rng.choice(
+                [f'"{title}', f'{title}"', f'{title[:3]}"{title[3:]}', f'"{title}"', f'"a" {title}']
+            )
+        pairs, bad = read(tmp_path, table(titles))
+        assert len(pairs) + len(bad) == 30
+        assert len(bad) <= 6
+        assert not any("\n" in title for title in titles_of(pairs))

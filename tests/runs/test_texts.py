@@ -1,0 +1,64 @@
+"""A tokenizer that does not know the language is noticed before hours of work."""
+
+import json
+
+import pytest
+
+from jax_rele import config
+from jax_rele.data.pairs.table import PairTable
+from jax_rele.errors import UserError
+from jax_rele.runs import layout
+from jax_rele.runs.pipeline import run
+from jax_rele.runs.texts import check_student_tokenizer
+from jax_rele.stages import prepare
+
+CHINESE = ["红色跑步鞋", "不锈钢保温杯", "无线蓝牙耳机", "儿童书包"]
+ENGLISH = ["red running shoes", "steel mug", "wireless headphones", "school bag"]
+
+
+def settings_of(tmp_path, texts, **sections):
+    labels = ("Exact", "Irrelevant")
+    rows = [
+        {
+            "query": f"{texts[q % 4]} {q}",
+            "item": {"id": f"{q}-{i}", "title": f"{texts[(q + i) % 4]} {i}"},
+            "label": labels[i],
+        }
+        for q in range(20)
+        for i in range(2)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    values = {"name": "r", "run_root": str(tmp_path / "runs"), "labels": {"names": labels, "gains": [1.0, 0.0]}}
+    values["data"] = {"path": str(path), "item_fields": ["title"], **sections.pop("data", {})}
+    values["student"] = {"init": "bundled:encoder"}
+    return config.from_dict({**values, **sections})
+
+
+def test_a_language_that_the_students_do_not_know_stops_after_prepare(tmp_path):
+    settings = settings_of(tmp_path, CHINESE)
+    lines = []
+    with pytest.raises(UserError) as error:
+        run(settings, say=lines.append)
+    assert "of the tokens are unknown to the tokenizer, more than data.text_loss.max_unknown 0.5" in str(error.value)
+    assert "bundled:encoder" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [line.split()[0] for line in lines] == ["prepare", "prepare"]
+    # What was prepared stays, for a config with another tokenizer.
+    assert len(PairTable(settings.run_dir / layout.PAIRS)) == 40
+
+
+def test_a_limit_of_the_config_lets_it_pass_with_a_warning(tmp_path, capsys):
+    settings = settings_of(tmp_path, CHINESE, data={"text_loss": {"max_unknown": 1.0}})
+    prepare.run(settings, settings.run_dir)
+    check_student_tokenizer(settings, settings.run_dir)
+    assert capsys.readouterr().out.startswith("warning: student.init: ")
+
+
+def test_a_language_that_is_known_is_not_mentioned(tmp_path, capsys):
+    settings = settings_of(tmp_path, ENGLISH)
+    prepare.run(settings, settings.run_dir)
+    check_student_tokenizer(settings, settings.run_dir)
+    random = settings_of(tmp_path, CHINESE, student={"init": "random"})
+    check_student_tokenizer(random, random.run_dir)
+    assert capsys.readouterr().out == ""
