@@ -43,6 +43,7 @@ ALIVE_SECONDS = 60.0
 
 _calls = itertools.count()
 _failed = threading.Event()
+_over = threading.Event()
 _leaving = threading.Lock()
 
 
@@ -188,12 +189,16 @@ def join_processes() -> Iterator[None]:
         yield
         return
     threading.Thread(target=_end_after_failure, daemon=True).start()
-    threading.Thread(target=_show_life, daemon=True).start()
+    life = threading.Thread(target=_show_life, daemon=True)
+    life.start()
     try:
         yield
         barrier("the end of the run")
     except BaseException as error:
         _fail(error)
+    # A thread that is within the store when the interpreter ends would abort it.
+    _over.set()
+    life.join()
     jax.distributed.shutdown()
 
 
@@ -229,7 +234,8 @@ def _show_life() -> None:
                     return
         except (jax.errors.JaxRuntimeError, AssertionError):
             return  # the run is over, or another failure was first
-        time.sleep(ALIVE_SECONDS / 12)
+        if _over.wait(ALIVE_SECONDS / 12):
+            return
 
 
 def _is_lost_peer(error: BaseException) -> bool:
