@@ -70,6 +70,11 @@ def clean_text_spans(text: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join(cleaned), spans
 
 
+def normal_width(text: str) -> str:
+    """The text with full-width and half-width characters replaced, one by one, by those that they stand for."""
+    return text.translate(_WIDTHS)
+
+
 def drop_ignorable(text: str) -> str:
     """The text without the characters that are not shown, see `clean_text`."""
     return text if text.isascii() and text.isprintable() else _IGNORABLE.sub("", text)

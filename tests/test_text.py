@@ -166,3 +166,21 @@ def test_a_catalogue_says_the_same_in_every_script(script):
 
     here, there = retrieved(spaced), retrieved(other)
     assert sum((here & there).values()) / sum(here.values()) > 0.6
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("１／２ inch", "1/2 inch"),
+        ("９．５", "9.5"),
+        ("１，０００", "1,000"),
+        ("ｍｅｎ＇ｓ", "men's"),
+        ("5㎏ rice", "5kg rice"),
+        ("ﾌﾟﾗｸﾞ", "プラグ"),
+    ],
+)
+def test_rules_read_one_text_in_every_width(one, other):
+    texts = [[word.norm for word in rationale_words(text)] for text in (one, other)]
+    assert "".join(texts[0]) == "".join(texts[1])
+    for word in rationale_words(one):
+        assert one[word.start : word.end]

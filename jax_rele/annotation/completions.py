@@ -13,6 +13,7 @@ MAX_TEXT = 1 << 18
 """Characters of an answer; a longer one is cut there and has the failure `length`."""
 
 _ERROR_NAMES = ("message", "detail", "msg", "errors", "error_msg", "error_message")
+_CALLED = ("parsed", "tool_calls", "function_call")
 _MAX_OBJECTS = 64  # each attempt to read one may scan the whole text
 
 REFUSED_FOR_GOOD = (400, 413, 415, 422)
@@ -135,9 +136,11 @@ def check_completion(completion: Any) -> None:
     choices = completion.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     for holder in (completion, choice):
-        # Of an error beside a whole answer the answer counts.
-        if isinstance(holder, dict) and holder.get("error") and not _has_message(choice):
+        # Of an error beside an answer the answer counts; a message that says nothing is none.
+        if isinstance(holder, dict) and holder.get("error") and not _says_something(choice):
             raise ErrorInside(words_of_error(holder), _code(holder["error"]))
+    if isinstance(choice, dict) and choice.get("finish_reason") == "error" and not _says_something(choice):
+        raise ErrorInside(f"finish_reason error: {first_words(json.dumps(choice, ensure_ascii=False))}", 0)
     if not _has_message(choice):
         for name in _ERROR_NAMES:
             if choices is None and isinstance(completion.get(name), str | list) and completion[name]:
@@ -152,6 +155,13 @@ def check_completion(completion: Any) -> None:
 
 def _has_message(choice: object) -> bool:
     return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
+
+
+def _says_something(choice: object) -> bool:
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        return False
+    return bool(_text(message.get("content")).strip() or _text(message.get("refusal")) or _other_texts(message))
 
 
 def _code(error: object) -> int:
@@ -231,6 +241,10 @@ def read_completion(
     tokens, others = _tokens(completion), _other_texts(message)
     if not text.strip() and not refusal:
         text = next((other for other in others.values() if _holds_answer(other, task.schema)), text)
+    elif not refusal and not _holds_answer(text, task.schema):
+        # What was called with the answer counts more than the prose beside the call.
+        called = (other for name, other in others.items() if name.startswith(_CALLED))
+        text = next((other for other in called if _holds_answer(other, task.schema)), text)
     # A lone surrogate, which JSON can carry, has no UTF-8 form.
     text, refusal = (part.encode(errors="replace").decode() for part in (text, refusal))
     if refusal or reason == "content_filter":
@@ -275,7 +289,7 @@ def _other_texts(message: Mapping[str, Any]) -> dict[str, str]:
         ("function_call", message.get("function_call")),
     ):
         if isinstance(function, dict) and (arguments := _text(function.get("arguments"))):
-            texts.setdefault(name, arguments)
+            texts[f"{name} {len(texts) + 1}" if name in texts else name] = arguments
     for name in ("reasoning_content", "reasoning", "thinking"):
         if (reasoning := _text(message.get(name))).strip():
             texts[name] = reasoning

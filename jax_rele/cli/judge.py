@@ -49,6 +49,8 @@ def predict(
     workers: int | None = None,
     threads: int | None = None,
     fields: Sequence[str] = (),
+    encoding: str | None = None,
+    max_unknown: float | None = None,
 ) -> None:
     """Scores a file of pairs by a model of a run, see `predict_by_run`, or by a bundle, see `predict_by_bundle`.
 
@@ -63,7 +65,7 @@ def predict(
         "--ray": ray,
         "--workers": workers,
     }
-    options |= {"--threads": threads, "--fields": fields}
+    options |= {"--threads": threads, "--fields": fields, "--encoding": encoding, "--max-unknown": max_unknown}
     if not is_bundle and not (run_dir / "config.yaml").is_file():
         exported = (run_dir / PARITY).is_file()
         other = "; it is an export of another format: `--format onnx` writes a bundle" if exported else ""
@@ -95,7 +97,24 @@ def predict(
     if workers and not ray:
         raise UserError("--workers: goes with --ray; without it start as many processes as you want with --process N/M")
     names = named_values(fields, "--fields")
-    predict_by_bundle(run_dir, input_path, output_path, shards, process, rows, ray, workers or 0, threads or 0, names)
+    if max_unknown is not None and not 0 <= max_unknown <= 1:
+        raise UserError(f"--max-unknown: is a fraction from 0 to 1, not {max_unknown:g}")
+    if ray and (encoding or max_unknown is not None):
+        raise UserError("--ray: goes with neither --encoding nor --max-unknown; start processes with --process N/M")
+    predict_by_bundle(
+        run_dir,
+        input_path,
+        output_path,
+        shards,
+        process,
+        rows,
+        ray,
+        workers or 0,
+        threads or 0,
+        names,
+        encoding=encoding or "utf-8",
+        max_unknown=0.5 if max_unknown is None else max_unknown,
+    )
 
 
 def predict_by_bundle(
@@ -109,6 +128,9 @@ def predict_by_bundle(
     workers: int,
     threads: int,
     fields: Mapping[str, str],
+    *,
+    encoding: str = "utf-8",
+    max_unknown: float = 0.5,
 ) -> None:
     """Scores a file of pairs by a bundle, as one file or as shards, see `jax_rele.deployment.batch`.
 
@@ -145,7 +167,15 @@ def predict_by_bundle(
             )
         else:
             done = predict_shards(
-                bundle, input_path, shards, fields=fields, rows=rows or ROWS, worker=worker, threads=threads
+                bundle,
+                input_path,
+                shards,
+                fields=fields,
+                rows=rows or ROWS,
+                worker=worker,
+                threads=threads,
+                encoding=encoding,
+                max_unknown=max_unknown,
             )
     except UserError:
         if output_path is not None and not any(pq.read_metadata(file).num_rows for file in _parts(Path(shards))):

@@ -40,6 +40,13 @@ _RUN = argument("run", type=Path, metavar="RUN", help="folder of a finished run,
         metavar="NAME=COLUMN",
         help="of a bundle: the file's names, e.g. item=product",
     ),
+    argument("--encoding", metavar="NAME", help="of a bundle: encoding of text files; utf-8"),
+    argument(
+        "--max-unknown",
+        type=float,
+        metavar="FRACTION",
+        help="of a bundle: most tokens of a shard that its tokenizer may not know; 0.5",
+    ),
 )
 def predict(
     run: Path, model: str | None, recipe: str | None, input: str, output: Path | None, embeddings: bool, **batch

@@ -18,6 +18,7 @@ import json
 import math
 import numbers
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -284,13 +285,24 @@ def _parse_truth(value, name: str) -> bool | None:
     return _TRUTHS.get(text)
 
 
+def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object. Raises RowError for a key that stands twice, as it is not known which value counts."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = Counter(key for key, _ in pairs)
+        raise RowError(f"not valid JSON: the key {next(key for key, count in keys.items() if count > 1)!a:.60} twice")
+    return values
+
+
 def _parse_object(value, name: str) -> Mapping | None:
     """An object, given as such or as JSON text; None for a missing one."""
     if isinstance(value, str):
         if not _text(value, name):
             return None
         try:
-            value = json.loads(value)
+            value = json.loads(value, object_pairs_hook=unique_keys)
+        except RowError as error:
+            raise RowError(f"{name}: {error}") from None
         except (ValueError, RecursionError):
             raise RowError(f"{name} must be a JSON object, got the text {_shown(value)}") from None
     if value is not None and not isinstance(value, Mapping) and not _is_nan(value):

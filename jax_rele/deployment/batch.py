@@ -81,6 +81,7 @@ def predict_shards(
     worker: Worker = Worker(),
     threads: int = 0,
     encoding: str = "utf-8",
+    max_unknown: float = 0.5,
     cache: str | os.PathLike = ".cache",
     progress: Callable[[int], None] = lambda pairs: None,
 ) -> Progress:
@@ -95,6 +96,7 @@ def predict_shards(
       worker: which process of how many this is.
       threads: of ONNX Runtime; 0 is one for each core.
       encoding: of text files.
+      max_unknown: fraction of a shard's tokens that may be unknown to the tokenizer.
       cache: where a benchmark is converted.
       progress: called after each shard with its number of rows.
 
@@ -116,7 +118,7 @@ def predict_shards(
                     raise UserError(f"{output}: is no folder of shards: it holds {others[0]}; give a new folder")
                 folder.write_json(PLAN, plan)
             _check_plan(folder, plan)
-        return _judge(scorer, data, folder, plan, worker, Path(cache), progress)
+        return _judge(scorer, data, folder, plan, worker, Path(cache), progress, max_unknown)
     except OSError as error:
         raise write_error(folder.name, error) from error
 
@@ -139,6 +141,7 @@ def _judge(
     worker: Worker,
     cache: Path,
     progress: Callable[[int], None],
+    max_unknown: float,
 ) -> Progress:
     judged, number, block, rows = 0, -1, None, int(str(plan["rows"]))
     whole: set[int] = set()  # a shard that was read once stays there
@@ -156,6 +159,14 @@ def _judge(
             continue
         pairs, bad = block
         columns, schema = _table(scorer, pairs)
+        loss = TextLoss(**json.loads(schema.metadata[TEXT_LOSS.encode()]))
+        if loss.unknown_fraction > max_unknown:
+            first = number * rows + 1
+            raise UserError(
+                f"{data.path}, rows {first} to {first + len(pairs) + len(bad) - 1}: {loss.unknown_fraction:.1%} of the "
+                f"tokens are unknown to the student's tokenizer, more than --max-unknown {max_unknown:g}; judge them "
+                "by a student that knows the language"
+            )
         if folder.system is not None:
             _check_plan(folder, plan)
         if bad:

@@ -66,6 +66,8 @@ def resolve(source: str | Path, patterns: Sequence[str]) -> Path:
         folder = Path(source)
         if folder.is_dir():
             return folder
+        if folder.is_file() and folder.suffix.lower() == ".gguf":
+            raise UserError(f"{folder}: is a GGUF file; write gguf:{folder}")
         is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))
         hint = f"; for the Hugging Face hub write {HUB}{source}" if is_name else ""
         where = "" if folder.is_absolute() or hint else f"; it is neither beside the config nor in {Path.cwd()}"

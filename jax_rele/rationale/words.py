@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import regex
 
-from jax_rele.text import UNSPACED, drop_ignorable, is_ignorable
+from jax_rele.text import UNSPACED, drop_ignorable, is_ignorable, normal_width
 
 T = TypeVar("T")
 
@@ -66,15 +66,19 @@ def words(text: str) -> list[Word]:
     """The words of a text, in order; offsets are those of the original characters."""
     masked = text
     if not (text.isascii() and text.isprintable()):
-        masked = "".join("\u0300" if _is_attached(c) else c for c in text)
+        # Characters are replaced one by one, so that offsets stay: full width by normal width, a sign for a unit (`㎏`)
+        # by a letter.
+        masked = "".join(_mask(c) for c in normal_width(text))
     candidates = (Word(normalize_word(text[m.start() : m.end()]), m.start(), m.end()) for m in _WORD.finditer(masked))
     return [word for word in candidates if word.norm]
 
 
 @lru_cache(maxsize=1 << 12)
-def _is_attached(character: str) -> bool:
-    """Whether a character belongs to the letter before it."""
-    return unicodedata.category(character).startswith("M") or is_ignorable(character)
+def _mask(character: str) -> str:
+    """What stands for a character where words are looked for: U+0300 where it belongs to the letter before it."""
+    if unicodedata.category(character).startswith("M") or is_ignorable(character):
+        return "\u0300"
+    return "k" if unicodedata.decomposition(character).startswith("<square>") else character
 
 
 def join(norms: Sequence[str]) -> str:

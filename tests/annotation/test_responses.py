@@ -72,6 +72,22 @@ NO_COMPLETIONS = {
         {"choices": [{"error": {"message": "upstream timed out", "code": 504}}]},
         "upstream timed out",
     ),
+    "error beside an empty message": (
+        {"error": {"message": "quota gone", "code": 402}, "choices": [{"message": {"content": ""}}]},
+        "quota gone",
+    ),
+    "error beside a message without text": (
+        {"error": {"message": "quota gone"}, "choices": [{"message": {"role": "assistant", "content": None}}]},
+        "quota gone",
+    ),
+    "error in a choice with an empty message": (
+        {"choices": [{"error": {"message": "upstream died", "code": 502}, "message": {"content": ""}}]},
+        "upstream died",
+    ),
+    "finish_reason error": (
+        {"choices": [{"finish_reason": "error", "message": {"content": ""}}]},
+        "finish_reason error",
+    ),
     "error beside null": ({"choices": None, "error": {"message": "no capacity", "code": 429}}, "no capacity"),
     "error of a provider": (
         {"error": {"message": "Provider error", "metadata": {"raw": "quota of tenant used up"}}},
@@ -325,3 +341,19 @@ def test_faults_of_bodies():
     assert fault_of(Malformed("m", charged=True), endpoint).cost is None
     fault = fault_of(ErrorInside("busy", 429), endpoint)
     assert (fault.reason, fault.charged, fault.detail, fault.fatal) == ("429", False, "busy", "")
+
+
+@pytest.mark.parametrize("content", ["", "I will call the tool."])
+def test_the_call_that_holds_the_answer_is_read_whatever_stands_beside_it(content):
+    calls = [
+        {"function": {"name": "search", "arguments": '{"q": "tea"}'}},
+        {"function": {"name": "answer", "arguments": TEXT}},
+    ]
+    answer = read_message({"content": content, "tool_calls": calls})
+    assert (answer.text, answer.failure) == (TEXT, "")
+
+
+def test_an_answer_in_the_content_counts_more_than_a_call():
+    calls = [{"function": {"name": "search", "arguments": '{"q": "tea"}'}}]
+    assert read_message({"content": TEXT, "tool_calls": calls}).text == TEXT
+    assert read_message({"content": "label: Exact", "tool_calls": calls}).text == "label: Exact"

@@ -333,3 +333,12 @@ def test_other_names_of_splits_are_known_and_a_split_may_go_unread():
     for written, split in (("dev", "validation"), ("Valid", "validation"), ("Test", "test"), ("train", "train")):
         assert parse(row(split=written)).split == split
     assert parse(row(split="whatever"), with_split=False).split is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"item": {"title": "Shoe", "attributes": '{"a": 1, "a": 2}'}}, {"query_tags": '{"tokens": [], "tokens": []}'}],
+)
+def test_a_key_twice_in_an_object_written_as_text_is_a_bad_row(changes):
+    with pytest.raises(RowError, match=r"the key '\w+' twice"):
+        parse(row(**changes))

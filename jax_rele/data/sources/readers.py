@@ -14,16 +14,18 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jax_rele.data.rows import RowError, one_line
+from jax_rele.data.rows import RowError, one_line, unique_keys
 from jax_rele.data.sources.delimited import delimited_rows
 from jax_rele.data.sources.files import PARQUET, SourceFile, unreachable
 from jax_rele.errors import UserError
+from jax_rele.io import refuse_placeholder
 
 Row = tuple[int, Mapping | RowError, object]
 """Row number, the row or what is wrong with it, and the raw row."""
@@ -67,6 +69,8 @@ def read_file(
     """
     encoding = check_encoding(encoding)
     try:
+        if file.system is None:
+            refuse_placeholder(Path(file.path))
         if file.suffix == PARQUET:
             yield from _parquet_rows(file)
             return
@@ -160,7 +164,7 @@ def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 def _json_object(line: bytes, encoding: str) -> Mapping | RowError:
     try:
-        value = json.loads(line.decode(encoding), object_pairs_hook=_unique)
+        value = json.loads(line.decode(encoding), object_pairs_hook=unique_keys)
     except RowError as error:
         return error
     except UnicodeDecodeError as error:
@@ -175,15 +179,6 @@ def _json_object(line: bytes, encoding: str) -> Mapping | RowError:
     except RecursionError:
         return RowError("not valid JSON: nested too deeply")
     return value if isinstance(value, dict) else RowError(f"must be a JSON object, got {type(value).__name__}")
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object. Raises RowError for a key that stands twice, as it is not known which value counts."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = Counter(key for key, _ in pairs)
-        raise RowError(f"not valid JSON: the key {next(key for key, count in keys.items() if count > 1)!a:.60} twice")
-    return values
 
 
 def _parquet_rows(file: SourceFile) -> Iterator[Row]:

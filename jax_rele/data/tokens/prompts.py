@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+import regex
 from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.tokens.chat import protect, render_chat
@@ -127,7 +128,10 @@ def _cut_text(text: str, ends: Sequence[int], count: int) -> str:
     # Tokens that are parts of one character end where it ends.
     while count and ends[count - 1] >= ends[count]:
         count -= 1
-    return _PART_OF_ESCAPE.sub(r"\1", text[: ends[count - 1]] if count else "")
+    cut = ends[count - 1] if count else 0
+    # Marks stay with their letter.
+    whole = max((match.end() for match in regex.finditer(r"\X", text) if match.end() <= cut), default=0)
+    return _PART_OF_ESCAPE.sub(r"\1", text[:whole])
 
 
 def _loss(

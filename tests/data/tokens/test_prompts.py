@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -195,3 +196,11 @@ def test_width_and_invisible_characters_make_one_prompt(tokenizer):
     pairs = [Pair("1", "red", Item("a", "acme")), Pair("2", "ｒｅ\u200bｄ", Item("b", "ac\u00adme", brand="\u2060"))]
     one, two = encode_prompts(tokenizer, pairs, ("brand", "title"), 50)
     assert one == two
+
+
+def test_a_cut_keeps_marks_with_their_letters(tokenizer):
+    title = "हिन्दी कपड़ा " * 10
+    for length in range(40, 70):
+        (ids,) = encode_prompts(tokenizer, [Pair("1", "red", Item("a", title))], ("title",), length)
+        shown = tokenizer.decode(ids[1:]).split("\n")[1].removeprefix("title: ")
+        assert regex.findall(r"\X", shown) == regex.findall(r"\X", title)[: len(regex.findall(r"\X", shown))]
