@@ -113,7 +113,7 @@ def predict(
         threads or 0,
         names,
         encoding=encoding or "utf-8",
-        max_unknown=0.5 if max_unknown is None else max_unknown,
+        max_unknown=0.25 if max_unknown is None else max_unknown,
     )
 
 
@@ -130,7 +130,7 @@ def predict_by_bundle(
     fields: Mapping[str, str],
     *,
     encoding: str = "utf-8",
-    max_unknown: float = 0.5,
+    max_unknown: float = 0.25,
 ) -> None:
     """Scores a file of pairs by a bundle, as one file or as shards, see `jax_rele.deployment.batch`.
 

@@ -72,7 +72,7 @@ class TextLossConfig(Section):
 
     warn_unknown: Fraction = 0.02
     """Fraction of unknown tokens above which a stage warns."""
-    max_unknown: Fraction = 0.5
+    max_unknown: Fraction = 0.25
     """Fraction of unknown tokens above which it stops."""
     warn_cut: Fraction = 0.25
     """Fraction of pairs whose query or item is cut above which a stage warns."""

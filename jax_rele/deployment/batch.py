@@ -81,7 +81,7 @@ def predict_shards(
     worker: Worker = Worker(),
     threads: int = 0,
     encoding: str = "utf-8",
-    max_unknown: float = 0.5,
+    max_unknown: float = 0.25,
     cache: str | os.PathLike = ".cache",
     progress: Callable[[int], None] = lambda pairs: None,
 ) -> Progress:
