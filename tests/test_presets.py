@@ -34,7 +34,15 @@ SIZES = {
 
 
 def test_every_preset_has_a_twin_and_a_topology():
-    ours = {"demo", "demo_from_scratch", "attribute_world", "esci_minilm", "annotate_two_llms", "open_llm"}
+    ours = {
+        "demo",
+        "demo_from_scratch",
+        "attribute_world",
+        "esci_minilm",
+        "esci_japanese",
+        "annotate_two_llms",
+        "open_llm",
+    }
     presets = {path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith(("esci_task", "wands"))} - ours
     assert presets == {path.stem for path in (CONFIGS / "tiny").glob("*.yaml")} == set(TOPOLOGIES)
 

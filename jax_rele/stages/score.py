@@ -15,7 +15,6 @@ from sklearn.metrics import roc_auc_score
 
 from jax_rele.config import Config, local_name
 from jax_rele.data import join_tables, read_pairs_table, read_signals, write_signals
-from jax_rele.data.tokens.text_loss import TextLoss
 from jax_rele.evaluation.baselines import overlaps
 from jax_rele.evaluation.bootstrap import positive_probs
 from jax_rele.io import write_text
@@ -55,7 +54,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     order = by_query(everyone)
     pairs = [everyone[index] for index in order]
     teacher = load_teacher(run_dir, config=config)
-    loss = distributed.on_main(partial(_check_texts, config, teacher, pairs))
+    text_counts = distributed.on_main(partial(_check_texts, config, teacher, pairs))
     directory, shards = run_dir / "score" / "shards", range(-(-len(pairs) // SHARD))
     own = shards[jax.process_index() :: jax.process_count()]
     with pairs_bar("score", sum(len(pairs[shard * SHARD : (shard + 1) * SHARD]) for shard in own)) as advance:
@@ -74,7 +73,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
         "label scoring": check_verbalizers(teacher.tokenizer, config.labels.names),
         **join(config, run_dir, shards, order),
         "validation": held_out,
-        **loss.counts(),
+        **text_counts,
     }
 
 
@@ -99,11 +98,11 @@ def compare_with_overlap(teacher: Teacher, pairs: Sequence[Pair]) -> dict[str, f
     }
 
 
-def _check_texts(config: Config, teacher: Teacher, pairs: Sequence[Pair]) -> TextLoss:
-    """What of the pairs is not in the prompts; raises UserError where that is too much."""
+def _check_texts(config: Config, teacher: Teacher, pairs: Sequence[Pair]) -> dict[str, int]:
+    """Counts of what of the pairs is not in the prompts; raises UserError where that is too much."""
     loss = teacher.text_loss(pairs)
     check_teacher_texts(config, "score", loss)
-    return loss
+    return loss.counts()
 
 
 def by_query(pairs: Iterable[Pair]) -> list[int]:

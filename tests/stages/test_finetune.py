@@ -133,7 +133,7 @@ def test_a_packed_and_accumulated_run_is_measured_as_an_unpacked_one(finished_pr
         shutil.copytree(finished_prepare, run_dir)
         options = {**OPTIMIZATION, "batch_size": rows, "micro_batches": parts}
         counts = finetune.run(settings_of(finetune={"pack_to": pack_to, "optimization": options}), run_dir)
-        assert counts == {"pairs": 48, "rows": rows, "steps": 2}
+        assert counts.items() >= {"pairs": 48, "rows": rows, "steps": 2}.items()
         return [json.loads(line) for line in (run_dir / "finetune" / "metrics.jsonl").read_text().splitlines()]
 
     settings = settings_of(finetune={"pack_to": 512})
