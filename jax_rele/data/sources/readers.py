@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from jax_rele.data.rows import RowError, one_line, unique_keys
 from jax_rele.data.sources.delimited import delimited_rows
-from jax_rele.data.sources.files import PARQUET, SourceFile, unreachable
+from jax_rele.data.sources.files import PARQUET, TEXT_SUFFIXES, SourceFile, unreachable
 from jax_rele.errors import UserError
 from jax_rele.io import refuse_placeholder
 
@@ -69,7 +69,8 @@ def read_file(
     """
     encoding = check_encoding(encoding)
     try:
-        if file.system is None:
+        # Plain text is looked at below: among rows such a line is one bad row.
+        if file.system is None and Path(file.path).suffix not in TEXT_SUFFIXES:
             refuse_placeholder(Path(file.path))
         if file.suffix == PARQUET:
             yield from _parquet_rows(file)

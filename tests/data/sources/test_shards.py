@@ -230,6 +230,8 @@ def test_a_table_with_the_wrong_columns_is_not_read_to_its_end(tmp_path):
 @given(st.binary(max_size=200), st.integers(0, 10))
 @example(b"\xfe\xff", 0)
 @example(b"\xff\xfe", 0)
+@example(b"version https://git-lfs", 0)
+@example(b"<!doctype html", 0)
 def test_no_bytes_stop_the_reading(tmp_path_factory, noise, index):
     folder = tmp_path_factory.mktemp("noise")
     lines = [json.dumps(row(i)).encode() for i in range(10)]
@@ -393,3 +395,10 @@ def test_a_text_of_ten_megabytes_costs_one_row(tmp_path, suffix):
     assert len(bad[0].raw) <= 500
     assert len(bad[0].reason) < 200
     assert len(read(path, max_characters=10_000_000)[0]) == 3
+
+
+@pytest.mark.parametrize("name", ["data.parquet", "data.csv.gz", "data.jsonl.zst", "data.csv", "data.jsonl"])
+def test_a_pointer_is_named_under_every_suffix(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n")
+    assert "Git LFS pointer" in refusal(path)
