@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from jax_rele.errors import UserError
+from jax_rele.text import text_key
 from jax_rele.types import ITEM_FIELDS
 
 FIELDS = (
@@ -90,8 +90,7 @@ def _is_item(column: str, items: tuple[tuple[str, str], ...]) -> bool:
 @lru_cache(maxsize=4096)
 def plain_name(name: str) -> str:
     """A column's name without what names may differ in: case, width, blanks, hyphens, dots and underscores."""
-    plain = unicodedata.normalize("NFKC", name).strip().strip("\ufeff").casefold()
-    return _SEPARATORS.sub("_", plain)
+    return _SEPARATORS.sub("_", text_key(name))
 
 
 @lru_cache(maxsize=1024)

@@ -31,7 +31,7 @@ from jax_rele.data.columns import check_columns, check_mapping
 from jax_rele.data.parquet import write_quarantine, write_table
 from jax_rele.data.rows import Quarantined, RowError, parse_row
 from jax_rele.data.sources.shards import open_shards, raw_text, source_hash
-from jax_rele.data.tokens.text_loss import TextLoss
+from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.deployment.bundle import read_manifest
 from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.deployment.shard_folder import ShardFolder, open_folder
@@ -233,8 +233,9 @@ def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.S
     columns |= {name: [] for name in names}
     dimensions = manifest.dimensions if manifest.has_verdicts else ()
     verdicts: dict[str, list] = {f"verdict_{name}": [] for name in dimensions}
+    losses: list[np.ndarray] = []
     if pairs:
-        scores = scorer.predict(pairs)
+        scores = scorer.predict(pairs, losses)
         columns["score"] = list(scores.scores)
         columns |= {name: list(scores.label_probs[:, index]) for index, name in enumerate(names)}
         if scores.verdict_probs is not None:
@@ -245,7 +246,7 @@ def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.S
     if manifest.tiers:
         columns["tier"] = [tier_of(score, manifest.tiers) for score in columns["score"]]
         kinds.insert(2, ("tier", pa.string()))
-    loss = scorer.text_loss(pairs)
+    loss = summarize(losses)
     return {**columns, **verdicts}, pa.schema(kinds, metadata={TEXT_LOSS: json.dumps(asdict(loss))})
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -80,15 +80,6 @@ def profile(scorer: Scorer, pairs: Sequence[Pair], by: str | None = None) -> dic
     if by is not None:
         values[f"mix of {by}"] = group_names(pairs, by)
     return values
-
-
-def unknown_fraction(scorer: Scorer, pairs: Sequence[Pair]) -> float:
-    """The share of tokens of queries and items that the tokenizer does not know."""
-    manifest = scorer.manifest
-    sides = tower_rows(scorer.tokenizer, pairs, manifest.fields, manifest.query_length, manifest.item_length)
-    tokens = np.array(list(chain.from_iterable(chain.from_iterable(sides))))
-    unknown = scorer.tokenizer.unk_token_id
-    return 0.0 if unknown is None else float((tokens == unknown).mean())
 
 
 def compare_profiles(

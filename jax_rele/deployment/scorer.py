@@ -85,16 +85,19 @@ class Scorer:
         """Whether query and item have embeddings of their own."""
         return self.manifest.model == "two_tower"
 
-    def predict(self, pairs: Sequence[Pair | tuple[str, str | Item]]) -> Scores:
-        """Judges pairs, in order; each a `Pair`, or the text of a query and an item."""
+    def predict(self, pairs: Sequence[Pair | tuple[str, str | Item]], losses: list[np.ndarray] | None = None) -> Scores:
+        """Judges pairs, in order; each a `Pair`, or the text of a query and an item.
+
+        What of the texts is not read is appended to `losses`, see `data.tokens.text_loss.count_losses`.
+        """
         if isinstance(pairs, str) or not len(pairs):
             raise ValueError(f"predict needs a list of at least one pair, got {pairs!r:.80}")
         judged = [as_pair(pair) for pair in pairs]
         if self.embeds:
-            queries, query_of = _distinct([pair.query for pair in judged])
-            items, item_of = _distinct([self.item_text(pair.item) for pair in judged])
-            return self.compare(self.embed(queries, "query")[query_of], self.embed(items, "item")[item_of])
-        return self.decode(self.raw_outputs(judged), judged)
+            self._check_unicode(judged)
+            rows = tower_rows(self.tokenizer, judged, *self._limits, losses)
+            return self.compare(*(self._embeddings(side, each) for side, each in zip(("query", "item"), rows)))
+        return self.decode(self.run("model.onnx", *self.pair_rows(judged, losses)), judged)
 
     def decode(self, outputs: Mapping[str, np.ndarray], pairs: Sequence[Pair]) -> Scores:
         """Predictions from a cross-encoder's outputs for N pairs, see `raw_outputs`; evidence where they hold it."""
@@ -113,8 +116,17 @@ class Scorer:
         self, pairs: Sequence[Pair], losses: list[np.ndarray] | None = None
     ) -> tuple[list[list[int]], list[list[int]]]:
         """The tokens that a cross-encoder reads of pairs, and their types; what is lost is appended to `losses`."""
-        _check_unicode([text for pair in pairs for text in (pair.query, self.item_text(pair.item))])
+        self._check_unicode(pairs)
         return cross_rows(self.tokenizer, pairs, *self._limits, losses)
+
+    def _check_unicode(self, pairs: Sequence[Pair]) -> None:
+        _check_unicode([text for pair in pairs for text in (pair.query, self.item_text(pair.item))])
+
+    def _embeddings(self, side: str, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """The embeddings of rows of tokens; equal ones are computed once."""
+        index = {row: number for number, row in enumerate(dict.fromkeys(map(tuple, rows)))}
+        embedded = next(iter(self.run(f"{side}.onnx", list(index), None).values()))
+        return embedded[[index[tuple(row)] for row in rows]]
 
     def text_loss(self, pairs: Sequence[Pair | tuple[str, str | Item]]) -> TextLoss:
         """What of the pairs' texts the student does not read."""
@@ -281,9 +293,3 @@ def _check_unicode(texts: Sequence[str]) -> None:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(f"{text!r:.40} is not valid Unicode: it holds half a character") from None
-
-
-def _distinct(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The distinct texts, and for each text its index among them."""
-    index = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    return list(index), np.array([index[text] for text in texts])

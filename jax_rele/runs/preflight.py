@@ -31,11 +31,11 @@ FILES = 256
 def preflight(config: Config, stages: Collection[str]) -> None:
     """Raises UserError for what would otherwise fail after long work of these stages.
 
-    That is: a limit of open files that is too low; packages that annotators need; a mesh that does not fit the
-    devices, the models' heads or the rows of a
-    batch; recipes that do not fit a student, or losses that cannot be found; and where the teacher starts from weights,
-    a config that is not supported, an incomplete folder, a tokenizer of another model, labels that it cannot
-    distinguish, or prompts and rationales longer than the context. With `score.signals` the teacher is not read.
+    That is: a limit of open files that is too low; packages that annotators need; a mesh that does not fit the devices,
+    the models' heads or the rows of a batch; recipes that do not fit a student, or losses that cannot be found; and
+    where the teacher starts from weights, a config that is not supported, an incomplete folder, a tokenizer of another
+    model, labels that it cannot distinguish, or prompts and rationales longer than the context. With `score.signals`
+    the teacher is not read.
     """
     _allow_files()
     mesh, teacher = make_mesh(config.mesh), config.teacher

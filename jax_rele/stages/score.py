@@ -63,12 +63,8 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     if not distributed.is_main():
         return {}
     held_out = compare_with_overlap(teacher, layout.load_pairs(run_dir, "validation"))
-    if held_out and held_out["teacher_auc"] < held_out["word_overlap_auc"]:
-        print(
-            f"warning: score: on {held_out['pairs']} validation pairs the teacher's ROC-AUC is "
-            f"{held_out['teacher_auc']:.3f}, word overlap's {held_out['word_overlap_auc']:.3f}: students will hardly "
-            "gain from its signals; train it longer or on more rationales (adapt, annotate.unlabelled)"
-        )
+    if warning := weak_teacher(held_out):
+        print(warning)
     return {
         "label scoring": check_verbalizers(teacher.tokenizer, config.labels.names),
         **join(config, run_dir, shards, order),
@@ -96,6 +92,17 @@ def compare_with_overlap(teacher: Teacher, pairs: Sequence[Pair]) -> dict[str, f
         "teacher_auc": round(float(roc_auc_score(is_positive, probs)), 4),
         "word_overlap_auc": round(float(roc_auc_score(is_positive, overlaps(judged, teacher.fields))), 4),
     }
+
+
+def weak_teacher(held_out: Mapping[str, float]) -> str:
+    """A warning where the figures of `compare_with_overlap` say that the teacher has nothing to teach; else empty."""
+    if not held_out or held_out["teacher_auc"] >= held_out["word_overlap_auc"]:
+        return ""
+    return (
+        f"warning: score: on {held_out['pairs']} validation pairs the teacher's ROC-AUC is "
+        f"{held_out['teacher_auc']:.3f}, word overlap's {held_out['word_overlap_auc']:.3f}: students will hardly gain "
+        "from its signals; train it longer or on more rationales (adapt, annotate.unlabelled)"
+    )
 
 
 def _check_texts(config: Config, teacher: Teacher, pairs: Sequence[Pair]) -> dict[str, int]:

@@ -287,7 +287,7 @@ def test_wrong_input_is_told_in_one_line(bundle, pairs, whole, tiny, tmp_path, c
 
 
 def test_a_shard_of_unknown_tokens_is_refused(bundle, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(batch.Scorer, "text_loss", lambda self, pairs: TextLoss(len(pairs), 100, 60))
+    monkeypatch.setattr(batch, "summarize", lambda losses: TextLoss(16, 100, 60))
     with pytest.raises(UserError, match=r"rows 1 to 16: 60\.0% of the tokens are unknown .* --max-unknown 0\.25"):
         predict_shards(bundle, str(pairs), tmp_path / "out", rows=ROWS, threads=1)
     assert not list((tmp_path / "out").glob("part-*"))

@@ -123,7 +123,7 @@ def test_a_profile_counts_texts_that_are_cut(tmp_path, write):
     expected = ["high" if score >= 0.5 else "low" if score >= 0.2 else "below" for score in scores]
     assert values["tier"].tolist() == expected
     assert values["verdict on brand"].tolist() == [row[0] for row in scorer.predict(pairs).verdicts]
-    assert drift.unknown_fraction(scorer, pairs) == 0  # tokens are bytes
+    assert scorer.text_loss(pairs).unknown_fraction == 0  # tokens are bytes
 
 
 def write_pairs(path, items, query, locale="us"):

@@ -9,7 +9,8 @@ import pytest
 
 from jax_rele.errors import UserError
 from jax_rele.evaluation import build_metrics, fit_bias, fit_temperature, intervals, metric_names, metric_samples
-from jax_rele.evaluation.assemble import compared
+from jax_rele.evaluation.assemble import compared, query_id
+from jax_rele.types import Item, Pair
 
 
 def label_indices(pairs, schema):
@@ -141,3 +142,11 @@ def test_bad_input_is_refused(build, judged, predictions):
         build(validation_models={**predictions["validation_models"], "teacher": np.zeros((3, 4))})
     with pytest.raises(ValueError, match="both as baselines and as models"):
         build(baselines=predictions["models"], validation_baselines=predictions["validation_models"])
+
+
+def test_queries_that_look_the_same_are_one_query():
+    """As in the splits; of another locale they are another list of items."""
+    spellings = ("tv", "TV", " t\u200bv ", "ｔｖ")
+    ids = {query_id(Pair(str(i), query, Item("a", "t"), locale="us")) for i, query in enumerate(spellings)}
+    assert len(ids) == 1
+    assert query_id(Pair("x", "tv", Item("a", "t"), locale="jp")) not in ids

@@ -62,6 +62,8 @@ def test_the_teacher_is_compared_with_word_overlap():
     assert score.compare_with_overlap(Judge(), pairs) == expected
     assert score.compare_with_overlap(Judge(), pairs[::2]) == {}
     assert score.compare_with_overlap(Judge(), []) == {}
+    assert score.weak_teacher(expected) == score.weak_teacher({}) == ""
+    assert "teacher's ROC-AUC is 0.400, word overlap's 0.500" in score.weak_teacher({**expected, "teacher_auc": 0.4})
     many = score.compare_with_overlap(Judge(), pairs * 67)
     assert (many["pairs"], many["teacher_auc"]) == (score.HELD_OUT, 1.0)
 

@@ -378,7 +378,8 @@ def _quarantine(path: Path) -> Iterator[Callable[[Quarantined], None]]:
 
 def _has_html(pair: Pair) -> bool:
     """Whether a text of a pair holds HTML tags or entities."""
-    texts = (pair.query, *(getattr(pair.item, field) for field in ITEM_FIELDS))
+    attributes = (text for _, text in pair.item.attributes)
+    texts = (pair.query, *(getattr(pair.item, field) for field in ITEM_FIELDS), *attributes)
     return any(("<" in text or "&" in text) and plain_text(text) != text for text in texts)
 
 

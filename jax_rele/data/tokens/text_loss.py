@@ -23,7 +23,7 @@ class TextLoss:
       pairs: how many there are.
       tokens: of their queries and items, cut ones too.
       unknown_tokens: tokens among them that the tokenizer does not know.
-      cut_queries, cut_items: pairs whose query or item is cut.
+      cut_pairs: pairs whose query or item is cut; `cut_queries` and `cut_items` count each.
       cut_tokens: tokens that are cut.
       merged_pairs: pairs with the same tokens as an earlier pair of another text.
     """
@@ -31,6 +31,7 @@ class TextLoss:
     pairs: int = 0
     tokens: int = 0
     unknown_tokens: int = 0
+    cut_pairs: int = 0
     cut_queries: int = 0
     cut_items: int = 0
     cut_tokens: int = 0
@@ -43,8 +44,8 @@ class TextLoss:
 
     @property
     def cut_fraction(self) -> float:
-        """Of the pairs, those whose query or item is cut, at most: a pair that loses both counts twice."""
-        return min((self.cut_queries + self.cut_items) / self.pairs, 1.0) if self.pairs else 0.0
+        """Of the pairs, those whose query or item is cut."""
+        return self.cut_pairs / self.pairs if self.pairs else 0.0
 
     def __add__(self, other: TextLoss) -> TextLoss:
         return TextLoss(**{name: count + getattr(other, name) for name, count in asdict(self).items()})
@@ -69,6 +70,7 @@ def summarize(losses: Sequence[np.ndarray]) -> TextLoss:
         pairs=len(counts),
         tokens=int(tokens.sum()),
         unknown_tokens=int(unknown.sum()),
+        cut_pairs=int((query_cut + item_cut > 0).sum()),
         cut_queries=int((query_cut > 0).sum()),
         cut_items=int((item_cut > 0).sum()),
         cut_tokens=int(query_cut.sum() + item_cut.sum()),
