@@ -23,9 +23,10 @@ def scripts():
     import common
     import fuzz
     import planted_key
+    import quotes
 
     sys.path.remove(str(CAMPAIGN))
-    return {"attacks": attacks, "common": common, "fuzz": fuzz, "planted_key": planted_key}
+    return {"attacks": attacks, "common": common, "fuzz": fuzz, "planted_key": planted_key, "quotes": quotes}
 
 
 def run(name, *options):
@@ -55,6 +56,16 @@ def test_a_planted_key_is_nowhere(tmp_path):
 
 def test_generated_rows_are_accounted_for(scripts, capsys):
     assert scripts["fuzz"].main(["--rows", "200", "--strings", "300"]) == 0, capsys.readouterr().out
+
+
+def test_a_quote_takes_in_no_rows_and_texts_stay(scripts, capsys):
+    assert scripts["quotes"].main(["--files", "150"]) == 0
+    rows = [line.split("|")[2:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    for _, n_rows, texts, _, silent, cut, garbage, refused, _, unnamed in (map(int, row) for row in rows):
+        assert (silent, unnamed) == (0, 0)
+        assert cut < 0.005 * n_rows
+        assert garbage < 0.001 * n_rows
+        assert refused <= 0.02 * texts
 
 
 def test_attacks_are_measured(scripts, tiny, capsys):

@@ -1,7 +1,7 @@
 """Tables of delimited text, CSV and TSV: every line is in the header, in one row, or blank.
 
 A quote that is not closed takes in what follows it. Such a cell is recognised by the lines in it that are rows
-themselves: its first line is a bad row and the others are read again.
+themselves, see `swallowed`: its first line is a bad row and the others are read again.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import csv
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
 from jax_rele.data.rows import RowError
+from jax_rele.data.sources.swallowed import RECORDS, CellKind, Columns, is_fully_quoted
 from jax_rele.errors import UserError
 
 DELIMITERS = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
@@ -85,7 +87,7 @@ def delimited_rows(
         if isinstance(cells, list):
             if notes is not None and unquoted and quoting == "auto" and any(map(_CSV_QUOTED.fullmatch, cells)):
                 notes[QUOTED_CELLS] += 1
-            yield physical[0][0], _row(cells, header, physical, unquoted), raw
+            yield physical[0][0], _row(cells, header, physical, delimiter, unquoted), raw
         else:
             yield physical[0][0], cells, raw
     assert counted.accounted == counted.read, f"{source}: {counted.read} lines, {counted.accounted} accounted for"
@@ -110,6 +112,15 @@ class _Counted:
                 break
         self.again.extendleft(reversed(peeked))
         return [line for _, line in peeked] + [b""] * (count - len(peeked))
+
+    def ahead(self, count: int) -> list[bytes]:
+        """At most so many of the next lines, and about a megabyte, which stay the next ones."""
+        size = sum(len(line) for _, line in self.again)
+        while len(self.again) < count and size < 1 << 20 and (line := next(self.lines, None)) is not None:
+            self.read += 1
+            self.again.append((self.read, line))
+            size += len(line)
+        return [line for _, line in islice(self.again, count)]
 
     def skip(self) -> None:
         next(self)
@@ -158,17 +169,18 @@ def _quoted(
 
     first = _decoded(lines.peek(1)[0], encoding)
     spaced = f"{delimiter} " in first and delimiter != " "
-    # Where the writer quotes every cell, rows that a quote took in would have quotes of their own.
-    trusted = quoting != "auto" or first.startswith('"')
     escape = "\\" if quoting == "backslash" else None
+    columns = Columns(delimiter, spaced=spaced)
 
     def new_reader():
         return csv.reader(texts(), delimiter=delimiter, escapechar=escape, skipinitialspace=spaced, strict=True)
 
-    def is_row(line: tuple[int, bytes]) -> bool:
-        # In prose a blank follows a comma.
-        text = _decoded(line[1], encoding)
-        return 1 + text.count(delimiter) - (0 if spaced else text.count(f"{delimiter} ")) == width
+    def judge(cells: list[str]) -> CellKind:
+        kind = columns.judge(cells, width, lambda: [_decoded(line, encoding) for line in lines.ahead(RECORDS)])
+        if kind is CellKind.TEXT:
+            return kind
+        text = "".join(_decoded(line, encoding) for _, line in pending)
+        return CellKind.TEXT if is_fully_quoted(text, cells, delimiter) else kind
 
     reader, width = new_reader(), 0
     while True:
@@ -188,31 +200,22 @@ def _quoted(
             continue
         if not width:
             width = len(cells)
-        elif not trusted and len(pending) > 1 and _takes_in_rows(list(map(is_row, pending)), cells, width):
+        elif len(pending) > 1 and quoting == "auto" and (kind := judge(cells)) is not CellKind.TEXT:
+            what = "takes in other rows" if kind is CellKind.ROWS else "takes in lines that look like rows"
             problem = RowError(
-                f"a quote opens a cell that takes in other rows (to line {pending[-1][0]}): close or double it, or set "
+                f"a quote opens a cell that {what} (to line {pending[-1][0]}): close or double it, or set "
                 "data.quoting to none, or to standard to accept such cells"
             )
-            if width == 2 and len(pending) == 2:  # too little to say whether the second line is a row
+            if kind is CellKind.EITHER:  # read again, the lines of a text would become rows
                 yield list(pending), problem
                 continue
             lines.again.extendleft(reversed(pending[1:]))
             reader = new_reader()
             yield pending[:1], problem
             continue
+        if len(cells) == width:
+            columns.add(cells)
         yield list(pending), cells
-
-
-def _takes_in_rows(are_rows: list[bool], cells: list[str], width: int) -> bool:
-    """Whether a record of several lines has taken in other rows, by which of its lines have the cells of a row."""
-    # A quote inside the text of a cell was doubled, so the writer knows how to quote.
-    if width < 2 or any('"' in cell.strip('"') for cell in cells if "\n" in cell or "\r" in cell):
-        return False
-    n_lines, n_rows = len(are_rows), sum(are_rows)
-    if are_rows[0] and are_rows[-1] and 2 * n_rows >= n_lines + 2:
-        return True
-    # With two columns a single comma in a text makes a line look like a row.
-    return width > 2 and n_lines > 2 and (3 * n_rows >= 2 * n_lines or (len(cells) != width and any(are_rows[1:])))
 
 
 def _decoded(line: bytes, encoding: str) -> str:
@@ -235,17 +238,31 @@ def _header(cells: list[str] | RowError, source: str) -> list[str]:
     return header
 
 
-def _row(cells: list[str], header: list[str], physical: Lines, unquoted: bool) -> Mapping | RowError:
+def _row(cells: list[str], header: list[str], physical: Lines, delimiter: str, unquoted: bool) -> Mapping | RowError:
     width = len(header)
     if len(cells) > width and not any(cell.strip() for cell in cells[width:]):
         cells = cells[:width]
     if len(cells) != width:
         span = f" (lines {physical[0][0]} to {physical[-1][0]})" if len(physical) > 1 else ""
-        quotes = unquoted and any('"' in cell for cell in cells)
-        fix = "if its quotes are those of CSV, set data.quoting to standard" if quotes else ""
-        fix = fix or "quote a cell that holds the delimiter, or see data.delimiter and data.quoting"
+        fix = _width_fix(cells, width, delimiter, unquoted)
         return RowError(f"{len(cells)} cells{span}, but the header has {width}: {fix}")
     if [cell.strip() for cell in cells] == header:
         return RowError("the header again; remove it where files were joined")
     whole = (cell[:-2] if cell.endswith(".0") and _WHOLE_FLOAT.fullmatch(cell) else cell for cell in cells)
     return dict(zip(header, whole))
+
+
+def _width_fix(cells: list[str], width: int, delimiter: str, unquoted: bool) -> str:
+    """What helps a row with too few or too many cells."""
+    if unquoted and any('"' in cell for cell in cells):
+        return "if its quotes are those of CSV, set data.quoting to standard"
+    if len(cells) > width:
+        if unquoted:
+            return f"leave {DELIMITERS.get(delimiter, 'the delimiter')} out of a cell, or quote it and set data.quoting"
+        return "quote a cell that holds the delimiter, or see data.delimiter and data.quoting"
+    text = delimiter.join(cells)
+    for other, name in DELIMITERS.items():
+        if other != delimiter and len(text.split(other)) == width:
+            return f"its cells are separated by {name}, those of the header by {DELIMITERS.get(delimiter, delimiter)}"
+    quote = "" if unquoted else ", whose cell wants quotes,"
+    return f"a line end inside a cell{quote} cuts a row in two, or a delimiter or the end of the row is missing"

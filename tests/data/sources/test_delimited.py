@@ -132,12 +132,37 @@ def test_cells_of_several_lines_are_cells(tmp_path, text, position, quoting):
 
 
 @pytest.mark.parametrize("text", ["a,b\nc,d", "100,000\n10,5 kg"])
-def test_a_writer_that_knows_quotes_is_trusted(tmp_path, text):
+def test_rows_whose_cells_are_quoted_are_trusted(tmp_path, text):
     header, rest = '"query","title","label"\n', '"mug","m","Exact"\n'
     pairs, bad = read(tmp_path, f'{header}"tv","{text}","Exact"\n{rest}')
     assert (titles_of(pairs), bad) == ([text, "m"], [])
-    pairs, bad = read(tmp_path, f'query,title,label\ntv,"a ""b"" {text}",Exact\n{rest}')
-    assert (titles_of(pairs), bad) == ([f'a "b" {text}', "m"], [])
+
+
+@pytest.mark.parametrize("text", ["a,b\nc,d", "100,000\n10,5 kg", 'a "b" a,b\nc,d'])
+def test_lines_whose_last_cell_is_no_label_are_no_rows(tmp_path, text):
+    quoted = text.replace('"', '""')
+    titles = [f"{one} {two}" for one in QUERIES for two in QUERIES]
+    pairs, bad = read(tmp_path, f'{table(titles)}tv,"{quoted}",Exact\n')
+    assert (titles_of(pairs), bad) == ([*titles, text], [])
+
+
+@pytest.mark.parametrize("header", ["query,title,label", '"query","title","label"'])
+@pytest.mark.parametrize("inside", ["", ' 13""', ' ""x"" y'])
+@pytest.mark.parametrize("gap", range(1, 5))
+def test_no_sign_of_quoting_hides_rows_in_a_cell(tmp_path, header, inside, gap):
+    titles = plain_titles(30)
+    titles[12], titles[12 + gap] = f'"55 inch{inside}', f'size 3{inside}"'
+    pairs, bad = read(tmp_path, table(titles).replace("query,title,label", header))
+    assert titles_of(pairs) == titles[:12] + titles[13:]
+    assert [one.row for one in bad] == [14]
+
+
+def test_a_record_that_may_be_text_or_rows_is_refused_whole(tmp_path):
+    pairs, bad = read(tmp_path, 'query,title,brand\ntv,"55,Acme\nmug,m",Umbra\nhat,h,Acme\n')
+    assert (titles_of(pairs), [one.row for one in bad]) == (["h"], [2])
+    assert "takes in lines that look like rows (to line 3)" in bad[0].reason
+    rows = list(delimited_rows([b"query\n", b'"55 inch\n', b'mug"\n', b"hat\n"], "f", "utf-8", default_delimiter=","))
+    assert [isinstance(row, RowError) for _, row, _ in rows] == [True, False]
 
 
 def test_quoting_standard_takes_cells_as_they_are(tmp_path):
@@ -257,3 +282,32 @@ def test_random_quotes_lose_no_row(tmp_path):
         assert len(pairs) + len(bad) == 30
         assert len(bad) <= 6
         assert not any("\n" in title for title in titles_of(pairs))
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "message"),
+    [
+        ("query,title,label", "tv,stand", "a line end inside a cell, whose cell wants quotes, cuts a row in two"),
+        ("query\ttitle\tlabel", "tv\tstand", "a line end inside a cell cuts a row in two"),
+        (
+            "query,title,label",
+            "tv;stand;Exact",
+            "separated by a semicolon, those of the header by a comma",
+        ),
+        ("query,title,label", "tv\tstand\tExact", "its cells are separated by a tab"),
+        ("query;title;label", "tv,stand,Exact", "separated by a comma, those of the header by a semicolon"),
+        ("query,title,label", "tv,stand, black,Exact", "quote a cell that holds the delimiter"),
+        (
+            "query\ttitle\tlabel",
+            "tv\tstand\tblack\tExact",
+            "leave a tab out of a cell, or quote it",
+        ),
+        ("query\ttitle\tlabel", 'tv\t"stand\tblack"\tExact', "set data.quoting to standard"),
+    ],
+)
+def test_a_row_with_too_few_or_many_cells_gets_its_own_advice(tmp_path, header, line, message):
+    separator = header[5]
+    rows = [separator.join(("mug", f"m{i}", "Exact")) for i in range(3)]
+    _, bad = read(tmp_path, "\n".join([header, *rows, line, ""]))
+    assert [one.row for one in bad] == [5]
+    assert message in bad[0].reason
