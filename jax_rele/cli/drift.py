@@ -52,7 +52,7 @@ def drift(
         current=current,
         n_reference=len(old),
         n_current=len(new),
-        unknown_tokens=[scorer.text_loss(pairs).unknown_fraction for pairs in (old, new)],
+        unknown_characters=[scorer.text_loss(pairs).unknown_fraction for pairs in (old, new)],
     )
     console, table = Console(), Table()
     for name in ("pairs", "of", "PSI", "p, corrected", ""):

@@ -194,7 +194,8 @@ def predict_by_bundle(
     )
     loss = TextLoss(counts["pairs"], **{name: counts[name] for name in TextLoss().counts()})
     remedies = "export a student that knows the language", "export one with a longer student.item_length"
-    check_text_loss(str(where), loss, TextLossConfig(max_unknown=1.0), remedies=remedies)
+    limits = TextLossConfig(max_unknown=1.0)
+    check_text_loss(str(where), loss, limits, remedies=remedies, within="of their shard")
     print(f"{where}: {loss}")
     if output_path is not None:
         join_tables(output_path, _parts(Path(shards)), metadata={})

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from jax_rele.cli.options import named_values
 from jax_rele.config import TextLossConfig
-from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss
+from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss, summarize
 from jax_rele.deployment.bundle import read_manifest
 from jax_rele.deployment.index import (
     Result,
@@ -95,7 +96,9 @@ def index(
         remedies = "index by a student that knows the language", "index by one with a longer student.item_length"
         loss = _text_loss(scorer, read.items)
         check_text_loss(str(output), loss, TextLossConfig(max_unknown=1.0), remedies=remedies)
-        print(f"{output}: {loss.unknown_tokens} of {loss.tokens} tokens unknown; {loss.cut_items} items cut")
+        print(
+            f"{output}: {loss.unknown_characters} of {loss.characters} characters unknown; {loss.cut_items} items cut"
+        )
         if not build:
             print(
                 f"{output}: {change.n_new} new, {change.n_changed} changed, {change.n_deleted} deleted; "
@@ -181,8 +184,10 @@ def _as_dict(rank: int, result: Result) -> dict:
 
 def _text_loss(scorer: Scorer, items: Sequence[Item]) -> TextLoss:
     """What of the items' texts is not in their vectors."""
-    chunks = (items[start : start + 4096] for start in range(0, len(items), 4096))
-    return sum((scorer.text_loss([("", item) for item in chunk]) for chunk in chunks), TextLoss())
+    losses: list[np.ndarray] = []
+    for start in range(0, len(items), 4096):
+        scorer.text_loss([("", item) for item in items[start : start + 4096]], losses)
+    return summarize(losses)
 
 
 def _print_state(output: Path, change: Change) -> None:

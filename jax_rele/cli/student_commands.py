@@ -45,7 +45,7 @@ _RUN = argument("run", type=Path, metavar="RUN", help="folder of a finished run,
         "--max-unknown",
         type=float,
         metavar="FRACTION",
-        help="of a bundle: most tokens of a shard that its tokenizer may not know; 0.25",
+        help="of a bundle: largest fraction of a shard's characters that its tokenizer may not know; 0.25",
     ),
 )
 def predict(

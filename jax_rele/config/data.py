@@ -67,13 +67,13 @@ class CandidatesConfig(Section):
 
 
 class TextLossConfig(Section):
-    """Text that models cannot read: tokens that a tokenizer does not know, and texts that are longer than a model
+    """Text that models cannot read: characters that a tokenizer does not know, and texts that are longer than a model
     reads. Both are counted in every stage; below are the fractions that are warned about, and those that stop it."""
 
     warn_unknown: Fraction = 0.02
-    """Fraction of unknown tokens above which a stage warns."""
+    """Fraction of unknown characters, white space apart, above which a stage warns."""
     max_unknown: Fraction = 0.25
-    """Fraction of unknown tokens above which it stops."""
+    """Fraction of unknown characters above which it stops."""
     warn_cut: Fraction = 0.25
     """Fraction of pairs whose query or item is cut above which a stage warns."""
     max_cut: Fraction = 1.0

@@ -96,7 +96,7 @@ def predict_shards(
       worker: which process of how many this is.
       threads: of ONNX Runtime; 0 is one for each core.
       encoding: of text files.
-      max_unknown: fraction of a shard's tokens that may be unknown to the tokenizer.
+      max_unknown: fraction of a shard's characters that may be unknown to the tokenizer.
       cache: where a benchmark is converted.
       progress: called after each shard with its number of rows.
 
@@ -164,8 +164,8 @@ def _judge(
             first = number * rows + 1
             raise UserError(
                 f"{data.path}, rows {first} to {first + len(pairs) + len(bad) - 1}: {loss.unknown_fraction:.1%} of the "
-                f"tokens are unknown to the student's tokenizer, more than --max-unknown {max_unknown:g}; judge them "
-                "by a student that knows the language"
+                f"characters are unknown to the student's tokenizer, more than --max-unknown {max_unknown:g}; judge "
+                "them by a student that knows the language"
             )
         if folder.system is not None:
             _check_plan(folder, plan)

@@ -1,9 +1,10 @@
 """Whether a model still sees and says what it did: two sets of scored pairs compared.
 
-Scores are compared by the two-sample Kolmogorov-Smirnov test, categories (tiers, verdicts, pairs with unknown tokens or
-cut texts, the mix of groups) by the chi-squared test, all p-values corrected together by Holm, so that two sets of one
-distribution differ in any of them in at most 5 of 100 comparisons. A difference counts as a shift if it is significant
-and its population stability index (PSI) is at least 0.1: with many pairs every difference is significant.
+Scores are compared by the two-sample Kolmogorov-Smirnov test, categories (tiers, verdicts, pairs with unknown
+characters or cut texts, the mix of groups) by the chi-squared test, all p-values corrected together by Holm, so that
+two sets of one distribution differ in any of them in at most 5 of 100 comparisons. A difference counts as a shift if it
+is significant and its population stability index (PSI) is at least 0.1: with many pairs every difference is
+significant.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def profile(scorer: Scorer, pairs: Sequence[Pair], by: str | None = None) -> dic
     losses: list[np.ndarray] = []
     rows = tower_rows if scorer.embeds else cross_rows
     rows(scorer.tokenizer, pairs, manifest.fields, manifest.query_length, manifest.item_length, losses)
-    _, unknown, query_cut, item_cut, _ = losses[0].T
-    values["unknown tokens"] = _yes_no(unknown > 0)
+    _, _, _, unknown, query_cut, item_cut, *_ = losses[0].T
+    values["unknown characters"] = _yes_no(unknown > 0)
     values["cut texts"] = _yes_no(query_cut + item_cut > 0)
     if by is not None:
         values[f"mix of {by}"] = group_names(pairs, by)
@@ -147,7 +148,7 @@ def advice(differences: Sequence[Difference]) -> list[str]:
             f"Scores moved ({groups}). Label some hundred of the new pairs and run `jax-rele threshold` on them: the "
             "cut-offs hold for pairs like those they were chosen on. If they no longer hold, train with the new pairs."
         )
-    if groups := _groups(shifted, "unknown tokens"):
+    if groups := _groups(shifted, "unknown characters"):
         lines.append(
             f"More or fewer texts have tokens that the tokenizer does not know ({groups}): look for a new language, "
             "script or encoding in the feed."

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele import extras
 from jax_rele.data.rows import as_pair
 from jax_rele.data.tokens.student_inputs import cross_rows, decode_evidence, tower_rows
-from jax_rele.data.tokens.text_loss import TextLoss, summarize
+from jax_rele.data.tokens.text_loss import TextLoss, count_characters, summarize
 from jax_rele.data.tokens.tokenizers import ENCODER_TOKENS, load_tokenizer
 from jax_rele.deployment.bundle import Manifest, read_manifest
 from jax_rele.errors import UserError
@@ -128,20 +128,26 @@ class Scorer:
         embedded = next(iter(self.run(f"{side}.onnx", list(index), None).values()))
         return embedded[[index[tuple(row)] for row in rows]]
 
-    def text_loss(self, pairs: Sequence[Pair | tuple[str, str | Item]]) -> TextLoss:
-        """What of the pairs' texts the student does not read."""
-        losses: list[np.ndarray] = []
+    def text_loss(
+        self, pairs: Sequence[Pair | tuple[str, str | Item]], losses: list[np.ndarray] | None = None
+    ) -> TextLoss:
+        """What of the pairs' texts the student does not read; appended to `losses` too, see `predict`."""
+        losses = [] if losses is None else losses
         rows = tower_rows if self.embeds else cross_rows
         rows(self.tokenizer, [as_pair(pair) for pair in pairs], *self._limits, losses)
-        return summarize(losses)
+        return summarize(losses[-1:])
 
     def unreadable(self, texts: Sequence[str]) -> str:
         """What is wrong with the first text of which the tokenizer knows nothing; empty where there is none."""
         cleaned = [clean_text(text) for text in texts]
-        for text, ids in zip(texts, self.tokenizer(cleaned, add_special_tokens=False, verbose=False)["input_ids"]):
+        if not cleaned:
+            return ""
+        rows = self.tokenizer(cleaned, add_special_tokens=False, verbose=False)["input_ids"]
+        for text, ids, (total, unknown) in zip(texts, rows, count_characters(self.tokenizer, cleaned, rows)):
             if not ids:
                 return f"{text!r:.60} has no tokens; give a text with letters or digits"
-            if {*ids} == {self.tokenizer.unk_token_id}:
+            # Punctuation is known to every tokenizer.
+            if unknown and unknown >= total - sum(not (each.isalnum() or each.isspace()) for each in text):
                 return f"the model knows nothing of {text!r:.60}; ask a model of its language"
         return ""
 

@@ -68,7 +68,7 @@ class Dataset:
     """A student's training data, a row per pair, labelled pairs first.
 
     Attributes:
-      columns: the arrays of `batch_fields`, `query` [N] uint64, a hash of the query's identity, and `text_loss` [N, 5],
+      columns: the arrays of `batch_fields`, `query` [N] uint64, a hash of the query's identity, and `text_loss` [N, 8],
         the columns of `data.tokens.text_loss`.
     """
 

@@ -24,6 +24,7 @@ class Metrics:
         self._failures = Counter("jax_rele_failures", "Requests refused", ["route", "error_type"], registry=registry)
         self._rows = Counter("jax_rele_rows", "Pairs judged and texts embedded", ["route"], registry=registry)
         self._tokens = Counter("jax_rele_text_tokens", "Tokens of texts", ["kind"], registry=registry)
+        self._characters = Counter("jax_rele_text_characters", "Characters of texts", ["kind"], registry=registry)
         self._duration = Histogram(
             "jax_rele_request_seconds", "Whole requests", ["route"], buckets=_SECONDS, registry=registry
         )
@@ -77,6 +78,8 @@ class Metrics:
             ("cut", loss.cut_tokens),
         ):
             self._tokens.labels(kind).inc(count)
+        for kind, count in (("all", loss.characters), ("unknown", loss.unknown_characters)):
+            self._characters.labels(kind).inc(count)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

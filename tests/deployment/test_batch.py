@@ -287,8 +287,8 @@ def test_wrong_input_is_told_in_one_line(bundle, pairs, whole, tiny, tmp_path, c
 
 
 def test_a_shard_of_unknown_tokens_is_refused(bundle, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "summarize", lambda losses: TextLoss(16, 100, 60))
-    with pytest.raises(UserError, match=r"rows 1 to 16: 60\.0% of the tokens are unknown .* --max-unknown 0\.25"):
+    monkeypatch.setattr(batch, "summarize", lambda losses: TextLoss(16, characters=100, unknown_characters=60))
+    with pytest.raises(UserError, match=r"rows 1 to 16: 60\.0% of the characters are unknown .* --max-unknown 0\.25"):
         predict_shards(bundle, str(pairs), tmp_path / "out", rows=ROWS, threads=1)
     assert not list((tmp_path / "out").glob("part-*"))
     done = predict_shards(bundle, str(pairs), tmp_path / "out", rows=ROWS, threads=1, max_unknown=1.0)

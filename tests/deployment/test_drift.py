@@ -30,7 +30,7 @@ def draw(rng, n, shift=0.0, verdicts=(0.5, 0.2, 0.3), cut=0.02):
         "tier": np.where(scores > 0.6, "good", np.where(scores > 0.3, "fair", "below")).astype(object),
         "verdict on brand": rng.choice(VERDICTS, n, p=verdicts),
         "cut texts": np.where(rng.random(n) < cut, "yes", "no").astype(object),
-        "unknown tokens": np.full(n, "no", object),
+        "unknown characters": np.full(n, "no", object),
     }
 
 

@@ -16,7 +16,7 @@ def scorer():
     return SimpleNamespace(tokenizer=BertTokenizer(vocab=trained.get_vocab()))
 
 
-@pytest.mark.parametrize("query", ["红色", "\u200b红\u200b色", "красные"])
+@pytest.mark.parametrize("query", ["红色", "\u200b红\u200b色", "красные", "красные, красные!"])
 def test_a_query_of_unknown_tokens_alone_is_named(scorer, query):
     assert "the model knows nothing of" in Scorer.unreadable(scorer, ["red shoes", query])
 

@@ -13,15 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.tokens.chat import protect, render_chat
 from jax_rele.data.tokens.packing import lay_out, pack_examples
-from jax_rele.data.tokens.student_inputs import longest_first
-from jax_rele.data.tokens.text_loss import merged_rows
+from jax_rele.data.tokens.student_inputs import identities, longest_first, read_texts
+from jax_rele.data.tokens.text_loss import count_characters, hash_text, hash_tokens
 from jax_rele.errors import UserError
 from jax_rele.rationale import grammar
 from jax_rele.text import clean_text
 from jax_rele.types import Pair, PyTree, Rationale
 
-_QUERY, _LAST = "query: ", "judge:\n"
-"""The beginning of a prompt's first line, and its last line where it is no chat."""
+_QUERY, _TITLE, _LAST = "query: ", "title: ", "judge:\n"
+"""The beginnings of the lines of query and title, and a prompt's last line where it is no chat."""
 
 _PART_OF_ESCAPE = re.compile(r"((?:\A|[^\\])(?:\\\\)*)\\(?:u[0-9a-f]{0,3})?\Z")
 
@@ -38,8 +38,9 @@ def encode_prompts(
     """The token ids of each pair's prompt: instructions, query and item.
 
     Where a prompt is too long, the longer of query and item loses its end, then both evenly, see
-    `student_inputs.longest_first`: an item never disappears behind its query. Cuts fall between characters, and the
-    words that ask for the answer stay.
+    `student_inputs.longest_first`: an item never disappears behind its query. Where that leaves the title less than a
+    quarter of the tokens, query and other fields are cut further. Cuts fall between characters, and the words that ask
+    for the answer stay.
 
     Args:
       tokenizer: the teacher's. Where it has a token for the beginning of a text, prompts begin with it.
@@ -59,8 +60,8 @@ def encode_prompts(
     limit = max_prompt_length(tokenizer, length, instructions, chat)
     parts = [_Prompt.of(pair, fields) for pair in pairs]
     rows = encode([part.text for part in parts])
-    counts = []
-    for index, (part, row) in enumerate(zip(parts, rows)):
+    cut, whole, unknown = [], list(rows), tokenizer.unk_token_id
+    for index, part in enumerate(parts):
         shown = part
         while len(rows[index]) > limit:
             shorter = shown.shortened(tokenizer, len(rows[index]) - limit)
@@ -72,10 +73,23 @@ def encode_prompts(
             shown = shorter
             (rows[index],) = encode([shown.text])
         if losses is not None:
-            counts.append(_loss(tokenizer, part, shown, len(row) - limit + length, row))
+            cut.append(_tokens_cut(tokenizer, part, shown))
     if losses is not None:
-        merged = merged_rows(rows, [part.text for part in parts])
-        losses.append(np.array([[*count, other] for count, other in zip(counts, merged)], np.int32))
+        both = [text for texts in read_texts(pairs, fields) for text in texts]
+        characters = count_characters(tokenizer, both, [row for row in whole for _ in range(2)])
+        counts = zip(whole, np.add(characters[::2], characters[1::2]), cut, rows, identities(pairs, fields))
+        losses.append(
+            np.array(
+                [
+                    [
+                        *(max(len(all_ids) - limit + length, 0), 0 if unknown is None else all_ids.count(unknown)),
+                        *(*of_texts, *of_both, hash_tokens(ids), hash_text(identity)),
+                    ]
+                    for all_ids, of_texts, of_both, ids, identity in counts
+                ],
+                np.int64,
+            )
+        )
     return rows
 
 
@@ -105,12 +119,49 @@ class _Prompt:
         total = len(query_ends) + len(item_ends)
         lengths = longest_first(len(query_ends), len(item_ends), max(total - excess, 0))
         query = _cut_text(self.query, query_ends, lengths[0])
-        item = _cut_text(item, item_ends, lengths[1])
-        # A line without its text, or with a part of its name, says nothing.
-        whole, _, last = item.rpartition("\n")
-        if ": " not in last and (last or whole):
-            item = whole
-        return _Prompt(query, item + "\n" if item else "")
+        item = _whole_lines(_cut_text(item, item_ends, lengths[1]))
+        shorter = _Prompt(query, item + "\n" if item else "")
+        return shorter if self._holds_title(tokenizer, shorter, sum(lengths)) else self._around_title(tokenizer, excess)
+
+    def _title(self) -> tuple[int, list[str]]:
+        """The item's lines, and the index of its title; without one its first line stands for it."""
+        lines = self.item.removesuffix("\n").split("\n")
+        return next((index for index, line in enumerate(lines) if line.startswith(_TITLE)), 0), lines
+
+    def _holds_title(self, tokenizer: PreTrainedTokenizerBase, shorter: _Prompt, budget: int) -> bool:
+        """Whether a shorter prompt has so much of the title as is its due."""
+        index, lines = self._title()
+        shown = shorter.item.removesuffix("\n").split("\n")
+        title = shown[index] if index < len(shown) else ""
+        if title == lines[index]:
+            return True
+        tokens = _token_ends(tokenizer, lines[index])
+        return len(_token_ends(tokenizer, title)) >= _due(lines[index], tokens, budget)
+
+    def _around_title(self, tokenizer: PreTrainedTokenizerBase, excess: int) -> _Prompt:
+        """As `shortened`, but that query and other fields make room for the title."""
+        index, lines = self._title()
+        rest = "\n".join([*lines[:index], *lines[index + 1 :]])
+        query_ends, title_ends, rest_ends = (_token_ends(tokenizer, text) for text in (self.query, lines[index], rest))
+        budget = max(len(query_ends) + len(title_ends) + len(rest_ends) - excess, 0)
+        due = min(_due(lines[index], title_ends, budget), budget)
+        of_query, of_rest = longest_first(len(query_ends), len(rest_ends), budget - due)
+        title = _cut_text(lines[index], title_ends, budget - of_query - of_rest)
+        others = _whole_lines(_cut_text(rest, rest_ends, of_rest)).split("\n")
+        shown = [line for line in (*others[:index], _whole_lines(title), *others[index:]) if line]
+        return _Prompt(_cut_text(self.query, query_ends, of_query), "".join(f"{line}\n" for line in shown))
+
+
+def _due(title: str, ends: Sequence[int], budget: int) -> int:
+    """The tokens that a title's line has of a budget, if it is so long: a quarter, and one after its name."""
+    name = sum(end <= len(title.partition(": ")[0]) + 2 for end in ends)
+    return min(len(ends), max(budget // 4, name + 1))
+
+
+def _whole_lines(item: str) -> str:
+    """The lines of an item without a last one that has no text, or a part of its name alone."""
+    whole, _, last = item.rpartition("\n")
+    return whole if ": " not in last and (last or whole) else item
 
 
 def _token_ends(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -134,16 +185,12 @@ def _cut_text(text: str, ends: Sequence[int], count: int) -> str:
     return _PART_OF_ESCAPE.sub(r"\1", text[:whole])
 
 
-def _loss(
-    tokenizer: PreTrainedTokenizerBase, whole: _Prompt, shown: _Prompt, tokens: int, row: Sequence[int]
-) -> list[int]:
-    """The counts of a prompt but the last, see `text_loss.COLUMNS`."""
-    unknown = tokenizer.unk_token_id
-    cut = [0, 0]
-    if shown != whole:
-        sides = ((whole.query, shown.query), (whole.item, shown.item))
-        cut = [len(_token_ends(tokenizer, a)) - len(_token_ends(tokenizer, b)) for a, b in sides]
-    return [max(tokens, 0), 0 if unknown is None else row.count(unknown), *cut]
+def _tokens_cut(tokenizer: PreTrainedTokenizerBase, whole: _Prompt, shown: _Prompt) -> list[int]:
+    """How many tokens of a prompt's query and of its item are cut."""
+    if shown == whole:
+        return [0, 0]
+    sides = ((whole.query, shown.query), (whole.item, shown.item))
+    return [len(_token_ends(tokenizer, a)) - len(_token_ends(tokenizer, b)) for a, b in sides]
 
 
 def max_prompt_length(

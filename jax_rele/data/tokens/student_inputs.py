@@ -26,9 +26,19 @@ def _items(pairs: Sequence[Pair], fields: Sequence[str]) -> list[list[tuple[str,
     return [list(pair.item.texts(fields)) for pair in pairs]
 
 
+def _joined(sides: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
+    """The texts of each side, cleaned and joined by spaces, as they are tokenized."""
+    return [" ".join(clean_text(text) for _, text in side) for side in sides]
+
+
+def read_texts(pairs: Sequence[Pair], fields: Sequence[str]) -> list[tuple[str, str]]:
+    """The texts of query and item of each pair, cleaned, those of the item joined by spaces."""
+    return list(zip(_joined(_queries(pairs)), _joined(_items(pairs, fields))))
+
+
 def _tokenize(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]], **options: bool):
     """The encoding of each side: its (source, text) parts, cleaned and joined by spaces, without special tokens."""
-    joined = [" ".join(clean_text(text) for _, text in side) for side in sides]
+    joined = _joined(sides)
     if not joined:
         return {"input_ids": [], "offset_mapping": []}
     unread = {"return_attention_mask": False, "return_token_type_ids": False}
@@ -115,7 +125,8 @@ def _cut_lengths(queries: Sequence[list], items: Sequence[list], budget: int) ->
     return [longest_first(len(query), len(item), budget) for query, item in zip(queries, items)]
 
 
-def _texts(pairs: Sequence[Pair], fields: Sequence[str]) -> list[str]:
+def identities(pairs: Sequence[Pair], fields: Sequence[str]) -> list[str]:
+    """A text of each pair that is another one where its query or a field of its item is."""
     return ["\n".join([pair.query, *(text for _, text in pair.item.texts(fields))]) for pair in pairs]
 
 
@@ -156,7 +167,8 @@ def tower_rows(
     queries, items = (_ids(tokenizer, side) for side in (_queries(pairs), _items(pairs, fields)))
     if losses is not None:
         lengths = [(min(len(query), most[0]), min(len(item), most[1])) for query, item in zip(queries, items)]
-        losses.append(count_losses(queries, items, lengths, _texts(pairs, fields), tokenizer.unk_token_id))
+        texts = read_texts(pairs, fields)
+        losses.append(count_losses(tokenizer, queries, items, lengths, texts, identities(pairs, fields)))
     return (
         [[*before, *ids[: most[0]], *after] for ids in queries],
         [[*before, *ids[: most[1]], *after] for ids in items],
@@ -185,7 +197,8 @@ def cross_rows(
     queries, items = (_ids(tokenizer, side) for side in (_queries(pairs), _items(pairs, fields)))
     lengths = _cut_lengths(queries, items, budget)
     if losses is not None:
-        losses.append(count_losses(queries, items, lengths, _texts(pairs, fields), tokenizer.unk_token_id))
+        texts = read_texts(pairs, fields)
+        losses.append(count_losses(tokenizer, queries, items, lengths, texts, identities(pairs, fields)))
     for query, item, (m, n) in zip(queries, items, lengths):
         rows.append([*before, *query[:m], *between, *item[:n], *after])
         first = len(before) + m + len(between)

@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike
 from jax_rele.io import FREE_CACHE, atomic_folder, hash_values, lock, write_error
 from jax_rele.types import Params, PyTree
 
-_VERSION = 4
+_VERSION = 5
 """To be raised when the form or meaning of what is written changes."""
 
 _CONTENTS = "columns.json"

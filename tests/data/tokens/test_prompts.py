@@ -152,10 +152,10 @@ def test_a_cut_prompt_keeps_its_words_and_whole_characters(tokenizer, query, tit
     assert text.startswith("query: ")
     assert text.endswith("\njudge:\n")
     assert "\N{REPLACEMENT CHARACTER}" not in text
-    tokens, _, query_cut, item_cut, merged = losses[0][0]
+    tokens, _, _, unknown, query_cut, item_cut, *_ = losses[0][0]
     assert tokens == len(whole)
     assert (query_cut + item_cut > 0) == (len(whole) > length)
-    assert not merged
+    assert not unknown
     if len(whole) <= length:
         assert ids == whole
         return
@@ -175,6 +175,43 @@ def test_an_item_never_disappears_behind_its_query(tokenizer, chat):
     short = Pair("1", "red shoes", long.item)
     (ids,) = encode_prompts(tokenizer, [short], ("title",), 60, chat=chat)
     assert tokenizer.decode(ids[1:]).startswith("query: red shoes\ntitle: acme corp")
+
+
+@given(
+    query=st.text(ALPHABET, min_size=1, max_size=400),
+    title=words_of_a_pair.filter(str.strip),
+    brand=st.text(ALPHABET, max_size=200),
+    color=st.text(ALPHABET, max_size=200),
+    fields=st.permutations(("brand", "title", "color")),
+    length=st.integers(48, 120),
+)
+def test_a_title_keeps_a_quarter_of_the_tokens(tokenizer, query, title, brand, color, fields, length):
+    pair = Pair("1", query, Item("a", title, brand=brand, color=color))
+
+    def title_of(ids):
+        lines = tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False).split("\n")
+        return next((line for line in lines if line.startswith("title: ")), "")
+
+    (whole,), (ids,) = (encode_prompts(tokenizer, [pair], fields, size) for size in (100_000, length))
+    assert len(ids) <= length
+    full, shown = title_of(whole), title_of(ids)
+    assert full.startswith(shown)
+    # Words of the prompt itself, and a character or an escape of several tokens that is left out whole.
+    words = len(tokenizer.encode("query: title: brand: color: judge:", add_special_tokens=False)) + 6
+    if shown != full:
+        assert len(tokenizer.encode(shown, add_special_tokens=False)) >= (length - words) // 4 - 6
+    assert len(shown) > len("title: ") or not full.removeprefix("title: ").strip()
+
+
+def test_a_long_query_and_brand_leave_room_for_the_title(tokenizer):
+    long = Pair("1", "red shoes " * 80, Item("a", "acme battery " * 9, brand="Acme Corp " * 40, color="red " * 40))
+    (ids,) = encode_prompts(tokenizer, [long], ("brand", "color", "title"), 60)
+    lines = tokenizer.decode(ids[1:]).split("\n")
+    assert [line.split(":")[0] for line in lines] == ["query", "brand", "title", "judge", ""]
+    assert lines[2].startswith("title: acme battery")
+    short = Pair("1", "red shoes", long.item)
+    (ids,) = encode_prompts(tokenizer, [short], ("brand", "color", "title"), 60)
+    assert "title: acme battery" in tokenizer.decode(ids[1:])
 
 
 def test_pairs_that_become_one_prompt_are_counted(tokenizer):

@@ -5,11 +5,11 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertTokenizer
+from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from jax_rele.config import TextLossConfig
 from jax_rele.data.tokens.student_inputs import cross_rows, tower_rows
-from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss, summarize
+from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss, count_characters, summarize
 from jax_rele.errors import UserError
 from jax_rele.types import Item, Pair
 
@@ -45,6 +45,8 @@ def test_unknown_tokens_and_cut_texts_are_counted(tokenizer, rows):
     assert loss.tokens == sum(map(len, whole))
     assert loss.unknown_tokens == sum(row.count(tokenizer.unk_token_id) for row in whole) == 6
     assert (loss.cut_pairs, loss.cut_queries, loss.cut_items, loss.merged_pairs) == (3, 1, 2, 1)
+    assert loss.characters == sum(len("".join(text.split())) for p in pairs for text in (p.query, p.item.title))
+    assert loss.unknown_characters == len("红色鞋子电池")
     losses.clear()
     rows(tokenizer, [pair("red " * 30, "shirt " * 30)], ("title",), 8, 8, losses)
     assert (summarize(losses).cut_pairs, summarize(losses).cut_fraction) == (1, 1.0)
@@ -53,7 +55,7 @@ def test_unknown_tokens_and_cut_texts_are_counted(tokenizer, rows):
     assert read - markers * len(pairs) == loss.tokens - loss.cut_tokens
 
 
-counts = st.builds(TextLoss, *[st.integers(0, 1000)] * 8)
+counts = st.builds(TextLoss, *[st.integers(0, 1000)] * 10)
 
 
 @given(st.lists(counts, max_size=4))
@@ -70,10 +72,10 @@ def check(loss, **limits):
 
 
 def test_what_is_lost_is_said_and_refused():
-    loss = TextLoss(pairs=100, tokens=1000, unknown_tokens=100, cut_pairs=25, cut_queries=5, cut_items=20)
+    loss = TextLoss(pairs=100, characters=1000, unknown_characters=100, cut_pairs=25, cut_queries=5, cut_items=20)
     assert check(loss, warn_unknown=0.1, warn_cut=0.25) == []
     assert check(loss, warn_unknown=0.09, warn_cut=0.24) == [
-        "warning: here: 10.0% of the tokens are unknown to the tokenizer; take another tokenizer",
+        "warning: here: 10.0% of the characters are unknown to the tokenizer; take another tokenizer",
         "warning: here: 25.0% of the pairs lose the end of their query or item; read more tokens",
     ]
     with pytest.raises(UserError, match=r"here: 10\.0% .*more than data\.text_loss\.max_unknown 0\.05; take another"):
@@ -83,4 +85,47 @@ def test_what_is_lost_is_said_and_refused():
     assert check(TextLoss(pairs=3, tokens=9, merged_pairs=2)) == [
         "warning: here: 2 pairs have the same tokens as another pair with another text"
     ]
-    assert check(summarize([np.zeros((0, 5), np.int32)])) == []
+    assert check(summarize([np.zeros((0, 8), np.int64)])) == []
+
+
+THAI = "รองเท้าวิ่งผู้ชายสีแดงขนาดใหญ่พิเศษมาก"
+
+
+@pytest.mark.parametrize("rows", [cross_rows, tower_rows])
+def test_a_text_of_one_unknown_word_counts_by_its_characters(tokenizer, rows):
+    losses = []
+    rows(tokenizer, [pair("red shoes", f"{THAI} usb cable")], ("title",), 8, 8, losses)
+    loss = summarize(losses)
+    assert (loss.tokens, loss.unknown_tokens) == (5, 1)
+    assert (loss.characters, loss.unknown_characters) == (len("redshoesusbcable") + len(THAI), len(THAI))
+    assert loss.unknown_fraction > 0.6
+
+
+def test_characters_that_a_tokenizer_drops_are_unknown():
+    dropping = tokenizers.Tokenizer(tokenizers.models.BPE())
+    dropping.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=60, special_tokens=["<pad>", "</s>"], show_progress=False)
+    dropping.train_from_iterator(LATIN, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=dropping, pad_token="<pad>", eos_token="</s>")
+    assert fast.unk_token_id is None
+    ids = fast(["red 红色", "blue"], add_special_tokens=False)["input_ids"]
+    assert count_characters(fast, ["red 红色", "blue"], ids) == [(5, 2), (4, 0)]
+
+
+def test_pairs_of_one_encoding_are_counted_over_all_parts(tokenizer):
+    texts = ["usb 红", "usb 色", "usb cable", "usb 红", "usb 池", "USB 红"]
+    whole, parts = [], []
+    cross_rows(tokenizer, [pair("red", text) for text in texts], ("title",), 8, 8, whole)
+    for text in texts:
+        cross_rows(tokenizer, [pair("red", text)], ("title",), 8, 8, parts)
+    assert len(parts) == len(texts)
+    assert summarize(whole).merged_pairs == summarize(parts).merged_pairs == 2
+    assert summarize(parts) == summarize(whole)
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), max_size=30))
+def test_merged_pairs_are_those_of_a_dictionary(rows):
+    first = {}
+    expected = sum(first.setdefault(read, text) != text for read, text in rows)
+    losses = np.array([[0] * 6 + [read, text] for read, text in rows], np.int64).reshape(-1, 8)
+    assert summarize([losses]).merged_pairs == expected
