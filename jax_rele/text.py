@@ -102,6 +102,15 @@ def text_key(text: str) -> str:
     return " ".join(drop_ignorable(unicodedata.normalize("NFKC", folded)).split())
 
 
+def query_id(query: str) -> str:
+    """What makes two pairs pairs of one query: the identity of its text alone, whatever the locale.
+
+    One query is in one split, one group of a ranking and one unit of an interval's resamples, has one list of
+    candidates and one row among those of which a threshold takes one per query.
+    """
+    return text_key(query)
+
+
 def lexical_words(text: str) -> list[str]:
     """The words of a text's key, for lexical matching: runs of letters, their marks, digits and underscores.
 

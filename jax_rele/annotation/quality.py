@@ -24,6 +24,7 @@ from jax_rele.annotation.votes import (
     verdict_shares,
 )
 from jax_rele.evaluation.bootstrap import Estimate
+from jax_rele.text import query_id
 from jax_rele.types import VERDICTS, LabelSchema, Pair, Rationale
 
 CONSENSUS = "consensus"
@@ -202,7 +203,7 @@ class _Slice:
     def _ratio(self, rows: Iterable[tuple[str, float, float]]) -> Estimate:
         """Of rows (pair_id, numerator, denominator)."""
         rows = list(rows)
-        queries = [self.annotations.pairs[pair_id].query for pair_id, *_ in rows]
+        queries = [query_id(self.annotations.pairs[pair_id].query) for pair_id, *_ in rows]
         return ratio([row[1] for row in rows], [row[2] for row in rows], queries, self.n_bootstrap, self.seed)
 
     def _accuracy(self, predicted: Mapping[str, str | None], gold: Mapping[str, str]) -> Estimate:
@@ -239,7 +240,7 @@ class _Slice:
     def _kappas(self, raters: int, ratings: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, object]:
         """Kappa of the label and of each dimension, from the pairs that all raters have rated."""
         rows = [(pair_id, codes) for pair_id, codes in ratings.items() if len(codes) == raters]
-        queries = [self.annotations.pairs[pair_id].query for pair_id, _ in rows]
+        queries = [query_id(self.annotations.pairs[pair_id].query) for pair_id, _ in rows]
         figures: dict[str, object] = {"n_pairs": len(rows)}
         for column, name in enumerate(("label", *self.annotations.dimensions)):
             counts = np.zeros((len(rows), len(VERDICTS) if column else len(self.annotations.labels)))

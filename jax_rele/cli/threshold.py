@@ -19,6 +19,7 @@ from jax_rele.deployment.groups import group_names, largest_groups
 from jax_rele.deployment.scorer import load_bundle
 from jax_rele.errors import UserError
 from jax_rele.io import check_output_file
+from jax_rele.text import query_id
 from jax_rele.types import LabelSchema
 
 
@@ -58,7 +59,7 @@ def threshold(
     if bad:
         print(f"{pairs_path}: {len(bad)} bad rows left out, the first is row {bad[0].row}: {bad[0].reason}")
     chosen_labels = _irrelevant_labels(schema, irrelevant)
-    n_read, n_queries = len(pairs), len({pair.query for pair in pairs})
+    n_read, n_queries = len(pairs), len({query_id(pair.query) for pair in pairs})
     if per_query:
         pairs = [pairs[index] for index in thresholds.one_per_query(pairs)]
     scores = scorer.predict(pairs).scores

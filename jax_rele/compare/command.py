@@ -15,12 +15,13 @@ from jax_rele.config import Config
 from jax_rele.distillation.trainer import Compiled
 from jax_rele.errors import UserError
 from jax_rele.evaluation import slices
-from jax_rele.evaluation.assemble import REFERENCE_RECIPE, query_id
+from jax_rele.evaluation.assemble import REFERENCE_RECIPE
 from jax_rele.evaluation.comparison import Cell, HeldOutPairs, compare
 from jax_rele.evaluation.comparison_page import figures, write_page
 from jax_rele.evaluation.comparison_text import markdown
 from jax_rele.io import check_output_folder, write_json, write_text
 from jax_rele.runs import pipeline
+from jax_rele.text import query_id
 from jax_rele.training import distributed
 from jax_rele.types import LabelSchema, Pair
 
@@ -139,7 +140,7 @@ def _held_out(parts: Sequence[RunPredictions], schema: LabelSchema, folds: int |
     numbers = np.arange(len(parts))
     return HeldOutPairs(
         labels=_labels(pairs, schema),
-        queries=[query_id(pair) for pair in pairs],
+        queries=[query_id(pair.query) for pair in pairs],
         validation_labels=_labels(validation, schema),
         slices=slices(pairs, np.concatenate([part.long_tail for part in parts])),
         folds=None if folds is None else np.repeat(numbers, [len(part.pairs) for part in parts]),

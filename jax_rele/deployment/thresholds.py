@@ -20,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.stats import beta, binom
 
-from jax_rele.text import text_key
+from jax_rele.text import query_id
 from jax_rele.types import Pair
 
 GRID = tuple(step / 200 for step in range(200, -1, -1))
@@ -136,7 +136,7 @@ def one_per_query(pairs: Sequence[Pair], seed: int = 0) -> np.ndarray:
     """Indices of one pair of each query, chosen at random, in order."""
     members: dict[str, list[int]] = {}
     for index, pair in enumerate(pairs):
-        members.setdefault(text_key(pair.query), []).append(index)
+        members.setdefault(query_id(pair.query), []).append(index)
     rng = np.random.default_rng(seed)
     return np.array(sorted(indices[rng.integers(len(indices))] for indices in members.values()), np.int64)
 

@@ -32,7 +32,7 @@ from jax_rele.rationale import parse, render
 from jax_rele.students import Student, embed_rationales
 from jax_rele.students.base import RaggedInputs, TokenArray, input_rows
 from jax_rele.students.weights import init_student, load_encoder
-from jax_rele.text import text_key
+from jax_rele.text import query_id
 from jax_rele.types import LabelSchema, Pair, Params, PyTree, Signals
 
 CHUNK = 4096
@@ -272,5 +272,5 @@ def _rationale_embeddings(
 
 
 def _query_hashes(pairs: Sequence[Pair]) -> np.ndarray:
-    digests = (hashlib.blake2b(text_key(pair.query).encode(), digest_size=8).digest() for pair in pairs)
+    digests = (hashlib.blake2b(query_id(pair.query).encode(), digest_size=8).digest() for pair in pairs)
     return np.frombuffer(b"".join(digests), np.uint64)

@@ -12,7 +12,7 @@ from jax_rele.evaluation.bootstrap import intervals, metric_samples, paired_diff
 from jax_rele.evaluation.calibration import fit_temperature
 from jax_rele.evaluation.decision import fit_bias
 from jax_rele.evaluation.slices import slices
-from jax_rele.text import text_key
+from jax_rele.text import query_id
 from jax_rele.types import LabelSchema, Pair
 
 REFERENCE_RECIPE = "label_only"
@@ -43,7 +43,7 @@ def build_metrics(
     """Evaluates baselines and models on one split, on its slices, and against each other.
 
     The decision bias and temperature of each are fitted on its validation distributions and used for every slice. All
-    share the bootstrap resamples. Pairs with one `query_id` have one query.
+    share the bootstrap resamples. Pairs of one `text.query_id` have one query.
 
     Args:
       split: the name of the split that is reported, for the record.
@@ -75,7 +75,7 @@ def build_metrics(
     validation_labels = _labels(validation_pairs, "validation", schema)
     probs = {**baselines, **models}
     validation_probs = {**validation_baselines, **validation_models}
-    queries = [query_id(pair) for pair in pairs]
+    queries = [query_id(pair.query) for pair in pairs]
     decision = {}
     for name, held_out in validation_probs.items():
         if np.shape(held_out) != (len(validation_labels), len(schema)):
@@ -135,11 +135,6 @@ def build_metrics(
             for metric, difference in paired_difference(on_all[a], on_all[b]).items()
         ],
     }
-
-
-def query_id(pair: Pair) -> str:
-    """What pairs of one query share: the locale and the identity of the text, as in the splits."""
-    return f"{pair.locale}\t{text_key(pair.query)}"
 
 
 def compared(baselines: Sequence[str], models: Sequence[str]) -> list[tuple[str, str]]:

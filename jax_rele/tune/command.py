@@ -19,13 +19,13 @@ from jax_rele.data import read_table, write_table
 from jax_rele.distillation.objectives import student_terms
 from jax_rele.distillation.trainer import Trainer
 from jax_rele.errors import UserError
-from jax_rele.evaluation.assemble import query_id
 from jax_rele.evaluation.bootstrap import higher_is_better, log_loss_samples, metric_names, metric_samples
 from jax_rele.io import check_output_folder, hash_values, lock, write_json, write_text
 from jax_rele.names import RECIPES, STUDENTS, StudentName
 from jax_rele.runs import layout, pipeline
 from jax_rele.stages import distill
 from jax_rele.students import Student, build_student, label_probs, predict
+from jax_rele.text import query_id
 from jax_rele.training import distributed
 from jax_rele.training.metric_log import DivergedError
 from jax_rele.tune.report import (
@@ -69,7 +69,7 @@ class Validation:
 
     @property
     def queries(self) -> list[str]:
-        return [query_id(pair) for pair in self.pairs]
+        return [query_id(pair.query) for pair in self.pairs]
 
     def samples(self, probs_by_seed: Sequence[np.ndarray], n_bootstrap: int = 0) -> dict[str, np.ndarray]:
         """Every metric as the mean over the seeds: {metric: [1 + n_bootstrap]}, see `metric_samples`."""

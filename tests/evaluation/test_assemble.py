@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from jax_rele.data.pairs.splits import assign_splits
+from jax_rele.deployment.thresholds import one_per_query
 from jax_rele.errors import UserError
 from jax_rele.evaluation import build_metrics, fit_bias, fit_temperature, intervals, metric_names, metric_samples
-from jax_rele.evaluation.assemble import compared, query_id
-from jax_rele.types import Item, Pair
+from jax_rele.evaluation.assemble import compared
+from jax_rele.text import query_id
 
 
 def label_indices(pairs, schema):
@@ -117,10 +119,10 @@ def test_nothing_is_chosen_on_the_reported_split(build, judged):
     assert build(relabelled)["decision"] == build()["decision"]
 
 
-def test_one_text_in_two_locales_is_two_queries(build, judged):
+def test_one_text_in_two_locales_is_one_query_with_a_slice_for_each(build, judged):
     same = [replace(pair, query="shoe", locale=("us", "es")[index % 2]) for index, pair in enumerate(judged)]
     document = build(same)
-    assert document["n_queries"] == document["n_queries_with_several_items"] == 2
+    assert document["n_queries"] == document["n_queries_with_several_items"] == 1
     assert set(document["slices"]) == {"locale:es", "locale:us"}
     assert document["models"]["teacher"]["ndcg_paper"]["value"] is not None
 
@@ -144,9 +146,15 @@ def test_bad_input_is_refused(build, judged, predictions):
         build(baselines=predictions["models"], validation_baselines=predictions["validation_models"])
 
 
-def test_queries_that_look_the_same_are_one_query():
-    """As in the splits; of another locale they are another list of items."""
+def test_pairs_of_one_query_are_one_unit_whatever_its_spelling_or_locale(build, judged, predictions):
+    """In metrics as in splits and thresholds: one query is never in two splits."""
     spellings = ("tv", "TV", " t\u200bv ", "ｔｖ")
-    ids = {query_id(Pair(str(i), query, Item("a", "t"), locale="us")) for i, query in enumerate(spellings)}
-    assert len(ids) == 1
-    assert query_id(Pair("x", "tv", Item("a", "t"), locale="jp")) not in ids
+    looks = [{"query": query, "locale": locale} for query in spellings for locale in ("us", "jp", "")]
+    test = [replace(pair, **looks[i % len(looks)]) for i, pair in enumerate(judged)]
+    assert build(test)["n_queries"] == 1
+    mixed = [replace(pair, query=f"{i % 8} {pair.query}", pair_id=f"{i}") for i, pair in enumerate(test)]
+    split = assign_splits(mixed, (0.5, 0.25, 0.25), 0)
+    assert len({query_id(pair.query) for pair in split}) == 8
+    assert len({(query_id(pair.query), pair.split) for pair in split}) == 8
+    assert len(one_per_query(mixed)) == 8
+    assert build(mixed)["n_queries"] == 8

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from jax_rele.data.rows import stable_id
-from jax_rele.text import lexical_words, text_key
+from jax_rele.text import lexical_words, query_id, text_key
 from jax_rele.types import Item, Pair
 
 _LEXICAL_FIELDS = ("title", "brand", "color", "category")
@@ -56,7 +56,7 @@ def candidates(
     positions = {item.id: i for i, item in enumerate(items)}
     by_query: dict[str, list[Pair]] = defaultdict(list)
     for pair in sorted(judged, key=lambda pair: pair.pair_id):
-        by_query[text_key(pair.query)].append(pair)
+        by_query[query_id(pair.query)].append(pair)
     lexical = _lexical(items, by_query) if counts[0] else None
     fields = [(field, n) for field, n in zip(("category", "brand"), counts[1:], strict=True) if n]
     # The positions of the items that have a (normalised) text in a field, by field and text.

@@ -11,7 +11,7 @@ import numpy as np
 
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
-from jax_rele.text import lexical_words, text_key, word_runs
+from jax_rele.text import lexical_words, query_id, text_key, word_runs
 from jax_rele.types import Pair
 
 NO_SPLIT = -1
@@ -19,8 +19,8 @@ NO_SPLIT = -1
 
 
 def query_key(query: str, seed: int) -> int:
-    """64 bits that stand for a query's identity (`text_key`), and order queries at random by the seed."""
-    text = f"{seed} {text_key(query)}"
+    """64 bits that stand for a query's identity (`query_id`), and order queries at random by the seed."""
+    text = f"{seed} {query_id(query)}"
     return int.from_bytes(hashlib.blake2b(text.encode()).digest()[:8])
 
 
@@ -172,7 +172,7 @@ def leak_error(one: Pair, two: Pair) -> UserError:
     """The error for two pairs of one query that have two splits."""
     (split, pair_id), (other, other_id) = sorted((pair.split, pair.pair_id) for pair in (one, two))
     return UserError(
-        f"the query {text_key(one.query)[:80]!r} is in two splits: {split} (pair_id {pair_id!r}) and {other} "
+        f"the query {query_id(one.query)[:80]!r} is in two splits: {split} (pair_id {pair_id!r}) and {other} "
         f"(pair_id {other_id!r}); give all pairs of a query one split, set data.splits.leakage to drop, or "
         f"data.splits.existing to ignore"
     )
@@ -198,7 +198,7 @@ def long_tail(pairs: Sequence[Pair], max_frequency: int) -> np.ndarray:
         training = [pair for pair in pairs if pair.split == "train"]
         if not training:
             raise ValueError("no pair is in the training split: call assign_splits first")
-        queries = {text_key(pair.query) for pair in training}
+        queries = {query_id(pair.query) for pair in training}
         titles = {text_key(pair.item.title) for pair in training}
         frequency = Counter(word for texts in (queries, titles) for text in texts for word in set(lexical_words(text)))
 
