@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 import openai
@@ -178,9 +178,35 @@ async def _small_call(client: openai.AsyncOpenAI, endpoint: Endpoint, body: Mapp
 def _unreadable(fault: Fault, endpoint: Endpoint) -> UserError:
     what = "is no chat completion" if fault.reason == "malformed" else f"holds an error ({fault.reason})"
     return UserError(
-        f"endpoint {endpoint.name}: the answer to a small call at {endpoint.base_url} {what}: {fault.detail}; correct "
-        "base_url, model or extra"
+        f"endpoint {endpoint.name}: the answer to a small call at {chat_url(endpoint)} {what}: {fault.detail}; "
+        + (_right_base_url(endpoint) if likely_base_url(endpoint.base_url) else "correct base_url, model or extra")
     )
+
+
+def chat_url(endpoint: Endpoint) -> str:
+    """What a call asks, without the query and what else may hold a key."""
+    parts = urlsplit(endpoint.base_url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/chat/completions"
+
+
+def likely_base_url(base_url: str) -> str:
+    """What a base_url whose path has no chat completions was probably to be; empty where it looks right."""
+    parts = urlsplit(base_url)
+    path = parts.path.rstrip("/")
+    for ending in ("/chat/completions", "/completions", "/chat", "/models", "/responses", "/embeddings"):
+        path = path.removesuffix(ending)
+    names = [name for name in path.split("/") if name]
+    while len(names) > 1 and names[-1] == names[-2]:
+        names.pop()
+    if not any(re.fullmatch(r"v\d+\w*", name) for name in names):
+        names.append("v1")
+    likely = "/" + "/".join(names)
+    return "" if likely == parts.path.rstrip("/") else urlunsplit((parts.scheme, parts.netloc, likely, "", ""))
+
+
+def _right_base_url(endpoint: Endpoint) -> str:
+    guess = likely_base_url(endpoint.base_url)
+    return f"base_url is probably {guess}" if guess else "correct base_url, to which /chat/completions is added"
 
 
 def _silent(endpoint: Endpoint) -> UserError:
@@ -196,6 +222,12 @@ def _refused(error: openai.APIStatusError, endpoint: Endpoint, models: Sequence[
         source = f"the key in {endpoint.key_variable}" if endpoint.key_variable else "a call without key_variable"
         return UserError(f"{where}: the server refuses {source}: {message}")
     unlisted = models and endpoint.model not in models
+    names_model = endpoint.model in message or "model" in message.lower()
+    if error.status_code in (404, 405) and not (names_model and (unlisted or not models)):
+        fix = _right_base_url(endpoint)
+        if endpoint.model in models and not likely_base_url(endpoint.base_url):
+            fix = f"the server lists {endpoint.model}, serve it for chat"
+        return UserError(f"{where}: there is no {chat_url(endpoint)}; {fix}: {message}")
     if error.status_code == 404 or (unlisted and "model" in message.lower()):
         near = get_close_matches(endpoint.model, models, 3, 0.4) or list(models)[:5]
         known = f"; it has {', '.join(near)}" if near else ""

@@ -120,19 +120,21 @@ def compare(
     """
     from jax_rele.cli.overrides import read_config
     from jax_rele.compare import command as comparing
+    from jax_rele.training import preemption
 
     selected = {"--distill.recipes": recipes, "--distill.students": students}
     options = [word for option, values in selected.items() if values for word in (option, *values)]
     settings = read_config(config, [*options, *overrides])
     default = "label_only" if "label_only" in settings.distill.recipes else settings.distill.recipes[0]
-    comparing.run(
-        settings,
-        seeds=seeds,
-        labelled=labelled,
-        teacher_labelled=teacher_labelled,
-        reference=reference or default,
-        folds=folds,
-    )
+    with preemption.end_on_sigterm():
+        comparing.run(
+            settings,
+            seeds=seeds,
+            labelled=labelled,
+            teacher_labelled=teacher_labelled,
+            reference=reference or default,
+            folds=folds,
+        )
 
 
 @command(
@@ -158,17 +160,19 @@ def tune(
     """
     from jax_rele.cli.overrides import read_config
     from jax_rele.runs.load import main_recipe
+    from jax_rele.training import preemption
     from jax_rele.tune import command as tuning
 
     settings = read_config(config, overrides)
-    tuning.run(
-        settings,
-        student or settings.distill.students[0],
-        recipe or main_recipe(settings),
-        trials=trials,
-        seeds=seeds,
-        metric=metric,
-    )
+    with preemption.end_on_sigterm():
+        tuning.run(
+            settings,
+            student or settings.distill.students[0],
+            recipe or main_recipe(settings),
+            trials=trials,
+            seeds=seeds,
+            metric=metric,
+        )
 
 
 @command(argument("file", metavar="FILE", help="JSONL or Parquet file of signals"), reads_config=True)

@@ -26,7 +26,7 @@ from jax_rele.annotation.completions import (
     sampling_hash,
     worst_cost,
 )
-from jax_rele.annotation.endpoints import check
+from jax_rele.annotation.endpoints import check, likely_base_url
 from jax_rele.annotation.types import Endpoint, Task
 from jax_rele.errors import UserError
 
@@ -239,6 +239,33 @@ def test_an_unknown_model_before_anything_is_charged(lists_models):
         if lists_models:
             assert other.charged == 0
         assert len(check([make(server.url, model="soup")])) == 1
+
+
+def test_a_wrong_path_names_what_was_called_and_what_is_probably_right():
+    with running(Plan(models=("m",))) as server, running(Plan(models=("m",), lists_models=False)) as hidden:
+        for url in (server.url, hidden.url):
+            root = url.removesuffix("/v1")
+            for base in (root, f"{root}/", f"{url}/v1", f"{url}/chat/completions", f"{url}/models", f"{url}/v1/"):
+                words = refused(make(base))
+                assert f"there is no {base.rstrip('/')}/chat/completions; base_url is probably {url}: 404" in words
+                assert "model" not in words.replace("/models", "")
+        assert len(check([make(f"{server.url}/")])) == 1
+
+
+@pytest.mark.parametrize(
+    ("base", "likely"),
+    [
+        ("http://h:1", "http://h:1/v1"),
+        ("http://h/v1/v1/", "http://h/v1"),
+        ("https://h/openai", "https://h/openai/v1"),
+        ("https://h/v1beta/openai/", ""),
+        ("https://h/api/v1/chat/completions?a=1", "https://h/api/v1"),
+        ("https://h/api/v1", ""),
+        ("https://h/v1/", ""),
+    ],
+)
+def test_the_base_url_that_is_probably_right(base, likely):
+    assert likely_base_url(base) == likely
 
 
 def test_an_endpoint_that_is_down():

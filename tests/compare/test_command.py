@@ -1,12 +1,15 @@
 """`jax-rele compare`: what it writes, that it goes on where it was, and what it refuses."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 
 from jax_rele import cli
 from jax_rele.evaluation import BASELINES
+from jax_rele.training import preemption
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +64,26 @@ def test_the_same_command_trains_nothing_and_more_seeds_only_those(run, capsys):
     trained = [line for line in capsys.readouterr().out.splitlines() if line.endswith(": trained")]
     assert len(trained) == 2
     assert all("seed 2" in line for line in trained)
+
+
+def test_sigterm_saves_the_step_and_the_same_command_goes_on(run, tiny, tmp_path, monkeypatch, capsys):
+    shutil.copytree(tiny[1], tmp_path / "tiny")
+    is_due = preemption.is_due
+
+    def stopped(number, *rest):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return is_due(number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption, "is_due", stopped)
+        assert compare(tiny[0], "--run_root", tmp_path, "--seeds", 2) == 0
+    assert ": stopped by SIGTERM, step 2 is saved; the same command resumes" in capsys.readouterr().err
+    assert not (tmp_path / "tiny" / "compare" / "comparison.json").exists()
+    assert compare(tiny[0], "--run_root", tmp_path, "--seeds", 2) == 0
+    assert compare(tiny[0], "--run_root", run[1], "--seeds", 2) == 0
+    name = "tiny/compare/comparison.json"
+    assert (tmp_path / name).read_text() == (run[1] / name).read_text()
 
 
 def test_a_curve_has_a_point_for_every_number(run):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -17,7 +19,7 @@ from jax_rele.io import lock
 from jax_rele.runs import layout
 from jax_rele.stages import distill
 from jax_rele.students import label_probs, predict
-from jax_rele.training import distributed
+from jax_rele.training import distributed, preemption
 from jax_rele.training.metric_log import DivergedError
 from jax_rele.tune.command import PREDICTIONS
 from jax_rele.tune.space import config_fragment, hyperparameters
@@ -113,6 +115,25 @@ def test_everything_is_written(tuned):
     assert "Trial 1 has the numbers of the config" in text
     assert text.count("(best)") == 1
     assert not list((folder / "runs/tuned/tune").rglob("checkpoints"))
+
+
+def test_sigterm_saves_the_step_and_the_same_command_goes_on(tuned, tmp_path, monkeypatch, capsys):
+    file, is_due = write_data(tmp_path), preemption.is_due
+    seen = []
+
+    def stopped(number, *rest):
+        seen.append(number)
+        if len(seen) == 6:  # in the second training
+            os.kill(os.getpid(), signal.SIGTERM)
+        return is_due(number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption, "is_due", stopped)
+        assert tune(file, "--trials", 5) == 0
+    assert ": stopped by SIGTERM, step 3 is saved; the same command resumes" in capsys.readouterr().err
+    assert tune(file, "--trials", 5) == 0
+    expected, actual = document_of(tuned[0]), document_of(tmp_path)
+    assert actual == expected
 
 
 def test_a_figure_is_that_of_the_predictions(tuned):
