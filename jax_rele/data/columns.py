@@ -71,6 +71,9 @@ def missing_column(field: str, columns: Sequence[str], source: str) -> UserError
     """The error for a source without a column for a field."""
     # A header that another character divides comes as few long names.
     other = next((mark for mark in ";|\t" if any(mark in column for column in columns)), "")
+    if not other and len(columns) == 1:
+        marks = [mark for mark in re.findall(r"[^\w\s]|[\x00-\x1f ]", columns[0]) if mark not in "\"'.-_"]
+        other = max(marks, key=marks.count, default="")
     fix = f"set data.delimiter to {other!r} if that divides the cells, or name" if other else "name"
     return UserError(
         f"{source}: no column holds the {field.rpartition('.')[2]}; the columns are {columns}; {fix} the right one in "

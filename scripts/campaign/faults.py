@@ -1,6 +1,6 @@
 """What fails below us, one fault after the other: the outcome that is stated, the one that is seen, and the verdict.
 
-    python scripts/campaign/faults.py [--faults disk read-only handles clock sigterm peers checkpoint] [--times 5]
+    python scripts/campaign/faults.py [--faults disk read-only handles clock slow-disk sigterm peers ...] [--times 5]
         [--steps 20] [--work DIR] [--seed 0]
 
 A fault passes if the command ends with status 0, or with 2 and one line that names file and remedy; if it then,
@@ -24,113 +24,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from common import HERE, command, compare, run, run_well, seeded, table, tail, tiny_config
+from bench import EARLY, Bench, Outcome, broken_and_resumed, differences, end_well, make_bench, refusal
+from common import HERE, command, run, seeded, table, tail
+from preloaded import clock_jumps, slow_disk
 
-EARLY = ("prepare", "annotate", "adapt")
-FAKETIME = tuple(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 PEER_SECONDS = 100
 """Within which a process must end after another one is lost: `distributed.ALIVE_SECONDS` and the time to end."""
 SIGTERM_SECONDS = 20
 """Within which a training must end after SIGTERM: a step and a checkpoint."""
-
-
-DAYS = 20
-"""The longest jump of the clock: tensorboardX, which waits by it, does not survive more than 24 days."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Of one fault: what is stated, what is seen, and whether it passes; None where it cannot be tried."""
-
-    fault: str
-    stated: str
-    seen: str
-    passed: bool | None
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A tiny run that ended well, on an ordinary disk.
-
-    Attributes:
-      folder: to work in.
-      config: its config file.
-      whole: its folder.
-      steps: of each training.
-      times: how often a fault with a random moment or place is tried.
-    """
-
-    folder: Path
-    config: Path
-    whole: Path
-    steps: int
-    times: int
-    seed: int
-
-
-def make_bench(folder: Path, steps: int, times: int, seed: int) -> Bench:
-    config = tiny_config(folder, steps)
-    for name in (*EARLY, "finetune"):
-        run_well([name, config], folder / "log.txt")
-    whole = folder / "whole"
-    shutil.copytree(folder / "runs" / "tiny", whole, dirs_exist_ok=True)
-    return Bench(folder, config, whole, steps, times, seed)
-
-
-# ---- what is seen
-
-
-def refusal(log: Path) -> str:
-    """The one line of a command that was refused; empty where there is none, more than one, or a traceback."""
-    text = log.read_text("utf-8", "replace") if log.exists() else ""
-    lines = [line for line in text.splitlines() if line.startswith("jax-rele: ")]
-    return lines[0] if len(lines) == 1 and "Traceback" not in text else ""
-
-
-def differences(bench: Bench, root: Path, stages: Sequence[str], without: str = "") -> list[str]:
-    """What differs between the unbroken run and another; files of the name `without` are not compared."""
-    lines = [f"{name}/{line}" for name in stages for line in compare(bench.whole / name, root / name).differences]
-    return [line for line in lines if not without or f"/{without}:" not in line]
-
-
-def broken_and_resumed(
-    bench: Bench, root: Path, stages: Sequence[str], fail: Callable[[str, Path], int], expected: str = ""
-) -> tuple[bool, str]:
-    """Runs stages with a fault until one fails, then all without it: whether that is as stated, and what is seen.
-
-    Args:
-      root: where runs are.
-      fail: runs a stage with the fault, its output in a file; returns its status.
-      expected: what the line of a refusal holds.
-    """
-    log = bench.folder / "fault.txt"
-    seen = "no stage fails"
-    for name in stages:
-        log.unlink(missing_ok=True)
-        status = fail(name, log)
-        if status == 0:
-            continue
-        line = refusal(log)
-        if status != 2 or expected not in line or not line:
-            return False, f"{name} ends with {status}: {line or tail(log, 1)[:200]}"
-        seen = f"{name} is refused: {line.removeprefix('jax-rele: ')[:160]}"
-        break
-    return True, seen
-
-
-def end_well(bench: Bench, root: Path, stages: Sequence[str], seen: str) -> tuple[bool, str]:
-    """Runs stages without a fault and compares with the unbroken run."""
-    log = bench.folder / "fault.txt"
-    for name in stages:
-        log.unlink(missing_ok=True)
-        status, _ = run([name, bench.config, "--run_root", root], log)
-        if status:
-            return False, f"{seen}; then {name} ends with {status}: {tail(log, 1)[:200]}"
-    lines = differences(bench, root / "tiny", stages)
-    return not lines, f"{seen}; then {'every artefact is equal' if not lines else '; '.join(lines[:3])}"
 
 
 # ---- disks
@@ -222,46 +125,6 @@ def no_handles(bench: Bench) -> Iterator[Outcome]:
 
 
 # ---- clock and signals
-
-
-def clock_jumps(bench: Bench) -> Iterator[Outcome]:
-    stated = "equal artefacts; a save during which the clock jumps may be refused, with one line"
-    if not FAKETIME:
-        yield Outcome("clock jumps", stated, "libfaketime is not installed (apt-get install faketime)", None)
-        return
-    root, moment = bench.folder / "clock", bench.folder / "moment"
-    shutil.rmtree(root, ignore_errors=True)
-    # Only the time of day jumps: nothing sets the monotonic clock of a machine that runs.
-    variables = {
-        "LD_PRELOAD": str(FAKETIME[0]),
-        "FAKETIME_TIMESTAMP_FILE": str(moment),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    log, stages, rng = bench.folder / "fault.txt", (*EARLY, "finetune"), seeded(bench.seed, "clock")
-    jumps = refusals = 0
-    for name in stages:
-        status = 2
-        while status == 2 and refusals < 20:
-            moment.write_text("+0")
-            arguments = [sys.executable, "-m", "jax_rele.cli", name, str(bench.config), "--run_root", str(root)]
-            with log.open("w") as output:
-                process = subprocess.Popen(arguments, env={**os.environ, **variables}, stdout=output, stderr=output)
-            while process.poll() is None:
-                time.sleep(rng.uniform(0.5, 4.0))
-                moment.write_text(f"{rng.choice('+-')}{rng.randint(1, DAYS)}d")
-                jumps += 1
-            status = process.returncode
-            refusals += status == 2 and bool(refusal(log))
-            if status and not refusal(log):
-                status = 1
-        if status:
-            yield Outcome("clock jumps", stated, f"{name} ends with {status}: {tail(log, 1)}", False)
-            return
-    lines = differences(bench, root / "tiny", stages)
-    yield Outcome(
-        "clock jumps", stated, f"{jumps} jumps of up to {DAYS} days; {lines or 'every artefact is equal'}", not lines
-    )
 
 
 def interrupted(bench: Bench, root: Path, name: str, ready: Callable[[], bool]) -> tuple[int, float, Path]:
@@ -409,6 +272,7 @@ FAULTS: dict[str, Callable[[Bench], Iterator[Outcome]]] = {
     "read-only": read_only_disk,
     "handles": no_handles,
     "clock": clock_jumps,
+    "slow-disk": slow_disk,
     "sigterm": sigterm,
     "peers": lost_peer,
     "checkpoint": flipped_byte,

@@ -25,6 +25,7 @@ QUOTED_CELLS = "quoted_cells"
 _INVALID = "\udcff"  # stands in a cell for an invalid byte: a lone surrogate, which no encoding yields
 _SEPARATOR_LINE = re.compile(rb'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's own first line
 _WHOLE_FLOAT = re.compile(r"-?\d{1,15}\.0")
+_NULL = "\\N"  # an empty cell as databases export it
 _CSV_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 Lines = list[tuple[int, bytes]]
@@ -44,7 +45,7 @@ def delimited_rows(
     """(number of its first line, the row or what is wrong with it, its bytes) of each row.
 
     A number that ends in `.0` loses these two characters: without types a column of whole numbers that was written as
-    floats cannot be distinguished otherwise.
+    floats cannot be distinguished otherwise. A cell of backslash and N, as databases write what is empty, is empty.
 
     Args:
       lines: of the file, the header first.
@@ -137,11 +138,19 @@ class _Counted:
         return self.read, line
 
 
+def _width(line: str, delimiter: str) -> int:
+    """How many cells a line has; 0 for a line that is none of a table."""
+    try:
+        return len(next(csv.reader([line], delimiter=delimiter), []))
+    except csv.Error:
+        return 0
+
+
 def _choose_delimiter(lines: list[str], default: str) -> str:
     """The delimiter by which the header and the line after it have the same number of cells, several if possible."""
 
     def fitness(delimiter: str) -> tuple[bool, bool, bool, int]:
-        widths = [len(next(csv.reader([line], delimiter=delimiter), [])) for line in lines]
+        widths = [_width(line, delimiter) for line in lines]
         several = widths[0] > 1
         return several and widths[0] == widths[1], several, delimiter == default, widths[0]
 
@@ -191,7 +200,9 @@ def _quoted(
             # A quote that is never closed takes in the rows after it.
             lines.again.extendleft(reversed(pending[1:]))
             reader = new_reader()
-            yield pending[:1], RowError(f"broken quotes or cells: {error}; see data.quoting")
+            escaped = b'\\"' in pending[0][1] and not escape
+            fix = "set data.quoting to backslash" if escaped else "double a quote inside a cell, or see data.quoting"
+            yield pending[:1], RowError(f"broken quotes or cells: {error}; {fix}")
             continue
         if cells is None:
             return
@@ -248,12 +259,14 @@ def _row(cells: list[str], header: list[str], physical: Lines, delimiter: str, u
         return RowError(f"{len(cells)} cells{span}, but the header has {width}: {fix}")
     if [cell.strip() for cell in cells] == header:
         return RowError("the header again; remove it where files were joined")
-    whole = (cell[:-2] if cell.endswith(".0") and _WHOLE_FLOAT.fullmatch(cell) else cell for cell in cells)
-    return dict(zip(header, whole))
+    plain = (cell[:-2] if cell.endswith(".0") and _WHOLE_FLOAT.fullmatch(cell) else cell for cell in cells)
+    return dict(zip(header, plain if _NULL not in cells else ("" if cell == _NULL else cell for cell in plain)))
 
 
 def _width_fix(cells: list[str], width: int, delimiter: str, unquoted: bool) -> str:
     """What helps a row with too few or too many cells."""
+    if width == 1 and len(cells) > 1:
+        return "the file's first line must name all columns; remove lines before that"
     if unquoted and any('"' in cell for cell in cells):
         return "if its quotes are those of CSV, set data.quoting to standard"
     if len(cells) > width:

@@ -10,6 +10,7 @@ import codecs
 import csv
 import json
 import lzma
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -149,9 +150,9 @@ def _split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
                 parts.append(lines.pop(0))
             yield b"".join(parts)
             parts = []
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             parts.append(line)
-            if line.endswith(b"\n") or (line.endswith(b"\r") and line is not lines[-1]):
+            if line.endswith(b"\n") or (line.endswith(b"\r") and number < len(lines)):
                 yield b"".join(parts)
                 parts = []
     if parts:
@@ -173,13 +174,29 @@ def _json_object(line: bytes, encoding: str) -> Mapping | RowError:
             f"not valid {encoding.upper()} at byte {error.start + 1}: if the file has another, set data.encoding"
         )
     except json.JSONDecodeError as error:
-        hint = "; a NUL character: the file may be UTF-16, see data.encoding" if b"\0" in line else ""
-        return RowError(f"not valid JSON at character {error.pos + 1}: {error.msg}{hint}")
+        return RowError(f"not valid JSON at character {error.pos + 1}: {error.msg}{_json_hint(line.strip(), error)}")
     except ValueError as error:  # a number with thousands of digits
         return RowError(f"not valid JSON: {error}")
     except RecursionError:
         return RowError("not valid JSON: nested too deeply")
     return value if isinstance(value, dict) else RowError(f"must be a JSON object, got {type(value).__name__}")
+
+
+def _json_hint(line: bytes, error: json.JSONDecodeError) -> str:
+    """What is probably wrong with the file of a line that is no JSON object; empty where that is not clear."""
+    if b"\0" in line:
+        return "; a NUL character: the file may be UTF-16, see data.encoding"
+    if line.startswith(b"\x1e"):
+        return "; a record separator (RFC 7464): remove it from the lines"
+    if (error.msg == "Extra data" and line.endswith(b"},")) or line in (b"[", b"]"):
+        return "; the lines of a JSON array: write one object a line, without commas (jq -c '.[]' does it)"
+    if error.msg == "Extra data":
+        return "; one object a line (jq -c . does it)"
+    if line == b"{" or (line.endswith((b",", b"{", b"[")) and line.startswith((b'"', b"{"))):
+        return "; an object goes over several lines: write one a line (jq -c . does it)"
+    if re.match(rb"\{\s*'", line):
+        return "; single quotes: written by Python's str, write it by json.dumps"
+    return ""
 
 
 def _parquet_rows(file: SourceFile) -> Iterator[Row]:

@@ -311,3 +311,49 @@ def test_a_row_with_too_few_or_many_cells_gets_its_own_advice(tmp_path, header, 
     _, bad = read(tmp_path, "\n".join([header, *rows, line, ""]))
     assert [one.row for one in bad] == [5]
     assert message in bad[0].reason
+
+
+@pytest.mark.parametrize("end", ["\n\r", "\r\r\n", "\r\r", "\n\n"])
+@pytest.mark.parametrize("last", [True, False])
+def test_odd_ends_of_lines(tmp_path, end, last):
+    text = table(plain_titles()).replace("\n", end)
+    pairs, bad = read(tmp_path, text if last else text.removesuffix(end))
+    assert (titles_of(pairs), bad) == (plain_titles(), [])
+
+
+def test_what_a_database_writes_for_an_empty_cell_is_empty(tmp_path):
+    pairs, bad = read(tmp_path, "query,title,brand,label\ntv,stand,\\N,Exact\nmug,\\N,x,Exact\nhat,\\\\N,x,Exact\n")
+    assert [(pair.item.title, pair.item.brand) for pair in pairs] == [("stand", ""), ("\\\\N", "x")]
+    assert [(one.row, one.reason) for one in bad] == [(3, "blank title")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('query,title,label\ntv,"55\\" stand",Exact\n', "set data.quoting to backslash"),
+        ('query,title,label\ntv,"55" stand",Exact\n', "double a quote inside a cell, or see data.quoting"),
+        ("# exported\nquery,title,label\ntv,stand,Exact\n", "first line must name all columns; remove lines before"),
+        ("query\x01title\x01label\ntv\x01stand\x01Exact\n", r"set data\.delimiter to '\\x01'"),
+        ("query^title^label\ntv^stand^Exact\n", r"set data\.delimiter to '\^'"),
+        ('query,"title,label\n' + "x" * 140_000, "the header is broken"),
+    ],
+)
+def test_a_file_of_another_dialect_names_what_mends_it(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[\n{"query": "a", "title": "b"},\n{"query": "a", "title": "c"},\n]\n', "the file is one JSON array"),
+        ('{"query": "a", "title": "b"},\n{"query": "a", "title": "c"},\n', "the lines of a JSON array"),
+        ('{"query": "a", "title": "b"}{"query": "a", "title": "c"}\n', "one object a line"),
+        ('{\n  "query": "a",\n  "title": "b"\n}\n', "an object goes over several lines"),
+        ("{'query': 'a', 'title': 'b'}\n", "single quotes: written by Python's str"),
+        ('\x1e{"query": "a", "title": "b"}\n', "a record separator"),
+    ],
+)
+def test_json_that_is_not_one_object_a_line_is_named(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, text, "data.jsonl")
