@@ -180,7 +180,10 @@ def _why_unreadable(answer: str, reason: str, start: int, end: int) -> _Unreadab
 
 
 def _without_thoughts(text: str) -> str:
-    """The text in the final channel or after the last think block, or before one that is not closed."""
+    """The text in the final channel or after the last think block, or before one that is not closed.
+
+    A mark within a JSON object is a value that quotes it.
+    """
     if channels := list(_CHANNEL.finditer(text)):
         final = [channel for channel in channels if channel[1] == "final"]
         if not final:
@@ -188,10 +191,14 @@ def _without_thoughts(text: str) -> str:
         text = _CHANNEL_END.split(text[final[-1].end() :])[0]
     elif text.lstrip().startswith("analysis") and (finals := list(_BARE_FINAL.finditer(text))):
         text = text[finals[-1].end() :]
-    if closes := list(_THINK_END.finditer(text)):
-        text = text[closes[-1].end() :]
-    opened = _THINK_START.search(text)
-    return text[: opened.start()] if opened else text
+    closes, opens = list(_THINK_END.finditer(text)), list(_THINK_START.finditer(text))
+    spans = [span for span, _ in _spans(text)] if closes or opens else []
+    closes, opens = (
+        [mark for mark in marks if not any(start <= mark.start() < end for start, end in spans)]
+        for marks in (closes, opens)
+    )
+    begin = closes[-1].end() if closes else 0
+    return text[begin : next((mark.start() for mark in opens if mark.start() >= begin), len(text))]
 
 
 def _load(text: str) -> object:
@@ -204,6 +211,11 @@ def _load(text: str) -> object:
 
 def _objects(text: str) -> Iterator[JsonObject]:
     """The outermost JSON objects in a text."""
+    return (parsed for _, parsed in _spans(text))
+
+
+def _spans(text: str) -> Iterator[tuple[tuple[int, int], JsonObject]]:
+    """The outermost JSON objects in a text, each after its [start, end)."""
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
     start = text.find("{")
     for _ in range(_MAX_OBJECTS):
@@ -211,7 +223,7 @@ def _objects(text: str) -> Iterator[JsonObject]:
             return
         try:
             parsed, end = decoder.raw_decode(text, start)
-            yield _unwrap(parsed)
+            yield (start, end), _unwrap(parsed)
         except ValueError:
             end = start + 1
         start = text.find("{", end)

@@ -120,6 +120,8 @@ def load_completion(content: bytes) -> dict[str, Any]:
         completion = json.loads(content)
     except (ValueError, RecursionError):
         text = content.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+        if not text:
+            raise Malformed("not JSON: an empty body") from None
         if text.startswith(("data:", "event:", ":")):
             raise Malformed(f"the server streams its answer, begins with {first_words(text)}") from None
         if text.startswith("<"):
@@ -290,7 +292,7 @@ def _other_texts(message: Mapping[str, Any]) -> dict[str, str]:
     ):
         if isinstance(function, dict) and (arguments := _text(function.get("arguments"))):
             texts[f"{name} {len(texts) + 1}" if name in texts else name] = arguments
-    for name in ("reasoning_content", "reasoning", "thinking"):
+    for name in ("reasoning_content", "reasoning", "reasoning_details", "thinking"):
         if (reasoning := _text(message.get(name))).strip():
             texts[name] = reasoning
     return texts
@@ -319,8 +321,11 @@ def _holds_answer(text: str, schema: Mapping[str, object]) -> bool:
 def _tokens(completion: Mapping[str, Any]) -> tuple[int, int]:
     """Tokens of the prompt and the answer; 0 for a count that is none."""
     usage = completion.get("usage")
+    if not isinstance(usage, dict):
+        return 0, 0
     prompt, generated = (
-        _count(usage.get(name)) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")
+        next((count for name in names if (count := _count(usage.get(name)))), 0)
+        for names in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
     )
     return prompt, generated
 

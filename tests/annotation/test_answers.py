@@ -213,3 +213,17 @@ def test_enormous_answers_are_read_in_time():
     ):
         answer(text)
     assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize("mark", ["<think>", "<THINK>", "</think>", "[reasoning]", "<|end_of_thought|>"])
+def test_marks_of_thoughts_in_values_are_values(mark):
+    values = Comparison(DIMENSIONS[0], (mark,), (f"a {mark} b",), "mismatch")
+    rationale = Rationale((values, *(Comparison(name, (), (), "absent") for name in DIMENSIONS[1:])), "Exact")
+    text = json.dumps(answer_form(rationale, DIMENSIONS))
+    for whole in (
+        f"<think>x</think>{text}",
+        f"Sure: {text}",
+        f"<think>{text}</think>{text}<think>so",
+        f"x</think>{text}",
+    ):
+        assert answer(whole) == rationale

@@ -20,6 +20,7 @@ from jax_rele.annotation.completions import (
     ErrorInside,
     Malformed,
     answer_key,
+    load_completion,
     prompt_hash,
     read_completion,
     request_body,
@@ -155,6 +156,17 @@ def test_any_json_is_an_answer_or_malformed(value):
     except (Malformed, ErrorInside):
         return
     assert answer.failure or answer.text.strip()
+
+
+def test_counts_of_other_names_are_read():
+    value = completion(content="{}") | {"usage": {"input_tokens": "3", "output_tokens": 4.0}}
+    answer = read_completion(value, make("http://x", input_price=1e6, output_price=1e6), TASK, 1, "k", 99.0)
+    assert (answer.input_tokens, answer.output_tokens, answer.cost) == (3, 4, 7.0)
+
+
+def test_an_empty_body_is_named():
+    with pytest.raises(Malformed, match="an empty body"):
+        load_completion(b" \n")
 
 
 def test_without_a_usage_the_worst_is_charged():
