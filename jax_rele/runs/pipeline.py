@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import secrets
 import time
@@ -345,7 +346,12 @@ def _read_manifest(run_dir: Path, name: str) -> Manifest | None:
             return manifest
     except FileNotFoundError:
         return None
-    except (ValueError, AttributeError, OSError):
+    except (PermissionError, NotADirectoryError) as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise UserError(f"{path}: cannot be read: {error.strerror}; choose another `name` or run_root") from None
+    except (ValueError, AttributeError):
         pass
     raise UserError(f"{path}: damaged; delete the folder {path.parent} to run its stage again")
 

@@ -62,6 +62,7 @@ def clock_jumps(bench: Bench) -> Iterator[Outcome]:
                 refusals += status == 2
                 if status and (status != 2 or not refusal(log) or refusals > MOST_REFUSALS):
                     failure = f"{name} ends with {status}, {refusals} refusals: {tail(log, 1)}"
+                    shutil.copy(log, bench.folder / "clock_failure.txt")
         wrong = failure or differences(bench, root / "tiny", stages) or ""
         seen = f"{jumps} jumps of up to {DAYS} days, {refusals} refusals; {wrong or 'every artefact is equal'}"
         yield Outcome("clock jumps", stated, seen, not wrong)

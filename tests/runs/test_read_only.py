@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jax_rele import config
+from jax_rele import cli, config
 from jax_rele.errors import UserError
 from jax_rele.runs import pipeline
 
@@ -62,3 +62,12 @@ def test_an_unfinished_run_says_why_it_cannot_start(settings, make_read_only):
     make_read_only()
     with pytest.raises(UserError, match="cannot be written: Read-only file system"):
         run(settings, "prepare")
+
+
+def test_a_name_that_is_too_long_is_not_called_damage(tmp_path, capsys):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"query": "q", "title": "t", "label": "Exact"}\n', "utf-8")
+    file = tmp_path / "config.yaml"
+    file.write_text(f"data: {{path: {pairs}}}\nrun_root: {tmp_path}\n", "utf-8")
+    assert cli.main(["prepare", str(file), "--name", "x" * 300]) == 2
+    assert "cannot be read: File name too long; choose another `name` or run_root" in capsys.readouterr().err
