@@ -44,6 +44,15 @@ _OTHER_FORMATS = {
     b"SQLite format 3": "is an SQLite database; export it as CSV",
     b"<!doctype html": "is a web page; download the file itself",
     b"<html": "is a web page; download the file itself",
+    b"<table": "is a web page; download the file itself",
+    b"<?xml": "is XML; export it as CSV or JSON lines",
+    b"%PDF": "is a PDF; export the table as CSV",
+    b"\xd0\xcf\x11\xe0": "is a workbook; export it as CSV",
+    b"7z\xbc\xaf": "is a 7z archive; unpack it",
+    b"ARROW1": "is an Arrow file; write it as Parquet",
+    b"Obj\x01": "is an Avro file; write it as Parquet",
+    b"\x80\x04\x95": "is a pickle, which is never read; write it as Parquet",
+    b"\x80\x05\x95": "is a pickle, which is never read; write it as Parquet",
 }
 """How files begin whose name says otherwise, in lower case where that differs."""
 
@@ -81,6 +90,7 @@ def read_file(
         with file.open() as stream:
             lines, encoding = _lines(stream, encoding, file.name)
             if file.suffix in (".csv", ".tsv"):
+                lines = _refuse_objects(lines, file.name)
                 yield from delimited_rows(
                     lines,
                     file.name,
@@ -121,10 +131,8 @@ def check_encoding(encoding: str) -> str:
 def _lines(stream: IO[bytes], encoding: str, name: str) -> tuple[Iterator[bytes], str]:
     """Lines and the encoding that they are in."""
     first = stream.read(_BLOCK)
-    has_object = any(line.lstrip().startswith(b"{") for line in first.splitlines())
-    for start, message in () if has_object else _OTHER_FORMATS.items():
-        if first.lstrip()[: len(start)] in (start, start.upper()) or first[: len(start)].lower() == start:
-            raise UserError(f"{name}: {message}")
+    if not any(line.lstrip().startswith(b"{") for line in first.splitlines()):
+        _refuse_other_format(first, name)
     # Quotes, commas and line ends are a NUL and another byte in UTF-16; a mark without many of them is damage.
     has_nuls = 50 * first.count(b"\0") > len(first)
     if encoding == "utf-8" and has_nuls and first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -138,6 +146,21 @@ def _lines(stream: IO[bytes], encoding: str, name: str) -> tuple[Iterator[bytes]
         encoding = "utf-8"
     lines = _split_lines(blocks)
     return (_without_mark(lines) if encoding == "utf-8" else lines), encoding
+
+
+def _refuse_other_format(first: bytes, name: str) -> None:
+    """Raises UserError for a file that begins as one of another format."""
+    for start, message in _OTHER_FORMATS.items():
+        if first.lstrip()[: len(start)] in (start, start.upper()) or first[: len(start)].lower() == start:
+            raise UserError(f"{name}: {message}")
+
+
+def _refuse_objects(lines: Iterator[bytes], name: str) -> Iterator[bytes]:
+    """The lines of a table. Raises UserError where the first one is a JSON object."""
+    for number, line in enumerate(lines):
+        if number == 0 and re.match(rb'\{\s*"[^"]*"\s*:', line):
+            raise UserError(f"{name}: is JSON, not a table; let the name of a file of JSON lines end in .jsonl")
+        yield line
 
 
 def _split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -194,6 +217,8 @@ def _json_hint(line: bytes, error: json.JSONDecodeError) -> str:
         return "; one object a line (jq -c . does it)"
     if line == b"{" or (line.endswith((b",", b"{", b"[")) and line.startswith((b'"', b"{"))):
         return "; an object goes over several lines: write one a line (jq -c . does it)"
+    if b"{" not in line and (b"," in line or b"\t" in line):
+        return "; if the file is a table, let its name end in .csv or .tsv"
     if re.match(rb"\{\s*'", line):
         return "; single quotes: written by Python's str, write it by json.dumps"
     return ""
@@ -201,6 +226,10 @@ def _json_hint(line: bytes, error: json.JSONDecodeError) -> str:
 
 def _parquet_rows(file: SourceFile) -> Iterator[Row]:
     number = 0
+    with file.open() as stream:
+        first = stream.read(16)
+    if not first.startswith(b"PAR1"):
+        _refuse_other_format(first, file.name)
     with file.open() as stream, pq.ParquetFile(stream, page_checksum_verification=True) as table:
         names = table.schema_arrow.names
         if repeated := sorted({name for name in names if names.count(name) > 1}):

@@ -241,12 +241,34 @@ def test_a_file_that_was_joined_from_two(tmp_path):
         (b"PK\x03\x04\x14", "is a ZIP archive or a workbook"),
         (b"PAR1\x15", "is Parquet"),
         (b"\n <!DOCTYPE HTML><html>", "is a web page"),
+        (b"<?xml version='1.0'?><rows/>", "is XML"),
+        (b"%PDF-1.4\n", "is a PDF"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "is a workbook"),
+        (b"7z\xbc\xaf'\x1c", "is a 7z archive"),
+        (b"\x80\x04\x95\x10", "is a pickle, which is never read"),
+        (b"Obj\x01\x04", "is an Avro file"),
+        (b'{"query": "tv", "title": "a"}\n', r"is JSON, not a table; .* \.jsonl"),
+        (b'{"message": "Not Found"}', "is JSON, not a table"),
         ("query,title\n".encode("utf-16-le"), "the header holds NUL characters; set data.encoding"),
     ],
 )
 def test_files_of_another_format_are_named(tmp_path, content, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("data.parquet", b"ARROW1\0\0", "is an Arrow file; write it as Parquet"),
+        ("data.parquet", b"\x1f\x8b\x08\x00", "is compressed by gzip"),
+        ("data.parquet", b"query,title\n" * 9, "the file cannot be read"),
+        ("data.jsonl", b"query,title\ntv,a\n", r"if the file is a table, let its name end in \.csv"),
+    ],
+)
+def test_a_name_that_says_another_format(tmp_path, name, content, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, content, name)
 
 
 def test_nul_characters_in_json_lines_are_named(tmp_path):
