@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from jax_rele import losses
 from jax_rele.config import OptimizationConfig
@@ -55,7 +57,7 @@ class MetricLog:
             lines = self.path.read_text("utf-8").splitlines() if start and self.path.exists() else []
             before = [line for line in lines if _step_of(line) <= start]
             self.path.write_text("".join(line + "\n" for line in before), "utf-8")
-            self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+            self.board = _Board(directory / "tensorboard", start + 1)
         self.totals: Totals = {}
         self.loss, self.waited, self.steps, self.pairs = 0.0, 0.0, 0, 0
         self.clock = time.perf_counter()
@@ -126,9 +128,7 @@ class MetricLog:
         if self.writes:
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
-            for key, value in row.items():
-                if key != "step":
-                    self.board.add_scalar(key, value, step)
+            self.board.write({key: value for key, value in row.items() if key != "step"}, step)
         if not self.warned and step > self.config.warmup_fraction * self.config.steps and (warning := self.check(row)):
             self.warned = True
             if self.writes:
@@ -136,6 +136,32 @@ class MetricLog:
         self.progress.update(self.bar, loss=row["loss"], rate=row["pairs_per_second"])
         self.totals, self.loss, self.waited, self.steps, self.pairs = {}, 0.0, 0.0, 0, 0
         self.clock = time.perf_counter()
+
+
+class _Board:
+    """A file of TensorBoard, written at once.
+
+    `tensorboardX.SummaryWriter` has a thread that waits by the clock of the day: where that jumps the thread ends, and
+    the training waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.events = EventsWriter(str(folder / "events"))
+        # TensorBoard forgets what an earlier attempt wrote of these steps.
+        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        for name, value in figures.items():
+            self._write(Event(step=step, summary=scalar(name, value)))
+        self.events.flush()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self.events.write_event(event)
+
+    def close(self) -> None:
+        self.events.close()
 
 
 def _step_of(line: str) -> float:

@@ -1,14 +1,17 @@
 """Checkpoints: what is damaged is found before it is used, and what cannot be written ends in one line."""
 
 import errno
+import json
 import os
 import random
 import signal
+import threading
 
 import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jax_rele import config, errors, losses
 from jax_rele.data.batches.loader import Groups, batches, shuffled
@@ -24,6 +27,7 @@ from jax_rele.training import (
     shard_step,
     train,
 )
+from jax_rele.training.metric_log import MetricLog
 from jax_rele.types import StudentOutputs
 
 OPTIMIZATION = config.OptimizationConfig(steps=8, batch_size=4, learning_rate=0.1, checkpoint_every=2, log_every=1)
@@ -78,6 +82,32 @@ def flip(folder, seed):
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     return train_here(folder), folder
+
+
+def events_of(folder):
+    """The events of TensorBoard's files: records of a length, 4 bytes, the content, and 4 bytes."""
+    for file in sorted((folder / "tensorboard").iterdir()):
+        content = file.read_bytes()
+        while content:
+            size = int.from_bytes(content[:8], "little")
+            yield Event.FromString(content[12 : 12 + size])
+            content = content[16 + size :]
+
+
+def test_tensorboard_has_the_figures_of_the_log_and_no_thread(whole, tmp_path, monkeypatch):
+    lines = [json.loads(line) for line in (whole[1] / "metrics.jsonl").read_text().splitlines()]
+    events = list(events_of(whole[1]))
+    figures = {(event.step, value.tag): value.simple_value for event in events for value in event.summary.value}
+    expected = {(line["step"], name): value for line in lines for name, value in line.items() if name != "step"}
+    assert figures == pytest.approx(expected, rel=1e-6)
+    jumps = iter(range(0, 10**9, 60 * 86400))
+    monkeypatch.setattr("jax_rele.training.metric_log.time.time", lambda: 1e9 + next(jumps))
+    before = set(threading.enumerate())
+    log = MetricLog(tmp_path, 3, OPTIMIZATION, "test", lambda row: "")
+    with log:
+        started = {type(thread).__module__ for thread in set(threading.enumerate()) - before}
+        assert started <= {"rich.live"}
+    assert [event.session_log.status for event in events_of(tmp_path)][-1] == SessionLog.START
 
 
 def test_sigterm_saves_the_step_and_the_same_call_resumes(whole, tmp_path):
