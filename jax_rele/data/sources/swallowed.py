@@ -97,6 +97,8 @@ class Columns:
             if len(texts) == 1:
                 continue
             n_lines += len(texts)
+            # Its last line is a quote alone, with which the text of the next row may begin.
+            is_either |= not cell.strip() and index == len(cells) - 1
             has_width = False
             for number, text in enumerate(texts):
                 first, last = number == 0, number == len(texts) - 1
