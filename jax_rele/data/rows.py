@@ -224,6 +224,8 @@ def _parse_label(value, label_map: Mapping[str, str], label_names: Sequence[str]
         if _plain_label(theirs) == plain:
             return name
     hint = "; labels.aliases takes 'true' and 'false'" if plain in ("true", "false") else ""
+    if similar := next((name for name in (*label_names, *label_map) if text_key(name) == text_key(label)), ""):
+        hint = f"; map it in labels.aliases if it is {similar!r}"
     known = f"one of {list(label_names)} or of labels.aliases {dict(label_map)}"
     raise RowError(f"unknown label {_shown(label)}: must be {known}{hint}")
 

@@ -101,3 +101,12 @@ def test_html_becomes_text_on_request():
     assert parse(theirs).query == "bath &amp; body"
     with pytest.raises(RowError, match="the title holds nothing but HTML"):
         parse(row(item={"title": "<br><br>"}), strip_html=True)
+
+
+@pytest.mark.parametrize("label", ["exact", "EXACT", "Ｅxact"])
+def test_a_label_in_another_case_names_the_one_that_it_may_be(label):
+    row = {"query": "q", "title": "t", "label": label}
+    with pytest.raises(RowError, match=r"map it in labels\.aliases if it is 'Exact'"):
+        parse_row(row, fields={}, label_map={}, label_names=("Exact", "Irrelevant"))
+    aliased = parse_row(row, fields={}, label_map={label: "Exact"}, label_names=("Exact", "Irrelevant"))
+    assert aliased.label == "Exact"
