@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jax_rele.cli.options import Reading, named_values, reading_options
+from jax_rele.cli.options import named_values
 from jax_rele.config import TextLossConfig
 from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.data.parquet import QUARANTINE, join_tables
@@ -50,7 +50,6 @@ def predict(
     threads: int | None = None,
     fields: Sequence[str] = (),
     encoding: str | None = None,
-    data: Sequence[str] = (),
     max_unknown: float | None = None,
 ) -> None:
     """Scores a file of pairs by a model of a run, see `predict_by_run`, or by a bundle, see `predict_by_bundle`.
@@ -66,8 +65,7 @@ def predict(
         "--ray": ray,
         "--workers": workers,
     }
-    options |= {"--threads": threads, "--fields": fields, "--encoding": encoding, "--data": data}
-    options["--max-unknown"] = max_unknown
+    options |= {"--threads": threads, "--fields": fields, "--encoding": encoding, "--max-unknown": max_unknown}
     if not is_bundle and not (run_dir / "config.yaml").is_file():
         exported = (run_dir / PARITY).is_file()
         other = "; it is an export of another format: `--format onnx` writes a bundle" if exported else ""
@@ -101,13 +99,8 @@ def predict(
     names = named_values(fields, "--fields")
     if max_unknown is not None and not 0 <= max_unknown <= 1:
         raise UserError(f"--max-unknown: is a fraction from 0 to 1, not {max_unknown:g}")
-    reading = reading_options(data)
-    if encoding and "encoding" in reading:
-        raise UserError("--encoding: is in --data too; give it once")
-    if ray and (encoding or data or max_unknown is not None):
-        raise UserError(
-            "--ray: goes with none of --encoding, --data and --max-unknown; start processes with --process N/M"
-        )
+    if ray and (encoding or max_unknown is not None):
+        raise UserError("--ray: goes with neither --encoding nor --max-unknown; start processes with --process N/M")
     predict_by_bundle(
         run_dir,
         input_path,
@@ -120,7 +113,6 @@ def predict(
         threads or 0,
         names,
         encoding=encoding or "utf-8",
-        reading=reading,
         max_unknown=0.25 if max_unknown is None else max_unknown,
     )
 
@@ -138,7 +130,6 @@ def predict_by_bundle(
     fields: Mapping[str, str],
     *,
     encoding: str = "utf-8",
-    reading: Reading | None = None,
     max_unknown: float = 0.25,
 ) -> None:
     """Scores a file of pairs by a bundle, as one file or as shards, see `jax_rele.deployment.batch`.
@@ -157,9 +148,7 @@ def predict_by_bundle(
         _check_output(input_path, output_path)
         _check_quarantine(output_path.with_suffix(".quarantine.parquet"))
         # Shards of the one file; they are kept until it is whole, so that the same command resumes.
-        key = hash_values(
-            [str(bundle.resolve()), input_path, list(fields.items()), rows, *(dict(reading or {}).items())]
-        )
+        key = hash_values([str(bundle.resolve()), input_path, list(fields.items()), rows])
         shards = str(output_path.with_name(f".{output_path.name}.{key}.shards"))
     worker = Worker.parse(process) if process else Worker()
     try:
@@ -186,7 +175,6 @@ def predict_by_bundle(
                 worker=worker,
                 threads=threads,
                 encoding=encoding,
-                reading=dict(reading or {}),
                 max_unknown=max_unknown,
             )
     except UserError:

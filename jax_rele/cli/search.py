@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jax_rele.cli.options import named_values, reading_options
+from jax_rele.cli.options import named_values
 from jax_rele.config import TextLossConfig
 from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss, summarize
 from jax_rele.deployment.bundle import read_manifest
@@ -43,7 +43,6 @@ def index(
     vectors: str | None = None,
     kind: str | None = None,
     fields: Sequence[str] = (),
-    data: Sequence[str] = (),
     shard: str | None = None,
     update: bool = False,
     sync: bool = False,
@@ -74,7 +73,7 @@ def index(
         check_output_folder(output)
     check_bundle(read_manifest(bundle), bundle)
     if items is not None:
-        read = read_items(items, named_values(fields, "--fields"), reading_options(data))
+        read = read_items(items, named_values(fields, "--fields"))
         scorer = load_bundle(bundle)
         if build:
             _check_nothing_is_lost(output, {item.id for item in read.items}, items)

@@ -42,14 +42,6 @@ _RUN = argument("run", type=Path, metavar="RUN", help="folder of a finished run,
     ),
     argument("--encoding", metavar="NAME", help="of a bundle: encoding of text files; utf-8"),
     argument(
-        "--data",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="of a bundle: how text files are read, as data.NAME in a config: delimiter, quoting, html",
-    ),
-    argument(
         "--max-unknown",
         type=float,
         metavar="FRACTION",
@@ -119,14 +111,6 @@ def export(
 
 
 _BUNDLE = argument("bundle", type=Path, metavar="DIR", help="bundle of a student, as `jax-rele export` writes it")
-_DATA = argument(
-    "--data",
-    nargs="+",
-    action="extend",
-    default=[],
-    metavar="NAME=VALUE",
-    help="how text files are read, as data.NAME in a config: encoding, delimiter, quoting, html",
-)
 _FIELDS = argument(
     "--fields",
     nargs="+",
@@ -145,7 +129,6 @@ _FIELDS = argument(
     argument("--exact", action="store_true", help="exact search; by default below 100,000 items"),
     argument("--hnsw", action="store_true", help="a graph; by default from 100,000 items on"),
     _FIELDS,
-    _DATA,
     argument("--shard", metavar="N/M", help="be the N-th of M processes that build the index"),
     argument("--update", action="store_true", help="add new items of ITEMS and replace changed ones"),
     argument("--sync", action="store_true", help="as --update, and delete the items that ITEMS lacks"),
@@ -161,7 +144,6 @@ def index(
     exact: bool,
     hnsw: bool,
     fields: Sequence[str],
-    data: Sequence[str],
     shard: str | None,
     update: bool,
     sync: bool,
@@ -186,7 +168,6 @@ def index(
         vectors=vectors,
         kind=kind,
         fields=fields,
-        data=data,
         shard=shard,
         update=update,
         sync=sync,
@@ -266,7 +247,6 @@ _ALIASES = argument(
     argument("--per-query", action="store_true", help="one pair of each query, for a bound that is exact"),
     argument("--write", action="store_true", help="store the tiers in the bundle"),
     _FIELDS,
-    _DATA,
     _ALIASES,
 )
 def threshold(
@@ -280,7 +260,6 @@ def threshold(
     per_query: bool,
     write: bool,
     fields: Sequence[str],
-    data: Sequence[str],
     aliases: Sequence[str],
 ) -> None:
     """Cut-offs of the score with a bound on irrelevant pairs.
@@ -300,7 +279,6 @@ def threshold(
         per_query=per_query,
         write=write,
         fields=fields,
-        data=data,
         aliases=aliases,
     )
 
@@ -314,24 +292,15 @@ def threshold(
     argument("--by", choices=("locale", "category"), help="each group by itself too, and the mix of groups"),
     argument("--output", type=Path, metavar="REPORT.html", help="page to write, with JSON beside it"),
     _FIELDS,
-    _DATA,
 )
-def drift(
-    bundle: Path,
-    input: str,
-    reference: str,
-    by: str | None,
-    output: Path | None,
-    fields: Sequence[str],
-    data: Sequence[str],
-) -> None:
+def drift(bundle: Path, input: str, reference: str, by: str | None, output: Path | None, fields: Sequence[str]) -> None:
     """Compare scores, verdicts and texts of two files of pairs.
 
     Says whether they shifted, and what to do. docs/thresholds.md explains the tests.
     """
     from jax_rele.cli import drift as comparing
 
-    comparing.drift(bundle, input, reference, by=by, output=output, fields=fields, data=data)
+    comparing.drift(bundle, input, reference, by=by, output=output, fields=fields)
 
 
 @command(

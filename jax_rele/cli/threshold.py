@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jax_rele.cli.options import named_values, reading_options
+from jax_rele.cli.options import named_values
 from jax_rele.data import read_pairs
 from jax_rele.deployment import thresholds
 from jax_rele.deployment.bundle import MANIFEST, Tier, set_tiers
@@ -35,7 +35,6 @@ def threshold(
     per_query: bool = False,
     write: bool = False,
     fields: Sequence[str] = (),
-    data: Sequence[str] = (),
     aliases: Sequence[str] = (),
 ) -> None:
     """Chooses cut-offs on labelled held-out pairs, prints their figures, and stores them in the bundle on request.
@@ -56,7 +55,6 @@ def threshold(
         fields=named_values(fields, "--fields"),
         label_map={**scorer.manifest.labels.aliases, **named_values(aliases, "--aliases")},
         require_label=True,
-        **reading_options(data),
     )
     if bad:
         print(f"{pairs_path}: {len(bad)} bad rows left out, the first is row {bad[0].row}: {bad[0].reason}")

@@ -81,7 +81,6 @@ def predict_shards(
     worker: Worker = Worker(),
     threads: int = 0,
     encoding: str = "utf-8",
-    reading: Mapping[str, object] | None = None,
     max_unknown: float = 0.25,
     cache: str | os.PathLike = ".cache",
     progress: Callable[[int], None] = lambda pairs: None,
@@ -97,7 +96,6 @@ def predict_shards(
       worker: which process of how many this is.
       threads: of ONNX Runtime; 0 is one for each core.
       encoding: of text files.
-      reading: how else they are read, by keys of the config's `data`: delimiter, quoting, html.
       max_unknown: fraction of a shard's characters that may be unknown to the tokenizer.
       cache: where a benchmark is converted.
       progress: called after each shard with its number of rows.
@@ -107,12 +105,9 @@ def predict_shards(
         full.
     """
     folder = open_folder(output)
-    read_as = {"encoding": encoding, **(reading or {})}
-    data = DataConfig.model_validate({**read_as, "path": source, "fields": dict(fields or {})})
+    data = DataConfig(path=source, fields=dict(fields or {}), encoding=encoding)
     manifest = read_manifest(bundle)
     plan = {"bundle": manifest.identity, "input": source_hash(data), "fields": dict(fields or {}), "rows": rows}
-    if read_as != {"encoding": "utf-8"}:
-        plan["reading"] = read_as
     try:
         check_mapping(data.fields, {}, ())
         scorer = load_bundle(bundle, threads=threads)
@@ -222,7 +217,6 @@ def _blocks(
                     label_names=(),
                     for_prediction=True,
                     max_characters=data.max_characters,
-                    strip_html=data.html == "text",
                 )
                 block[0].append(pair)
             except RowError as error:

@@ -293,13 +293,3 @@ def test_a_shard_of_unknown_tokens_is_refused(bundle, pairs, tmp_path, monkeypat
     assert not list((tmp_path / "out").glob("part-*"))
     done = predict_shards(bundle, str(pairs), tmp_path / "out", rows=ROWS, threads=1, max_unknown=1.0)
     assert done.finished
-
-
-def test_a_file_of_another_dialect_is_judged(bundle, tmp_path, capsys):
-    file, output = tmp_path / "pairs.csv", tmp_path / "scores.parquet"
-    file.write_text('query^title\nred shoes^"55" stand\nblue mug^"x" y\n', "utf-8")
-    words = ["predict", str(bundle), "--input", str(file), "--output", str(output)]
-    assert cli.main(words) == 2
-    assert r"set data.delimiter to '^'" in capsys.readouterr().err
-    assert cli.main([*words, "--data", "delimiter=^", "quoting=none"]) == 0
-    assert pq.read_table(output).num_rows == 2

@@ -46,20 +46,17 @@ class ReadItems:
     n_replaced: int
 
 
-def read_items(
-    path: str | os.PathLike, fields: Mapping[str, str] | None = None, reading: Mapping[str, object] | None = None
-) -> ReadItems:
+def read_items(path: str | os.PathLike, fields: Mapping[str, str] | None = None) -> ReadItems:
     """Reads items from JSONL, CSV, TSV or Parquet: rows of items, or of pairs with an `item`.
 
     Args:
       path: a file, folder or glob pattern, here or in another file system; or `sample`, the bundled one.
       fields: canonical name of the pair format (`item`, `item.title`, ...) -> name in the file.
-      reading: how text files are read, by keys of the config's `data`: encoding, delimiter, quoting, html.
 
     Raises:
       UserError: no such file, a damaged one, or no row is an item.
     """
-    data = DataConfig.model_validate({**(reading or {}), "path": os.fspath(path)})
+    data = DataConfig(path=os.fspath(path))
     fields = (_SAMPLE_FIELDS if data.path == SAMPLE else {}) | dict(fields or {})
     check_mapping(fields, {}, ())
     items: dict[str, Item] = {}
@@ -70,7 +67,7 @@ def read_items(
             try:
                 if isinstance(row, RowError):
                     raise row
-                item = _parse_item(row, fields, data)
+                item = _parse_item(row, fields, data.max_characters)
             except RowError as error:
                 bad.append(Quarantined(shard.name, number, str(error), raw_text(raw)))
                 continue
@@ -85,7 +82,7 @@ def read_items(
     return ReadItems(tuple(items.values()), tuple(bad), n_rows, n_replaced)
 
 
-def _parse_item(row: Mapping, fields: Mapping[str, str], data: DataConfig) -> Item:
+def _parse_item(row: Mapping, fields: Mapping[str, str], max_characters: int) -> Item:
     """The item of a row. A row that has the fields of an item at its top is read as one."""
     if "item" not in fields and not has_item_columns(row):
         attributes = {name: value for name, value in row.items() if name.casefold().startswith("attributes.")}
@@ -98,8 +95,7 @@ def _parse_item(row: Mapping, fields: Mapping[str, str], data: DataConfig) -> It
         label_map={},
         label_names=(),
         for_prediction=True,
-        max_characters=data.max_characters,
-        strip_html=data.html == "text",
+        max_characters=max_characters,
     )
     return pair.item
 
