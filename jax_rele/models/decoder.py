@@ -143,7 +143,7 @@ def attend_to_cache(
     positions: jax.Array,
     window: int | jax.Array,
     lengths: Sequence[int],
-    used: jax.Array,
+    used: jax.Array | None,
 ) -> jax.Array:
     """Attention of queries [B, L, heads, head_dim] at `positions` [B, L] to a layer of the cache.
 
@@ -151,7 +151,7 @@ def attend_to_cache(
       query, cache, layer, positions: see above.
       window: as in `Mask`.
       lengths: the first so many positions of the cache may be read, in ascending order.
-      used: int, the index in `lengths` of the number that is read; no position may be at or beyond it.
+      used: int, the index in `lengths` of the number that is read; no position may be at or beyond it. None: the last.
     """
 
     def read(length):
@@ -159,8 +159,8 @@ def attend_to_cache(
         mask = Mask(causal=True, window=window, query_positions=positions, key_positions=jnp.arange(length)[None, :])
         return attention_over_heads(query, key[..., :length], value[:, :, :length], mask)
 
-    if len(lengths) == 1:
-        return read(lengths[0])
+    if used is None:
+        return read(lengths[-1])
     return jax.lax.switch(used, [partial(read, length) for length in lengths])
 
 
