@@ -11,11 +11,10 @@ import jax
 import numpy as np
 
 from jax_rele.data.batches.loader import row_count
-from jax_rele.data.tokens.packing import pad
+from jax_rele.data.tokens.packing import MIN_BATCHES, pad
 from jax_rele.models import Decoder
 from jax_rele.teacher.decoding import Sampling, decode, insert, new_slots
 from jax_rele.teacher.kv_cache import (
-    MIN_BATCHES,
     SMALLEST,
     base_cache,
     bucket,

@@ -5,7 +5,6 @@ Lengths and batches are padded to a few sizes, so that few programs are compiled
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jax_rele.data.tokens.packing import pad
+from jax_rele.data.tokens.packing import fewer_lengths, pad
 from jax_rele.models import Decoder
 from jax_rele.models.decoder import CACHE_AXES, cache_shapes
 from jax_rele.models.partitioning import use
@@ -23,9 +22,6 @@ from jax_rele.types import DecoderOutputs, PyTree
 
 SMALLEST = 16
 """The smallest padded length other than zero."""
-
-MIN_BATCHES = 4
-"""Batches that a padded length must fill in one call to justify its own compilation."""
 
 
 def bucket(length: int) -> int:
@@ -35,17 +31,8 @@ def bucket(length: int) -> int:
 
 
 def buckets(lengths: Sequence[int], least: int) -> np.ndarray:
-    """A bucket for each length; those of fewer than `least` members move up where the next is at most twice as long.
-
-    Reading some padding costs less than another batch or another compilation.
-    """
-    sizes_of = np.array([bucket(length) for length in lengths], np.int64)
-    sizes, counts = np.unique(sizes_of, return_counts=True)
-    for index, (size, larger) in enumerate(itertools.pairwise(sizes)):
-        if counts[index] < least and larger <= 2 * size:
-            sizes_of[sizes_of == size] = larger
-            counts[index + 1] += counts[index]
-    return sizes_of
+    """A bucket for each length; those of fewer than `least` members move up, see `packing.fewer_lengths`."""
+    return fewer_lengths([bucket(length) for length in lengths], least)
 
 
 def row_parts(mesh: jax.sharding.Mesh | None) -> int:
