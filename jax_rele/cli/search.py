@@ -31,7 +31,7 @@ from jax_rele.deployment.index.files import check_model
 from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.errors import UserError
 from jax_rele.io import check_output_file, check_output_folder
-from jax_rele.types import Item
+from jax_rele.types import Item, ReadOptions
 
 
 def index(
@@ -41,7 +41,7 @@ def index(
     *,
     vectors: str | None = None,
     kind: str | None = None,
-    fields: Sequence[str] = (),
+    reading: ReadOptions = ReadOptions(),
     shard: str | None = None,
     update: bool = False,
     sync: bool = False,
@@ -72,7 +72,7 @@ def index(
         check_output_folder(output)
     check_bundle(read_manifest(bundle), bundle)
     if items is not None:
-        read = read_items(items, named_values(fields, "--fields"))
+        read = read_items(items, reading)
         scorer = load_bundle(bundle)
         if build:
             _check_nothing_is_lost(output, {item.id for item in read.items}, items)

@@ -19,7 +19,7 @@ from jax_rele.deployment.groups import group_names, largest_groups
 from jax_rele.deployment.scorer import load_bundle
 from jax_rele.errors import UserError
 from jax_rele.io import check_output_file
-from jax_rele.types import LabelSchema
+from jax_rele.types import LabelSchema, ReadOptions
 
 
 def threshold(
@@ -33,7 +33,7 @@ def threshold(
     by: str | None = None,
     per_query: bool = False,
     write: bool = False,
-    fields: Sequence[str] = (),
+    reading: ReadOptions = ReadOptions(),
     aliases: Sequence[str] = (),
 ) -> None:
     """Chooses cut-offs on labelled held-out pairs, prints their figures, and stores them in the bundle on request.
@@ -51,9 +51,10 @@ def threshold(
     pairs, bad = read_pairs(
         pairs_path,
         label_names=schema.names,
-        fields=named_values(fields, "--fields"),
+        reading=reading,
         label_map={**scorer.manifest.labels.aliases, **named_values(aliases, "--aliases")},
         require_label=True,
+        with_split=False,
     )
     if bad:
         print(f"{pairs_path}: {len(bad)} bad rows left out, the first is row {bad[0].row}: {bad[0].reason}")

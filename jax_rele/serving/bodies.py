@@ -10,7 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from jax_rele.data.rows import RowError, parse_row
 from jax_rele.serving.refusals import BadRequest
 from jax_rele.text import is_visible
-from jax_rele.types import ITEM_FIELDS, Item, Pair
+from jax_rele.types import ITEM_FIELDS, Item, Pair, ReadOptions
+
+_ANY_LENGTH = ReadOptions(max_characters=0)  # the size of a request is limited
 
 SIDES = {
     "query": "query",
@@ -343,7 +345,7 @@ def as_item(value: str | TextBody | ItemBody) -> Item:
         return Item("", value)
     row = {"query": "none", "item": value.model_dump(exclude_none=True)}
     try:
-        return parse_row(row, fields={}, label_map={}, label_names=(), for_prediction=True).item
+        return parse_row(row, _ANY_LENGTH, label_map={}, label_names=(), for_prediction=True).item
     except RowError as error:
         raise BadRequest(str(error)) from None
 

@@ -15,9 +15,10 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from jax_rele.deployment.index import read_items
 from jax_rele.deployment.scorer import load_bundle
 from jax_rele.serving.app import create_app
-from jax_rele.serving.catalogue import Bm25, read_items
+from jax_rele.serving.catalogue import Bm25
 from jax_rele.serving.command import exact_search
 from jax_rele.serving.grades import GradeFile
 from jax_rele.serving.service import Limits, Service
@@ -67,8 +68,9 @@ def serving(scorers, items_file, tmp_path):
         chosen = [(bundles or scorers)[kind] for kind in kinds]
         options = {}
         if items:
-            catalogue, queries = read_items(items_file)
-            options = {"bm25": Bm25(catalogue, chosen[0].manifest.fields), "queries": queries}
+            read = read_items(items_file)
+            catalogue = read.items
+            options = {"bm25": Bm25(catalogue, chosen[0].manifest.fields), "queries": read.queries}
             if "two_tower" in kinds:
                 options["search"] = exact_search(scorers["two_tower"], catalogue)
         store = GradeFile(tmp_path / f"judgements-{len(opened)}.jsonl", chosen[0].schema.names)

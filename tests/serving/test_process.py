@@ -100,12 +100,16 @@ def test_mistakes_are_one_line(capfd, cross_bundle, tower_bundle, items_file, tm
     assert "two-tower's bundle" in refusal(capfd, cross_bundle, "--index", tmp_path, *port)
     bad = tmp_path / "bad.jsonl"
     for content, part in (
-        ('{"title": "a"}\n{"title": ""}\n', "row 2: blank title"),
-        ('{"title": "a"}\n{"title"', "row 2"),
-        ("", "no item"),
+        ('{"title": null}\n{"title": ""}\n', "none of its 2 rows is an item (row 1: missing title)"),
+        ('{"title"', "row 1"),
+        ("", "has no rows"),
     ):
         bad.write_text(content)
         assert part in refusal(capfd, cross_bundle, "--items", bad, *port)
+    bad.write_text('{"title": "a"}\n')
+    assert "--delimiter '::'" in refusal(capfd, cross_bundle, "--items", bad, "--delimiter", "::", *port)
+    assert "go with --items" in refusal(capfd, cross_bundle, "--quoting", "none", *port)
+    bad.write_text("")
     for content, part in ((" \n", "no query"), ('{"q": "a"}', "row 1"), ("a\n{", "row 2")):
         bad.write_text(content)
         assert part in refusal(capfd, cross_bundle, "--queries", bad, *port)
