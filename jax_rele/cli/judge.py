@@ -20,7 +20,10 @@ from jax_rele.cli.options import read_options
 from jax_rele.config import TextLossConfig
 from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.data.parquet import QUARANTINE, join_tables
+from jax_rele.data.rows import Quarantined
 from jax_rele.data.sources.files import is_remote
+from jax_rele.data.sources.shards import raw_text
+from jax_rele.data.tokens.student_inputs import unreadable_texts
 from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss
 from jax_rele.errors import UserError
 from jax_rele.io import check_output_file, check_output_folder, hash_values
@@ -29,6 +32,7 @@ from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.runs.load import load_student, load_teacher, read_run
 from jax_rele.runs.texts import check_student_texts, check_teacher_texts
+from jax_rele.students.prediction import Student
 from jax_rele.text import is_visible
 from jax_rele.types import ITEM_FIELDS, Item, Pair, ReadOptions
 
@@ -267,6 +271,8 @@ def predict_by_run(
             student = load_student(run_dir, model, recipe=recipe, config=config)
             loss = student.text_loss(pairs)
             check_student_texts(config, f"predict: {model}", loss)
+            pairs, unread = _readable(student, pairs, input_path)
+            bad += unread
             predictions = student.predict(pairs, progress=advance)
             probs = predictions.label_probs
             if embeddings:
@@ -285,9 +291,28 @@ def predict_by_run(
     quarantine = output_path.with_suffix(".quarantine.parquet")
     if bad:
         write_quarantine(quarantine, bad)
-        print(f"{quarantine}: {len(bad)} bad rows set aside, the first is row {bad[0].row}: {bad[0].reason}")
+        print(f"{quarantine}: {len(bad)} bad rows set aside, the first is {_named(bad[0])}: {bad[0].reason}")
     elif quarantine.exists():
         os.remove(quarantine)  # of an earlier input
+
+
+def _named(bad: Quarantined) -> str:
+    return f"row {bad.row}" if bad.row else "a row"
+
+
+def _readable(student: Student, pairs: list[Pair], source: str) -> tuple[list[Pair], list[Quarantined]]:
+    """The pairs of whose texts a student knows something, and the others as bad rows, whose number is not known."""
+    items = [" ".join(text for _, text in pair.item.texts(student.fields)) for pair in pairs]
+    wrong = {index: f"the item: {reason}" for index, reason in unreadable_texts(student.tokenizer, items).items()}
+    queries = unreadable_texts(student.tokenizer, [pair.query for pair in pairs])
+    wrong |= {index: f"the query: {reason}" for index, reason in queries.items()}
+    if len(wrong) == len(pairs):
+        raise UserError(f"{source}: none of its {len(pairs)} pairs can be read ({wrong[0]})")
+    bad = [
+        Quarantined(source, 0, f"pair {pairs[index].pair_id}: {wrong[index]}", raw_text(asdict(pairs[index])))
+        for index in sorted(wrong)
+    ]
+    return [pair for index, pair in enumerate(pairs) if index not in wrong], bad
 
 
 def explain(run_dir: Path, query: str, item: Item) -> None:

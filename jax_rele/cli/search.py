@@ -74,6 +74,7 @@ def index(
     if items is not None:
         read = read_items(items, reading)
         scorer = load_bundle(bundle)
+        read = read.without(scorer.unreadable(read.items), items)
         if build:
             _check_nothing_is_lost(output, {item.id for item in read.items}, items)
             change = build_index(

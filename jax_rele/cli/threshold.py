@@ -56,6 +56,13 @@ def threshold(
         require_label=True,
         with_split=False,
     )
+    unreadable = scorer.unreadable_pairs(scorer.encode(pairs), pairs)
+    if unreadable:
+        index, (side, reason) = next(iter(unreadable.items()))
+        print(f"{pairs_path}: {len(unreadable)} pairs left out, the first is {pairs[index].pair_id}: {side}: {reason}")
+        pairs = [pair for index, pair in enumerate(pairs) if index not in unreadable]
+    if not pairs:
+        raise UserError(f"{pairs_path}: the model can read none of the pairs; give pairs in its language")
     if bad:
         print(f"{pairs_path}: {len(bad)} bad rows left out, the first is row {bad[0].row}: {bad[0].reason}")
     chosen_labels = _irrelevant_labels(schema, irrelevant)

@@ -45,7 +45,21 @@ PLAN, FINISHED, QUARANTINED = "plan.json", "finished.json", ".quarantine.parquet
 TEXT_LOSS = "text_loss"
 """Key of a shard's metadata."""
 
-Block = tuple[int, tuple[list[Pair], list[Quarantined]] | None]
+
+@dataclass(frozen=True)
+class _Row:
+    """A row that is a pair, and where it comes from."""
+
+    pair: Pair
+    source: str
+    number: int
+    raw: object
+
+    def set_aside(self, reason: str) -> Quarantined:
+        return Quarantined(self.source, self.number, reason, raw_text(self.raw))
+
+
+Block = tuple[int, tuple[list[_Row], list[Quarantined]] | None]
 """The number of a shard, and its pairs and bad rows; None where it is not due."""
 
 
@@ -165,16 +179,17 @@ def _judge(
     for number, block in blocks(is_due):
         if block is None:
             continue
-        pairs, bad = block
-        columns, schema = _table(scorer, pairs)
+        rows_read, bad = block
+        columns, schema, unreadable = _table(scorer, [each.pair for each in rows_read])
         loss = TextLoss(**json.loads(schema.metadata[TEXT_LOSS.encode()]))
         if loss.unknown_fraction > max_unknown:
             first = number * rows + 1
             raise UserError(
-                f"{source}, rows {first} to {first + len(pairs) + len(bad) - 1}: {loss.unknown_fraction:.1%} of the "
-                f"tokens are unknown to the student's tokenizer, more than --max-unknown {max_unknown:g}; judge them "
-                "by a student that knows the language"
+                f"{source}, rows {first} to {first + len(rows_read) + len(bad) - 1}: {loss.unknown_fraction:.1%} of "
+                f"the tokens are unknown to the student's tokenizer, more than --max-unknown {max_unknown:g}; judge "
+                "them by a student that knows the language"
             )
+        bad += [rows_read[index].set_aside(f"the {side}: {reason}") for index, (side, reason) in unreadable.items()]
         if folder.system is not None:
             _check_plan(folder, plan)
         if bad:
@@ -182,7 +197,7 @@ def _judge(
         # Written last: where it is there, the shard is whole.
         folder.write(_part(number), partial(write_table, data=columns, schema=schema))
         judged += 1
-        progress(len(pairs) + len(bad))
+        progress(len(columns["pair_id"]) + len(bad))
     if number < 0:
         folder.remove(PLAN)
         raise UserError(f"{source}: no rows")
@@ -200,7 +215,7 @@ def _blocks(
     source: str, reading: ReadOptions, rows: int, cache: Path, is_due: Callable[[int], bool]
 ) -> Iterator[Block]:
     """Each shard's number with its pairs and bad rows; None in their place where it is not due."""
-    block: tuple[list[Pair], list[Quarantined]] | None = None
+    block: tuple[list[_Row], list[Quarantined]] | None = None
     count = -1
     for shard in open_shards(source, reading, cache):
         checked = not shard.uniform
@@ -218,24 +233,36 @@ def _blocks(
                 if not checked:
                     check_columns(row, reading, shard.name)
                     checked = True
-                block[0].append(parse_row(row, reading, label_map={}, label_names=(), for_prediction=True))
+                pair = parse_row(row, reading, label_map={}, label_names=(), for_prediction=True)
+                block[0].append(_Row(pair, shard.name, row_number, raw))
             except RowError as error:
                 block[1].append(Quarantined(shard.name, row_number, str(error), raw_text(raw)))
     if count >= 0:
         yield count // rows, block
 
 
-def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.Schema]:
-    """Columns of scores and their types, with what the student did not read of the texts as metadata."""
+def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.Schema, dict[int, tuple[str, str]]]:
+    """Columns of scores and their types, with what the student did not read of the texts as metadata.
+
+    Pairs with a text of which the student knows nothing have no score: they are returned, see
+    `Scorer.unreadable_pairs`.
+    """
     manifest = scorer.manifest
     names = manifest.labels.names
+    losses: list[np.ndarray] = []
+    unreadable: dict[int, tuple[str, str]] = {}
+    if pairs:
+        encoded = scorer.encode(pairs, losses)
+        unreadable = scorer.unreadable_pairs(encoded, pairs)
+        judged = [index for index in range(len(pairs)) if index not in unreadable]
+        first, second = ([rows[index] for index in judged] for rows in encoded)
+        pairs = [pairs[index] for index in judged]
     columns: dict[str, list] = {"pair_id": [pair.pair_id for pair in pairs], "score": []}
     columns |= {name: [] for name in names}
     dimensions = manifest.dimensions if manifest.has_verdicts else ()
     verdicts: dict[str, list] = {f"verdict_{name}": [] for name in dimensions}
-    losses: list[np.ndarray] = []
     if pairs:
-        scores = scorer.predict(pairs, losses)
+        scores = scorer.predict_rows((first, second), pairs)
         columns["score"] = list(scores.scores)
         columns |= {name: list(scores.label_probs[:, index]) for index, name in enumerate(names)}
         if scores.verdict_probs is not None:
@@ -246,8 +273,8 @@ def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.S
     if manifest.tiers:
         columns["tier"] = [tier_of(score, manifest.tiers) for score in columns["score"]]
         kinds.insert(2, ("tier", pa.string()))
-    loss = summarize(losses)
-    return {**columns, **verdicts}, pa.schema(kinds, metadata={TEXT_LOSS: json.dumps(asdict(loss))})
+    schema = pa.schema(kinds, metadata={TEXT_LOSS: json.dumps(asdict(summarize(losses)))})
+    return {**columns, **verdicts}, schema, unreadable
 
 
 def tier_of(score: float, tiers: Sequence) -> str:

@@ -81,7 +81,7 @@ def serve(
         search: Search | None = None
         words: Bm25 | None = None
         if items is not None:
-            catalogue = _read_items(items, reading)
+            catalogue = _read_items(items, reading, scorers)
             samples = catalogue.queries if samples is None else samples
             words = Bm25(catalogue.items, scorers[0].manifest.fields)
             if "two_tower" in by_kind:
@@ -128,9 +128,11 @@ def load_bundles(folders: Sequence[Path], *, threads: int, batch_tokens: int) ->
     return scorers
 
 
-def _read_items(path: str, reading: ReadOptions) -> ReadItems:
-    """The items of a file; what is wrong with it is said."""
+def _read_items(path: str, reading: ReadOptions, scorers: Sequence[Scorer]) -> ReadItems:
+    """The items of a file that every student can read; what is wrong with the others is said."""
     read = read_items(path, reading)
+    for scorer in scorers:
+        read = read.without(scorer.unreadable(read.items), path)
     if read.bad:
         first = read.bad[0]
         print(

@@ -19,6 +19,7 @@ from jax_rele.serving import bodies
 from jax_rele.serving.guard import trace_of
 from jax_rele.serving.refusals import BadRequest
 from jax_rele.serving.service import Served, Service, Trace, source_text, take, tier
+from jax_rele.serving.tokens import query_and
 from jax_rele.types import VERDICTS, Pair
 
 
@@ -62,7 +63,11 @@ def add_ours(app: FastAPI, service: Service) -> None:
         else:
             pairs = [bodies.as_pair(body.query or "", item) for item in body.items or ()]
         served = service.model(body.model)
-        scores = await service.predict(served, pairs, trace_of(request, body), evidence=True)
+
+        def where(index: int, side: str) -> str:
+            return query_and("items")(index, side) if body.pairs is None else f"pairs.{index}.{side}"
+
+        scores = await service.predict(served, pairs, trace_of(request, body), evidence=True, where=where)
         return bodies.ScoreAnswer(model=served.name, results=judged(served, pairs, scores))
 
     @app.post("/search")

@@ -99,8 +99,8 @@ def test_a_config_and_a_command_give_the_same_options(tmp_path):
     data = DataConfig(
         fields={"item": "product"}, encoding="cp1252", delimiter="tab", quoting="none", html="text", max_characters=9
     )
-    given = read_options(["item=product"], "cp1252", "tab", "none", "text", 9)
-    assert given == ReadOptions({"item": "product"}, "cp1252", "\t", "none", "text", 9, from_command=True)
+    options = read_options(["item=product"], "cp1252", "tab", "none", "text", 9)
+    assert options == ReadOptions({"item": "product"}, "cp1252", "\t", "none", "text", 9, from_command=True)
     assert data.reading == ReadOptions({"item": "product"}, "cp1252", "\t", "none", "text", 9)
     path = tmp_path / "a.csv"
     path.write_bytes(b"a,b\n1,\xff\n")
@@ -109,3 +109,55 @@ def test_a_config_and_a_command_give_the_same_options(tmp_path):
         assert str(error).endswith(f"set {option}")
     with pytest.raises(UserError, match="--fields item: is given twice"):
         read_options(["item=a", "item=b"])
+
+
+UNKNOWN = "\u7ea2\u8272"
+
+
+@pytest.mark.parametrize("kind", ["cross_encoder", "two_tower"])
+def test_a_pair_of_which_nothing_is_known_is_a_bad_row(word_bundles, kind, tmp_path, capsys):
+    path = tmp_path / "pairs.jsonl"
+    texts = [("red shoes", "red shoes"), ("red", UNKNOWN), (UNKNOWN, "red"), ("red shirt", f"{UNKNOWN} red shirt")]
+    path.write_text("".join(json.dumps({"query": q, "title": t, "pair_id": q + t}) + "\n" for q, t in texts))
+    words = command("predict", word_bundles[kind], path, tmp_path)
+    assert "more than --max-unknown 0.1" in refusal(capsys, [*words, "--max-unknown", "0.1"])
+    assert cli.main([*words, "--max-unknown", "1"]) == 0
+    assert pq.read_table(tmp_path / "scores.parquet").column("pair_id").to_pylist() == [q + t for q, t in texts[::3]]
+    bad = pq.read_table(tmp_path / "scores.quarantine.parquet").to_pylist()
+    assert [row["row"] for row in bad] == [2, 3]
+    assert bad[0]["reason"].startswith(f"the item: the model knows nothing of '{UNKNOWN}'")
+    assert bad[1]["reason"].startswith(f"the query: the model knows nothing of '{UNKNOWN}'")
+    assert "4 rows read = 2 pairs + 2 bad rows" in capsys.readouterr().out
+    path.write_text(json.dumps({"query": UNKNOWN, "title": "red"}) + "\n")
+    assert "none of its 1 rows is a pair (row 1: the query" in refusal(capsys, [*words, "--max-unknown", "1"])
+
+
+def test_an_item_of_which_nothing_is_known_is_not_indexed(word_bundles, tmp_path, capsys):
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps({"id": t, "title": t}) + "\n" for t in ("red", UNKNOWN, "shoes")))
+    words = command("index", word_bundles["two_tower"], path, tmp_path)
+    assert cli.main(words) == 0
+    bad = pq.read_table(tmp_path / "index" / "quarantine.parquet").to_pylist()
+    assert [(row["row"], row["source"]) for row in bad] == [(2, str(path))]
+    assert "the model knows nothing of" in bad[0]["reason"]
+    assert cli.main(["search", str(tmp_path / "index"), "red", "--json"]) == 0
+    hits = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert {json.loads(line)["item"]["id"] for line in hits} == {"red", "shoes"}
+    assert "query: the model knows nothing of" in refusal(capsys, ["search", str(tmp_path / "index"), UNKNOWN])
+    path.write_text(json.dumps({"id": "a", "title": UNKNOWN}) + "\n")
+    words = command("index", word_bundles["two_tower"], path, tmp_path / "other")
+    assert "none of its items can be read (row 1: the item: " in refusal(capsys, words)
+
+
+def test_cut_offs_are_not_chosen_on_pairs_of_which_nothing_is_known(word_bundles, tmp_path, capsys):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"query": "red shoes", "title": "red shoes", "label": "Exact", "split": "whatever"}] * 3
+    rows += [{"query": "red", "title": UNKNOWN, "label": "Irrelevant", "pair_id": "p"}]
+    path.write_text("".join(json.dumps({"pair_id": str(n)} | row) + "\n" for n, row in enumerate(rows)))
+    words = command("threshold", word_bundles["cross_encoder"], path, tmp_path)
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "1 pairs left out, the first is p: item: the model knows nothing of" in printed
+    assert "3 pairs of 1 queries" in printed
+    path.write_text(json.dumps(rows[-1]) + "\n")
+    assert "the model can read none of the pairs" in refusal(capsys, words)

@@ -29,6 +29,7 @@ _spec = importlib.util.spec_from_file_location(
 _bundles = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_bundles)
 write_bundle, cross_bundle, tower_bundle = _bundles.write_bundle, _bundles.cross_bundle, _bundles.tower_bundle
+word_bundles = _bundles.word_bundles
 
 COLORS, THINGS = ("red", "blue", "green"), ("running shoes", "cotton shirt", "garden hose", "iphone charger")
 ITEMS = [
@@ -72,7 +73,7 @@ def serving(scorers, items_file, tmp_path):
             catalogue = read.items
             options = {"bm25": Bm25(catalogue, chosen[0].manifest.fields), "queries": read.queries}
             if "two_tower" in kinds:
-                options["search"] = exact_search(scorers["two_tower"], catalogue)
+                options["search"] = exact_search((bundles or scorers)["two_tower"], catalogue)
         store = GradeFile(tmp_path / f"judgements-{len(opened)}.jsonl", chosen[0].schema.names)
         service = Service(chosen, Limits(**limits), grades=store, **options)
         client = TestClient(create_app(service, api_key=api_key, log_texts=log_texts), raise_server_exceptions=False)

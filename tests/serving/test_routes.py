@@ -402,6 +402,15 @@ def test_bodies_that_are_no_json(both):
     for content in (b'{"query":', b"", b'{"query":"\xff","texts":["b"]}', b"[" * 100_000):
         kind = refused(raw(both, content), 400 if content else 422)
         assert kind == ("bad_request" if content else "validation")
+    for key, path, content in (
+        ("query", "/rerank", b'{"query":"a","texts":["b"],"query":"c"}'),
+        ("brand", "/v2/rerank", b'{"query":"a","documents":[{"title":"b","brand":"x","brand":"y"}]}'),
+        ("size", "/score", b'{"query":"a","items":[{"title":"b","attributes":{"size":1,"size":1}}]}'),
+        ("input", "/v1/embeddings", b'{"input":"a","input":"a","input_type":"query"}'),
+        ("brand", "/search", rb'{"query":"a","filters":{"brand":"x","br\u0061nd":"y"}}'),
+    ):
+        assert refused(raw(both, content, path), 400, f"the key '{key}' twice") == "bad_request"
+    refused(raw(both, b'{"query":"a","texts":["b"],"k":' + b"9" * 5000 + b"}"), 400, "digits")
     assert refused(raw(both, b'{"query":NaN,"texts":["b"]}'), 422, "query") == "validation"
     refused(raw(both, b'{"query":"a","k":NaN}', "/search"), 422, "k")
     refused(raw(both, rb'{"query":"\ud800","texts":["b"]}'), 422, "query", "Unicode")
@@ -474,8 +483,8 @@ def test_a_query_without_tokens_is_refused(serving, monkeypatch):
 
     monkeypatch.setattr(kind, "__call__", without_tildes)
     refused(client.post("/rerank", json={"query": "~~", "texts": ["b"]}), 422, "query", "no tokens")
-    refused(client.post("/embed", json={"inputs": ["a", "~"], "side": "query"}), 422, "query", "no tokens")
-    post(client, "/rerank", query="a", texts=["~"])
+    refused(client.post("/embed", json={"inputs": ["a", "~"], "side": "query"}), 422, "inputs.1", "no tokens")
+    refused(client.post("/rerank", json={"query": "a", "texts": ["b", "~"]}), 422, "texts.1", "no tokens")
 
 
 def test_bodies_over_the_limit_with_and_without_length(serving):

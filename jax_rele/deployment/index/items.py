@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,6 +38,7 @@ class ReadItems:
       n_rows: rows that are items.
       n_replaced: rows whose item a later row with the same id, but other content, replaced.
       queries: the distinct queries beside the items, in order.
+      rows: (source, number) of the row of each item.
     """
 
     items: tuple[Item, ...]
@@ -45,6 +46,24 @@ class ReadItems:
     n_rows: int
     n_replaced: int
     queries: tuple[str, ...] = ()
+    rows: tuple[tuple[str, int], ...] = ()
+
+    def without(self, unreadable: Mapping[int, str], path: str | os.PathLike) -> ReadItems:
+        """The items but for those that a model cannot read, by index with what is wrong; they are bad rows.
+
+        Raises:
+          UserError: no item is left.
+        """
+        if not unreadable:
+            return self
+        bad = [
+            Quarantined(*self.rows[index], f"the item: {reason}", raw_text(asdict(self.items[index])))
+            for index, reason in unreadable.items()
+        ]
+        if len(bad) == len(self.items):
+            raise UserError(f"{path}: none of its items can be read (row {bad[0].row}: {bad[0].reason})")
+        items, rows = zip(*(each for index, each in enumerate(zip(self.items, self.rows)) if index not in unreadable))
+        return replace(self, items=items, bad=(*self.bad, *bad), rows=rows)
 
 
 def read_items(path: str | os.PathLike, reading: ReadOptions = ReadOptions()) -> ReadItems:
@@ -61,6 +80,7 @@ def read_items(path: str | os.PathLike, reading: ReadOptions = ReadOptions()) ->
     reading = with_sample_fields(name, reading)
     check_mapping(reading, {}, ())
     items: dict[str, Item] = {}
+    rows: dict[str, tuple[str, int]] = {}
     queries: dict[str, None] = {}
     bad: list[Quarantined] = []
     n_rows = n_replaced = 0
@@ -75,7 +95,7 @@ def read_items(path: str | os.PathLike, reading: ReadOptions = ReadOptions()) ->
                 continue
             n_rows += 1
             n_replaced += item.id in items and items[item.id] != item
-            items[item.id] = item
+            items[item.id], rows[item.id] = item, (shard.name, number)
             if query := _query(row, reading):
                 queries.setdefault(query)
     if not items:
@@ -84,7 +104,7 @@ def read_items(path: str | os.PathLike, reading: ReadOptions = ReadOptions()) ->
             f"{path}: {reason}; a row of items has an id and a title, one of pairs an item; map other names by "
             f"{reading.name_of('fields')}"
         )
-    return ReadItems(tuple(items.values()), tuple(bad), n_rows, n_replaced, tuple(queries))
+    return ReadItems(tuple(items.values()), tuple(bad), n_rows, n_replaced, tuple(queries), tuple(rows.values()))
 
 
 def _query(row: Mapping, reading: ReadOptions) -> str:
