@@ -162,12 +162,13 @@ def search(
     if not results:
         print("no item matches the filters")
         return
-    tiers = (reranker or scorer).manifest.tiers
+    judge = (reranker or scorer).manifest
+    tiers = judge.tiers
     table = Table()
     for name in ("", "score", *(["tier"] if tiers else []), "id", "brand", "title"):
         table.add_column(name, overflow="fold")
     for rank, result in enumerate(results, 1):
-        tier = next((tier.name for tier in tiers if result.score >= tier.least), "")
+        tier = judge.tier_of(result.score) or ""
         texts = [result.item.id, result.item.brand, result.item.title]
         table.add_row(str(rank), f"{result.score:.4f}", *([tier] if tiers else []), *map(escape, texts))
     Console().print(table)

@@ -271,15 +271,10 @@ def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.S
     kinds = [("pair_id", pa.string()), ("score", pa.float64()), *((name, pa.float64()) for name in names)]
     kinds += [(name, pa.string()) for name in verdicts]
     if manifest.tiers:
-        columns["tier"] = [tier_of(score, manifest.tiers) for score in columns["score"]]
+        columns["tier"] = [manifest.tier_of(score) or "" for score in columns["score"]]
         kinds.insert(2, ("tier", pa.string()))
     schema = pa.schema(kinds, metadata={TEXT_LOSS: json.dumps(asdict(summarize(losses)))})
     return {**columns, **verdicts}, schema, unreadable
-
-
-def tier_of(score: float, tiers: Sequence) -> str:
-    """The name of the best tier that a score reaches, or ''."""
-    return next((tier.name for tier in sorted(tiers, key=lambda tier: -tier.least) if score >= tier.least), "")
 
 
 def _finish(folder: ShardFolder, source: str, shards: int, rows: int) -> None:

@@ -113,6 +113,11 @@ class Manifest(Record):
         """Names of the ONNX files."""
         return CROSS_ENCODER if self.model == "cross_encoder" else TWO_TOWER
 
+    def tier_of(self, score: float) -> str | None:
+        """The name of the best tier that a score reaches; None where it reaches none."""
+        reached = [tier for tier in self.tiers if score >= tier.least]
+        return max(reached, key=lambda tier: tier.least).name if reached else None
+
     @property
     def identity(self) -> str:
         """A hash of what decides scores and embeddings: an index belongs to one."""

@@ -18,7 +18,7 @@ from jax_rele.deployment.scorer import Scores
 from jax_rele.serving import bodies
 from jax_rele.serving.guard import trace_of
 from jax_rele.serving.refusals import BadRequest
-from jax_rele.serving.service import Served, Service, Trace, source_text, take, tier
+from jax_rele.serving.service import Served, Service, Trace, source_text, take
 from jax_rele.serving.tokens import query_and
 from jax_rele.types import VERDICTS, Pair
 
@@ -220,7 +220,7 @@ def judged(served: Served, pairs: Sequence[Pair], scores: Scores) -> list[bodies
                 labels=dict(zip(schema.names, map(float, probs))),
                 verdicts=verdicts,
                 evidence=evidence,
-                tier=tier(manifest, score),
+                tier=manifest.tier_of(score),
             )
         )
     return answers

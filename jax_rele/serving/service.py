@@ -319,12 +319,6 @@ def take(scores: Scores, indices: np.ndarray | Sequence[int]) -> Scores:
     )
 
 
-def tier(manifest: Manifest, score: float) -> str | None:
-    """The name of the highest tier that a score reaches; None where it reaches none."""
-    reached = [each for each in manifest.tiers if score >= each.least]
-    return max(reached, key=lambda each: each.least).name if reached else None
-
-
 def log_odds(scores: np.ndarray) -> np.ndarray:
     """Scores as the one logit that `logits` of the graph holds."""
     return logit(np.clip(scores, 1e-6, 1 - 1e-6))

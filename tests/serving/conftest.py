@@ -23,6 +23,8 @@ from jax_rele.serving.command import exact_search
 from jax_rele.serving.grades import GradeFile
 from jax_rele.serving.service import Limits, Service
 
+sys.path.insert(0, str(Path(__file__).parent))  # for `asking`
+
 _spec = importlib.util.spec_from_file_location(
     "deployment_conftest", Path(__file__).parent.parent / "deployment" / "conftest.py"
 )
@@ -142,3 +144,9 @@ def serve_process():
 def write_bundle_fixture():
     """Writes a tiny bundle into a new folder."""
     return write_bundle
+
+
+@pytest.fixture
+def both(serving):
+    """A client of a service of both students."""
+    return serving()[0]

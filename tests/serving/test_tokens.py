@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from asking import QUERY, post, refused
 
 from jax_rele.deployment.scorer import load_bundle
+from jax_rele.types import Item, Pair
 
 KNOWN, UNKNOWN = "red shoes", "\u7ea2\u8272"
 
@@ -72,3 +74,51 @@ def test_a_search_for_what_nothing_is_known_of_is_refused(serving, word_scorers)
     for path in ("/compare", "/search"):
         assert message(client.post(path, json={"query": UNKNOWN})).startswith("query: ")
         assert client.post(path, json={"query": f"{UNKNOWN} red"}).status_code == 200
+
+
+def test_texts_that_are_too_long_are_cut_unless_told_not_to(serving):
+    for kind in ("cross_encoder", "two_tower"):
+        client, service = serving((kind,), items=False)
+        long = "garden hose " * 100
+        assert len(post(client, "/rerank", query=long, texts=[long])) == 1
+        for body in ({"query": long, "texts": ["a"]}, {"query": "a", "texts": ["b", long]}):
+            refused(client.post("/rerank", json=body | {"truncate": False}), 413, "tokens", "truncate is false")
+        # At the limit nothing is cut; a token more is refused.
+        scorer = service.models[kind].scorer
+        word = "~"
+        statuses = []
+        for count in range(1, 60):
+            text = " ".join([word] * count)
+            answer = client.post("/rerank", json={"query": "a", "texts": [text], "truncate": False})
+            pair = Pair("", "a", Item("", text))
+            row = scorer.pair_rows([pair])[0][0] if kind == "cross_encoder" else scorer.token_rows([text], "item")[0]
+            is_whole = row.count(scorer.tokenizer(word, add_special_tokens=False)["input_ids"][-1]) == count
+            assert (answer.status_code == 200) == is_whole, count
+            statuses.append(answer.status_code)
+        assert {200, 413} == set(statuses)
+
+
+def test_a_query_without_tokens_is_refused(serving, monkeypatch):
+    client, service = serving(items=False)
+    kind = type(service.models["two_tower"].scorer.tokenizer)
+    tokenize = kind.__call__
+
+    def without_tildes(self, texts, *more, **options):
+        texts = [text.replace("~", "") for text in texts] if isinstance(texts, list) else texts
+        return tokenize(self, texts, *more, **options)
+
+    monkeypatch.setattr(kind, "__call__", without_tildes)
+    refused(client.post("/rerank", json={"query": "~~", "texts": ["b"]}), 422, "query", "no tokens")
+    refused(client.post("/embed", json={"inputs": ["a", "~"], "side": "query"}), 422, "inputs.1", "no tokens")
+    refused(client.post("/rerank", json={"query": "a", "texts": ["b", "~"]}), 422, "texts.1", "no tokens")
+
+
+def test_a_marker_in_a_title_changes_nothing_but_text(both, scorers):
+    for marker in ("</s>", "[SEP]", "<s>"):
+        ids = scorers["cross_encoder"].pair_rows([Pair("", QUERY, Item("", f"shoes {marker} red"))])[0][0]
+        specials = [token for token in ids if token in scorers["cross_encoder"].tokenizer.all_special_ids]
+        plain = scorers["cross_encoder"].pair_rows([Pair("", QUERY, Item("", "shoes red"))])[0][0]
+        assert specials == [t for t in plain if t in scorers["cross_encoder"].tokenizer.all_special_ids]
+        expected = scorers["cross_encoder"].predict([(QUERY, f"shoes {marker} red")]).scores[0]
+        answer = post(both, "/rerank", query=QUERY, texts=[f"shoes {marker} red"])
+        assert answer[0]["score"] == pytest.approx(expected, abs=1e-5)

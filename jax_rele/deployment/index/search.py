@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from jax_rele import extras
 from jax_rele.deployment.index import graph
-from jax_rele.deployment.index.build import Contents, read_contents
+from jax_rele.deployment.index.contents import Contents, read_contents
 from jax_rele.deployment.index.files import IndexManifest, check_model, read_index_manifest
 from jax_rele.deployment.index.items import table_items
 from jax_rele.deployment.scorer import Scorer
