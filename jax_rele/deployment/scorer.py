@@ -26,7 +26,7 @@ from jax_rele.data.tokens.student_inputs import (
 )
 from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.data.tokens.tokenizers import ENCODER_TOKENS, load_tokenizer
-from jax_rele.deployment.bundle import Manifest, read_manifest
+from jax_rele.deployment.bundle import MANIFEST, TWO_TOWER, Manifest, read_manifest
 from jax_rele.errors import UserError
 from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, Span
 
@@ -303,6 +303,7 @@ def load_bundle(folder: str | Path, *, threads: int = 0, batch_tokens: int = BAT
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{folder / name}: ONNX Runtime cannot load it: {reason}") from None
+    _check_outputs(folder, manifest, sessions)
     return Scorer(manifest, load_tokenizer(folder, ENCODER_TOKENS), sessions, batch_tokens)
 
 
@@ -326,3 +327,26 @@ def _check_unicode(texts: Sequence[str]) -> None:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(f"{text!r:.40} is not valid Unicode: it holds half a character") from None
+
+
+def _check_outputs(folder: Path, manifest: Manifest, sessions: Mapping[str, onnxruntime.InferenceSession]) -> None:
+    """Raises UserError where the graphs do not compute what the description says."""
+    dimensions = len(manifest.dimensions)
+    is_tower = manifest.model == "two_tower"
+    judging = {
+        "label_logits": [len(manifest.labels.names)],
+        "verdict_logits": [dimensions, len(VERDICTS)] if manifest.has_verdicts else None,
+        "evidence_logits": [1 + dimensions] if manifest.has_evidence and not is_tower else None,
+    }
+    for name, session in sessions.items():
+        sizes = {each.name: [size for size in each.shape if isinstance(size, int)] for each in session.get_outputs()}
+        expected: Mapping[str, list[int] | None] = judging
+        if name in TWO_TOWER[:2]:
+            # With late interaction each token has an embedding, which no index holds.
+            expected = {} if manifest.head == "maxsim" else {next(iter(sizes)): [manifest.embedding_width]}
+        for output, described in expected.items():
+            if sizes.get(output) != described:
+                raise UserError(
+                    f"{folder / name}: damaged: the sizes of its output {output} are {sizes.get(output)}, and of "
+                    f"{MANIFEST} {described}; export it again"
+                )

@@ -257,7 +257,15 @@ def _validation(request: Request, errors: Sequence[Any]) -> tuple[int, str, str]
     if "application/json" not in request.headers.get("content-type", "") and first["loc"] == ("body",):
         return 422, "the body must be a JSON object; send Content-Type: application/json", "validation"
     # Names of the branches of a union are no part of the body.
-    path = ".".join(str(part) for part in first["loc"] if part not in ("body", *bodies.BRANCHES))
+    location = first["loc"]
+    if location[-1] in bodies.TYPES:
+        # Of a field that takes several types, each has an error: the one that got furthest tells most.
+        *field, _ = location
+        first = max(
+            (each for each in errors if [*each["loc"][: len(field)]] == field), key=lambda each: len(each["loc"])
+        )
+        location = (*field, *(part for part in first["loc"][len(field) :] if isinstance(part, int)))
+    path = ".".join(str(part) for part in location if part not in ("body", *bodies.BRANCHES))
     message = {"extra_forbidden": "there is no such field", "missing": "is missing"}.get(first["type"], first["msg"])
     message = message.removeprefix("Value error, ")
     return 422, f"{path}: {message}" if path else message, "validation"

@@ -15,7 +15,7 @@ from jax_rele.serving.guard import trace_of
 from jax_rele.serving.refusals import BadRequest
 from jax_rele.serving.service import Served, Service, log_odds
 from jax_rele.serving.tokens import query_and
-from jax_rele.types import Pair
+from jax_rele.types import Item, Pair
 
 
 def add_tei(app: FastAPI, service: Service) -> None:
@@ -24,7 +24,7 @@ def add_tei(app: FastAPI, service: Service) -> None:
     @app.post("/rerank", response_model_exclude_none=True)
     async def rerank(body: bodies.TeiRerank, request: Request) -> list[bodies.Ranked]:
         """Texts by relevance, as text-embeddings-inference. `raw_scores` gives log-odds of the score."""
-        pairs = [Pair("", body.query, bodies.as_item(text)) for text in body.texts]
+        pairs = [Pair("", body.query, Item("", text)) for text in body.texts]
         whole = body.truncate is False
         trace, where = trace_of(request, body), query_and("texts")
         scores = (await service.predict(service.model(), pairs, trace, whole=whole, where=where)).scores
@@ -61,7 +61,7 @@ def add_tei(app: FastAPI, service: Service) -> None:
         """Labels with probabilities, as text-embeddings-inference; `raw_scores` gives their logarithms."""
         is_single = isinstance(body.inputs, tuple)
         inputs: Sequence = [body.inputs] if is_single else body.inputs
-        pairs = [Pair("", query, bodies.as_item(text)) for query, text in inputs]
+        pairs = [Pair("", query, Item("", text)) for query, text in inputs]
         served = service.model()
         whole = body.truncate is False
         trace = trace_of(request, body)
@@ -88,11 +88,11 @@ def add_cohere(app: FastAPI, service: Service) -> None:
     async def rerank(body: bodies.CohereRerank, request: Request) -> bodies.CohereAnswer:
         """Documents by relevance, as Cohere. A document is a text, {text}, or an item's fields."""
         served = service.model(body.model)
-        if body.rank_fields:
-            items = [bodies.as_ranked_item(document, body.rank_fields) for document in body.documents]
-            pairs = [Pair("", body.query, item) for item in items]
-        else:
-            pairs = [bodies.as_pair(body.query, document) for document in body.documents]
+        pairs = []
+        for number, each in enumerate(body.documents):
+            path, fields = f"documents.{number}", body.rank_fields
+            item = bodies.as_ranked_item(each, fields, path) if fields else bodies.as_item(each, path)
+            pairs.append(Pair("", body.query, item))
         tokens = body.max_tokens_per_doc or 0
         trace, where = trace_of(request, body), query_and("documents")
         scores = (await service.predict(served, pairs, trace, item_tokens=tokens, where=where)).scores

@@ -59,9 +59,11 @@ def add_ours(app: FastAPI, service: Service) -> None:
         if (body.pairs is None) == (body.items is None) or (body.items is None) != (body.query is None):
             raise BadRequest("give either query and items, or pairs")
         if body.pairs is not None:
-            pairs = [bodies.as_pair(pair.query, pair.item) for pair in body.pairs]
+            each = enumerate(body.pairs)
+            pairs = [bodies.as_pair(pair.query, pair.item, f"pairs.{index}.item") for index, pair in each]
         else:
-            pairs = [bodies.as_pair(body.query or "", item) for item in body.items or ()]
+            items = enumerate(body.items or ())
+            pairs = [bodies.as_pair(body.query or "", item, f"items.{index}") for index, item in items]
         served = service.model(body.model)
 
         def where(index: int, side: str) -> str:
@@ -136,7 +138,7 @@ def add_page(app: FastAPI, service: Service) -> None:
         """Keeps a grade, or with the label null takes it back."""
         if service.grades is None:
             raise BadRequest("grades are not kept; start the service with --judgements FILE", 404, "no_judgements")
-        item = bodies.item_object(bodies.as_item(body.item))
+        item = bodies.item_object(bodies.as_item(body.item, "item"))
         return await service.in_thread(service.grades.add, body.judge.strip(), body.query, item, body.label)
 
 

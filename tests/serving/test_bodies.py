@@ -51,7 +51,19 @@ from asking import refused
         ("/rerank", {"query": "\u200b\ufeff", "texts": ["b"]}, ["query", "blank"]),
         ("/rerank", {"query": "a", "texts": ["\u2800\u3164"]}, ["texts.0", "blank"]),
         ("/v1/rerank", {"query": "a", "documents": ["b"], "rank_fields": ["titel"]}, ["rank_fields.0", "title"]),
-        ("/v1/rerank", {"query": "a", "documents": [{"title": "b"}], "rank_fields": ["brand"]}, ["none of brand"]),
+        (
+            "/v1/rerank",
+            {"query": "a", "documents": [{"title": "b"}], "rank_fields": ["brand"]},
+            ["documents.0", "none of the rank_fields brand"],
+        ),
+        (
+            "/v1/rerank",
+            {"query": "a", "documents": [{"title": "b", "attributes": {"x": {}}}]},
+            ["documents.0.attributes.x:"],
+        ),
+        ("/v1/rerank", {"query": "a", "documents": [{"title": "b", "bullets": 3}]}, ["documents.0.bullets:"]),
+        ("/score", {"query": "a", "items": ["b", {"title": "b", "attributes": {" ": "x"}}]}, ["items.1.", "blank"]),
+        ("/judgements", {"judge": "a" * 101, "query": "a", "item": {"title": "b"}, "label": None}, ["judge:", "100"]),
     ],
 )  # fmt: skip
 def test_bad_bodies(both, path, body, parts):

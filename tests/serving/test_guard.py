@@ -97,7 +97,9 @@ def test_bodies_that_are_no_json(both):
     refused(raw(both, b'{"query":"a","k":NaN}', "/search"), 422, "k")
     refused(raw(both, rb'{"query":"\ud800","texts":["b"]}'), 422, "query", "Unicode")
     refused(raw(both, rb'{"query":"a","documents":["b"],"model":"\ud800"}', "/v1/rerank"), 422, "model", "Unicode")
-    refused(raw(both, rb'{"query":"a","documents":[{"title":"b","brand":"\ud800"}]}', "/v1/rerank"), 422, "brand")
+    for field in (rb'"brand":"\ud800"', rb'"attributes":{"brand":["\ud800"]}', rb'"bullets":["\ud800"]'):
+        body = rb'{"query":"a","documents":["b",{"title":"b",%s}]}' % field
+        refused(raw(both, body, "/v1/rerank"), 422, "documents.1.", "Unicode")
     refused(both.post("/rerank", content=b'{"query":"a","texts":["b"]}'), 422, "Content-Type")
 
 

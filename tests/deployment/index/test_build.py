@@ -276,7 +276,7 @@ def test_a_build_that_stops_at_the_end_leaves_the_index_before_it(tower, items, 
     def full(*_):
         raise UserError("index.json: the disk is full")
 
-    monkeypatch.setattr(files, "write_json", full)
+    monkeypatch.setattr(files, "write_record", full)
     for change in (
         lambda: build_index(tower, items, tmp_path / "idx"),
         lambda: update_index(tower, tmp_path / "idx", items),
