@@ -337,7 +337,7 @@ def drift(bundle: Path, input: str, reference: str, by: str | None, output: Path
     ),
     argument("--host", default="127.0.0.1", help="address to listen at; 127.0.0.1, this machine alone"),
     argument("--port", type=int, default=8080, help="8080; 0 for any that is free"),
-    argument("--threads", type=int, default=0, metavar="N", help="of ONNX Runtime; one for each core"),
+    argument("--threads", type=positive_number, default=0, metavar="N", help="of ONNX Runtime; one for each core"),
     argument("--max-batch-tokens", type=positive_number, default=8192, metavar="N", help="of a batch; 8192"),
     argument("--max-queue-rows", type=positive_number, default=4096, metavar="N", help="that wait, then 429; 4096"),
     argument("--max-rows", type=positive_number, default=1000, metavar="N", help="of a request; 1000"),

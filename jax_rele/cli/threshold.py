@@ -21,6 +21,9 @@ from jax_rele.errors import UserError
 from jax_rele.io import check_output_file
 from jax_rele.types import LabelSchema, ReadOptions
 
+LEAST_SHARE = 1e-6
+"""A bound on a smaller one would need millions of pairs."""
+
 
 def threshold(
     bundle: Path,
@@ -151,9 +154,11 @@ def _targets(at_most: float | None, tiers: Sequence[str]) -> Mapping[str, float]
             targets[name] = float(text)
         except ValueError:
             targets[name] = math.nan
+        option = f"--tier {name}={text}" if tiers else f"--at-most-irrelevant {text}"
         if not 0 < targets[name] < 1:
-            option = f"--tier {name}={text}" if tiers else f"--at-most-irrelevant {text}"
             raise UserError(f"{option}: the share must lie between 0 and 1, e.g. 0.02")
+        if targets[name] < LEAST_SHARE:
+            raise UserError(f"{option}: no number of pairs shows so small a share; give {LEAST_SHARE:g} or more")
     return targets
 
 

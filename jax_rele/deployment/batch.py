@@ -42,8 +42,8 @@ from jax_rele.types import VERDICTS, Pair, ReadOptions
 ROWS = 1024
 """Rows of a shard."""
 PLAN, FINISHED, QUARANTINED = "plan.json", "finished.json", ".quarantine.parquet"
-TEXT_LOSS = "text_loss"
-"""Key of a shard's metadata."""
+TEXT_LOSS, BAD_ROWS = "text_loss", "bad_rows"
+"""Keys of a shard's metadata."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,9 @@ def _judge(
 
     def is_whole(number: int) -> bool:
         if number not in whole and folder.rows(_part(number)) is not None:
-            whole.add(number)
+            bad = int(folder.metadata(_part(number)).get(BAD_ROWS, 0))
+            if not bad or folder.rows(_quarantine(number)) == bad:
+                whole.add(number)
         return number in whole
 
     def is_due(number: int) -> bool:
@@ -193,7 +195,8 @@ def _judge(
         if folder.system is not None:
             _check_plan(folder, plan)
         if bad:
-            folder.write(f"part-{number:06d}{QUARANTINED}", partial(write_quarantine, bad=bad))
+            folder.write(_quarantine(number), partial(write_quarantine, bad=bad))
+        schema = schema.with_metadata({**schema.metadata, BAD_ROWS: str(len(bad))})
         # Written last: where it is there, the shard is whole.
         folder.write(_part(number), partial(write_table, data=columns, schema=schema))
         judged += 1
@@ -202,13 +205,24 @@ def _judge(
         folder.remove(PLAN)
         raise UserError(f"{source}: no rows")
     missing = [n for n in range(number + 1) if not is_whole(n)]
-    if not missing and not folder.exists(FINISHED):
+    if not missing and not _is_finished(folder):
         _finish(folder, source, number + 1, rows)
     return Progress(judged, number + 1 - len(missing) - judged, not missing)
 
 
 def _part(number: int) -> str:
     return f"part-{number:06d}.parquet"
+
+
+def _quarantine(number: int) -> str:
+    return f"part-{number:06d}{QUARANTINED}"
+
+
+def _is_finished(folder: ShardFolder) -> bool:
+    try:
+        return folder.exists(FINISHED) and {"rows", "pairs", "quarantined"} <= folder.read_json(FINISHED).keys()
+    except UserError:  # damaged, and counted anew
+        return False
 
 
 def _blocks(

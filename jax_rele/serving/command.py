@@ -22,6 +22,7 @@ from jax_rele.serving.catalogue import Bm25, ExactSearch, Search, open_search, r
 from jax_rele.types import Item, ReadOptions
 
 KEY = "JAX_RELE_API_KEY"
+DAY = 86_400
 
 
 def serve(
@@ -66,10 +67,13 @@ def serve(
 
     if max_queue_rows < max_rows:
         raise UserError(f"--max-queue-rows: {max_queue_rows} is less than --max-rows {max_rows}; give more")
+    if timeout > DAY:
+        raise UserError(f"--timeout: {timeout:g} seconds are more than a day, {DAY}; give less")
     if index is not None and items is not None:
         raise UserError("--index: holds its items itself; leave --items out")
     if reading != ReadOptions(from_command=reading.from_command) and items is None:
         raise UserError("--fields, --encoding, --delimiter, --quoting, --html and --max-characters go with --items")
+    key = _api_key()
     samples: Sequence[str] | None = read_queries(queries) if queries is not None else None
     with _listening(host, port) as listener, ExitStack() as opened:
         scorers = load_bundles(bundles, threads=threads, batch_tokens=max_batch_tokens)
@@ -95,12 +99,23 @@ def serve(
         limits = Limits(max_batch_tokens, max_queue_rows, max_rows, max_body_bytes, timeout)
         service = Service(scorers, limits, search=search, bm25=words, queries=samples or (), grades=store)
         opened.callback(service.close)
-        app = create_app(service, api_key=os.environ.get(KEY, "").strip(), log_texts=log_texts)
+        app = create_app(service, api_key=key, log_texts=log_texts)
         address, number = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         print(f"serving {', '.join(by_kind)} at http://{shown}:{number}", file=sys.stderr, flush=True)
         _allow_open_files()
         run_server(app, service, listener)
+
+
+def _api_key() -> str:
+    """What requests must bear; empty for nothing. Raises UserError for a key that no request can bear."""
+    key = os.environ.get(KEY)
+    if key is None:
+        return ""
+    # A secret that was not filled in must not open the service.
+    if not key.strip() or not (key.strip().isascii() and key.strip().isprintable()):
+        raise UserError(f"{KEY}: is set, but holds no printable ASCII text; set it to a key, or unset it for none")
+    return key.strip()
 
 
 def _allow_open_files() -> None:

@@ -81,6 +81,12 @@ def refusal(capfd, *arguments):
     return lines[0]
 
 
+@pytest.mark.parametrize("key", ["", "  ", "s\xe9same", "\udcff", "a\x07b"])
+def test_a_key_that_no_request_can_bear_does_not_open_the_service(capfd, cross_bundle, monkeypatch, key):
+    monkeypatch.setenv("JAX_RELE_API_KEY", key)
+    assert "JAX_RELE_API_KEY: is set, but" in refusal(capfd, cross_bundle, "--port", 0)
+
+
 def test_mistakes_are_one_line(capfd, cross_bundle, tower_bundle, items_file, tmp_path):
     port = ("--port", 0)
     assert "no bundle" in refusal(capfd, tmp_path, *port)
@@ -88,6 +94,7 @@ def test_mistakes_are_one_line(capfd, cross_bundle, tower_bundle, items_file, tm
     assert "3 bundles" in refusal(capfd, cross_bundle, tower_bundle, tower_bundle, *port)
     assert "no such file" in refusal(capfd, cross_bundle, "--items", tmp_path / "none.jsonl", *port)
     assert "No such file" in refusal(capfd, cross_bundle, "--queries", tmp_path / "none.txt", *port)
+    assert "--timeout: 1e+30 seconds are more than a day" in refusal(capfd, cross_bundle, "--timeout", 10**30, *port)
     assert "--max-queue-rows" in refusal(capfd, cross_bundle, "--max-queue-rows", 1, *port)
     assert "no such folder" in refusal(capfd, cross_bundle, "--judgements", tmp_path / "none" / "j.jsonl", *port)
     # Before the items are embedded, which may take long.

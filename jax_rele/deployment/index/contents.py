@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from jax_rele.deployment.index.files import IndexManifest, check_rows, read_array, read_items_table, restore
+from jax_rele.deployment.index.files import INDEX, IndexManifest, check_rows, read_array, read_items_table, restore
+from jax_rele.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,25 +32,39 @@ class Contents:
 def read_contents(folder: Path, manifest: IndexManifest) -> Contents:
     """Reads an index whose files were checked. Raises UserError where they do not fit each other."""
 
-    def array(stem: str) -> np.ndarray | None:
-        name = manifest.file(stem, ".npy")
-        return None if name is None else read_array(folder / name)
+    def array(stem: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+        path = folder / _file(folder, manifest, stem, ".npy")
+        values = read_array(path)
+        check_rows(path, shape, values.shape)
+        if values.dtype != kind or (values.dtype.kind == "f" and not np.isfinite(values).all()):
+            raise UserError(f"{path}: damaged: holds no finite numbers of the type {kind}; build the index again")
+        return values
 
-    tables = [read_items_table(folder / str(manifest.file("items", ".parquet")))]
-    scale = array("scale")
-    stored = array("vectors")
-    assert stored is not None
-    vectors = restore(stored, scale)
-    check_rows(folder, (manifest.rows, manifest.width, manifest.rows), (*vectors.shape, tables[0].num_rows))
-    hidden = array("deleted")
-    is_visible = np.ones(manifest.rows + manifest.delta_rows, bool)
-    if hidden is not None:
+    def table(stem: str, rows: int) -> pa.Table:
+        path = folder / _file(folder, manifest, stem, ".parquet")
+        items = read_items_table(path)
+        check_rows(path, (rows,), (items.num_rows,))
+        return items
+
+    rows, delta_rows, width = manifest.rows, manifest.delta_rows, manifest.width
+    tables = [table("items", rows)]
+    scale = array("scale", (width,), "float32") if manifest.vectors == "int8" else None
+    vectors = restore(array("vectors", (rows, width), manifest.vectors), scale)
+    is_visible = np.ones(rows + delta_rows, bool)
+    if manifest.deleted:
+        hidden = array("deleted", (manifest.deleted,), "int64")
+        if hidden.min() < 0 or hidden.max() >= rows:
+            raise UserError(f"{folder}: damaged: deleted rows that there are not; build the index again")
         is_visible[hidden] = False
-    if manifest.delta_rows:
-        tables.append(read_items_table(folder / str(manifest.file("delta-items", ".parquet"))))
-        delta = array("delta-vectors")
-        assert delta is not None
-        check_rows(folder, (manifest.delta_rows, manifest.width), delta.shape)
-        check_rows(folder, (manifest.delta_rows,), (tables[1].num_rows,))
-        vectors = np.concatenate([vectors, delta])
+    if delta_rows:
+        tables.append(table("delta-items", delta_rows))
+        vectors = np.concatenate([vectors, array("delta-vectors", (delta_rows, width), "float32")])
+    check_rows(folder / INDEX, (manifest.items,), (int(is_visible.sum()),))
     return Contents(pa.concat_tables(tables), vectors, scale, is_visible)
+
+
+def _file(folder: Path, manifest: IndexManifest, stem: str, suffix: str) -> str:
+    name = manifest.file(stem, suffix)
+    if name is None:
+        raise UserError(f"{folder / INDEX}: damaged: the index has no {stem}; build it again")
+    return name

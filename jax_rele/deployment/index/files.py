@@ -35,6 +35,9 @@ VECTORS = ("float32", "float16", "int8")
 Storage = Literal["float32", "float16", "int8"]
 
 
+Count = Annotated[int, pydantic.Field(ge=0, lt=2**40)]
+
+
 class IndexManifest(Record):
     """What an index holds.
 
@@ -60,13 +63,13 @@ class IndexManifest(Record):
     vectors: Storage
     kind: Literal["exact", "hnsw"]
     width: Annotated[int, pydantic.Field(gt=0)]
-    number: int = 0
-    items: int
-    rows: int
-    delta_rows: int = 0
-    deleted: int = 0
-    ef_search: int = 0
-    recall: float = 1.0
+    number: Count = 0
+    items: Annotated[int, pydantic.Field(ge=1, lt=2**40)]
+    rows: Annotated[int, pydantic.Field(ge=1, lt=2**40)]
+    delta_rows: Count = 0
+    deleted: Count = 0
+    ef_search: Count = 0
+    recall: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
     content: str = ""
     files: Files = pydantic.Field(default_factory=dict)
 
