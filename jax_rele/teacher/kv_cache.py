@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from jax_rele.data.tokens.packing import pad
 from jax_rele.models import Decoder
+from jax_rele.models.decoder import CACHE_AXES, cache_shapes
 from jax_rele.models.partitioning import use
 from jax_rele.types import DecoderOutputs, PyTree
 
@@ -69,20 +70,18 @@ def split_rows(tree: PyTree) -> PyTree:
 
 def split_cache(cache: PyTree) -> PyTree:
     """A cache, its rows and heads split over the mesh of the trace."""
-    axes = ("layers", "batch", "kv_heads", "length", "head_dim")
-    return jax.tree.map(lambda x: nn.with_logical_constraint(x, axes), cache)
+    return {name: nn.with_logical_constraint(x, CACHE_AXES[name]) for name, x in cache.items()}
 
 
 def cache_length(cache: PyTree) -> int:
     """Positions of a cache."""
-    return jax.tree.leaves(cache)[0].shape[3]
+    return cache["value"].shape[3]
 
 
 def new_cache(model: Decoder, rows: int, length: int) -> PyTree:
     """An empty cache. One of length 0 is what the first tokens of a row are read with."""
-    config = model.config
-    shape = (config.layers, rows, config.kv_heads, length, config.head_dim)
-    return {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}
+    shapes = cache_shapes(model.config, rows, length)
+    return {name: jnp.zeros(shape, model.config.dtype) for name, shape in shapes.items()}
 
 
 def read(
@@ -103,16 +102,27 @@ def read(
       The outputs for [B, S] tokens, and a cache of B rows and T + S positions.
     """
     length = tokens.shape[1]
-
-    def grow(x):
-        return jnp.pad(x[:, parents], [(0, 0), (0, 0), (0, 0), (0, length), (0, 0)])
-
     parents, tokens, starts = split_rows((parents, tokens, starts))
-    grown = split_cache(jax.tree.map(grow, cache))
+    grown = split_cache({name: _grow(x[:, parents], name, length) for name, x in cache.items()})
     decoder = model.clone(cache_length=cache_length(grown))
     positions = starts[:, None] + jnp.arange(length)
     outputs, changed = decoder.apply({**variables, "cache": grown}, tokens, positions, mutable=["cache"])
     return outputs, split_cache(changed["cache"])
+
+
+def _grow(x: jax.Array, name: str, length: int) -> jax.Array:
+    widths = [(0, 0)] * 5
+    widths[4 if name == "key" else 3] = (0, length)
+    return jnp.pad(x, widths)
+
+
+def put_rows(whole: PyTree, part: PyTree, source: jax.Array, row: jax.Array) -> PyTree:
+    """A cache whose rows `row` begin with the rows `source` of a shorter cache; a row out of range is dropped."""
+    length = cache_length(part)
+    return {
+        "key": whole["key"].at[:, row, :, :, :length].set(part["key"][:, source], mode="drop"),
+        "value": whole["value"].at[:, row, :, :length].set(part["value"][:, source], mode="drop"),
+    }
 
 
 @partial(jax.jit, static_argnames=("model",))
