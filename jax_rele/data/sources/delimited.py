@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from jax_rele.data.rows import RowError
 from jax_rele.errors import UserError
+from jax_rele.types import ReadOptions
 
 DELIMITERS = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
 """Characters that may separate the cells where the config names none."""
@@ -35,8 +36,7 @@ def delimited_rows(
     encoding: str,
     *,
     default_delimiter: str,
-    delimiter: str = "",
-    quoting: str = "auto",
+    reading: ReadOptions = ReadOptions(),
     notes: Counter[str] | None = None,
 ) -> Iterator[tuple[int, Mapping | RowError, bytes]]:
     """(number of its first line, the row or what is wrong with it, its bytes) of each row.
@@ -49,16 +49,16 @@ def delimited_rows(
       source: the file, for messages.
       encoding: of the lines.
       default_delimiter: is used where it separates the cells of the header, or no other of `DELIMITERS` does.
-      delimiter: between cells; empty to choose one by the header.
-      quoting: `none`: a quote is a character. `standard`: quoted cells may hold delimiters and line ends, and a quote
-        is doubled; `backslash`: as that, or has a backslash before it. `auto`: none where tabs separate the cells,
-        elsewhere standard, but for cells that take in other rows.
+      reading: delimiter and quoting. `none`: a quote is a character. `standard`: quoted cells may hold delimiters and
+        line ends, and a quote is doubled; `backslash`: as that, or has a backslash before it. `auto`: none where tabs
+        separate the cells, elsewhere standard, but for cells that take in other rows.
       notes: what a user should know of the file is counted here.
 
     Raises:
       UserError: there is no usable header.
     """
     counted = _Counted(lines)
+    delimiter, quoting = reading.delimiter, reading.quoting
     first, *_ = counted.peek(1)
     if not delimiter and (separator := _SEPARATOR_LINE.fullmatch(first)):
         delimiter = separator[1].decode("latin-1")
@@ -66,7 +66,9 @@ def delimited_rows(
         first, *_ = counted.peek(1)
     text = _decoded(first, encoding)
     if "\0" in text:
-        raise UserError(f"{source}: the header holds NUL characters; set data.encoding, perhaps to utf-16-le")
+        raise UserError(
+            f"{source}: the header holds NUL characters; set {reading.name_of('encoding')}, perhaps to utf-16-le"
+        )
     if not delimiter:
         delimiter = _choose_delimiter([_decoded(line, encoding) for line in counted.peek(2)], default_delimiter)
     # A header in quotes says that the writer quotes, whatever separates the cells.
@@ -74,10 +76,11 @@ def delimited_rows(
     unquoted = quoting == "none" or (quoting == "auto" and delimiter == "\t" and not quoted_header)
     read = _unquoted if unquoted else _quoted
     header: list[str] | None = None
-    for physical, cells in read(counted, encoding, delimiter, quoting):
+    for physical, cells in read(counted, encoding, delimiter, reading):
         counted.accounted += len(physical)
         if isinstance(cells, list) and any(_INVALID in cell for cell in cells):
-            cells = RowError(f"not valid {encoding.upper()}: if the file has another encoding, set data.encoding")
+            option = reading.name_of("encoding")
+            cells = RowError(f"not valid {encoding.upper()}: if the file has another encoding, set {option}")
         if header is None:
             header = _header(cells, source)
             continue
@@ -85,7 +88,7 @@ def delimited_rows(
         if isinstance(cells, list):
             if notes is not None and unquoted and quoting == "auto" and any(map(_CSV_QUOTED.fullmatch, cells)):
                 notes[QUOTED_CELLS] += 1
-            yield physical[0][0], _row(cells, header, physical, unquoted), raw
+            yield physical[0][0], _row(cells, header, physical, unquoted, reading), raw
         else:
             yield physical[0][0], cells, raw
     assert counted.accounted == counted.read, f"{source}: {counted.read} lines, {counted.accounted} accounted for"
@@ -137,7 +140,9 @@ def _choose_delimiter(lines: list[str], default: str) -> str:
     return max((default, *DELIMITERS), key=fitness)
 
 
-def _unquoted(lines: _Counted, encoding: str, delimiter: str, _: str) -> Iterator[tuple[Lines, list[str] | RowError]]:
+def _unquoted(
+    lines: _Counted, encoding: str, delimiter: str, _: ReadOptions
+) -> Iterator[tuple[Lines, list[str] | RowError]]:
     for number, line in lines:
         text = _decoded(line, encoding).rstrip("\r\n")
         if text:
@@ -147,7 +152,7 @@ def _unquoted(lines: _Counted, encoding: str, delimiter: str, _: str) -> Iterato
 
 
 def _quoted(
-    lines: _Counted, encoding: str, delimiter: str, quoting: str
+    lines: _Counted, encoding: str, delimiter: str, reading: ReadOptions
 ) -> Iterator[tuple[Lines, list[str] | RowError]]:
     pending: Lines = []
 
@@ -159,8 +164,8 @@ def _quoted(
     first = _decoded(lines.peek(1)[0], encoding)
     spaced = f"{delimiter} " in first and delimiter != " "
     # Where the writer quotes every cell, rows that a quote took in would have quotes of their own.
-    trusted = quoting != "auto" or first.startswith('"')
-    escape = "\\" if quoting == "backslash" else None
+    trusted = reading.quoting != "auto" or first.startswith('"')
+    escape = "\\" if reading.quoting == "backslash" else None
 
     def new_reader():
         return csv.reader(texts(), delimiter=delimiter, escapechar=escape, skipinitialspace=spaced, strict=True)
@@ -179,7 +184,7 @@ def _quoted(
             # A quote that is never closed takes in the rows after it.
             lines.again.extendleft(reversed(pending[1:]))
             reader = new_reader()
-            yield pending[:1], RowError(f"broken quotes or cells: {error}; see data.quoting")
+            yield pending[:1], RowError(f"broken quotes or cells: {error}; see {reading.name_of('quoting')}")
             continue
         if cells is None:
             return
@@ -191,7 +196,7 @@ def _quoted(
         elif not trusted and len(pending) > 1 and _takes_in_rows(list(map(is_row, pending)), cells, width):
             problem = RowError(
                 f"a quote opens a cell that takes in other rows (to line {pending[-1][0]}): close or double it, or set "
-                "data.quoting to none, or to standard to accept such cells"
+                f"{reading.name_of('quoting')} to none, or to standard to accept such cells"
             )
             if width == 2 and len(pending) == 2:  # too little to say whether the second line is a row
                 yield list(pending), problem
@@ -235,15 +240,18 @@ def _header(cells: list[str] | RowError, source: str) -> list[str]:
     return header
 
 
-def _row(cells: list[str], header: list[str], physical: Lines, unquoted: bool) -> Mapping | RowError:
+def _row(
+    cells: list[str], header: list[str], physical: Lines, unquoted: bool, reading: ReadOptions
+) -> Mapping | RowError:
     width = len(header)
     if len(cells) > width and not any(cell.strip() for cell in cells[width:]):
         cells = cells[:width]
     if len(cells) != width:
         span = f" (lines {physical[0][0]} to {physical[-1][0]})" if len(physical) > 1 else ""
         quotes = unquoted and any('"' in cell for cell in cells)
-        fix = "if its quotes are those of CSV, set data.quoting to standard" if quotes else ""
-        fix = fix or "quote a cell that holds the delimiter, or see data.delimiter and data.quoting"
+        delimiter, quoting = reading.name_of("delimiter"), reading.name_of("quoting")
+        fix = f"if its quotes are those of CSV, set {quoting} to standard" if quotes else ""
+        fix = fix or f"quote a cell that holds the delimiter, or see {delimiter} and {quoting}"
         return RowError(f"{len(cells)} cells{span}, but the header has {width}: {fix}")
     if [cell.strip() for cell in cells] == header:
         return RowError("the header again; remove it where files were joined")

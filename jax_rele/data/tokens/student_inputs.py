@@ -45,6 +45,29 @@ def _ids(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str,
     ]
 
 
+def unreadable_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], rows: Sequence[Sequence[int]] | None = None
+) -> dict[int, str]:
+    """Texts of which a model reads no known token: index -> what is wrong. A score of one would say nothing of it.
+
+    Args:
+      tokenizer: of the model.
+      texts: N texts.
+      rows: the tokens that are read of each, without markers; None where they are not known yet.
+    """
+    if rows is None:
+        rows = _ids(tokenizer, [[(QUERY, text)] for text in texts])
+    # A sentencepiece tokenizer writes a known mark of a word's beginning before a word that it does not know.
+    nothing = {tokenizer.unk_token_id, *map(tokenizer.convert_tokens_to_ids, ("\u2581", "\u0120"))}
+    reasons = {}
+    for index, (text, ids) in enumerate(zip(texts, rows)):
+        if not ids:
+            reasons[index] = f"{text!r:.60} has no tokens; give a text with letters or digits"
+        elif nothing.issuperset(ids):
+            reasons[index] = f"the model knows nothing of {text!r:.60}; ask a model of its language"
+    return reasons
+
+
 def _sources(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]]) -> list[TokenSources]:
     """Where the tokens of `_ids` come from."""
     rows = []
