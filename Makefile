@@ -49,7 +49,7 @@ test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
 
 test-slow: .venv/.installed
-	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+	$(BIN)/python -m pytest -rs -m slow $(TEST_ARGS)
 
 test-all: test test-slow
 

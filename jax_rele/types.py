@@ -6,9 +6,9 @@ Shapes are written with B pairs, L tokens, C labels, D dimensions, V = 3 verdict
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -31,6 +31,38 @@ QUERY = "query"
 
 ITEM_FIELDS = ("title", "brand", "color", "category", "bullets", "description")
 """The text fields of an item that models may read; `attributes` are read by the annotators."""
+
+Quoting: TypeAlias = Literal["auto", "none", "standard", "backslash"]
+Html: TypeAlias = Literal["keep", "text"]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How files of rows are read; the values are those of `data` in a config.
+
+    Attributes:
+      fields: canonical name of a field -> its name in the file.
+      encoding: of text files.
+      delimiter: one character between the cells of CSV and TSV; empty to choose it by the header.
+      quoting: how quotes in CSV and TSV are read, see `jax_rele.data.sources.delimited`.
+      html: whether HTML in queries and items is kept or becomes plain text.
+      max_characters: a row with a longer text is bad; 0 for any length.
+      from_command: whether the user gave them as options of a command, which messages name then.
+    """
+
+    fields: Mapping[str, str] = field(default_factory=dict)
+    encoding: str = "utf-8"
+    delimiter: str = ""
+    quoting: Quoting = "auto"
+    html: Html = "keep"
+    max_characters: int = 100_000
+    from_command: bool = False
+
+    def name_of(self, option: str) -> str:
+        """What the user sets: `data.quoting` in a config, or `--quoting` on the command line."""
+        if self.from_command:
+            return f"--{option.replace('_', '-')}"
+        return "labels.aliases" if option == "aliases" else f"data.{option}"
 
 
 @dataclass(frozen=True)
@@ -93,10 +125,10 @@ class Item:
 
     def texts(self, fields: Sequence[str]) -> Iterator[tuple[str, str]]:
         """The non-empty (field, text) pairs among `fields`, in that order."""
-        for field in fields:
-            text = getattr(self, field)
+        for name in fields:
+            text = getattr(self, name)
             if text:
-                yield field, text
+                yield name, text
 
 
 @dataclass(frozen=True)

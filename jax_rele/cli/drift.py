@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jax_rele.cli.options import named_values
 from jax_rele.data import read_pairs
 from jax_rele.deployment import drift as comparing
 from jax_rele.deployment.groups import group_names
 from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.errors import UserError
 from jax_rele.io import check_output_file, write_json
-from jax_rele.types import Pair
+from jax_rele.types import Pair, ReadOptions
 
 
 def drift(
@@ -26,7 +24,7 @@ def drift(
     *,
     by: str | None = None,
     output: Path | None = None,
-    fields: Sequence[str] = (),
+    reading: ReadOptions = ReadOptions(),
 ) -> None:
     """Scores two files of pairs, prints their differences and what to do, and writes a page and JSON on request.
 
@@ -37,9 +35,8 @@ def drift(
         raise UserError(f"{output}: the report is a page; give a name that ends in .html (JSON is written beside it)")
     if output is not None:
         check_output_file(output)
-    names = named_values(fields, "--fields")
     scorer = load_bundle(bundle)
-    old, new = (_read(path, scorer, names) for path in (reference, current))
+    old, new = (_read(path, scorer, reading) for path in (reference, current))
     groups = [None if by is None else group_names(pairs, by) for pairs in (old, new)]
     differences = comparing.compare_profiles(
         comparing.profile(scorer, old, by), comparing.profile(scorer, new, by), groups[0], groups[1], by=by or ""
@@ -70,8 +67,8 @@ def drift(
         print(f"{output}, {output.with_suffix('.json')}: written")
 
 
-def _read(path: str, scorer: Scorer, fields: dict[str, str]) -> list[Pair]:
-    pairs, bad = read_pairs(path, label_names=scorer.schema.names, fields=fields, for_prediction=True)
+def _read(path: str, scorer: Scorer, reading: ReadOptions) -> list[Pair]:
+    pairs, bad = read_pairs(path, label_names=scorer.schema.names, reading=reading, for_prediction=True)
     if bad:
         print(f"{path}: {len(bad)} bad rows left out, the first is row {bad[0].row}: {bad[0].reason}")
     if len(pairs) < comparing.FEWEST:

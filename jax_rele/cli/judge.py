@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jax_rele.cli.options import named_values
+from jax_rele.cli.options import read_options
 from jax_rele.config import TextLossConfig
 from jax_rele.data import read_pairs, write_quarantine, write_table
 from jax_rele.data.parquet import QUARANTINE, join_tables
+from jax_rele.data.rows import Quarantined
 from jax_rele.data.sources.files import is_remote
+from jax_rele.data.sources.shards import raw_text
+from jax_rele.data.tokens.student_inputs import unreadable_texts
 from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss
 from jax_rele.errors import UserError
 from jax_rele.io import check_output_file, check_output_folder, hash_values
@@ -27,11 +32,42 @@ from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.runs.load import load_student, load_teacher, read_run
 from jax_rele.runs.texts import check_student_texts, check_teacher_texts
+from jax_rele.students.prediction import Student
 from jax_rele.text import is_visible
-from jax_rele.types import ITEM_FIELDS, Item, Pair
+from jax_rele.types import ITEM_FIELDS, Item, Pair, ReadOptions
 
 PARITY = "parity.json"
 """Of every export."""
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """Options of `jax-rele predict` for a bundle; None where they are not given."""
+
+    shards: str | None = None
+    process: str | None = None
+    rows: int | None = None
+    ray: str | None = None
+    workers: int | None = None
+    threads: int | None = None
+    max_unknown: float | None = None
+
+    def check(self, output_path: Path | None) -> None:
+        """Raises UserError for options that do not go together."""
+        if (output_path is None) == (self.shards is None):
+            raise UserError("give --output FILE or --shards FOLDER")
+        if self.shards is None:
+            for name in ("process", "rows", "ray", "workers"):
+                if getattr(self, name):
+                    raise UserError(f"--{name}: goes with --shards FOLDER")
+        if self.ray and self.process:
+            raise UserError("--process: Ray deals the shards itself; give one of --ray and --process")
+        if self.workers and not self.ray:
+            raise UserError(
+                "--workers: goes with --ray; without it start as many processes as you want with --process N/M"
+            )
+        if self.max_unknown is not None and not 0 <= self.max_unknown <= 1:
+            raise UserError(f"--max-unknown: is a fraction from 0 to 1, not {self.max_unknown:g}")
 
 
 def predict(
@@ -42,41 +78,26 @@ def predict(
     *,
     recipe: str | None = None,
     embeddings: bool = False,
-    shards: str | None = None,
-    process: str | None = None,
-    rows: int | None = None,
-    ray: str | None = None,
-    workers: int | None = None,
-    threads: int | None = None,
-    fields: Sequence[str] = (),
-    encoding: str | None = None,
-    max_unknown: float | None = None,
+    batch: BatchOptions = BatchOptions(),
+    reading: Mapping[str, Any] | None = None,
 ) -> None:
     """Scores a file of pairs by a model of a run, see `predict_by_run`, or by a bundle, see `predict_by_bundle`.
+
+    `reading` are the options that `read_options` takes.
 
     Raises:
       UserError: options that do not fit the folder or each other.
     """
-    is_bundle = (run_dir / "bundle.json").is_file()
-    options: dict[str, object] = {
-        "--shards": shards,
-        "--process": process,
-        "--rows": rows,
-        "--ray": ray,
-        "--workers": workers,
-    }
-    options |= {"--threads": threads, "--fields": fields, "--encoding": encoding, "--max-unknown": max_unknown}
-    if not is_bundle and not (run_dir / "config.yaml").is_file():
-        exported = (run_dir / PARITY).is_file()
-        other = "; it is an export of another format: `--format onnx` writes a bundle" if exported else ""
-        raise UserError(f"{run_dir}: not a run folder, and no bundle{other}")
-    if not is_bundle:
-        for option, value in options.items():
-            if value:
+    if not (run_dir / "bundle.json").is_file():
+        if not (run_dir / "config.yaml").is_file():
+            exported = (run_dir / PARITY).is_file()
+            other = "; it is an export of another format: `--format onnx` writes a bundle" if exported else ""
+            raise UserError(f"{run_dir}: not a run folder, and no bundle{other}")
+        for name, value in {**vars(batch), **(reading or {})}.items():
+            if value is not None and value != []:
                 raise UserError(
-                    f"{option}: is for a bundle, and {run_dir} is none; `jax-rele export {run_dir} --model "
-                    "cross_encoder "
-                    "--output BUNDLE` writes one"
+                    f"--{name.replace('_', '-')}: is for a bundle, and {run_dir} is none; `jax-rele export {run_dir} "
+                    "--model cross_encoder --output BUNDLE` writes one"
                 )
         if model is None:
             raise UserError(f"--model: {run_dir} is a run, of which one model is to judge: {', '.join(MODELS)}")
@@ -86,51 +107,12 @@ def predict(
     for option, value in {"--model": model, "--recipe": recipe, "--embeddings": embeddings}.items():
         if value:
             raise UserError(f"{option}: is for a run; a bundle holds one student")
-    if (output_path is None) == (shards is None):
-        raise UserError("give --output FILE or --shards FOLDER")
-    if shards is None:
-        for option in ("--process", "--rows", "--ray", "--workers"):
-            if options[option]:
-                raise UserError(f"{option}: goes with --shards FOLDER")
-    if ray and process:
-        raise UserError("--process: Ray deals the shards itself; give one of --ray and --process")
-    if workers and not ray:
-        raise UserError("--workers: goes with --ray; without it start as many processes as you want with --process N/M")
-    names = named_values(fields, "--fields")
-    if max_unknown is not None and not 0 <= max_unknown <= 1:
-        raise UserError(f"--max-unknown: is a fraction from 0 to 1, not {max_unknown:g}")
-    if ray and (encoding or max_unknown is not None):
-        raise UserError("--ray: goes with neither --encoding nor --max-unknown; start processes with --process N/M")
-    predict_by_bundle(
-        run_dir,
-        input_path,
-        output_path,
-        shards,
-        process,
-        rows,
-        ray,
-        workers or 0,
-        threads or 0,
-        names,
-        encoding=encoding or "utf-8",
-        max_unknown=0.25 if max_unknown is None else max_unknown,
-    )
+    batch.check(output_path)
+    predict_by_bundle(run_dir, input_path, output_path, batch, read_options(**(reading or {})))
 
 
 def predict_by_bundle(
-    bundle: Path,
-    input_path: str,
-    output_path: Path | None,
-    shards: str | None,
-    process: str | None,
-    rows: int | None,
-    ray: str | None,
-    workers: int,
-    threads: int,
-    fields: Mapping[str, str],
-    *,
-    encoding: str = "utf-8",
-    max_unknown: float = 0.25,
+    bundle: Path, input_path: str, output_path: Path | None, batch: BatchOptions, reading: ReadOptions
 ) -> None:
     """Scores a file of pairs by a bundle, as one file or as shards, see `jax_rele.deployment.batch`.
 
@@ -140,6 +122,7 @@ def predict_by_bundle(
     from jax_rele.deployment.batch import FINISHED, ROWS, Worker, predict_shards
     from jax_rele.deployment.shard_folder import open_folder
 
+    shards = batch.shards
     if shards is not None:
         if not is_remote(shards):
             check_output_folder(shards)
@@ -148,34 +131,36 @@ def predict_by_bundle(
         _check_output(input_path, output_path)
         _check_quarantine(output_path.with_suffix(".quarantine.parquet"))
         # Shards of the one file; they are kept until it is whole, so that the same command resumes.
-        key = hash_values([str(bundle.resolve()), input_path, list(fields.items()), rows])
+        key = hash_values([str(bundle.resolve()), input_path, asdict(reading)])
         shards = str(output_path.with_name(f".{output_path.name}.{key}.shards"))
-    worker = Worker.parse(process) if process else Worker()
+    rows, threads = batch.rows or ROWS, batch.threads or 0
+    most = 0.25 if batch.max_unknown is None else batch.max_unknown
+    worker = Worker.parse(batch.process) if batch.process else Worker()
     try:
-        if ray:
+        if batch.ray:
             from jax_rele.deployment.ray_workers import predict_on_ray
 
             done = predict_on_ray(
                 bundle,
                 input_path,
                 shards,
-                address=ray,
-                workers=workers,
-                fields=fields,
-                rows=rows or ROWS,
+                address=batch.ray,
+                workers=batch.workers or 0,
+                reading=reading,
+                rows=rows,
                 cores=threads or 1,
+                max_unknown=most,
             )
         else:
             done = predict_shards(
                 bundle,
                 input_path,
                 shards,
-                fields=fields,
-                rows=rows or ROWS,
+                reading=reading,
+                rows=rows,
                 worker=worker,
                 threads=threads,
-                encoding=encoding,
-                max_unknown=max_unknown,
+                max_unknown=most,
             )
     except UserError:
         if output_path is not None and not any(pq.read_metadata(file).num_rows for file in _parts(Path(shards))):
@@ -203,6 +188,11 @@ def predict_by_bundle(
         quarantine.unlink(missing_ok=True)
         if bad := sorted(Path(shards).glob("part-*.quarantine.parquet")):
             join_tables(quarantine, bad)
+            first = pq.read_table(quarantine).slice(0, 1).to_pylist()[0]
+            print(
+                f"{quarantine}: {counts['quarantined']} bad rows set aside, the first is row {first['row']}: "
+                f"{first['reason']}"
+            )
         shutil.rmtree(shards)
         print(f"{output_path}: {counts['pairs']} pairs")
 
@@ -267,13 +257,8 @@ def predict_by_run(
     pairs, bad = read_pairs(
         input_path,
         label_names=config.labels.names,
-        fields=config.data.fields,
+        reading=config.data.reading,
         for_prediction=True,
-        encoding=config.data.encoding,
-        delimiter=config.data.delimiter,
-        quoting=config.data.quoting,
-        html=config.data.html,
-        max_characters=config.data.max_characters,
         cache=config.cache,
     )
     columns, types = {}, {}
@@ -287,6 +272,8 @@ def predict_by_run(
             student = load_student(run_dir, model, recipe=recipe, config=config)
             loss = student.text_loss(pairs)
             check_student_texts(config, f"predict: {model}", loss)
+            pairs, unread = _readable(student, pairs, input_path)
+            bad += unread
             predictions = student.predict(pairs, progress=advance)
             probs = predictions.label_probs
             if embeddings:
@@ -305,9 +292,28 @@ def predict_by_run(
     quarantine = output_path.with_suffix(".quarantine.parquet")
     if bad:
         write_quarantine(quarantine, bad)
-        print(f"{quarantine}: {len(bad)} bad rows set aside, the first is row {bad[0].row}: {bad[0].reason}")
+        print(f"{quarantine}: {len(bad)} bad rows set aside, the first is {_named(bad[0])}: {bad[0].reason}")
     elif quarantine.exists():
         os.remove(quarantine)  # of an earlier input
+
+
+def _named(bad: Quarantined) -> str:
+    return f"row {bad.row}" if bad.row else "a row"
+
+
+def _readable(student: Student, pairs: list[Pair], source: str) -> tuple[list[Pair], list[Quarantined]]:
+    """The pairs of whose texts a student knows something, and the others as bad rows, whose number is not known."""
+    items = [" ".join(text for _, text in pair.item.texts(student.fields)) for pair in pairs]
+    wrong = {index: f"the item: {reason}" for index, reason in unreadable_texts(student.tokenizer, items).items()}
+    queries = unreadable_texts(student.tokenizer, [pair.query for pair in pairs])
+    wrong |= {index: f"the query: {reason}" for index, reason in queries.items()}
+    if len(wrong) == len(pairs):
+        raise UserError(f"{source}: none of its {len(pairs)} pairs can be read ({wrong[0]})")
+    bad = [
+        Quarantined(source, 0, f"pair {pairs[index].pair_id}: {wrong[index]}", raw_text(asdict(pairs[index])))
+        for index in sorted(wrong)
+    ]
+    return [pair for index, pair in enumerate(pairs) if index not in wrong], bad
 
 
 def explain(run_dir: Path, query: str, item: Item) -> None:

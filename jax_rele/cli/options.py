@@ -1,10 +1,12 @@
-"""Options whose values are NAME=VALUE."""
+"""Options that several commands have, as values."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jax_rele.config.data import one_character
 from jax_rele.errors import UserError
+from jax_rele.types import Html, Quoting, ReadOptions
 
 
 def named_values(words: Sequence[str], option: str) -> dict[str, str]:
@@ -19,3 +21,28 @@ def named_values(words: Sequence[str], option: str) -> dict[str, str]:
             raise UserError(f"{option} {name}: is given twice")
         values[name] = value
     return values
+
+
+def read_options(
+    fields: Sequence[str] = (),
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    quoting: Quoting | None = None,
+    html: Html | None = None,
+    max_characters: int | None = None,
+) -> ReadOptions:
+    """How the files of a command are read. Raises UserError for a wrong option."""
+    plain = ReadOptions()
+    try:
+        character = one_character(delimiter or "")
+    except ValueError as error:
+        raise UserError(f"--delimiter {delimiter!r:.20}: {error}") from None
+    return ReadOptions(
+        named_values(fields, "--fields"),
+        encoding or plain.encoding,
+        character,
+        quoting or plain.quoting,
+        html or plain.html,
+        max_characters or plain.max_characters,
+        from_command=True,
+    )

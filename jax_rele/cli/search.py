@@ -32,7 +32,7 @@ from jax_rele.deployment.index.files import check_model
 from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.errors import UserError
 from jax_rele.io import check_output_file, check_output_folder
-from jax_rele.types import Item
+from jax_rele.types import Item, ReadOptions
 
 
 def index(
@@ -42,7 +42,7 @@ def index(
     *,
     vectors: str | None = None,
     kind: str | None = None,
-    fields: Sequence[str] = (),
+    reading: ReadOptions = ReadOptions(),
     shard: str | None = None,
     update: bool = False,
     sync: bool = False,
@@ -73,8 +73,9 @@ def index(
         check_output_folder(output)
     check_bundle(read_manifest(bundle), bundle)
     if items is not None:
-        read = read_items(items, named_values(fields, "--fields"))
+        read = read_items(items, reading)
         scorer = load_bundle(bundle)
+        read = read.without(scorer.unreadable(read.items), items)
         if build:
             _check_nothing_is_lost(output, {item.id for item in read.items}, items)
             change = build_index(
@@ -164,12 +165,13 @@ def search(
     if not results:
         print("no item matches the filters")
         return
-    tiers = (reranker or scorer).manifest.tiers
+    judge = (reranker or scorer).manifest
+    tiers = judge.tiers
     table = Table()
     for name in ("", "score", *(["tier"] if tiers else []), "id", "brand", "title"):
         table.add_column(name, overflow="fold")
     for rank, result in enumerate(results, 1):
-        tier = next((tier.name for tier in tiers if result.score >= tier.least), "")
+        tier = judge.tier_of(result.score) or ""
         texts = [result.item.id, result.item.brand, result.item.title]
         table.add_row(str(rank), f"{result.score:.4f}", *([tier] if tiers else []), *map(escape, texts))
     Console().print(table)

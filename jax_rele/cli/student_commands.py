@@ -7,11 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jax_rele.cli.parser import argument, command, positive_number
 from jax_rele.names import FORMATS, MODELS
 
 _RUN = argument("run", type=Path, metavar="RUN", help="folder of a finished run, e.g. runs/demo")
+_READING = (
+    argument(
+        "--fields",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD=NAME",
+        help="field of a pair = its name in the file, e.g. item.title=name",
+    ),
+    argument("--encoding", metavar="NAME", help="of text files; utf-8"),
+    argument("--delimiter", metavar="CHARACTER", help="between cells of CSV and TSV; by default as the header says"),
+    argument("--quoting", choices=("auto", "none", "standard", "backslash"), help="of CSV and TSV; auto"),
+    argument("--html", choices=("keep", "text"), help="keep HTML in texts, or make plain text of it; keep"),
+    argument("--max-characters", type=positive_number, metavar="N", help="a row with a longer text is bad; 100000"),
+)
+"""How files are read that no run's config describes; docs/data.md explains the values."""
 
 
 @command(
@@ -34,27 +51,37 @@ _RUN = argument("run", type=Path, metavar="RUN", help="folder of a finished run,
         "--threads", type=positive_number, metavar="N", help="of a bundle's process; by default one for each core"
     ),
     argument(
-        "--fields",
-        nargs="+",
-        default=[],
-        metavar="NAME=COLUMN",
-        help="of a bundle: the file's names, e.g. item=product",
-    ),
-    argument("--encoding", metavar="NAME", help="of a bundle: encoding of text files; utf-8"),
-    argument(
         "--max-unknown",
         type=float,
         metavar="FRACTION",
         help="of a bundle: largest fraction of a shard's characters that its tokenizer may not know; 0.25",
     ),
+    *_READING,
 )
 def predict(
-    run: Path, model: str | None, recipe: str | None, input: str, output: Path | None, embeddings: bool, **batch
+    run: Path,
+    model: str | None,
+    recipe: str | None,
+    input: str,
+    output: Path | None,
+    embeddings: bool,
+    shards: str | None,
+    process: str | None,
+    rows: int | None,
+    ray: str | None,
+    workers: int | None,
+    threads: int | None,
+    max_unknown: float | None,
+    **reading: Any,
 ) -> None:
-    """Score a file of pairs."""
+    """Score a file of pairs.
+
+    How the file is read is said by the config of a run, and by options for a bundle.
+    """
     from jax_rele.cli import judge
 
-    judge.predict(run, model, input, output, recipe=recipe, embeddings=embeddings, **batch)
+    batch = judge.BatchOptions(shards, process, rows, ray, workers, threads, max_unknown)
+    judge.predict(run, model, input, output, recipe=recipe, embeddings=embeddings, batch=batch, reading=reading)
 
 
 _ITEM_TEXTS = ("title", "brand", "color", "category", "bullets", "description")
@@ -111,14 +138,6 @@ def export(
 
 
 _BUNDLE = argument("bundle", type=Path, metavar="DIR", help="bundle of a student, as `jax-rele export` writes it")
-_FIELDS = argument(
-    "--fields",
-    nargs="+",
-    action="extend",
-    default=[],
-    metavar="FIELD=NAME",
-    help="field of a pair = its name in the file, as data.fields",
-)
 
 
 @command(
@@ -128,7 +147,7 @@ _FIELDS = argument(
     argument("--vectors", choices=("float32", "float16", "int8"), help="how vectors are stored; float32"),
     argument("--exact", action="store_true", help="exact search; by default below 100,000 items"),
     argument("--hnsw", action="store_true", help="a graph; by default from 100,000 items on"),
-    _FIELDS,
+    *_READING,
     argument("--shard", metavar="N/M", help="be the N-th of M processes that build the index"),
     argument("--update", action="store_true", help="add new items of ITEMS and replace changed ones"),
     argument("--sync", action="store_true", help="as --update, and delete the items that ITEMS lacks"),
@@ -143,19 +162,20 @@ def index(
     vectors: str | None,
     exact: bool,
     hnsw: bool,
-    fields: Sequence[str],
     shard: str | None,
     update: bool,
     sync: bool,
     delete: Path | None,
     compact: bool,
     export: Path | None,
+    **reading: Any,
 ) -> None:
     """Index items by a two-tower's vectors, or change an index.
 
     The same command resumes a build that was stopped. docs/search.md explains it.
     """
     from jax_rele.cli import search as searching
+    from jax_rele.cli.options import read_options
     from jax_rele.errors import UserError
 
     if exact and hnsw:
@@ -167,7 +187,7 @@ def index(
         output,
         vectors=vectors,
         kind=kind,
-        fields=fields,
+        reading=read_options(**reading),
         shard=shard,
         update=update,
         sync=sync,
@@ -246,7 +266,7 @@ _ALIASES = argument(
     argument("--by", choices=("locale", "category", "long_tail"), help="figures of groups of pairs too"),
     argument("--per-query", action="store_true", help="one pair of each query, for a bound that is exact"),
     argument("--write", action="store_true", help="store the tiers in the bundle"),
-    _FIELDS,
+    *_READING,
     _ALIASES,
 )
 def threshold(
@@ -259,14 +279,15 @@ def threshold(
     by: str | None,
     per_query: bool,
     write: bool,
-    fields: Sequence[str],
     aliases: Sequence[str],
+    **reading: Any,
 ) -> None:
     """Cut-offs of the score with a bound on irrelevant pairs.
 
     docs/thresholds.md says what is guaranteed, and when.
     """
     from jax_rele.cli import threshold as choosing
+    from jax_rele.cli.options import read_options
 
     choosing.threshold(
         bundle,
@@ -278,7 +299,7 @@ def threshold(
         by=by,
         per_query=per_query,
         write=write,
-        fields=fields,
+        reading=read_options(**reading),
         aliases=aliases,
     )
 
@@ -291,16 +312,17 @@ def threshold(
     ),
     argument("--by", choices=("locale", "category"), help="each group by itself too, and the mix of groups"),
     argument("--output", type=Path, metavar="REPORT.html", help="page to write, with JSON beside it"),
-    _FIELDS,
+    *_READING,
 )
-def drift(bundle: Path, input: str, reference: str, by: str | None, output: Path | None, fields: Sequence[str]) -> None:
+def drift(bundle: Path, input: str, reference: str, by: str | None, output: Path | None, **reading: Any) -> None:
     """Compare scores, verdicts and texts of two files of pairs.
 
     Says whether they shifted, and what to do. docs/thresholds.md explains the tests.
     """
     from jax_rele.cli import drift as comparing
+    from jax_rele.cli.options import read_options
 
-    comparing.drift(bundle, input, reference, by=by, output=output, fields=fields)
+    comparing.drift(bundle, input, reference, by=by, output=output, reading=read_options(**reading))
 
 
 @command(
@@ -315,13 +337,14 @@ def drift(bundle: Path, input: str, reference: str, by: str | None, output: Path
     ),
     argument("--host", default="127.0.0.1", help="address to listen at; 127.0.0.1, this machine alone"),
     argument("--port", type=int, default=8080, help="8080; 0 for any that is free"),
-    argument("--threads", type=int, default=0, metavar="N", help="of ONNX Runtime; one for each core"),
+    argument("--threads", type=positive_number, default=0, metavar="N", help="of ONNX Runtime; one for each core"),
     argument("--max-batch-tokens", type=positive_number, default=8192, metavar="N", help="of a batch; 8192"),
     argument("--max-queue-rows", type=positive_number, default=4096, metavar="N", help="that wait, then 429; 4096"),
     argument("--max-rows", type=positive_number, default=1000, metavar="N", help="of a request; 1000"),
     argument("--max-body-bytes", type=positive_number, default=4_000_000, metavar="N", help="of a request; 4000000"),
     argument("--timeout", type=positive_number, default=30, metavar="SECONDS", help="of a request, then 504; 30"),
     argument("--log-texts", action="store_true", help="write the texts of requests to the log"),
+    *_READING,
 )
 def serve(
     bundles: Sequence[Path],
@@ -338,18 +361,21 @@ def serve(
     max_body_bytes: int,
     timeout: int,
     log_texts: bool,
+    **reading: Any,
 ) -> None:
     """Serve exported students over HTTP, with a page to compare rankers and to grade items.
 
     Takes a cross-encoder, a two-tower, or both. Answers as text-embeddings-inference, Cohere and OpenAI do, and by
     routes of its own. Where JAX_RELE_API_KEY is set, requests must bear it. Needs the extra `deploy`; docs/serving.md.
     """
+    from jax_rele.cli.options import read_options
     from jax_rele.serving import command as serving
 
     serving.serve(
         bundles,
         items=items,
         index=index,
+        reading=read_options(**reading),
         queries=queries,
         grades=grades,
         host=host,

@@ -20,7 +20,10 @@ from jax_rele.deployment.scorer import load_bundle
 from jax_rele.errors import UserError
 from jax_rele.io import check_output_file
 from jax_rele.text import query_id
-from jax_rele.types import LabelSchema
+from jax_rele.types import LabelSchema, ReadOptions
+
+LEAST_SHARE = 1e-6
+"""A bound on a smaller one would need millions of pairs."""
 
 
 def threshold(
@@ -34,7 +37,7 @@ def threshold(
     by: str | None = None,
     per_query: bool = False,
     write: bool = False,
-    fields: Sequence[str] = (),
+    reading: ReadOptions = ReadOptions(),
     aliases: Sequence[str] = (),
 ) -> None:
     """Chooses cut-offs on labelled held-out pairs, prints their figures, and stores them in the bundle on request.
@@ -52,10 +55,18 @@ def threshold(
     pairs, bad = read_pairs(
         pairs_path,
         label_names=schema.names,
-        fields=named_values(fields, "--fields"),
+        reading=reading,
         label_map={**scorer.manifest.labels.aliases, **named_values(aliases, "--aliases")},
         require_label=True,
+        with_split=False,
     )
+    unreadable = scorer.unreadable_pairs(scorer.encode(pairs), pairs)
+    if unreadable:
+        index, (side, reason) = next(iter(unreadable.items()))
+        print(f"{pairs_path}: {len(unreadable)} pairs left out, the first is {pairs[index].pair_id}: {side}: {reason}")
+        pairs = [pair for index, pair in enumerate(pairs) if index not in unreadable]
+    if not pairs:
+        raise UserError(f"{pairs_path}: the model can read none of the pairs; give pairs in its language")
     if bad:
         print(f"{pairs_path}: {len(bad)} bad rows left out, the first is row {bad[0].row}: {bad[0].reason}")
     chosen_labels = _irrelevant_labels(schema, irrelevant)
@@ -144,9 +155,11 @@ def _targets(at_most: float | None, tiers: Sequence[str]) -> Mapping[str, float]
             targets[name] = float(text)
         except ValueError:
             targets[name] = math.nan
+        option = f"--tier {name}={text}" if tiers else f"--at-most-irrelevant {text}"
         if not 0 < targets[name] < 1:
-            option = f"--tier {name}={text}" if tiers else f"--at-most-irrelevant {text}"
             raise UserError(f"{option}: the share must lie between 0 and 1, e.g. 0.02")
+        if targets[name] < LEAST_SHARE:
+            raise UserError(f"{option}: no number of pairs shows so small a share; give {LEAST_SHARE:g} or more")
     return targets
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from jax_rele.config.base import Fraction, NonNegative, Positive, Section
+from jax_rele.types import Html, Quoting, ReadOptions
 
 ItemField = Literal["title", "brand", "color", "category", "bullets", "description"]
 
@@ -109,11 +110,11 @@ class DataConfig(Section):
     delimiter: str = ""
     """What separates the cells of CSV and TSV files. Empty: the comma of .csv or the tab of .tsv, or where the header
     has none of them, a semicolon, bar, comma or tab."""
-    quoting: Literal["auto", "none", "standard", "backslash"] = "auto"
+    quoting: Quoting = "auto"
     """Quotes in CSV and TSV. `none`: they are characters; `standard`: quoted cells may hold delimiters and line ends,
     and quotes are doubled; `backslash`: or follow a backslash; `auto`: none where tabs separate the cells, elsewhere
     standard, but a cell that took in other rows is a bad row."""
-    html: Literal["keep", "text"] = "keep"
+    html: Html = "keep"
     """Whether HTML tags and entities in queries and items are kept, or become plain text."""
     max_characters: Positive = 100_000
     """A row with a longer text is quarantined."""
@@ -131,16 +132,28 @@ class DataConfig(Section):
     @field_validator("delimiter")
     @classmethod
     def _one_character(cls, delimiter: str) -> str:
-        delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
-        if len(delimiter) > 1 or delimiter in ('"', "\n", "\r"):
-            raise ValueError("must be one character, not a quote or a line end; write tab for a tab")
-        return delimiter
+        return one_character(delimiter)
 
     @model_serializer(mode="wrap")
     def _without_unset_form(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Leaves out how files are written where that is not set, so that hashes of plain runs do not depend on it."""
         unset = {name for name in ("delimiter", "quoting", "html") if getattr(self, name) == _default(name)}
         return {name: value for name, value in handler(self).items() if name not in unset}
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How the files are read, apart from where they lie."""
+        return ReadOptions(
+            self.fields, self.encoding, self.delimiter, self.quoting, self.html, max_characters=self.max_characters
+        )
+
+
+def one_character(delimiter: str) -> str:
+    """The character that a delimiter stands for; empty for none. Raises ValueError for anything else."""
+    delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
+    if len(delimiter) > 1 or delimiter in ('"', "\n", "\r"):
+        raise ValueError("must be one character, not a quote or a line end; write tab for a tab")
+    return delimiter
 
 
 def _default(name: str) -> object:

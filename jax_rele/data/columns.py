@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from jax_rele.errors import UserError
 from jax_rele.text import text_key
-from jax_rele.types import ITEM_FIELDS
+from jax_rele.types import ITEM_FIELDS, ReadOptions
 
 FIELDS = (
     *("pair_id", "query", "item", "label", "locale", "split", "query_tags", "query_frequency", "long_tail"),
@@ -43,41 +43,45 @@ def column_names(row: Mapping, fields: Mapping[str, str]) -> ColumnNames:
     return _names_of_columns(items, tuple(row), nested)
 
 
-def check_mapping(fields: Mapping[str, str], label_map: Mapping[str, str], label_names: Sequence[str]) -> None:
-    """Raises UserError for a canonical name in `fields`, or a label in `label_map`, that does not exist."""
-    for name in fields:
+def check_mapping(reading: ReadOptions, label_map: Mapping[str, str], label_names: Sequence[str]) -> None:
+    """Raises UserError for a canonical name in the fields, or a label in `label_map`, that does not exist."""
+    form = "FIELD=NAME" if reading.from_command else "{field: name in your file}"
+    for name in reading.fields:
         if name not in FIELDS and not (name.startswith(ATTRIBUTE) and name != ATTRIBUTE):
             raise UserError(
-                f"data.fields: {name!r} is no field of a pair; write {{field: name in your file}} with a field of "
+                f"{reading.name_of('fields')}: {name!r} is no field of a pair; write {form} with a field of "
                 f"{list(FIELDS)} or {ATTRIBUTE}NAME"
             )
     for theirs, label in label_map.items():
         if label not in label_names:
-            raise UserError(f"labels.aliases: {theirs!r} is mapped to {label!r}, which is none of {list(label_names)}")
+            raise UserError(
+                f"{reading.name_of('aliases')}: {theirs!r} is mapped to {label!r}, which is none of {list(label_names)}"
+            )
 
 
-def check_columns(columns: Iterable[str], fields: Mapping[str, str], source: str, require_label: bool = False) -> None:
+def check_columns(columns: Iterable[str], reading: ReadOptions, source: str, require_label: bool = False) -> None:
     """Raises UserError if no column can hold the query, the title or, where required, the label."""
     columns = list(columns)
-    names = _names_of_columns(tuple(fields.items()), tuple(columns), ())
+    names = _names_of_columns(tuple(reading.fields.items()), tuple(columns), ())
     for field in ("query", "item.title", *(["label"] if require_label else [])):
         folded = {plain_name(column) for column in columns}
         inside = {plain_name(name.partition(".")[0]) for name in names.flat[field] if "." in name}
         if not set(names.flat[field]) & set(columns) and not inside & folded:
-            raise missing_column(field, columns, source)
+            raise missing_column(field, columns, reading, source)
 
 
-def missing_column(field: str, columns: Sequence[str], source: str) -> UserError:
+def missing_column(field: str, columns: Sequence[str], reading: ReadOptions, source: str) -> UserError:
     """The error for a source without a column for a field."""
     # A header that another character divides comes as few long names.
     other = next((mark for mark in ";|\t" if any(mark in column for column in columns)), "")
     if not other and len(columns) == 1:
         marks = [mark for mark in re.findall(r"[^\w\s]|[\x00-\x1f ]", columns[0]) if mark not in "\"'.-_"]
         other = max(marks, key=marks.count, default="")
-    fix = f"set data.delimiter to {other!r} if that divides the cells, or name" if other else "name"
+    fix = f"set {reading.name_of('delimiter')} to {other!r} if that divides the cells, or name" if other else "name"
+    example = f" {field}=YOUR_COLUMN" if reading.from_command else f", e.g. {{{field}: YOUR_COLUMN}}"
     return UserError(
-        f"{source}: no column holds the {field.rpartition('.')[2]}; the columns are {columns}; {fix} the right one in "
-        f"data.fields, e.g. {{{field}: YOUR_COLUMN}}"
+        f"{source}: no column holds the {field.rpartition('.')[2]}; the columns are {columns}; {fix} the right one "
+        f"{'by' if reading.from_command else 'in'} {reading.name_of('fields')}{example}"
     )
 
 

@@ -28,7 +28,7 @@ from jax_rele.data.columns import ATTRIBUTE, ColumnNames, column_names
 from jax_rele.data.markup import plain_text
 from jax_rele.names import SPLITS
 from jax_rele.text import is_visible, text_key
-from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
+from jax_rele.types import ITEM_FIELDS, Item, Pair, ReadOptions, Tag
 
 _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
 
@@ -88,15 +88,13 @@ def one_line(error: Exception) -> str:
 
 def parse_row(
     row: Mapping,
+    reading: ReadOptions = ReadOptions(),
     *,
-    fields: Mapping[str, str],
     label_map: Mapping[str, str],
     label_names: Sequence[str],
     require_label: bool = False,
     for_prediction: bool = False,
-    max_characters: int | None = None,
     with_split: bool = True,
-    strip_html: bool = False,
 ) -> Pair:
     """Turns one row into a pair.
 
@@ -104,36 +102,34 @@ def parse_row(
 
     Args:
       row: nested or flat.
-      fields: canonical name -> name in the row (a key, or a dotted path to a nested one; a field of the item may also
-        be named by its key inside the item). A name that the row lacks falls back to the canonical one, unless
-        `fields` gives that column to another field.
+      reading: its `fields` are canonical name -> name in the row (a key, or a dotted path to a nested one; a field of
+        the item may also be named by its key inside the item). A name that the row lacks falls back to the canonical
+        one, unless `fields` gives that column to another field. Longer texts than its `max_characters` are refused.
       label_map: label in the row -> name of the label schema.
       label_names: the label schema; its names are always accepted as they are.
       require_label: refuse a row without label.
       for_prediction: read query, item, `pair_id` and locale alone.
-      max_characters: refuse a row that holds a longer text; None for any length.
       with_split: whether the row's split is read.
-      strip_html: whether HTML in the query and the texts of the item becomes plain text.
 
     Raises:
       RowError: the row is no valid pair.
     """
-    names = column_names(row, fields)
-    clean = plain_text if strip_html else str
-    item = _parse_item(row, names, fields, clean)
+    names = column_names(row, reading.fields)
+    clean = plain_text if reading.html == "text" else str
+    item = _parse_item(row, names, reading, clean)
     query = _cleaned(_required(_find(row, names.flat["query"]), "query"), "query", clean)
     locale = _text(_find(row, names.flat["locale"]), "locale")
     pair_id = _text(_find(row, names.flat["pair_id"]), "pair_id")
     pair_id = pair_id or stable_id("pair", query, item.id, *([locale] if locale else []))
     if for_prediction:
-        return _checked(Pair(pair_id, query, item, locale=locale), max_characters)
+        return _checked(Pair(pair_id, query, item, locale=locale), reading)
     split = _text(_find(row, names.flat["split"]), "split") if with_split else ""
     split_name = known_split(split)
     if split and split_name is None:
         raise RowError(
             f"unknown split {_shown(split.lower())}: must be one of {list(SPLITS)}, or set data.splits.existing: ignore"
         )
-    label = _parse_label(_find(row, names.flat["label"]), label_map, label_names)
+    label = _parse_label(_find(row, names.flat["label"]), label_map, label_names, reading.name_of("aliases"))
     if require_label and label is None:
         raise RowError("missing label")
     pair = Pair(
@@ -147,17 +143,18 @@ def parse_row(
         query_frequency=_parse_count(_find(row, names.flat["query_frequency"]), "query_frequency"),
         long_tail=_parse_truth(_find(row, names.flat["long_tail"]), "long_tail"),
     )
-    return _checked(pair, max_characters)
+    return _checked(pair, reading)
 
 
-def _checked(pair: Pair, max_characters: int | None) -> Pair:
-    """The pair. Raises RowError where one of its texts is longer than that."""
+def _checked(pair: Pair, reading: ReadOptions) -> Pair:
+    """The pair. Raises RowError where one of its texts is longer than texts may be."""
     item = pair.item
     texts = [pair.pair_id, pair.query, pair.locale, item.id, *(getattr(item, field) for field in ITEM_FIELDS)]
     texts += chain(*item.attributes, *((tag.text, tag.type) for tag in pair.tags or ()))
     longest = max(map(len, texts))
-    if max_characters is not None and longest > max_characters:
-        raise RowError(f"a text of {longest} characters, more than data.max_characters {max_characters}")
+    most = reading.max_characters
+    if most and longest > most:
+        raise RowError(f"a text of {longest} characters, more than {reading.name_of('max_characters')} {most}")
     return pair
 
 
@@ -167,12 +164,12 @@ def _cleaned(text: str, name: str, clean: Callable[[str], str]) -> str:
     return cleaned
 
 
-def _parse_item(row: Mapping, names: ColumnNames, fields: Mapping[str, str], clean: Callable[[str], str]) -> Item:
+def _parse_item(row: Mapping, names: ColumnNames, reading: ReadOptions, clean: Callable[[str], str]) -> Item:
     value = _find(row, names.flat["item"])
     if value is not None and not isinstance(value, Mapping):
         raise RowError(
-            f"item must be an object, got {type(value).__name__}; give a plain column its field in data.fields, e.g. "
-            "{item.title: COLUMN}"
+            f"item must be an object, got {type(value).__name__}; give a plain column its field, as item.title, by "
+            f"{reading.name_of('fields')}"
         )
     candidates = names.flat if value is None else names.nested
     raw_values = {field: _find(row, candidates[f"item.{field}"], _ABSENT) for field in ("id", *ITEM_FIELDS)}
@@ -185,7 +182,7 @@ def _parse_item(row: Mapping, names: ColumnNames, fields: Mapping[str, str], cle
     _required(raw_values["title"], "title")
     texts |= {field: clean(texts[field]).strip() for field in ITEM_FIELDS}
     _cleaned(texts["title"], "title", clean)
-    attributes = _parse_attributes(row, candidates["item.attributes"], fields, clean)
+    attributes = _parse_attributes(row, candidates["item.attributes"], reading.fields, clean)
     item = Item(**texts, attributes=attributes)
     return item if item.id else replace(item, id=text_id(item))
 
@@ -213,7 +210,8 @@ def _parse_attributes(
     return tuple(attributes.items())
 
 
-def _parse_label(value, label_map: Mapping[str, str], label_names: Sequence[str]) -> str | None:
+def _parse_label(value, label_map: Mapping[str, str], label_names: Sequence[str], aliases: str) -> str | None:
+    """The label that a value stands for; `aliases` is what the user sets to map others, for messages."""
     label = _text(_bool_text(value), "label")
     if not label or label in label_names:
         return label or None
@@ -223,10 +221,10 @@ def _parse_label(value, label_map: Mapping[str, str], label_names: Sequence[str]
     for theirs, name in (*((name, name) for name in label_names), *label_map.items()):
         if _plain_label(theirs) == plain:
             return name
-    hint = "; labels.aliases takes 'true' and 'false'" if plain in ("true", "false") else ""
+    hint = f"; {aliases} takes 'true' and 'false'" if plain in ("true", "false") else ""
     if similar := next((name for name in (*label_names, *label_map) if text_key(name) == text_key(label)), ""):
-        hint = f"; map it in labels.aliases if it is {similar!r}"
-    known = f"one of {list(label_names)} or of labels.aliases {dict(label_map)}"
+        hint = f"; map it in {aliases} if it is {similar!r}"
+    known = f"one of {list(label_names)} or of {aliases} {dict(label_map)}"
     raise RowError(f"unknown label {_shown(label)}: must be {known}{hint}")
 
 

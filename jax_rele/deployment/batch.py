@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -30,20 +30,37 @@ from jax_rele.config import DataConfig
 from jax_rele.data.columns import check_columns, check_mapping
 from jax_rele.data.parquet import write_quarantine, write_table
 from jax_rele.data.rows import Quarantined, RowError, parse_row
-from jax_rele.data.sources.shards import open_shards, raw_text, source_hash
+from jax_rele.data.sources.shards import open_shards, raw_text, source_hash, with_sample_fields
 from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.deployment.bundle import read_manifest
 from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.deployment.shard_folder import ShardFolder, open_folder
 from jax_rele.errors import UserError
 from jax_rele.io import write_error
-from jax_rele.types import VERDICTS, Pair
+from jax_rele.types import VERDICTS, Pair, ReadOptions
 
 ROWS = 1024
 """Rows of a shard."""
 PLAN, FINISHED, QUARANTINED = "plan.json", "finished.json", ".quarantine.parquet"
-TEXT_LOSS = "text_loss"
-"""Key of a shard's metadata."""
+TEXT_LOSS, BAD_ROWS = "text_loss", "bad_rows"
+"""Keys of a shard's metadata."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row that is a pair, and where it comes from."""
+
+    pair: Pair
+    source: str
+    number: int
+    raw: object
+
+    def set_aside(self, reason: str) -> Quarantined:
+        return Quarantined(self.source, self.number, reason, raw_text(self.raw))
+
+
+Block = tuple[int, tuple[list[_Row], list[Quarantined]] | None]
+"""The number of a shard, and its pairs and bad rows; None where it is not due."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +93,10 @@ def predict_shards(
     source: str,
     output: str | os.PathLike,
     *,
-    fields: Mapping[str, str] | None = None,
+    reading: ReadOptions = ReadOptions(),
     rows: int = ROWS,
     worker: Worker = Worker(),
     threads: int = 0,
-    encoding: str = "utf-8",
     max_unknown: float = 0.25,
     cache: str | os.PathLike = ".cache",
     progress: Callable[[int], None] = lambda pairs: None,
@@ -91,11 +107,10 @@ def predict_shards(
       bundle: folder of a bundle.
       source: as `data.path` in a config: a file, folder or pattern, here or in a bucket; or a data set.
       output: folder of the shards, here or in a bucket; made where it is missing.
-      fields: canonical name -> name in the file.
+      reading: how files are read, and what they call the fields.
       rows: of a shard.
       worker: which process of how many this is.
       threads: of ONNX Runtime; 0 is one for each core.
-      encoding: of text files.
       max_unknown: fraction of a shard's characters that may be unknown to the tokenizer.
       cache: where a benchmark is converted.
       progress: called after each shard with its number of rows.
@@ -105,11 +120,16 @@ def predict_shards(
         full.
     """
     folder = open_folder(output)
-    data = DataConfig(path=source, fields=dict(fields or {}), encoding=encoding)
+    reading = with_sample_fields(source, reading)
+    check_mapping(reading, {}, ())
     manifest = read_manifest(bundle)
-    plan = {"bundle": manifest.identity, "input": source_hash(data), "fields": dict(fields or {}), "rows": rows}
+    plan: dict[str, object] = {
+        "bundle": manifest.identity,
+        "input": source_hash(DataConfig(path=source)),
+        "rows": rows,
+        **{name: value for name, value in asdict(reading).items() if name != "from_command"},
+    }
     try:
-        check_mapping(data.fields, {}, ())
         scorer = load_bundle(bundle, threads=threads)
         folder.create()
         with folder.locked():
@@ -118,7 +138,8 @@ def predict_shards(
                     raise UserError(f"{output}: is no folder of shards: it holds {others[0]}; give a new folder")
                 folder.write_json(PLAN, plan)
             _check_plan(folder, plan)
-        return _judge(scorer, data, folder, plan, worker, Path(cache), progress, max_unknown)
+        blocks = partial(_blocks, source, reading, rows, Path(cache))
+        return _judge(scorer, source, blocks, folder, plan, worker, progress, max_unknown)
     except OSError as error:
         raise write_error(folder.name, error) from error
 
@@ -128,18 +149,19 @@ def _check_plan(folder: ShardFolder, plan: Mapping[str, object]) -> None:
     for name, what in (("bundle", "by another bundle"), ("input", "of another input, or of one that was changed")):
         if known.get(name) != plan[name]:
             raise UserError(f"{folder.name}: holds scores {what}; give a new folder, or delete this one")
-    for name, option in (("fields", "--fields"), ("rows", "--rows")):
-        if known.get(name) != plan[name]:
-            raise UserError(f"{folder.name}: was begun with {option} {known.get(name)}; give the same, or a new folder")
+    for name in ("rows", *(option.name for option in fields(ReadOptions) if option.name in plan)):
+        if (before := known.get(name, plan[name])) != plan[name]:
+            option = f"--{name.replace('_', '-')} {before if before not in ('', {}) else 'left out'}"
+            raise UserError(f"{folder.name}: was begun with {option}; give the same, or a new folder")
 
 
 def _judge(
     scorer: Scorer,
-    data: DataConfig,
+    source: str,
+    blocks: Callable[[Callable[[int], bool]], Iterator[Block]],
     folder: ShardFolder,
     plan: Mapping[str, object],
     worker: Worker,
-    cache: Path,
     progress: Callable[[int], None],
     max_unknown: float,
 ) -> Progress:
@@ -148,39 +170,43 @@ def _judge(
 
     def is_whole(number: int) -> bool:
         if number not in whole and folder.rows(_part(number)) is not None:
-            whole.add(number)
+            bad = int(folder.metadata(_part(number)).get(BAD_ROWS, 0))
+            if not bad or folder.rows(_quarantine(number)) == bad:
+                whole.add(number)
         return number in whole
 
     def is_due(number: int) -> bool:
         return number % worker.count == worker.number and not is_whole(number)
 
-    for number, block in _blocks(data, rows, cache, is_due):
+    for number, block in blocks(is_due):
         if block is None:
             continue
-        pairs, bad = block
-        columns, schema = _table(scorer, pairs)
+        rows_read, bad = block
+        columns, schema, unreadable = _table(scorer, [each.pair for each in rows_read])
         loss = TextLoss(**json.loads(schema.metadata[TEXT_LOSS.encode()]))
         if loss.unknown_fraction > max_unknown:
             first = number * rows + 1
             raise UserError(
-                f"{data.path}, rows {first} to {first + len(pairs) + len(bad) - 1}: {loss.unknown_fraction:.1%} of the "
-                f"characters are unknown to the student's tokenizer, more than --max-unknown {max_unknown:g}; judge "
+                f"{source}, rows {first} to {first + len(rows_read) + len(bad) - 1}: {loss.unknown_fraction:.1%} of "
+                f"the characters are unknown to the student's tokenizer, more than --max-unknown {max_unknown:g}; judge "
                 "them by a student that knows the language"
             )
+        bad += [rows_read[index].set_aside(f"the {side}: {reason}") for index, (side, reason) in unreadable.items()]
         if folder.system is not None:
             _check_plan(folder, plan)
         if bad:
-            folder.write(f"part-{number:06d}{QUARANTINED}", partial(write_quarantine, bad=bad))
+            folder.write(_quarantine(number), partial(write_quarantine, bad=bad))
+        schema = schema.with_metadata({**schema.metadata, BAD_ROWS: str(len(bad))})
         # Written last: where it is there, the shard is whole.
         folder.write(_part(number), partial(write_table, data=columns, schema=schema))
         judged += 1
-        progress(len(pairs) + len(bad))
+        progress(len(columns["pair_id"]) + len(bad))
     if number < 0:
         folder.remove(PLAN)
-        raise UserError(f"{data.path}: no rows")
+        raise UserError(f"{source}: no rows")
     missing = [n for n in range(number + 1) if not is_whole(n)]
-    if not missing and not folder.exists(FINISHED):
-        _finish(folder, data.path, number + 1, rows)
+    if not missing and not _is_finished(folder):
+        _finish(folder, source, number + 1, rows)
     return Progress(judged, number + 1 - len(missing) - judged, not missing)
 
 
@@ -188,13 +214,24 @@ def _part(number: int) -> str:
     return f"part-{number:06d}.parquet"
 
 
+def _quarantine(number: int) -> str:
+    return f"part-{number:06d}{QUARANTINED}"
+
+
+def _is_finished(folder: ShardFolder) -> bool:
+    try:
+        return folder.exists(FINISHED) and {"rows", "pairs", "quarantined"} <= folder.read_json(FINISHED).keys()
+    except UserError:  # damaged, and counted anew
+        return False
+
+
 def _blocks(
-    data: DataConfig, rows: int, cache: Path, is_due: Callable[[int], bool]
-) -> Iterator[tuple[int, tuple[list[Pair], list[Quarantined]] | None]]:
+    source: str, reading: ReadOptions, rows: int, cache: Path, is_due: Callable[[int], bool]
+) -> Iterator[Block]:
     """Each shard's number with its pairs and bad rows; None in their place where it is not due."""
-    block: tuple[list[Pair], list[Quarantined]] | None = None
+    block: tuple[list[_Row], list[Quarantined]] | None = None
     count = -1
-    for shard in open_shards(data, cache):
+    for shard in open_shards(source, reading, cache):
         checked = not shard.uniform
         for row_number, row, raw in shard.rows():
             count += 1
@@ -208,34 +245,38 @@ def _blocks(
                 if isinstance(row, RowError):
                     raise row
                 if not checked:
-                    check_columns(row, data.fields, shard.name)
+                    check_columns(row, reading, shard.name)
                     checked = True
-                pair = parse_row(
-                    row,
-                    fields=data.fields,
-                    label_map={},
-                    label_names=(),
-                    for_prediction=True,
-                    max_characters=data.max_characters,
-                )
-                block[0].append(pair)
+                pair = parse_row(row, reading, label_map={}, label_names=(), for_prediction=True)
+                block[0].append(_Row(pair, shard.name, row_number, raw))
             except RowError as error:
                 block[1].append(Quarantined(shard.name, row_number, str(error), raw_text(raw)))
     if count >= 0:
         yield count // rows, block
 
 
-def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.Schema]:
-    """Columns of scores and their types, with what the student did not read of the texts as metadata."""
+def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.Schema, dict[int, tuple[str, str]]]:
+    """Columns of scores and their types, with what the student did not read of the texts as metadata.
+
+    Pairs with a text of which the student knows nothing have no score: they are returned, see
+    `Scorer.unreadable_pairs`.
+    """
     manifest = scorer.manifest
     names = manifest.labels.names
+    losses: list[np.ndarray] = []
+    unreadable: dict[int, tuple[str, str]] = {}
+    if pairs:
+        encoded = scorer.encode(pairs, losses)
+        unreadable = scorer.unreadable_pairs(encoded, pairs)
+        judged = [index for index in range(len(pairs)) if index not in unreadable]
+        first, second = ([rows[index] for index in judged] for rows in encoded)
+        pairs = [pairs[index] for index in judged]
     columns: dict[str, list] = {"pair_id": [pair.pair_id for pair in pairs], "score": []}
     columns |= {name: [] for name in names}
     dimensions = manifest.dimensions if manifest.has_verdicts else ()
     verdicts: dict[str, list] = {f"verdict_{name}": [] for name in dimensions}
-    losses: list[np.ndarray] = []
     if pairs:
-        scores = scorer.predict(pairs, losses)
+        scores = scorer.predict_rows((first, second), pairs)
         columns["score"] = list(scores.scores)
         columns |= {name: list(scores.label_probs[:, index]) for index, name in enumerate(names)}
         if scores.verdict_probs is not None:
@@ -244,15 +285,10 @@ def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.S
     kinds = [("pair_id", pa.string()), ("score", pa.float64()), *((name, pa.float64()) for name in names)]
     kinds += [(name, pa.string()) for name in verdicts]
     if manifest.tiers:
-        columns["tier"] = [tier_of(score, manifest.tiers) for score in columns["score"]]
+        columns["tier"] = [manifest.tier_of(score) or "" for score in columns["score"]]
         kinds.insert(2, ("tier", pa.string()))
-    loss = summarize(losses)
-    return {**columns, **verdicts}, pa.schema(kinds, metadata={TEXT_LOSS: json.dumps(asdict(loss))})
-
-
-def tier_of(score: float, tiers: Sequence) -> str:
-    """The name of the best tier that a score reaches, or ''."""
-    return next((tier.name for tier in sorted(tiers, key=lambda tier: -tier.least) if score >= tier.least), "")
+    schema = pa.schema(kinds, metadata={TEXT_LOSS: json.dumps(asdict(summarize(losses)))})
+    return {**columns, **verdicts}, schema, unreadable
 
 
 def _finish(folder: ShardFolder, source: str, shards: int, rows: int) -> None:

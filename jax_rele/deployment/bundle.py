@@ -17,10 +17,11 @@ from typing import Annotated, Literal, TypeVar
 
 import pydantic
 
+from jax_rele.data.rows import unique_keys
 from jax_rele.errors import UserError
 from jax_rele.io import hash_file, hash_values, write_json
 from jax_rele.names import StudentName
-from jax_rele.types import LabelSchema
+from jax_rele.types import ITEM_FIELDS, LabelSchema
 
 MANIFEST = "bundle.json"
 FORMAT = 1
@@ -30,11 +31,29 @@ TWO_TOWER = ("query.onnx", "item.onnx", "compare.onnx")
 
 R = TypeVar("R", bound="Record")
 
+Length = Annotated[int, pydantic.Field(ge=1, le=1_000_000)]
+
+
+def _file_name(name: str) -> str:
+    if name != Path(name).name or not name.isprintable():
+        raise ValueError(f"{name!r:.60} is no name of a file in the folder")
+    return name
+
+
+def _item_field(name: str) -> str:
+    if name not in ITEM_FIELDS:
+        raise ValueError(f"{name!r:.40} is none of an item's texts, {', '.join(ITEM_FIELDS)}")
+    return name
+
+
+Files = dict[Annotated[str, pydantic.AfterValidator(_file_name)], str]
+"""SHA-256 by the name of a file in the same folder."""
+
 
 class Record(pydantic.BaseModel):
     """Values that are read from a file: nothing unknown, nothing changed afterwards."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Labels(Record):
@@ -44,6 +63,14 @@ class Labels(Record):
     gains: tuple[float, ...]
     positive: tuple[str, ...]
     aliases: dict[str, str] = {}
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        LabelSchema(self.names, self.gains, self.positive)
+        for alias, name in self.aliases.items():
+            if name not in self.names:
+                raise ValueError(f"aliases: {alias!r:.40} stands for {name!r:.40}, which is none of the labels")
+        return self
 
 
 class Tier(Record):
@@ -90,18 +117,18 @@ class Manifest(Record):
     dimensions: tuple[str, ...]
     has_verdicts: bool
     has_evidence: bool
-    fields: tuple[str, ...]
-    query_length: int
-    item_length: int
+    fields: Annotated[tuple[Annotated[str, pydantic.AfterValidator(_item_field)], ...], pydantic.Field(min_length=1)]
+    query_length: Length
+    item_length: Length
     temperature: Annotated[float, pydantic.Field(gt=0)]
     head: Literal["", "cosine", "mlp", "maxsim"] = ""
-    embedding_width: int = 0
+    embedding_width: Annotated[int, pydantic.Field(ge=0)] = 0
     unit_length: bool = False
     score_rises: bool = False
     int8: Literal["", "any", "vnni"] = ""
     source: dict[str, str]
     tiers: tuple[Tier, ...] = ()
-    files: dict[str, str] = {}
+    files: Files = {}
 
     @property
     def schema_(self) -> LabelSchema:
@@ -112,6 +139,11 @@ class Manifest(Record):
     def graphs(self) -> tuple[str, ...]:
         """Names of the ONNX files."""
         return CROSS_ENCODER if self.model == "cross_encoder" else TWO_TOWER
+
+    def tier_of(self, score: float) -> str | None:
+        """The name of the best tier that a score reaches; None where it reaches none."""
+        reached = [tier for tier in self.tiers if score >= tier.least]
+        return max(reached, key=lambda tier: tier.least).name if reached else None
 
     @property
     def identity(self) -> str:
@@ -126,15 +158,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Writes `bundle.json`, with the hashes of the files that are there; returns what was written."""
     names = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name != MANIFEST)
     manifest = manifest.model_copy(update={"files": {name: hash_file(folder / name) for name in names}})
-    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    write_record(folder / MANIFEST, manifest)
     return manifest
 
 
 def set_tiers(folder: Path, tiers: tuple[Tier, ...]) -> Manifest:
     """Replaces a bundle's tiers."""
     manifest = read_manifest(folder).model_copy(update={"tiers": tiers})
-    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    write_record(folder / MANIFEST, manifest)
     return manifest
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Writes the description of a folder, with a hash of what it says."""
+    values = record.model_dump(mode="json")
+    write_json(path, {**values, "checksum": hash_values(values)})
 
 
 def read_record(path: Path, kind: type[R], what: str, fix: str) -> R:
@@ -149,15 +187,23 @@ def read_record(path: Path, kind: type[R], what: str, fix: str) -> R:
       UserError: it cannot be read, is of another format, or does not hold what it should.
     """
     try:
-        values = json.loads(path.read_text("utf-8"))
-        if isinstance(values, dict) and values.get("format") != FORMAT:
-            number = values.get("format")
+        values = json.loads(path.read_text("utf-8"), object_pairs_hook=unique_keys)
+        number = values.get("format") if isinstance(values, dict) else FORMAT
+        if number != FORMAT or isinstance(number, bool):
             raise UserError(f"{path}: the {what} is of format {number!r:.20}, this version reads {FORMAT}; {fix}")
-        return kind.model_validate(values)
+        # A description without one was written before there were any.
+        checksum = values.pop("checksum", None) if isinstance(values, dict) else None
+        record = kind.model_validate_json(json.dumps(values), strict=True)
+        if checksum is not None and checksum != hash_values(values):
+            raise UserError(f"{path}: damaged: was changed since the {what} was written; {fix}")
+        return record
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or what
-        raise UserError(f"{path}: damaged: {name}: {first['msg']}; {fix}") from None
+        message = " ".join(first["msg"].removeprefix("Value error, ").split())
+        raise UserError(f"{path}: damaged: {name}: {message}; {fix}") from None
+    except RecursionError:
+        raise UserError(f"{path}: damaged: nested too deeply; {fix}") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: damaged: {str(error).splitlines()[0]}; {fix}") from None
 
@@ -173,10 +219,6 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"{folder}: no bundle ({MANIFEST} is missing); `jax-rele export RUN --format onnx` writes one")
     manifest = read_record(path, Manifest, "bundle", "export it again")
-    try:
-        manifest.schema_  # noqa: B018
-    except ValueError as error:
-        raise UserError(f"{path}: damaged: labels: {error}; export it again") from None
     needed = {*manifest.graphs, "tokenizer.json", "config.json"}
     for name in sorted(needed - manifest.files.keys()):
         raise UserError(f"{path}: damaged: the bundle has no {name}; export it again")

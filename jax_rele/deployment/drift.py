@@ -67,8 +67,7 @@ def profile(scorer: Scorer, pairs: Sequence[Pair], by: str | None = None) -> dic
     manifest = scorer.manifest
     values: dict[str, np.ndarray] = {"score": scores.scores}
     if manifest.tiers:
-        names = [next((tier.name for tier in manifest.tiers if s >= tier.least), "below") for s in scores.scores]
-        values["tier"] = np.array(names, object)
+        values["tier"] = np.array([manifest.tier_of(score) or "below" for score in scores.scores], object)
     if scores.verdict_probs is not None:
         chosen = np.array(VERDICTS, object)[scores.verdict_probs.argmax(axis=-1)]
         values |= {f"verdict on {name}": chosen[:, index] for index, name in enumerate(manifest.dimensions)}

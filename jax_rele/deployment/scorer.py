@@ -17,12 +17,17 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele import extras
 from jax_rele.data.rows import as_pair
-from jax_rele.data.tokens.student_inputs import cross_rows, decode_evidence, tower_rows
-from jax_rele.data.tokens.text_loss import TextLoss, count_characters, summarize
+from jax_rele.data.tokens.student_inputs import (
+    cross_rows,
+    decode_evidence,
+    pair_markers,
+    tower_rows,
+    unreadable_texts,
+)
+from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.data.tokens.tokenizers import ENCODER_TOKENS, load_tokenizer
-from jax_rele.deployment.bundle import Manifest, read_manifest
+from jax_rele.deployment.bundle import MANIFEST, TWO_TOWER, Manifest, read_manifest
 from jax_rele.errors import UserError
-from jax_rele.text import clean_text
 from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, Span
 
 if TYPE_CHECKING:
@@ -30,6 +35,11 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 8192
 """Most tokens of a batch, padding included."""
+
+SIDES = ("query", "item")
+
+Encoded = tuple[list[list[int]], list[list[int]]]
+"""Tokens of pairs: a cross-encoder's rows and their types, or a two-tower's rows of queries and of items."""
 
 ROUND = 8
 """Rows are padded to a multiple of this many tokens: kernels are faster, and fewer shapes occur."""
@@ -88,16 +98,51 @@ class Scorer:
     def predict(self, pairs: Sequence[Pair | tuple[str, str | Item]], losses: list[np.ndarray] | None = None) -> Scores:
         """Judges pairs, in order; each a `Pair`, or the text of a query and an item.
 
-        What of the texts is not read is appended to `losses`, see `data.tokens.text_loss.count_losses`.
+        What of the texts is not read is appended to `losses`, see `data.tokens.text_loss.count_losses`. A pair of which
+        nothing is known has a score that says nothing of it: `unreadable_pairs` names such pairs.
         """
         if isinstance(pairs, str) or not len(pairs):
             raise ValueError(f"predict needs a list of at least one pair, got {pairs!r:.80}")
         judged = [as_pair(pair) for pair in pairs]
+        return self.predict_rows(self.encode(judged, losses), judged)
+
+    def encode(self, pairs: Sequence[Pair], losses: list[np.ndarray] | None = None) -> Encoded:
+        """The tokens that the student reads of pairs; what is lost is appended to `losses`."""
+        if not self.embeds:
+            return self.pair_rows(pairs, losses)
+        self._check_unicode(pairs)
+        return tower_rows(self.tokenizer, pairs, *self._limits, losses)
+
+    def predict_rows(self, encoded: Encoded, pairs: Sequence[Pair]) -> Scores:
+        """Judges pairs by their tokens."""
+        if not self.embeds:
+            return self.decode(self.run("model.onnx", *encoded), pairs)
+        return self.compare(*(self._embeddings(side, rows) for side, rows in zip(SIDES, encoded)))
+
+    def unreadable_pairs(self, encoded: Encoded, pairs: Sequence[Pair]) -> dict[int, tuple[str, str]]:
+        """Pairs of which one text has no token that the student knows: index -> (its side, what is wrong), in order."""
+        texts = [pair.query for pair in pairs], [self.item_text(pair.item) for pair in pairs]
         if self.embeds:
-            self._check_unicode(judged)
-            rows = tower_rows(self.tokenizer, judged, *self._limits, losses)
-            return self.compare(*(self._embeddings(side, each) for side, each in zip(("query", "item"), rows)))
-        return self.decode(self.run("model.onnx", *self.pair_rows(judged, losses)), judged)
+            wrong = [self.unreadable_rows(rows, side) for rows, side in zip(encoded, texts)]
+        else:
+            before, between, after = map(len, pair_markers(self.tokenizer, 2))
+            items = [kinds.index(1) for kinds in encoded[1]]
+            queries = [row[before : item - between] for row, item in zip(encoded[0], items)]
+            rows = queries, [row[item : len(row) - after] for row, item in zip(encoded[0], items)]
+            wrong = [unreadable_texts(self.tokenizer, side, ids) for side, ids in zip(texts, rows)]
+        reasons = {index: (side, each[index]) for side, each in zip(reversed(SIDES), reversed(wrong)) for index in each}
+        return dict(sorted(reasons.items()))
+
+    def unreadable_rows(self, rows: Sequence[list[int]], texts: Sequence[str]) -> dict[int, str]:
+        """Texts of a two-tower whose rows hold no token that it knows: index -> what is wrong."""
+        before, after = map(len, pair_markers(self.tokenizer, 1))
+        return unreadable_texts(self.tokenizer, texts, [row[before : len(row) - after] for row in rows])
+
+    def unreadable(self, texts: Sequence[str | Item]) -> dict[int, str]:
+        """Texts of which the student knows no token: index -> what is wrong."""
+        plain = [self.item_text(text) if isinstance(text, Item) else text for text in texts]
+        _check_unicode(plain)
+        return unreadable_texts(self.tokenizer, plain)
 
     def decode(self, outputs: Mapping[str, np.ndarray], pairs: Sequence[Pair]) -> Scores:
         """Predictions from a cross-encoder's outputs for N pairs, see `raw_outputs`; evidence where they hold it."""
@@ -112,9 +157,7 @@ class Scorer:
         """A cross-encoder's outputs by name; what is one per token is padded to the longest pair."""
         return self.run("model.onnx", *self.pair_rows(pairs))
 
-    def pair_rows(
-        self, pairs: Sequence[Pair], losses: list[np.ndarray] | None = None
-    ) -> tuple[list[list[int]], list[list[int]]]:
+    def pair_rows(self, pairs: Sequence[Pair], losses: list[np.ndarray] | None = None) -> Encoded:
         """The tokens that a cross-encoder reads of pairs, and their types; what is lost is appended to `losses`."""
         self._check_unicode(pairs)
         return cross_rows(self.tokenizer, pairs, *self._limits, losses)
@@ -137,20 +180,6 @@ class Scorer:
         rows(self.tokenizer, [as_pair(pair) for pair in pairs], *self._limits, losses)
         return summarize(losses[-1:])
 
-    def unreadable(self, texts: Sequence[str]) -> str:
-        """What is wrong with the first text of which the tokenizer knows nothing; empty where there is none."""
-        cleaned = [clean_text(text) for text in texts]
-        if not cleaned:
-            return ""
-        rows = self.tokenizer(cleaned, add_special_tokens=False, verbose=False)["input_ids"]
-        for text, ids, (total, unknown) in zip(texts, rows, count_characters(self.tokenizer, cleaned, rows)):
-            if not ids:
-                return f"{text!r:.60} has no tokens; give a text with letters or digits"
-            # Punctuation is known to every tokenizer.
-            if unknown and unknown >= total - sum(not (each.isalnum() or each.isspace()) for each in text):
-                return f"the model knows nothing of {text!r:.60}; ask a model of its language"
-        return ""
-
     def embed(self, texts: Sequence[str | Item], side: str) -> np.ndarray:
         """[N, E] float32 embeddings of texts, in order; with late interaction [N, L, E], zeros for padding.
 
@@ -164,7 +193,7 @@ class Scorer:
         """
         if not self.embeds:
             raise UserError("a cross-encoder has no embeddings of query and item; export the two_tower")
-        if side not in ("query", "item"):
+        if side not in SIDES:
             raise ValueError(f"side must be query or item, got {side!r}")
         if isinstance(texts, str) or not len(texts):
             raise ValueError(f"embed needs a list of at least one text, got {texts!r:.80}")
@@ -176,7 +205,7 @@ class Scorer:
         self, texts: Sequence[str | Item], side: str, losses: list[np.ndarray] | None = None
     ) -> list[list[int]]:
         """The tokens that a two-tower reads of texts; what is lost is appended to `losses`."""
-        number = ("query", "item").index(side)
+        number = SIDES.index(side)
         plain = [self.item_text(text) if isinstance(text, Item) else text for text in texts]
         _check_unicode(plain)
         if side == "query":
@@ -276,6 +305,7 @@ def load_bundle(folder: str | Path, *, threads: int = 0, batch_tokens: int = BAT
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{folder / name}: ONNX Runtime cannot load it: {reason}") from None
+    _check_outputs(folder, manifest, sessions)
     return Scorer(manifest, load_tokenizer(folder, ENCODER_TOKENS), sessions, batch_tokens)
 
 
@@ -299,3 +329,26 @@ def _check_unicode(texts: Sequence[str]) -> None:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(f"{text!r:.40} is not valid Unicode: it holds half a character") from None
+
+
+def _check_outputs(folder: Path, manifest: Manifest, sessions: Mapping[str, onnxruntime.InferenceSession]) -> None:
+    """Raises UserError where the graphs do not compute what the description says."""
+    dimensions = len(manifest.dimensions)
+    is_tower = manifest.model == "two_tower"
+    judging = {
+        "label_logits": [len(manifest.labels.names)],
+        "verdict_logits": [dimensions, len(VERDICTS)] if manifest.has_verdicts else None,
+        "evidence_logits": [1 + dimensions] if manifest.has_evidence and not is_tower else None,
+    }
+    for name, session in sessions.items():
+        sizes = {each.name: [size for size in each.shape if isinstance(size, int)] for each in session.get_outputs()}
+        expected: Mapping[str, list[int] | None] = judging
+        if name in TWO_TOWER[:2]:
+            # With late interaction each token has an embedding, which no index holds.
+            expected = {} if manifest.head == "maxsim" else {next(iter(sizes)): [manifest.embedding_width]}
+        for output, described in expected.items():
+            if sizes.get(output) != described:
+                raise UserError(
+                    f"{folder / name}: damaged: the sizes of its output {output} are {sizes.get(output)}, and of "
+                    f"{MANIFEST} {described}; export it again"
+                )

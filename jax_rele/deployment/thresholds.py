@@ -107,7 +107,7 @@ def first_count(total: int, at_most: float, confidence: float) -> int:
     search: with as many as are taken, a true share of half the target passes in four cases of five, as long as they are
     no more than a quarter of all pairs. It depends on the number of pairs alone, so the bound holds.
     """
-    least = math.ceil(math.log(1 - confidence) / math.log(1 - at_most))
+    least = math.ceil(math.log1p(-confidence) / math.log1p(-at_most))
     enough = least
     while enough < total // 4:
         allowed = _most_errors(enough, at_most, confidence)
@@ -165,7 +165,7 @@ def pairs_needed(scores: np.ndarray, is_irrelevant: np.ndarray, at_most: float, 
     usable = (n >= min(_FEWEST, len(scores))) & (errors < at_most * n)
     if not usable.any():
         return None
-    least = math.ceil(math.log(1 - confidence) / math.log(1 - at_most))
+    least = math.ceil(math.log1p(-confidence) / math.log1p(-at_most))
     sizes = np.unique(np.geomspace(least, 1e8, 800).astype(np.int64))
     n, observed = n[usable, None], (errors / np.maximum(n, 1))[usable, None]
     passed = (binom.cdf(np.ceil(observed * sizes), sizes, at_most) <= 1 - confidence) & (sizes >= n)

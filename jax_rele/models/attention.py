@@ -115,8 +115,8 @@ def attention(
     chex.assert_equal_shape([key, value])
     if implementation == "xla":
         by_index = mask.causal and mask.query_positions is None and mask.key_positions is None
-        key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-        return _blocks(query, key, value, mask.dense(query.shape[1], key.shape[2]), by_index)
+        key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
+        return _blocks(query, key, value, mask.dense(query.shape[1], key.shape[3]), by_index)
     window = _static_window(mask, implementation, query.shape[1], key.shape[1])
     if implementation == "cudnn":
         return _cudnn(query, key, value, mask, window)
@@ -124,9 +124,9 @@ def attention(
 
 
 def attention_over_heads(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> jax.Array:
-    """`attention` by `xla`, of keys and values [B, K, Lk, head_dim]: as a cache holds them."""
+    """`attention` by `xla`, of keys [B, K, head_dim, Lk] and values [B, K, Lk, head_dim]: as a cache holds them."""
     chex.assert_rank([query, key, value], 4)
-    return _blocks(query, key, value, mask.dense(query.shape[1], key.shape[2]), False)
+    return _blocks(query, key, value, mask.dense(query.shape[1], key.shape[3]), False)
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(4,))
@@ -135,11 +135,11 @@ def _blocks(
 ) -> jax.Array:
     """Attention by blocks of queries, each with the keys up to its end where causality is by index.
 
-    Keys and values are [B, K, Lk, head_dim].
+    Keys are [B, K, head_dim, Lk], values [B, K, Lk, head_dim].
     The backward pass computes scores and weights again, so that none are stored from layer to layer.
     """
     batch, length, heads, width = query.shape
-    keys = key.shape[2]
+    keys = key.shape[3]
     # At most 8 blocks; 32 queries keep a block's scores in a CPU's cache.
     # A symbolic length, as `jax.export` has, is one block.
     size = max(32, -(-length // 8)) if isinstance(length, int) else length
@@ -151,7 +151,7 @@ def _blocks(
         end = min(start + size, length) if isinstance(length, int) else length
         seen = min(end, keys) if causal_by_index else keys
         scores = jnp.einsum(
-            "bkgqd,bksd->bkgqs", query[..., start:end, :], key[:, :, :seen], preferred_element_type=jnp.float32
+            "bkgqd,bkds->bkgqs", query[..., start:end, :], key[..., :seen], preferred_element_type=jnp.float32
         )
         scores *= width**-0.5
         if mask is not None:

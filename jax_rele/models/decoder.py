@@ -6,7 +6,7 @@ the families. Layers are stacked by `nn.scan`, so compile time does not grow wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -104,8 +104,22 @@ class RMSNorm(nn.Module):
 
 
 Cache = tuple[jax.Array, jax.Array]
-"""Keys and values of all layers, each [layers, B, kv_heads, T, head_dim]: as attention reads them, so that no step
-transposes them."""
+"""Keys [layers, B, kv_heads, head_dim, T] and values [layers, B, kv_heads, T, head_dim] of all layers: as the matrix
+products of attention read them, so that no step transposes them."""
+
+
+CACHE_AXES = {
+    "key": ("layers", "batch", "kv_heads", "head_dim", "length"),
+    "value": ("layers", "batch", "kv_heads", "length", "head_dim"),
+}
+"""The axes of `Cache`, by the name in the collection `cache`."""
+
+
+def cache_shapes(config: DecoderConfig, rows: int, length: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of `Cache` by name, for `rows` rows of `length` positions."""
+    sizes = {"layers": config.layers, "batch": rows, "kv_heads": config.kv_heads}
+    sizes |= {"head_dim": config.head_dim, "length": length}
+    return {name: tuple(sizes[axis] for axis in axes) for name, axes in CACHE_AXES.items()}
 
 
 def write_cache(cache: Cache, layer: jax.Array, key: jax.Array, value: jax.Array, positions: jax.Array) -> Cache:
@@ -114,17 +128,52 @@ def write_cache(cache: Cache, layer: jax.Array, key: jax.Array, value: jax.Array
     Entries of padding after a row's end are masked by causality until the row's own tokens overwrite them.
     """
     rows, heads = jnp.arange(key.shape[0])[:, None, None], jnp.arange(key.shape[2])
-    keys, values = (
-        whole.at[layer, rows, heads, positions[:, :, None]].set(new, mode="drop")
-        for whole, new in zip(cache, (key, value), strict=True)
+    keys, values = cache
+    at = positions[:, :, None]
+    return (
+        keys.at[layer, rows, heads, :, at].set(key, mode="drop"),
+        values.at[layer, rows, heads, at].set(value, mode="drop"),
     )
-    return keys, values
+
+
+def attend_to_cache(
+    query: jax.Array,
+    cache: Cache,
+    layer: jax.Array,
+    positions: jax.Array,
+    window: int | jax.Array,
+    lengths: Sequence[int],
+    used: jax.Array | None,
+) -> jax.Array:
+    """Attention of queries [B, L, heads, head_dim] at `positions` [B, L] to a layer of the cache.
+
+    Args:
+      query, cache, layer, positions: see above.
+      window: as in `Mask`.
+      lengths: the first so many positions of the cache may be read, in ascending order.
+      used: int, the index in `lengths` of the number that is read; no position may be at or beyond it. None: the last.
+    """
+
+    def read(length):
+        key, value = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
+        mask = Mask(causal=True, window=window, query_positions=positions, key_positions=jnp.arange(length)[None, :])
+        return attention_over_heads(query, key[..., :length], value[:, :, :length], mask)
+
+    if used is None:
+        return read(lengths[-1])
+    return jax.lax.switch(used, [partial(read, length) for length in lengths])
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention, over the cache where there is one."""
+    """Causal grouped-query attention, over the cache where there is one.
+
+    Attributes:
+      config: the decoder's.
+      lengths: see `attend_to_cache`.
+    """
 
     config: DecoderConfig
+    lengths: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(
@@ -135,6 +184,7 @@ class Attention(nn.Module):
         window: int | jax.Array,
         cache: Cache | None,
         layer: jax.Array,
+        used: jax.Array | None,
         deterministic: bool,
     ) -> tuple[jax.Array, Cache | None]:
         config = self.config
@@ -154,10 +204,7 @@ class Attention(nn.Module):
         query, key = rotary(query, positions, config.rope), rotary(key, positions, config.rope)
         if cache is not None:
             cache = write_cache(cache, layer, key, value, positions)
-            key, value = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
-            key_positions = jnp.arange(key.shape[2])[None, :]
-            mask = Mask(causal=True, window=window, query_positions=positions, key_positions=key_positions)
-            y = attention_over_heads(query, key, value, mask)
+            y = attend_to_cache(query, cache, layer, positions, window, self.lengths, used)
         else:
             mask = Mask(causal=True, window=window, query_segments=segments, key_segments=segments)
             y = attention(query, key, value, mask, config.attention)
@@ -190,14 +237,16 @@ class DecoderBlock(nn.Module):
     """One layer, in the (carry, out) form of `nn.scan`."""
 
     config: DecoderConfig
+    lengths: tuple[int, ...] = ()
 
     @nn.compact
-    def __call__(self, carry, positions, segments, deterministic, window, layer):
+    def __call__(self, carry, positions, segments, used, deterministic, window, layer):
         config, (x, cache) = self.config, carry
         if window is None:
             window = config.windows[0] if config.windows else 0
         y = RMSNorm(config.norm_eps, param_dtype=config.param_dtype, name="input_norm")(x)
-        y, cache = Attention(config, name="attention")(y, positions, segments, window, cache, layer, deterministic)
+        attention = Attention(config, self.lengths, name="attention")
+        y, cache = attention(y, positions, segments, window, cache, layer, used, deterministic)
         x = x + y
         y = RMSNorm(config.norm_eps, param_dtype=config.param_dtype, name="mlp_norm")(x)
         x = x + SwiGLU(config, name="mlp")(y, deterministic)
@@ -208,16 +257,19 @@ class Decoder(nn.Module):
     """A decoder language model as a pure function.
 
     `init` returns the collections `params` and, where the config has adapters, `lora`. With `cache_length` > 0 keys and
-    values are in the collection `cache`, each [layers, B, kv_heads, cache_length, head_dim]: apply with
-    `mutable=["cache"]`, first to the prompts, then to the tokens that follow.
+    values are in the collection `cache`, see `Cache`: apply with `mutable=["cache"]`, first to the prompts, then to the
+    tokens that follow.
 
     Attributes:
       config: the shape.
       cache_length: positions of the key-value cache, 0 for none.
+      cache_reads: attention reads the least of these numbers of positions that holds all in use, in ascending order and
+        with `cache_length` as the last; () to read all.
     """
 
     config: DecoderConfig
     cache_length: int = 0
+    cache_reads: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(
@@ -257,24 +309,25 @@ class Decoder(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
         block = DecoderBlock
         if config.remat != "none":
-            block = nn.remat(DecoderBlock, prevent_cse=False, static_argnums=(4,), policy=POLICIES[config.remat])
+            block = nn.remat(DecoderBlock, prevent_cse=False, static_argnums=(5,), policy=POLICIES[config.remat])
         # One window for all layers is static, which every implementation of attention takes; otherwise it is scanned.
         mixed = len(set(config.windows)) > 1
         window = jnp.array(config.windows, jnp.int32) if mixed else None
+        reads = self.cache_reads or (self.cache_length,)
+        used = jnp.searchsorted(jnp.array(reads), positions.max(), side="right") if len(reads) > 1 else None
         layers = nn.scan(
             block,
             variable_axes={"params": 0, COLLECTION: 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0 if mixed else nn.broadcast, 0),
+            in_axes=(*[nn.broadcast] * 4, 0 if mixed else nn.broadcast, 0),
             length=config.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, name="layers")
+        )(config, reads, name="layers")
         # The cache is carried from layer to layer, so that a step writes its tokens in place and copies no layer.
-        shape = (config.layers, tokens.shape[0], config.kv_heads, self.cache_length, config.head_dim)
-        names = ("key", "value") if self.cache_length else ()
-        cached = [self.variable("cache", name, jnp.zeros, shape, config.dtype) for name in names]
+        shapes = cache_shapes(config, tokens.shape[0], self.cache_length) if self.cache_length else {}
+        cached = [self.variable("cache", name, jnp.zeros, shape, config.dtype) for name, shape in shapes.items()]
         cache = tuple(variable.value for variable in cached) or None
-        (x, cache), _ = layers((x, cache), positions, segments, deterministic, window, jnp.arange(config.layers))
+        (x, cache), _ = layers((x, cache), positions, segments, used, deterministic, window, jnp.arange(config.layers))
         for variable, value in zip(cached, cache or ()):
             variable.value = value
         hidden = RMSNorm(config.norm_eps, param_dtype=config.param_dtype, name="final_norm")(x)

@@ -21,7 +21,7 @@ from jax_rele.errors import UserError
 from jax_rele.losses.combine import Term
 from jax_rele.models import Decoder, build_teacher
 from jax_rele.models.bundled import BUNDLED
-from jax_rele.models.decoder import init_decoder
+from jax_rele.models.decoder import CACHE_AXES, init_decoder
 from jax_rele.models.partitioning import check_heads, use
 from jax_rele.models.quantize import quantize_params
 from jax_rele.names import StudentName
@@ -37,7 +37,7 @@ from jax_rele.teacher.decoding import Sampling, decode, new_slots
 from jax_rele.teacher.kv_cache import bucket, new_cache, prefill, row_parts
 from jax_rele.teacher.label_scores import first_token_probs
 from jax_rele.teacher.language_model import language_loss
-from jax_rele.teacher.template import DecodingTemplate
+from jax_rele.teacher.template import LABEL, VERDICT, DecodingTemplate
 from jax_rele.training import make_optimizer, make_train_step, shard_step
 from jax_rele.training.state import TrainState
 from jax_rele.types import VERDICTS, Params, PyTree
@@ -280,17 +280,19 @@ def _inference_step(
 
 def _decoding_template(config: Config, model: Decoder) -> DecodingTemplate:
     """A decoding template of the config's sizes."""
-    free = [s for s in grammar.template(config.rationale.dimensions, config.teacher.order) if s.kind != "label"]
+    segments = grammar.template(config.rationale.dimensions, config.teacher.order)
+    free = [s for s in segments if s.kind != "label" or config.teacher.order == "rationale_first"]
+    sets = max(len(VERDICTS), len(config.labels.names))
     slots = [segment for segment in free if segment.kind != "fixed"]
     longest = max(_length(config, segment) for segment in free if segment.kind == "fixed")
     return DecodingTemplate(
         prefix=(0,) * longest,
         value_length=config.teacher.value_length,
-        is_choice=np.array([segment.kind == "verdict" for segment in slots]),
+        choice=np.array([{"verdict": VERDICT, "label": LABEL}.get(segment.kind, -1) for segment in slots], np.int32),
         forced_suffixes=np.zeros((len(slots), longest), np.int32),
         suffix_lengths=np.full(len(slots), longest, np.int32),
-        verbalizers=np.zeros((len(VERDICTS), 2), np.int32),
-        verbalizer_lengths=np.full(len(VERDICTS), 2, np.int32),
+        verbalizers=np.zeros((2, sets, 2), np.int32),
+        verbalizer_lengths=np.full((2, sets), 2, np.int32),
         value_tokens=np.ones(model.config.vocab_size, bool),
     )
 
@@ -300,9 +302,8 @@ def _variables(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Param
 
 
 def _cache(model: Decoder, mesh: jax.sharding.Mesh, count: int, length: int) -> PyTree:
-    axes = ("layers", "batch", "kv_heads", "length", "head_dim")
     shapes = jax.eval_shape(lambda: new_cache(model, count, length))
-    return jax.tree.map(lambda x: array(mesh, x.shape, x.dtype, axes), shapes)
+    return {name: array(mesh, x.shape, x.dtype, CACHE_AXES[name]) for name, x in shapes.items()}
 
 
 def _prefill_inputs(mesh: jax.sharding.Mesh, count: int, length: int) -> tuple[PyTree, PyTree, PyTree]:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 import jax_rele
 from jax_rele.serving import bodies
-from jax_rele.serving.guard import Guard, handle_errors
+from jax_rele.serving.guard import Guard, StrictRoute, handle_errors
 from jax_rele.serving.protocols import add_cohere, add_openai, add_tei
 from jax_rele.serving.routes import add_ours, add_page, add_probes
 from jax_rele.serving.service import Service
@@ -39,6 +39,7 @@ def create_app(service: Service, *, api_key: str = "", log_texts: bool = False) 
 
     app = FastAPI(title="jax_rele", version=jax_rele.__version__, lifespan=lifespan, responses=_ERRORS)
     app.state.service = service
+    app.router.route_class = StrictRoute
     routes: set[str] = set()
     app.add_middleware(Guard, service=service, routes=routes, api_key=api_key, log_texts=log_texts)
     handle_errors(app)

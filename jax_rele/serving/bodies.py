@@ -10,7 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from jax_rele.data.rows import RowError, parse_row
 from jax_rele.serving.refusals import BadRequest
 from jax_rele.text import is_visible
-from jax_rele.types import ITEM_FIELDS, Item, Pair
+from jax_rele.types import ITEM_FIELDS, Item, Pair, ReadOptions
+
+_ANY_LENGTH = ReadOptions(max_characters=0)  # the size of a request is limited
 
 SIDES = {
     "query": "query",
@@ -56,14 +58,14 @@ class Body(BaseModel):
 class ItemBody(Body):
     """An item; only the title is needed. Which fields a bundle reads is in `/info`."""
 
-    id: str | None = None
+    id: Word | None = None
     title: Text
-    brand: str | None = None
-    color: str | None = None
-    category: str | None = None
-    bullets: str | list[str] | None = None
-    description: str | None = None
-    attributes: dict[str, str | int | float | bool | list[str] | None] = {}
+    brand: Word | None = None
+    color: Word | None = None
+    category: Word | None = None
+    bullets: Word | list[Word] | None = None
+    description: Word | None = None
+    attributes: dict[Text, Word | int | float | bool | list[Word] | None] = {}
 
 
 class TextBody(Body):
@@ -74,6 +76,9 @@ class TextBody(Body):
 
 BRANCHES = ("a_text", "a_list", "a_text_object", "an_item")
 """Names of the branches of unions, as errors have them."""
+
+TYPES = ("str", "function-after[_unicode(), str]")
+"""How the first error ends of a field that takes a text or something else."""
 
 
 def _item_branch(value: Any) -> str:
@@ -201,7 +206,7 @@ class CompareBody(Body):
 class JudgementBody(Body):
     """A grade that a person gave; without label an earlier one is taken back."""
 
-    judge: Annotated[Text, Field(max_length=100)]
+    judge: Annotated[str, Field(max_length=100), AfterValidator(_clean)]
     query: Text
     item: ItemBody
     label: Word | None
@@ -335,27 +340,27 @@ class ErrorBody(BaseModel):
     error_type: str
 
 
-def as_item(value: str | TextBody | ItemBody) -> Item:
-    """An item of a request. Raises BadRequest where it is none."""
+def as_item(value: str | TextBody | ItemBody, path: str) -> Item:
+    """An item of a request, at a path in it. Raises BadRequest where it is none."""
     if isinstance(value, TextBody):
         value = value.text
     if isinstance(value, str):
         return Item("", value)
     row = {"query": "none", "item": value.model_dump(exclude_none=True)}
     try:
-        return parse_row(row, fields={}, label_map={}, label_names=(), for_prediction=True).item
+        return parse_row(row, _ANY_LENGTH, label_map={}, label_names=(), for_prediction=True).item
     except RowError as error:
-        raise BadRequest(str(error)) from None
+        raise BadRequest(f"{path}: {error}") from None
 
 
-def as_pair(query: str, item: str | TextBody | ItemBody) -> Pair:
-    """A pair of a request. Raises BadRequest where it is none."""
-    return Pair("", query, as_item(item))
+def as_pair(query: str, item: str | TextBody | ItemBody, path: str) -> Pair:
+    """A pair of a request, whose item is at a path in it. Raises BadRequest where it is none."""
+    return Pair("", query, as_item(item, path))
 
 
-def as_ranked_item(value: str | TextBody | ItemBody, fields: Sequence[str]) -> Item:
+def as_ranked_item(value: str | TextBody | ItemBody, fields: Sequence[str], path: str) -> Item:
     """A document of which these fields are read, in their order. Raises BadRequest where it has none of them."""
-    item = as_item(value)
+    item = as_item(value, path)
     if isinstance(value, str):
         return item
     if isinstance(value, TextBody):
@@ -363,7 +368,7 @@ def as_ranked_item(value: str | TextBody | ItemBody, fields: Sequence[str]) -> I
     else:
         text = " ".join(filter(None, (getattr(item, field, "") for field in fields)))
     if not text:
-        raise BadRequest(f"rank_fields: a document has none of {', '.join(fields)}")
+        raise BadRequest(f"{path}: the document has none of the rank_fields {', '.join(fields)}")
     return Item("", text)
 
 

@@ -11,11 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jax_rele.data.columns import has_item_columns, plain_name
-from jax_rele.data.rows import RowError, parse_row
-from jax_rele.data.sources.files import find_files
-from jax_rele.data.sources.readers import read_file
-from jax_rele.data.sources.shards import _SAMPLE_FILE, SAMPLE
+from jax_rele.data.rows import unique_keys
 from jax_rele.deployment.bundle import Manifest
 from jax_rele.errors import UserError
 from jax_rele.serving.refusals import BadRequest
@@ -150,45 +146,6 @@ def check_filters(filters: Filters) -> None:
             raise BadRequest(f"filters: there is no field {field!r:.60}; there are {known} and attributes.NAME")
 
 
-def read_items(path: str | Path) -> tuple[list[Item], list[str]]:
-    """The distinct items of a file, by id, and the distinct queries beside them.
-
-    Args:
-      path: rows of items, or of pairs in the documented format, of which item and query are read; or `sample`, the
-        bundled one.
-
-    Raises:
-      UserError: the file cannot be read, a row is no item, or there is none.
-    """
-    items: dict[str, Item] = {}
-    queries: dict[str, None] = {}
-    key = "product" if str(path) == SAMPLE else "item"
-    for file in find_files(_SAMPLE_FILE if str(path) == SAMPLE else path):
-        for number, row, _ in read_file(file):
-            if isinstance(row, RowError):
-                raise UserError(f"{file.name}, row {number}: {row}; mend the row")
-            query = next((value for name, value in row.items() if plain_name(name) == "query"), None)
-            is_flat = key not in row and has_item_columns(row)
-            fields_of_pair = row if is_flat else {"item": row.get(key, row)}
-            try:
-                pair = parse_row(
-                    {**fields_of_pair, "query": query or "none"},
-                    fields={},
-                    label_map={},
-                    label_names=(),
-                    for_prediction=True,
-                )
-            except RowError as error:
-                fix = "a row is an item with a title, or a pair"
-                raise UserError(f"{file.name}, row {number}: {error}; {fix}") from None
-            items.setdefault(pair.item.id, pair.item)
-            if query:
-                queries.setdefault(pair.query)
-    if not items:
-        raise UserError(f"{path}: holds no item; a row is an item with a title, or a pair")
-    return list(items.values()), list(queries)
-
-
 def read_queries(path: str | Path) -> list[str]:
     """The distinct lines of a text file, or the `query` of each row of JSON lines.
 
@@ -205,7 +162,7 @@ def read_queries(path: str | Path) -> list[str]:
         text: object = line
         if line.lstrip().startswith("{"):
             try:
-                text = json.loads(line)["query"]
+                text = json.loads(line, object_pairs_hook=unique_keys)["query"]
             except (ValueError, KeyError, RecursionError):
                 text = None
         if not isinstance(text, str):

@@ -15,12 +15,14 @@ from types import FrameType
 import numpy as np
 
 from jax_rele import extras
+from jax_rele.deployment.index.items import ReadItems, read_items
 from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.errors import UserError
-from jax_rele.serving.catalogue import Bm25, ExactSearch, Search, open_search, read_items, read_queries
-from jax_rele.types import Item
+from jax_rele.serving.catalogue import Bm25, ExactSearch, Search, open_search, read_queries
+from jax_rele.types import Item, ReadOptions
 
 KEY = "JAX_RELE_API_KEY"
+DAY = 86_400
 
 
 def serve(
@@ -28,6 +30,7 @@ def serve(
     *,
     items: str | None = None,
     index: Path | None = None,
+    reading: ReadOptions = ReadOptions(),
     queries: Path | None = None,
     grades: Path | None = None,
     host: str = "127.0.0.1",
@@ -46,6 +49,7 @@ def serve(
       bundles: folders of one or two bundles of different kinds.
       items: file of items to search; without index each is embedded at the start.
       index: folder of an index of the two-tower's embeddings.
+      reading: how the file of items is read.
       queries: file of sample queries; by default those beside the items.
       grades: file where they are kept.
       host, port: where to listen; port 0 is any that is free.
@@ -63,9 +67,14 @@ def serve(
 
     if max_queue_rows < max_rows:
         raise UserError(f"--max-queue-rows: {max_queue_rows} is less than --max-rows {max_rows}; give more")
+    if timeout > DAY:
+        raise UserError(f"--timeout: {timeout:g} seconds are more than a day, {DAY}; give less")
     if index is not None and items is not None:
         raise UserError("--index: holds its items itself; leave --items out")
-    samples = read_queries(queries) if queries is not None else None
+    if reading != ReadOptions(from_command=reading.from_command) and items is None:
+        raise UserError("--fields, --encoding, --delimiter, --quoting, --html and --max-characters go with --items")
+    key = _api_key()
+    samples: Sequence[str] | None = read_queries(queries) if queries is not None else None
     with _listening(host, port) as listener, ExitStack() as opened:
         scorers = load_bundles(bundles, threads=threads, batch_tokens=max_batch_tokens)
         by_kind = {scorer.manifest.model: scorer for scorer in scorers}
@@ -76,11 +85,11 @@ def serve(
         search: Search | None = None
         words: Bm25 | None = None
         if items is not None:
-            catalogue, beside = read_items(items)
-            samples = beside if samples is None else samples
-            words = Bm25(catalogue, scorers[0].manifest.fields)
+            catalogue = _read_items(items, reading, scorers)
+            samples = catalogue.queries if samples is None else samples
+            words = Bm25(catalogue.items, scorers[0].manifest.fields)
             if "two_tower" in by_kind:
-                search = exact_search(by_kind["two_tower"], catalogue)
+                search = exact_search(by_kind["two_tower"], catalogue.items)
         if index is not None:
             if "two_tower" not in by_kind:
                 raise UserError(f"--index: {index} needs the two-tower's bundle that built it; give that too")
@@ -90,12 +99,23 @@ def serve(
         limits = Limits(max_batch_tokens, max_queue_rows, max_rows, max_body_bytes, timeout)
         service = Service(scorers, limits, search=search, bm25=words, queries=samples or (), grades=store)
         opened.callback(service.close)
-        app = create_app(service, api_key=os.environ.get(KEY, "").strip(), log_texts=log_texts)
+        app = create_app(service, api_key=key, log_texts=log_texts)
         address, number = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         print(f"serving {', '.join(by_kind)} at http://{shown}:{number}", file=sys.stderr, flush=True)
         _allow_open_files()
         run_server(app, service, listener)
+
+
+def _api_key() -> str:
+    """What requests must bear; empty for nothing. Raises UserError for a key that no request can bear."""
+    key = os.environ.get(KEY)
+    if key is None:
+        return ""
+    # A secret that was not filled in must not open the service.
+    if not key.strip() or not (key.strip().isascii() and key.strip().isprintable()):
+        raise UserError(f"{KEY}: is set, but holds no printable ASCII text; set it to a key, or unset it for none")
+    return key.strip()
 
 
 def _allow_open_files() -> None:
@@ -121,6 +141,22 @@ def load_bundles(folders: Sequence[Path], *, threads: int, batch_tokens: int) ->
         if first.labels != second.labels:
             raise UserError(f"{folders[0]} and {folders[1]}: have different labels; give bundles of one run")
     return scorers
+
+
+def _read_items(path: str, reading: ReadOptions, scorers: Sequence[Scorer]) -> ReadItems:
+    """The items of a file that every student can read; what is wrong with the others is said."""
+    read = read_items(path, reading)
+    for scorer in scorers:
+        read = read.without(scorer.unreadable(read.items), path)
+    if read.bad:
+        first = read.bad[0]
+        print(
+            f"{path}: {len(read.bad)} bad rows left out, the first is row {first.row}: {first.reason}", file=sys.stderr
+        )
+    if read.n_replaced:
+        line = f"{path}: {read.n_replaced} rows repeat an id with other content; the last row of an id counts"
+        print(line, file=sys.stderr)
+    return read
 
 
 def exact_search(scorer: Scorer, items: Sequence[Item]) -> ExactSearch:

@@ -7,15 +7,17 @@ import hmac
 import json
 import sys
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Coroutine, Sequence, Set
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jax_rele.data.rows import RowError, unique_keys
 from jax_rele.errors import UserError
 from jax_rele.serving import bodies
 from jax_rele.serving.batcher import Closed, Overloaded
@@ -36,6 +38,33 @@ def trace_of(request: Request, body: Any) -> Trace:
     """What the request costs, for the log; it also keeps the body for `--log-texts`."""
     request.scope["jax_rele.body"] = body
     return request.scope["jax_rele.trace"]
+
+
+class StrictRoute(APIRoute):
+    """A route that refuses bodies with a key twice in an object, as it is not known which value counts."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(_StrictRequest(request.scope, request.receive))
+
+        return handle
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        content = await self.body()
+        try:
+            return json.loads(content, object_pairs_hook=unique_keys)
+        except json.JSONDecodeError:
+            raise
+        except RowError as error:
+            raise HTTPException(400, f"the body is {error}") from None
+        except RecursionError:
+            raise HTTPException(400, "the body is no valid JSON: it is nested too deeply") from None
+        except ValueError as error:  # bytes that are not UTF-8, a number with thousands of digits
+            raise HTTPException(400, f"the body is no valid JSON: {error}") from None
 
 
 class Guard:
@@ -228,7 +257,15 @@ def _validation(request: Request, errors: Sequence[Any]) -> tuple[int, str, str]
     if "application/json" not in request.headers.get("content-type", "") and first["loc"] == ("body",):
         return 422, "the body must be a JSON object; send Content-Type: application/json", "validation"
     # Names of the branches of a union are no part of the body.
-    path = ".".join(str(part) for part in first["loc"] if part not in ("body", *bodies.BRANCHES))
+    location = first["loc"]
+    if location[-1] in bodies.TYPES:
+        # Of a field that takes several types, each has an error: the one that got furthest tells most.
+        *field, _ = location
+        first = max(
+            (each for each in errors if [*each["loc"][: len(field)]] == field), key=lambda each: len(each["loc"])
+        )
+        location = (*field, *(part for part in first["loc"][len(field) :] if isinstance(part, int)))
+    path = ".".join(str(part) for part in location if part not in ("body", *bodies.BRANCHES))
     message = {"extra_forbidden": "there is no such field", "missing": "is missing"}.get(first["type"], first["msg"])
     message = message.removeprefix("Value error, ")
     return 422, f"{path}: {message}" if path else message, "validation"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from jax_rele.serving import bodies
 from jax_rele.serving.guard import trace_of
 from jax_rele.serving.refusals import BadRequest
 from jax_rele.serving.service import Served, Service, log_odds
-from jax_rele.types import Pair
+from jax_rele.serving.tokens import query_and
+from jax_rele.types import Item, Pair
 
 
 def add_tei(app: FastAPI, service: Service) -> None:
@@ -23,9 +24,10 @@ def add_tei(app: FastAPI, service: Service) -> None:
     @app.post("/rerank", response_model_exclude_none=True)
     async def rerank(body: bodies.TeiRerank, request: Request) -> list[bodies.Ranked]:
         """Texts by relevance, as text-embeddings-inference. `raw_scores` gives log-odds of the score."""
-        pairs = [Pair("", body.query, bodies.as_item(text)) for text in body.texts]
+        pairs = [Pair("", body.query, Item("", text)) for text in body.texts]
         whole = body.truncate is False
-        scores = (await service.predict(service.model(), pairs, trace_of(request, body), whole=whole)).scores
+        trace, where = trace_of(request, body), query_and("texts")
+        scores = (await service.predict(service.model(), pairs, trace, whole=whole, where=where)).scores
         shown = log_odds(scores) if body.raw_scores else scores
         return [
             bodies.Ranked(
@@ -46,7 +48,8 @@ def add_tei(app: FastAPI, service: Service) -> None:
         _check_width(body.dimensions, served)
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         whole = body.truncate is False
-        vectors, _ = await service.embed(served, texts, side, trace_of(request, body), whole=whole)
+        trace, where = trace_of(request, body), _text_of("inputs", body.inputs)
+        vectors, _ = await service.embed(served, texts, side, trace, whole=whole, where=where)
         if body.normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
         return vectors.tolist()
@@ -58,10 +61,15 @@ def add_tei(app: FastAPI, service: Service) -> None:
         """Labels with probabilities, as text-embeddings-inference; `raw_scores` gives their logarithms."""
         is_single = isinstance(body.inputs, tuple)
         inputs: Sequence = [body.inputs] if is_single else body.inputs
-        pairs = [Pair("", query, bodies.as_item(text)) for query, text in inputs]
+        pairs = [Pair("", query, Item("", text)) for query, text in inputs]
         served = service.model()
         whole = body.truncate is False
-        probs = (await service.predict(served, pairs, trace_of(request, body), whole=whole)).label_probs
+        trace = trace_of(request, body)
+
+        def where(index: int, side: str) -> str:
+            return f"inputs{'' if is_single else f'.{index}'}.{('query', 'item').index(side)}"
+
+        probs = (await service.predict(served, pairs, trace, whole=whole, where=where)).label_probs
         if body.raw_scores:
             probs = np.log(np.maximum(probs, 1e-30))
         answers = [
@@ -80,13 +88,14 @@ def add_cohere(app: FastAPI, service: Service) -> None:
     async def rerank(body: bodies.CohereRerank, request: Request) -> bodies.CohereAnswer:
         """Documents by relevance, as Cohere. A document is a text, {text}, or an item's fields."""
         served = service.model(body.model)
-        if body.rank_fields:
-            items = [bodies.as_ranked_item(document, body.rank_fields) for document in body.documents]
-            pairs = [Pair("", body.query, item) for item in items]
-        else:
-            pairs = [bodies.as_pair(body.query, document) for document in body.documents]
+        pairs = []
+        for number, each in enumerate(body.documents):
+            path, fields = f"documents.{number}", body.rank_fields
+            item = bodies.as_ranked_item(each, fields, path) if fields else bodies.as_item(each, path)
+            pairs.append(Pair("", body.query, item))
         tokens = body.max_tokens_per_doc or 0
-        scores = (await service.predict(served, pairs, trace_of(request, body), item_tokens=tokens)).scores
+        trace, where = trace_of(request, body), query_and("documents")
+        scores = (await service.predict(served, pairs, trace, item_tokens=tokens, where=where)).scores
         results = []
         for index in np.argsort(-scores, kind="stable")[: body.top_n]:
             document_body = body.documents[index]
@@ -136,7 +145,8 @@ def add_openai(app: FastAPI, service: Service) -> None:
         side = _side(body.input_type or suffix or None, "input_type")
         _check_width(body.dimensions, served)
         texts = [body.input] if isinstance(body.input, str) else body.input
-        vectors, tokens = await service.embed(served, texts, side, trace_of(request, body))
+        where = _text_of("input", body.input)
+        vectors, tokens = await service.embed(served, texts, side, trace_of(request, body), where=where)
         data = [
             bodies.Embedding(
                 index=index,
@@ -148,6 +158,11 @@ def add_openai(app: FastAPI, service: Service) -> None:
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return bodies.Embeddings(data=data, model=body.model or served.name, usage=usage)
+
+
+def _text_of(field: str, texts: str | Sequence[str]) -> Callable[[int], str]:
+    """Names a text of a request, by the index of the text."""
+    return lambda index: field if isinstance(texts, str) else f"{field}.{index}"
 
 
 def _side(name: str | None, field: str) -> str:

@@ -18,7 +18,8 @@ from jax_rele.deployment.scorer import Scores
 from jax_rele.serving import bodies
 from jax_rele.serving.guard import trace_of
 from jax_rele.serving.refusals import BadRequest
-from jax_rele.serving.service import Served, Service, Trace, source_text, take, tier
+from jax_rele.serving.service import Served, Service, Trace, source_text, take
+from jax_rele.serving.tokens import query_and
 from jax_rele.types import VERDICTS, Pair
 
 
@@ -58,11 +59,17 @@ def add_ours(app: FastAPI, service: Service) -> None:
         if (body.pairs is None) == (body.items is None) or (body.items is None) != (body.query is None):
             raise BadRequest("give either query and items, or pairs")
         if body.pairs is not None:
-            pairs = [bodies.as_pair(pair.query, pair.item) for pair in body.pairs]
+            each = enumerate(body.pairs)
+            pairs = [bodies.as_pair(pair.query, pair.item, f"pairs.{index}.item") for index, pair in each]
         else:
-            pairs = [bodies.as_pair(body.query or "", item) for item in body.items or ()]
+            items = enumerate(body.items or ())
+            pairs = [bodies.as_pair(body.query or "", item, f"items.{index}") for index, item in items]
         served = service.model(body.model)
-        scores = await service.predict(served, pairs, trace_of(request, body), evidence=True)
+
+        def where(index: int, side: str) -> str:
+            return query_and("items")(index, side) if body.pairs is None else f"pairs.{index}.{side}"
+
+        scores = await service.predict(served, pairs, trace_of(request, body), evidence=True, where=where)
         return bodies.ScoreAnswer(model=served.name, results=judged(served, pairs, scores))
 
     @app.post("/search")
@@ -131,7 +138,7 @@ def add_page(app: FastAPI, service: Service) -> None:
         """Keeps a grade, or with the label null takes it back."""
         if service.grades is None:
             raise BadRequest("grades are not kept; start the service with --judgements FILE", 404, "no_judgements")
-        item = bodies.item_object(bodies.as_item(body.item))
+        item = bodies.item_object(bodies.as_item(body.item, "item"))
         return await service.in_thread(service.grades.add, body.judge.strip(), body.query, item, body.label)
 
 
@@ -215,7 +222,7 @@ def judged(served: Served, pairs: Sequence[Pair], scores: Scores) -> list[bodies
                 labels=dict(zip(schema.names, map(float, probs))),
                 verdicts=verdicts,
                 evidence=evidence,
-                tier=tier(manifest, score),
+                tier=manifest.tier_of(score),
             )
         )
     return answers

@@ -20,7 +20,7 @@ from jax_rele.serving.catalogue import Bm25, Filters, Nearest, Search
 from jax_rele.serving.grades import GradeFile
 from jax_rele.serving.metrics import Metrics
 from jax_rele.serving.refusals import BadRequest
-from jax_rele.text import clean_text
+from jax_rele.serving.tokens import Where, cross_tokens, distinct_names, tower_tokens
 from jax_rele.types import QUERY, Item, Pair
 
 
@@ -194,6 +194,7 @@ class Service:
         item_tokens: int = 0,
         whole: bool = False,
         evidence: bool = False,
+        where: Where | None = None,
     ) -> Scores:
         """Judges pairs, in order.
 
@@ -204,32 +205,43 @@ class Service:
           item_tokens: most tokens that are read of an item; 0 for what the bundle reads.
           whole: whether to refuse texts that are longer than what the bundle reads.
           evidence: whether to find the spans of evidence, where the bundle has any; that reads the texts again.
+          where: names a text of the request, to refuse those of which the student knows nothing; None for items of
+            the catalogue, of which queries alone are refused.
 
         Raises:
-          BadRequest: too many rows, a query without tokens, a text that is too long.
+          BadRequest: too many rows, a text that the student cannot read, or that is too long.
           Overloaded, Closed, TimeoutError: of the queue.
         """
         self.check_rows(len(pairs))
         trace.rows += len(pairs)
         if served.scorer.embeds:
-            return await self._predict_towers(served, pairs, trace, item_tokens, whole)
+            return await self._predict_towers(served, pairs, trace, item_tokens, whole, where)
         scorer = served.scorer
         start = time.perf_counter()
-        rows, types = await self.in_thread(_cross_tokens, scorer, pairs, item_tokens, whole, trace.losses)
+        rows, types = await self.in_thread(cross_tokens, scorer, pairs, item_tokens, whole, where, trace.losses)
         trace.add("tokenise", time.perf_counter() - start)
         (result,) = await self._finished(trace, served.batcher.submit("model.onnx", rows, types))
         outputs = {name: value for name, value in result.outputs.items() if evidence or name != "evidence_logits"}
         return await self.in_thread(scorer.decode, outputs, pairs)
 
     async def _predict_towers(
-        self, served: Served, pairs: Sequence[Pair], trace: Trace, item_tokens: int, whole: bool
+        self,
+        served: Served,
+        pairs: Sequence[Pair],
+        trace: Trace,
+        item_tokens: int,
+        whole: bool,
+        where: Where | None,
     ) -> Scores:
         scorer = served.scorer
         queries, query_of = _distinct([pair.query for pair in pairs])
         items, item_of = _distinct([scorer.item_text(pair.item) for pair in pairs])
         start = time.perf_counter()
-        query_rows = await self.in_thread(_tower_tokens, scorer, queries, "query", 0, whole, trace.losses)
-        item_rows = await self.in_thread(_tower_tokens, scorer, items, "item", item_tokens, whole, trace.losses)
+        name_query, name_item = distinct_names(where, query_of, item_of)
+        query_rows = await self.in_thread(tower_tokens, scorer, queries, "query", 0, whole, name_query, trace.losses)
+        item_rows = await self.in_thread(
+            tower_tokens, scorer, items, "item", item_tokens, whole, name_item, trace.losses
+        )
         trace.add("tokenise", time.perf_counter() - start)
         asked = served.batcher.submit("query.onnx", query_rows)
         try:
@@ -242,15 +254,25 @@ class Service:
         return await self.in_thread(scorer.compare, query[query_of], item[item_of])
 
     async def embed(
-        self, served: Served, texts: Sequence[str], side: str, trace: Trace, *, whole: bool = False
+        self,
+        served: Served,
+        texts: Sequence[str],
+        side: str,
+        trace: Trace,
+        *,
+        whole: bool = False,
+        where: Callable[[int], str] = lambda index: "query",
     ) -> tuple[np.ndarray, int]:
-        """[N, E] embeddings of texts, in order, and the number of tokens read. Raises as `predict`."""
+        """[N, E] embeddings of texts, in order, and the number of tokens read; `where` names a text.
+
+        Raises as `predict`.
+        """
         if served.manifest.head == "maxsim":
             raise BadRequest("the two-tower has one embedding per token (head maxsim), not one per text", 422)
         self.check_rows(len(texts))
         trace.rows += len(texts)
         start = time.perf_counter()
-        rows = await self.in_thread(_tower_tokens, served.scorer, texts, side, 0, whole, trace.losses)
+        rows = await self.in_thread(tower_tokens, served.scorer, texts, side, 0, whole, where, trace.losses)
         trace.add("tokenise", time.perf_counter() - start)
         (result,) = await self._finished(trace, served.batcher.submit(f"{side}.onnx", rows))
         return next(iter(result.outputs.values())), sum(map(len, rows))
@@ -297,12 +319,6 @@ def take(scores: Scores, indices: np.ndarray | Sequence[int]) -> Scores:
     )
 
 
-def tier(manifest: Manifest, score: float) -> str | None:
-    """The name of the highest tier that a score reaches; None where it reaches none."""
-    reached = [each for each in manifest.tiers if score >= each.least]
-    return max(reached, key=lambda each: each.least).name if reached else None
-
-
 def log_odds(scores: np.ndarray) -> np.ndarray:
     """Scores as the one logit that `logits` of the graph holds."""
     return logit(np.clip(scores, 1e-6, 1 - 1e-6))
@@ -316,63 +332,3 @@ def source_text(pair: Pair, source: str) -> str:
 def _distinct(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
     index = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     return list(index), np.array([index[text] for text in texts])
-
-
-def _cross_tokens(
-    scorer: Scorer, pairs: Sequence[Pair], item_tokens: int, whole: bool, losses: list[np.ndarray]
-) -> tuple[list[list[int]], list[list[int]]]:
-    _check_tokens(scorer, sorted({pair.query for pair in pairs}), "query")
-    rows, types = scorer.pair_rows(pairs, losses)
-    markers = rows[0][-1:]
-    if whole:
-        _refuse_cut(scorer, pairs)
-    if item_tokens:
-        for number, (row, kinds) in enumerate(zip(rows, types)):
-            most = kinds.index(1) + item_tokens
-            if len(row) - len(markers) > most:
-                rows[number], types[number] = [*row[:most], *markers], kinds[: most + len(markers)]
-    return rows, types
-
-
-def _tower_tokens(
-    scorer: Scorer, texts: Sequence[str], side: str, item_tokens: int, whole: bool, losses: list[np.ndarray]
-) -> list[list[int]]:
-    if side == "query":
-        _check_tokens(scorer, texts, "query")
-    rows = scorer.token_rows(texts, side, losses)
-    if whole:
-        _refuse_long(scorer, texts, side)
-    if item_tokens:
-        rows = [row if len(row) <= item_tokens + 2 else [*row[: item_tokens + 1], row[-1]] for row in rows]
-    return rows
-
-
-def _check_tokens(scorer: Scorer, texts: Sequence[str], name: str) -> None:
-    if reason := scorer.unreadable(texts):
-        raise BadRequest(f"{name}: {reason}")
-
-
-def _refuse_cut(scorer: Scorer, pairs: Sequence[Pair]) -> None:
-    manifest = scorer.manifest
-    most = manifest.query_length + manifest.item_length - (scorer.tokenizer.num_special_tokens_to_add(True) or 3)
-    queries = _lengths(scorer, [pair.query for pair in pairs])
-    items = _lengths(scorer, [scorer.item_text(pair.item) for pair in pairs])
-    for lengths in zip(queries, items):
-        _refuse_more("query and item", sum(lengths), most)
-
-
-def _refuse_long(scorer: Scorer, texts: Sequence[str], side: str) -> None:
-    manifest = scorer.manifest
-    most = manifest.query_length if side == "query" else manifest.item_length + 1
-    for length in _lengths(scorer, texts):
-        _refuse_more(side, length, most - (scorer.tokenizer.num_special_tokens_to_add(False) or 2))
-
-
-def _refuse_more(name: str, length: int, most: int) -> None:
-    if length > most:
-        raise BadRequest(f"{name}: {length} tokens are more than {most}, and truncate is false", 413, "too_long")
-
-
-def _lengths(scorer: Scorer, texts: Sequence[str]) -> list[int]:
-    cleaned = [clean_text(text) for text in texts]
-    return list(map(len, scorer.tokenizer(cleaned, add_special_tokens=False, verbose=False)["input_ids"]))

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.batches.loader import row_count
 from jax_rele.data.rows import as_item, as_pair
-from jax_rele.data.tokens.packing import pad
+from jax_rele.data.tokens.packing import MIN_BATCHES, fewer_lengths, pad
 from jax_rele.data.tokens.student_inputs import (
     decode_evidence,
     text_rows,
@@ -33,8 +33,8 @@ from jax_rele.students.base import InputSpec, StudentModel
 from jax_rele.types import VERDICTS, Item, LabelSchema, Pair, Params, PyTree, Span, StudentOutputs
 
 LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 256, 32), *range(256, 513, 64))
-"""Padded lengths; a longer row is padded to a multiple of the last. Each compiles once. Above 32 tokens, less than a
-fifth of a row is padding."""
+"""Padded lengths; a longer row is padded to a multiple of the last. Each compiles once, and those of few batches are
+padded to the next, see `packing.fewer_lengths`. Above 32 tokens, otherwise less than a fifth of a row is padding."""
 
 AHEAD = 1
 """Batches that are on the device while another one's results are fetched."""
@@ -271,11 +271,13 @@ def _in_buckets(
     size = row_count(len(rows), student.batch_size)
     method = None if side is None else "encode"
 
+    starts = range(0, len(rows), size)
+    padded = fewer_lengths([padded_length(len(rows[order[start]])) for start in starts], MIN_BATCHES)
+
     def run():
-        for start in range(0, len(rows), size):
+        for start, length in zip(starts, padded.tolist()):
             indices = order[start : start + size]
             lengths = np.array([len(rows[index]) for index in indices])
-            length = padded_length(lengths[0])
             valid = np.arange(length) < lengths[:, None]
             inputs = [pad([rows[index] for index in indices], length, student.tokenizer.pad_token_id or 0), valid]
             if types is not None:

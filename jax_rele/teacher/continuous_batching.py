@@ -11,11 +11,10 @@ import jax
 import numpy as np
 
 from jax_rele.data.batches.loader import row_count
-from jax_rele.data.tokens.packing import pad
+from jax_rele.data.tokens.packing import MIN_BATCHES, pad
 from jax_rele.models import Decoder
 from jax_rele.teacher.decoding import Sampling, decode, insert, new_slots
 from jax_rele.teacher.kv_cache import (
-    MIN_BATCHES,
     SMALLEST,
     base_cache,
     bucket,
@@ -38,8 +37,8 @@ class GeneratedText:
 
     Attributes:
       slots: the tokens of the slot of each decision.
-      choices: for each decision the index of the chosen verdict, -1 for a value.
-      probs: [D, K] verdict distributions; the rows of values are undefined.
+      choices: for each decision the index of the chosen alternative, -1 for a value.
+      probs: [D, K] distributions over the alternatives of choices; the rows of values are undefined.
       decided: number of decisions of the model; each token of a value and its end count as one.
     """
 
@@ -144,7 +143,7 @@ def generate(
             decisions, *arrays = jax.device_get(
                 (state.decision, state.decided, state.written, state.lengths, state.probs)
             )
-            finished = [slot for slot in active if decisions[slot] == len(template.is_choice)]
+            finished = [slot for slot in active if decisions[slot] == len(template.choice)]
             for slot in finished:
                 prompt, sample = active.pop(slot)
                 written[prompt][sample] = _make_text(template, *(array[slot] for array in arrays))
@@ -186,7 +185,7 @@ def _insert_arguments(admitted, prompts, prefixes, count: int, max_pending: int,
 def _make_text(template: DecodingTemplate, decided, tokens, lengths, probs) -> GeneratedText:
     """The text of a finished row, from the arrays of its slot."""
     slots, choices = [], []
-    for is_choice, ids, length in zip(template.is_choice, tokens.tolist(), lengths.tolist()):
-        slots.append(tuple(template.verdict_tokens(ids[0]) if is_choice else ids[:length]))
-        choices.append(ids[0] if is_choice else -1)
+    for choice, ids, length in zip(template.choice.tolist(), tokens.tolist(), lengths.tolist()):
+        slots.append(tuple(ids[:length] if choice < 0 else template.alternative(choice, ids[0])))
+        choices.append(-1 if choice < 0 else ids[0])
     return GeneratedText(tuple(slots), tuple(choices), probs, int(decided))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rele.models import Decoder
-from jax_rele.teacher.kv_cache import cache_length, new_cache, split_cache, split_rows
+from jax_rele.teacher.kv_cache import SMALLEST, cache_length, new_cache, put_rows, split_cache, split_rows
 from jax_rele.teacher.template import DecodingTemplate
 from jax_rele.types import PyTree
 
@@ -24,7 +24,7 @@ _NEVER = -1e30
 @partial(jax.tree_util.register_dataclass)
 @dataclass(frozen=True)
 class Slots:
-    """The state of B rows during decoding, of D decisions, up to W tokens of a value and K verdicts.
+    """The state of B rows during decoding, of D decisions, up to W tokens of a value and K alternatives.
 
     Attributes:
       cache: the key-value cache, of T positions.
@@ -36,9 +36,9 @@ class Slots:
       count: [B] int32, tokens so far of the current value.
       decided: [B] int32, decisions so far; each token of a value and its end count as one.
       key: [B, 2] uint32, key of the row's random numbers.
-      written: [B, D, W] int32, the tokens of a value, or the index of the chosen verdict.
+      written: [B, D, W] int32, the tokens of a value, or the index of the chosen alternative.
       lengths: [B, D] int32, tokens of a value.
-      probs: [B, D, K] float32, verdict distributions, from the first tokens of the verdicts.
+      probs: [B, D, K] float32, distributions over the alternatives of a choice, from their first tokens.
       passes: int32, forward passes so far.
     """
 
@@ -93,7 +93,7 @@ def new_slots(
     model: Decoder, variables: PyTree, template: DecodingTemplate, rows: int, length: int, max_pending: int
 ) -> Slots:
     """Empty slots, for `length` positions and up to `max_pending` pending tokens."""
-    decisions = len(template.is_choice)
+    decisions = len(template.choice)
 
     def zeros(*shape, dtype=jnp.int32):
         return jnp.zeros((rows, *shape), dtype)
@@ -110,10 +110,16 @@ def new_slots(
         key=zeros(2, dtype=jnp.uint32),
         written=zeros(decisions, template.value_length),
         lengths=zeros(decisions),
-        probs=zeros(decisions, len(template.verbalizers), dtype=jnp.float32),
+        probs=zeros(decisions, template.verbalizers.shape[1], dtype=jnp.float32),
         passes=jnp.int32(0),
     )
     return _constrain(slots)
+
+
+def cache_reads(length: int) -> tuple[int, ...]:
+    """How much of a cache of `length` positions a pass may read: eighths of it, so that few are read in vain."""
+    step = SMALLEST * -(-length // (8 * SMALLEST))
+    return (*range(step, length, step), length)
 
 
 @partial(jax.jit, donate_argnames=("slots",))
@@ -138,7 +144,6 @@ def insert(
       pending_lengths, position: [A] int, number of pending tokens and the position of the first.
       key: [A, 2] uint32.
     """
-    length = cache_length(cache)
 
     def put(whole, part):
         return whole.at[slot].set(part, mode="drop")
@@ -146,9 +151,7 @@ def insert(
     return _constrain(
         dataclasses.replace(
             slots,
-            cache=jax.tree.map(
-                lambda whole, part: whole.at[:, slot, :, :length].set(part[:, source], mode="drop"), slots.cache, cache
-            ),
+            cache=put_rows(slots.cache, cache, source, slot),
             pending_tokens=put(slots.pending_tokens, pending_tokens),
             pending_lengths=put(slots.pending_lengths, pending_lengths),
             read=put(slots.read, 0),
@@ -189,33 +192,36 @@ def decode(
       nucleus: whether `top_p` is used.
     """
     template = jax.tree.map(jnp.asarray, template)
-    decisions = len(template.is_choice)
-    decoder = model.clone(cache_length=cache_length(slots.cache))
+    decisions = len(template.choice)
+    length = cache_length(slots.cache)
+    decoder = model.clone(cache_length=length, cache_reads=cache_reads(length))
     rows = jnp.arange(len(slots.decision))
-    first = template.verbalizers[:, 0]
+    first_tokens = template.verbalizers[:, :, 0]
 
     def step(slots: Slots) -> Slots:
         # Read the next pending tokens. Cache entries of padding stay masked until the row's next tokens overwrite them.
         indices = slots.read[:, None] + jnp.arange(width)
         tokens = jnp.take_along_axis(slots.pending_tokens, indices, axis=1, mode="clip")
-        positions = slots.position[:, None] + jnp.arange(width)
+        unfinished = slots.decision < decisions
+        # A finished row needs no more than its first positions, so it does not decide how much of the cache is read.
+        positions = jnp.where(unfinished, slots.position, 0)[:, None] + jnp.arange(width)
         outputs, changed = decoder.apply({**variables, "cache": slots.cache}, tokens, positions, mutable=["cache"])
         new = jnp.minimum(slots.pending_lengths - slots.read, width)
         hidden = outputs.hidden[rows, new - 1]
         logits = jnp.einsum("be,ve->bv", hidden, outputs.output_embedding, preferred_element_type=jnp.float32)
 
         # Decide in the rows whose pending tokens have all been read.
-        unfinished = slots.decision < decisions
         ready = unfinished & (slots.read + new >= slots.pending_lengths)
         decision = jnp.minimum(slots.decision, decisions - 1)
-        is_choice, suffix, suffix_length = (
-            table[decision] for table in (template.is_choice, template.forced_suffixes, template.suffix_lengths)
+        choice_set, suffix, suffix_length = (
+            table[decision] for table in (template.choice, template.forced_suffixes, template.suffix_lengths)
         )
+        is_choice, first = choice_set >= 0, first_tokens[choice_set]
         vocabulary = jnp.arange(logits.shape[-1])
-        verdict_tokens = (vocabulary[:, None] == first).any(axis=-1)
+        choice_tokens = (vocabulary == first_tokens[..., None]).any(axis=1)
         # A value has at least one token, so it cannot end at its first.
         may_end = (vocabulary == suffix[:, :1]) & (slots.count > 0)[:, None]
-        allowed = jnp.where(is_choice[:, None], verdict_tokens, template.value_tokens | may_end)
+        allowed = jnp.where(is_choice[:, None], choice_tokens[choice_set], template.value_tokens | may_end)
         token = draw(
             jnp.where(allowed, logits, _NEVER),
             slots.key,
@@ -228,12 +234,13 @@ def decode(
         )
         ends = ~is_choice & (token == suffix[:, 0]) & (slots.count > 0)
         choice = jnp.argmax(first == token[:, None], axis=-1)
+        first_logits = jnp.take_along_axis(logits, jnp.maximum(first, 0), axis=-1)
         count = slots.count + (~is_choice & ~ends)
         leaves = is_choice | ends | (count >= template.value_length)
 
         # The next pending tokens: those decided, then the forced suffix where the slot is complete.
-        head = jnp.where(is_choice[:, None], template.verbalizers[choice], token[:, None])
-        head_length = jnp.select([is_choice, ends], [template.verbalizer_lengths[choice], 0], 1)
+        head = jnp.where(is_choice[:, None], template.verbalizers[choice_set, choice], token[:, None])
+        head_length = jnp.select([is_choice, ends], [template.verbalizer_lengths[choice_set, choice], 0], 1)
         index = jnp.arange(slots.pending_tokens.shape[1])[None, :]
         pending_tokens = jnp.where(
             index < head_length[:, None],
@@ -261,7 +268,9 @@ def decode(
                 decided=slots.decided + ready,
                 written=slots.written.at[row, decision, column].set(new_token, mode="drop"),
                 lengths=slots.lengths.at[row, decision].set(count, mode="drop"),
-                probs=slots.probs.at[row, decision].set(jax.nn.softmax(logits[:, first], axis=-1), mode="drop"),
+                probs=slots.probs.at[row, decision].set(
+                    jax.nn.softmax(jnp.where(first >= 0, first_logits, _NEVER), axis=-1), mode="drop"
+                ),
                 passes=slots.passes + 1,
             )
         )

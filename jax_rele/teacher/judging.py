@@ -20,7 +20,7 @@ from jax_rele.teacher.continuous_batching import GeneratedText, generate, row_ke
 from jax_rele.teacher.decoding import Sampling, draw
 from jax_rele.teacher.label_scores import score
 from jax_rele.teacher.predictions import TeacherPredictions, average
-from jax_rele.teacher.template import DecodingTemplate, compile_template
+from jax_rele.teacher.template import VERDICT, DecodingTemplate, compile_template
 from jax_rele.teacher.verbalizers import Verbalizers, check_verbalizers, make_verbalizers
 from jax_rele.training import check_rows
 from jax_rele.types import VERDICTS, LabelSchema, Pair
@@ -95,7 +95,8 @@ class _Form:
       verbalizers: the tokens of the labels.
       before_label: the fixed tokens just before the label.
       follow: the token after the label.
-      template: the template of the decoded part; None for a label alone.
+      template: the template of the decoded part, which decides the label too where that comes last and the first tokens
+        of the labels differ; None for a label alone.
       end: the token after the answer.
     """
 
@@ -108,6 +109,8 @@ class _Form:
     @property
     def longest(self) -> int:
         """Maximum tokens of an answer."""
+        if self.template is not None and self.template.decides_label:
+            return self.template.longest + 1
         label = len(self.before_label) + len(self.verbalizers.common) + max(map(len, self.verbalizers.rests))
         return label + (self.template.longest if self.template else 0) + 1
 
@@ -117,12 +120,16 @@ def _form(tokenizer, label_names, dimensions, order: str, value_length: int, voc
     segments = grammar.template(dimensions, order)
     label = next(index for index, segment in enumerate(segments) if segment.kind == "label")
     before, after = segments[: label - 1], segments[label + 1 :]
-    free = before or after
+    verbalizers = make_verbalizers(tokenizer, label_names)
+    decides = bool(before) and verbalizers.scoring == "first_token"
+    free = segments[: label + 1] if decides else before or after
     return _Form(
-        verbalizers=make_verbalizers(tokenizer, label_names),
+        verbalizers=verbalizers,
         before_label=encoder.segment_ids(segments[label - 1].text, "fixed"),
         follow=encoder.segment_ids(after[0].text, "fixed")[0] if after else encoder.end,
-        template=compile_template(tokenizer, encoder, free, vocab_size) if free else None,
+        template=compile_template(tokenizer, encoder, free, vocab_size, verbalizers if decides else None)
+        if free
+        else None,
         end=encoder.end,
     )
 
@@ -230,27 +237,36 @@ def sample(
             mesh=teacher.mesh,
         )[0]
 
-    rows = [[prompt] for prompt in prompts]
+    def scored(rows):
+        """[pairs, samples or 1, labels]: the label distribution after each of several rows of a pair."""
+        probs = score(
+            teacher.model,
+            teacher.variables,
+            [[*row, *form.before_label, *form.verbalizers.common] for several in rows for row in several],
+            form.verbalizers,
+            form.follow,
+            groups=[pair.query for pair, several in zip(pairs, rows) for _ in several],
+            progress=(lambda rows: None) if writes or label_last else lambda rows: progress(rows * samples),
+            batch_size=teacher.batch_size,
+            mesh=teacher.mesh,
+        )
+        return probs.reshape(len(pairs), len(rows[0]) if rows else samples, len(teacher.schema))
+
+    writes = write and teacher.order == "label_first"
     if label_last and template is not None:
         written = decode([[template.prefix] * samples for _ in prompts])
-        rows = [
-            [[*prompt, *template.tokens(one.slots)] for one in several] for prompt, several in zip(prompts, written)
-        ]
-    writes = write and teacher.order == "label_first"
-    probs = score(
-        teacher.model,
-        teacher.variables,
-        [[*row, *form.before_label, *form.verbalizers.common] for several in rows for row in several],
-        form.verbalizers,
-        form.follow,
-        groups=[pair.query for pair, several in zip(pairs, rows) for _ in several],
-        progress=(lambda rows: None) if writes or label_last else lambda rows: progress(rows * samples),
-        batch_size=teacher.batch_size,
-        mesh=teacher.mesh,
-    )
-    # [pairs, samples, labels]; where the label comes first, all samples of a pair have the same distribution.
-    shape = (len(pairs), samples, len(teacher.schema))
-    probs = np.broadcast_to(probs.reshape(shape[0], len(rows[0]) if rows else samples, shape[2]), shape)
+    if written is None or template is None:
+        probs = scored([[prompt] for prompt in prompts])
+    elif template.decides_label:
+        count = len(teacher.schema)
+        probs = np.array([[one.probs[-1, :count] for one in several] for several in written], np.float32)
+        probs = probs.reshape(len(pairs), samples, count)
+    else:
+        probs = scored(
+            [[[*prompt, *template.tokens(one.slots)] for one in several] for prompt, several in zip(prompts, written)]
+        )
+    # Where the label comes first, all samples of a pair have the same distribution.
+    probs = np.broadcast_to(probs, (len(pairs), samples, len(teacher.schema)))
     labels = _drawn_labels(prompts, probs, sampling)
     if writes and template is not None:
         before = [
@@ -321,10 +337,17 @@ def _make_predictions(
     for row, label in enumerate(labels.tolist()):
         one = written[row] if written is not None else None
         texts.append(_text(segments, names[label], one, decoded))
-        emitted += len(form.before_label) + len(form.verbalizers.tokens(label)) + 1
-        if one is not None and template is not None:
-            verdict_probs[row] = one.probs[template.is_choice]
-            emitted += len(template.tokens(one.slots))
+        label_ids = len(form.verbalizers.rests[label])
+        fixed = len(form.before_label) + len(form.verbalizers.common)
+        emitted += label_ids + 1
+        if one is None or template is None:
+            emitted += fixed
+            continue
+        verdict_probs[row] = one.probs[template.choice == VERDICT, : len(VERDICTS)]
+        if template.decides_label:
+            emitted += len(template.tokens(one.slots[:-1]))
+        else:
+            emitted += len(template.tokens(one.slots)) + fixed
     return TeacherPredictions(
         label_probs=np.array(probs),
         verdict_probs=verdict_probs,

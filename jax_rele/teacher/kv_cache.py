@@ -5,7 +5,6 @@ Lengths and batches are padded to a few sizes, so that few programs are compiled
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,16 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jax_rele.data.tokens.packing import pad
+from jax_rele.data.tokens.packing import fewer_lengths, pad
 from jax_rele.models import Decoder
+from jax_rele.models.decoder import CACHE_AXES, cache_shapes
 from jax_rele.models.partitioning import use
 from jax_rele.types import DecoderOutputs, PyTree
 
 SMALLEST = 16
 """The smallest padded length other than zero."""
-
-MIN_BATCHES = 4
-"""Batches that a padded length must fill in one call to justify its own compilation."""
 
 
 def bucket(length: int) -> int:
@@ -34,17 +31,8 @@ def bucket(length: int) -> int:
 
 
 def buckets(lengths: Sequence[int], least: int) -> np.ndarray:
-    """A bucket for each length; those of fewer than `least` members move up where the next is at most twice as long.
-
-    Reading some padding costs less than another batch or another compilation.
-    """
-    sizes_of = np.array([bucket(length) for length in lengths], np.int64)
-    sizes, counts = np.unique(sizes_of, return_counts=True)
-    for index, (size, larger) in enumerate(itertools.pairwise(sizes)):
-        if counts[index] < least and larger <= 2 * size:
-            sizes_of[sizes_of == size] = larger
-            counts[index + 1] += counts[index]
-    return sizes_of
+    """A bucket for each length; those of fewer than `least` members move up, see `packing.fewer_lengths`."""
+    return fewer_lengths([bucket(length) for length in lengths], least)
 
 
 def row_parts(mesh: jax.sharding.Mesh | None) -> int:
@@ -69,20 +57,18 @@ def split_rows(tree: PyTree) -> PyTree:
 
 def split_cache(cache: PyTree) -> PyTree:
     """A cache, its rows and heads split over the mesh of the trace."""
-    axes = ("layers", "batch", "kv_heads", "length", "head_dim")
-    return jax.tree.map(lambda x: nn.with_logical_constraint(x, axes), cache)
+    return {name: nn.with_logical_constraint(x, CACHE_AXES[name]) for name, x in cache.items()}
 
 
 def cache_length(cache: PyTree) -> int:
     """Positions of a cache."""
-    return jax.tree.leaves(cache)[0].shape[3]
+    return cache["value"].shape[3]
 
 
 def new_cache(model: Decoder, rows: int, length: int) -> PyTree:
     """An empty cache. One of length 0 is what the first tokens of a row are read with."""
-    config = model.config
-    shape = (config.layers, rows, config.kv_heads, length, config.head_dim)
-    return {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}
+    shapes = cache_shapes(model.config, rows, length)
+    return {name: jnp.zeros(shape, model.config.dtype) for name, shape in shapes.items()}
 
 
 def read(
@@ -103,16 +89,27 @@ def read(
       The outputs for [B, S] tokens, and a cache of B rows and T + S positions.
     """
     length = tokens.shape[1]
-
-    def grow(x):
-        return jnp.pad(x[:, parents], [(0, 0), (0, 0), (0, 0), (0, length), (0, 0)])
-
     parents, tokens, starts = split_rows((parents, tokens, starts))
-    grown = split_cache(jax.tree.map(grow, cache))
+    grown = split_cache({name: _grow(x[:, parents], name, length) for name, x in cache.items()})
     decoder = model.clone(cache_length=cache_length(grown))
     positions = starts[:, None] + jnp.arange(length)
     outputs, changed = decoder.apply({**variables, "cache": grown}, tokens, positions, mutable=["cache"])
     return outputs, split_cache(changed["cache"])
+
+
+def _grow(x: jax.Array, name: str, length: int) -> jax.Array:
+    widths = [(0, 0)] * 5
+    widths[4 if name == "key" else 3] = (0, length)
+    return jnp.pad(x, widths)
+
+
+def put_rows(whole: PyTree, part: PyTree, source: jax.Array, row: jax.Array) -> PyTree:
+    """A cache whose rows `row` begin with the rows `source` of a shorter cache; a row out of range is dropped."""
+    length = cache_length(part)
+    return {
+        "key": whole["key"].at[:, row, :, :, :length].set(part["key"][:, source], mode="drop"),
+        "value": whole["value"].at[:, row, :, :length].set(part["value"][:, source], mode="drop"),
+    }
 
 
 @partial(jax.jit, static_argnames=("model",))

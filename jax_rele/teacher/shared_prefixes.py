@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jax_rele.data.batches.loader import row_count
-from jax_rele.teacher.kv_cache import MIN_BATCHES, bucket, buckets, common_prefix, shared_base
+from jax_rele.data.tokens.packing import MIN_BATCHES
+from jax_rele.teacher.kv_cache import bucket, buckets, common_prefix, shared_base
 
 
 @dataclass(frozen=True)

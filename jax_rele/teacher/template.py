@@ -16,14 +16,17 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.prompts import AnswerEncoder
 from jax_rele.rationale.grammar import VALUE_DELIMITERS, Segment
-from jax_rele.teacher.verbalizers import make_verdict_verbalizers
+from jax_rele.teacher.verbalizers import Verbalizers, make_verdict_verbalizers
+
+VERDICT, LABEL = 0, 1
+"""The sets of alternatives of `DecodingTemplate.choice`."""
 
 # A semicolon only begins the next value of the same slot.
 _BLOCKED = frozenset(VALUE_DELIMITERS + "\\\r") - {";"}
 
 
 @partial(jax.tree_util.register_dataclass, meta_fields=["prefix", "value_length"], data_fields=[
-    "is_choice", "forced_suffixes", "suffix_lengths", "verbalizers", "verbalizer_lengths", "value_tokens"
+    "choice", "forced_suffixes", "suffix_lengths", "verbalizers", "verbalizer_lengths", "value_tokens"
 ])  # fmt: skip
 @dataclass(frozen=True)
 class DecodingTemplate:
@@ -31,23 +34,23 @@ class DecodingTemplate:
 
     A value is decided token by token. From its second token on, the first token of the following text ends it, even
     where that token may also occur in a value: in sentencepiece vocabularies both may begin with the same space token.
-    A verdict is one decision.
+    A verdict is one decision, and so is the label.
 
     Attributes:
       prefix: the tokens before the first decision.
       value_length: maximum tokens of a value.
-      is_choice: [D] bool, True for a verdict.
+      choice: [D] int32, `VERDICT` or `LABEL` for a choice among S sets of alternatives, -1 for a value.
       forced_suffixes: [D, F] int32, the tokens between each slot and the next.
       suffix_lengths: [D] int32.
-      verbalizers: [K, W] int32, the tokens of each verdict, without their common first tokens, which end the suffix
-        before the verdict.
-      verbalizer_lengths: [K] int32.
+      verbalizers: [S, K, W] int32, the tokens of each alternative, without their common first tokens, which end the
+        suffix before the choice; -1 where a set has fewer than K.
+      verbalizer_lengths: [S, K] int32.
       value_tokens: [vocabulary] bool, tokens that may occur in a value.
     """
 
     prefix: tuple[int, ...]
     value_length: int
-    is_choice: np.ndarray
+    choice: np.ndarray
     forced_suffixes: np.ndarray
     suffix_lengths: np.ndarray
     verbalizers: np.ndarray
@@ -55,16 +58,28 @@ class DecodingTemplate:
     value_tokens: np.ndarray
 
     @property
+    def is_choice(self) -> np.ndarray:
+        """[D] bool, False for a value."""
+        return self.choice >= 0
+
+    @property
+    def decides_label(self) -> bool:
+        """Whether the last decision is the label."""
+        return bool(self.choice[-1] == LABEL)
+
+    @property
     def max_pending(self) -> int:
         """Maximum tokens that one decision adds: those decided and the forced suffix."""
-        heads = np.where(self.is_choice, self.verbalizer_lengths.max(), 1)
-        return int((heads + self.suffix_lengths).max())
+        return int((self._heads(1) + self.suffix_lengths).max())
 
     @property
     def longest(self) -> int:
         """Maximum tokens of the filled template."""
-        heads = np.where(self.is_choice, self.verbalizer_lengths.max(), self.value_length)
-        return len(self.prefix) + int((heads + self.suffix_lengths).sum())
+        return len(self.prefix) + int((self._heads(self.value_length) + self.suffix_lengths).sum())
+
+    def _heads(self, value: int) -> np.ndarray:
+        """[D] int: maximum tokens of each decision, `value` for those of values."""
+        return np.where(self.is_choice, self.verbalizer_lengths.max(axis=1)[self.choice], value)
 
     def tokens(self, slots: Sequence[Sequence[int]]) -> list[int]:
         """The tokens of the template, filled with the tokens of each slot."""
@@ -73,9 +88,9 @@ class DecodingTemplate:
             ids += [*slot, *suffix[:length].tolist()]
         return ids
 
-    def verdict_tokens(self, choice: int) -> list[int]:
-        """The tokens of a verdict, without those common to all."""
-        return self.verbalizers[choice, : self.verbalizer_lengths[choice]].tolist()
+    def alternative(self, choice: int, index: int) -> list[int]:
+        """The tokens of an alternative of `VERDICT` or `LABEL`, without those common to all."""
+        return self.verbalizers[choice, index, : self.verbalizer_lengths[choice, index]].tolist()
 
 
 @lru_cache(maxsize=4)
@@ -95,38 +110,47 @@ def value_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> np.ndarray:
 
 
 def compile_template(
-    tokenizer: PreTrainedTokenizerBase, encoder: AnswerEncoder, segments: Sequence[Segment], vocab_size: int
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: AnswerEncoder,
+    segments: Sequence[Segment],
+    vocab_size: int,
+    labels: Verbalizers | None = None,
 ) -> DecodingTemplate:
-    """Compiles the comparisons of a grammar template to tokens.
+    """Compiles the comparisons of a grammar template, and the label after them, to tokens.
 
     Args:
       tokenizer: the teacher's.
       encoder: gives the token ids of the fixed parts, as in training.
-      segments: fixed parts, values and verdicts, beginning with a fixed part.
+      segments: fixed parts, values and verdicts, beginning with a fixed part, and at most one label, as the last.
       vocab_size: rows of the model's output embedding.
+      labels: the alternatives of the label, which begin with different tokens; needed where `segments` has one.
 
     Raises:
       UserError: two verdicts begin with the same token.
     """
-    verdicts = make_verdict_verbalizers(tokenizer)
+    sets = [make_verdict_verbalizers(tokenizer), *([labels] if labels else [])]
     fixed: list[list[int]] = [[]]
-    is_choice = []
+    choice = []
     for segment in segments:
         if segment.kind == "fixed":
             fixed[-1] += encoder.segment_ids(segment.text, "fixed")
             continue
-        if segment.kind == "verdict":
-            fixed[-1] += verdicts.common
-        is_choice.append(segment.kind == "verdict")
+        choice.append({"verdict": VERDICT, "label": LABEL}.get(segment.kind, -1))
+        if choice[-1] >= 0:
+            fixed[-1] += sets[choice[-1]].common
         fixed.append([])
+    lengths = pad([[len(rest) for rest in one.rests] for one in sets], max(len(one.rests) for one in sets), 0)
+    verbalizers = np.full((*lengths.shape, lengths.max()), -1, np.int32)
+    for index, one in enumerate(sets):
+        verbalizers[index, : len(one.rests)] = pad(one.rests, lengths.max(), 0)
     prefix, *suffixes = fixed
     return DecodingTemplate(
         prefix=tuple(prefix),
         value_length=encoder.value_length,
-        is_choice=np.array(is_choice),
+        choice=np.array(choice, np.int32),
         forced_suffixes=pad(suffixes, max(1, *map(len, suffixes)), 0),
         suffix_lengths=np.array([len(suffix) for suffix in suffixes], np.int32),
-        verbalizers=pad(verdicts.rests, max(map(len, verdicts.rests)), 0),
-        verbalizer_lengths=np.array([len(rest) for rest in verdicts.rests], np.int32),
+        verbalizers=verbalizers,
+        verbalizer_lengths=lengths,
         value_tokens=value_tokens(tokenizer, vocab_size),
     )

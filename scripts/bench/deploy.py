@@ -269,10 +269,13 @@ def batch(options: argparse.Namespace, folder: Path) -> list[Row]:
         "from jax_rele.deployment import load_bundle; from jax_rele.data import read_pairs\n"
         "bundle, file, out, worker, kind = sys.argv[1:]; start = time.perf_counter()\n"
         "if kind == 'loop':\n"
+        "    number, count = map(int, worker.split('/'))\n"
         "    scorer = load_bundle(bundle, threads=1); pairs, _ = read_pairs(file, label_names=(), "
         "for_prediction=True)\n"
-        "    start = time.perf_counter()\n"
-        "    for n in range(0, len(pairs), 256): scorer.predict(pairs[n : n + 256])\n"
+        "    starts = range((number - 1) * 256, len(pairs), count * 256)\n"
+        "    begin = time.perf_counter()\n"
+        "    for n in starts: scorer.predict(pairs[n : n + 256])\n"
+        "    print(256 * len(starts) / (time.perf_counter() - begin))\n"
         "else:\n"
         "    ends = [(time.perf_counter(), 0)]\n"
         "    def on_shard(rows): ends.append((time.perf_counter(), rows))\n"
@@ -291,14 +294,19 @@ def batch(options: argparse.Namespace, folder: Path) -> list[Row]:
         words = [process.communicate()[0].split() for process in running]
         return max(float(each[-1]) for each in words), sum(float(each[0]) for each in words)
 
-    loops, ones, twos = [], [], []
+    kinds = {"loop": ("loop", 1), "loops": ("loop", 2), "one": ("shards", 1), "two": ("shards", 2)}
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
     for turn in range(options.turns):
-        loops.append(measure("loop", 1, folder / "unused"))
-        ones.append(measure("shards", 1, folder / f"one-{turn}"))
-        twos.append(measure("shards", 2, folder / f"two-{turn}"))
+        for name in list(kinds)[:: 1 if turn % 2 else -1]:
+            turns[name].append(measure(*kinds[name], folder / f"{name}-{turn}"))
+    loops, pairs_of_loops, ones, twos = turns.values()
     note = f"{options.pairs} pairs, median of {options.turns} turns"
     return [
-        row("plain loop's time / one process's", statistics.median(a[0] / b[0] for a, b in zip(loops, ones)), "≥ 0.95"),
+        row(
+            "plain loop's time / one process's, both with start-up",
+            statistics.median(a[0] / b[0] for a, b in zip(loops, ones)),
+            "≥ 0.95",
+        ),
         row(
             "one process's time / two processes', with start-up",
             statistics.median(a[0] / b[0] for a, b in zip(ones, twos)),
@@ -309,6 +317,12 @@ def batch(options: argparse.Namespace, folder: Path) -> list[Row]:
             "two processes' rate / one's, without start-up",
             statistics.median(b[1] / a[1] for a, b in zip(ones, twos)),
             "≥ 1.8 on two cores",
+            note,
+        ),
+        row(
+            "two plain loops' rate / one's: what this machine's two cores give",
+            statistics.median(b[1] / a[1] for a, b in zip(loops, pairs_of_loops)),
+            "",
             note,
         ),
         row("pairs per second, one process, one thread", options.pairs / statistics.median(a for a, _ in ones), ""),

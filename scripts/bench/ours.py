@@ -154,11 +154,11 @@ def plain(
     template = DecodingTemplate(
         prefix=(),
         value_length=tokens,
-        is_choice=np.array([False]),
+        choice=np.array([-1], np.int32),
         forced_suffixes=np.array([[last]], np.int32),
         suffix_lengths=np.array([1], np.int32),
-        verbalizers=np.zeros((1, 1), np.int32),
-        verbalizer_lengths=np.array([1], np.int32),
+        verbalizers=np.zeros((1, 1, 1), np.int32),
+        verbalizer_lengths=np.ones((1, 1), np.int32),
         value_tokens=np.arange(shape.vocab_size) != last,
     )
     texts = prompts(shape, rows, length).tolist()
@@ -181,7 +181,7 @@ def guided(
     pairs, _ = read_pairs(SAMPLE, label_names=("Exact", "Substitute", "Complement", "Irrelevant"))
     corpus = [grammar.prompt(pair, ("brand", "color", "title")) for pair in pairs]
     segments = grammar.template(DIMENSIONS, "rationale_first")
-    # The comparisons alone: the label is scored, not decoded.
+    # The comparisons alone, without the label.
     segments = segments[: next(index for index, segment in enumerate(segments) if segment.kind == "label") - 1]
     example = "".join(segment.text or " match mismatch absent" for segment in segments)
     tokenizer = train_tokenizer(corpus + [example] * 20, min(shape.vocab_size, 8192))

@@ -132,7 +132,7 @@ def _judged(folder: Path) -> list[Pair]:
     path = folder / ESCI
     sources = {str(row.get("pair_id")): row.get("source") for row in _rows(path)}
     demo = config.load(DEMO)
-    pairs, _ = read_pairs(path, label_names=demo.labels.names, fields=demo.data.fields, label_map=demo.labels.aliases)
+    pairs, _ = read_pairs(path, label_names=demo.labels.names, reading=demo.data.reading, label_map=demo.labels.aliases)
     pairs = [pair for pair in pairs if pair.locale == LOCALE]
     return [replace(pair, label=None) if sources.get(pair.pair_id) in ONE_SIDED else pair for pair in pairs]
 
@@ -145,7 +145,7 @@ def _tagged(folder: Path) -> tuple[list[Pair], list[Pair]]:
         tags = {"tokens": row.get("tokens"), "labels": row.get("labels")}
         raw_row = {"query": row.get("query"), "item": {"title": "-"}, "query_tags": tags}
         try:
-            pair = parse_row(raw_row, fields={}, label_map={}, label_names=())
+            pair = parse_row(raw_row, label_map={}, label_names=())
         except RowError as error:
             raise UserError(f"{path}: line {number}: {error}; fix or remove it") from None
         pair = replace(pair, pair_id=f"q-{number}", item=Item("", ""))

@@ -6,8 +6,8 @@
 A fault passes if the command ends with status 0, or with 2 and one line that names file and remedy; if it then,
 without the fault, ends well by the same command; and if every artefact is that of an unbroken run (see
 `common.compare`; the log of a training after SIGTERM apart, whose first line after the resume is a mean over fewer
-steps). Full and read-only disks are small tmpfs mounts and need root; clock jumps need libfaketime. What cannot be
-tried is skipped with its reason.
+steps). Full and read-only disks are small tmpfs mounts and need root; clock jumps need libfaketime, a slow disk cc.
+What cannot be tried is skipped with its reason.
 """
 
 from __future__ import annotations

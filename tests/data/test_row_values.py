@@ -7,13 +7,14 @@ import pytest
 
 from jax_rele.data.columns import check_columns
 from jax_rele.data.rows import RowError, parse_row
-from jax_rele.types import Item, Pair
+from jax_rele.types import Item, Pair, ReadOptions
 
 LABELS = ("Exact", "Irrelevant")
 
 
-def parse(row, fields=None, label_map=None, **options):
-    return parse_row(row, fields=fields or {}, label_map=label_map or {}, label_names=LABELS, **options)
+def parse(row, fields=None, label_map=None, max_characters=0, html="keep", **options):
+    reading = ReadOptions(fields or {}, html=html, max_characters=max_characters)
+    return parse_row(row, reading, label_map=label_map or {}, label_names=LABELS, **options)
 
 
 def row(**changes):
@@ -29,7 +30,6 @@ def test_whole_numbers_are_written_whole_everywhere(number):
     pair = parse_row(
         {"pair_id": number, "query": number, "item": {"id": number, "title": number, "attributes": {"a": number}}}
         | {"label": number},
-        fields={},
         label_map={text: "Exact"},
         label_names=LABELS,
     )
@@ -73,7 +73,7 @@ def test_a_float_that_is_not_exact_is_no_id():
 def test_names_may_differ_in_case_and_blanks(theirs):
     expected = Pair("p", "q", Item("i", "t"), label="Exact", long_tail=True)
     assert parse(theirs) == expected
-    check_columns(theirs, {}, "f.csv", require_label=True)
+    check_columns(theirs, ReadOptions(), "f.csv", require_label=True)
     if "Item" not in theirs:
         assert parse({**theirs, "Attributes.Size": 9}).item.attributes == (("Size", "9"),)
 
@@ -95,12 +95,12 @@ def test_html_becomes_text_on_request():
             "attributes": {"s": "&eacute;"},
         },
     )
-    pair = parse(theirs, strip_html=True)
+    pair = parse(theirs, html="text")
     assert (pair.query, pair.item.title, pair.item.bullets) == ("bath & body", 'Shoe "X" <5 lbs', "a\nb")
     assert pair.item.attributes == (("s", "\u00e9"),)
     assert parse(theirs).query == "bath &amp; body"
     with pytest.raises(RowError, match="the title holds nothing but HTML"):
-        parse(row(item={"title": "<br><br>"}), strip_html=True)
+        parse(row(item={"title": "<br><br>"}), html="text")
 
 
 @pytest.mark.parametrize("label", ["exact", "EXACT", "Ｅxact"])

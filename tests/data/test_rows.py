@@ -12,7 +12,7 @@ from jax_rele.data.rows import RowError, parse_row
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
 from jax_rele.text import is_visible, text_key
-from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
+from jax_rele.types import ITEM_FIELDS, Item, Pair, ReadOptions, Tag
 
 LABELS = ("Exact", "Irrelevant")
 
@@ -21,8 +21,9 @@ text = plain.map(lambda value: value.replace("\0", "").strip()).filter(is_visibl
 kind = text.filter(lambda value: "-" not in value)
 
 
-def parse(row, fields=None, label_map=None, **options):
-    return parse_row(row, fields=fields or {}, label_map=label_map or {}, label_names=LABELS, **options)
+def parse(row, fields=None, label_map=None, max_characters=0, html="keep", **options):
+    reading = ReadOptions(fields or {}, html=html, max_characters=max_characters)
+    return parse_row(row, reading, label_map=label_map or {}, label_names=LABELS, **options)
 
 
 def row(**changes):
@@ -305,28 +306,28 @@ def test_whatever_a_row_holds_it_is_a_pair_or_a_row_error(pair, data):
 
 
 def test_mapping_is_checked():
-    check_mapping({"item.attributes.size": "s", "query": "q", "item.id": "i"}, {"E": "Exact"}, LABELS)
+    check_mapping(ReadOptions({"item.attributes.size": "s", "query": "q", "item.id": "i"}), {"E": "Exact"}, LABELS)
     for fields in ({"titel": "t"}, {"item.attributes.": "t"}, {"title": "t"}):
         with pytest.raises(UserError, match=r"data\.fields: .* is no field of a pair"):
-            check_mapping(fields, {}, LABELS)
+            check_mapping(ReadOptions(fields), {}, LABELS)
     with pytest.raises(UserError, match=r"labels\.aliases: 'E' is mapped to 'exact'"):
-        check_mapping({}, {"E": "exact"}, LABELS)
+        check_mapping(ReadOptions(), {"E": "exact"}, LABELS)
 
 
 def test_columns_are_checked():
     for columns in (["query", "title"], ["query", "item"], ["query", "item.title", "x"]):
-        check_columns(columns, {}, "f.csv")
-    check_columns(["q", "product"], {"query": "q", "item": "product"}, "f.csv")
+        check_columns(columns, ReadOptions(), "f.csv")
+    check_columns(["q", "product"], ReadOptions({"query": "q", "item": "product"}), "f.csv")
     with pytest.raises(
         UserError, match=r"^f\.csv: no column holds the query; the columns are \['q', 'title'\]; .*\{query: "
     ):
-        check_columns(["q", "title"], {}, "f.csv")
+        check_columns(["q", "title"], ReadOptions(), "f.csv")
     with pytest.raises(UserError, match=r"no column holds the title; .*\{item\.title: "):
-        check_columns(["query", "name"], {}, "f.csv")
+        check_columns(["query", "name"], ReadOptions(), "f.csv")
     with pytest.raises(UserError, match="no column holds the title"):
-        check_columns(["query", "title"], {"item.title": "name", "item.brand": "title"}, "f.csv")
+        check_columns(["query", "title"], ReadOptions({"item.title": "name", "item.brand": "title"}), "f.csv")
     with pytest.raises(UserError, match="no column holds the label"):
-        check_columns(["query", "title"], {}, "f.csv", require_label=True)
+        check_columns(["query", "title"], ReadOptions(), "f.csv", require_label=True)
 
 
 def test_other_names_of_splits_are_known_and_a_split_may_go_unread():

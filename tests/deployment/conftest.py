@@ -48,10 +48,10 @@ def _params(model, seed):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def write_bundle(folder, kind, *, head="cosine", **changes):
+def write_bundle(folder, kind, *, head="cosine", tokenizer=None, **changes):
     """Writes a bundle of `cross_encoder` or `two_tower` into a new folder; `changes` are of its manifest."""
     folder.mkdir()
-    tokenizer = train_tokenizer(TEXTS, 320, encoder=True)
+    tokenizer = tokenizer or train_tokenizer(TEXTS, 320, encoder=True)
     encoder = EncoderConfig(
         vocab_size=len(tokenizer), max_length=48, layers=2, width=WIDTH, heads=4, mlp_width=48, dropout=0.0
     )
@@ -144,6 +144,13 @@ def _modernbert():
     )
     names = ("unk_token", "cls_token", "sep_token", "pad_token", "mask_token")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, pieces)))
+
+
+@pytest.fixture(scope="session")
+def word_bundles(tmp_path_factory):
+    """A bundle of each student, by kind, whose tokenizer does not know every text."""
+    folder = tmp_path_factory.mktemp("words")
+    return {kind: write_bundle(folder / kind, kind, tokenizer=_bert()) for kind in ("cross_encoder", "two_tower")}
 
 
 FAMILIES = {

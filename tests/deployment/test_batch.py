@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,3 +294,16 @@ def test_a_shard_of_unknown_tokens_is_refused(bundle, pairs, tmp_path, monkeypat
     assert not list((tmp_path / "out").glob("part-*"))
     done = predict_shards(bundle, str(pairs), tmp_path / "out", rows=ROWS, threads=1, max_unknown=1.0)
     assert done.finished
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"PAR1 and no more"])
+def test_bad_rows_that_were_lost_are_set_aside_again(bundle, pairs, whole, tmp_path, damage):
+    folder = tmp_path / "shards"
+    shutil.copytree(whole, folder)
+    expected = {file.name: file.read_bytes() for file in whole.iterdir() if not file.name.startswith(".")}
+    lost = sorted(folder.glob("*.quarantine.parquet"))[0]
+    for path in (lost, folder / "finished.json"):
+        path.unlink() if damage is None else path.write_bytes(damage)
+    done = predict_shards(bundle, str(pairs), folder, rows=ROWS, threads=1)
+    assert (done.judged, done.finished) == (1, True)
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.startswith(".")} == expected

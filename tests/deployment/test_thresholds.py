@@ -212,6 +212,8 @@ def test_a_target_that_is_not_shown_writes_nothing(bundle, pairs_file, capsys):
         ([], "give --at-most-irrelevant SHARE for one cut-off"),
         (["--at-most-irrelevant", "0.1", "--tier", "a=0.1"], "give --at-most-irrelevant SHARE for one cut-off"),
         (["--at-most-irrelevant", "2"], "must lie between 0 and 1"),
+        (["--at-most-irrelevant", "1e-320"], "no number of pairs shows so small a share"),
+        (["--at-most-irrelevant", "nan"], "must lie between 0 and 1"),
         (["--tier", "a=x"], "--tier a=x: the share must lie between 0 and 1"),
         (["--tier", "a"], "write NAME=VALUE"),
         (["--at-most-irrelevant", "0.1", "--confidence", "1"], "--confidence 1.0: must lie between 0 and 1"),

@@ -15,12 +15,15 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from jax_rele.deployment.index import read_items
 from jax_rele.deployment.scorer import load_bundle
 from jax_rele.serving.app import create_app
-from jax_rele.serving.catalogue import Bm25, read_items
+from jax_rele.serving.catalogue import Bm25
 from jax_rele.serving.command import exact_search
 from jax_rele.serving.grades import GradeFile
 from jax_rele.serving.service import Limits, Service
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `asking`
 
 _spec = importlib.util.spec_from_file_location(
     "deployment_conftest", Path(__file__).parent.parent / "deployment" / "conftest.py"
@@ -28,6 +31,7 @@ _spec = importlib.util.spec_from_file_location(
 _bundles = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_bundles)
 write_bundle, cross_bundle, tower_bundle = _bundles.write_bundle, _bundles.cross_bundle, _bundles.tower_bundle
+word_bundles = _bundles.word_bundles
 
 COLORS, THINGS = ("red", "blue", "green"), ("running shoes", "cotton shirt", "garden hose", "iphone charger")
 ITEMS = [
@@ -67,10 +71,11 @@ def serving(scorers, items_file, tmp_path):
         chosen = [(bundles or scorers)[kind] for kind in kinds]
         options = {}
         if items:
-            catalogue, queries = read_items(items_file)
-            options = {"bm25": Bm25(catalogue, chosen[0].manifest.fields), "queries": queries}
+            read = read_items(items_file)
+            catalogue = read.items
+            options = {"bm25": Bm25(catalogue, chosen[0].manifest.fields), "queries": read.queries}
             if "two_tower" in kinds:
-                options["search"] = exact_search(scorers["two_tower"], catalogue)
+                options["search"] = exact_search((bundles or scorers)["two_tower"], catalogue)
         store = GradeFile(tmp_path / f"judgements-{len(opened)}.jsonl", chosen[0].schema.names)
         service = Service(chosen, Limits(**limits), grades=store, **options)
         client = TestClient(create_app(service, api_key=api_key, log_texts=log_texts), raise_server_exceptions=False)
@@ -139,3 +144,9 @@ def serve_process():
 def write_bundle_fixture():
     """Writes a tiny bundle into a new folder."""
     return write_bundle
+
+
+@pytest.fixture
+def both(serving):
+    """A client of a service of both students."""
+    return serving()[0]

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from jax_rele.deployment.index import build_index
+from jax_rele.deployment.index import build_index, read_items
 from jax_rele.errors import UserError
-from jax_rele.serving.catalogue import Bm25, open_search, read_items, read_queries
+from jax_rele.serving.catalogue import Bm25, open_search, read_queries
 from jax_rele.serving.command import exact_search
 from jax_rele.serving.refusals import BadRequest
 from jax_rele.types import Item
@@ -15,8 +15,8 @@ from jax_rele.types import Item
 
 def test_an_index_finds_what_a_comparison_of_all_items_finds(scorers, tower_bundle, items_file, tmp_path):
     scorer = scorers["two_tower"]
-    items, _ = read_items(items_file)
-    build_index(tower_bundle, read_items(items_file)[0], tmp_path / "index")
+    items = read_items(items_file).items
+    build_index(tower_bundle, items, tmp_path / "index")
     opened = open_search(tmp_path / "index", scorer.manifest, tower_bundle)
     assert [item.id for item in opened.items()] == [item.id for item in items]
     exact = exact_search(scorer, items)
@@ -32,7 +32,7 @@ def test_an_index_finds_what_a_comparison_of_all_items_finds(scorers, tower_bund
 
 
 def test_an_index_of_another_model_is_refused(scorers, tower_bundle, items_file, tmp_path):
-    build_index(tower_bundle, read_items(items_file)[0], tmp_path / "index")
+    build_index(tower_bundle, read_items(items_file).items, tmp_path / "index")
     other = scorers["two_tower"].manifest.model_copy(update={"temperature": 9.0})
     with pytest.raises(UserError, match="another model"):
         open_search(tmp_path / "index", other, tower_bundle)
@@ -54,10 +54,11 @@ def test_items_and_queries_are_distinct_and_in_order(tmp_path):
     rows = [{"title": "a", "id": "1"}, {"query": "q\u2028r", "item": {"title": "b", "id": "2"}}]
     rows += [{"query": "s", "item": {"title": "other", "id": "1"}}, {"query": "s", "item": {"title": "c"}}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    items, queries = read_items(file)
-    assert [item.title for item in items] == ["a", "b", "c"]
-    assert queries == ["q\u2028r", "s"]
+    read = read_items(file)
+    assert [item.title for item in read.items] == ["other", "b", "c"]
+    assert read.queries == ("q\u2028r", "s")
     lines = tmp_path / "queries.txt"
     lines.write_text('red shoes\n\n {"query": "garden\\u2028hose"}\nred shoes\r\n')
     assert read_queries(lines) == ["red shoes", "garden\u2028hose"]
-    assert len(read_items("sample")[0]) == 1524
+    assert len(read_items("sample").items) == 1524
+    assert len(read_items("sample").queries) > 100

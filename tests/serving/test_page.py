@@ -9,6 +9,9 @@ import subprocess
 from importlib import resources
 
 import pytest
+import tree_sitter_html
+import tree_sitter_javascript
+from tree_sitter import Language, Node, Parser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = "red shoes <img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -17,6 +20,73 @@ EVIL = "red shoes <img src=x onerror=\"document.title='owned'\"><script>document
 @pytest.fixture(scope="module")
 def page():
     return resources.files("jax_rele.serving").joinpath("page.html").read_text("utf-8")
+
+
+def errors(node: Node, text: bytes) -> list[str]:
+    """What a parser could not read, by line."""
+    if not node.has_error:
+        return []
+    own = [f"line {node.start_point.row + 1}: {text[node.start_byte : node.end_byte][:60]!r}"]
+    return (
+        own if node.is_error or node.is_missing else [each for child in node.children for each in errors(child, text)]
+    )
+
+
+def parsed(grammar, text):
+    tree = Parser(Language(grammar.language())).parse(text.encode())
+    assert errors(tree.root_node, text.encode()) == []
+    return tree.root_node
+
+
+def nodes(node, kind):
+    return ([node] if node.type == kind else []) + [each for child in node.children for each in nodes(child, kind)]
+
+
+@pytest.fixture(scope="module")
+def script(page):
+    (inside,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    return inside
+
+
+def test_its_html_and_its_script_can_be_parsed(page, script):
+    html = parsed(tree_sitter_html, page)
+    assert page.startswith("<!doctype html>")
+    assert len(nodes(html, "script_element")) == len(nodes(html, "style_element")) == 1
+    assert not nodes(html, "erroneous_end_tag")
+    names = re.findall(r'\bid="([^"]*)"', page.partition("<script>")[0])
+    assert len(set(names)) == len(names)
+    parsed(tree_sitter_javascript, script)
+    # What it looks up exists.
+    assert set(re.findall(r'\$\("([^"]+)"\)', script)) <= set(names)
+
+
+def test_a_broken_script_would_be_seen(script):
+    for broken in (script.replace("{", "", 1), script + "\nconst;", script.replace(");", ";", 1)):
+        with pytest.raises(AssertionError):
+            parsed(tree_sitter_javascript, broken)
+
+
+def test_the_routes_that_it_asks_exist_and_take_what_it_sends(serving, script):
+    client, _ = serving()
+    calls = [
+        call.child_by_field_name("arguments")
+        for call in nodes(parsed(tree_sitter_javascript, script), "call_expression")
+        if call.child_by_field_name("function").text == b"call"
+    ]
+    # `call` itself passes on its own arguments.
+    asked = {json.loads(each.named_children[0].text): each for each in calls if each.named_children[0].type == "string"}
+    assert asked.keys() == {"/page", "/compare", "/judgements"}
+    item = {"id": "a", "title": "red shoes"}
+    values = {"query": "red shoes", "k": 10, "judge": "ann", "item": item, "label": "Exact"}
+    for path, arguments in asked.items():
+        fields = [
+            field.text.decode().partition(":")[0]
+            for each in nodes(arguments, "object")
+            for field in each.named_children
+        ]
+        body = {field: values[field] for field in fields}
+        answer = client.post(path, json=body) if fields else client.get(path)
+        assert answer.status_code == 200, answer.text
 
 
 def test_it_is_small_and_asks_nobody_else(page):
@@ -50,7 +120,7 @@ def test_what_it_starts_from(serving):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: `apt-get install chromium` lets this test run")
 def test_a_browser_shows_three_columns_and_runs_nothing_of_a_title(tmp_path, cross_bundle, tower_bundle, serve_process):
     items = tmp_path / "items.jsonl"
     titles = [EVIL, "red running shoes", "blue shirt", "garden hose"]

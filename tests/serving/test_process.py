@@ -81,6 +81,12 @@ def refusal(capfd, *arguments):
     return lines[0]
 
 
+@pytest.mark.parametrize("key", ["", "  ", "s\xe9same", "\udcff", "a\x07b"])
+def test_a_key_that_no_request_can_bear_does_not_open_the_service(capfd, cross_bundle, monkeypatch, key):
+    monkeypatch.setenv("JAX_RELE_API_KEY", key)
+    assert "JAX_RELE_API_KEY: is set, but" in refusal(capfd, cross_bundle, "--port", 0)
+
+
 def test_mistakes_are_one_line(capfd, cross_bundle, tower_bundle, items_file, tmp_path):
     port = ("--port", 0)
     assert "no bundle" in refusal(capfd, tmp_path, *port)
@@ -88,6 +94,7 @@ def test_mistakes_are_one_line(capfd, cross_bundle, tower_bundle, items_file, tm
     assert "3 bundles" in refusal(capfd, cross_bundle, tower_bundle, tower_bundle, *port)
     assert "no such file" in refusal(capfd, cross_bundle, "--items", tmp_path / "none.jsonl", *port)
     assert "No such file" in refusal(capfd, cross_bundle, "--queries", tmp_path / "none.txt", *port)
+    assert "--timeout: 1e+30 seconds are more than a day" in refusal(capfd, cross_bundle, "--timeout", 10**30, *port)
     assert "--max-queue-rows" in refusal(capfd, cross_bundle, "--max-queue-rows", 1, *port)
     assert "no such folder" in refusal(capfd, cross_bundle, "--judgements", tmp_path / "none" / "j.jsonl", *port)
     # Before the items are embedded, which may take long.
@@ -100,12 +107,16 @@ def test_mistakes_are_one_line(capfd, cross_bundle, tower_bundle, items_file, tm
     assert "two-tower's bundle" in refusal(capfd, cross_bundle, "--index", tmp_path, *port)
     bad = tmp_path / "bad.jsonl"
     for content, part in (
-        ('{"title": "a"}\n{"title": ""}\n', "row 2: blank title"),
-        ('{"title": "a"}\n{"title"', "row 2"),
-        ("", "no item"),
+        ('{"title": null}\n{"title": ""}\n', "none of its 2 rows is an item (row 1: missing title)"),
+        ('{"title"', "row 1"),
+        ("", "has no rows"),
     ):
         bad.write_text(content)
         assert part in refusal(capfd, cross_bundle, "--items", bad, *port)
+    bad.write_text('{"title": "a"}\n')
+    assert "--delimiter '::'" in refusal(capfd, cross_bundle, "--items", bad, "--delimiter", "::", *port)
+    assert "go with --items" in refusal(capfd, cross_bundle, "--quoting", "none", *port)
+    bad.write_text("")
     for content, part in ((" \n", "no query"), ('{"q": "a"}', "row 1"), ("a\n{", "row 2")):
         bad.write_text(content)
         assert part in refusal(capfd, cross_bundle, "--queries", bad, *port)

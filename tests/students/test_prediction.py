@@ -107,6 +107,23 @@ def test_few_lengths_are_compiled_and_little_is_padding():
     assert all(padded_length(n) - n < max(8, n / 4) for n in range(1, 513))
 
 
+def test_few_batches_share_a_length(student, monkeypatch):
+    """Batches of ten pairs of ten lengths: another compilation would cost more than the padding."""
+    lengths = []
+
+    def apply(model, variables, *inputs, **named):
+        if named["method"] != "compare":
+            lengths.append((named["side"], inputs[0].shape[1]))
+        return _apply(model, variables, *inputs, **named)
+
+    monkeypatch.setattr(encode, "_apply", apply)
+    pairs = [("shoes", " ".join(["shoes"] * count)) for count in range(3, 33, 3)]
+    predict(dataclasses.replace(student, batch_size=2), pairs)
+    items = [length for side, length in lengths if side != 0]
+    assert len(items) == 5
+    assert len(set(items)) <= 2
+
+
 def test_a_few_pairs_do_not_fill_a_batch(student, monkeypatch):
     shapes = []
 

@@ -1,6 +1,7 @@
 """Guided decoding: equal to decoding without a cache, independent of the slots, with the stated distribution."""
 
 import re
+from itertools import chain
 
 import jax
 import numpy as np
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from jax_rele.data.tokens.prompts import AnswerEncoder
+from jax_rele.models.decoder import cache_shapes
 from jax_rele.rationale import grammar
 from jax_rele.rationale.grammar import Segment
 from jax_rele.teacher import Sampling, compile_template, generate
 from jax_rele.teacher import continuous_batching as engine
-from jax_rele.teacher.decoding import decode, draw, in_nucleus, insert, new_slots
+from jax_rele.teacher.decoding import cache_reads, decode, draw, in_nucleus, insert, new_slots
+from jax_rele.teacher.template import VERDICT
 
 GREEDY = Sampling()
 WARM = Sampling(temperature=1.0, top_p=0.9, seed=3)
@@ -60,7 +63,7 @@ def test_greedy_decoding_equals_decoding_without_a_cache(teacher, template, writ
     """Each token is the argmax of a full uncached pass among the allowed tokens; probabilities likewise."""
     written, _ = write(PROMPTS)
     values = np.flatnonzero(template.value_tokens)
-    first = template.verbalizers[:, 0]
+    first = template.verbalizers[VERDICT, :, 0]
     for prompt, (one,) in zip(PROMPTS, written):
         logits = naive.logits(teacher.model, teacher.variables, [*prompt, *template.tokens(one.slots)])
         position = len(prompt) + len(template.prefix)
@@ -288,12 +291,36 @@ def test_no_pass_copies_or_transposes_the_cache(teacher, template):
         teacher.model, teacher.variables, template, slots, np.int32(0), width=1, **arguments
     ).compile()
     config = teacher.model.config
-    whole = f"[{config.layers},{rows},{config.kv_heads},{length},{config.head_dim}]"
+    whole = {f"[{','.join(map(str, shape))}]" for shape in cache_shapes(config, rows, length).values()}
+    assert len(whole) == 2
     moved = re.compile(r"= f32(\[[0-9,]*\])\S* (copy|transpose)\(")
     sizes = [(match[1], match[2]) for match in moved.finditer(compiled.as_text())]
     of_a_layer = rows * config.kv_heads * length * config.head_dim
     elements = {shape: int(np.prod([int(n) for n in shape.strip("[]").split(",") if n])) for shape, _ in sizes}
-    assert whole in compiled.as_text()
+    assert all(shape in compiled.as_text() for shape in whole)
     assert [each for each in sizes if each[1] == "transpose" and elements[each[0]] >= of_a_layer] == []
     # What enters the loop may be copied once, nothing within it.
-    assert sum(shape == whole for shape, _ in sizes) <= 2
+    assert sum(shape in whole for shape, _ in sizes) <= 2
+
+
+def test_a_pass_reads_no_more_of_the_cache_than_eighths_of_it_beyond_what_is_in_use(teacher, template, monkeypatch):
+    """How much is read changes no text; the branches that read the whole cache alone give the same."""
+    assert cache_reads(336) == (48, 96, 144, 192, 240, 288, 336)
+    assert cache_reads(16) == (16,)
+    assert all(length == cache_reads(length)[-1] and len(cache_reads(length)) <= 8 for length in range(16, 3000, 16))
+    prompts = [prompt * 4 for prompt in PROMPTS[:5]]
+
+    def write(sampling):
+        prefixes = [[template.prefix] * 2 for _ in prompts]
+        arguments = (teacher.model, teacher.variables, template, prompts, prefixes)
+        return generate(*arguments, batch_size=4, sampling=sampling)[0]
+
+    parts = [write(sampling) for sampling in (GREEDY, WARM)]
+    decode.clear_cache()
+    monkeypatch.setattr("jax_rele.teacher.decoding.cache_reads", lambda length: (length,))
+    for sampling, few in zip((GREEDY, WARM), parts):
+        whole = write(sampling)
+        assert slots_of(few) == slots_of(whole)
+        for one, other in zip(chain(*few), chain(*whole)):
+            np.testing.assert_allclose(one.probs[template.is_choice], other.probs[template.is_choice], atol=1e-5)
+    decode.clear_cache()

@@ -81,17 +81,23 @@ def test_with_label_first_the_rationale_is_conditioned_on_the_label(teacher, pai
     assert predictions.texts == judged["label_first"].texts
 
 
-def test_with_rationale_first_the_label_is_conditioned_on_the_rationale(teacher, pairs, judged, naive, monkeypatch):
-    """The label is scored after exactly the generated tokens."""
-    rows = []
-    score = teacher_module.score
-    monkeypatch.setattr(teacher_module, "score", lambda *args, **more: rows.extend(args[2]) or score(*args, **more))
+def test_with_rationale_first_the_label_is_conditioned_on_the_rationale(teacher, pairs, naive, monkeypatch):
+    """The label's distribution is that after exactly the generated tokens, of which it is the last decision."""
+    written, generate = [], teacher_module.generate
+
+    def record(*args, **more):
+        texts = generate(*args, **more)
+        written.extend((args[2], one.slots) for (one,) in texts[0])
+        return texts
+
+    monkeypatch.setattr(teacher_module, "generate", record)
     predictions = judge(dataclasses.replace(teacher, order="rationale_first"), pairs)
     prompts = encode_prompts(teacher.tokenizer, pairs, teacher.fields, teacher.prompt_length)
-    for prompt, row, text, probs in zip(prompts, rows, predictions.texts, predictions.label_probs):
-        assert row[: len(prompt)] == prompt
-        written = teacher.tokenizer.decode(row[len(prompt) :]).replace(" ", "")
-        assert written == text.rpartition(" ")[0].replace(" ", "")
+    for prompt, (template, slots), text, probs in zip(prompts, written, predictions.texts, predictions.label_probs):
+        assert template.decides_label
+        row = [*prompt, *template.tokens(slots[:-1])]
+        rationale = teacher.tokenizer.decode(row[len(prompt) :]).replace(" ", "")
+        assert rationale == text.rpartition(" ")[0].replace(" ", "")
         logits = naive.logits(teacher.model, teacher.variables, row)[-1]
         chosen = logits[[teacher.tokenizer.encode(" " + name)[0] for name in teacher.schema.names]]
         np.testing.assert_allclose(probs, naive.softmax(chosen), atol=1e-4)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jax_rele.data.tokens.prompts import AnswerEncoder
 from jax_rele.rationale import grammar
 from jax_rele.teacher import compile_template
-from jax_rele.teacher.template import value_tokens
+from jax_rele.teacher.template import VERDICT, value_tokens
 from jax_rele.types import Comparison, Rationale
 
 DIMENSIONS = ("category", "brand")
@@ -68,7 +68,7 @@ def test_forced_tokens_equal_those_of_training(tokenizers_by_kind, kind):
     slots, verdicts = [], iter((1, 2))
     for segment in segments[2:]:
         if segment.kind == "verdict":
-            slots.append(template.verdict_tokens(next(verdicts)))
+            slots.append(template.alternative(VERDICT, next(verdicts)))
         elif segment.kind != "fixed":
             slots.append(encoder.segment_ids(segment.text, segment.kind))
     label = [token for segment in segments[:2] for token in encoder.segment_ids(segment.text, segment.kind)]

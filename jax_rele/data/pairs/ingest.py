@@ -43,7 +43,7 @@ from jax_rele.data.parquet import (
     write_batches,
 )
 from jax_rele.data.rows import Quarantined, is_text_id, text_id
-from jax_rele.data.sources.shards import Shard, check_bad_fraction, open_shards, parse_shards, raw_text
+from jax_rele.data.sources.shards import Shard, check_bad_fraction, open_source, parse_source, raw_text
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
 from jax_rele.text import drop_ignorable
@@ -102,7 +102,7 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
       UserError: the source cannot be read or holds no valid row, too many rows are bad, the given splits leak, or a
         split comes out empty.
     """
-    shards = open_shards(data, cache)
+    shards = open_source(data, cache)
     with _quarantine(folder / "quarantine.parquet") as set_aside:
         facts, bad, counts = _spool(shards, data, labels, seed, folder / "rows.parquet", set_aside)
         _match_by_text(facts, folder / "rows.parquet")
@@ -206,7 +206,7 @@ def _spool(
     def tables() -> Iterator[pa.Table]:
         pairs: list[Pair] = []
         chunk: list[tuple] = []
-        parsed = parse_shards(shards, data, label_names=labels.names, label_map=labels.aliases)
+        parsed = parse_source(shards, data, labels)
         for index, number, pair, _ in parsed:
             seen.add(index)
             counts["rows"] += 1

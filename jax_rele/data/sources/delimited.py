@@ -15,6 +15,7 @@ from itertools import islice
 from jax_rele.data.rows import RowError
 from jax_rele.data.sources.swallowed import RECORDS, CellKind, Columns, is_fully_quoted
 from jax_rele.errors import UserError
+from jax_rele.types import ReadOptions
 
 DELIMITERS = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
 """Characters that may separate the cells where the config names none."""
@@ -38,8 +39,7 @@ def delimited_rows(
     encoding: str,
     *,
     default_delimiter: str,
-    delimiter: str = "",
-    quoting: str = "auto",
+    reading: ReadOptions = ReadOptions(),
     notes: Counter[str] | None = None,
 ) -> Iterator[tuple[int, Mapping | RowError, bytes]]:
     """(number of its first line, the row or what is wrong with it, its bytes) of each row.
@@ -52,16 +52,16 @@ def delimited_rows(
       source: the file, for messages.
       encoding: of the lines.
       default_delimiter: is used where it separates the cells of the header, or no other of `DELIMITERS` does.
-      delimiter: between cells; empty to choose one by the header.
-      quoting: `none`: a quote is a character. `standard`: quoted cells may hold delimiters and line ends, and a quote
-        is doubled; `backslash`: as that, or has a backslash before it. `auto`: none where tabs separate the cells,
-        elsewhere standard, but for cells that take in other rows.
+      reading: delimiter and quoting. `none`: a quote is a character. `standard`: quoted cells may hold delimiters and
+        line ends, and a quote is doubled; `backslash`: as that, or has a backslash before it. `auto`: none where tabs
+        separate the cells, elsewhere standard, but for cells that take in other rows.
       notes: what a user should know of the file is counted here.
 
     Raises:
       UserError: there is no usable header.
     """
     counted = _Counted(lines)
+    delimiter, quoting = reading.delimiter, reading.quoting
     first, *_ = counted.peek(1)
     if not delimiter and (separator := _SEPARATOR_LINE.fullmatch(first)):
         delimiter = separator[1].decode("latin-1")
@@ -69,7 +69,9 @@ def delimited_rows(
         first, *_ = counted.peek(1)
     text = _decoded(first, encoding)
     if "\0" in text:
-        raise UserError(f"{source}: the header holds NUL characters; set data.encoding, perhaps to utf-16-le")
+        raise UserError(
+            f"{source}: the header holds NUL characters; set {reading.name_of('encoding')}, perhaps to utf-16-le"
+        )
     if not delimiter:
         delimiter = _choose_delimiter([_decoded(line, encoding) for line in counted.peek(2)], default_delimiter)
     # A header in quotes says that the writer quotes, whatever separates the cells.
@@ -77,10 +79,11 @@ def delimited_rows(
     unquoted = quoting == "none" or (quoting == "auto" and delimiter == "\t" and not quoted_header)
     read = _unquoted if unquoted else _quoted
     header: list[str] | None = None
-    for physical, cells in read(counted, encoding, delimiter, quoting):
+    for physical, cells in read(counted, encoding, delimiter, reading):
         counted.accounted += len(physical)
         if isinstance(cells, list) and any(_INVALID in cell for cell in cells):
-            cells = RowError(f"not valid {encoding.upper()}: if the file has another encoding, set data.encoding")
+            option = reading.name_of("encoding")
+            cells = RowError(f"not valid {encoding.upper()}: if the file has another encoding, set {option}")
         if header is None:
             header = _header(cells, source)
             continue
@@ -88,7 +91,7 @@ def delimited_rows(
         if isinstance(cells, list):
             if notes is not None and unquoted and quoting == "auto" and any(map(_CSV_QUOTED.fullmatch, cells)):
                 notes[QUOTED_CELLS] += 1
-            yield physical[0][0], _row(cells, header, physical, delimiter, unquoted), raw
+            yield physical[0][0], _row(cells, header, physical, delimiter, unquoted, reading), raw
         else:
             yield physical[0][0], cells, raw
     assert counted.accounted == counted.read, f"{source}: {counted.read} lines, {counted.accounted} accounted for"
@@ -157,7 +160,9 @@ def _choose_delimiter(lines: list[str], default: str) -> str:
     return max((default, *DELIMITERS), key=fitness)
 
 
-def _unquoted(lines: _Counted, encoding: str, delimiter: str, _: str) -> Iterator[tuple[Lines, list[str] | RowError]]:
+def _unquoted(
+    lines: _Counted, encoding: str, delimiter: str, _: ReadOptions
+) -> Iterator[tuple[Lines, list[str] | RowError]]:
     for number, line in lines:
         text = _decoded(line, encoding).rstrip("\r\n")
         if text:
@@ -167,7 +172,7 @@ def _unquoted(lines: _Counted, encoding: str, delimiter: str, _: str) -> Iterato
 
 
 def _quoted(
-    lines: _Counted, encoding: str, delimiter: str, quoting: str
+    lines: _Counted, encoding: str, delimiter: str, reading: ReadOptions
 ) -> Iterator[tuple[Lines, list[str] | RowError]]:
     pending: Lines = []
 
@@ -178,7 +183,7 @@ def _quoted(
 
     first = _decoded(lines.peek(1)[0], encoding)
     spaced = f"{delimiter} " in first and delimiter != " "
-    escape = "\\" if quoting == "backslash" else None
+    escape = "\\" if reading.quoting == "backslash" else None
     columns = Columns(delimiter, spaced=spaced)
 
     def new_reader():
@@ -201,7 +206,8 @@ def _quoted(
             lines.again.extendleft(reversed(pending[1:]))
             reader = new_reader()
             escaped = b'\\"' in pending[0][1] and not escape
-            fix = "set data.quoting to backslash" if escaped else "double a quote inside a cell, or see data.quoting"
+            option = reading.name_of("quoting")
+            fix = f"set {option} to backslash" if escaped else f"double a quote inside a cell, or see {option}"
             yield pending[:1], RowError(f"broken quotes or cells: {error}; {fix}")
             continue
         if cells is None:
@@ -211,11 +217,11 @@ def _quoted(
             continue
         if not width:
             width = len(cells)
-        elif len(pending) > 1 and quoting == "auto" and (kind := judge(cells)) is not CellKind.TEXT:
+        elif len(pending) > 1 and reading.quoting == "auto" and (kind := judge(cells)) is not CellKind.TEXT:
             what = "takes in other rows" if kind is CellKind.ROWS else "takes in lines that look like rows"
             problem = RowError(
                 f"a quote opens a cell that {what} (to line {pending[-1][0]}): close or double it, or set "
-                "data.quoting to none, or to standard to accept such cells"
+                f"{reading.name_of('quoting')} to none, or to standard to accept such cells"
             )
             if kind is CellKind.EITHER:  # read again, the lines of a text would become rows
                 yield list(pending), problem
@@ -249,13 +255,15 @@ def _header(cells: list[str] | RowError, source: str) -> list[str]:
     return header
 
 
-def _row(cells: list[str], header: list[str], physical: Lines, delimiter: str, unquoted: bool) -> Mapping | RowError:
+def _row(
+    cells: list[str], header: list[str], physical: Lines, delimiter: str, unquoted: bool, reading: ReadOptions
+) -> Mapping | RowError:
     width = len(header)
     if len(cells) > width and not any(cell.strip() for cell in cells[width:]):
         cells = cells[:width]
     if len(cells) != width:
         span = f" (lines {physical[0][0]} to {physical[-1][0]})" if len(physical) > 1 else ""
-        fix = _width_fix(cells, width, delimiter, unquoted)
+        fix = _width_fix(cells, width, delimiter, unquoted, reading)
         return RowError(f"{len(cells)} cells{span}, but the header has {width}: {fix}")
     if [cell.strip() for cell in cells] == header:
         return RowError("the header again; remove it where files were joined")
@@ -263,16 +271,17 @@ def _row(cells: list[str], header: list[str], physical: Lines, delimiter: str, u
     return dict(zip(header, plain if _NULL not in cells else ("" if cell == _NULL else cell for cell in plain)))
 
 
-def _width_fix(cells: list[str], width: int, delimiter: str, unquoted: bool) -> str:
+def _width_fix(cells: list[str], width: int, delimiter: str, unquoted: bool, reading: ReadOptions) -> str:
     """What helps a row with too few or too many cells."""
     if width == 1 and len(cells) > 1:
         return "the file's first line must name all columns; remove lines before that"
+    quoting = reading.name_of("quoting")
     if unquoted and any('"' in cell for cell in cells):
-        return "if its quotes are those of CSV, set data.quoting to standard"
+        return f"if its quotes are those of CSV, set {quoting} to standard"
     if len(cells) > width:
         if unquoted:
-            return f"leave {DELIMITERS.get(delimiter, 'the delimiter')} out of a cell, or quote it and set data.quoting"
-        return "quote a cell that holds the delimiter, or see data.delimiter and data.quoting"
+            return f"leave {DELIMITERS.get(delimiter, 'the delimiter')} out of a cell, or quote it and set {quoting}"
+        return f"quote a cell that holds the delimiter, or see {reading.name_of('delimiter')} and {quoting}"
     text = delimiter.join(cells)
     for other, name in DELIMITERS.items():
         if other != delimiter and len(text.split(other)) == width:

@@ -27,6 +27,7 @@ from jax_rele.data.sources.delimited import delimited_rows
 from jax_rele.data.sources.files import PARQUET, TEXT_SUFFIXES, SourceFile, unreachable
 from jax_rele.errors import UserError
 from jax_rele.io import refuse_placeholder
+from jax_rele.types import ReadOptions
 
 Row = tuple[int, Mapping | RowError, object]
 """Row number, the row or what is wrong with it, and the raw row."""
@@ -58,26 +59,20 @@ _OTHER_FORMATS = {
 
 
 def read_file(
-    file: SourceFile,
-    encoding: str = "utf-8",
-    max_characters: int = 0,
-    *,
-    delimiter: str = "",
-    quoting: str = "auto",
-    notes: Counter[str] | None = None,
+    file: SourceFile, reading: ReadOptions = ReadOptions(), *, notes: Counter[str] | None = None
 ) -> Iterator[Row]:
     """The rows of a file.
 
     Args:
       file: the file.
-      encoding: of text.
-      max_characters: a CSV cell may be this long, or as long as the csv module's own limit if that is more.
-      delimiter, quoting, notes: of CSV and TSV, see `delimited_rows`.
+      reading: how; its fields are not applied. A CSV cell may be as long as a text may be, or as the csv module's own
+        limit if that is more.
+      notes: of CSV and TSV, see `delimited_rows`.
 
     Raises:
       UserError: the file cannot be read, has another format than its name says, or the header of a CSV is broken.
     """
-    encoding = check_encoding(encoding)
+    encoding = check_encoding(reading)
     try:
         # Plain text is looked at below: among rows such a line is one bad row.
         if file.system is None and Path(file.path).suffix not in TEXT_SUFFIXES:
@@ -86,7 +81,7 @@ def read_file(
             yield from _parquet_rows(file)
             return
         # Without a limit a quote that is never closed would take in the rest of the file.
-        csv.field_size_limit(max(csv.field_size_limit(), max_characters))
+        csv.field_size_limit(max(csv.field_size_limit(), reading.max_characters))
         with file.open() as stream:
             lines, encoding = _lines(stream, encoding, file.name)
             if file.suffix in (".csv", ".tsv"):
@@ -96,14 +91,13 @@ def read_file(
                     file.name,
                     encoding,
                     default_delimiter="\t" if file.suffix == ".tsv" else ",",
-                    delimiter=delimiter,
-                    quoting=quoting,
+                    reading=reading,
                     notes=notes,
                 )
             else:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
-                        yield number, _json_object(line, encoding), line
+                        yield number, _json_object(line, encoding, reading), line
     except _DAMAGED as error:
         raise UserError(
             f"{file.name}: the file cannot be read ({one_line(error)}); if it is damaged, write it again"
@@ -116,14 +110,15 @@ def read_file(
         raise unreachable(file.name, error) from error
 
 
-def check_encoding(encoding: str) -> str:
-    """Python's name of an encoding. Raises UserError for an unknown one."""
+def check_encoding(reading: ReadOptions) -> str:
+    """Python's name of the encoding. Raises UserError for an unknown one."""
     try:
-        name = codecs.lookup(encoding).name
+        name = codecs.lookup(reading.encoding).name
         "".encode(name)
     except (LookupError, ValueError):
         raise UserError(
-            f"data.encoding: {encoding!r} is no text encoding; write e.g. utf-8, cp1252 or gb18030"
+            f"{reading.name_of('encoding')}: {reading.encoding!r} is no text encoding; write e.g. utf-8, cp1252 or "
+            "gb18030"
         ) from None
     return "utf-8" if name == "utf-8-sig" else name
 
@@ -187,17 +182,19 @@ def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield line.removeprefix(codecs.BOM_UTF8) if i == 0 else line
 
 
-def _json_object(line: bytes, encoding: str) -> Mapping | RowError:
+def _json_object(line: bytes, encoding: str, reading: ReadOptions) -> Mapping | RowError:
     try:
         value = json.loads(line.decode(encoding), object_pairs_hook=unique_keys)
     except RowError as error:
         return error
     except UnicodeDecodeError as error:
         return RowError(
-            f"not valid {encoding.upper()} at byte {error.start + 1}: if the file has another, set data.encoding"
+            f"not valid {encoding.upper()} at byte {error.start + 1}: if the file has another, set "
+            f"{reading.name_of('encoding')}"
         )
     except json.JSONDecodeError as error:
-        return RowError(f"not valid JSON at character {error.pos + 1}: {error.msg}{_json_hint(line.strip(), error)}")
+        hint = _json_hint(line.strip(), error, reading)
+        return RowError(f"not valid JSON at character {error.pos + 1}: {error.msg}{hint}")
     except ValueError as error:  # a number with thousands of digits
         return RowError(f"not valid JSON: {error}")
     except RecursionError:
@@ -205,10 +202,10 @@ def _json_object(line: bytes, encoding: str) -> Mapping | RowError:
     return value if isinstance(value, dict) else RowError(f"must be a JSON object, got {type(value).__name__}")
 
 
-def _json_hint(line: bytes, error: json.JSONDecodeError) -> str:
+def _json_hint(line: bytes, error: json.JSONDecodeError, reading: ReadOptions) -> str:
     """What is probably wrong with the file of a line that is no JSON object; empty where that is not clear."""
     if b"\0" in line:
-        return "; a NUL character: the file may be UTF-16, see data.encoding"
+        return f"; a NUL character: the file may be UTF-16, see {reading.name_of('encoding')}"
     if line.startswith(b"\x1e"):
         return "; a record separator (RFC 7464): remove it from the lines"
     if (error.msg == "Extra data" and line.endswith(b"},")) or line in (b"[", b"]"):

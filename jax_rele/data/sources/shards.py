@@ -10,16 +10,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 from jax_rele.config import DataConfig, LabelsConfig
+from jax_rele.config.data import HuggingFaceConfig
 from jax_rele.data.columns import check_columns, check_mapping
 from jax_rele.data.rows import Quarantined, RowError, known_split, parse_row
 from jax_rele.data.sources import hugging_face, tfds
 from jax_rele.data.sources.files import SourceFile, find_files, fingerprint
 from jax_rele.data.sources.readers import Row, check_encoding, read_file
 from jax_rele.errors import UserError
-from jax_rele.types import Pair
+from jax_rele.types import Pair, ReadOptions
 
 SAMPLE = "sample"
 """The name of the bundled sample: 1,526 pairs of the Amazon ESCI data set, with human query tags (QueryNER) for 185."""
@@ -49,40 +49,58 @@ class Shard:
     notes: Counter[str] = field(default_factory=Counter)
 
 
-def open_shards(data: DataConfig, cache: Path) -> list[Shard]:
-    """The shards of the source that `data.path` names, in order.
+def open_shards(
+    path: str,
+    reading: ReadOptions,
+    cache: Path,
+    *,
+    manual_dir: str = "",
+    hub: HuggingFaceConfig | None = None,
+) -> list[Shard]:
+    """The shards of a source, in order.
 
     Args:
-      data: the path, and how it is read.
+      path: as `data.path` in a config.
+      reading: how files are read.
       cache: the folder of the cache, where benchmarks are converted.
+      manual_dir: folder of a benchmark's official files.
+      hub: how a data set of the Hugging Face hub is read.
 
     Raises:
       UserError: there is no such source.
     """
-    kind, name = _kind(data.path)
+    kind, name = _kind(path)
     if kind in ("hf", "tfds"):
-        splits = hugging_face.load(name, data.hugging_face) if kind == "hf" else tfds.load(name)
+        splits = hugging_face.load(name, hub or HuggingFaceConfig()) if kind == "hf" else tfds.load(name)
         rows = hugging_face.rows if kind == "hf" else tfds.rows
         return [
-            Shard(f"{data.path} {split}", partial(rows, part, f"{data.path} {split}"), True, known_split(split))
+            Shard(f"{path} {split}", partial(rows, part, f"{path} {split}"), True, known_split(split))
             for split, part in splits.items()
         ]
     if kind == "benchmark":
         from jax_rele.data.sources import benchmarks
 
-        examples = partial(benchmarks.rows, name, data.manual_dir, cache)
-        return [Shard(data.path, lambda: ((number, row, row) for number, row in enumerate(examples(), 1)))]
-    check_encoding(data.encoding)
-    return [_file_shard(file, data) for file in _files(data.path)]
+        examples = partial(benchmarks.rows, name, manual_dir, cache)
+        return [Shard(path, lambda: ((number, row, row) for number, row in enumerate(examples(), 1)))]
+    check_encoding(reading)
+    return [_file_shard(file, reading) for file in _files(path)]
 
 
-def _file_shard(file: SourceFile, data: DataConfig) -> Shard:
+def open_source(data: DataConfig, cache: Path) -> list[Shard]:
+    """The shards of the source of a config, see `open_shards`."""
+    return open_shards(data.path, data.reading, cache, manual_dir=data.manual_dir, hub=data.hugging_face)
+
+
+def with_sample_fields(path: str, reading: ReadOptions) -> ReadOptions:
+    """The options, with the names of fields that the bundled sample has where the path names it."""
+    return replace(reading, fields={**_SAMPLE_FIELDS, **reading.fields}) if path == SAMPLE else reading
+
+
+def _file_shard(file: SourceFile, reading: ReadOptions) -> Shard:
     notes: Counter[str] = Counter()
 
     def rows() -> Iterator[Row]:
-        return read_file(
-            file, data.encoding, data.max_characters, delimiter=data.delimiter, quoting=data.quoting, notes=notes
-        )
+        return read_file(file, reading, notes=notes)
 
     return Shard(file.name, rows, "json" not in file.suffix, notes=notes)
 
@@ -103,23 +121,25 @@ def source_hash(data: DataConfig) -> str:
 
 def parse_shards(
     shards: Sequence[Shard],
-    data: DataConfig,
+    path: str,
+    reading: ReadOptions,
     *,
     label_names: Sequence[str],
     label_map: Mapping[str, str],
     require_label: bool = False,
     for_prediction: bool = False,
+    with_split: bool = True,
 ) -> Iterator[tuple[int, int, Pair | Quarantined, object]]:
-    """Every row of the shards, in order: (index of its shard, its number there, the pair or what is wrong, raw row).
+    """Every row of the shards of `path`, in order: (index of its shard, its number there, the pair or what is wrong,
+    raw row). The other arguments are of `parse_row`.
 
     Raises:
       UserError: a shard cannot be read, one has no column for a field that every pair needs, or no row of any is valid.
     """
-    fields, label_map = dict(data.fields), dict(label_map)
-    if data.path == SAMPLE:
-        fields = _SAMPLE_FIELDS | fields
+    reading, label_map = with_sample_fields(path, reading), dict(label_map)
+    if path == SAMPLE:
         label_map = {code: name for code, name in _SAMPLE_LABELS.items() if name in label_names} | label_map
-    check_mapping(fields, label_map, label_names)
+    check_mapping(reading, label_map, label_names)
     n_good, n_bad = 0, 0
     first_bad: Quarantined | None = None
     columns: dict[str, None] = {}
@@ -130,20 +150,18 @@ def parse_shards(
                 if isinstance(row, RowError):
                     raise row
                 if not checked:  # all rows have the same columns: no need to read on without the right ones
-                    check_columns(row, fields, shard.name, require_label)
+                    check_columns(row, reading, shard.name, require_label)
                     checked = True
                 if not n_good and len(columns) < 100:
                     columns.update(dict.fromkeys(row))
                 pair = parse_row(
                     row,
-                    fields=fields,
+                    reading,
                     label_map=label_map,
                     label_names=label_names,
                     require_label=require_label,
                     for_prediction=for_prediction,
-                    max_characters=data.max_characters,
-                    with_split=data.splits.existing == "keep",
-                    strip_html=data.html == "text",
+                    with_split=with_split,
                 )
             except RowError as error:
                 n_bad += 1
@@ -156,23 +174,30 @@ def parse_shards(
                     pair = replace(pair, split=shard.split)
                 yield shard_index, number, pair, raw
     if not n_good:
-        check = partial(check_columns, columns, fields, require_label=require_label)
-        raise _no_valid_row(data.path, shards, first_bad, n_bad, check if columns else None)
+        check = partial(check_columns, columns, reading, require_label=require_label)
+        names = reading.name_of("fields") + ("" if for_prediction else f" and labels by {reading.name_of('aliases')}")
+        raise _no_valid_row(path, shards, names, first_bad, n_bad, check if columns else None)
+
+
+def parse_source(
+    shards: Sequence[Shard], data: DataConfig, labels: LabelsConfig
+) -> Iterator[tuple[int, int, Pair | Quarantined, object]]:
+    """Every row of the source of a config, see `parse_shards`."""
+    with_split = data.splits.existing == "keep"
+    return parse_shards(
+        shards, data.path, data.reading, label_names=labels.names, label_map=labels.aliases, with_split=with_split
+    )
 
 
 def read_pairs(
     path: str | os.PathLike,
     *,
     label_names: Sequence[str],
-    fields: Mapping[str, str] | None = None,
+    reading: ReadOptions = ReadOptions(),
     label_map: Mapping[str, str] | None = None,
     require_label: bool = False,
     for_prediction: bool = False,
-    encoding: str = "utf-8",
-    delimiter: str = "",
-    quoting: Literal["auto", "none", "standard", "backslash"] = "auto",
-    html: Literal["keep", "text"] = "keep",
-    max_characters: int = 100_000,
+    with_split: bool = True,
     cache: str | os.PathLike = ".cache",
 ) -> tuple[list[Pair], list[Quarantined]]:
     """Reads pairs, in the order of the shards and their rows; bad rows are quarantined with their reason.
@@ -182,12 +207,11 @@ def read_pairs(
         pattern, here or in another file system (`.jsonl`, `.json` with one object a line, `.csv`, `.tsv`, each also
         compressed; `.parquet`).
       label_names: the names of the label schema.
-      fields: canonical name -> name in the file, see `parse_row`. The sample has its own.
+      reading: how files are read, and what they call the fields. The sample has its own names.
       label_map: label in the file -> name of the label schema.
       require_label: quarantine rows without label.
       for_prediction: read what a model needs and nothing else; the same pair may come twice.
-      encoding, delimiter, quoting, html: as in `data` of a config.
-      max_characters: quarantine rows with a longer text.
+      with_split: whether the split of a row is read.
       cache: where a benchmark is converted.
 
     Returns:
@@ -197,26 +221,20 @@ def read_pairs(
       UserError: no such source, an unknown suffix, a damaged file, no column for a field that every pair needs, or no
         valid row.
     """
-    data = DataConfig(
-        path=os.fspath(path),
-        fields=dict(fields or {}),
-        encoding=encoding,
-        delimiter=delimiter,
-        quoting=quoting,
-        html=html,
-        max_characters=max_characters,
-    )
+    name = os.fspath(path)
     pairs: list[Pair] = []
     bad: list[Quarantined] = []
     first_seen: dict[str, tuple[str, int]] = {}
-    shards = open_shards(data, Path(cache))
+    shards = open_shards(name, reading, Path(cache))
     parsed = parse_shards(
         shards,
-        data,
+        name,
+        reading,
         label_names=label_names,
         label_map=label_map or {},
         require_label=require_label,
         for_prediction=for_prediction,
+        with_split=with_split,
     )
     for shard_index, number, pair, raw in parsed:
         if isinstance(pair, Quarantined):
@@ -233,12 +251,12 @@ def read_pairs(
 
 def no_labels(data: DataConfig, cache: Path) -> UserError:
     """The error for a source none of whose rows has a label: no column holds it, or the column is empty."""
-    for shard in open_shards(data, cache):
+    for shard in open_source(data, cache):
         columns: dict[str, None] = {}
         for _, row, _ in islice(shard.rows(), 1000):
             columns.update({} if isinstance(row, RowError) else dict.fromkeys(row))
         try:
-            check_columns(columns, data.fields, shard.name, require_label=True)
+            check_columns(columns, data.reading, shard.name, require_label=True)
         except UserError as error:
             return error
     return UserError(f"{data.path}: the label is empty in every row; fill it, or name another column in data.fields")
@@ -298,9 +316,17 @@ def _files(path: str) -> list[SourceFile]:
 
 
 def _no_valid_row(
-    path: str, shards: Sequence[Shard], first: Quarantined | None, n_bad: int, check: Callable[[str], None] | None
+    path: str,
+    shards: Sequence[Shard],
+    names: str,
+    first: Quarantined | None,
+    n_bad: int,
+    check: Callable[[str], None] | None,
 ) -> UserError:
-    """The error for a source without a valid row; `check` raises one where a column is missing."""
+    """The error for a source without a valid row; `check` raises one where a column is missing.
+
+    `names` is what the user sets to map names.
+    """
     if first is None and len(shards) == 1:
         return UserError(f"{shards[0].name}: the file has no rows; give one with pairs in it")
     if first is None:
@@ -311,6 +337,6 @@ def _no_valid_row(
         check(first.source)
     where = f"row {first.row}" if first.source == path else f"row {first.row} of {first.source}"
     return UserError(
-        f"{path}: none of its {n_bad} rows is a valid pair ({where}: {first.reason}); fix the rows, or map names in "
-        f"data.fields and labels in labels.aliases"
+        f"{path}: none of its {n_bad} rows is a valid pair ({where}: {first.reason}); fix the rows, or map names by "
+        f"{names}"
     )

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
+
+MIN_BATCHES = 4
+"""Batches that a padded length must fill in one call to justify its own compilation."""
+
+
+def fewer_lengths(lengths: Sequence[int], least: int) -> np.ndarray:
+    """[N] padded lengths, where those of fewer than `least` members move up if the next is at most twice as long.
+
+    Reading some padding costs less than another batch or another compilation.
+    """
+    lengths_of = np.array(lengths, np.int64)
+    sizes, counts = np.unique(lengths_of, return_counts=True)
+    for index, (size, larger) in enumerate(itertools.pairwise(sizes)):
+        if counts[index] < least and larger <= 2 * size:
+            lengths_of[lengths_of == size] = larger
+            counts[index + 1] += counts[index]
+    return lengths_of
 
 
 def pad(rows: Sequence[Sequence[int]], length: int, value: int, dtype=np.int32) -> np.ndarray:

@@ -55,6 +55,32 @@ def _ids(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str,
     ]
 
 
+def unreadable_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], rows: Sequence[Sequence[int]] | None = None
+) -> dict[int, str]:
+    """Texts of which a model reads no known token: index -> what is wrong. A score of one would say nothing of it.
+
+    Args:
+      tokenizer: of the model.
+      texts: N texts.
+      rows: the tokens that are read of each, without markers; None where they are not known yet.
+    """
+    if rows is None:
+        rows = _ids(tokenizer, [[(QUERY, text)] for text in texts])
+    unknown = tokenizer.unk_token_id
+    reasons = {}
+    for index, (text, ids) in enumerate(zip(texts, rows)):
+        if not ids:
+            reasons[index] = f"{text!r:.60} has no tokens; give a text with letters or digits"
+        # Punctuation is known to every tokenizer, as is the mark that sentencepiece writes before a word.
+        elif unknown in ids and not any(
+            token is not None and any(map(str.isalnum, token))
+            for token in tokenizer.convert_ids_to_tokens(sorted({*ids} - {unknown}))
+        ):
+            reasons[index] = f"the model knows nothing of {text!r:.60}; ask a model of its language"
+    return reasons
+
+
 def _sources(tokenizer: PreTrainedTokenizerBase, sides: Sequence[Sequence[tuple[str, str]]]) -> list[TokenSources]:
     """Where the tokens of `_ids` come from."""
     rows = []

@@ -24,15 +24,18 @@ import pyarrow as pa
 import pydantic
 
 from jax_rele.data.parquet import read_table, write_table
-from jax_rele.deployment.bundle import Manifest, Record, read_record
+from jax_rele.deployment.bundle import Files, Manifest, Record, read_record, write_record
 from jax_rele.deployment.index.items import ITEMS
 from jax_rele.errors import UserError
-from jax_rele.io import atomic_path, hash_file, write_json
+from jax_rele.io import atomic_path, hash_file
 
 INDEX = "index.json"
 FORMAT = 1
 VECTORS = ("float32", "float16", "int8")
 Storage = Literal["float32", "float16", "int8"]
+
+
+Count = Annotated[int, pydantic.Field(ge=0, lt=2**40)]
 
 
 class IndexManifest(Record):
@@ -60,15 +63,15 @@ class IndexManifest(Record):
     vectors: Storage
     kind: Literal["exact", "hnsw"]
     width: Annotated[int, pydantic.Field(gt=0)]
-    number: int = 0
-    items: int
-    rows: int
-    delta_rows: int = 0
-    deleted: int = 0
-    ef_search: int = 0
-    recall: float = 1.0
+    number: Count = 0
+    items: Annotated[int, pydantic.Field(ge=1, lt=2**40)]
+    rows: Annotated[int, pydantic.Field(ge=1, lt=2**40)]
+    delta_rows: Count = 0
+    deleted: Count = 0
+    ef_search: Count = 0
+    recall: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
     content: str = ""
-    files: dict[str, str] = pydantic.Field(default_factory=dict)
+    files: Files = pydantic.Field(default_factory=dict)
 
     def file(self, stem: str, suffix: str) -> str | None:
         """The name of the file of a kind, if the index has one."""
@@ -122,7 +125,7 @@ def commit(folder: Path, manifest: IndexManifest, writers: dict[str, Callable[[P
             write(folder / name)
             hashes[name] = hash_file(folder / name)
         manifest = manifest.model_copy(update={"files": {**manifest.files, **hashes}})
-        write_json(folder / INDEX, manifest.model_dump(mode="json"))
+        write_record(folder / INDEX, manifest)
     except UserError:
         for name in hashes:  # they would fill the disk
             (folder / name).unlink(missing_ok=True)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
-from jax_rele.config import DataConfig
-from jax_rele.data.columns import check_mapping, has_item_columns
+from jax_rele.data.columns import check_mapping, column_names, has_item_columns
+from jax_rele.data.markup import plain_text
 from jax_rele.data.rows import Quarantined, RowError, parse_row
-from jax_rele.data.sources.shards import SAMPLE, open_shards, raw_text
+from jax_rele.data.sources.shards import open_shards, raw_text, with_sample_fields
 from jax_rele.errors import UserError
 from jax_rele.io import hash_bytes
-from jax_rele.types import ITEM_FIELDS, Item
-
-_SAMPLE_FIELDS = {"item": "product"}
+from jax_rele.text import is_visible
+from jax_rele.types import ITEM_FIELDS, Item, ReadOptions
 
 ITEMS = pa.schema(
     [
@@ -38,66 +37,93 @@ class ReadItems:
       bad: the rows that are no item.
       n_rows: rows that are items.
       n_replaced: rows whose item a later row with the same id, but other content, replaced.
+      queries: the distinct queries beside the items, in order.
+      rows: (source, number) of the row of each item.
     """
 
     items: tuple[Item, ...]
     bad: tuple[Quarantined, ...]
     n_rows: int
     n_replaced: int
+    queries: tuple[str, ...] = ()
+    rows: tuple[tuple[str, int], ...] = ()
+
+    def without(self, unreadable: Mapping[int, str], path: str | os.PathLike) -> ReadItems:
+        """The items but for those that a model cannot read, by index with what is wrong; they are bad rows.
+
+        Raises:
+          UserError: no item is left.
+        """
+        if not unreadable:
+            return self
+        bad = [
+            Quarantined(*self.rows[index], f"the item: {reason}", raw_text(asdict(self.items[index])))
+            for index, reason in unreadable.items()
+        ]
+        if len(bad) == len(self.items):
+            raise UserError(f"{path}: none of its items can be read (row {bad[0].row}: {bad[0].reason})")
+        items, rows = zip(*(each for index, each in enumerate(zip(self.items, self.rows)) if index not in unreadable))
+        return replace(self, items=items, bad=(*self.bad, *bad), rows=rows)
 
 
-def read_items(path: str | os.PathLike, fields: Mapping[str, str] | None = None) -> ReadItems:
+def read_items(path: str | os.PathLike, reading: ReadOptions = ReadOptions()) -> ReadItems:
     """Reads items from JSONL, CSV, TSV or Parquet: rows of items, or of pairs with an `item`.
 
     Args:
       path: a file, folder or glob pattern, here or in another file system; or `sample`, the bundled one.
-      fields: canonical name of the pair format (`item`, `item.title`, ...) -> name in the file.
+      reading: how it is read, and what it calls the fields of the pair format (`item`, `item.title`, ...).
 
     Raises:
       UserError: no such file, a damaged one, or no row is an item.
     """
-    data = DataConfig(path=os.fspath(path))
-    fields = (_SAMPLE_FIELDS if data.path == SAMPLE else {}) | dict(fields or {})
-    check_mapping(fields, {}, ())
+    name = os.fspath(path)
+    reading = with_sample_fields(name, reading)
+    check_mapping(reading, {}, ())
     items: dict[str, Item] = {}
+    rows: dict[str, tuple[str, int]] = {}
+    queries: dict[str, None] = {}
     bad: list[Quarantined] = []
     n_rows = n_replaced = 0
-    for shard in open_shards(data, Path(".cache")):
+    for shard in open_shards(name, reading, Path(".cache")):
         for number, row, raw in shard.rows():
             try:
                 if isinstance(row, RowError):
                     raise row
-                item = _parse_item(row, fields, data.max_characters)
+                item = _parse_item(row, reading)
             except RowError as error:
                 bad.append(Quarantined(shard.name, number, str(error), raw_text(raw)))
                 continue
             n_rows += 1
             n_replaced += item.id in items and items[item.id] != item
-            items[item.id] = item
+            items[item.id], rows[item.id] = item, (shard.name, number)
+            if query := _query(row, reading):
+                queries.setdefault(query)
     if not items:
         reason = f"none of its {len(bad)} rows is an item (row {bad[0].row}: {bad[0].reason})" if bad else "has no rows"
         raise UserError(
-            f"{path}: {reason}; a row of items has an id and a title, one of pairs an item; map other names by --fields"
+            f"{path}: {reason}; a row of items has an id and a title, one of pairs an item; map other names by "
+            f"{reading.name_of('fields')}"
         )
-    return ReadItems(tuple(items.values()), tuple(bad), n_rows, n_replaced)
+    return ReadItems(tuple(items.values()), tuple(bad), n_rows, n_replaced, tuple(queries), tuple(rows.values()))
 
 
-def _parse_item(row: Mapping, fields: Mapping[str, str], max_characters: int) -> Item:
+def _query(row: Mapping, reading: ReadOptions) -> str:
+    """The query beside an item; empty where there is none."""
+    names = column_names(row, reading.fields).flat["query"]
+    text = next((row[name] for name in names if isinstance(row.get(name), str)), "")
+    text = (plain_text(text) if reading.html == "text" else text).replace("\0", "").strip()
+    return text if is_visible(text) else ""
+
+
+def _parse_item(row: Mapping, reading: ReadOptions) -> Item:
     """The item of a row. A row that has the fields of an item at its top is read as one."""
-    if "item" not in fields and not has_item_columns(row):
+    if "item" not in reading.fields and not has_item_columns(row):
         attributes = {name: value for name, value in row.items() if name.casefold().startswith("attributes.")}
         row = {"item": {name: value for name, value in row.items() if name not in attributes}} | {
             f"item.{name}": value for name, value in attributes.items()
         }
-    pair = parse_row(
-        {**row, fields.get("query", "query"): "-"},
-        fields=fields,
-        label_map={},
-        label_names=(),
-        for_prediction=True,
-        max_characters=max_characters,
-    )
-    return pair.item
+    row = {**row, reading.fields.get("query", "query"): "-"}
+    return parse_row(row, reading, label_map={}, label_names=(), for_prediction=True).item
 
 
 def text_hash(text: str) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from jax_rele import extras
 from jax_rele.deployment.index import graph
-from jax_rele.deployment.index.build import Contents, read_contents
+from jax_rele.deployment.index.contents import Contents, read_contents
 from jax_rele.deployment.index.files import IndexManifest, check_model, read_index_manifest
 from jax_rele.deployment.index.items import table_items
 from jax_rele.deployment.scorer import Scorer
@@ -223,7 +223,7 @@ def search_texts(
         raise UserError(f"-k: must be at least 1, got {k}")
     if any(not is_visible(query) for query in queries):
         raise UserError("the query is empty; give its text")
-    if reason := scorer.unreadable(queries):
+    for reason in scorer.unreadable(queries).values():
         raise UserError(f"query: {reason}")
     n = max(candidates or RERANKED, k) if reranker is not None else k
     proposed = n if scorer.manifest.score_rises else PROPOSED * n

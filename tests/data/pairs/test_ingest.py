@@ -120,9 +120,7 @@ def test_every_row_ends_once_and_no_query_is_in_two_splits(tmp_path_factory, row
     assert result.labelled.tolist() == [pair.label is not None for pair in pairs]
     # What is kept is as it was read, in its order.
     numbers = {one["row"] for one in set_aside}
-    selected = [
-        parse_row(one, fields={}, label_map={}, label_names=NAMES) for i, one in enumerate(rows, 1) if i not in numbers
-    ]
+    selected = [parse_row(one, label_map={}, label_names=NAMES) for i, one in enumerate(rows, 1) if i not in numbers]
     assert [replace(pair, split=None) for pair in pairs] == [replace(pair, split=None) for pair in selected]
     again, _ = attempt(folder, rows, **options)
     assert list(again.pairs) == pairs

@@ -15,6 +15,7 @@ from jax_rele.data.sources.files import SourceFile
 from jax_rele.data.sources.readers import read_file
 from jax_rele.data.sources.shards import read_pairs
 from jax_rele.errors import UserError
+from jax_rele.types import ReadOptions
 
 LABELS = ("Exact", "Irrelevant")
 QUERIES = ("tv", "mug", "lamp", "hat", "sofa", "rug", "cup", "pen")
@@ -30,10 +31,11 @@ def plain_titles(count=12):
     return [f"model {i}" for i in range(count)]
 
 
-def read(folder, text, name="data.csv", encoding="utf-8", **options):
+def read(folder, text, name="data.csv", encoding="utf-8", for_prediction=False, **reading):
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
-    return read_pairs(path, label_names=LABELS, **options)
+    reading = ReadOptions(**reading)
+    return read_pairs(path, label_names=LABELS, for_prediction=for_prediction, reading=reading)
 
 
 def titles_of(pairs):
@@ -283,7 +285,7 @@ def test_every_line_is_accounted_for(noise, index, quoting):
     lines = table(plain_titles()).encode().splitlines(keepends=True)[1:]
     lines[index:index] = noise.splitlines(keepends=True)
     read_lines = [b"query,title,label\n", *lines]
-    rows = list(delimited_rows(read_lines, "f", "utf-8", default_delimiter=",", quoting=quoting))
+    rows = list(delimited_rows(read_lines, "f", "utf-8", default_delimiter=",", reading=ReadOptions(quoting=quoting)))
     covered = [raw for _, _, raw in rows]
     blank = [line for line in lines if not line.strip(b"\r\n")]
     # Nothing is read twice, in another order or not at all.

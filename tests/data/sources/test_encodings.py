@@ -7,6 +7,7 @@ import pytest
 
 from jax_rele.data.sources.shards import read_pairs
 from jax_rele.errors import UserError
+from jax_rele.types import ReadOptions
 
 
 def row(i, title="Title"):
@@ -25,7 +26,7 @@ def write(path, rows):
 
 
 def read(path, encoding):
-    return read_pairs(path, label_names=("Exact", "Irrelevant"), encoding=encoding)
+    return read_pairs(path, label_names=("Exact", "Irrelevant"), reading=ReadOptions(encoding=encoding))
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "shift_jis", "gb18030", "utf-16", "utf-16-le", "utf-32"])

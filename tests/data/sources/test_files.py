@@ -11,6 +11,7 @@ from jax_rele.data.sources.files import find_files, fingerprint
 from jax_rele.data.sources.shards import open_shards, read_pairs, source_hash
 from jax_rele.errors import UserError
 from jax_rele.io import hash_folder
+from jax_rele.types import ReadOptions
 
 
 def line(i):
@@ -81,7 +82,7 @@ def test_an_unknown_protocol():
 
 
 def test_a_file_system_that_fails_is_named(memory, monkeypatch):
-    shards = open_shards(DataConfig(path="memory://data/a.jsonl"), None)
+    shards = open_shards("memory://data/a.jsonl", ReadOptions(), None)
 
     def fails(*_, **__):
         raise RuntimeError("401\nUnauthorized")

@@ -11,7 +11,7 @@ import pytest
 from jax_rele.config import DataConfig, HuggingFaceConfig
 from jax_rele.data.sources import hugging_face
 from jax_rele.data.sources import tfds as tfds_source
-from jax_rele.data.sources.shards import open_shards, parse_shards, read_pairs, source_hash
+from jax_rele.data.sources.shards import open_source, parse_shards, read_pairs, source_hash
 from jax_rele.errors import UserError
 
 LABELS = ("Exact", "Irrelevant")
@@ -93,8 +93,8 @@ def test_the_hub(monkeypatch, streaming):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     options = HuggingFaceConfig(subset="small", revision="v1", streaming=streaming)
     data = DataConfig(path="hf:org/name", hugging_face=options)
-    shards = open_shards(data, None)
-    parsed = list(parse_shards(shards, data, label_names=LABELS, label_map={}))
+    shards = open_source(data, None)
+    parsed = list(parse_shards(shards, data.path, data.reading, label_names=LABELS, label_map={}))
     assert facts_of(pair for _, _, pair, _ in parsed) == EXPECTED[:8]
     assert [(shard, number) for shard, number, _, _ in parsed] == [(0, i) for i in range(1, 6)] + [
         (1, i) for i in range(1, 4)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from jax_rele.data.pairs.splits import assign_splits
 from jax_rele.data.sources.shards import SAMPLE, read_pairs
 from jax_rele.errors import UserError
+from jax_rele.types import ReadOptions
 
 LABELS = ("Exact", "Irrelevant")
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.bz2", ".csv.xz", ".tsv.zst")
@@ -53,8 +54,14 @@ def write(path, rows):
     return path
 
 
-def read(path, **options):
-    return read_pairs(path, label_names=LABELS, **options)
+def read(path, label_map=None, require_label=False, **reading):
+    return read_pairs(
+        path,
+        label_names=LABELS,
+        label_map=label_map,
+        require_label=require_label,
+        reading=ReadOptions(**reading),
+    )
 
 
 def queries(pairs):

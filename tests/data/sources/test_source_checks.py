@@ -6,7 +6,7 @@ import pytest
 
 from jax_rele.config import DataConfig
 from jax_rele.data.rows import Quarantined
-from jax_rele.data.sources.shards import check_bad_fraction, open_shards, read_pairs, source_hash
+from jax_rele.data.sources.shards import check_bad_fraction, open_source, read_pairs, source_hash
 from jax_rele.errors import UserError
 
 LABELS = ("Exact", "Irrelevant")
@@ -16,7 +16,7 @@ def test_the_hash_is_that_of_the_files_that_are_read(tmp_path):
     for name in ("b.jsonl", "a.csv", "notes.md"):
         (tmp_path / name).write_text("x")
     data = DataConfig(path=str(tmp_path))
-    assert [shard.name for shard in open_shards(data, tmp_path)] == [str(tmp_path / n) for n in ("a.csv", "b.jsonl")]
+    assert [shard.name for shard in open_source(data, tmp_path)] == [str(tmp_path / n) for n in ("a.csv", "b.jsonl")]
     before = source_hash(data)
     (tmp_path / "notes.md").write_text("y")
     assert source_hash(data) == before

@@ -10,12 +10,19 @@ import pytest
 
 from jax_rele.data.sources.shards import read_pairs
 from jax_rele.errors import UserError
+from jax_rele.types import ReadOptions
 
 LABELS = ("Exact", "Irrelevant")
 
 
-def read(path, **options):
-    return read_pairs(path, label_names=LABELS, **options)
+def read(path, label_map=None, require_label=False, **reading):
+    return read_pairs(
+        path,
+        label_names=LABELS,
+        label_map=label_map,
+        require_label=require_label,
+        reading=ReadOptions(**reading),
+    )
 
 
 def refusal(path):

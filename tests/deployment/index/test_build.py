@@ -27,11 +27,11 @@ sys.path.insert(0, {here!r})
 from tiny_bundles import tiny_items
 from jax_rele.deployment import index
 from jax_rele.deployment.index import build
-encode = build._encode
+encode = build.encode_texts
 def slowly(*arguments):
     time.sleep({pause})
     return encode(*arguments)
-build._encode = slowly
+build.encode_texts = slowly
 print(index.build_index({bundle!r}, tiny_items(90), {output!r}, part=4, process={process}).n_encoded)
 """
 
@@ -276,7 +276,7 @@ def test_a_build_that_stops_at_the_end_leaves_the_index_before_it(tower, items, 
     def full(*_):
         raise UserError("index.json: the disk is full")
 
-    monkeypatch.setattr(files, "write_json", full)
+    monkeypatch.setattr(files, "write_record", full)
     for change in (
         lambda: build_index(tower, items, tmp_path / "idx"),
         lambda: update_index(tower, tmp_path / "idx", items),

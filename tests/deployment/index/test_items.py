@@ -14,8 +14,7 @@ from jax_rele.data.parquet import write_pairs
 from jax_rele.deployment.index import open_index, read_items
 from jax_rele.deployment.index.items import items_table, table_items
 from jax_rele.errors import UserError
-from jax_rele.serving import catalogue
-from jax_rele.types import ITEM_FIELDS, Item, Pair
+from jax_rele.types import ITEM_FIELDS, Item, Pair, ReadOptions
 
 
 def as_row(item):
@@ -54,7 +53,7 @@ def test_items_are_read_alike_from_every_form(tmp_path):
         assert read.items == stripped(items), path
         assert (read.bad, read.n_replaced) == ((), 0)
     renamed = write_lines(tmp_path / "renamed.jsonl", [{"sku": row["id"], "name": row["title"]} for row in rows])
-    read = read_items(renamed, {"item.id": "sku", "item.title": "name"})
+    read = read_items(renamed, ReadOptions({"item.id": "sku", "item.title": "name"}))
     assert [(item.id, item.title) for item in read.items] == [(item.id, item.title) for item in items]
 
 
@@ -71,10 +70,9 @@ def test_names_of_columns_may_differ_in_case_and_blanks(tmp_path, header, more):
     attributes = (("Size", "9"),) if more else ()
     texts = [("A1", "Red shoe", "Acme"), ("A2", "Blue shoe", "Zen")]
     expected = [Item(*each, attributes=attributes) for each in texts]
-    assert list(read_items(tmp_path / "items.csv").items) == expected
-    served, queries = catalogue.read_items(tmp_path / "items.csv")
-    assert [(item.id, item.title, item.brand) for item in served] == texts
-    assert queries == (["shoes"] if more else [])
+    read = read_items(tmp_path / "items.csv")
+    assert list(read.items) == expected
+    assert read.queries == (("shoes",) if more else ())
 
 
 def test_the_sample_has_its_items():
@@ -194,3 +192,12 @@ def test_a_mistake_is_one_line(tower, cross, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error, words
         assert error.count("\n") == 1, error
+
+
+def test_cells_are_read_as_the_options_say(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text('id^title\nA^"55 inch &amp; <b>black</b>\nB^"mug"\n')
+    read = read_items(path, ReadOptions(delimiter="^", quoting="none", html="text"))
+    assert [item.title for item in read.items] == ['"55 inch & black', '"mug"']
+    with pytest.raises(UserError, match=r"none of its 1 rows is an item .*map other names by --fields$"):
+        read_items(write_lines(tmp_path / "none.jsonl", [{"a": 1}]), ReadOptions(from_command=True))

@@ -75,7 +75,7 @@ def test_every_judgement_comes_once_as_the_official_join_has_it(files, tmp_path,
 def test_the_rows_are_pairs_without_any_mapping(files, tmp_path):
     labels = dict(zip("ESCI", ("Exact", "Substitute", "Complement", "Irrelevant")))
     pairs = [
-        parse_row(row, fields={}, label_map=labels, label_names=list(labels.values()))
+        parse_row(row, label_map=labels, label_names=list(labels.values()))
         for row in benchmarks.rows("esci/task2_all", str(files), tmp_path)
     ]
     assert {pair.split for pair in pairs} == {"train", "test"}

@@ -49,10 +49,7 @@ def test_every_judgement_comes_once_as_pandas_reads_it(files, tmp_path):
 
 def test_the_rows_are_pairs_with_attributes(files, tmp_path):
     names = ("Exact", "Partial", "Irrelevant")
-    pairs = [
-        parse_row(row, fields={}, label_map={}, label_names=names)
-        for row in benchmarks.rows("wands", str(files), tmp_path)
-    ]
+    pairs = [parse_row(row, label_map={}, label_names=names) for row in benchmarks.rows("wands", str(files), tmp_path)]
     assert {pair.label for pair in pairs} == set(names)
     all_attributes = [dict(pair.item.attributes) for pair in pairs]
     assert any(attributes.get("material") == "steel\ngray wood" for attributes in all_attributes)
