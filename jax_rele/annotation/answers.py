@@ -237,7 +237,7 @@ def _repair(text: str) -> JsonObject | None:
 
     try:
         parsed = json_repair.loads(text, skip_json_loads=True)
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError):
+    except Exception:  # What the library fails at, with its own assertions among it, is not repaired.
         return None
     return parsed if isinstance(parsed, dict) else None
 

@@ -188,8 +188,8 @@ def _judge(
             first = number * rows + 1
             raise UserError(
                 f"{source}, rows {first} to {first + len(rows_read) + len(bad) - 1}: {loss.unknown_fraction:.1%} of "
-                f"the characters are unknown to the student's tokenizer, more than --max-unknown {max_unknown:g}; judge "
-                "them by a student that knows the language"
+                f"the characters are unknown to the student's tokenizer, more than --max-unknown {max_unknown:g}; "
+                "judge them by a student that knows the language"
             )
         bad += [rows_read[index].set_aside(f"the {side}: {reason}") for index, (side, reason) in unreadable.items()]
         if folder.system is not None:
