@@ -75,13 +75,13 @@ class Operation:
 
 def operations(folder: Path) -> dict[tuple[str, str], Operation]:
     """(program, instruction) -> operation, from the dumped texts of the compiled programs."""
-    found: dict[tuple[str, str], Operation] = {}
+    known: dict[tuple[str, str], Operation] = {}
     for path in folder.glob("*after_optimizations.txt"):
         lines = path.read_text("utf-8", "replace").splitlines()
         program = re.sub(r"^HloModule ([\w.\-]+).*", r"\1", lines[0])
         for name, operation in _instructions(lines):
-            found[program, name] = operation
-    return found
+            known[program, name] = operation
+    return known
 
 
 def _instructions(lines: Sequence[str]) -> Iterator[tuple[str, Operation]]:

@@ -2,6 +2,7 @@
 
 import json
 
+import json_repair
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -176,6 +177,14 @@ def test_nothing_raises_and_nothing_outside_the_schema_is_read(text):
     # A label that was read was written.
     assert comparison.label.casefold() in text.casefold()
     render(comparison).encode()
+
+
+def test_what_the_repair_of_json_fails_at_is_a_failure():
+    """One of its own assertions fails at a fence within a key."""
+    text = '{"":t" "```json[```}'
+    with pytest.raises(AssertionError):
+        json_repair.loads(text, skip_json_loads=True)
+    assert isinstance(answer(text), Failure)
 
 
 @settings(max_examples=200)
