@@ -55,11 +55,17 @@ def system_error(error: BaseException) -> UserError | None:
             return UserError(f"{where}: {each.strerror}{_advice(each)}")
         if isinstance(each, OSError):  # of a library, e.g. pyarrow, without a number
             return UserError(" ".join(str(each).split())[:300] or type(each).__name__)
-    for code in _IN_MESSAGES:
-        if any(os.strerror(code) in str(each) for each in chain):
-            words = " ".join(str(error).split())[:200]
-            return UserError(f"{os.strerror(code)}: {words}")
+    for code in filter(None, map(_code_in_message, chain)):
+        words = " ".join(str(error).split())[:200]
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            return UserError(f"the disk is full; {_FREE_DISK} ({words})")
+        return UserError(f"{os.strerror(code)}: {words}")
     return None
+
+
+def _code_in_message(error: BaseException) -> int:
+    """The number of the operating system's error that a message names; 0 where it names none."""
+    return next((code for code in _IN_MESSAGES if os.strerror(code) in str(error)), 0)
 
 
 def _advice(error: BaseException) -> str:
@@ -165,8 +171,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
-    except OSError as error:
-        raise write_error(path, error) from error
+    except Exception as error:
+        if isinstance(error, OSError) or (not isinstance(error, UserError) and _code_in_message(error)):
+            raise write_error(path, error) from error
+        raise
     finally:
         with suppress(OSError):  # on media that are read-only
             temporary.unlink()
@@ -204,6 +212,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             sync(file)
         os.replace(temporary, path)
         sync(path.parent)
+    except Exception as error:
+        # Libraries in other languages raise errors of their own.
+        if not isinstance(error, OSError | UserError) and (code := _code_in_message(error)):
+            raise OSError(code, os.strerror(code), str(path)) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -11,7 +11,7 @@ import pytest
 
 from jax_rele import cli, io
 from jax_rele.errors import UserError
-from jax_rele.io import atomic_path, check_output_file, check_output_folder, system_error
+from jax_rele.io import atomic_folder, atomic_path, check_output_file, check_output_folder, system_error
 
 CODES = ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENFILE", "ENAMETOOLONG", "ENOTDIR", "EISDIR"]
 CODES += ["ENOENT", "EEXIST", "ENOTEMPTY", "ESTALE", "ELOOP", "EBUSY", "EFBIG", "ENODEV", "ETIMEDOUT", "ECONNREFUSED"]
@@ -42,9 +42,23 @@ def test_an_error_that_a_library_wraps_is_a_line_too():
     wrapped.__cause__ = make("EROFS", None)
     assert "Read-only file system; give a folder elsewhere" in str(system_error(wrapped))
     message = "INTERNAL: write failed\n [OS error 28: ENOSPC No space left on device]"
-    assert str(system_error(ValueError(message))).startswith("No space left on device: INTERNAL: write failed [OS")
+    line = "the disk is full; make room, then run the same command again (INTERNAL: write failed [OS error 28"
+    assert str(system_error(ValueError(message))).startswith(line)
     assert system_error(ValueError("no error of the system")) is None
     assert str(system_error(OSError("Couldn't read\n the footer"))) == "Couldn't read the footer"
+
+
+def test_a_full_disk_that_a_library_names_in_its_own_error_names_the_file(tmp_path):
+    """tokenizers, written in Rust, raises a plain Exception."""
+    message = "No space left on device (os error 28)"
+    with pytest.raises(UserError, match=r"one\.json: the disk is full; make room"), atomic_path(tmp_path / "one.json"):
+        raise Exception(message)
+    with pytest.raises(OSError, match="No space left") as caught, atomic_folder(tmp_path / "folder"):
+        raise Exception(message)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "folder"))
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "folder"):
+        raise KeyError("no error of the system")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):
