@@ -107,6 +107,5 @@ def test_html_becomes_text_on_request():
 def test_a_label_in_another_case_names_the_one_that_it_may_be(label):
     row = {"query": "q", "title": "t", "label": label}
     with pytest.raises(RowError, match=r"map it in labels\.aliases if it is 'Exact'"):
-        parse_row(row, fields={}, label_map={}, label_names=("Exact", "Irrelevant"))
-    aliased = parse_row(row, fields={}, label_map={label: "Exact"}, label_names=("Exact", "Irrelevant"))
-    assert aliased.label == "Exact"
+        parse(row)
+    assert parse(row, label_map={label: "Exact"}).label == "Exact"

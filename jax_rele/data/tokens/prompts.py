@@ -153,9 +153,12 @@ class _Prompt:
 
 
 def _due(title: str, ends: Sequence[int], budget: int) -> int:
-    """The tokens that a title's line has of a budget, if it is so long: a quarter, and one after its name."""
-    name = sum(end <= len(title.partition(": ")[0]) + 2 for end in ends)
-    return min(len(ends), max(budget // 4, name + 1))
+    """The tokens that a title's line has of a budget, if it is so long: a quarter, and a character after its name."""
+    name = len(title.partition(": ")[0]) + 2
+    counts = range(sum(end <= name for end in ends) + 1, len(ends) + 1)
+    # A character or an escape may take several tokens.
+    least = next((count for count in counts if len(_cut_text(title, ends, count)) > name), len(ends))
+    return min(len(ends), max(budget // 4, least))
 
 
 def _whole_lines(item: str) -> str:

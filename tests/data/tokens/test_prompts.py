@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import regex
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jax_rele.data.tokens.packing import pad
@@ -185,6 +185,7 @@ def test_an_item_never_disappears_behind_its_query(tokenizer, chat):
     fields=st.permutations(("brand", "title", "color")),
     length=st.integers(48, 120),
 )
+@example(query=":", title=":", brand=":" * 9, color="", fields=["brand", "title", "color"], length=48)
 def test_a_title_keeps_a_quarter_of_the_tokens(tokenizer, query, title, brand, color, fields, length):
     pair = Pair("1", query, Item("a", title, brand=brand, color=color))
 
