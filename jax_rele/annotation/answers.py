@@ -44,6 +44,7 @@ _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|me
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _BARE_FINAL = re.compile(r"assistant\s*final(?=\s*[{`])")
 _SEPARATORS = re.compile(r"[\s_\-]+")
+_NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d{1,15})?")
 _LABEL_FIELD = re.compile(r"[\"'“”‘’]label[\"'“”‘’]\s*[:：]\s*[\"'“”‘’]([^\"'“”‘’]*)", re.IGNORECASE)
 _LIST = re.compile(r"[/,|;、，；]| or | and |或|和")
 _REFUSAL = re.compile(
@@ -363,12 +364,16 @@ def _label(parsed: object, labels: Sequence[str]) -> str:
 
 
 def _label_text(label: object, labels: Sequence[str]) -> str | None:
-    """A label as text; of a number or truth value only where a label is written as JSON writes it."""
-    if isinstance(label, str):
+    """A label as text; of a number or truth value only where it is a label's: `1` and `1.0` are one number."""
+    if isinstance(label, bool):
+        return _lookup(json.dumps(label), labels)
+    if not isinstance(label, str | int | float):
+        return None
+    if isinstance(label, str) and _lookup(label, labels):
         return label
-    if isinstance(label, float) and label.is_integer():
-        label = int(label)
-    return _lookup(json.dumps(label), labels) if isinstance(label, int | float) else None
+    same = [name for name in labels if _NUMBER.fullmatch(name) and _NUMBER.fullmatch(str(label))]
+    same = [name for name in same if float(name) == float(label)]
+    return same[0] if len(same) == 1 else label if isinstance(label, str) else None
 
 
 def _lookup(name: str, names: Sequence[str]) -> str | None:

@@ -62,12 +62,18 @@ def read_batch(config: Config, paths: Sequence[str]) -> None:
     tasks, _, endpoints = _asked(config)
     with Store(config.answers) as store:
         result = batch_files.read_results(paths, tasks, endpoints, store)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in result.failed.most_common())
     print(
-        f"{result.stored} answers stored, {result.known} were there, {result.failed} failed, {result.unknown} are of "
-        f"other requests, {result.damaged} lines are damaged"
+        f"{result.stored} answers stored, {result.known} were there, {result.failed.total()} failed"
+        f"{f' ({reasons})' if reasons else ''}, {result.unknown} are of other requests, {result.damaged} lines are "
+        "damaged"
     )
-    for named in result.names:
-        print(f"  {named}")
+    for kind, named in result.names.items():
+        if named:
+            print(f"  {kind}: {', '.join(named)}")
+    if not result.stored + result.known + result.failed.total():
+        names = ", ".join(map(str, paths))
+        raise UserError(f"{names}: no line answers a request of this run; give its files of results")
 
 
 def _asked(config: Config) -> tuple[list[Task], Prompts, list[Endpoint]]:

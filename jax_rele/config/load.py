@@ -63,6 +63,8 @@ def load(path: str | Path) -> Config:
         values = parse_yaml(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; give a config file, as the config.yaml of a run's folder") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     except yaml.YAMLError as error:

@@ -85,6 +85,12 @@ def missing_column(field: str, columns: Sequence[str], reading: ReadOptions, sou
     )
 
 
+def has_label_column(row: Mapping, reading: ReadOptions) -> bool:
+    """Whether a row has a column for the label, if an empty one."""
+    names = column_names(row, reading.fields).flat["label"]
+    return any(name in row or name.partition(".")[0] in row for name in names)
+
+
 def has_item_columns(columns: Iterable[str]) -> bool:
     """Whether a column is an item, or a field of one by its name (`item_id`, `Item Title`)."""
     return any(name == "item" or name.startswith("item_") for name in map(plain_name, columns))

@@ -27,7 +27,7 @@ from itertools import chain
 from jax_rele.data.columns import ATTRIBUTE, ColumnNames, column_names
 from jax_rele.data.markup import plain_text
 from jax_rele.names import SPLITS
-from jax_rele.text import is_visible, text_key
+from jax_rele.text import drop_ignorable, is_visible, text_key
 from jax_rele.types import ITEM_FIELDS, Item, Pair, ReadOptions, Tag
 
 _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
@@ -35,6 +35,8 @@ _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
 _ABSENT = object()
 _ITEM = "item"
 _LARGEST_EXACT_FLOAT = 2**53
+_ROUNDED = re.compile(r"\d(?:\.\d+)?[eE]\+\d+|\d\.\d+[eE]\d+")
+"""How spreadsheets and float columns write numbers that are too long for them."""
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 _TRUTHS = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0"), False)
 
@@ -73,7 +75,8 @@ def stable_id(prefix: str, *parts) -> str:
 
 def text_id(item: Item) -> str:
     """The id of an item that has none of its own: a hash of what its texts say, see `text.text_key`."""
-    return stable_id(_ITEM, *(text_key(getattr(item, field)) for field in ITEM_FIELDS), item.attributes)
+    attributes = sorted((text_key(name), text_key(value)) for name, value in item.attributes)
+    return stable_id(_ITEM, *(text_key(getattr(item, field)) for field in ITEM_FIELDS), attributes)
 
 
 def is_text_id(item_id: str) -> bool:
@@ -119,7 +122,7 @@ def parse_row(
     item = _parse_item(row, names, reading, clean)
     query = _cleaned(_required(_find(row, names.flat["query"]), "query"), "query", clean)
     locale = _text(_find(row, names.flat["locale"]), "locale")
-    pair_id = _text(_find(row, names.flat["pair_id"]), "pair_id")
+    pair_id = _id_text(_find(row, names.flat["pair_id"]), "pair_id")
     pair_id = pair_id or stable_id("pair", query, item.id, *([locale] if locale else []))
     if for_prediction:
         return _checked(Pair(pair_id, query, item, locale=locale), reading)
@@ -178,7 +181,8 @@ def _parse_item(row: Mapping, names: ColumnNames, reading: ReadOptions, clean: C
     raw_values = {field: None if text is _ABSENT else text for field, text in raw_values.items()}
     if isinstance(raw_values["bullets"], list | tuple):
         raw_values["bullets"] = _joined(raw_values["bullets"], "item.bullets")
-    texts = {field: _text(text, f"item.{field}") for field, text in raw_values.items()}
+    texts = {field: _text(text, f"item.{field}") for field, text in raw_values.items() if field != "id"}
+    texts["id"] = _id_text(raw_values["id"], "item.id")
     _required(raw_values["title"], "title")
     texts |= {field: clean(texts[field]).strip() for field in ITEM_FIELDS}
     _cleaned(texts["title"], "title", clean)
@@ -314,6 +318,16 @@ def _required(value, name: str) -> str:
     text = _text(value, name)
     if not is_visible(text):
         raise RowError(f"{'missing' if value is None or _is_nan(value) else 'blank'} {name}")
+    return text
+
+
+def _id_text(value, name: str) -> str:
+    """An id, without characters that are not shown. Raises RowError for one that a spreadsheet has rounded."""
+    text = drop_ignorable(_text(value, name)).strip()
+    if _ROUNDED.fullmatch(text):
+        raise RowError(
+            f"{name} {_shown(text)} is rounded, so that others look the same: save the column as text, not as numbers"
+        )
     return text
 
 

@@ -16,6 +16,7 @@ from jax_rele.deployment.student_data import StudentData
 from jax_rele.io import write_json
 from jax_rele.models import Encoder, from_hf, to_hf
 from jax_rele.students.two_tower import TwoTower
+from jax_rele.text import clean_text
 from jax_rele.types import Pair, Params
 
 BATCH = 64
@@ -90,10 +91,10 @@ def write_pooling(folder: Path, width: int, mode: str) -> None:
 
 
 def side_texts(data: StudentData, pairs: Sequence[Pair], side: str) -> list[str]:
-    """The texts of one side, as another program has to give them."""
+    """The texts of one side, cleaned as ours are (`text.clean_text`), as another program has to give them."""
     if side == "query":
-        return [pair.query for pair in pairs]
-    return [" ".join(text for _, text in pair.item.texts(data.manifest.fields)) for pair in pairs]
+        return [clean_text(pair.query) for pair in pairs]
+    return [" ".join(clean_text(text) for _, text in pair.item.texts(data.manifest.fields)) for pair in pairs]
 
 
 def token_vectors(

@@ -236,3 +236,21 @@ def test_marks_of_thoughts_in_values_are_values(mark):
         f"x</think>{text}",
     ):
         assert answer(whole) == rationale
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "expected"),
+    [
+        (("1.0", "0.5", "0.0"), "1", "1.0"),
+        (("1.0", "0.5", "0.0"), "1.0", "1.0"),
+        (("1.0", "0.5", "0.0"), '"1"', "1.0"),
+        (("3", "2", "1"), '"3.0"', "3"),
+        (("3", "2", "1"), "3.0", "3"),
+        (("3", "2", "1"), "true", None),
+        (("3", "3.0"), '"3.00"', None),
+    ],
+)
+def test_a_number_is_the_label_of_that_number(names, label, expected):
+    text = json.dumps({"verdicts": {}, "label": "LABEL"}).replace('"LABEL"', label)
+    result = read_answer(text, dimensions=(), labels=names)
+    assert (None if isinstance(result, Failure) else result.label) == expected

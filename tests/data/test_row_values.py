@@ -109,3 +109,26 @@ def test_a_label_in_another_case_names_the_one_that_it_may_be(label):
     with pytest.raises(RowError, match=r"map it in labels\.aliases if it is 'Exact'"):
         parse(row)
     assert parse(row, label_map={label: "Exact"}).label == "Exact"
+
+
+@pytest.mark.parametrize("rounded", ["8.80123E+12", "1.2345678901234568e+17", "1E+05"])
+def test_an_id_that_a_spreadsheet_rounded_is_refused(rounded):
+    """Otherwise different items would be one."""
+    with pytest.raises(RowError, match="is rounded, so that others look the same"):
+        parse(row(item={"id": rounded, "title": "t"}))
+    with pytest.raises(RowError, match="is rounded"):
+        parse(row(pair_id=rounded))
+
+
+@pytest.mark.parametrize("plain", ["5E10", "12e4", "B01", "1.5"])
+def test_ids_that_look_a_little_like_numbers_stay(plain):
+    assert parse(row(item={"id": plain, "title": "t"})).item.id == plain
+    assert parse(row(item={"id": f"\ufeff{plain}\u200b", "title": "t"})).item.id == plain
+
+
+def test_the_order_and_width_of_attributes_do_not_make_another_item():
+    one, other = (
+        parse(row(item={"title": "t", "attributes": attributes})).item.id
+        for attributes in ({"size": "9", "fit": "Wide"}, {"fit": "wide", "size": "\uff19"})
+    )
+    assert one == other

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,8 +16,10 @@ import jax_rele
 from jax_rele import cli
 from jax_rele.data.tokens.student_inputs import cross_rows
 from jax_rele.deployment import export, int8, load_bundle
+from jax_rele.deployment.hugging_face import side_texts
 from jax_rele.errors import UserError
 from jax_rele.runs import layout
+from jax_rele.types import Item, Pair
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -227,3 +230,11 @@ def test_int8_is_gated(tiny, tmp_path, capsys, monkeypatch, passes):
         assert status == 2
         assert "--int8 any is refused: spearman is" in captured.err
         assert not output.exists()
+
+
+def test_other_programs_are_given_the_texts_that_the_student_reads():
+    """Full-width and invisible characters: the sample that is compared may hold them."""
+    data = SimpleNamespace(manifest=SimpleNamespace(fields=("brand", "title")))
+    pairs = [Pair("1", "prank\uff0cpuke\u200b", Item("a", "\uff33hoe", brand="Acme"))]
+    assert side_texts(data, pairs, "query") == ["prank,puke"]
+    assert side_texts(data, pairs, "item") == ["Acme Shoe"]

@@ -25,6 +25,7 @@ QUOTED_CELLS = "quoted_cells"
 
 _INVALID = "\udcff"  # stands in a cell for an invalid byte: a lone surrogate, which no encoding yields
 _SEPARATOR_LINE = re.compile(rb'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's own first line
+_AROUND = " \t\r\n\ufeff"  # a byte order mark among them, as of a file that was joined to another
 _WHOLE_FLOAT = re.compile(r"-?\d{1,15}\.0")
 _NULL = "\\N"  # an empty cell as databases export it
 _CSV_QUOTED = re.compile(r'"(?:[^"]|"")*"')
@@ -246,7 +247,7 @@ def _decoded(line: bytes, encoding: str) -> str:
 def _header(cells: list[str] | RowError, source: str) -> list[str]:
     if isinstance(cells, RowError):
         raise UserError(f"{source}: the header is broken ({cells}); its first line must name the columns")
-    header = [cell.strip(" \t\r\n\ufeff") for cell in cells]
+    header = [cell.strip(_AROUND) for cell in cells]
     while header and not header[-1]:
         header.pop()
     repeated = sorted({name for name in header if name and header.count(name) > 1})
@@ -265,7 +266,7 @@ def _row(
         span = f" (lines {physical[0][0]} to {physical[-1][0]})" if len(physical) > 1 else ""
         fix = _width_fix(cells, width, delimiter, unquoted, reading)
         return RowError(f"{len(cells)} cells{span}, but the header has {width}: {fix}")
-    if [cell.strip() for cell in cells] == header:
+    if [cell.strip(_AROUND) for cell in cells] == header:
         return RowError("the header again; remove it where files were joined")
     plain = (cell[:-2] if cell.endswith(".0") and _WHOLE_FLOAT.fullmatch(cell) else cell for cell in cells)
     return dict(zip(header, plain if _NULL not in cells else ("" if cell == _NULL else cell for cell in plain)))

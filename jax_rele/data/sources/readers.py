@@ -33,7 +33,7 @@ Row = tuple[int, Mapping | RowError, object]
 """Row number, the row or what is wrong with it, and the raw row."""
 
 _BLOCK = 1 << 16
-_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, pa.ArrowException)
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeError, pa.ArrowException)
 _OTHER_FORMATS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file; fetch the file with `git lfs pull`",
     b"\x1f\x8b": "is compressed by gzip; add .gz to its name",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jax_rele.config import DataConfig, LabelsConfig
 from jax_rele.config.data import HuggingFaceConfig
-from jax_rele.data.columns import check_columns, check_mapping
+from jax_rele.data.columns import check_columns, check_mapping, has_label_column
 from jax_rele.data.rows import Quarantined, RowError, known_split, parse_row
 from jax_rele.data.sources import hugging_face, tfds
 from jax_rele.data.sources.files import SourceFile, find_files, fingerprint
@@ -28,6 +28,10 @@ _SAMPLE_FILE = str(Path(__file__).parents[1] / "sample" / "esci_tiny_us.jsonl")
 _SAMPLE_FIELDS = {"item": "product", "query_tags": "queryner"}
 _SAMPLE_LABELS = {name[0]: name for name in LabelsConfig().names}
 _RAW_CHARACTERS = 500
+
+
+WITHOUT_LABEL_COLUMN = "without_label_column"
+"""Note on a shard: unlabelled pairs of rows that have no column for the label, perhaps as it has another name there."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,8 @@ def parse_shards(
                 yield shard_index, number, bad, raw
             else:
                 n_good += 1
+                if pair.label is None and not for_prediction and not has_label_column(row, reading):
+                    shard.notes[WITHOUT_LABEL_COLUMN] += 1
                 if shard.split and pair.split is None and not for_prediction:
                     pair = replace(pair, split=shard.split)
                 yield shard_index, number, pair, raw

@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jax_rele.data.pairs.splits import assign_splits
-from jax_rele.data.sources.shards import SAMPLE, read_pairs
+from jax_rele.data.sources.shards import SAMPLE, WITHOUT_LABEL_COLUMN, open_shards, parse_shards, read_pairs
 from jax_rele.errors import UserError
 from jax_rele.types import ReadOptions
 
@@ -409,3 +409,13 @@ def test_a_pointer_is_named_under_every_suffix(tmp_path, name):
     path = tmp_path / name
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n")
     assert "Git LFS pointer" in refusal(path)
+
+
+def test_unlabelled_rows_without_a_column_for_the_label_are_counted(tmp_path):
+    """One file of a folder calls it something else: its rows are pairs, and that they have no label is said."""
+    (tmp_path / "a.csv").write_text("query,title,label\nred,shoe,E\nblue,shoe,\n")
+    (tmp_path / "b.csv").write_text("query,title,relevance\nred,boot,E\nblue,boot,E\n")
+    shards = open_shards(str(tmp_path), ReadOptions(), tmp_path / "cache")
+    pairs = list(parse_shards(shards, str(tmp_path), ReadOptions(), label_names=["E"], label_map={}))
+    assert len(pairs) == 4
+    assert [shard.notes[WITHOUT_LABEL_COLUMN] for shard in shards] == [0, 2]

@@ -1,6 +1,6 @@
 """Where the time of a stage goes: compilation, kinds of operations, the worst of them.
 
-    python scripts/bench/profile.py STAGE RUN [--set distill.optimization.steps=20 ...] [--top 3] [--json OUT]
+    python scripts/bench/profile_stage.py STAGE RUN [--set distill.optimization.steps=20 ...] [--top 3] [--json OUT]
 
 RUN is a run whose stages before STAGE are finished. They are copied to a temporary folder, STAGE runs there under JAX's
 profiler, and RUN stays as it is. Give a small number of steps: a trace holds every operation.

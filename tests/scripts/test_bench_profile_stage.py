@@ -14,12 +14,10 @@ BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 @pytest.fixture(scope="module")
 def profile():
     sys.path.insert(0, str(BENCH))
-    # The standard library has a module of that name.
-    sys.modules.pop("profile", None)
-    import profile
+    import profile_stage
 
     sys.path.remove(str(BENCH))
-    return profile
+    return profile_stage
 
 
 def test_products_are_counted_and_loops_are_not(profile, tmp_path):
@@ -55,7 +53,7 @@ def test_kinds_follow_from_where_an_operation_was_traced(profile, source, flops,
 def test_a_stage_is_profiled_and_the_run_stays_as_it_is(profile, tiny):
     folder = tiny[1]
     before = sorted(path for path in folder.rglob("*"))
-    command = [sys.executable, BENCH / "profile.py", "adapt", folder, "--set", "adapt.optimization.steps=3"]
+    command = [sys.executable, BENCH / "profile_stage.py", "adapt", folder, "--set", "adapt.optimization.steps=3"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     assert "| matmul |" in done.stdout
     assert "programs compiled" in done.stdout
@@ -65,7 +63,7 @@ def test_a_stage_is_profiled_and_the_run_stays_as_it_is(profile, tiny):
 def test_a_stage_before_which_something_is_missing_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("name: tiny")
     for wrong, message in ((tmp_path / "none", "is no run"), (tmp_path, "run the stages before score first")):
-        command = [sys.executable, BENCH / "profile.py", "score", wrong]
+        command = [sys.executable, BENCH / "profile_stage.py", "score", wrong]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         assert done.returncode
         assert message in done.stderr
