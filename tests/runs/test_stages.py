@@ -44,7 +44,7 @@ NOT_IN_THESE_RUNS = {
     # They are of other sources of data, and of rows that leak.
     "prepare": {
         *(f"data.hugging_face.{name}" for name in config.HuggingFaceConfig.model_fields),
-        *("data.splits.leakage"),
+        "data.splits.leakage",
     },
 }
 """Declared, and read where the data are others than here."""
