@@ -11,13 +11,14 @@ from jax_rele.data.columns import check_columns, check_mapping
 from jax_rele.data.rows import RowError, parse_row
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
-from jax_rele.text import is_visible, text_key
+from jax_rele.text import drop_ignorable, is_visible, text_key
 from jax_rele.types import ITEM_FIELDS, Item, Pair, ReadOptions, Tag
 
 LABELS = ("Exact", "Irrelevant")
 
 plain = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 text = plain.map(lambda value: value.replace("\0", "").strip()).filter(is_visible)
+ids = text.map(lambda value: drop_ignorable(value).strip()).filter(is_visible)
 kind = text.filter(lambda value: "-" not in value)
 
 
@@ -33,7 +34,7 @@ def row(**changes):
 @st.composite
 def pairs(draw):
     item = Item(
-        id=draw(text),
+        id=draw(ids),
         title=draw(text.filter(text_key)),
         **{field: draw(st.just("") | text) for field in ITEM_FIELDS if field != "title"},
         attributes=tuple(draw(st.dictionaries(text, text, max_size=3)).items()),
@@ -41,7 +42,7 @@ def pairs(draw):
     # adjacent segments of one type are distinct: BIO starts each with B-
     tags = draw(st.none() | st.lists(st.builds(Tag, text, kind), max_size=3).map(tuple))
     return Pair(
-        pair_id=draw(text),
+        pair_id=draw(ids),
         query=draw(text.filter(text_key)),
         item=item,
         label=draw(st.none() | st.sampled_from(LABELS)),
