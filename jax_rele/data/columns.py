@@ -87,6 +87,8 @@ def missing_column(field: str, columns: Sequence[str], reading: ReadOptions, sou
 
 def has_label_column(row: Mapping, reading: ReadOptions) -> bool:
     """Whether a row has a column for the label, if an empty one."""
+    if "label" not in reading.fields and "label" in row:
+        return True
     names = column_names(row, reading.fields).flat["label"]
     return any(name in row or name.partition(".")[0] in row for name in names)
 

@@ -197,6 +197,8 @@ def decode(
     decoder = model.clone(cache_length=length, cache_reads=cache_reads(length))
     rows = jnp.arange(len(slots.decision))
     first_tokens = template.verbalizers[:, :, 0]
+    vocabulary = jnp.arange(model.config.vocab_size)
+    choice_tokens = (vocabulary == first_tokens[..., None]).any(axis=1)
 
     def step(slots: Slots) -> Slots:
         # Read the next pending tokens. Cache entries of padding stay masked until the row's next tokens overwrite them.
@@ -217,8 +219,6 @@ def decode(
             table[decision] for table in (template.choice, template.forced_suffixes, template.suffix_lengths)
         )
         is_choice, first = choice_set >= 0, first_tokens[choice_set]
-        vocabulary = jnp.arange(logits.shape[-1])
-        choice_tokens = (vocabulary == first_tokens[..., None]).any(axis=1)
         # A value has at least one token, so it cannot end at its first.
         may_end = (vocabulary == suffix[:, :1]) & (slots.count > 0)[:, None]
         allowed = jnp.where(is_choice[:, None], choice_tokens[choice_set], template.value_tokens | may_end)

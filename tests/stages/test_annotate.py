@@ -191,7 +191,13 @@ def test_workers_and_batches_fill_the_same_store(tmp_path, capsys):
             }
             results.append({"custom_id": request["custom_id"], "response": {"status_code": 200, "body": response}})
         (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in results), "utf-8")
+        (tmp_path / "other.jsonl").write_text('{"a": 1}\nno JSON\n')
         capsys.readouterr()
+        assert jax_rele("annotate", "batch", "read", file, tmp_path / "other.jsonl") == 2
+        shown = capsys.readouterr()
+        assert "damaged: " in shown.out
+        assert "other.jsonl:" in shown.out
+        assert "other.jsonl: no line answers a request of this run" in shown.err
         assert jax_rele("annotate", "batch", "read", file, tmp_path / "results.jsonl") == 0
         assert f"{len(requests)} answers stored" in capsys.readouterr().out
         assert jax_rele("annotate", "work", file) == 0

@@ -29,7 +29,6 @@ _SAMPLE_FIELDS = {"item": "product", "query_tags": "queryner"}
 _SAMPLE_LABELS = {name[0]: name for name in LabelsConfig().names}
 _RAW_CHARACTERS = 500
 
-
 WITHOUT_LABEL_COLUMN = "without_label_column"
 """Note on a shard: unlabelled pairs of rows that have no column for the label, perhaps as it has another name there."""
 
