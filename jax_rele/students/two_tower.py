@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.tokens.student_inputs import tower_rows
 from jax_rele.models.encoder import Encoder, EncoderConfig, dense
+from jax_rele.students.auxiliary import auxiliary_branch
 from jax_rele.students.base import BatchSpec, InputSpec, RaggedInputs, TokenArray, traced_heads
 from jax_rele.students.dimension_pooling import DimensionPooling
 from jax_rele.types import VERDICTS, Pair, PyTree, StudentOutputs
@@ -34,7 +35,8 @@ class TwoTower(nn.Module):
     with gates g_d in (0, 1) that say how much the query cares for the dimension. So verdicts are learnt without bending
     the text vector, and the score gains from them. Only verdict and view terms train the views: by a recipe without
     them they stay random, and the gates learn to leave them out. With `pooled` views are linear projections of the text
-    vector, which alone is the embedding.
+    vector, which alone is the embedding. What the views teach the encoder is limited by what the text vector does
+    (`auxiliary_branch`), or verdicts would bend the geometry of pretrained embeddings (docs/studies/esci_open_llm.md).
 
     The label logits are computed from the embeddings by one of three heads:
 
@@ -114,8 +116,9 @@ class TwoTower(nn.Module):
         weights = valid[..., None].astype(x.dtype)
         views: jax.Array | None = None
         if self.verdict_pooling == "tokens" and self.head != "maxsim":
-            views, gates = self._views_of_tokens(x, valid)
-            views = (views * gates if side == 0 else views).reshape(x.shape[0], -1)
+            x, x_of_views = auxiliary_branch(x)
+            views = self._views_of_tokens(x_of_views, valid)
+            views = (views * self._gates(x, valid) if side == 0 else views).reshape(x.shape[0], -1)
         if self.head == "maxsim":
             x = x * weights
         elif self.pooling == "mean":
@@ -132,7 +135,11 @@ class TwoTower(nn.Module):
 
     def compare(self, query: jax.Array, item: jax.Array) -> StudentOutputs:
         """Scores pairs of outputs of `encode`: row i of `query` with row i of `item`."""
-        u, v = map(self._views, (query, item))
+        if self.verdict_pooling == "tokens" and self.head != "maxsim":  # `encode` has read the views from a branch
+            u, v = self._views(query), self._views(item)
+        else:
+            (query, of_query), (item, of_item) = auxiliary_branch(query), auxiliary_branch(item)
+            u, v = self._views(of_query), self._views(of_item)
         if self.head == "maxsim":
             logits = late_interaction(query, item)[:, None] * self.label_slope + self.label_bias
         else:
@@ -173,15 +180,18 @@ class TwoTower(nn.Module):
             pooled = _unit(embedding.sum(axis=1)) if self.head == "maxsim" else embedding
             return _unit(self.views(pooled).reshape(-1, self.dimensions, self.view_width))
         if self.head == "maxsim":
-            return self._views_of_tokens(embedding, jnp.any(embedding != 0, axis=-1))[0]
+            return self._views_of_tokens(embedding, jnp.any(embedding != 0, axis=-1))
         # The gates are positive, so that unit vectors are the views again.
         views = embedding[:, -self.dimensions * self.view_width :]
         return _unit(views.reshape(-1, self.dimensions, self.view_width))
 
-    def _views_of_tokens(self, x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Views [B, D, K] and gates [B, D, 1] of token vectors."""
-        features = self.token_views(x, valid)
-        return _unit(features[..., :-1]), jax.nn.sigmoid(features[..., -1:] + GATE_BIAS)
+    def _views_of_tokens(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+        """[B, D, K] unit vectors, from token vectors [B, L, W]."""
+        return _unit(self.token_views(x, valid)[..., :-1])
+
+    def _gates(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+        """[B, D, 1] in (0, 1), from token vectors [B, L, W]."""
+        return jax.nn.sigmoid(self.token_views(x, valid)[..., -1:] + GATE_BIAS)
 
     def __call__(
         self,
