@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ import yaml
 from jax_rele.config import Config, flatten, is_input, load, local_name, resolve_paths
 from jax_rele.errors import UserError
 from jax_rele.io import check_output_folder, hash_values, lock, write_error, write_json, write_text
+from jax_rele.runs.compiles import count_compiles
 from jax_rele.runs.preflight import preflight
 from jax_rele.runs.stages import STAGES, UNHASHED, Stage
 from jax_rele.runs.texts import check_student_tokenizer
@@ -207,9 +209,10 @@ def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
         return
     start, before = time.perf_counter(), manifest["wall_seconds"]
     try:
-        work = partial(stage.module.run, config, run_dir)
-        counts = work() if stage.all_processes else distributed.on_main(work)
-        distributed.barrier(name)
+        with count_compiles() as compiles:
+            work = partial(stage.module.run, config, run_dir)
+            counts = work() if stage.all_processes else distributed.on_main(work)
+            distributed.barrier(name)
     except BaseException as error:
         if distributed.is_main():
             with suppress(UserError):  # on a full disk the manifest stays as it is, which does as well
@@ -220,9 +223,11 @@ def _run_stage(config: Config, run_dir: Path, name: str, say) -> None:
     if not distributed.is_main():
         return
     seconds = before + time.perf_counter() - start
-    _write_manifest(directory, {**manifest, "status": "finished", "counts": counts, "wall_seconds": seconds})
+    finished = {"status": "finished", "counts": counts, "wall_seconds": seconds, "compiled": asdict(compiles)}
+    _write_manifest(directory, {**manifest, **finished})
     summary = ", ".join(f"{key} {value}" for key, value in flatten(counts).items())
-    say(f"{name:9} finished in {seconds:.0f} s" + (f": {summary}" if summary else ""))
+    compiling = f", {compiles.seconds:.0f} s of it compiling" if compiles.seconds >= 1 else ""
+    say(f"{name:9} finished in {seconds:.0f} s{compiling}" + (f": {summary}" if summary else ""))
 
 
 def _begin_stage(config: Config, run_dir: Path, name: str, say) -> Manifest | None:

@@ -41,7 +41,7 @@ IMPORTS = (
 UNCOMPARED = ("tensorboard",)
 """Folders whose files hold times and process ids."""
 MEASURED = {
-    "manifest.json": {"wall_seconds"},
+    "manifest.json": {"wall_seconds", "compiled"},
     "metrics.jsonl": {"pairs_per_second", "input_wait"},
     "quality.json": {"seconds", "seconds_per_answer", "answers_per_second"},
 }
