@@ -20,6 +20,11 @@ FIELDS = (
 
 ATTRIBUTE = "item.attributes."
 
+ABSENT = object()
+"""Stands for the value of a column that a row lacks."""
+
+_SHOWN = 20
+
 _SEPARATORS = re.compile(r"[\s._\-]+")
 
 
@@ -91,6 +96,75 @@ def has_label_column(row: Mapping, reading: ReadOptions) -> bool:
         return True
     names = column_names(row, reading.fields).flat["label"]
     return any(name in row or name.partition(".")[0] in row for name in names)
+
+
+def find_value(row: Mapping, names: Sequence[str], default=None):
+    """The value of the first of `names` that the row has; a name may be a dotted path."""
+    for name in names:
+        value = get_value(row, name)
+        if value is not ABSENT:
+            return value
+    return default
+
+
+def get_value(row: Mapping, name: str):
+    """The value of a column, or of a dotted path to a nested one; `ABSENT` where the row lacks it."""
+    if name in row:
+        return row[name]
+    head, dot, rest = name.partition(".")
+    if dot and isinstance(row.get(head), Mapping):
+        return get_value(row[head], rest)
+    return ABSENT
+
+
+class MappedFields:
+    """The fields that the user has mapped and of which no row has had a column so far.
+
+    A column of the field's own name does as well, as it does for `parse_row`.
+    """
+
+    def __init__(self, reading: ReadOptions):
+        self.reading = reading
+        self.unseen = dict(reading.fields)
+        self.columns: dict[str, None] = {}
+
+    def read(self, row: Mapping) -> None:
+        """Notes the columns of a row, until each field has been seen."""
+        if not self.unseen:
+            return
+        if len(self.columns) < 100:
+            for name, value in row.items():
+                inside = value if isinstance(value, Mapping) else ()
+                self.columns.update(dict.fromkeys([f"{name}.{key}" for key in inside] or [name]))
+        names = column_names(row, self.reading.fields)
+        of_item = names.nested if isinstance(find_value(row, names.flat["item"]), Mapping) else names.flat
+        for field in list(self.unseen):
+            if _has_field(row, field, of_item if field.startswith("item.") else names.flat, self.unseen[field]):
+                del self.unseen[field]
+
+    def check(self, source: str) -> None:
+        """Raises UserError for a mapped column that no row had; `source` is what was read, for the message."""
+        for field, column in self.unseen.items():
+            columns = ", ".join(map(repr, list(self.columns)[:_SHOWN])) + (
+                ", ..." if len(self.columns) > _SHOWN else ""
+            )
+            raise UserError(
+                f"{self.reading.name_of('fields')}: {field} is mapped to {column!r}, a column that no row of {source} "
+                f"has; the columns are {columns}; write the right one, or leave {field} out"
+            )
+
+
+def _has_field(row: Mapping, field: str, names: Mapping[str, tuple[str, ...]], column: str) -> bool:
+    if field.startswith(ATTRIBUTE):
+        key = field.removeprefix(ATTRIBUTE)
+        candidates: tuple[str, ...] = (column, *(f"{name}.{key}" for name in names["item.attributes"]))
+    else:
+        candidates = names[field]
+    if find_value(row, candidates, ABSENT) is not ABSENT:
+        return True
+    # The parts of an object may be columns of their own, as `product.title`.
+    prefixes = tuple(f"{name}.".casefold() for name in candidates) if field in ("item", "item.attributes") else ()
+    return bool(prefixes) and any(name.casefold().startswith(prefixes) for name in row)
 
 
 def has_item_columns(columns: Iterable[str]) -> bool:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import chain
 
-from jax_rele.data.columns import ATTRIBUTE, ColumnNames, column_names
+from jax_rele.data.columns import ABSENT, ATTRIBUTE, ColumnNames, column_names, find_value, get_value
 from jax_rele.data.markup import plain_text
 from jax_rele.names import SPLITS
 from jax_rele.text import drop_ignorable, is_visible, text_key
@@ -32,7 +32,6 @@ from jax_rele.types import ITEM_FIELDS, Item, Pair, ReadOptions, Tag
 
 _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
 
-_ABSENT = object()
 _ITEM = "item"
 _LARGEST_EXACT_FLOAT = 2**53
 _ROUNDED = re.compile(r"\d(?:\.\d+)?[eE]\+\d+|\d\.\d+[eE]\d+")
@@ -120,19 +119,19 @@ def parse_row(
     names = column_names(row, reading.fields)
     clean = plain_text if reading.html == "text" else str
     item = _parse_item(row, names, reading, clean)
-    query = _cleaned(_required(_find(row, names.flat["query"]), "query"), "query", clean)
-    locale = _text(_find(row, names.flat["locale"]), "locale")
-    pair_id = _id_text(_find(row, names.flat["pair_id"]), "pair_id")
+    query = _cleaned(_required(find_value(row, names.flat["query"]), "query"), "query", clean)
+    locale = _text(find_value(row, names.flat["locale"]), "locale")
+    pair_id = _id_text(find_value(row, names.flat["pair_id"]), "pair_id")
     pair_id = pair_id or stable_id("pair", query, item.id, *([locale] if locale else []))
     if for_prediction:
         return _checked(Pair(pair_id, query, item, locale=locale), reading)
-    split = _text(_find(row, names.flat["split"]), "split") if with_split else ""
+    split = _text(find_value(row, names.flat["split"]), "split") if with_split else ""
     split_name = known_split(split)
     if split and split_name is None:
         raise RowError(
             f"unknown split {_shown(split.lower())}: must be one of {list(SPLITS)}, or set data.splits.existing: ignore"
         )
-    label = _parse_label(_find(row, names.flat["label"]), label_map, label_names, reading.name_of("aliases"))
+    label = _parse_label(find_value(row, names.flat["label"]), label_map, label_names, reading.name_of("aliases"))
     if require_label and label is None:
         raise RowError("missing label")
     pair = Pair(
@@ -142,9 +141,9 @@ def parse_row(
         label=label,
         locale=locale,
         split=split_name,
-        tags=_parse_tags(_find(row, names.flat["query_tags"])),
-        query_frequency=_parse_count(_find(row, names.flat["query_frequency"]), "query_frequency"),
-        long_tail=_parse_truth(_find(row, names.flat["long_tail"]), "long_tail"),
+        tags=_parse_tags(find_value(row, names.flat["query_tags"])),
+        query_frequency=_parse_count(find_value(row, names.flat["query_frequency"]), "query_frequency"),
+        long_tail=_parse_truth(find_value(row, names.flat["long_tail"]), "long_tail"),
     )
     return _checked(pair, reading)
 
@@ -168,17 +167,17 @@ def _cleaned(text: str, name: str, clean: Callable[[str], str]) -> str:
 
 
 def _parse_item(row: Mapping, names: ColumnNames, reading: ReadOptions, clean: Callable[[str], str]) -> Item:
-    value = _find(row, names.flat["item"])
+    value = find_value(row, names.flat["item"])
     if value is not None and not isinstance(value, Mapping):
         raise RowError(
             f"item must be an object, got {type(value).__name__}; give a plain column its field, as item.title, by "
             f"{reading.name_of('fields')}"
         )
     candidates = names.flat if value is None else names.nested
-    raw_values = {field: _find(row, candidates[f"item.{field}"], _ABSENT) for field in ("id", *ITEM_FIELDS)}
-    if value is None and all(text is _ABSENT for text in raw_values.values()):
+    raw_values = {field: find_value(row, candidates[f"item.{field}"], ABSENT) for field in ("id", *ITEM_FIELDS)}
+    if value is None and all(text is ABSENT for text in raw_values.values()):
         raise RowError("missing item")
-    raw_values = {field: None if text is _ABSENT else text for field, text in raw_values.items()}
+    raw_values = {field: None if text is ABSENT else text for field, text in raw_values.items()}
     if isinstance(raw_values["bullets"], list | tuple):
         raw_values["bullets"] = _joined(raw_values["bullets"], "item.bullets")
     texts = {field: _text(text, f"item.{field}") for field, text in raw_values.items() if field != "id"}
@@ -194,7 +193,7 @@ def _parse_item(row: Mapping, names: ColumnNames, reading: ReadOptions, clean: C
 def _parse_attributes(
     row: Mapping, candidates: Sequence[str], fields: Mapping[str, str], clean: Callable[[str], str]
 ) -> tuple[tuple[str, str], ...]:
-    values = dict(_parse_object(_find(row, candidates), "item.attributes") or {})
+    values = dict(_parse_object(find_value(row, candidates), "item.attributes") or {})
     prefixes = tuple(f"{name}." for name in candidates)
     for column, value in row.items():
         for prefix in prefixes:
@@ -202,7 +201,7 @@ def _parse_attributes(
                 values[column[len(prefix) :]] = value
                 break
     for field, column in fields.items():
-        if field.startswith(ATTRIBUTE) and (value := _get(row, column)) is not _ABSENT:
+        if field.startswith(ATTRIBUTE) and (value := get_value(row, column)) is not ABSENT:
             values[field.removeprefix(ATTRIBUTE)] = value
     attributes = {}
     for name, value in values.items():
@@ -377,24 +376,6 @@ def _shown(value) -> str:
     """A value for a message, on one line and not longer than 80 characters; `ascii` keeps surrogates out of tables."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _find(row: Mapping, names: Sequence[str], default=None):
-    """The value of the first of `names` that the row has; a name may be a dotted path."""
-    for name in names:
-        value = _get(row, name)
-        if value is not _ABSENT:
-            return value
-    return default
-
-
-def _get(row: Mapping, name: str):
-    if name in row:
-        return row[name]
-    head, dot, rest = name.partition(".")
-    if dot and isinstance(row.get(head), Mapping):
-        return _get(row[head], rest)
-    return _ABSENT
 
 
 def as_pair(pair: Pair | tuple[str, str | Item]) -> Pair:

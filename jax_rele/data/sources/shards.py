@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jax_rele.config import DataConfig, LabelsConfig
 from jax_rele.config.data import HuggingFaceConfig
-from jax_rele.data.columns import check_columns, check_mapping, has_label_column
+from jax_rele.data.columns import MappedFields, check_columns, check_mapping, has_label_column
 from jax_rele.data.rows import Quarantined, RowError, known_split, parse_row
 from jax_rele.data.sources import hugging_face, tfds
 from jax_rele.data.sources.files import SourceFile, find_files, fingerprint
@@ -137,12 +137,14 @@ def parse_shards(
     raw row). The other arguments are of `parse_row`.
 
     Raises:
-      UserError: a shard cannot be read, one has no column for a field that every pair needs, or no row of any is valid.
+      UserError: a shard cannot be read, one has no column for a field that every pair needs, no row of any is valid, or
+        none has a column that the user has mapped; for prediction that counts where the command itself maps it.
     """
     reading, label_map = with_sample_fields(path, reading), dict(label_map)
     if path == SAMPLE:
         label_map = {code: name for code, name in _SAMPLE_LABELS.items() if name in label_names} | label_map
     check_mapping(reading, label_map, label_names)
+    mapped = MappedFields(reading) if reading.from_command or not for_prediction else None
     n_good, n_bad = 0, 0
     first_bad: Quarantined | None = None
     columns: dict[str, None] = {}
@@ -155,6 +157,10 @@ def parse_shards(
                 if not checked:  # all rows have the same columns: no need to read on without the right ones
                     check_columns(row, reading, shard.name, require_label)
                     checked = True
+                if mapped:
+                    mapped.read(row)
+                    if shard.uniform and shard_index == len(shards) - 1:  # no other columns will come
+                        mapped.check(path)
                 if not n_good and len(columns) < 100:
                     columns.update(dict.fromkeys(row))
                 pair = parse_row(
@@ -182,6 +188,21 @@ def parse_shards(
         check = partial(check_columns, columns, reading, require_label=require_label)
         names = reading.name_of("fields") + ("" if for_prediction else f" and labels by {reading.name_of('aliases')}")
         raise _no_valid_row(path, shards, names, first_bad, n_bad, check if columns else None)
+    if mapped:
+        mapped.check(path)
+
+
+def check_mapped_fields(shards: Sequence[Shard], path: str, reading: ReadOptions) -> None:
+    """Raises UserError for a mapped column that no row of a source has; reads until each was seen."""
+    mapped = MappedFields(reading)
+    for shard in shards:
+        for _, row, _ in shard.rows() if mapped.unseen else ():
+            if not isinstance(row, RowError):
+                mapped.read(row)
+            if shard.uniform or not mapped.unseen:
+                break
+    if mapped.columns:
+        mapped.check(path)
 
 
 def parse_source(

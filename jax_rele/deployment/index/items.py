@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from jax_rele.data.columns import check_mapping, column_names, has_item_columns
+from jax_rele.data.columns import MappedFields, check_mapping, column_names, has_item_columns
 from jax_rele.data.markup import plain_text
 from jax_rele.data.rows import Quarantined, RowError, parse_row
 from jax_rele.data.sources.shards import open_shards, raw_text, with_sample_fields
@@ -79,6 +79,7 @@ def read_items(path: str | os.PathLike, reading: ReadOptions = ReadOptions()) ->
     name = os.fspath(path)
     reading = with_sample_fields(name, reading)
     check_mapping(reading, {}, ())
+    mapped = MappedFields(reading)
     items: dict[str, Item] = {}
     rows: dict[str, tuple[str, int]] = {}
     queries: dict[str, None] = {}
@@ -89,7 +90,9 @@ def read_items(path: str | os.PathLike, reading: ReadOptions = ReadOptions()) ->
             try:
                 if isinstance(row, RowError):
                     raise row
-                item = _parse_item(row, reading)
+                item_row = _item_row(row, reading)
+                mapped.read({**row, **item_row})
+                item = _parse_item(item_row, reading)
             except RowError as error:
                 bad.append(Quarantined(shard.name, number, str(error), raw_text(raw)))
                 continue
@@ -104,6 +107,7 @@ def read_items(path: str | os.PathLike, reading: ReadOptions = ReadOptions()) ->
             f"{path}: {reason}; a row of items has an id and a title, one of pairs an item; map other names by "
             f"{reading.name_of('fields')}"
         )
+    mapped.check(name)
     return ReadItems(tuple(items.values()), tuple(bad), n_rows, n_replaced, tuple(queries), tuple(rows.values()))
 
 
@@ -115,13 +119,18 @@ def _query(row: Mapping, reading: ReadOptions) -> str:
     return text if is_visible(text) else ""
 
 
-def _parse_item(row: Mapping, reading: ReadOptions) -> Item:
-    """The item of a row. A row that has the fields of an item at its top is read as one."""
+def _item_row(row: Mapping, reading: ReadOptions) -> Mapping:
+    """A row with an item. A row that has the fields of an item at its top is one."""
     if "item" not in reading.fields and not has_item_columns(row):
         attributes = {name: value for name, value in row.items() if name.casefold().startswith("attributes.")}
-        row = {"item": {name: value for name, value in row.items() if name not in attributes}} | {
+        return {"item": {name: value for name, value in row.items() if name not in attributes}} | {
             f"item.{name}": value for name, value in attributes.items()
         }
+    return row
+
+
+def _parse_item(row: Mapping, reading: ReadOptions) -> Item:
+    """The item of a row that has one."""
     row = {**row, reading.fields.get("query", "query"): "-"}
     return parse_row(row, reading, label_map={}, label_names=(), for_prediction=True).item
 
