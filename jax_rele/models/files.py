@@ -90,6 +90,18 @@ def resolve(source: str | Path, patterns: Sequence[str]) -> Path:
         raise UserError(f"{source}: the download failed ({one_line(error)}); try again") from None
 
 
+def is_local(source: str) -> bool:
+    """Whether a model can be read without a download: it is no name on the hub, or the hub's local cache has it."""
+    if not source.startswith(HUB):
+        return True
+    name, _, revision = source.removeprefix(HUB).partition("@")
+    try:
+        folder = snapshot_download(name, revision=revision or None, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return False
+    return any(Path(folder).glob("*.safetensors"))  # not the config alone, as of a download that failed
+
+
 def one_line(error: Exception) -> str:
     """An exception's message without its line breaks."""
     return " ".join(str(error).split())

@@ -22,7 +22,7 @@ from jax_rele.io import check_output_folder, hash_values, lock, write_error, wri
 from jax_rele.runs.compiles import count_compiles
 from jax_rele.runs.preflight import preflight
 from jax_rele.runs.stages import STAGES, UNHASHED, Stage
-from jax_rele.runs.texts import check_student_tokenizer
+from jax_rele.runs.texts import check_student_tokenizer, check_teacher_tokenizer
 from jax_rele.training import distributed
 
 PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
@@ -73,14 +73,15 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print, whol
                     say(f"{name:9} skipped: score.signals takes the teacher's place")
             else:
                 _run_stage(config, run_dir, name, say)
-            if name == "prepare" and "distill" in names:
-                distributed.on_main(partial(_check_tokenizer, config, run_dir))
+            if name == "prepare":
+                distributed.on_main(partial(_check_tokenizers, config, run_dir))
 
 
-def _check_tokenizer(config: Config, run_dir: Path) -> None:
-    manifest = _read_manifest(run_dir, "distill")
-    if manifest is None or manifest["status"] != "finished":
-        check_student_tokenizer(config, run_dir)
+def _check_tokenizers(config: Config, run_dir: Path) -> None:
+    for stage, check in (("finetune", check_teacher_tokenizer), ("distill", check_student_tokenizer)):
+        manifest = _read_manifest(run_dir, stage)
+        if manifest is None or manifest["status"] != "finished":
+            check(config, run_dir)
 
 
 def require(config: Config, name: str) -> None:

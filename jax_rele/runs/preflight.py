@@ -16,6 +16,7 @@ from jax_rele.distillation.objectives import student_terms
 from jax_rele.errors import UserError
 from jax_rele.models import build_teacher
 from jax_rele.models.build import build_encoder
+from jax_rele.models.files import is_local
 from jax_rele.models.partitioning import check_heads
 from jax_rele.models.quantize import load_qwix
 from jax_rele.models.weights import check_weights, weights_folder
@@ -35,16 +36,18 @@ def preflight(config: Config, stages: Collection[str]) -> None:
     the models' heads or the rows of a batch; recipes that do not fit a student, or losses that cannot be found; and
     where the teacher starts from weights, a config that is not supported, an incomplete folder, a tokenizer of another
     model, labels that it cannot distinguish, or prompts and rationales longer than the context. With `score.signals`
-    the teacher is not read.
+    the teacher is not read, and `prepare` alone downloads no weights.
     """
     _allow_files()
     mesh, teacher = make_mesh(config.mesh), config.teacher
     if "annotate" in stages and config.annotate.annotator == "llm" and not config.score.signals:
         extra.require(*extra.PACKAGES)
-    check_encoder(config, mesh)
     _check_rows(config, mesh)
-    _check_objectives(config)
-    if config.score.signals:
+    downloads = not {"prepare"}.issuperset(stages)
+    if downloads or is_local(config.student.init):
+        check_encoder(config, mesh)
+        _check_objectives(config)
+    if config.score.signals or not (downloads or is_local(teacher.init)):
         return
     if teacher.init == "random":
         return check_heads("teacher", teacher.random.heads, teacher.random.kv_heads, mesh)
