@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from rich.table import Table
 
 from jax_rele.cli.options import read_options
 from jax_rele.config import TextLossConfig
-from jax_rele.data import read_pairs, write_quarantine, write_table
+from jax_rele.data import write_quarantine, write_table
 from jax_rele.data.parquet import QUARANTINE, join_tables
 from jax_rele.data.rows import Quarantined
 from jax_rele.data.sources.files import is_remote
-from jax_rele.data.sources.shards import raw_text
+from jax_rele.data.sources.shards import raw_text, read_numbered_pairs
 from jax_rele.data.tokens.student_inputs import unreadable_texts
 from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss
 from jax_rele.errors import UserError
@@ -188,10 +188,10 @@ def predict_by_bundle(
         quarantine.unlink(missing_ok=True)
         if bad := sorted(Path(shards).glob("part-*.quarantine.parquet")):
             join_tables(quarantine, bad)
-            first = pq.read_table(quarantine).slice(0, 1).to_pylist()[0]
+            first = Quarantined(**pq.read_table(quarantine).slice(0, 1).to_pylist()[0])
             print(
-                f"{quarantine}: {counts['quarantined']} bad rows set aside, the first is row {first['row']}: "
-                f"{first['reason']}"
+                f"{quarantine}: {counts['quarantined']} bad rows set aside, the first is {_named(first, input_path)}: "
+                f"{first.reason}"
             )
         shutil.rmtree(shards)
         print(f"{output_path}: {counts['pairs']} pairs")
@@ -254,7 +254,7 @@ def predict_by_run(
         raise UserError(f"--embeddings: the {model} has no embeddings of query and item; use --model two_tower")
     _check_output(input_path, output_path)
     _check_quarantine(output_path.with_suffix(".quarantine.parquet"))
-    pairs, bad = read_pairs(
+    pairs, rows, bad = read_numbered_pairs(
         input_path,
         label_names=config.labels.names,
         reading=config.data.reading,
@@ -271,8 +271,10 @@ def predict_by_run(
         else:
             student = load_student(run_dir, model, recipe=recipe, config=config)
             loss = student.text_loss(pairs)
+            pairs, unread = _readable(student, pairs, rows, input_path)
+            if unread:  # what is not judged is unknown text, but gets nobody's score
+                loss = replace(loss, merged_pairs=student.text_loss(pairs).merged_pairs)
             check_student_texts(config, f"predict: {model}", loss)
-            pairs, unread = _readable(student, pairs, input_path)
             bad += unread
             predictions = student.predict(pairs, progress=advance)
             probs = predictions.label_probs
@@ -292,27 +294,31 @@ def predict_by_run(
     quarantine = output_path.with_suffix(".quarantine.parquet")
     if bad:
         write_quarantine(quarantine, bad)
-        print(f"{quarantine}: {len(bad)} bad rows set aside, the first is {_named(bad[0])}: {bad[0].reason}")
+        print(
+            f"{quarantine}: {len(bad)} bad rows set aside, the first is {_named(bad[0], input_path)}: {bad[0].reason}"
+        )
     elif quarantine.exists():
         os.remove(quarantine)  # of an earlier input
 
 
-def _named(bad: Quarantined) -> str:
-    return f"row {bad.row}" if bad.row else "a row"
+def _named(bad: Quarantined, source: str) -> str:
+    return f"row {bad.row}" + ("" if bad.source == source else f" of {bad.source}")
 
 
-def _readable(student: Student, pairs: list[Pair], source: str) -> tuple[list[Pair], list[Quarantined]]:
-    """The pairs of whose texts a student knows something, and the others as bad rows, whose number is not known."""
+def _readable(
+    student: Student, pairs: list[Pair], rows: Sequence[tuple[str, int]], source: str
+) -> tuple[list[Pair], list[Quarantined]]:
+    """The pairs of whose texts a student knows something, and the others as bad rows; `rows` are those of the pairs."""
     items = [" ".join(text for _, text in pair.item.texts(student.fields)) for pair in pairs]
     wrong = {index: f"the item: {reason}" for index, reason in unreadable_texts(student.tokenizer, items).items()}
     queries = unreadable_texts(student.tokenizer, [pair.query for pair in pairs])
     wrong |= {index: f"the query: {reason}" for index, reason in queries.items()}
-    if len(wrong) == len(pairs):
-        raise UserError(f"{source}: none of its {len(pairs)} pairs can be read ({wrong[0]})")
     bad = [
-        Quarantined(source, 0, f"pair {pairs[index].pair_id}: {wrong[index]}", raw_text(asdict(pairs[index])))
+        Quarantined(*rows[index], f"pair {pairs[index].pair_id}: {wrong[index]}", raw_text(asdict(pairs[index])))
         for index in sorted(wrong)
     ]
+    if len(wrong) == len(pairs):
+        raise UserError(f"{source}: none of its {len(pairs)} pairs can be read ({_named(bad[0], source)}: {wrong[0]})")
     return [pair for index, pair in enumerate(pairs) if index not in wrong], bad
 
 

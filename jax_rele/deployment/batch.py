@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -265,6 +265,7 @@ def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.S
     manifest = scorer.manifest
     names = manifest.labels.names
     losses: list[np.ndarray] = []
+    loss = TextLoss()
     unreadable: dict[int, tuple[str, str]] = {}
     if pairs:
         encoded = scorer.encode(pairs, losses)
@@ -272,6 +273,8 @@ def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.S
         judged = [index for index in range(len(pairs)) if index not in unreadable]
         first, second = ([rows[index] for index in judged] for rows in encoded)
         pairs = [pairs[index] for index in judged]
+        # What is not judged is unknown text, but is merged with nothing.
+        loss = replace(summarize(losses), merged_pairs=summarize([np.concatenate(losses)[judged]]).merged_pairs)
     columns: dict[str, list] = {"pair_id": [pair.pair_id for pair in pairs], "score": []}
     columns |= {name: [] for name in names}
     dimensions = manifest.dimensions if manifest.has_verdicts else ()
@@ -288,7 +291,7 @@ def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.S
     if manifest.tiers:
         columns["tier"] = [manifest.tier_of(score) or "" for score in columns["score"]]
         kinds.insert(2, ("tier", pa.string()))
-    schema = pa.schema(kinds, metadata={TEXT_LOSS: json.dumps(asdict(summarize(losses)))})
+    schema = pa.schema(kinds, metadata={TEXT_LOSS: json.dumps(asdict(loss))})
     return {**columns, **verdicts}, schema, unreadable
 
 

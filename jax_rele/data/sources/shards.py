@@ -247,8 +247,34 @@ def read_pairs(
       UserError: no such source, an unknown suffix, a damaged file, no column for a field that every pair needs, or no
         valid row.
     """
+    pairs, _, bad = read_numbered_pairs(
+        path,
+        label_names=label_names,
+        reading=reading,
+        label_map=label_map,
+        require_label=require_label,
+        for_prediction=for_prediction,
+        with_split=with_split,
+        cache=cache,
+    )
+    return pairs, bad
+
+
+def read_numbered_pairs(
+    path: str | os.PathLike,
+    *,
+    label_names: Sequence[str],
+    reading: ReadOptions = ReadOptions(),
+    label_map: Mapping[str, str] | None = None,
+    require_label: bool = False,
+    for_prediction: bool = False,
+    with_split: bool = True,
+    cache: str | os.PathLike = ".cache",
+) -> tuple[list[Pair], list[tuple[str, int]], list[Quarantined]]:
+    """As `read_pairs`, with the source and the row number of each pair between the pairs and the quarantined rows."""
     name = os.fspath(path)
     pairs: list[Pair] = []
+    rows: list[tuple[str, int]] = []
     bad: list[Quarantined] = []
     first_seen: dict[str, tuple[str, int]] = {}
     shards = open_shards(name, reading, Path(cache))
@@ -272,7 +298,8 @@ def read_pairs(
         else:
             first_seen[pair.pair_id] = (shards[shard_index].name, number)
             pairs.append(pair)
-    return pairs, bad
+            rows.append((shards[shard_index].name, number))
+    return pairs, rows, bad
 
 
 def no_labels(data: DataConfig, cache: Path) -> UserError:
