@@ -13,6 +13,7 @@ import yaml
 from jax_rele.config.paths import resolve_paths
 from jax_rele.config.root import Config
 from jax_rele.errors import UserError
+from jax_rele.io import refuse_placeholder
 
 RENAMED = {
     "annotate.answers": "annotate.store",
@@ -59,6 +60,7 @@ def load(path: str | Path) -> Config:
     Raises:
       UserError: the file is missing or malformed, a key is unknown, or a value is bad.
     """
+    refuse_placeholder(Path(path))
     try:
         values = parse_yaml(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:

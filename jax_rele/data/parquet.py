@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from jax_rele.data.rows import Quarantined, one_line
 from jax_rele.errors import UserError
-from jax_rele.io import atomic_path, disk_is_full, sync, write_error
+from jax_rele.io import atomic_path, disk_is_full, refuse_placeholder, sync, write_error
 from jax_rele.types import ITEM_FIELDS, Item, Pair, Tag
 
 
@@ -176,7 +176,8 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def reading_table(path: str | os.PathLike) -> Iterator[None]:
-    """Turns what a missing or damaged table raises into a UserError."""
+    """Turns what a missing or damaged table raises into a UserError, and refuses what stands for another file."""
+    refuse_placeholder(Path(path))
     try:
         yield
     except FileNotFoundError:
@@ -227,6 +228,7 @@ def read_table(path: str | os.PathLike, schema: pa.Schema | None = None, optiona
 
 def read_schema(path: str | os.PathLike) -> pa.Schema:
     """The columns and metadata of a Parquet file. Raises UserError for a missing or damaged one."""
+    refuse_placeholder(Path(path))
     try:
         return pq.read_schema(path)
     except FileNotFoundError:

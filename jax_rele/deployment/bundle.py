@@ -19,7 +19,7 @@ import pydantic
 
 from jax_rele.data.rows import unique_keys
 from jax_rele.errors import UserError
-from jax_rele.io import hash_file, hash_values, write_json
+from jax_rele.io import hash_file, hash_values, refuse_placeholder, write_json
 from jax_rele.names import StudentName
 from jax_rele.types import ITEM_FIELDS, LabelSchema
 
@@ -186,6 +186,7 @@ def read_record(path: Path, kind: type[R], what: str, fix: str) -> R:
     Raises:
       UserError: it cannot be read, is of another format, or does not hold what it should.
     """
+    refuse_placeholder(path)
     try:
         values = json.loads(path.read_text("utf-8"), object_pairs_hook=unique_keys)
         number = values.get("format") if isinstance(values, dict) else FORMAT
@@ -226,5 +227,6 @@ def read_manifest(folder: str | Path) -> Manifest:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: the bundle lacks this file; export it again")
         if hash_file(folder / name) != expected:
+            refuse_placeholder(folder / name)
             raise UserError(f"{folder / name}: was changed since the bundle was written; export it again")
     return manifest

@@ -13,7 +13,7 @@ from jax_rele.data.rows import RowError, one_line
 from jax_rele.data.sources.files import unreachable
 from jax_rele.data.sources.readers import Row, python_rows
 from jax_rele.errors import UserError
-from jax_rele.io import hash_folder
+from jax_rele.io import hash_folder, refuse_placeholder
 
 # `datasets` is imported where it is used: that takes a second.
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def load(name: str, options: HuggingFaceConfig) -> dict[str, Dataset | IterableD
     huggingface_hub.utils.logging.set_verbosity_error()
     try:
         if folder := saved_folder(name):
+            for file in sorted(folder.rglob("*")):
+                refuse_placeholder(file)
             loaded = datasets.load_from_disk(str(folder))
         else:
             revision = options.revision or None

@@ -146,7 +146,8 @@ def _lines(stream: IO[bytes], encoding: str, name: str) -> tuple[Iterator[bytes]
 def _refuse_other_format(first: bytes, name: str) -> None:
     """Raises UserError for a file that begins as one of another format."""
     for start, message in _OTHER_FORMATS.items():
-        if first.lstrip()[: len(start)] in (start, start.upper()) or first[: len(start)].lower() == start:
+        begins = first.lstrip()[: len(start)]
+        if start in (begins, begins.lower()):
             raise UserError(f"{name}: {message}")
 
 

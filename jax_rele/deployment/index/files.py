@@ -27,7 +27,7 @@ from jax_rele.data.parquet import read_table, write_table
 from jax_rele.deployment.bundle import Files, Manifest, Record, read_record, write_record
 from jax_rele.deployment.index.items import ITEMS
 from jax_rele.errors import UserError
-from jax_rele.io import atomic_path, hash_file
+from jax_rele.io import atomic_path, hash_file, refuse_placeholder
 
 INDEX = "index.json"
 FORMAT = 1
@@ -98,6 +98,7 @@ def read_index_manifest(folder: str | Path, *, check: bool = True) -> IndexManif
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: the index lacks this file; build it again")
         if hash_file(folder / name) != expected:
+            refuse_placeholder(folder / name)
             raise UserError(f"{folder / name}: was changed since the index was written; build it again")
     return manifest
 
@@ -161,6 +162,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def read_array(path: Path) -> np.ndarray:
     """Reads an array. Raises UserError for a damaged one."""
+    refuse_placeholder(path)
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
