@@ -149,9 +149,31 @@ def weights_folder(init: str, where: str = "") -> Path:
       UserError: as `resolve`.
     """
     try:
-        return resolve(init, (*NEEDED, *SIDE_FILES))
+        folder = resolve(init, (*NEEDED, *SIDE_FILES))
+        if not any(folder.glob("model*.safetensors")):
+            _refuse_other_form(folder, is_student=where.startswith("student"))
+        return folder
     except UserError as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _refuse_other_form(folder: Path, *, is_student: bool) -> None:
+    """Raises UserError for a folder that holds PEFT adapters or GGUF files alone."""
+    adapters = folder / "adapter_config.json"
+    if adapters.is_file():
+        base = read_json(adapters).get("base_model_name_or_path") or "their base"
+        raise UserError(
+            f"{folder}: holds PEFT adapters, no model; merge them into {base!s:.100} and give the merged folder: "
+            "`load_peft` and `to_hf` of jax_rele.models do it in one line, see docs/weights.md"
+        )
+    if files := sorted(folder.glob("*.gguf")):
+        if is_student:
+            raise UserError(
+                f"{folder}: holds no weights but GGUF files, which are decoders; a student needs an encoder in the "
+                "Hugging Face form (config.json, model.safetensors, a tokenizer), or bundled:encoder"
+            )
+        more = f" or another of its {len(files)} GGUF files" if len(files) > 1 else ""
+        raise UserError(f"{folder}: holds no weights but GGUF files; write gguf:{files[0]}{more}")
 
 
 def weights_hash(init: str) -> str:

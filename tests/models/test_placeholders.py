@@ -91,3 +91,32 @@ def test_a_missing_folder_is_named_with_its_key_and_where_it_was_looked_for(tmp_
     message = f"teacher.init: smol: no such folder; it is neither beside the config nor in {tmp_path}"
     assert refused(weights_folder, "smol", "teacher.init") == message
     assert refused(weights_folder, "/smol", "student.init") == "student.init: /smol: no such folder"
+
+
+@pytest.mark.parametrize("path", ["teacher.init", "student.init"])
+def test_gguf_files_alone_are_named_with_what_each_model_needs(model, path):
+    (model / "model.safetensors").rename(model / "model-q4.gguf")
+    message = refused(weights_folder, str(model), path)
+    assert message.startswith(f"{path}: {model}: holds no weights but GGUF files")
+    if path == "teacher.init":
+        assert message.endswith(f"write gguf:{model / 'model-q4.gguf'}")
+    else:
+        assert "a student needs an encoder in the Hugging Face form" in message
+        assert "gguf:" not in message
+
+
+@pytest.mark.parametrize("path", ["teacher.init", "student.init"])
+@pytest.mark.parametrize("has_config", [True, False])
+def test_adapters_alone_are_sent_to_their_base(model, path, has_config):
+    (model / "model.safetensors").rename(model / "adapter_model.safetensors")
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    if not has_config:
+        (model / "config.json").unlink()
+    message = refused(weights_folder, str(model), path)
+    assert message.startswith(f"{path}: {model}: holds PEFT adapters, no model; merge them into org/base")
+    assert "docs/weights.md" in message
+
+
+def test_adapters_beside_a_whole_model_do_no_harm(model):
+    (model / "adapter_config.json").write_text("{}")
+    assert weights_folder(str(model), "teacher.init") == model
