@@ -12,7 +12,15 @@ from jax_rele.annotation.types import Endpoint, ModelAnswer, Task
 MAX_TEXT = 1 << 18
 """Characters of an answer; a longer one is cut there and has the failure `length`."""
 
-_ERROR_NAMES = ("message", "detail", "msg", "errors", "error_msg", "error_message")
+_ERROR_NAMES = (
+    *("message", "detail", "msg", "errors", "errormsg", "errormessage", "errmsg"),
+    *("errordescription", "statusmsg", "statusmessage", "faultstring", "exception"),
+)
+"""Fields in which servers write what went wrong, in lower case and without underscores."""
+_HOLDERS = ("baseresp", "header", "fault", "response", "result", "data", "output")
+"""Objects in which gateways put an error or a completion."""
+_CODES = ("code", "status", "statuscode", "errorcode", "errcode")
+_SUCCESS = ("success", "ok", "succeeded", "successful")
 _CALLED = ("parsed", "tool_calls", "function_call")
 _MAX_OBJECTS = 64  # each attempt to read one may scan the whole text
 
@@ -127,12 +135,16 @@ def load_completion(content: bytes) -> dict[str, Any]:
         if text.startswith("<"):
             raise Malformed(f"a web page, begins with {first_words(text)}") from None
         raise Malformed(f"not JSON, begins with {first_words(text)}", charged='"choices"' in text[:200]) from None
-    check_completion(completion)
-    return completion
+    return checked_completion(completion)
 
 
-def check_completion(completion: Any) -> None:
-    """Raises Malformed or ErrorInside unless a JSON value has a choice with a message, as a chat completion has."""
+def checked_completion(completion: Any) -> dict[str, Any]:
+    """A JSON value that has a choice with a message, as a chat completion has, without what a gateway puts around it.
+
+    Raises:
+      Malformed, ErrorInside: it has none.
+    """
+    completion = _unwrapped(completion)
     if not isinstance(completion, dict):
         raise Malformed(f"not a JSON object, begins with {first_words(json.dumps(completion))}")
     choices = completion.get("choices")
@@ -141,18 +153,49 @@ def check_completion(completion: Any) -> None:
         # Of an error beside an answer the answer counts; a message that says nothing is none.
         if isinstance(holder, dict) and holder.get("error") and not _says_something(choice):
             raise ErrorInside(words_of_error(holder), _code(holder["error"]))
+    state = _fields(completion).get("baseresp")
+    if isinstance(state, dict) and str(state.get("status_code", 0)) != "0" and not _says_something(choice):
+        raise ErrorInside(words_of_error(state), _code(state))
     if isinstance(choice, dict) and choice.get("finish_reason") == "error" and not _says_something(choice):
         raise ErrorInside(f"finish_reason error: {first_words(json.dumps(choice, ensure_ascii=False))}", 0)
     if not _has_message(choice):
-        for name in _ERROR_NAMES:
-            if choices is None and isinstance(completion.get(name), str | list) and completion[name]:
-                raise ErrorInside(words_of_error(completion), _code(completion))
+        if not choices and (message := _error_message(completion)):
+            raise ErrorInside(message, _code(completion))
         what = "`choices` is empty" if "choices" in completion and not choices else "no chat completion"
         if isinstance(choice, dict) and isinstance(choice.get("text"), str):
             what = "a completion without a chat message"
         raise Malformed(
             f"{what}, begins with {first_words(json.dumps(completion, ensure_ascii=False))}", tokens=_tokens(completion)
         )
+    return completion
+
+
+def _unwrapped(completion: Any) -> Any:
+    """The completion in an object of a gateway, as `{"code": 0, "data": {"choices": ...}}`."""
+    if isinstance(completion, dict) and not completion.get("choices"):
+        for inner in (value for name, value in _fields(completion).items() if name in _HOLDERS):
+            if isinstance(inner, dict) and inner.get("choices"):
+                return {**{name: completion[name] for name in ("usage",) if name in completion}, **inner}
+    return completion
+
+
+def _fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an object by their names in lower case and without underscores."""
+    return {str(name).replace("_", "").casefold(): value for name, value in body.items()}
+
+
+def _error_message(body: Mapping[str, Any]) -> str:
+    """What an object says of an error, itself or in an object of a gateway; empty where it says nothing."""
+    fields = _fields(body)
+    for name in ("error", *_ERROR_NAMES):
+        value = fields.get(name)
+        if isinstance(value, list) or (isinstance(value, str) and value.strip().casefold() not in _SUCCESS):
+            if message := words_of_error(value):
+                return message
+        elif isinstance(value, dict) and name == "error":
+            return words_of_error(value)
+    inner = (fields.get(name) for name in _HOLDERS)
+    return next(filter(None, (_error_message(each) for each in inner if isinstance(each, dict))), "")
 
 
 def _has_message(choice: object) -> bool:
@@ -167,11 +210,13 @@ def _says_something(choice: object) -> bool:
 
 
 def _code(error: object) -> int:
-    for name in ("code", "status", "status_code"):
-        value = error.get(name) if isinstance(error, Mapping) else None
+    if not isinstance(error, Mapping):
+        return 0
+    fields = _fields(error)
+    for value in map(fields.get, _CODES):
         if isinstance(value, int | str) and str(value).isdecimal() and 400 <= int(value) < 600:
             return int(value)
-    return 0
+    return next(filter(None, (_code(fields.get(name)) for name in ("error", *_HOLDERS))), 0)
 
 
 def first_words(text: str, most: int = 80) -> str:
@@ -195,19 +240,10 @@ def words_of_error(body: object) -> str:
         case Mapping():
             location = body.get("loc")
             where = ".".join(map(str, location)) + ": " if isinstance(location, list) and location else ""
-            for name in (
-                "error",
-                "message",
-                "detail",
-                "msg",
-                "errors",
-                "error_msg",
-                "error_message",
-                "reason",
-                "title",
-            ):
-                if words := words_of_error(body.get(name)):
-                    more = _metadata(body.get(name))
+            fields = _fields(body)
+            for name in ("error", *_ERROR_NAMES, "reason", "title", *_HOLDERS):
+                if words := words_of_error(fields.get(name)):
+                    more = _metadata(fields.get(name))
                     return f"{where}{words}{more}"[:200]
             return first_words(json.dumps(body, ensure_ascii=False, default=str), 200) if body else ""
         case _:
@@ -236,7 +272,7 @@ def read_completion(
     Raises:
       Malformed, ErrorInside: it is no chat completion.
     """
-    check_completion(completion)
+    completion = checked_completion(completion)
     choice = completion["choices"][0]
     message = choice["message"]
     text, refusal, reason = _text(message.get("content")), _text(message.get("refusal")), choice.get("finish_reason")

@@ -1,5 +1,6 @@
 """The misbehaving server, for the tests of this folder and whoever needs one."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -30,3 +31,23 @@ import sys, types
 sys.modules["jax_rele"] = types.ModuleType("jax_rele")
 sys.modules["jax_rele"].__path__ = {list(jax_rele.__path__)!r}
 """
+
+
+@pytest.fixture
+def reply(monkeypatch):
+    """Sets what every call to /chat/completions gets: a status and a body."""
+    import server as servers
+
+    def set_reply(body, status=200, refused=lambda request: True):
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        usual = servers.Server.handle
+
+        def handle(server, line, headers, content):
+            if line.startswith("POST") and refused(json.loads(content)):
+                server.calls += 1
+                return 0.0, servers._whole(status, body), False
+            return usual(server, line, headers, content)
+
+        monkeypatch.setattr(servers.Server, "handle", handle)
+
+    return set_reply

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-import server as servers
 from server import running
 
 from jax_rele.annotation.answers import read, read_answer
@@ -43,25 +42,6 @@ def read_message(message, reason="stop", usage=USAGE, worst=7.0):
 
 def rationale(answer):
     return read(answer, DIMENSIONS, LABELS)
-
-
-@pytest.fixture
-def reply(monkeypatch):
-    """Sets what every call to /chat/completions gets: a status and a body."""
-
-    def set_reply(body, status=200, refused=lambda request: True):
-        body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        usual = servers.Server.handle
-
-        def handle(server, line, headers, content):
-            if line.startswith("POST") and refused(json.loads(content)):
-                server.calls += 1
-                return 0.0, servers._whole(status, body), False
-            return usual(server, line, headers, content)
-
-        monkeypatch.setattr(servers.Server, "handle", handle)
-
-    return set_reply
 
 
 CHUNK = {"choices": [{"delta": {"content": "x"}}]}

@@ -1,0 +1,99 @@
+"""Completions and errors as gateways wrap them in a response of status 200."""
+
+import json
+
+import pytest
+from server import running
+
+from jax_rele.annotation.completions import ErrorInside, Malformed, read_completion
+from jax_rele.annotation.endpoints import check
+from jax_rele.annotation.types import Endpoint, Task
+from jax_rele.errors import UserError
+
+SCHEMA = {"type": "object", "required": ["label"]}
+TASK = Task("p", ({"role": "user", "content": "green tea"},), SCHEMA)
+TEXT = json.dumps({"label": "Exact"})
+
+
+def make(url="http://x/v1"):
+    return Endpoint("a", url, "m", structured="none", timeout=5.0)
+
+
+def whole(message):
+    choice = {"message": message, "finish_reason": "stop"}
+    return {"choices": [choice], "usage": {"prompt_tokens": 500, "completion_tokens": 100}}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda inner: {"code": 0, "message": "success", "data": inner},
+        lambda inner: {"success": True, "errors": [], "result": inner},
+        lambda inner: {"code": "200", "msg": "ok", "result": inner},
+        lambda inner: {"Response": inner},
+        lambda inner: {"output": {"choices": inner["choices"]}, "usage": inner["usage"], "request_id": "1"},
+        lambda inner: {"status": "ok", "data": inner, "choices": None},
+        lambda inner: {**inner, "base_resp": {"status_code": 0, "status_msg": "success"}},
+    ],
+)
+def test_a_completion_that_a_gateway_wraps_is_read(reply, wrap):
+    body = wrap(whole({"role": "assistant", "content": TEXT}))
+    answer = read_completion(body, make(), TASK, 0, "k", 7.0)
+    assert (answer.text, answer.failure, answer.input_tokens, answer.output_tokens) == (TEXT, "", 500, 100)
+    reply(body)
+    with running() as server:
+        check([make(server.url)], SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (
+            {"base_resp": {"status_code": 1004, "status_msg": "login fail: no key"}, "choices": None},
+            "login fail: no key",
+        ),
+        ({"base_resp": {"status_code": 1008, "status_msg": "no balance"}, "choices": []}, "no balance"),
+        ({"base_resp": {"status_code": 2013, "status_msg": "bad"}, "choices": [{"message": {"content": ""}}]}, "bad"),
+        ({"code": 401, "message": "token expired"}, "token expired"),
+        ({"code": 500, "msg": "too busy", "data": None}, "too busy"),
+        ({"error_code": 17, "error_msg": "daily limit reached"}, "daily limit reached"),
+        ({"errorCode": 17, "errorMessage": "daily limit"}, "daily limit"),
+        ({"errcode": 40001, "errmsg": "invalid credential"}, "invalid credential"),
+        ({"status": "error", "message": "quota exceeded"}, "quota exceeded"),
+        ({"success": False, "errors": [{"code": 10000, "message": "Authentication error"}], "result": None}, "Authent"),
+        ({"Response": {"Error": {"Code": "AuthFailure", "Message": "signature expired"}}}, "signature expired"),
+        ({"header": {"code": 10013, "message": "input is refused"}}, "input is refused"),
+        ({"fault": {"faultstring": "Invalid ApiKey"}}, "Invalid ApiKey"),
+        ({"code": 1, "message": "failed", "data": {"choices": []}}, "failed"),
+        ({"error": "model is loading", "choices": []}, "model is loading"),
+    ],
+)
+def test_an_error_inside_a_success_is_quoted(reply, body, words):
+    with pytest.raises(ErrorInside, match=words):
+        read_completion(body, make(), TASK, 0, "k", 7.0)
+    reply(body)
+    with running() as server, pytest.raises(UserError, match=words) as error:
+        check([make(server.url)], SCHEMA)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"code": 0, "message": "success", "data": None},
+        {"code": 0, "msg": "ok", "data": {"text": "hello"}},
+        {"data": [{"embedding": [0.1]}], "object": "list"},
+        {"model": "m", "message": {"role": "assistant", "content": "hi"}, "done": True},
+        {"result": "hi", "id": "1"},
+    ],
+)
+def test_other_shapes_are_no_errors(body):
+    with pytest.raises(Malformed, match="no chat completion, begins with"):
+        read_completion(body, make(), TASK, 0, "k", 7.0)
+
+
+def test_the_code_of_an_error_counts_wherever_it_stands():
+    for body in ({"code": 401, "message": "no"}, {"header": {"code": "401", "message": "no"}}):
+        with pytest.raises(ErrorInside) as error:
+            read_completion(body, make(), TASK, 0, "k", 7.0)
+        assert error.value.code == 401
