@@ -25,6 +25,7 @@ _WORD = regex.compile(
     rf"(?P<ideograph>\p{{Han}}\p{{M}}*)|(?P<spelt>[{_SPELT}][{_SPELT}\p{{M}}]*)|[[\w\p{{N}}]--[{UNSPACED}]]+", regex.V1
 )
 _LETTER = regex.compile(r"\X")
+_LOCALE_SEPARATORS = regex.compile(r"[\s_-]+")
 
 
 def _widths() -> dict[int, str]:
@@ -109,6 +110,11 @@ def query_id(query: str) -> str:
     candidates and one row among those of which a threshold takes one per query.
     """
     return text_key(query)
+
+
+def locale_key(locale: str) -> str:
+    """A locale as all spellings of it are compared and counted: `en_US` and `EN-us` are `en-us`; `US` is `us`."""
+    return _LOCALE_SEPARATORS.sub("-", text_key(locale))
 
 
 def lexical_words(text: str) -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax_rele.data.pairs.candidates import candidates
 from jax_rele.data.pairs.splits import long_tail
 from jax_rele.rationale.words import words as rationale_words
-from jax_rele.text import clean_text, clean_text_spans, lexical_words, text_key
+from jax_rele.text import clean_text, clean_text_spans, lexical_words, locale_key, text_key
 from jax_rele.types import Item, Pair
 
 INVISIBLE = "\u200b\u200f\u200e\ufeff\u00ad\u2060\u200c\u200d\u034f\u061c\ufe0f\u3164\ufff3\U000e0041\x07\x7f"
@@ -184,3 +184,9 @@ def test_rules_read_one_text_in_every_width(one, other):
     assert "".join(texts[0]) == "".join(texts[1])
     for word in rationale_words(one):
         assert one[word.start : word.end]
+
+
+def test_spellings_of_a_locale_are_one():
+    assert {locale_key(text) for text in ("en_US", "en-us", "EN US", " en-US\u200b")} == {"en-us"}
+    assert locale_key("US") == locale_key("us") != locale_key("en_us")
+    assert locale_key("") == ""

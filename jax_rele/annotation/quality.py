@@ -24,7 +24,7 @@ from jax_rele.annotation.votes import (
     verdict_shares,
 )
 from jax_rele.evaluation.bootstrap import Estimate
-from jax_rele.text import query_id
+from jax_rele.text import locale_key, query_id
 from jax_rele.types import VERDICTS, LabelSchema, Pair, Rationale
 
 CONSENSUS = "consensus"
@@ -113,9 +113,10 @@ def _weights(reliability: Reliability) -> dict[str, object]:
 def _slices(annotations: Annotations) -> dict[str, list[str]]:
     pair_ids = sorted(decision.pair_id for decision in annotations.decisions)
     slices = {"all": pair_ids}
-    locales = sorted({annotations.pairs[pair_id].locale for pair_id in pair_ids} - {""})
+    locale_of = {pair_id: locale_key(annotations.pairs[pair_id].locale) for pair_id in pair_ids}
+    locales = sorted({*locale_of.values()} - {""})
     for locale in locales if len(locales) > 1 else ():
-        slices[f"locale: {locale}"] = [p for p in pair_ids if annotations.pairs[p].locale == locale]
+        slices[f"locale: {locale}"] = [p for p in pair_ids if locale_of[p] == locale]
     for name, tail in (("long tail", True), ("head", False)):
         slices[name] = [p for p in pair_ids if annotations.pairs[p].long_tail is tail]
     return slices

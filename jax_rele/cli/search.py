@@ -15,6 +15,7 @@ from rich.table import Table
 
 from jax_rele.cli.options import named_values
 from jax_rele.config import TextLossConfig
+from jax_rele.data.rows import RowError, id_text
 from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss, summarize
 from jax_rele.deployment.bundle import read_manifest
 from jax_rele.deployment.index import (
@@ -207,7 +208,9 @@ def _print_state(output: Path, change: Change) -> None:
 
 def _read_ids(path: Path) -> list[str]:
     try:
-        ids = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        ids = [id_text(line, "id") for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except RowError as error:
+        raise UserError(f"{path}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'no UTF-8 text'}") from None
     if not ids:

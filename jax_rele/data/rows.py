@@ -37,6 +37,8 @@ _LARGEST_EXACT_FLOAT = 2**53
 _ROUNDED = re.compile(r"\d(?:\.\d+)?[eE]\+\d+|\d\.\d+[eE]\d+")
 """How spreadsheets and float columns write numbers that are too long for them."""
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
+_WHOLE_FLOAT = re.compile(r"(-?(?:0|[1-9]\d{0,14}))\.0+")
+"""A whole number as floats and decimals are written: exact in a float, and without zeros before it."""
 _TRUTHS = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0"), False)
 
 
@@ -83,6 +85,12 @@ def is_text_id(item_id: str) -> bool:
     return item_id.startswith(f"{_ITEM}-")
 
 
+def whole_number(text: str) -> str:
+    """The text; without its decimals if it is a whole number that was written as a float, as `1001.0` or `1000.00`."""
+    match = _WHOLE_FLOAT.fullmatch(text) if text.endswith("0") and "." in text else None
+    return text if match is None else match[1] if match[1] != "-0" else "0"
+
+
 def one_line(error: Exception) -> str:
     """A library's message, which may span lines, for use inside a message of ours."""
     return " ".join(str(error).split())[:200]
@@ -121,7 +129,7 @@ def parse_row(
     item = _parse_item(row, names, reading, clean)
     query = _cleaned(_required(find_value(row, names.flat["query"]), "query"), "query", clean)
     locale = _text(find_value(row, names.flat["locale"]), "locale")
-    pair_id = _id_text(find_value(row, names.flat["pair_id"]), "pair_id")
+    pair_id = id_text(find_value(row, names.flat["pair_id"]), "pair_id")
     pair_id = pair_id or stable_id("pair", query, item.id, *([locale] if locale else []))
     if for_prediction:
         return _checked(Pair(pair_id, query, item, locale=locale), reading)
@@ -181,7 +189,7 @@ def _parse_item(row: Mapping, names: ColumnNames, reading: ReadOptions, clean: C
     if isinstance(raw_values["bullets"], list | tuple):
         raw_values["bullets"] = _joined(raw_values["bullets"], "item.bullets")
     texts = {field: _text(text, f"item.{field}") for field, text in raw_values.items() if field != "id"}
-    texts["id"] = _id_text(raw_values["id"], "item.id")
+    texts["id"] = id_text(raw_values["id"], "item.id")
     _required(raw_values["title"], "title")
     texts |= {field: clean(texts[field]).strip() for field in ITEM_FIELDS}
     _cleaned(texts["title"], "title", clean)
@@ -320,9 +328,13 @@ def _required(value, name: str) -> str:
     return text
 
 
-def _id_text(value, name: str) -> str:
-    """An id, without characters that are not shown. Raises RowError for one that a spreadsheet has rounded."""
-    text = drop_ignorable(_text(value, name)).strip()
+def id_text(value, name: str) -> str:
+    """An id, without characters that are not shown, and whole where it is a whole float, see `whole_number`.
+
+    Raises:
+      RowError: it is no text or number, or one that a spreadsheet has rounded.
+    """
+    text = whole_number(drop_ignorable(_text(value, name)).strip())
     if _ROUNDED.fullmatch(text):
         raise RowError(
             f"{name} {_shown(text)} is rounded, so that others look the same: save the column as text, not as numbers"

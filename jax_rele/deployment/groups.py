@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jax_rele.text import locale_key
 from jax_rele.types import Pair
 
 MOST_GROUPS = 20
@@ -20,7 +21,9 @@ def group_names(pairs: Sequence[Pair], by: str) -> np.ndarray:
         return np.array([names[pair.long_tail] for pair in pairs], object)
     if by not in ("locale", "category"):
         raise ValueError(f"by must be locale, category or long_tail, got {by!r}")
-    return np.array([(pair.locale if by == "locale" else pair.item.category) or UNKNOWN for pair in pairs], object)
+    return np.array(
+        [(locale_key(pair.locale) if by == "locale" else pair.item.category) or UNKNOWN for pair in pairs], object
+    )
 
 
 def largest_groups(*names: np.ndarray) -> list[str]:

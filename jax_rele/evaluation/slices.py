@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jax_rele.text import locale_key
 from jax_rele.types import Pair
 
 
@@ -21,6 +22,7 @@ def slices(pairs: Sequence[Pair], long_tail: np.ndarray | None = None) -> dict[s
         if long_tail.shape != (len(pairs),):
             raise ValueError(f"long_tail must hold one bool per pair ({len(pairs)}), got {list(long_tail.shape)}")
         named = {"long_tail": long_tail, "head": ~long_tail}
-    for locale in sorted({pair.locale for pair in pairs} - {""}):
-        named[f"locale:{locale}"] = np.array([pair.locale == locale for pair in pairs])
+    locales = [locale_key(pair.locale) for pair in pairs]
+    for locale in sorted({*locales} - {""}):
+        named[f"locale:{locale}"] = np.array([each == locale for each in locales])
     return named

@@ -13,6 +13,7 @@ from jax_rele.data import PairTable, candidates, ingest, new_files, no_labels, s
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
 from jax_rele.runs import layout
+from jax_rele.text import locale_key
 from jax_rele.types import Item, Pair
 
 
@@ -51,9 +52,9 @@ def _candidates(config: Config, train: PairTable) -> list[Pair]:
     options = config.data.candidates
     by_locale: dict[str, list[Pair]] = defaultdict(list)
     for pair in _judged(train):
-        by_locale[pair.locale].append(pair)
+        by_locale[locale_key(pair.locale)].append(pair)
     crossed: dict[str, Pair] = {}
-    for _, judged in sorted(by_locale.items()):
+    for judged in sorted(by_locale.values(), key=lambda judged: min(pair.locale for pair in judged)):
         items = list({id(pair.item): pair.item for pair in judged}.values())
         of_locale = candidates(
             judged,

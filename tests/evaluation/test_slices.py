@@ -23,3 +23,12 @@ def test_nothing_is_made_up_where_nothing_is_known(pairs):
     assert slices([replace(pair, locale="") for pair in pairs]) == {}
     with pytest.raises(ValueError, match="one bool per pair"):
         slices(pairs, np.array([True]))
+
+
+def test_spellings_of_a_locale_are_one_slice(pairs):
+    spelled = [replace(pair, locale=locale) for pair, locale in zip(pairs, ["en_US", "EN-us", "us", "US"])]
+    named = slices(spelled)
+    assert {name: mask.tolist() for name, mask in named.items()} == {
+        "locale:en-us": [True, True, False, False],
+        "locale:us": [False, False, True, True],
+    }

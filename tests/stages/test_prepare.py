@@ -184,6 +184,18 @@ def test_candidates_stay_within_a_locale(tmp_path):
     assert len({pair.pair_id for pair in error}) == len(error)
 
 
+def test_spellings_of_a_locale_share_their_candidates(tmp_path):
+    spelled = [{**row, "locale": ("us", "US")[i % 2]} for i, row in enumerate(rows(30, locale="us"))]
+    drawn = []
+    for name, judged in (("same", rows(30, locale="us")), ("spelled", spelled)):
+        (tmp_path / name).mkdir()
+        source = write(tmp_path / name / "rows.jsonl", judged)
+        settings, _ = settings_of(tmp_path / name, source, candidates={"per_query": 6})
+        pairs = read_pairs_table(settings.run_dir / layout.UNLABELLED)
+        drawn.append({(pair.query, pair.item.id) for pair in pairs if pair.pair_id[:2] == "x-"})
+    assert drawn[0] == drawn[1] != set()
+
+
 @pytest.mark.parametrize("name", ["relevance", "grade", "score", "judgment"])
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
 def test_a_label_column_of_another_name_is_asked_for(tmp_path, name, suffix):

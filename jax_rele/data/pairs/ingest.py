@@ -46,7 +46,7 @@ from jax_rele.data.rows import Quarantined, is_text_id, text_id
 from jax_rele.data.sources.shards import Shard, check_bad_fraction, open_source, parse_source, raw_text
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
-from jax_rele.text import drop_ignorable
+from jax_rele.text import drop_ignorable, locale_key
 from jax_rele.types import ITEM_FIELDS, Pair
 
 LEAKED, BAD = 3, 4
@@ -389,7 +389,7 @@ def _hash(text: str) -> int:
 
 def _judgement(query: int, pair: Pair, item_id: str) -> int:
     """A hash of what is judged: query, item and locale."""
-    return _hash(f"{query}\x1f{item_id}\x1f{pair.locale}")
+    return _hash(f"{query}\x1f{item_id}\x1f{locale_key(pair.locale)}")
 
 
 def _content(pair: Pair) -> int:

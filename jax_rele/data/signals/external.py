@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jax_rele.data.rows import RowError
+from jax_rele.data.rows import RowError, id_text
 from jax_rele.data.signals.table import TOLERANCE, is_signals_table, read_signals, take_signals, validate_signals
 from jax_rele.data.sources.shards import read_rows
 from jax_rele.errors import UserError
@@ -309,11 +309,9 @@ def _one_hot(index: int, size: int) -> np.ndarray:
 
 def _pair_id(row: Mapping) -> str:
     pair_id = row.get("pair_id")
-    if type(pair_id) is int:
-        pair_id = str(pair_id)
-    if not isinstance(pair_id, str) or not pair_id:
+    if isinstance(pair_id, bool) or not (text := id_text(pair_id, "pair_id")):
         raise RowError("missing pair_id; give each row that of its pair")
-    return pair_id
+    return text
 
 
 def _where(path: str | os.PathLike, number: int, pair_id: str | None) -> str:

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
-from jax_rele.data.rows import RowError
+from jax_rele.data.rows import RowError, whole_number
 from jax_rele.data.sources.swallowed import RECORDS, CellKind, Columns, is_fully_quoted
 from jax_rele.errors import UserError
 from jax_rele.types import ReadOptions
@@ -26,7 +26,6 @@ QUOTED_CELLS = "quoted_cells"
 _INVALID = "\udcff"  # stands in a cell for an invalid byte: a lone surrogate, which no encoding yields
 _SEPARATOR_LINE = re.compile(rb'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's own first line
 _AROUND = " \t\r\n\ufeff"  # a byte order mark among them, as of a file that was joined to another
-_WHOLE_FLOAT = re.compile(r"-?\d{1,15}\.0")
 _NULL = "\\N"  # an empty cell as databases export it
 _CSV_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
@@ -45,8 +44,9 @@ def delimited_rows(
 ) -> Iterator[tuple[int, Mapping | RowError, bytes]]:
     """(number of its first line, the row or what is wrong with it, its bytes) of each row.
 
-    A number that ends in `.0` loses these two characters: without types a column of whole numbers that was written as
-    floats cannot be distinguished otherwise. A cell of backslash and N, as databases write what is empty, is empty.
+    A number that ends in `.0`, or more zeros, is written whole: without types a column of whole numbers that was
+    written as floats or decimals cannot be distinguished otherwise. A cell of backslash and N, as databases write what
+    is empty, is empty.
 
     Args:
       lines: of the file, the header first.
@@ -268,7 +268,7 @@ def _row(
         return RowError(f"{len(cells)} cells{span}, but the header has {width}: {fix}")
     if [cell.strip(_AROUND) for cell in cells] == header:
         return RowError("the header again; remove it where files were joined")
-    plain = (cell[:-2] if cell.endswith(".0") and _WHOLE_FLOAT.fullmatch(cell) else cell for cell in cells)
+    plain = map(whole_number, cells)
     return dict(zip(header, plain if _NULL not in cells else ("" if cell == _NULL else cell for cell in plain)))
 
 

@@ -137,6 +137,14 @@ def test_the_order_of_rows_changes_nothing(tmp_path_factory, rows, conflicts, sh
     assert results[0] == results[1]
 
 
+def test_spellings_of_a_locale_are_one_judgement(tmp_path):
+    spelled = [row(20 + i, "query 0", NAMES[0], locale=name) for i, name in enumerate(("en_US", "en-us", "EN US"))]
+    rows = [*plain(12), *spelled, row(30, "query 0", NAMES[0], locale="us"), row(31, "query 0", NAMES[1], locale="US")]
+    result, _ = run(tmp_path / "made", write(tmp_path / "rows.jsonl", rows))
+    assert (result.counts["duplicates"], result.counts["conflicts"]) == (2, 1)
+    assert sorted(pair.locale for pair in result.pairs if pair.locale) == ["US", "en_US"]
+
+
 def test_who_wins_is_told(tmp_path):
     rows = plain(12)
     rows += [row(20, "QUERY  0", "Irrelevant"), row(21, "query 0", "Irrelevant"), row(22, "query 1", "Substitute")]

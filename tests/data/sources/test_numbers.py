@@ -1,0 +1,90 @@
+"""Whole numbers in ids, labels and texts, by format: what the format can say decides what is a number."""
+
+import json
+from decimal import Decimal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jax_rele.data.rows import id_text, whole_number
+from jax_rele.data.sources.shards import read_pairs
+
+NUMBERS = ["1001", "1001.0", "1001.00", "1001.000"]
+TEXTS = ["1.10", "007", "007.0", "1.0.0", "0012345678.50", "1234567890123456.0", "1,001.0", "v1.0", ".0", "1001."]
+
+
+def row_of(value):
+    return {"pair_id": value, "query": value, "item": {"id": value, "title": value}, "label": value}
+
+
+def in_csv(path, value):
+    path = path.with_suffix(".csv")
+    names = ("pair_id", "item_id", "query", "title", "label")
+    path.write_text(f"{','.join(names)}\n" + ",".join(f'"{value}"' if "," in value else value for _ in names) + "\n")
+    return path
+
+
+def in_tsv(path, value):
+    path = path.with_suffix(".tsv")
+    path.write_text("pair_id\titem_id\tquery\ttitle\tlabel\n" + "\t".join([value] * 5) + "\n")
+    return path
+
+
+def in_json_numbers(path, value):
+    path = path.with_suffix(".jsonl")
+    path.write_text(json.dumps(row_of("VALUE")).replace('"VALUE"', value) + "\n")
+    return path
+
+
+def in_json_texts(path, value):
+    path = path.with_suffix(".json")
+    path.write_text(json.dumps(row_of(value)) + "\n")
+    return path
+
+
+def in_parquet(path, value, kind):
+    path = path.with_suffix(".parquet")
+    column = pa.array([value if kind == pa.string() else Decimal(value)]).cast(kind)
+    names = ["pair_id", "item_id", "query", "title", "label"]
+    pq.write_table(pa.table(dict.fromkeys(names, column)), path)
+    return path
+
+
+FORMATS = {
+    "csv": in_csv,
+    "tsv": in_tsv,
+    "json numbers": in_json_numbers,
+    "json texts": in_json_texts,
+    "parquet decimals": lambda path, value: in_parquet(path, value, pa.decimal128(12, 3)),
+    "parquet floats": lambda path, value: in_parquet(path, value, pa.float64()),
+    "parquet texts": lambda path, value: in_parquet(path, value, pa.string()),
+}
+
+
+def read(path, alias):
+    (pair,), bad = read_pairs(path, label_names=["Exact", "Irrelevant"], label_map={alias: "Exact"})
+    assert not bad
+    return pair
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_whole_number_is_one_id_and_label_in_every_format_and_one_text_where_it_is_a_number(tmp_path, name, number):
+    pair = read(FORMATS[name](tmp_path / "data", number), "1001")
+    assert (pair.pair_id, pair.item.id, pair.label) == ("1001", "1001", "Exact")
+    text = number if name.endswith("texts") else "1001"
+    assert (pair.query, pair.item.title) == (text, text)
+
+
+@pytest.mark.parametrize("name", ["csv", "json texts", "parquet texts"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_no_float_looks_like_stays(tmp_path, name, text):
+    pair = read(FORMATS[name](tmp_path / "data", text), text)
+    assert (pair.pair_id, pair.item.id, pair.query, pair.item.title) == (text,) * 4
+    assert pair.label == "Exact"
+
+
+def test_the_sign_of_zero_is_no_part_of_a_number():
+    assert [whole_number(text) for text in ("-0.0", "0.0", "-3.0", "10.50", "100")] == ["0", "0", "-3", "10.50", "100"]
+    assert {id_text(value, "id") for value in (-0.0, 0, "0.00", Decimal("0.0"), "-0.0")} == {"0"}
