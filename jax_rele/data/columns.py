@@ -68,11 +68,27 @@ def check_columns(columns: Iterable[str], reading: ReadOptions, source: str, req
     """Raises UserError if no column can hold the query, the title or, where required, the label."""
     columns = list(columns)
     names = _names_of_columns(tuple(reading.fields.items()), tuple(columns), ())
+    _refuse_ambiguous(columns, reading, source)
     for field in ("query", "item.title", *(["label"] if require_label else [])):
         folded = {plain_name(column) for column in columns}
         inside = {plain_name(name.partition(".")[0]) for name in names.flat[field] if "." in name}
         if not set(names.flat[field]) & set(columns) and not inside & folded:
             raise missing_column(field, columns, reading, source)
+
+
+def _refuse_ambiguous(columns: Sequence[str], reading: ReadOptions, source: str) -> None:
+    """Raises UserError where several columns differ from a field's name, and from each other, in spelling alone."""
+    spelled: dict[str, list[str]] = defaultdict(list)
+    for column in columns:
+        if column not in reading.fields.values():
+            spelled[plain_name(column)].append(column)
+    for field, names in _names(tuple(reading.fields.items())).flat.items():
+        if set(names).isdisjoint(columns):
+            for similar in (spelled[plain_name(name)] for name in names if len(spelled[plain_name(name)]) > 1):
+                raise UserError(
+                    f"{source}: the columns {similar} differ in their spelling alone, and each may be the {field}; "
+                    f"name the right one in {reading.name_of('fields')}, or rename the other"
+                )
 
 
 def missing_column(field: str, columns: Sequence[str], reading: ReadOptions, source: str) -> UserError:

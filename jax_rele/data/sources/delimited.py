@@ -23,6 +23,12 @@ DELIMITERS = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
 QUOTED_CELLS = "quoted_cells"
 """Note on a file that is read without quoting: rows with a cell that is quoted as CSV quotes."""
 
+SHORT_ROWS = "short_rows"
+"""Note on a file: bad rows with fewer cells than the header."""
+
+UNNAMED_CELLS = "unnamed_cells"
+"""Note on a file: rows with a cell, not read, in a column to which the header gives no name."""
+
 _INVALID = "\udcff"  # stands in a cell for an invalid byte: a lone surrogate, which no encoding yields
 _SEPARATOR_LINE = re.compile(rb'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's own first line
 _AROUND = " \t\r\n\ufeff"  # a byte order mark among them, as of a file that was joined to another
@@ -80,19 +86,29 @@ def delimited_rows(
     unquoted = quoting == "none" or (quoting == "auto" and delimiter == "\t" and not quoted_header)
     read = _unquoted if unquoted else _quoted
     header: list[str] | None = None
+    unnamed: list[int] = []
+    spare = 0  # columns at the end that have no name
     for physical, cells in read(counted, encoding, delimiter, reading):
         counted.accounted += len(physical)
         if isinstance(cells, list) and any(_INVALID in cell for cell in cells):
             option = reading.name_of("encoding")
             cells = RowError(f"not valid {encoding.upper()}: if the file has another encoding, set {option}")
         if header is None:
-            header = _header(cells, source)
+            header, spare = _header(cells, source)
+            unnamed = [index for index, name in enumerate(header) if not name]
             continue
         raw = b"".join(line for _, line in physical)
         if isinstance(cells, list):
-            if notes is not None and unquoted and quoting == "auto" and any(map(_CSV_QUOTED.fullmatch, cells)):
-                notes[QUOTED_CELLS] += 1
-            yield physical[0][0], _row(cells, header, physical, delimiter, unquoted, reading), raw
+            if notes is not None:
+                is_quoted = unquoted and quoting == "auto" and any(map(_CSV_QUOTED.fullmatch, cells))
+                for note, applies in (
+                    (QUOTED_CELLS, is_quoted),
+                    (SHORT_ROWS, len(cells) < len(header)),
+                    (UNNAMED_CELLS, any(cells[index].strip() for index in unnamed if index < len(cells))),
+                ):
+                    if applies:
+                        notes[note] += 1
+            yield physical[0][0], _row(cells, header, spare, physical, delimiter, unquoted, reading), raw
         else:
             yield physical[0][0], cells, raw
     assert counted.accounted == counted.read, f"{source}: {counted.read} lines, {counted.accounted} accounted for"
@@ -216,6 +232,8 @@ def _quoted(
         if not cells:
             lines.accounted += len(pending)
             continue
+        if not spaced and len(pending) == 1 and width:
+            cells = _after_blanks(_decoded(pending[0][1], encoding), delimiter, escape, width) or cells
         if not width:
             width = len(cells)
         elif len(pending) > 1 and reading.quoting == "auto" and (kind := judge(cells)) is not CellKind.TEXT:
@@ -236,6 +254,17 @@ def _quoted(
         yield list(pending), cells
 
 
+def _after_blanks(line: str, delimiter: str, escape: str | None, width: int) -> list[str] | None:
+    """The cells of a line with blanks before quotes, if so read it has as many as the header; None otherwise."""
+    if f'{delimiter} "' not in line:
+        return None
+    try:
+        (cells,) = csv.reader([line], delimiter=delimiter, escapechar=escape, skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError):
+        return None
+    return cells if len(cells) == width else None
+
+
 def _decoded(line: bytes, encoding: str) -> str:
     try:
         return line.decode(encoding)
@@ -244,7 +273,8 @@ def _decoded(line: bytes, encoding: str) -> str:
         return line.decode(encoding, "replace").replace("\ufffd", _INVALID)
 
 
-def _header(cells: list[str] | RowError, source: str) -> list[str]:
+def _header(cells: list[str] | RowError, source: str) -> tuple[list[str], int]:
+    """The names of the columns, and how many columns after them have none."""
     if isinstance(cells, RowError):
         raise UserError(f"{source}: the header is broken ({cells}); its first line must name the columns")
     header = [cell.strip(_AROUND) for cell in cells]
@@ -253,18 +283,24 @@ def _header(cells: list[str] | RowError, source: str) -> list[str]:
     repeated = sorted({name for name in header if name and header.count(name) > 1})
     if repeated:
         raise UserError(f"{source}: the header names {repeated} twice; give every column its own name")
-    return header
+    return header, len(cells) - len(header)
 
 
 def _row(
-    cells: list[str], header: list[str], physical: Lines, delimiter: str, unquoted: bool, reading: ReadOptions
+    cells: list[str],
+    header: list[str],
+    spare: int,
+    physical: Lines,
+    delimiter: str,
+    unquoted: bool,
+    reading: ReadOptions,
 ) -> Mapping | RowError:
     width = len(header)
     if len(cells) > width and not any(cell.strip() for cell in cells[width:]):
         cells = cells[:width]
     if len(cells) != width:
         span = f" (lines {physical[0][0]} to {physical[-1][0]})" if len(physical) > 1 else ""
-        fix = _width_fix(cells, width, delimiter, unquoted, reading)
+        fix = _width_fix(cells, width, spare, delimiter, unquoted, reading)
         return RowError(f"{len(cells)} cells{span}, but the header has {width}: {fix}")
     if [cell.strip(_AROUND) for cell in cells] == header:
         return RowError("the header again; remove it where files were joined")
@@ -272,20 +308,24 @@ def _row(
     return dict(zip(header, plain if _NULL not in cells else ("" if cell == _NULL else cell for cell in plain)))
 
 
-def _width_fix(cells: list[str], width: int, delimiter: str, unquoted: bool, reading: ReadOptions) -> str:
+def _width_fix(cells: list[str], width: int, spare: int, delimiter: str, unquoted: bool, reading: ReadOptions) -> str:
     """What helps a row with too few or too many cells."""
     if width == 1 and len(cells) > 1:
         return "the file's first line must name all columns; remove lines before that"
     quoting = reading.name_of("quoting")
     if unquoted and any('"' in cell for cell in cells):
         return f"if its quotes are those of CSV, set {quoting} to standard"
+    if 0 < len(cells) - width <= spare:
+        return f"the header has no name for cell {width + 1}: name it, or quote a cell that holds the delimiter"
+    text = delimiter.join(cells)
+    if f'{delimiter} "' in text and not unquoted:
+        return "a blank before a quote makes the quote part of the text: remove the blank"
     if len(cells) > width:
         if unquoted:
             return f"leave {DELIMITERS.get(delimiter, 'the delimiter')} out of a cell, or quote it and set {quoting}"
         return f"quote a cell that holds the delimiter, or see {reading.name_of('delimiter')} and {quoting}"
-    text = delimiter.join(cells)
     for other, name in DELIMITERS.items():
         if other != delimiter and len(text.split(other)) == width:
             return f"its cells are separated by {name}, those of the header by {DELIMITERS.get(delimiter, delimiter)}"
     quote = "" if unquoted else ", whose cell wants quotes,"
-    return f"a line end inside a cell{quote} cuts a row in two, or a delimiter or the end of the row is missing"
+    return f"a line end inside a cell{quote} cuts a row in two, or the row lacks its end: write empty cells too"

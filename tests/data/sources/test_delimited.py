@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_rele.data.rows import RowError
-from jax_rele.data.sources.delimited import QUOTED_CELLS, delimited_rows
+from jax_rele.data.sources.delimited import QUOTED_CELLS, SHORT_ROWS, delimited_rows
 from jax_rele.data.sources.files import SourceFile
 from jax_rele.data.sources.readers import read_file
 from jax_rele.data.sources.shards import read_pairs
@@ -63,7 +63,7 @@ def test_tsv_is_quoted_where_the_config_says_so(tmp_path):
     rows = list(read_file(SourceFile("f", str(tmp_path / "data.tsv")), notes=notes))
     assert [number for number, row, _ in rows if isinstance(row, RowError)] == [4, 6]
     assert "set data.quoting to standard" in str(rows[2][1])
-    assert notes == {QUOTED_CELLS: 1}
+    assert notes == {QUOTED_CELLS: 1, SHORT_ROWS: 1}
 
 
 def test_a_header_in_quotes_says_that_a_tsv_is_quoted(tmp_path):
