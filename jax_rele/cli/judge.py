@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jax_rele.cli.options import read_options
+from jax_rele.cli.options import MAX_UNKNOWN, check_fraction, read_options
 from jax_rele.config import TextLossConfig
 from jax_rele.data import write_quarantine, write_table
 from jax_rele.data.parquet import QUARANTINE, join_tables
@@ -66,8 +66,7 @@ class BatchOptions:
             raise UserError(
                 "--workers: goes with --ray; without it start as many processes as you want with --process N/M"
             )
-        if self.max_unknown is not None and not 0 <= self.max_unknown <= 1:
-            raise UserError(f"--max-unknown: is a fraction from 0 to 1, not {self.max_unknown:g}")
+        check_fraction("--max-unknown", self.max_unknown)
 
 
 def predict(
@@ -134,7 +133,7 @@ def predict_by_bundle(
         key = hash_values([str(bundle.resolve()), input_path, asdict(reading)])
         shards = str(output_path.with_name(f".{output_path.name}.{key}.shards"))
     rows, threads = batch.rows or ROWS, batch.threads or 0
-    most = 0.25 if batch.max_unknown is None else batch.max_unknown
+    most = MAX_UNKNOWN if batch.max_unknown is None else batch.max_unknown
     worker = Worker.parse(batch.process) if batch.process else Worker()
     try:
         if batch.ray:

@@ -8,6 +8,15 @@ from jax_rele.config.data import one_character
 from jax_rele.errors import UserError
 from jax_rele.types import Html, Quoting, ReadOptions
 
+MAX_UNKNOWN = 0.25
+"""Largest fraction of the characters that a tokenizer may not know where a command names none, as in a config."""
+
+
+def check_fraction(option: str, value: float | None) -> None:
+    """Raises UserError for a number that is no fraction."""
+    if value is not None and not 0 <= value <= 1:
+        raise UserError(f"{option}: is a fraction from 0 to 1, not {value:g}")
+
 
 def named_values(words: Sequence[str], option: str) -> dict[str, str]:
     """Values by name. Raises UserError where a word is not NAME=VALUE, or a name comes twice."""

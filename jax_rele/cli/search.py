@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jax_rele.cli.options import named_values
+from jax_rele.cli.options import MAX_UNKNOWN, check_fraction, named_values
 from jax_rele.config import TextLossConfig
 from jax_rele.data.rows import RowError, id_text
 from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss, summarize
@@ -50,12 +51,17 @@ def index(
     delete: Path | None = None,
     compact: bool = False,
     export: Path | None = None,
+    max_unknown: float | None = None,
 ) -> None:
     """Builds or changes an index, and writes it as a table on request.
 
+    `max_unknown` is the largest fraction of the items' characters that the student's tokenizer may not know.
+
     Raises:
-      UserError: options that do not go together, bad input, or a bundle that cannot be indexed.
+      UserError: options that do not go together, bad input, text in another language than the student's, or a bundle
+        that cannot be indexed.
     """
+    check_fraction("--max-unknown", max_unknown)
     changes = [name for name, chosen in (("--update", update), ("--sync", sync)) if chosen]
     if len(changes) > 1:
         raise UserError("--update and --sync: --sync updates too; give one of them")
@@ -76,7 +82,11 @@ def index(
     if items is not None:
         read = read_items(items, reading)
         scorer = load_bundle(bundle)
-        read = read.without(scorer.unreadable(read.items), items)
+        every_item = read.items
+        read = read.without(scorer.unreadable(every_item), items)
+        loss = _known_enough(_text_loss(scorer, every_item), items, MAX_UNKNOWN if max_unknown is None else max_unknown)
+        if len(read.items) < len(every_item):
+            loss = replace(loss, merged_pairs=_text_loss(scorer, read.items).merged_pairs)
         if build:
             _check_nothing_is_lost(output, {item.id for item in read.items}, items)
             change = build_index(
@@ -96,7 +106,6 @@ def index(
             first = read.bad[0]
             print(f"{path}: {len(read.bad)} bad rows set aside, the first is row {first.row}: {first.reason}")
         remedies = "index by a student that knows the language", "index by one with a longer student.item_length"
-        loss = _text_loss(scorer, read.items)
         check_text_loss(str(output), loss, TextLossConfig(max_unknown=1.0), remedies=remedies)
         print(
             f"{output}: {loss.unknown_characters} of {loss.characters} characters unknown; {loss.cut_items} items cut"
@@ -183,6 +192,16 @@ def _as_dict(rank: int, result: Result) -> dict:
     if result.item.attributes:
         item["attributes"] = dict(result.item.attributes)
     return {"rank": rank, "score": result.score, "inner_product": result.inner_product, "item": item}
+
+
+def _known_enough(loss: TextLoss, items: str, most: float) -> TextLoss:
+    """What of the items is not read. Raises UserError where too much is not known, before any item is encoded."""
+    if loss.unknown_fraction > most:
+        raise UserError(
+            f"{items}: {loss.unknown_fraction:.1%} of the characters are unknown to the student's tokenizer, more than "
+            f"--max-unknown {most:g}; index the items by a student that knows the language"
+        )
+    return loss
 
 
 def _text_loss(scorer: Scorer, items: Sequence[Item]) -> TextLoss:

@@ -154,6 +154,12 @@ _BUNDLE = argument("bundle", type=Path, metavar="DIR", help="bundle of a student
     argument("--delete", type=Path, metavar="IDS.txt", help="delete items; one id a line"),
     argument("--compact", action="store_true", help="merge updates and deletions"),
     argument("--export", type=Path, metavar="ITEMS.parquet", help="write ids, vectors and fields as a table"),
+    argument(
+        "--max-unknown",
+        type=float,
+        metavar="FRACTION",
+        help="largest fraction of the items' characters that the student's tokenizer may not know; 0.25",
+    ),
 )
 def index(
     bundle: Path,
@@ -168,6 +174,7 @@ def index(
     delete: Path | None,
     compact: bool,
     export: Path | None,
+    max_unknown: float | None,
     **reading: Any,
 ) -> None:
     """Index items by a two-tower's vectors, or change an index.
@@ -194,6 +201,7 @@ def index(
         delete=delete,
         compact=compact,
         export=export,
+        max_unknown=max_unknown,
     )
 
 
