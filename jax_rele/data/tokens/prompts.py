@@ -147,6 +147,9 @@ class _Prompt:
         due = min(_due(lines[index], title_ends, budget), budget)
         of_query, of_rest = longest_first(len(query_ends), len(rest_ends), budget - due)
         title = _cut_text(lines[index], title_ends, budget - of_query - of_rest)
+        # What a character too long for the rest of the title's tokens leaves goes back to the others.
+        used = sum(end <= len(title) for end in title_ends)
+        of_query, of_rest = longest_first(len(query_ends), len(rest_ends), budget - used)
         others = _whole_lines(_cut_text(rest, rest_ends, of_rest)).split("\n")
         shown = [line for line in (*others[:index], _whole_lines(title), *others[index:]) if line]
         return _Prompt(_cut_text(self.query, query_ends, of_query), "".join(f"{line}\n" for line in shown))

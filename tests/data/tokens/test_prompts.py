@@ -242,3 +242,14 @@ def test_a_cut_keeps_marks_with_their_letters(tokenizer):
         (ids,) = encode_prompts(tokenizer, [Pair("1", "red", Item("a", title))], ("title",), length)
         shown = tokenizer.decode(ids[1:]).split("\n")[1].removeprefix("title: ")
         assert regex.findall(r"\X", shown) == regex.findall(r"\X", title)[: len(regex.findall(r"\X", shown))]
+
+
+@pytest.mark.parametrize("length", [60, 100, 200])
+def test_what_a_character_too_long_for_the_title_leaves_goes_to_the_other_texts(tokenizer, length):
+    accents = "e" + "\N{COMBINING ACUTE ACCENT}\N{COMBINING GRAVE ACCENT}" * 150
+    pair = Pair("1", "red shoes " * 80, Item("a", f"acme {accents}", brand="acme " * 80))
+    (ids,) = encode_prompts(tokenizer, [pair], ("brand", "title"), length)
+    text = tokenizer.decode(ids[1:])
+    assert "\ntitle: acme\n" in text or "\ntitle: acme \n" in text
+    # A token or two may be lost at the end of each text.
+    assert length - 6 <= len(ids) <= length
