@@ -136,12 +136,13 @@ def get_value(row: Mapping, name: str):
 class MappedFields:
     """The fields that the user has mapped and of which no row has had a column so far.
 
-    A column of the field's own name does as well, as it does for `parse_row`.
+    A column of the field's own name does as well, as it does for `parse_row`; `optional` are mappings that need none.
     """
 
-    def __init__(self, reading: ReadOptions):
+    def __init__(self, reading: ReadOptions, optional: Mapping[str, str] | None = None):
         self.reading = reading
-        self.unseen = dict(reading.fields)
+        known = optional or {}
+        self.unseen = {field: column for field, column in reading.fields.items() if known.get(field) != column}
         self.columns: dict[str, None] = {}
 
     def read(self, row: Mapping) -> None:

@@ -99,7 +99,9 @@ def is_local(source: str) -> bool:
         folder = snapshot_download(name, revision=revision or None, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         return False
-    return any(Path(folder).glob("*.safetensors"))  # not the config alone, as of a download that failed
+    # Not a part of it, as a download that failed may leave.
+    parts = [("config.json",), ("*.safetensors",), ("tokenizer.json", "vocab.*", "*.model")]
+    return all(any(any(Path(folder).glob(name)) for name in names) for names in parts)
 
 
 def one_line(error: Exception) -> str:

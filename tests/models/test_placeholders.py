@@ -8,7 +8,7 @@ import pytest
 
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, load_tokenizer
 from jax_rele.errors import UserError
-from jax_rele.models import Decoder, DecoderConfig, from_hf, load_peft
+from jax_rele.models import Decoder, DecoderConfig, files, from_hf, load_peft
 from jax_rele.models.bundled import folder as bundled_folder
 from jax_rele.models.weights import check_weights, weights_folder
 
@@ -120,3 +120,13 @@ def test_adapters_alone_are_sent_to_their_base(model, path, has_config):
 def test_adapters_beside_a_whole_model_do_no_harm(model):
     (model / "adapter_config.json").write_text("{}")
     assert weights_folder(str(model), "teacher.init") == model
+
+
+@pytest.mark.parametrize("missing", [None, "config.json", "model.safetensors", "tokenizer.json"])
+def test_a_model_in_the_hubs_cache_is_local_where_it_is_whole(model, monkeypatch, missing):
+    monkeypatch.setattr(files, "snapshot_download", lambda name, **_: str(model))
+    if missing:
+        (model / missing).unlink()
+    assert files.is_local("hf:org/name@main") == (missing is None)
+    assert files.is_local(str(model))
+    assert files.is_local("bundled:decoder")

@@ -144,7 +144,10 @@ def parse_shards(
     if path == SAMPLE:
         label_map = {code: name for code, name in _SAMPLE_LABELS.items() if name in label_names} | label_map
     check_mapping(reading, label_map, label_names)
-    mapped = MappedFields(reading) if reading.from_command or not for_prediction else None
+    mapped = None
+    if reading.from_command or not for_prediction:
+        # The configs that are written for the sample serve for other files too.
+        mapped = MappedFields(reading, {} if reading.from_command else _SAMPLE_FIELDS)
     n_good, n_bad = 0, 0
     first_bad: Quarantined | None = None
     columns: dict[str, None] = {}

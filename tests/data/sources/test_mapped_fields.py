@@ -81,6 +81,15 @@ def test_one_row_of_any_file_is_enough(tmp_path):
         read(tmp_path, fields={"item.brand": "extra.makr"})
 
 
+def test_a_config_for_the_sample_serves_for_other_files_too(tmp_path):
+    path, fields = source(tmp_path, ".jsonl"), {"item": "product", "query_tags": "queryner"}
+    assert len(read(path, fields=fields)[0]) == 30
+    with pytest.raises(UserError, match=r"item.brand is mapped to 'maker'"):
+        read(path, fields={**fields, "item.brand": "maker"})
+    with pytest.raises(UserError, match=r"is mapped to '(product|queryner)'"):
+        read(path, fields=fields, from_command=True)
+
+
 def test_a_key_inside_the_item_and_parts_of_an_object_count(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"query": "q", "product": {"name": "t", "maker": "m", "specs": {"size": 9}}}) + "\n")
