@@ -25,6 +25,8 @@ _WORD = regex.compile(
     rf"(?P<ideograph>\p{{Han}}\p{{M}}*)|(?P<spelt>[{_SPELT}][{_SPELT}\p{{M}}]*)|[[\w\p{{N}}]--[{UNSPACED}]]+", regex.V1
 )
 _LETTER = regex.compile(r"\X")
+_WHOLE_FLOAT = regex.compile(r"(-?(?:0|[1-9]\d{0,14}))\.0+")
+"""A whole number as floats and decimals are written: exact in a float, and without zeros before it."""
 _LOCALE_SEPARATORS = regex.compile(r"[\s_-]+")
 
 
@@ -115,6 +117,12 @@ def query_id(query: str) -> str:
 def locale_key(locale: str) -> str:
     """A locale as all spellings of it are compared and counted: `en_US` and `EN-us` are `en-us`; `US` is `us`."""
     return _LOCALE_SEPARATORS.sub("-", text_key(locale))
+
+
+def whole_number(text: str) -> str:
+    """The text; without its decimals if it is a whole number that was written as a float, as `1001.0` or `1000.00`."""
+    match = _WHOLE_FLOAT.fullmatch(text) if text.endswith("0") and "." in text else None
+    return text if match is None else match[1] if match[1] != "-0" else "0"
 
 
 def lexical_words(text: str) -> list[str]:

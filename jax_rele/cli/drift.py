@@ -70,7 +70,7 @@ def drift(
 def _read(path: str, scorer: Scorer, reading: ReadOptions) -> list[Pair]:
     pairs, bad = read_pairs(path, label_names=scorer.schema.names, reading=reading, for_prediction=True)
     if bad:
-        print(f"{path}: {len(bad)} bad rows left out, the first is row {bad[0].row}: {bad[0].reason}")
+        print(f"{path}: {len(bad)} bad rows left out, the first is {bad[0].named(path)}")
     if len(pairs) < comparing.FEWEST:
         raise UserError(f"{path}: has {len(pairs)} pairs; a comparison needs at least {comparing.FEWEST}")
     return pairs

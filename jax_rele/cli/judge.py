@@ -188,10 +188,7 @@ def predict_by_bundle(
         if bad := sorted(Path(shards).glob("part-*.quarantine.parquet")):
             join_tables(quarantine, bad)
             first = Quarantined(**pq.read_table(quarantine).slice(0, 1).to_pylist()[0])
-            print(
-                f"{quarantine}: {counts['quarantined']} bad rows set aside, the first is {_named(first, input_path)}: "
-                f"{first.reason}"
-            )
+            print(f"{quarantine}: {counts['quarantined']} bad rows set aside, the first is {first.named(input_path)}")
         shutil.rmtree(shards)
         print(f"{output_path}: {counts['pairs']} pairs")
 
@@ -293,15 +290,9 @@ def predict_by_run(
     quarantine = output_path.with_suffix(".quarantine.parquet")
     if bad:
         write_quarantine(quarantine, bad)
-        print(
-            f"{quarantine}: {len(bad)} bad rows set aside, the first is {_named(bad[0], input_path)}: {bad[0].reason}"
-        )
+        print(f"{quarantine}: {len(bad)} bad rows set aside, the first is {bad[0].named(input_path)}")
     elif quarantine.exists():
         os.remove(quarantine)  # of an earlier input
-
-
-def _named(bad: Quarantined, source: str) -> str:
-    return f"row {bad.row}" + ("" if bad.source == source else f" of {bad.source}")
 
 
 def _readable(
@@ -317,7 +308,7 @@ def _readable(
         for index in sorted(wrong)
     ]
     if len(wrong) == len(pairs):
-        raise UserError(f"{source}: none of its {len(pairs)} pairs can be read ({_named(bad[0], source)}: {wrong[0]})")
+        raise UserError(f"{source}: none of its {len(pairs)} pairs can be read ({bad[0].named(source)})")
     return [pair for index, pair in enumerate(pairs) if index not in wrong], bad
 
 

@@ -103,8 +103,7 @@ def index(
         if read.n_replaced:
             print(f"{items}: {read.n_replaced} rows repeat an id with other content; the last row of an id counts")
         if (path := write_bad_rows(output, read.bad)) is not None:
-            first = read.bad[0]
-            print(f"{path}: {len(read.bad)} bad rows set aside, the first is row {first.row}: {first.reason}")
+            print(f"{path}: {len(read.bad)} bad rows set aside, the first is {read.bad[0].named(items)}")
         remedies = "index by a student that knows the language", "index by one with a longer student.item_length"
         check_text_loss(str(output), loss, TextLossConfig(max_unknown=1.0), remedies=remedies)
         print(

@@ -68,7 +68,7 @@ def threshold(
     if not pairs:
         raise UserError(f"{pairs_path}: the model can read none of the pairs; give pairs in its language")
     if bad:
-        print(f"{pairs_path}: {len(bad)} bad rows left out, the first is row {bad[0].row}: {bad[0].reason}")
+        print(f"{pairs_path}: {len(bad)} bad rows left out, the first is {bad[0].named(pairs_path)}")
     chosen_labels = _irrelevant_labels(schema, irrelevant)
     n_read, n_queries = len(pairs), len({query_id(pair.query) for pair in pairs})
     if per_query:

@@ -27,7 +27,7 @@ from itertools import chain
 from jax_rele.data.columns import ABSENT, ATTRIBUTE, ColumnNames, column_names, find_value, get_value
 from jax_rele.data.markup import plain_text
 from jax_rele.names import SPLITS
-from jax_rele.text import drop_ignorable, is_visible, text_key
+from jax_rele.text import drop_ignorable, is_visible, text_key, whole_number
 from jax_rele.types import ITEM_FIELDS, Item, Pair, ReadOptions, Tag
 
 _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
@@ -37,8 +37,6 @@ _LARGEST_EXACT_FLOAT = 2**53
 _ROUNDED = re.compile(r"\d(?:\.\d+)?[eE]\+\d+|\d\.\d+[eE]\d+")
 """How spreadsheets and float columns write numbers that are too long for them."""
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
-_WHOLE_FLOAT = re.compile(r"(-?(?:0|[1-9]\d{0,14}))\.0+")
-"""A whole number as floats and decimals are written: exact in a float, and without zeros before it."""
 _TRUTHS = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0"), False)
 
 
@@ -62,6 +60,10 @@ class Quarantined:
     reason: str
     raw: str
 
+    def named(self, source: str) -> str:
+        """Its row and reason, and its file where that is not the `source` of a message."""
+        return f"row {self.row}{'' if self.source == source else f' of {self.source}'}: {self.reason}"
+
 
 def known_split(name: str) -> str | None:
     """The split that a name or a synonym of it (`valid`, `val`, `dev`) stands for; None for any other name."""
@@ -83,12 +85,6 @@ def text_id(item: Item) -> str:
 def is_text_id(item_id: str) -> bool:
     """Whether an id looks like one that `text_id` made."""
     return item_id.startswith(f"{_ITEM}-")
-
-
-def whole_number(text: str) -> str:
-    """The text; without its decimals if it is a whole number that was written as a float, as `1001.0` or `1000.00`."""
-    match = _WHOLE_FLOAT.fullmatch(text) if text.endswith("0") and "." in text else None
-    return text if match is None else match[1] if match[1] != "-0" else "0"
 
 
 def one_line(error: Exception) -> str:
@@ -329,11 +325,7 @@ def _required(value, name: str) -> str:
 
 
 def id_text(value, name: str) -> str:
-    """An id, without characters that are not shown, and whole where it is a whole float, see `whole_number`.
-
-    Raises:
-      RowError: it is no text or number, or one that a spreadsheet has rounded.
-    """
+    """An id as shown, and whole where it is a whole float. Raises RowError for one that a spreadsheet has rounded."""
     text = whole_number(drop_ignorable(_text(value, name)).strip())
     if _ROUNDED.fullmatch(text):
         raise RowError(

@@ -149,10 +149,7 @@ def _read_items(path: str, reading: ReadOptions, scorers: Sequence[Scorer]) -> R
     for scorer in scorers:
         read = read.without(scorer.unreadable(read.items), path)
     if read.bad:
-        first = read.bad[0]
-        print(
-            f"{path}: {len(read.bad)} bad rows left out, the first is row {first.row}: {first.reason}", file=sys.stderr
-        )
+        print(f"{path}: {len(read.bad)} bad rows left out, the first is {read.bad[0].named(path)}", file=sys.stderr)
     if read.n_replaced:
         line = f"{path}: {read.n_replaced} rows repeat an id with other content; the last row of an id counts"
         print(line, file=sys.stderr)

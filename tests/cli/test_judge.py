@@ -54,7 +54,7 @@ def test_a_runs_rows_are_named_where_they_are(tiny, folder, runes_are_unknown, c
 def test_where_nothing_can_be_read_the_first_row_is_named(tiny, tmp_path, runes_are_unknown):
     path = tmp_path / "runes.jsonl"
     path.write_text(f"\n{line(1, 'ᚠ')}\n{line(2, 'ᚠ')}\n", "utf-8")
-    with pytest.raises(UserError, match=r"none of its 2 pairs can be read \(row 2: the query: runes\)"):
+    with pytest.raises(UserError, match=r"none of its 2 pairs can be read \(row 2: pair p1: the query: runes\)"):
         judge.predict_by_run(tiny[1], "two_tower", str(path), tmp_path / "scores.parquet")
     assert not (tmp_path / "scores.parquet").exists()
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_rele.data.columns import check_columns, check_mapping
-from jax_rele.data.rows import RowError, parse_row
+from jax_rele.data.rows import Quarantined, RowError, parse_row
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
 from jax_rele.text import drop_ignorable, is_visible, text_key
@@ -344,3 +344,9 @@ def test_other_names_of_splits_are_known_and_a_split_may_go_unread():
 def test_a_key_twice_in_an_object_written_as_text_is_a_bad_row(changes):
     with pytest.raises(RowError, match=r"the key '\w+' twice"):
         parse(row(**changes))
+
+
+def test_a_bad_row_is_named_with_its_file_where_that_is_not_the_source():
+    bad = Quarantined("folder/a.csv", 3, "blank query", "")
+    assert bad.named("folder/a.csv") == "row 3: blank query"
+    assert bad.named("folder") == "row 3 of folder/a.csv: blank query"

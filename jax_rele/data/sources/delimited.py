@@ -12,9 +12,10 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
-from jax_rele.data.rows import RowError, whole_number
+from jax_rele.data.rows import RowError
 from jax_rele.data.sources.swallowed import RECORDS, CellKind, Columns, is_fully_quoted
 from jax_rele.errors import UserError
+from jax_rele.text import whole_number
 from jax_rele.types import ReadOptions
 
 DELIMITERS = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}

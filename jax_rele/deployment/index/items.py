@@ -61,7 +61,7 @@ class ReadItems:
             for index, reason in unreadable.items()
         ]
         if len(bad) == len(self.items):
-            raise UserError(f"{path}: none of its items can be read (row {bad[0].row}: {bad[0].reason})")
+            raise UserError(f"{path}: none of its items can be read ({bad[0].named(os.fspath(path))})")
         items, rows = zip(*(each for index, each in enumerate(zip(self.items, self.rows)) if index not in unreadable))
         return replace(self, items=items, bad=(*self.bad, *bad), rows=rows)
 
@@ -102,7 +102,7 @@ def read_items(path: str | os.PathLike, reading: ReadOptions = ReadOptions()) ->
             if query := _query(row, reading):
                 queries.setdefault(query)
     if not items:
-        reason = f"none of its {len(bad)} rows is an item (row {bad[0].row}: {bad[0].reason})" if bad else "has no rows"
+        reason = f"none of its {len(bad)} rows is an item ({bad[0].named(name)})" if bad else "has no rows"
         raise UserError(
             f"{path}: {reason}; a row of items has an id and a title, one of pairs an item; map other names by "
             f"{reading.name_of('fields')}"

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jax_rele.data.rows import id_text, whole_number
+from jax_rele.data.rows import id_text
 from jax_rele.data.sources.shards import read_pairs
+from jax_rele.text import whole_number
 
 NUMBERS = ["1001", "1001.0", "1001.00", "1001.000"]
 TEXTS = ["1.10", "007", "007.0", "1.0.0", "0012345678.50", "1234567890123456.0", "1,001.0", "v1.0", ".0", "1001."]
