@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from jax_rele.config.base import Name, Positive, Section
+from jax_rele.config.base import Name, NonNegative, Positive, Section
 from jax_rele.config.optimization import OptimizationConfig
 from jax_rele.names import RECIPES, STUDENTS, StudentName
 
@@ -67,6 +67,9 @@ class DistillConfig(Section):
     teacher scored. A number or a schedule."""
     length_buckets: Positive = 1
     """Lengths that batches are padded to: a batch has pairs of similar length; every length is compiled once."""
+    pack_to: NonNegative = 128
+    """Tokens of a row of the encoder in training, which holds several pairs' texts (longer ones have rows of their own
+    length), where that saves enough padding; 0 for one text a row."""
     joint_training: bool = False
     """Whether all students of a recipe are updated in the same step, in one pass over the signals."""
     term_gradients: bool = False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grain
@@ -15,7 +16,7 @@ import optax
 from jax_rele import losses
 from jax_rele.config import DistillConfig, OptimizationConfig, ScheduleConfig
 from jax_rele.data.batches.loader import Groups, batches, bucket_of, group_by_query
-from jax_rele.data.batches.sampler import Stream, count_streams, shuffle_streams
+from jax_rele.data.batches.sampler import Order, Stream, count_streams, shuffle_streams
 from jax_rele.data.tokens.token_cache import Columns
 from jax_rele.distillation.dataset import Dataset, check_present
 from jax_rele.distillation.fields import batch_fields
@@ -26,6 +27,7 @@ from jax_rele.distillation.hyperparameters import (
     make_tunable_optimizer,
     make_tunable_step,
 )
+from jax_rele.distillation.packed_inputs import choose_packing, packable
 from jax_rele.errors import UserError
 from jax_rele.models.partitioning import use
 from jax_rele.students import Student
@@ -153,11 +155,20 @@ def make_trainer(
         columns["inputs"] = inputs
 
     needs_teacher = any(losses.needs_teacher(terms[name]) for name in students)
-    read_groups, streams = _groups(columns, datasets[first], distill, mesh, needs_teacher, selected)
+    group = partial(_groups, columns, datasets[first], distill, mesh, needs_teacher)
+    read_groups, streams = group(selected)
+    if distill.pack_to:
+        # By all pairs, so that trainings on some of them have batches of one shape, unless their groups are others.
+        everything = (read_groups, streams) if selected is None else group(None)
+        alike = everything[0].members.shape[1] == read_groups.members.shape[1]
+        sampled = everything if alike else (read_groups, streams)
+        left_out = [("inputs", *paths[name]) for name in students if name not in packable(terms, students)]
+        micro_batches = distill.optimization.micro_batches
+        packed = choose_packing(sampled[0], _order(*sampled, seed=0), distill.pack_to, micro_batches, mesh, left_out)
+        read_groups = dataclasses.replace(read_groups, packed=packed)
 
     def order(seed: int):
-        window = WINDOW if read_groups.lengths > 1 else 1
-        return shuffle_streams(streams, seed, sizes=read_groups.buckets, window=window)
+        return _order(read_groups, streams, seed)
 
     def batches_of(seed: int):
         ordered = order(seed)
@@ -215,6 +226,10 @@ def make_trainer(
             _check_objective(recipe, step, state, batch, mesh)
         compiled[key] = init_random, shard_step(step, mesh, state)
     return Trainer(compiled[key][1], init_state, batches_of, params_of, distill.optimization, mesh)
+
+
+def _order(groups: Groups, streams: Sequence[Stream], seed: int) -> Order:
+    return shuffle_streams(streams, seed, sizes=groups.buckets, window=WINDOW if groups.lengths > 1 else 1)
 
 
 def query_groups(queries: np.ndarray, labelled: np.ndarray, size: int, *, unlabelled: bool) -> np.ndarray:

@@ -8,6 +8,7 @@ Sources: Devlin et al., BERT, arXiv 1810.04805; Liu et al., RoBERTa, arXiv 1907.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ import numpy as np
 from flax import linen as nn
 
 from jax_rele.models.attention import Mask, attention
+from jax_rele.models.packed_rows import Packing, pack, unpack
 from jax_rele.models.rope import Rope, rotate
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
@@ -126,8 +128,8 @@ class EncoderBlock(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, carry, valid: jax.Array, deterministic: bool, first: bool, window, frequencies):
-        config = self.config
+    def __call__(self, carry, mask: Mask, positions, deterministic: bool, first: bool, window, frequencies):
+        config, mask = self.config, dataclasses.replace(mask, window=window)
         x, y = carry if config.prenorm else (carry, carry)
         linear = partial(dense, dtype=config.dtype, param_dtype=config.param_dtype)
 
@@ -141,9 +143,7 @@ class EncoderBlock(nn.Module):
             for name in ("query", "key", "value")
         )
         if frequencies is not None:
-            positions = jnp.arange(x.shape[1])[None]
             query, key = rotate(query, positions, frequencies), rotate(key, positions, frequencies)
-        mask = Mask(window=window, key_valid=valid)
         y = attention(query, key, value, mask).reshape(x.shape)
         x = x + dropout(linear(config.width, ("heads", "embed"), "output", bias=config.attention_bias)(y))
         if config.prenorm:
@@ -196,7 +196,7 @@ class Encoder(nn.Module):
             EncoderBlock,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
             length=config.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, name="layers")
@@ -210,8 +210,9 @@ class Encoder(nn.Module):
         *,
         deterministic: bool = True,
         attention: bool = False,
+        packing: Packing | None = None,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """Runs the encoder. The outputs of valid tokens do not depend on padding.
+        """Runs the encoder. The outputs of valid tokens depend neither on padding nor on how rows are packed.
 
         Args:
           tokens: [B, L] int, L at most `max_length`.
@@ -220,22 +221,31 @@ class Encoder(nn.Module):
           valid: [B, L] bool; False for padding.
           deterministic: False turns on dropout (rng `dropout`).
           attention: also return the attention of the first token.
+          packing: where the layers read each token, of fewer rows; see `packed_rows`. Not with `attention`.
 
         Returns:
-          [B, L, width]; with `attention` also [layers, B, L] float32, the softmax of the first token's query over the
-          keys, mean over the heads.
+          [B, L, width], with `packing` zeros where it leaves a token out; with `attention` also [layers, B, L] float32,
+          the softmax of the first token's query over the keys, mean over the heads.
         """
         chex.assert_rank(tokens, 2)
         chex.assert_equal_shape([tokens, token_types, valid])
         config = self.config
         if tokens.shape[1] > config.max_length:
             raise ValueError(f"{tokens.shape[1]} tokens, but the encoder has {config.max_length} positions")
-        x = jnp.take(self.words, tokens, axis=0)
+        numbers = jnp.arange(tokens.shape[1])[None]
         if config.position_offset:
-            counted = jnp.cumsum(valid, axis=1, dtype=jnp.int32) * valid
-            x += jnp.take(self.positions, counted + config.position_offset - 1, axis=0)
-        elif not config.rope_thetas:
-            x += self.positions[None, : tokens.shape[1]]
+            numbers = jnp.cumsum(valid, axis=1, dtype=jnp.int32) * valid + config.position_offset - 1
+        mask = Mask(key_valid=valid)
+        if packing is not None:
+            if attention:
+                raise ValueError("the attention of the first token is that of padded rows; leave out the packing")
+            (tokens, token_types, numbers), segments = pack(packing, tokens, token_types, numbers)
+            mask = Mask(query_segments=segments, key_segments=segments)
+            mask = dataclasses.replace(mask, query_positions=numbers, key_positions=numbers)
+        x = jnp.take(self.words, tokens, axis=0)
+        if not config.rope_thetas:
+            by_index = packing is None and not config.position_offset
+            x += self.positions[None, : tokens.shape[1]] if by_index else jnp.take(self.positions, numbers, axis=0)
         if config.token_types:
             x += jnp.take(self.types, jnp.minimum(token_types, config.token_types - 1), axis=0)
         x = self.dropout(self.norm(x.astype(config.dtype)), deterministic=deterministic)
@@ -244,8 +254,11 @@ class Encoder(nn.Module):
         if config.rope_thetas:
             head_dim = config.width // config.heads
             frequencies = np.stack([Rope(theta).frequencies(head_dim) for theta in config.rope_thetas])
-        x, weights = self.layers((x, x) if config.prenorm else x, valid, deterministic, attention, windows, frequencies)
-        hidden = x[1] if config.prenorm else x
+        carry = (x, x) if config.prenorm else x
+        carry, weights = self.layers(carry, mask, numbers, deterministic, attention, windows, frequencies)
+        hidden = carry[1] if config.prenorm else carry
+        if packing is not None:
+            hidden = unpack(packing, hidden)
         return (hidden, weights) if attention else hidden
 
     def pool(self, hidden: jax.Array) -> jax.Array:

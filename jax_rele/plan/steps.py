@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rele import losses
-from jax_rele.config import AdaptConfig, Config, FinetuneConfig
+from jax_rele.config import AdaptConfig, Config, DistillConfig, FinetuneConfig
+from jax_rele.data.batches.packed_rows import Parts, round_rows, row_length
 from jax_rele.distillation import objectives
 from jax_rele.distillation.fields import batch_fields
+from jax_rele.distillation.packed_inputs import packable
 from jax_rele.errors import UserError
 from jax_rele.losses.combine import Term
 from jax_rele.models import Decoder, build_teacher
@@ -39,6 +41,7 @@ from jax_rele.teacher.label_scores import first_token_probs
 from jax_rele.teacher.language_model import language_loss
 from jax_rele.teacher.template import LABEL, VERDICT, DecodingTemplate
 from jax_rele.training import make_optimizer, make_train_step, shard_step
+from jax_rele.training.sharding import batch_shards
 from jax_rele.training.state import TrainState
 from jax_rele.types import VERDICTS, Params, PyTree
 
@@ -47,6 +50,9 @@ QUERY_DIVISOR = 4
 
 BYTES_PER_TOKEN = 3
 """Assumed bytes per token of the grammar's fixed text."""
+
+FULL = 1 / 2
+"""Of the students' tokens so many are assumed not to be padding, where rows are packed."""
 
 _OWN, _OTHERS = {"tpu": "splash", "gpu": "cudnn"}, {"tpu": "cudnn", "gpu": "splash"}
 """Implementations of attention besides xla, by kind of chip."""
@@ -325,6 +331,8 @@ def _distill(config: Config, name: StudentName, mesh: jax.sharding.Mesh) -> Step
     terms = objectives.terms(config.distill, config.labels.gains, recipe, model.heads, student.verdict_pooling)
     batch = student_batch(model, spec, mesh, count, terms)
     one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch["inputs"])
+    if packable({name: terms}, [name]):
+        batch = {**batch, "inputs": pack_inputs(batch["inputs"], config.distill, mesh)}
     tx = make_optimizer(optimization)
     state = train_state(lambda rng: model.init(rng, **one), "params", {}, tx, mesh)
     step = make_train_step(
@@ -337,10 +345,14 @@ def _distill(config: Config, name: StudentName, mesh: jax.sharding.Mesh) -> Step
     with use(mesh):
         operations = flops(step, state, batch)
     length = sum(array.length for array in model.batch_spec(spec).values() if array.is_token)
+    sides = [side for side in model.batch_spec(spec) if side.endswith("valid")]
+    inputs = {side: batch["inputs"].get(side.replace("valid", "packing")) for side in sides}
+    tokens = sum((packing["source"] if packing else batch["inputs"][side]).size for side, packing in inputs.items())
     resident = {"trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
     shape = f"{count} pairs of {length} tokens, recipe {recipe}"
+    shape += f"; packed into {tokens // count} a pair" if any(inputs.values()) else ""
     lower = partial(_lower_train_step, step, mesh, state, batch)
-    return Step(name, shape, count * length, resident, {"": lower}, operations, operations)
+    return Step(name, shape, tokens, resident, {"": lower}, operations, operations)
 
 
 def student_batch(
@@ -351,3 +363,22 @@ def student_batch(
     batch = jax.tree.map(lambda field: rows(mesh, count, field.dtype, *field.shape), fields)
     ids, mask = rows(mesh, count, np.int32), rows(mesh, count, bool)
     return {**batch, "mask": mask, "segments": ids, "segments_mask": mask}
+
+
+def pack_inputs(inputs: Params, distill: DistillConfig, mesh: jax.sharding.Mesh) -> Params:
+    """The inputs of a batch and how they are packed, as the stage does it where `FULL` of their tokens is text."""
+    packed = dict(inputs)
+    for name, valid in inputs.items():
+        if isinstance(valid, Mapping):
+            packed[name] = pack_inputs(valid, distill, mesh)
+        elif name.endswith("valid"):
+            count, padded = valid.shape
+            parts = Parts(batch_shards(mesh), distill.optimization.micro_batches, distill.group_size)
+            length = row_length(padded, distill.pack_to)
+            tokens = padded * count // parts.count
+            n_rows = round_rows(-(-int(tokens * FULL) // length), tokens, length) if distill.pack_to else 0
+            if n_rows and parts.fits(count):
+                source = rows(mesh, parts.count, np.int32, n_rows, length)
+                packing = {"source": source, "target": rows(mesh, count, np.int32, padded)}
+                packed[name.replace("valid", "packing")] = packing
+    return packed

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.tokens.student_inputs import cross_rows
 from jax_rele.models.encoder import Encoder, EncoderConfig, dense
+from jax_rele.models.packed_rows import Packing
 from jax_rele.students.base import BatchSpec, InputSpec, RaggedInputs, TokenArray, traced_heads
 from jax_rele.students.dimension_pooling import DimensionPooling
 from jax_rele.types import VERDICTS, Pair, PyTree, StudentOutputs
@@ -59,7 +60,8 @@ class CrossEncoder(nn.Module):
         token_types: jax.Array,
         valid: jax.Array,
         *,
-        augmented: Mapping[str, jax.Array] | None = None,
+        augmented: Mapping[str, PyTree] | None = None,
+        packing: Packing | None = None,
         deterministic: bool = True,
     ) -> StudentOutputs:
         """Scores pairs.
@@ -68,27 +70,35 @@ class CrossEncoder(nn.Module):
           tokens, token_types: [B, L] int; type 0 is the query, 1 the item.
           valid: [B, L] bool; False for padding.
           augmented: `tokens`, `token_types` and `valid` [B, La] of the same pairs followed by their rationales; only in
-            training, where a loss compares how the student reads both.
+            training, where a loss compares how the student reads both. It may have a `packing` too.
+          packing: how the encoder packs the rows in training, see `models.packed_rows`; None: not at all.
           deterministic: False turns on dropout (rng `dropout`).
 
         Returns:
-          `StudentOutputs` with logits [B, C], verdict_logits [B, D, V], token_logits [B, L, 1 + D], attention [B, L],
-          representation [B, W], and where there are such latent [B, R], augmented_representation and augmented_logits.
+          `StudentOutputs` with logits [B, C], verdict_logits [B, D, V], token_logits [B, L, 1 + D], without a packing
+          attention [B, L], representation [B, W], and where there are such latent [B, R], augmented_representation and
+          augmented_logits.
         """
-        x, attention = self.reader(tokens, token_types, valid, deterministic=deterministic, attention=True)
+        attention = None
+        if packing is None:
+            x, weights = self.reader(tokens, token_types, valid, deterministic=deterministic, attention=True)
+            attention = weights[-1]
+        else:
+            x = cast(jax.Array, self.reader(tokens, token_types, valid, deterministic=deterministic, packing=packing))
         representation, latent = self._represent(x, valid, deterministic)
         logits, verdict_logits = self._apply_heads(representation, x, valid)
         augmented_representation = augmented_logits = None
         if augmented is not None:
             parts = (augmented[name] for name in ("tokens", "token_types", "valid"))
-            y = cast(jax.Array, self.reader(*parts, deterministic=deterministic))
+            packing = augmented.get("packing")
+            y = cast(jax.Array, self.reader(*parts, deterministic=deterministic, packing=packing))
             augmented_representation, _ = self._represent(y, augmented["valid"], deterministic)
             augmented_logits, _ = self._apply_heads(augmented_representation, y, augmented["valid"])
         return StudentOutputs(
             logits=logits,
             verdict_logits=verdict_logits,
             token_logits=self.evidence_head(x),
-            attention=attention[-1],
+            attention=attention,
             representation=representation,
             augmented_representation=augmented_representation,
             augmented_logits=augmented_logits,

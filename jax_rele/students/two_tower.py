@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.tokens.student_inputs import tower_rows
 from jax_rele.models.encoder import Encoder, EncoderConfig, dense
+from jax_rele.models.packed_rows import Packing
 from jax_rele.students.auxiliary import auxiliary_branch
 from jax_rele.students.base import BatchSpec, InputSpec, RaggedInputs, TokenArray, traced_heads
 from jax_rele.students.dimension_pooling import DimensionPooling
@@ -109,10 +110,18 @@ class TwoTower(nn.Module):
         bias_shape = (self.dimensions, len(VERDICTS))
         self.verdict_bias = cast(jax.Array, self.param("verdict_bias", bias_init, bias_shape))
 
-    def encode(self, tokens: jax.Array, valid: jax.Array, side: int, *, deterministic: bool = True) -> jax.Array:
+    def encode(
+        self,
+        tokens: jax.Array,
+        valid: jax.Array,
+        side: int,
+        *,
+        packing: Packing | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
         """Embeddings of one side (0 queries, 1 items): [B, L] -> [B, E]; for `maxsim` [B, L, E], zeros for padding."""
         types = jnp.full_like(tokens, side if self.distinguish_sides else 0)
-        x = cast(jax.Array, self.readers[side](tokens, types, valid, deterministic=deterministic))
+        x = cast(jax.Array, self.readers[side](tokens, types, valid, deterministic=deterministic, packing=packing))
         weights = valid[..., None].astype(x.dtype)
         views: jax.Array | None = None
         if self.verdict_pooling == "tokens" and self.head != "maxsim":
@@ -200,6 +209,8 @@ class TwoTower(nn.Module):
         item_tokens: jax.Array,
         item_valid: jax.Array,
         *,
+        query_packing: Packing | None = None,
+        item_packing: Packing | None = None,
         deterministic: bool = True,
     ) -> StudentOutputs:
         """Scores pairs.
@@ -207,13 +218,15 @@ class TwoTower(nn.Module):
         Args:
           query_tokens, query_valid: [B, Lq].
           item_tokens, item_valid: [B, Li].
+          query_packing, item_packing: how the encoder packs each side's rows in training, see `models.packed_rows`;
+            None: not at all.
           deterministic: False turns on dropout (rng `dropout`).
 
         Returns:
           `StudentOutputs` with logits [B, C], verdict_logits [B, D, V], both embeddings and both sides' views.
         """
-        query = self.encode(query_tokens, query_valid, 0, deterministic=deterministic)
-        item = self.encode(item_tokens, item_valid, 1, deterministic=deterministic)
+        query = self.encode(query_tokens, query_valid, 0, packing=query_packing, deterministic=deterministic)
+        item = self.encode(item_tokens, item_valid, 1, packing=item_packing, deterministic=deterministic)
         return self.compare(query, item)
 
     @property

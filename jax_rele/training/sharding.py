@@ -26,6 +26,11 @@ BATCH = PartitionSpec(("data", "fsdp"))
 _FIX = "change the mesh, or the batch_size of the stage's optimization to a multiple of it"
 
 
+def batch_shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+    """How many equal parts of a batch the devices hold."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in BATCH[0])
+
+
 def check_rows(
     rows: int, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, path: str, fix: str, *, what: str = "rows"
 ) -> None:
@@ -38,7 +43,7 @@ def check_rows(
       fix: what to change.
       what: what the rows are.
     """
-    devices = math.prod(mesh.shape.get(axis, 1) for axis in BATCH[0])
+    devices = batch_shards(mesh)
     if rows % devices:
         raise UserError(f"{path}: {rows} {what} do not divide over data x fsdp = {devices} devices; {fix}")
 
@@ -163,11 +168,12 @@ def shard_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     Raises UserError where the rows do not divide evenly over the devices.
     """
     sharding, (own, parts) = NamedSharding(mesh, BATCH), _parts_of_process(mesh, jax.process_index())
-    size = len(jax.tree.leaves(batch)[0]) // len(own)
-    check_rows(size * parts, mesh, "mesh", _FIX, what="rows of a step")
-    begins = {part: size * number for number, part in enumerate(own)}
 
     def put(rows):
+        size = len(rows) // len(own)
+        check_rows(size * parts, mesh, "mesh", _FIX, what="rows of a step")
+        begins = {part: size * number for number, part in enumerate(own)}
+
         def read(index):
             start, stop, _ = index[0].indices(size * parts)
             begin = begins[start // size] + start % size

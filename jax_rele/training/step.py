@@ -98,8 +98,8 @@ def _term_gradients(totals: Callable[[PyTree], PyTree], trainable: PyTree) -> di
 
 def _split(batch: Batch, micro_batches: int, group_size: int) -> Batch:
     """[B, ...] -> [micro_batches, B / micro_batches, ...]. Every part takes rows from everywhere in the batch, so that
-    each device splits the rows that it has."""
-    rows = len(jax.tree.leaves(batch)[0])
+    each device splits the rows that it has. Arrays of fewer rows are those of packed inputs: one a device and part."""
+    rows = max(len(x) for x in jax.tree.leaves(batch))
     if "segments" in batch and group_size == 1:
         raise ValueError(
             "micro_batches: the batch holds groups of rows (`segments`); give make_train_step their group_size"
@@ -116,7 +116,7 @@ def _split(batch: Batch, micro_batches: int, group_size: int) -> Batch:
     )
 
     def split(x):
-        x = x.reshape(-1, micro_batches, group_size, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(-1, micro_batches, group_size if len(x) == rows else 1, *x.shape[1:]).swapaxes(0, 1)
         x = x.reshape(micro_batches, -1, *x.shape[3:])
         return nn.with_logical_constraint(x, (None, "batch", *[None] * (x.ndim - 2)))
 

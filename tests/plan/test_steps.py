@@ -94,6 +94,29 @@ def test_a_planned_batch_of_a_student_is_that_of_the_stage(config, mesh, name, r
     assert outline(planned, 16) == outline(real, 16)
 
 
+@pytest.mark.parametrize("name", ["cross_encoder", "two_tower"])
+def test_a_planned_student_reads_packed_rows(config, mesh, name):
+    def planned(**options):
+        distill = config.distill.model_copy(update={"students": (name,), **options})
+        return dict(steps(config.model_copy(update={"distill": distill}), mesh, "gpu", ("distill",)))[name]()
+
+    padded, packed = planned(pack_to=0), planned(pack_to=128)
+    inputs = packed.resident["batch"]["inputs"]
+    packings = [inputs[key] for key in inputs if key.endswith("packing")]
+    assert len(packings) == {"cross_encoder": 1, "two_tower": 2}[name]
+    assert packed.tokens == sum(packing["source"].size for packing in packings) < 0.7 * padded.tokens
+    assert packed.shape == f"{padded.shape}; packed into {packed.tokens // 32} a pair"
+    assert packed.executed < padded.executed
+    for packing in packings:
+        # Every chip of data x fsdp has rows of its own.
+        parts, rows, length = packing["source"].shape
+        assert (parts, length, packing["target"].shape[0]) == (4, 128, 32)
+        assert packing["source"].sharding.shard_shape(packing["source"].shape) == (1, rows, length)
+    # What reads the first token's attention has padded rows.
+    if name == "cross_encoder":
+        assert planned(recipes=("rationale_guided",)).tokens == padded.tokens
+
+
 @pytest.mark.parametrize("trainable", ["params", "lora"])
 def test_a_planned_state_is_the_real_one(config, mesh, trainable):
     model = build_teacher(config.teacher, 512)

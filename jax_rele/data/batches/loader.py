@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import grain
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jax_rele.data.batches.packed_rows import ColumnPath, PackedInputs, pack_rows, row_length
 from jax_rele.data.batches.sampler import Order, Stream, shuffle_streams
-from jax_rele.data.tokens.token_cache import Columns, take_rows
+from jax_rele.data.tokens.token_cache import Columns, Ragged, take_rows
 from jax_rele.types import PyTree
 
 STEPS = 1 << 40
@@ -59,22 +61,73 @@ class Groups:
       members: [G, size] int, the pairs of each group, -1 for padding.
       buckets: [G] int, in which of the `lengths` each group fits, from 1 on; None: all are read at full length.
       lengths: how many lengths there are.
+      packed: which inputs are packed too; None for none.
     """
 
     columns: Columns
     members: np.ndarray
     buckets: np.ndarray | None = None
     lengths: int = 1
+    packed: PackedInputs | None = None
 
     def __call__(self, numbers: np.ndarray, indices: np.ndarray) -> Arrays:
-        """A batch of pairs, see `flatten_groups`, padded to the shortest length that all of the batch fits in."""
-        selected = numbers[indices]
-        members = np.where((selected >= 0)[:, None], self.members[np.maximum(selected, 0)], -1)
-        # Of the whole batch: every process must pad alike.
-        present = numbers[numbers >= 0]
-        bucket = self.lengths if self.buckets is None or not len(present) else int(self.buckets[present].max())
+        """A batch of pairs, see `flatten_groups`, padded to the shortest length that all of the batch fits in.
+
+        Beside each input NAME`valid` that is packed it has NAME`packing`, where the batch fits.
+        """
+        members, bucket = self.members_of(numbers[indices]), self.bucket(numbers)
         batch = take_rows(self.columns, np.maximum(members, 0), lambda full: bucket_length(full, bucket, self.lengths))
-        return flatten_groups({**batch, "mask": members >= 0}, indices)
+        batch = flatten_groups({**batch, "mask": members >= 0}, indices)
+        if self.packed is None:
+            return batch
+        flat = flatten_dict(batch)
+        for (*parents, name), packing in self._packings(numbers, indices, bucket).items():
+            flat[(*parents, name.replace("valid", "packing"))] = packing
+        return unflatten_dict(flat)
+
+    def members_of(self, numbers: np.ndarray) -> np.ndarray:
+        """[B, size] the pairs of the groups of these numbers, -1 for padding."""
+        return np.where((numbers >= 0)[:, None], self.members[np.maximum(numbers, 0)], -1)
+
+    def bucket(self, numbers: np.ndarray) -> int:
+        """The length bucket of a batch: of the whole one, as every process must pad alike."""
+        present = numbers[numbers >= 0]
+        return self.lengths if self.buckets is None or not len(present) else int(self.buckets[present].max())
+
+    def row_lengths(self, path: ColumnPath, numbers: np.ndarray) -> np.ndarray:
+        """[B x size] the tokens of each pair of a batch in a column, 0 for padding."""
+        column, members = ragged_columns(self.columns)[path], self.members_of(numbers).reshape(-1)
+        return np.where(members >= 0, column.lengths(np.maximum(members, 0)), 0)
+
+    def _packings(self, numbers: np.ndarray, indices: np.ndarray, bucket: int) -> dict[ColumnPath, Arrays]:
+        """The rows of these groups of each packing of a batch. Whether a batch fits is asked of the whole one."""
+        packings: dict[ColumnPath, Arrays] = {}
+        if self.packed is None:
+            return packings
+        parts, size = self.packed.parts, self.members.shape[1]
+        own = (indices[:, None] * size + np.arange(size)).reshape(-1)
+        shards = np.unique(own // (len(numbers) * size // parts.shards))
+        own_parts = (shards[:, None] * parts.micro_batches + np.arange(parts.micro_batches)).reshape(-1)
+        for path, rows in self.packed.rows.items():
+            if not rows[bucket - 1]:
+                continue
+            full = ragged_columns(self.columns)[path].length
+            packing = pack_rows(
+                self.row_lengths(path, numbers),
+                bucket_length(full, bucket, self.lengths),
+                rows[bucket - 1],
+                row_length(full, self.packed.length),
+                parts,
+            )
+            if packing is not None:
+                packings[path] = {"source": packing["source"][own_parts], "target": packing["target"][own]}
+        return packings
+
+
+def ragged_columns(columns: Columns) -> dict[ColumnPath, Ragged]:
+    """The `valid` columns of a dataset's inputs, by path."""
+    flat = flatten_dict(columns)
+    return {path: x for path, x in flat.items() if path[-1].endswith("valid") and isinstance(x, Ragged)}
 
 
 def bucket_length(full: int, bucket: int, lengths: int) -> int:
