@@ -158,13 +158,16 @@ def make_trainer(
     group = partial(_groups, columns, datasets[first], distill, mesh, needs_teacher)
     read_groups, streams = group(selected)
     if distill.pack_to:
-        # By all pairs, so that trainings on some of them have batches of one shape, unless their groups are others.
-        everything = (read_groups, streams) if selected is None else group(None)
-        alike = everything[0].members.shape[1] == read_groups.members.shape[1]
-        sampled = everything if alike else (read_groups, streams)
+        # By all pairs where batches are as large, so that trainings on some of them share a compiled step.
+        sampled, sampled_order = read_groups, _order(read_groups, streams, seed=0)
+        if selected is not None:
+            whole, whole_streams = group(None)
+            whole_order = _order(whole, whole_streams, seed=0)
+            if (whole.members.shape[1], whole_order.width) == (sampled.members.shape[1], sampled_order.width):
+                sampled, sampled_order = whole, whole_order
         left_out = [("inputs", *paths[name]) for name in students if name not in packable(terms, students)]
         micro_batches = distill.optimization.micro_batches
-        packed = choose_packing(sampled[0], _order(*sampled, seed=0), distill.pack_to, micro_batches, mesh, left_out)
+        packed = choose_packing(sampled, sampled_order, distill.pack_to, micro_batches, mesh, left_out)
         read_groups = dataclasses.replace(read_groups, packed=packed)
 
     def order(seed: int):

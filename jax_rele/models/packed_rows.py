@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 Packing = Mapping[str, jax.Array]
-"""`source` [S, R, P] int32: of the S parts of a batch, which of its B / S x L tokens is at each of the P places of R
-packed rows, counted row by row; -1 for none. `target` [B, L] int32, its inverse: at which of the R x P places of its
-part a token is; -1 where it is left out, as padding is. A row's tokens lie side by side in one packed row."""
+"""`source` [S, R, P] int32: of the S parts of a batch, which of its B / S x L tokens each of the P positions of R
+packed rows holds, counted row by row; -1 for none. `target` [B, L] int32, its inverse: which of the R x P positions of
+its part holds a token; -1 where it is left out, as padding is. A row's tokens lie side by side in one packed row."""
 
 
 def pack(packing: Packing, *arrays: jax.Array) -> tuple[list[jax.Array], jax.Array]:
@@ -48,7 +48,7 @@ def unpack(packing: Packing, x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _unpack(x: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-    """[S, R x P, W] -> [S, B / S x L, W]. Its gradient gathers too, as no token is in two places."""
+    """[S, R x P, W] -> [S, B / S x L, W]. Its gradient gathers too, as no position holds two tokens."""
     return _take(x, target)
 
 

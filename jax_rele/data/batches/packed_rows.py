@@ -17,15 +17,15 @@ ColumnPath = tuple[str, ...]
 """The names that lead to a column of a batch."""
 
 MOST = 13 / 16
-"""Rows are packed where the layers then read at most this fraction of the padded rows' tokens; less does not pay for
-moving them (docs/benchmarks/packed_rows.md)."""
+"""Rows are packed where the layers then read at most this fraction of the padded rows' tokens; a smaller saving does
+not pay for moving them (docs/benchmarks/packed_rows.md)."""
 
 STEPS = 16
 """Packed rows are so many that they hold a whole number of these parts of the padded rows' tokens, so that trainings
 on much the same data share one compiled step."""
 
 SPREAD = 4.0
-"""Standard deviations above the mean that the tokens of a part must have not to fit."""
+"""There are packed rows for parts whose tokens are up to so many standard deviations above the mean."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Parts:
 
     Attributes:
       shards: devices or groups of them that hold rows of their own, one after the other.
-      micro_batches: parts that a step computes one after the other; each has every so-manieth group of each shard.
+      micro_batches: parts that a step computes one after the other; each has every `micro_batches`-th group of a
+        shard.
       group_size: rows of a group, which none of these divides.
     """
 
