@@ -29,10 +29,10 @@ def count_compiles() -> Iterator[Compiles]:
     """Counts the programs that this process compiles in the block."""
     compiles = Compiles()
 
-    def listen(event: str, duration: float, **_: str | int) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event == _EVENT:
             compiles.programs += 1
-            compiles.seconds += duration
+            compiles.seconds += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
