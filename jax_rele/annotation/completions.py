@@ -21,6 +21,7 @@ _HOLDERS = ("baseresp", "header", "fault", "response", "result", "data", "output
 """Objects in which gateways put an error or a completion."""
 _CODES = ("code", "status", "statuscode", "errorcode", "errcode")
 _SUCCESS = ("success", "ok", "succeeded", "successful")
+_FAILURES = {"error", "fail", "failed", "failure"}
 _CALLED = ("parsed", "tool_calls", "function_call")
 _MAX_OBJECTS = 64  # each attempt to read one may scan the whole text
 
@@ -144,7 +145,7 @@ def checked_completion(completion: Any) -> dict[str, Any]:
     Raises:
       Malformed, ErrorInside: it has none.
     """
-    completion = _unwrapped(completion)
+    whole, completion = completion, _unwrapped(completion)
     if not isinstance(completion, dict):
         raise Malformed(f"not a JSON object, begins with {first_words(json.dumps(completion))}")
     choices = completion.get("choices")
@@ -158,6 +159,9 @@ def checked_completion(completion: Any) -> dict[str, Any]:
         raise ErrorInside(words_of_error(state), _code(state))
     if isinstance(choice, dict) and choice.get("finish_reason") == "error" and not _says_something(choice):
         raise ErrorInside(f"finish_reason error: {first_words(json.dumps(choice, ensure_ascii=False))}", 0)
+    if isinstance(whole, dict) and _failed(whole) and not _says_something(choice):
+        message = _error_message(whole) or f"begins with {first_words(json.dumps(whole, ensure_ascii=False))}"
+        raise ErrorInside(message, _code(whole))
     if not _has_message(choice):
         if not choices and (message := _error_message(completion)):
             raise ErrorInside(message, _code(completion))
@@ -196,6 +200,16 @@ def _error_message(body: Mapping[str, Any]) -> str:
             return words_of_error(value)
     inner = (fields.get(name) for name in _HOLDERS)
     return next(filter(None, (_error_message(each) for each in inner if isinstance(each, dict))), "")
+
+
+def _failed(body: Mapping[str, Any]) -> bool:
+    """Whether an object says by a code, a status or a truth value that something went wrong."""
+    fields = _fields(body)
+    if any(fields.get(name) is False for name in _SUCCESS):
+        return True
+    codes = [str(value).casefold() for value in map(fields.get, _CODES) if isinstance(value, int | str)]
+    numbers = [int(code) for code in codes if code.removeprefix("-").isdecimal()]
+    return not _FAILURES.isdisjoint(codes) or any(code != 0 and not 200 <= code < 300 for code in numbers)
 
 
 def _has_message(choice: object) -> bool:

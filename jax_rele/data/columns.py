@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,10 +30,15 @@ _SEPARATORS = re.compile(r"[\s._\-]+")
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """For every canonical field the names to look for in a row, best first."""
+    """For every canonical field the names to look for in a row, best first.
+
+    `alike` is a field and several columns that differ from its name, and from each other, in spelling alone; None where
+    there are none.
+    """
 
     nested: Mapping[str, tuple[str, ...]]
     flat: Mapping[str, tuple[str, ...]]
+    alike: tuple[str, tuple[str, ...]] | None = None
 
 
 def column_names(row: Mapping, fields: Mapping[str, str]) -> ColumnNames:
@@ -77,18 +82,19 @@ def check_columns(columns: Iterable[str], reading: ReadOptions, source: str, req
 
 
 def _refuse_ambiguous(columns: Sequence[str], reading: ReadOptions, source: str) -> None:
-    """Raises UserError where several columns differ from a field's name, and from each other, in spelling alone."""
-    spelled: dict[str, list[str]] = defaultdict(list)
-    for column in columns:
-        if column not in reading.fields.values():
-            spelled[plain_name(column)].append(column)
-    for field, names in _names(tuple(reading.fields.items())).flat.items():
-        if set(names).isdisjoint(columns):
-            for similar in (spelled[plain_name(name)] for name in names if len(spelled[plain_name(name)]) > 1):
-                raise UserError(
-                    f"{source}: the columns {similar} differ in their spelling alone, and each may be the {field}; "
-                    f"name the right one in {reading.name_of('fields')}, or rename the other"
-                )
+    """Raises UserError where it is not clear which of several columns is a field."""
+    alike = _names_of_columns(tuple(reading.fields.items()), tuple(columns), ()).alike
+    if alike is not None:
+        raise UserError(f"{source}: {words_of_alike(alike, reading)}")
+
+
+def words_of_alike(alike: tuple[str, tuple[str, ...]], reading: ReadOptions) -> str:
+    """What is wrong with columns that are `alike`, and how to mend it."""
+    field, columns = alike
+    return (
+        f"the columns {list(columns)} differ in their spelling alone, and each may be the {field}; name the right one "
+        f"in {reading.name_of('fields')}, or rename the other"
+    )
 
 
 def missing_column(field: str, columns: Sequence[str], reading: ReadOptions, source: str) -> UserError:
@@ -220,8 +226,22 @@ def _names_of_columns(
     if not similar:
         return exact
     return ColumnNames(
-        *({field: extended(names) for field, names in each.items()} for each in (exact.nested, exact.flat))
+        {field: extended(names) for field, names in exact.nested.items()},
+        {field: extended(names) for field, names in exact.flat.items()},
+        _alike(exact.nested if nested else exact.flat, {*columns, *paths}, similar),
     )
+
+
+def _alike(
+    fields: Mapping[str, tuple[str, ...]], present: Collection[str], similar: Mapping[str, Sequence[str]]
+) -> tuple[str, tuple[str, ...]] | None:
+    """The first field without a column of exactly its name that has several by spelling."""
+    for field, names in fields.items():
+        if set(names).isdisjoint(present):
+            for name in names:
+                if len(columns := similar.get(plain_name(name), ())) > 1:
+                    return field, tuple(columns)
+    return None
 
 
 @lru_cache(maxsize=8)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import chain
 
-from jax_rele.data.columns import ABSENT, ATTRIBUTE, ColumnNames, column_names, find_value, get_value
+from jax_rele.data.columns import ABSENT, ATTRIBUTE, ColumnNames, column_names, find_value, get_value, words_of_alike
 from jax_rele.data.markup import plain_text
 from jax_rele.names import SPLITS
 from jax_rele.text import drop_ignorable, is_visible, text_key, whole_number
@@ -121,6 +121,8 @@ def parse_row(
       RowError: the row is no valid pair.
     """
     names = column_names(row, reading.fields)
+    if names.alike is not None:
+        raise RowError(words_of_alike(names.alike, reading))
     clean = plain_text if reading.html == "text" else str
     item = _parse_item(row, names, reading, clean)
     query = _cleaned(_required(find_value(row, names.flat["query"]), "query"), "query", clean)

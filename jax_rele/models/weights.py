@@ -150,11 +150,22 @@ def weights_folder(init: str, where: str = "") -> Path:
     """
     try:
         folder = resolve(init, (*NEEDED, *SIDE_FILES))
-        if not any(folder.glob("model*.safetensors")):
+        if any(folder.glob("model*.safetensors")):
+            _refuse_adapters_beside(folder)
+        else:
             _refuse_other_form(folder, is_student=where.startswith("student"))
         return folder
     except UserError as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _refuse_adapters_beside(folder: Path) -> None:
+    """Raises UserError for a folder that holds a model and PEFT adapters, as only the model would be read."""
+    if (folder / "adapter_config.json").is_file() and any(folder.glob("adapter_model.*")):
+        raise UserError(
+            f"{folder}: holds PEFT adapters beside the model, which would not be read; merge them (`load_peft` and "
+            "`to_hf` of jax_rele.models, see docs/weights.md), or move adapter_config.json elsewhere to leave them out"
+        )
 
 
 def _refuse_other_form(folder: Path, *, is_student: bool) -> None:

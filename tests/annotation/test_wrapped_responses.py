@@ -97,3 +97,24 @@ def test_the_code_of_an_error_counts_wherever_it_stands():
         with pytest.raises(ErrorInside) as error:
             read_completion(body, make(), TASK, 0, "k", 7.0)
         assert error.value.code == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "words", "code"),
+    [
+        ({"code": 1008, "message": "insufficient balance", **whole({"content": ""})}, "insufficient balance", 0),
+        ({"code": 500, "message": "quota exceeded", "data": whole({"content": ""})}, "quota exceeded", 500),
+        ({"status": 1, "msg": "no such model", "data": whole({"content": None})}, "no such model", 0),
+        ({"success": False, "errors": [{"message": "too long"}], "result": whole({"content": ""})}, "too long", 0),
+        ({"status": "failed", "detail": "overloaded", **whole({"content": " "})}, "overloaded", 0),
+    ],
+)
+def test_an_error_beside_an_empty_message_is_the_answer(body, words, code):
+    with pytest.raises(ErrorInside, match=words) as error:
+        read_completion(body, make(), TASK, 0, "k", 7.0)
+    assert error.value.code == code
+
+
+@pytest.mark.parametrize("fields", [{"code": 0}, {"status": "completed"}, {"code": "200"}, {"success": True}])
+def test_an_empty_message_without_an_error_stays_an_empty_answer(fields):
+    assert read_completion({**fields, **whole({"content": ""})}, make(), TASK, 0, "k", 7.0).failure == "empty"

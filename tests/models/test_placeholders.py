@@ -130,3 +130,12 @@ def test_a_model_in_the_hubs_cache_is_local_where_it_is_whole(model, monkeypatch
     assert files.is_local("hf:org/name@main") == (missing is None)
     assert files.is_local(str(model))
     assert files.is_local("bundled:decoder")
+
+
+@pytest.mark.parametrize("path", ["teacher.init", "student.init"])
+def test_adapters_beside_a_model_are_not_left_out_in_silence(model, path):
+    weights_folder(str(model), path)
+    (model / "adapter_config.json").write_text("{}")
+    (model / "adapter_model.safetensors").write_bytes(b"")
+    message = refused(weights_folder, str(model), path)
+    assert "holds PEFT adapters beside the model, which would not be read; merge them" in message

@@ -1,5 +1,6 @@
 """Rows of CSV and TSV with cells that are missing, have no column, or are quoted after a blank; and alike columns."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -105,3 +106,23 @@ def test_a_mapped_or_exact_column_beside_one_alike_is_read(tmp_path):
     path = write(tmp_path / "data.csv", "Query,QUERY,title,TITLE,Price,PRICE\na,b,c,d,1,2\n")
     (pair,), _ = read(path, fields={"query": "QUERY"})
     assert (pair.query, pair.item.title) == ("b", "c")
+
+
+@pytest.mark.parametrize(
+    ("row", "alike"),
+    [
+        ({"query": "a", "title": "b", "Brand": "c", "BRAND": "d"}, "['Brand', 'BRAND']"),
+        ({"query": "a", "title": "b", "Item ID": "c", "ITEM_ID": "d"}, "['Item ID', 'ITEM_ID']"),
+        ({"query": "a", "title": "b", "Split": "train", "SPLIT": "test"}, "['Split', 'SPLIT']"),
+        ({"query": "a", "title": "b", "Pair ID": "1", "PAIR_ID": "2"}, "['Pair ID', 'PAIR_ID']"),
+        ({"query": "a", "item": {"title": "b", "Color": "c", "COLOR": "d"}}, "['item.Color', 'item.COLOR']"),
+    ],
+)
+def test_names_of_objects_that_differ_in_case_alone_make_a_bad_row(tmp_path, row, alike):
+    path = write(tmp_path / "data.jsonl", json.dumps(row) + "\n" + '{"query": "a", "title": "b", "brand": "c"}\n')
+    pairs, bad = read(path)
+    assert [pair.item.brand for pair in pairs] == ["c"]
+    assert f"the columns {alike} differ in their spelling alone" in bad[0].reason
+    fields = {"item.id" if "Item ID" in row else "pair_id": "Item ID" if "Item ID" in row else "Pair ID"}
+    if set(fields.values()) & set(row):
+        assert len(read(path, fields=fields)[0]) == 2

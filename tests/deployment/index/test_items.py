@@ -201,3 +201,10 @@ def test_cells_are_read_as_the_options_say(tmp_path):
     assert [item.title for item in read.items] == ['"55 inch & black', '"mug"']
     with pytest.raises(UserError, match=r"none of its 1 rows is an item .*map other names by --fields$"):
         read_items(write_lines(tmp_path / "none.jsonl", [{"a": 1}]), ReadOptions(from_command=True))
+
+
+def test_ids_that_may_be_either_of_two_columns_are_refused(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text("ID,Id,title\n1,2,tea\n")
+    with pytest.raises(UserError, match=r"the columns \['item.ID', 'item.Id'\] differ in their spelling alone"):
+        read_items(path)
