@@ -23,6 +23,10 @@ from jax_rele.types import Pair, PyTree, Rationale
 _QUERY, _TITLE, _LAST = "query: ", "title: ", "judge:\n"
 """The beginnings of the lines of query and title, and a prompt's last line where it is no chat."""
 
+_LONGEST_CHARACTER = 32
+"""Code points of a letter with its marks that is never cut: a letter and the 30 marks of the Stream-Safe Text Format
+(UAX 15) need no more. Longer ones are no text that somebody reads, and must not cost an item its whole title."""
+
 _PART_OF_ESCAPE = re.compile(r"((?:\A|[^\\])(?:\\\\)*)\\(?:u[0-9a-f]{0,3})?\Z")
 
 
@@ -179,15 +183,19 @@ def _token_ends(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _cut_text(text: str, ends: Sequence[int], count: int) -> str:
-    """The text of the first `count` tokens, without parts of a character or of an escape."""
+    """The text of the first `count` tokens, without parts of an escape or of a character, unless it is endless."""
     if count >= len(ends):
         return text
     # Tokens that are parts of one character end where it ends.
     while count and ends[count - 1] >= ends[count]:
         count -= 1
     cut = ends[count - 1] if count else 0
-    # Marks stay with their letter.
-    whole = max((match.end() for match in regex.finditer(r"\X", text) if match.end() <= cut), default=0)
+    whole = 0
+    for character in regex.finditer(r"\X", text):  # marks stay with their letter
+        if character.end() > cut:
+            whole = cut if len(character[0]) > _LONGEST_CHARACTER else whole
+            break
+        whole = character.end()
     return _PART_OF_ESCAPE.sub(r"\1", text[:whole])
 
 

@@ -246,10 +246,22 @@ def test_a_cut_keeps_marks_with_their_letters(tokenizer):
 
 @pytest.mark.parametrize("length", [60, 100, 200])
 def test_what_a_character_too_long_for_the_title_leaves_goes_to_the_other_texts(tokenizer, length):
-    accents = "e" + "\N{COMBINING ACUTE ACCENT}\N{COMBINING GRAVE ACCENT}" * 150
+    accents = "e" + "\N{COMBINING ACUTE ACCENT}\N{COMBINING GRAVE ACCENT}" * 15  # of two tokens each
     pair = Pair("1", "red shoes " * 80, Item("a", f"acme {accents}", brand="acme " * 80))
     (ids,) = encode_prompts(tokenizer, [pair], ("brand", "title"), length)
     text = tokenizer.decode(ids[1:])
     assert "\ntitle: acme\n" in text or "\ntitle: acme \n" in text
     # A token or two may be lost at the end of each text.
     assert length - 6 <= len(ids) <= length
+
+
+@pytest.mark.parametrize("title", ["a" + "\u0301" * 3000, "\u1100" * 2000 + "\u1161", "ก" + "\u0e33" * 3000])
+def test_a_character_without_an_end_costs_an_item_no_title(tokenizer, title):
+    first, second = (
+        encode_prompts(tokenizer, [Pair("1", "red shoe", Item("a", start + title))], ("title",), 64)[0]
+        for start in ("", "b")
+    )
+    assert first != second
+    for prompt in (first, second):
+        assert 48 < len(prompt) <= 64
+        assert "title: \n" not in tokenizer.decode(prompt)
