@@ -136,7 +136,11 @@ def load_completion(content: bytes) -> dict[str, Any]:
         if text.startswith("<"):
             raise Malformed(f"a web page, begins with {first_words(text)}") from None
         raise Malformed(f"not JSON, begins with {first_words(text)}", charged='"choices"' in text[:200]) from None
-    return checked_completion(completion)
+    try:
+        return checked_completion(completion)
+    except RecursionError:
+        begin = first_words(content[:80].decode(errors="replace"))
+        raise Malformed(f"nested too deeply, begins with {begin}") from None
 
 
 def checked_completion(completion: Any) -> dict[str, Any]:
@@ -157,7 +161,9 @@ def checked_completion(completion: Any) -> dict[str, Any]:
     state = _fields(completion).get("baseresp")
     if isinstance(state, dict) and str(state.get("status_code", 0)) != "0" and not _says_something(choice):
         raise ErrorInside(words_of_error(state), _code(state))
-    if isinstance(choice, dict) and choice.get("finish_reason") == "error" and not _says_something(choice):
+    if isinstance(choice, dict) and choice.get("finish_reason") == "error":  # what it has said by then is cut off
+        if choice.get("error"):
+            raise ErrorInside(words_of_error(choice), _code(choice["error"]))
         raise ErrorInside(f"finish_reason error: {first_words(json.dumps(choice, ensure_ascii=False))}", 0)
     if isinstance(whole, dict) and _failed(whole) and not _says_something(choice):
         message = _error_message(whole) or f"begins with {first_words(json.dumps(whole, ensure_ascii=False))}"

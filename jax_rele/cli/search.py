@@ -33,7 +33,7 @@ from jax_rele.deployment.index.build import Change, check_bundle, write_bad_rows
 from jax_rele.deployment.index.files import check_model
 from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.errors import UserError
-from jax_rele.io import check_output_file, check_output_folder
+from jax_rele.io import check_output_file, check_output_folder, refuse_placeholder
 from jax_rele.types import Item, ReadOptions
 
 
@@ -225,6 +225,7 @@ def _print_state(output: Path, change: Change) -> None:
 
 
 def _read_ids(path: Path) -> list[str]:
+    refuse_placeholder(path)
     try:
         ids = [id_text(line, "id") for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except RowError as error:

@@ -5,7 +5,7 @@ import json
 import pytest
 from server import running
 
-from jax_rele.annotation.completions import ErrorInside, Malformed, read_completion
+from jax_rele.annotation.completions import ErrorInside, Malformed, load_completion, read_completion
 from jax_rele.annotation.endpoints import check
 from jax_rele.annotation.types import Endpoint, Task
 from jax_rele.errors import UserError
@@ -118,3 +118,18 @@ def test_an_error_beside_an_empty_message_is_the_answer(body, words, code):
 @pytest.mark.parametrize("fields", [{"code": 0}, {"status": "completed"}, {"code": "200"}, {"success": True}])
 def test_an_empty_message_without_an_error_stays_an_empty_answer(fields):
     assert read_completion({**fields, **whole({"content": ""})}, make(), TASK, 0, "k", 7.0).failure == "empty"
+
+
+def test_half_a_message_of_a_model_that_died_is_no_answer():
+    choice = {"error": {"message": "Upstream died", "code": 502}, "finish_reason": "error"}
+    body = {"choices": [{**choice, "message": {"content": '{"label": "Exact"'}}]}
+    with pytest.raises(ErrorInside, match="Upstream died") as error:
+        read_completion(body, make(), TASK, 0, "k", 7.0)
+    assert error.value.code == 502
+
+
+@pytest.mark.parametrize("depth", [400, 800, 2000])
+def test_objects_without_an_end_are_malformed(depth):
+    body = '{"data":' * depth + "{}" + "}" * depth
+    with pytest.raises(Malformed, match="begins with"):
+        load_completion(body.encode())

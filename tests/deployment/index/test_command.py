@@ -63,3 +63,13 @@ def test_items_that_cannot_be_read_count_as_unknown(tower, items_file, tmp_path,
     assert cli.main(["index", str(tower), str(items_file), "--output", str(tmp_path / "idx")]) == 0
     assert counted == [8, 7]
     assert "1 pairs have the same tokens" in capsys.readouterr().out
+
+
+def test_a_pointer_in_place_of_a_list_of_ids_is_named(tower, items_file, tmp_path, capsys):
+    command = ["index", str(tower), "--output", str(tmp_path / "idx")]
+    assert cli.main([*command[:2], str(items_file), *command[2:]]) == 0
+    ids = tmp_path / "ids.txt"
+    ids.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    capsys.readouterr()
+    assert cli.main([*command, "--delete", str(ids)]) == 2
+    assert "is a Git LFS pointer, not the file" in capsys.readouterr().err
