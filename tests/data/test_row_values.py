@@ -82,7 +82,7 @@ def test_similar_names_do_not_take_the_part_of_exact_or_mapped_ones():
     assert parse({"Query": "no", "query": "yes", "Title": "no", "title": "yes"}).item.title == "yes"
     assert parse({"Query": "q", "name": "t", "Title": "no"}, {"item.title": "name"}).item.title == "t"
     assert parse({"Search Term": "q", "title": "t"}, {"query": "search term"}).query == "q"
-    with pytest.raises(RowError, match="missing query"):
+    with pytest.raises(RowError, match=r"the columns \['Query', 'QUERY'\] differ in their spelling alone"):
         parse({"Query": "a", "QUERY": "b", "title": "t"})
 
 
