@@ -213,9 +213,18 @@ def _failed(body: Mapping[str, Any]) -> bool:
     fields = _fields(body)
     if any(fields.get(name) is False for name in _SUCCESS):
         return True
-    codes = [str(value).casefold() for value in map(fields.get, _CODES) if isinstance(value, int | str)]
-    numbers = [int(code) for code in codes if code.removeprefix("-").isdecimal()]
-    return not _FAILURES.isdisjoint(codes) or any(code != 0 and not 200 <= code < 300 for code in numbers)
+    values = [fields.get(name) for name in _CODES]
+    words = {value.casefold() for value in values if isinstance(value, str)}
+    numbers = [number for number in map(_whole_number, values) if number is not None]
+    return not _FAILURES.isdisjoint(words) or any(number != 0 and not 200 <= number < 300 for number in numbers)
+
+
+def _whole_number(value: object) -> int | None:
+    """A code as a number; None for what is none, or has more digits than a code."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    text = str(value)
+    return int(text) if len(text) < 10 and text.removeprefix("-").isdecimal() else None
 
 
 def _has_message(choice: object) -> bool:
@@ -233,9 +242,9 @@ def _code(error: object) -> int:
     if not isinstance(error, Mapping):
         return 0
     fields = _fields(error)
-    for value in map(fields.get, _CODES):
-        if isinstance(value, int | str) and str(value).isdecimal() and 400 <= int(value) < 600:
-            return int(value)
+    for number in (_whole_number(fields.get(name)) for name in _CODES):
+        if number is not None and 400 <= number < 600:
+            return number
     return next(filter(None, (_code(fields.get(name)) for name in ("error", *_HOLDERS))), 0)
 
 

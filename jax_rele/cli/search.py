@@ -84,7 +84,8 @@ def index(
         scorer = load_bundle(bundle)
         every_item = read.items
         read = read.without(scorer.unreadable(every_item), items)
-        loss = _known_enough(_text_loss(scorer, every_item), items, MAX_UNKNOWN if max_unknown is None else max_unknown)
+        loss = _text_loss(scorer, every_item)
+        _check_known(loss, items, MAX_UNKNOWN if max_unknown is None else max_unknown)
         if len(read.items) < len(every_item):
             loss = replace(loss, merged_pairs=_text_loss(scorer, read.items).merged_pairs)
         if build:
@@ -193,14 +194,13 @@ def _as_dict(rank: int, result: Result) -> dict:
     return {"rank": rank, "score": result.score, "inner_product": result.inner_product, "item": item}
 
 
-def _known_enough(loss: TextLoss, items: str, most: float) -> TextLoss:
-    """What of the items is not read. Raises UserError where too much is not known, before any item is encoded."""
+def _check_known(loss: TextLoss, items: str, most: float) -> None:
+    """Raises UserError where the student's tokenizer does not know enough of the items."""
     if loss.unknown_fraction > most:
         raise UserError(
             f"{items}: {loss.unknown_fraction:.1%} of the characters are unknown to the student's tokenizer, more than "
             f"--max-unknown {most:g}; index the items by a student that knows the language"
         )
-    return loss
 
 
 def _text_loss(scorer: Scorer, items: Sequence[Item]) -> TextLoss:

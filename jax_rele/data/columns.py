@@ -70,22 +70,16 @@ def check_mapping(reading: ReadOptions, label_map: Mapping[str, str], label_name
 
 
 def check_columns(columns: Iterable[str], reading: ReadOptions, source: str, require_label: bool = False) -> None:
-    """Raises UserError if no column can hold the query, the title or, where required, the label."""
+    """Raises UserError if no column can hold the query, the title or, where required, the label, or several a field."""
     columns = list(columns)
     names = _names_of_columns(tuple(reading.fields.items()), tuple(columns), ())
-    _refuse_ambiguous(columns, reading, source)
+    if names.alike is not None:
+        raise UserError(f"{source}: {words_of_alike(names.alike, reading)}")
     for field in ("query", "item.title", *(["label"] if require_label else [])):
         folded = {plain_name(column) for column in columns}
         inside = {plain_name(name.partition(".")[0]) for name in names.flat[field] if "." in name}
         if not set(names.flat[field]) & set(columns) and not inside & folded:
             raise missing_column(field, columns, reading, source)
-
-
-def _refuse_ambiguous(columns: Sequence[str], reading: ReadOptions, source: str) -> None:
-    """Raises UserError where it is not clear which of several columns is a field."""
-    alike = _names_of_columns(tuple(reading.fields.items()), tuple(columns), ()).alike
-    if alike is not None:
-        raise UserError(f"{source}: {words_of_alike(alike, reading)}")
 
 
 def words_of_alike(alike: tuple[str, tuple[str, ...]], reading: ReadOptions) -> str:

@@ -107,6 +107,7 @@ def test_the_code_of_an_error_counts_wherever_it_stands():
         ({"status": 1, "msg": "no such model", "data": whole({"content": None})}, "no such model", 0),
         ({"success": False, "errors": [{"message": "too long"}], "result": whole({"content": ""})}, "too long", 0),
         ({"status": "failed", "detail": "overloaded", **whole({"content": " "})}, "overloaded", 0),
+        ({"code": "9" * 5000, "success": False, "msg": "no", **whole({"content": ""})}, "no", 0),
     ],
 )
 def test_an_error_beside_an_empty_message_is_the_answer(body, words, code):

@@ -39,13 +39,17 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_every_stage_leaves_a_manifest(tiny):
     _, run_dir = tiny
+    programs = 0
     for name in pipeline.STAGES:
         manifest = json.loads((run_dir / name / "manifest.json").read_text())
         assert manifest["status"] == "finished"
+        programs += manifest["compiled"]["programs"]
         assert manifest["packages"]["jax"]
         assert manifest["wall_seconds"] > 0
+        assert (manifest["compiled"]["programs"] > 0) == (manifest["compiled"]["seconds"] > 0)
         assert manifest["config_hash"]
         assert manifest["counts"]
+    assert programs
 
 
 def test_metrics_have_the_documented_form(tiny):

@@ -107,6 +107,28 @@ def test_the_score_trains_text_vectors_and_gates_but_not_the_views():
     assert np.abs(np.asarray(of_verdicts["token_views"]["kernel"])[..., :-1]).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"verdict_pooling": "pooled"}, {"head": "maxsim"}, {"head": "maxsim", "verdict_pooling": "pooled"}]
+)
+def test_what_verdicts_teach_the_encoder_is_limited_by_what_the_score_does(options):
+    model = TwoTower(CONFIG, **{"labels": 4, "dimensions": 3, "embedding_width": 16, "view_width": 8, **options})
+    params = nn.unbox(model.init(jax.random.key(0), QUERY, QUERY_VALID, TOKENS, VALID))["params"]
+
+    @jax.jit
+    def gradient(weight):
+        def loss(params):
+            out = model.apply({"params": params}, QUERY, QUERY_VALID, TOKENS, VALID)
+            return -nn.log_softmax(out.logits)[:, 0].sum() - weight * nn.log_softmax(out.verdict_logits)[..., 0].sum()
+
+        return jax.grad(loss)(params)
+
+    strong, stronger = gradient(100.0), gradient(1000.0)
+    once, tenfold = (np.concatenate([*map(np.ravel, jax.tree.leaves(each["encoder"]))]) for each in (strong, stronger))
+    np.testing.assert_allclose(tenfold, once, atol=0.01 * np.abs(once).max())
+    # The heads learn as much as they are asked to.
+    np.testing.assert_allclose(stronger["verdict_kernel"], 10 * strong["verdict_kernel"], rtol=1e-3, atol=1e-3)
+
+
 def test_a_fresh_two_tower_ranks_by_inner_product(towers):
     rng = np.random.default_rng(1)
     u, v = rng.normal(size=(2, 64, 16 + 3 * 8)) / 4
