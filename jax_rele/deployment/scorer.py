@@ -17,13 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele import extras
 from jax_rele.data.rows import as_pair
-from jax_rele.data.tokens.student_inputs import (
-    cross_rows,
-    decode_evidence,
-    pair_markers,
-    tower_rows,
-    unreadable_texts,
-)
+from jax_rele.data.tokens.evidence_tags import decode_evidence
+from jax_rele.data.tokens.student_inputs import cross_rows, pair_markers, tower_rows, unreadable_texts
 from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.data.tokens.tokenizers import ENCODER_TOKENS, load_tokenizer
 from jax_rele.deployment.bundle import MANIFEST, TWO_TOWER, Manifest, read_manifest

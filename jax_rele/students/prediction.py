@@ -21,12 +21,9 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.batches.loader import row_count
 from jax_rele.data.rows import as_item, as_pair
+from jax_rele.data.tokens.evidence_tags import decode_evidence
 from jax_rele.data.tokens.packing import MIN_BATCHES, fewer_lengths, pad
-from jax_rele.data.tokens.student_inputs import (
-    decode_evidence,
-    text_rows,
-    tower_rows,
-)
+from jax_rele.data.tokens.student_inputs import text_rows, tower_rows
 from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.models import Encoder, EncoderConfig
 from jax_rele.students.base import InputSpec, StudentModel

@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from jax_rele import config
 from jax_rele.data import candidates, recombine
+from jax_rele.data.tokens.evidence_tags import evidence_rows
 from jax_rele.data.tokens.packing import pad
-from jax_rele.data.tokens.student_inputs import cross_rows, evidence_rows
+from jax_rele.data.tokens.student_inputs import cross_rows
 from jax_rele.rationale import RuleAnnotator, find_evidence
 from jax_rele.rationale.words import key, words
 from jax_rele.types import VERDICTS, Item, Pair

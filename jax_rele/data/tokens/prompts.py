@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.tokens.chat import protect, render_chat
 from jax_rele.data.tokens.packing import lay_out, pack_examples
-from jax_rele.data.tokens.student_inputs import identities, longest_first, read_texts
+from jax_rele.data.tokens.pair_texts import PairTexts
+from jax_rele.data.tokens.student_inputs import longest_first
 from jax_rele.data.tokens.text_loss import count_characters, hash_text, hash_tokens
 from jax_rele.errors import UserError
 from jax_rele.rationale import grammar
@@ -79,9 +80,10 @@ def encode_prompts(
         if losses is not None:
             cut.append(_tokens_cut(tokenizer, part, shown))
     if losses is not None:
-        both = [text for texts in read_texts(pairs, fields) for text in texts]
+        texts = PairTexts(tokenizer, pairs, fields)
+        both = [text for side in zip(texts.queries.texts, texts.items.texts) for text in side]
         characters = count_characters(tokenizer, both, [row for row in whole for _ in range(2)])
-        counts = zip(whole, np.add(characters[::2], characters[1::2]), cut, rows, identities(pairs, fields))
+        counts = zip(whole, np.add(characters[::2], characters[1::2]), cut, rows, texts.identities())
         losses.append(
             np.array(
                 [

@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from jax_rele.config import TextLossConfig
+from jax_rele.data.tokens.pair_texts import PairTexts
 from jax_rele.errors import UserError
 from jax_rele.text import text_key
 
@@ -117,28 +118,12 @@ def _hash(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), signed=True)
 
 
-def count_losses(
-    tokenizer: PreTrainedTokenizerBase,
-    queries: Sequence[Sequence[int]],
-    items: Sequence[Sequence[int]],
-    lengths: Sequence[tuple[int, int]],
-    texts: Sequence[tuple[str, str]],
-    identities: Sequence[str],
-) -> np.ndarray:
-    """[n, 8] int64 `COLUMNS` of pairs.
-
-    Args:
-      tokenizer: of the tokens.
-      queries, items: the tokens of each pair's texts, not cut.
-      lengths: how many of both are kept.
-      texts: query and item of each pair, as they are tokenized.
-      identities: what is the same for pairs of the same text.
-    """
+def count_losses(texts: PairTexts, lengths: Sequence[tuple[int, int]]) -> np.ndarray:
+    """[n, 8] int64 `COLUMNS` of pairs, of whose queries and items so many tokens are read."""
+    tokenizer, sides = texts.tokenizer, (texts.queries, texts.items)
+    queries, items = (side.ids for side in sides)
     unknown = tokenizer.unk_token_id
-    characters = zip(
-        count_characters(tokenizer, [query for query, _ in texts], queries),
-        count_characters(tokenizer, [item for _, item in texts], items),
-    )
+    characters = zip(*(count_characters(tokenizer, side.texts, side.ids) for side in sides))
     counts = [
         (
             len(query) + len(item),
@@ -150,7 +135,9 @@ def count_losses(
             hash_tokens([*query[:m], -1, *item[:n]]),
             hash_text(identity),
         )
-        for query, item, (m, n), (of_query, of_item), identity in zip(queries, items, lengths, characters, identities)
+        for query, item, (m, n), (of_query, of_item), identity in zip(
+            queries, items, lengths, characters, texts.identities()
+        )
     ]
     return np.array(counts, np.int64).reshape(-1, len(COLUMNS))
 

@@ -6,9 +6,9 @@ import regex
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from jax_rele.data.tokens.evidence_tags import evidence_rows
 from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, language_rows
-from jax_rele.data.tokens.student_inputs import evidence_rows
 from jax_rele.data.tokens.text_loss import summarize
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.errors import UserError

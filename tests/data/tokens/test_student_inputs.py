@@ -10,13 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer, XLMRobertaTokenizer
 
+from jax_rele.data.tokens.evidence_tags import decode_evidence, evidence_rows
 from jax_rele.data.tokens.packing import pad
-from jax_rele.data.tokens.student_inputs import (
-    cross_rows,
-    decode_evidence,
-    evidence_rows,
-    tower_rows,
-)
+from jax_rele.data.tokens.student_inputs import cross_rows, tower_rows
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.students.base import InputSpec, padded_inputs
 from jax_rele.students.cross_encoder import CrossEncoder
