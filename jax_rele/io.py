@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -131,6 +132,16 @@ def _try(temporary: Path) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+_POINTER_LINE = re.compile(
+    rb"version https://git-lfs|oid sha256:[0-9a-f]{64}\s*\Z|size [0-9]+\s*\Z|<!doctype html|<html", re.I
+)
+
+
+def stands_for_another(line: bytes) -> bool:
+    """Whether a line is one of a Git LFS pointer, or the first of a web page."""
+    return _POINTER_LINE.match(line.lstrip()) is not None
 
 
 def refuse_placeholder(path: Path) -> None:

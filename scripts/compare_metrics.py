@@ -43,7 +43,10 @@ def main() -> int:
     parser.add_argument("new", type=Path)
     parser.add_argument("--tolerance", type=float, default=0.0, help="largest absolute difference; 0 for identical")
     arguments = parser.parse_args()
-    old, new = (json.loads(path.read_text("utf-8")) for path in (arguments.old, arguments.new))
+    try:
+        old, new = (json.loads(path.read_text("utf-8")) for path in (arguments.old, arguments.new))
+    except (OSError, ValueError) as error:
+        parser.error(f"not a file of JSON, such as runs/NAME/evaluate/metrics.json: {error}")
     lines = differences(old, new, arguments.tolerance)
     print("\n".join(lines) if lines else f"{sum(1 for _ in leaves(old))} values, all equal")
     return bool(lines)

@@ -17,6 +17,7 @@ from rich.table import Table
 from jax_rele.cli.options import MAX_UNKNOWN, check_fraction, named_values
 from jax_rele.config import TextLossConfig
 from jax_rele.data.rows import RowError, id_text
+from jax_rele.data.sources.readers import text_lines
 from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss, summarize
 from jax_rele.deployment.bundle import read_manifest
 from jax_rele.deployment.index import (
@@ -33,7 +34,7 @@ from jax_rele.deployment.index.build import Change, check_bundle, write_bad_rows
 from jax_rele.deployment.index.files import check_model
 from jax_rele.deployment.scorer import Scorer, load_bundle
 from jax_rele.errors import UserError
-from jax_rele.io import check_output_file, check_output_folder, refuse_placeholder
+from jax_rele.io import check_output_file, check_output_folder
 from jax_rele.types import Item, ReadOptions
 
 
@@ -225,13 +226,10 @@ def _print_state(output: Path, change: Change) -> None:
 
 
 def _read_ids(path: Path) -> list[str]:
-    refuse_placeholder(path)
     try:
-        ids = [id_text(line, "id") for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        ids = [id_text(line, "id") for line in text_lines(path) if line.strip()]
     except RowError as error:
         raise UserError(f"{path}: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'no UTF-8 text'}") from None
     if not ids:
         raise UserError(f"{path}: names no item; write one id a line")
     return ids

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jax_rele.data.rows import unique_keys
+from jax_rele.data.sources.readers import text_lines
 from jax_rele.deployment.bundle import Manifest
 from jax_rele.errors import UserError
 from jax_rele.serving.refusals import BadRequest
@@ -152,13 +153,8 @@ def read_queries(path: str | Path) -> list[str]:
     Raises:
       UserError: the file cannot be read, a row has no query, or there is none.
     """
-    try:
-        lines = Path(path).read_text("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
-        raise UserError(f"{path}: {reason}; give a text file with a query a line") from None
     queries: dict[str, None] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text_lines(path), 1):
         text: object = line
         if line.lstrip().startswith("{"):
             try:

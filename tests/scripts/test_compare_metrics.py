@@ -1,5 +1,6 @@
 """The comparison of two runs' figures."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,3 +29,13 @@ def test_each_difference_is_named_by_its_path():
 
 def test_a_tolerance_is_for_numbers_alone():
     assert differences({"a": 1.0, "b": 1}, {"a": 1.00005, "b": 2}, 1e-4) == ["/b: 1 and 2"]
+
+
+def test_what_is_no_file_of_json_is_named(tmp_path):
+    (tmp_path / "text").write_text("no JSON")
+    for path in (tmp_path, tmp_path / "text", tmp_path / "missing"):
+        command = [sys.executable, SCRIPTS / "compare_metrics.py", path, path]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert run.returncode == 2
+        assert "not a file of JSON" in run.stderr
+        assert "Traceback" not in run.stderr

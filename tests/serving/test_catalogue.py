@@ -60,5 +60,7 @@ def test_items_and_queries_are_distinct_and_in_order(tmp_path):
     lines = tmp_path / "queries.txt"
     lines.write_text('red shoes\n\n {"query": "garden\\u2028hose"}\nred shoes\r\n')
     assert read_queries(lines) == ["red shoes", "garden\u2028hose"]
+    lines.write_text(lines.read_text(), "utf-16")
+    assert read_queries(lines) == ["red shoes", "garden\u2028hose"]
     assert len(read_items("sample").items) == 1524
     assert len(read_items("sample").queries) > 100

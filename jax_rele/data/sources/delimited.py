@@ -15,6 +15,7 @@ from itertools import islice
 from jax_rele.data.rows import RowError
 from jax_rele.data.sources.swallowed import RECORDS, CellKind, Columns, is_fully_quoted
 from jax_rele.errors import UserError
+from jax_rele.io import stands_for_another
 from jax_rele.text import whole_number
 from jax_rele.types import ReadOptions
 
@@ -223,6 +224,10 @@ def _quoted(
             # A quote that is never closed takes in the rows after it.
             lines.again.extendleft(reversed(pending[1:]))
             reader = new_reader()
+            if cells := _before_blanks(_decoded(pending[0][1], encoding), delimiter, escape, width):
+                columns.add(cells)
+                yield pending[:1], cells
+                continue
             escaped = b'\\"' in pending[0][1] and not escape
             option = reading.name_of("quoting")
             fix = f"set {option} to backslash" if escaped else f"double a quote inside a cell, or see {option}"
@@ -261,6 +266,18 @@ def _after_blanks(line: str, delimiter: str, escape: str | None, width: int) -> 
         return None
     try:
         (cells,) = csv.reader([line], delimiter=delimiter, escapechar=escape, skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError):
+        return None
+    return cells if len(cells) == width else None
+
+
+def _before_blanks(line: str, delimiter: str, escape: str | None, width: int) -> list[str] | None:
+    """The cells of a line without the blanks behind closing quotes, if it then has as many as the header."""
+    closed = re.sub(rf"({_CSV_QUOTED.pattern}) +(?={re.escape(delimiter)}|\s*\Z)", r"\1", line)
+    if closed == line:
+        return None
+    try:
+        (cells,) = csv.reader([closed], delimiter=delimiter, escapechar=escape, strict=True)
     except (csv.Error, ValueError):
         return None
     return cells if len(cells) == width else None
@@ -311,6 +328,8 @@ def _row(
 
 def _width_fix(cells: list[str], width: int, spare: int, delimiter: str, unquoted: bool, reading: ReadOptions) -> str:
     """What helps a row with too few or too many cells."""
+    if stands_for_another(cells[0].encode("utf-8", "replace")):
+        return "a line of a Git LFS pointer or a web page: fetch the file itself, and join the files again"
     if width == 1 and len(cells) > 1:
         return "the file's first line must name all columns; remove lines before that"
     quoting = reading.name_of("quoting")

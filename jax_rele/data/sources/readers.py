@@ -10,6 +10,7 @@ import codecs
 import csv
 import json
 import lzma
+import os
 import re
 import zlib
 from collections import Counter
@@ -26,7 +27,7 @@ from jax_rele.data.rows import RowError, one_line, unique_keys
 from jax_rele.data.sources.delimited import delimited_rows
 from jax_rele.data.sources.files import PARQUET, TEXT_SUFFIXES, SourceFile, unreachable
 from jax_rele.errors import UserError
-from jax_rele.io import refuse_placeholder
+from jax_rele.io import refuse_placeholder, stands_for_another
 from jax_rele.types import ReadOptions
 
 Row = tuple[int, Mapping | RowError, object]
@@ -108,6 +109,24 @@ def read_file(
         if file.system is None:
             raise
         raise unreachable(file.name, error) from error
+
+
+def text_lines(path: str | os.PathLike) -> list[str]:
+    """The lines of a text file in UTF-8, or in UTF-16 or UTF-32 with a mark, without their ends.
+
+    Raises:
+      UserError: the file cannot be read, is no text in these encodings, or stands for another file.
+    """
+    name = os.fspath(path)
+    try:
+        refuse_placeholder(Path(path))
+        with open(path, "rb") as stream:
+            lines, encoding = _lines(stream, "utf-8", name)
+            return [line.decode(encoding).rstrip("\r\n") for line in lines]
+    except UnicodeDecodeError:
+        raise UserError(f"{name}: cannot be read: no UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror or one_line(error)}") from None
 
 
 def check_encoding(reading: ReadOptions) -> str:
@@ -205,6 +224,8 @@ def _json_object(line: bytes, encoding: str, reading: ReadOptions) -> Mapping | 
 
 def _json_hint(line: bytes, error: json.JSONDecodeError, reading: ReadOptions) -> str:
     """What is probably wrong with the file of a line that is no JSON object; empty where that is not clear."""
+    if stands_for_another(line):
+        return "; a line of a Git LFS pointer or a web page: fetch the file itself, and join the files again"
     if b"\0" in line:
         return f"; a NUL character: the file may be UTF-16, see {reading.name_of('encoding')}"
     if line.startswith(b"\x1e"):

@@ -381,3 +381,29 @@ def test_a_file_of_another_dialect_names_what_mends_it(tmp_path, text, message):
 def test_json_that_is_not_one_object_a_line_is_named(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path, text, "data.jsonl")
+
+
+def test_blanks_behind_closing_quotes_are_no_text(tmp_path):
+    text = 'query,title,brand\n"tv" ,"a, b"  ,"c" \ntv,"two" x,c\n"tv","d ""x"" , e" ,f\n'
+    pairs, bad = read(tmp_path, text, for_prediction=True)
+    assert [(pair.query, pair.item.title, pair.item.brand) for pair in pairs] == [
+        ("tv", "a, b", "c"),
+        ("tv", 'd "x" , e', "f"),
+    ]
+    assert [(one.row, "broken quotes" in one.reason) for one in bad] == [(3, True)]
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.tsv", "data.jsonl"])
+@pytest.mark.parametrize(
+    "line", ["version https://git-lfs.github.com/spec/v1", f"oid sha256:{'0' * 64}", "size 4711", "<!DOCTYPE html>"]
+)
+def test_a_pointer_among_rows_is_named(tmp_path, name, line):
+    rows = ["tv\ta", line, "tv\tb"]
+    text = "query\ttitle\n" + "\n".join(rows) + "\n"
+    if name.endswith(".csv"):
+        text = text.replace("\t", ",")
+    if name.endswith(".jsonl"):
+        text = '{"query": "tv", "title": "a"}\n' + line + '\n{"query": "tv", "title": "b"}\n'
+    pairs, (bad,) = read(tmp_path, text, name, for_prediction=True)
+    assert titles_of(pairs) == ["a", "b"]
+    assert "a line of a Git LFS pointer or a web page: fetch the file itself" in bad.reason

@@ -6,8 +6,10 @@ import pytest
 
 from jax_rele import cli
 from jax_rele.cli import search
+from jax_rele.data.rows import id_text
 from jax_rele.data.tokens.text_loss import TextLoss
 from jax_rele.deployment.scorer import Scorer
+from jax_rele.errors import UserError
 
 
 @pytest.fixture
@@ -73,3 +75,19 @@ def test_a_pointer_in_place_of_a_list_of_ids_is_named(tower, items_file, tmp_pat
     capsys.readouterr()
     assert cli.main([*command, "--delete", str(ids)]) == 2
     assert "is a Git LFS pointer, not the file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_ids_in_the_encodings_of_editors(tmp_path, encoding):
+    path = tmp_path / "ids.txt"
+    path.write_bytes("é1\r\n\r\n 2.0\n３\n".encode(encoding))
+    assert search._read_ids(path) == [id_text(text, "id") for text in ("é1", " 2.0", "３")]
+
+
+def test_ids_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "ids.txt"
+    path.write_bytes(b"\xff\xfa1\n")
+    with pytest.raises(UserError, match="no UTF-8 text"):
+        search._read_ids(path)
+    with pytest.raises(UserError, match="No such file"):
+        search._read_ids(tmp_path / "missing.txt")
