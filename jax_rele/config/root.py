@@ -59,6 +59,13 @@ class Config(Section):
                 raise ValueError(f"annotate.{path}: {unknown[0]!r} is not one of {list(names)}")
         if self.score.samples > 1 and self.teacher.order == "label_only":
             raise ValueError("score.samples: with teacher.order label_only there is no rationale to draw; set it to 1")
+        if self.score.rationale == "annotated":
+            if self.teacher.order == "label_only":
+                raise ValueError(
+                    "score.rationale: with teacher.order label_only no rationale is read; set it to written"
+                )
+            if self.score.samples > 1:
+                raise ValueError("score.samples: an annotated rationale is not drawn; set it to 1")
         if self.teacher.init == "bundled:encoder":
             raise ValueError("teacher.init: bundled:encoder is for students; set it to bundled:decoder")
         if self.teacher.init == "random":

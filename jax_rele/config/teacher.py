@@ -146,6 +146,10 @@ class ScoreConfig(Section):
     samples: Positive = 1
     """Rationales that the teacher draws per pair; distributions are the means over them (self-consistency). With 1 it
     decodes greedily."""
+    rationale: Literal["written", "annotated"] = "written"
+    """Whose rationales the teacher judges over: those that it writes token by token; or annotated ones, which it reads
+    in one pass without decoding: the chat models' of `annotate` for the training pairs that they explained, and the
+    rule annotator's for all others, those of validation and test included (docs/teacher.md)."""
     temperature: Annotated[float, Field(gt=0)] = 0.7
     """Sampling temperature where `samples` is above 1."""
     signals: str = ""

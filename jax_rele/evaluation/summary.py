@@ -137,6 +137,8 @@ def _notes(metrics: Mapping) -> Iterator[str]:
                 f"; their verdicts agree with the rule annotator's on {agreement['overall']:.3f} of the dimensions, "
                 f"where always giving its most frequent verdict agrees on {agreement['most_frequent_verdict']:.3f}"
             )
+        if values_by := written.get("values_by"):
+            text += f". It wrote none of them: the values are those of the {values_by}, verdicts and labels its own"
         yield text + "."
     everyone = [*metrics["baselines"].values(), *metrics["models"].values()]
     undefined = [column for column in columns if all(figures[column]["value"] is None for figures in everyone)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jax_rele.annotation import extra
@@ -176,7 +176,8 @@ def read_teacher_run(config: Config) -> Config:
 def ask_teacher(config: Config, pairs: Sequence[Pair]) -> Responses:
     """The rationales that the teacher of another run writes, a vote a pair. Raises UserError as `read_teacher_run`."""
     run_dir, other = Path(config.annotate.teacher_run), read_teacher_run(config)
-    teacher = load_teacher(run_dir, config=other)
+    # Whatever that run's own signals were made from, a rationale of its teacher is one that it writes.
+    teacher = replace(load_teacher(run_dir, config=other), annotator=None)
     with pairs_bar("annotate", len(pairs)) as advance:
         judged = judge(teacher, pairs, progress=advance)
     outcomes = [

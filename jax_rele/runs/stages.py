@@ -63,6 +63,8 @@ def _fields(config: Config, section: str, without: Collection[str] = ()) -> Path
 _SCHEMA = ("labels.names", "labels.gains", "labels.positive")
 _RECIPES = ("distill.students", "distill.recipes", "distill.objectives", "distill.temperature")
 _SAMPLING = ("seed", "score.samples", "score.temperature")
+_OWN_TEACHER = {"samples", "temperature", "rationale"}
+"""Fields of `score` that only a teacher of the run's own reads."""
 _CHAT = ("prompt", "definitions", "dimension_definitions", "examples", "reasoning", "endpoints", "injection_pairs")
 
 
@@ -86,6 +88,13 @@ def _teacher(config: Config) -> Paths:
     """What a fine-tuned teacher is built from, and how it reads and writes."""
     own = _fields(config, "teacher", {"init", "dtype", "random"})
     return (*dict.fromkeys((*_decoder(config), *own, *_prompt(config))), "adapt.enabled")
+
+
+def _rationale_source(config: Config) -> Paths:
+    """What annotated rationales depend on, where the teacher reads such instead of writing its own."""
+    if config.score.rationale == "written":
+        return ()
+    return ("score.rationale", "annotate.annotator", "rationale.tag_map")
 
 
 def _students(config: Config, without: Collection[str] = ()) -> Paths:
@@ -128,9 +137,16 @@ def _finetune(config: Config) -> Paths:
 
 def _score(config: Config) -> Paths:
     if config.score.signals:
-        own = _fields(config, "score", {"samples", "temperature"})
+        own = _fields(config, "score", _OWN_TEACHER)
         return ("labels.names", "labels.positive", "rationale.dimensions", "data.item_fields", *own)
-    return ("labels.names", "rationale.dimensions", "score.signals", *_SAMPLING, *_teacher(config))
+    own = (*_SAMPLING, *_rationale_source(config), *_teacher(config))
+    return ("labels.names", "rationale.dimensions", "score.signals", *own)
+
+
+def _score_needs(config: Config) -> Paths:
+    if config.score.signals:
+        return ("prepare",)
+    return ("prepare", *(("annotate",) if config.score.rationale == "annotated" else ()), "adapt", "finetune")
 
 
 def _distill(config: Config) -> Paths:
@@ -138,7 +154,7 @@ def _distill(config: Config) -> Paths:
 
 
 def _evaluate(config: Config) -> Paths:
-    own = () if config.score.signals else (*_SAMPLING, *_teacher(config))
+    own = () if config.score.signals else (*_SAMPLING, *_rationale_source(config), *_teacher(config))
     evaluated = ("seed", *_SCHEMA, "labels.gain_maps", "data.tail_max_frequency", "rationale.tag_map", "evaluate")
     return (*evaluated, "score.signals", *own, *_students(config, ("vocab_size",)), *_RECIPES)
 
@@ -178,7 +194,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "score",
             "the teacher's signals for labelled and unlabelled pairs",
-            needs=lambda config: ("prepare",) if config.score.signals else ("prepare", "adapt", "finetune"),
+            needs=_score_needs,
             reads=_score,
             all_processes=True,
         ),

@@ -235,6 +235,8 @@ def rationale_figures(
     written = [text for text in judged.texts if text and explains]
     parsed = [rationale for rationale in judged.rationales if not isinstance(rationale, ParseFailure)]
     figures: dict[str, object] = {"written": len(written), "parsed": len(parsed) if written else 0}
+    if explains and not config.score.signals and config.score.rationale == "annotated":
+        figures["values_by"] = "rule annotator"
     failures = Counter(
         rationale.reason
         for text, rationale in zip(judged.texts, judged.rationales)

@@ -22,6 +22,7 @@ from jax_rele.progress import pairs_bar
 from jax_rele.rationale import ParseFailure, find_evidence, render
 from jax_rele.runs import external_signals, layout
 from jax_rele.runs.load import load_teacher, teacher_inputs
+from jax_rele.runs.rationale_source import AnnotatedRationales
 from jax_rele.runs.texts import check_teacher_texts
 from jax_rele.teacher import Teacher, TeacherPredictions, check_verbalizers, judge
 from jax_rele.training import distributed
@@ -66,11 +67,23 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     if warning := weak_teacher(held_out):
         print(warning)
     return {
+        "rationales": describe_rationales(teacher, pairs),
         "label scoring": check_verbalizers(teacher.tokenizer, config.labels.names),
         **join(config, run_dir, shards, order),
         "validation": held_out,
         **text_counts,
     }
+
+
+def describe_rationales(teacher: Teacher, pairs: Sequence[Pair]) -> str:
+    """Whose rationales the teacher judged over."""
+    if teacher.order == "label_only":
+        return "none"
+    if not isinstance(teacher.annotator, AnnotatedRationales):
+        return "written by the teacher"
+    origins = {"rules": "by rules", "annotate": "of annotate"}
+    counts = (f"{count} {origins[origin]}" for origin, count in teacher.annotator.count(pairs).items())
+    return f"read, not written: {', '.join(counts)}"
 
 
 def compare_with_overlap(teacher: Teacher, pairs: Sequence[Pair]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from jax_rele.teacher.continuous_batching import GeneratedText, generate
 from jax_rele.teacher.decoding import Sampling
-from jax_rele.teacher.judging import Teacher, check_lengths, judge, sample
+from jax_rele.teacher.form import check_lengths
+from jax_rele.teacher.judging import Teacher, judge, read_rationales, sample
 from jax_rele.teacher.label_scores import score
 from jax_rele.teacher.predictions import TeacherPredictions, average
 from jax_rele.teacher.template import DecodingTemplate, compile_template
@@ -22,6 +23,7 @@ __all__ = [
     "generate",
     "judge",
     "make_verbalizers",
+    "read_rationales",
     "sample",
     "score",
 ]

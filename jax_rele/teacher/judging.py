@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import jax
@@ -11,19 +11,19 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from jax_rele.data.rows import as_pair
-from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts, max_prompt_length
+from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts
 from jax_rele.data.tokens.text_loss import TextLoss, summarize
-from jax_rele.errors import UserError
 from jax_rele.models import Decoder
-from jax_rele.rationale import grammar, parse_output
+from jax_rele.rationale import Annotator, grammar, parse_output, render
 from jax_rele.teacher.continuous_batching import GeneratedText, generate, row_key
 from jax_rele.teacher.decoding import Sampling, draw
-from jax_rele.teacher.label_scores import score
+from jax_rele.teacher.form import AnswerForm, check_lengths, make_form
+from jax_rele.teacher.label_scores import score, score_choices
 from jax_rele.teacher.predictions import TeacherPredictions, average
-from jax_rele.teacher.template import VERDICT, DecodingTemplate, compile_template
-from jax_rele.teacher.verbalizers import Verbalizers, check_verbalizers, make_verbalizers
+from jax_rele.teacher.template import VERDICT
+from jax_rele.teacher.verbalizers import check_verbalizers
 from jax_rele.training import check_rows
-from jax_rele.types import VERDICTS, LabelSchema, Pair
+from jax_rele.types import VERDICTS, Comparison, LabelSchema, Pair, Rationale
 
 GREEDY = Sampling()
 
@@ -46,6 +46,8 @@ class Teacher:
       chat: whether prompts are chats, by the tokenizer's template.
       samples, sampling: how many rationales per pair `judge` averages over (self-consistency), and how they are drawn;
         1 for greedy decoding.
+      annotator: who writes the rationales that the teacher reads before it judges, in passes that decode nothing; None
+        where the teacher writes them itself.
       mesh: the devices that the variables live on; None for one device.
     """
 
@@ -63,6 +65,7 @@ class Teacher:
     chat: bool = False
     samples: int = 1
     sampling: Sampling = GREEDY
+    annotator: Annotator | None = None
     mesh: jax.sharding.Mesh | None = None
 
     def text_loss(self, pairs: Sequence[Pair | tuple[str, str]]) -> TextLoss:
@@ -87,77 +90,6 @@ class Teacher:
         return judge(self, [as_pair(pair) for pair in pairs], write=self.order != "label_only", progress=progress)
 
 
-@dataclass(frozen=True)
-class _Form:
-    """The fixed and free parts of an answer as tokens.
-
-    Attributes:
-      verbalizers: the tokens of the labels.
-      before_label: the fixed tokens just before the label.
-      follow: the token after the label.
-      template: the template of the decoded part, which decides the label too where that comes last and the first tokens
-        of the labels differ; None for a label alone.
-      end: the token after the answer.
-    """
-
-    verbalizers: Verbalizers
-    before_label: tuple[int, ...]
-    follow: int
-    template: DecodingTemplate | None
-    end: int
-
-    @property
-    def longest(self) -> int:
-        """Maximum tokens of an answer."""
-        if self.template is not None and self.template.decides_label:
-            return self.template.longest + 1
-        label = len(self.before_label) + len(self.verbalizers.common) + max(map(len, self.verbalizers.rests))
-        return label + (self.template.longest if self.template else 0) + 1
-
-
-def _form(tokenizer, label_names, dimensions, order: str, value_length: int, vocab_size: int, chat: bool) -> _Form:
-    encoder = AnswerEncoder(tokenizer, order, value_length, chat=chat)
-    segments = grammar.template(dimensions, order)
-    label = next(index for index, segment in enumerate(segments) if segment.kind == "label")
-    before, after = segments[: label - 1], segments[label + 1 :]
-    verbalizers = make_verbalizers(tokenizer, label_names)
-    decides = bool(before) and verbalizers.scoring == "first_token"
-    free = segments[: label + 1] if decides else before or after
-    return _Form(
-        verbalizers=verbalizers,
-        before_label=encoder.segment_ids(segments[label - 1].text, "fixed"),
-        follow=encoder.segment_ids(after[0].text, "fixed")[0] if after else encoder.end,
-        template=compile_template(tokenizer, encoder, free, vocab_size, verbalizers if decides else None)
-        if free
-        else None,
-        end=encoder.end,
-    )
-
-
-def check_lengths(
-    tokenizer: PreTrainedTokenizerBase,
-    label_names: Sequence[str],
-    dimensions: Sequence[str],
-    *,
-    order: str,
-    prompt_length: int,
-    value_length: int,
-    max_length: int,
-    instructions: str = "",
-    chat: bool = False,
-) -> None:
-    """Raises UserError where the longest prompt and answer exceed a context of `max_length`; 0 is no limit."""
-    form = _form(tokenizer, label_names, dimensions, order, value_length, len(tokenizer), chat)
-    longest = max_prompt_length(tokenizer, prompt_length, instructions, chat)
-    if 0 < max_length < longest + form.longest:
-        fixed = longest - prompt_length
-        more = f", {fixed} of them instructions and chat template," if fixed else ""
-        raise UserError(
-            f"teacher.prompt_length: {longest} tokens of a prompt{more} and up to {form.longest} of a rationale exceed "
-            f"the model's context of {max_length}; lower prompt_length or value_length, or compare fewer dimensions"
-        )
-
-
 def judge(
     teacher: Teacher, pairs: Sequence[Pair], *, write: bool = True, progress: Callable[[int], None] = lambda pairs: None
 ) -> TeacherPredictions:
@@ -165,6 +97,7 @@ def judge(
 
     With `teacher.samples` of 1 decoding is greedy. Otherwise that many rationales are drawn for every pair, and its
     distributions are the means over them (self-consistency; Wang et al., arXiv 2203.11171), see `predictions.average`.
+    With `teacher.annotator` nothing is decoded, see `read_rationales`.
 
     Args:
       teacher: the decoder and its settings.
@@ -177,6 +110,9 @@ def judge(
       UserError: labels or verdicts that the tokenizer does not distinguish, a context that is too short, or a batch
         that does not divide over the devices.
     """
+    reads = teacher.order == "rationale_first" or (write and teacher.order == "label_first")
+    if teacher.annotator is not None and reads:
+        return read_rationales(teacher, pairs, teacher.annotator.annotate(pairs), progress=progress)
     count = teacher.samples
     # Labels that no rationale precedes do not depend on the sample.
     if count == 1 or teacher.order == "label_only" or (teacher.order == "label_first" and not write):
@@ -281,7 +217,130 @@ def sample(
     )
 
 
-def _checked_form(teacher: Teacher) -> _Form:
+def read_rationales(
+    teacher: Teacher,
+    pairs: Sequence[Pair],
+    rationales: Sequence[Rationale],
+    *,
+    progress: Callable[[int], None] = lambda pairs: None,
+) -> TeacherPredictions:
+    """Judges pairs over rationales that are there already: nothing is decoded.
+
+    With order `rationale_first` one pass reads prompt and rationale, with `label_first` one reads the prompt for the
+    label, and another prompt, likeliest label and rationale. Each verdict's distribution is that after the rationale's
+    values and verdicts before it.
+
+    Args:
+      teacher, pairs, progress: as for `judge`; the order is not `label_only`.
+      rationales: of each pair. Their labels are not read, and a dimension that one does not compare is absent in it.
+
+    Returns:
+      The distributions; the rationales have the values that were read, and the likeliest verdicts and label.
+    """
+    form = _checked_form(teacher)
+    assert form.template is not None  # only `label_only` has no template
+    whole = [
+        Rationale(tuple(_comparison(rationale, dimension) for dimension in teacher.dimensions))
+        for rationale in rationales
+    ]
+    encoder = AnswerEncoder(teacher.tokenizer, teacher.order, teacher.value_length, chat=teacher.chat)
+    slots = [form.template.slots(encoder, grammar.segments(rationale, teacher.order)) for rationale in whole]
+    label_probs, verdict_probs, tokens = score_slots(teacher, form, pairs, slots, progress=progress)
+    names = teacher.schema.names
+    read = [
+        Rationale(
+            tuple(
+                replace(comparison, verdict=VERDICTS[verdict])
+                for comparison, verdict in zip(rationale.comparisons, verdicts)
+            ),
+            names[label],
+        )
+        for rationale, verdicts, label in zip(whole, verdict_probs.argmax(-1).tolist(), label_probs.argmax(-1).tolist())
+    ]
+    return TeacherPredictions(
+        label_probs=label_probs,
+        verdict_probs=verdict_probs,
+        texts=tuple(render(rationale, teacher.order) for rationale in read),
+        rationales=tuple(read),
+        label_scoring=form.verbalizers.scoring,
+        tokens_decoded=0,
+        tokens_emitted=tokens,
+    )
+
+
+def _comparison(rationale: Rationale, dimension: str) -> Comparison:
+    compared = (comparison for comparison in rationale.comparisons if comparison.dimension == dimension)
+    return next(compared, Comparison(dimension, verdict="absent"))
+
+
+def score_slots(
+    teacher: Teacher,
+    form: AnswerForm,
+    pairs: Sequence[Pair],
+    slots: Sequence[Sequence[Sequence[int]]],
+    *,
+    progress: Callable[[int], None] = lambda pairs: None,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The distributions where the template's slots are filled with given tokens.
+
+    Args:
+      teacher, pairs, progress: as for `judge`.
+      form: of the teacher's answers.
+      slots: of each pair the tokens of each decision's slot; those of a last slot that is the label are not read.
+
+    Returns:
+      [N, C] of the labels, [N, D, V] of the verdicts, and the tokens of the rationales that were read.
+    """
+    template, schema = form.template, teacher.schema
+    assert template is not None
+    prompts = encode_prompts(
+        teacher.tokenizer, pairs, teacher.fields, teacher.prompt_length, teacher.instructions, teacher.chat
+    )
+    groups = [pair.query for pair in pairs]
+    one_pass = template.decides_label
+
+    def score_labels(rows):
+        return score(
+            teacher.model,
+            teacher.variables,
+            [[*row, *form.before_label, *form.verbalizers.common] for row in rows],
+            form.verbalizers,
+            form.follow,
+            groups=groups,
+            batch_size=teacher.batch_size,
+            mesh=teacher.mesh,
+        )
+
+    if one_pass:
+        label_probs, prefixes = None, prompts
+    elif teacher.order == "rationale_first":
+        label_probs = score_labels([[*prompt, *template.tokens(each)] for prompt, each in zip(prompts, slots)])
+        prefixes = prompts
+    else:
+        label_probs = score_labels(prompts)
+        likeliest = label_probs.argmax(-1).tolist()
+        prefixes = [
+            [*prompt, *form.before_label, *form.verbalizers.tokens(label)] for prompt, label in zip(prompts, likeliest)
+        ]
+    filled = [template.before_choices(each) for each in slots]
+    before = [[len(prefix) + count for count in counts] for prefix, (_, counts) in zip(prefixes, filled)]
+    probs = score_choices(
+        teacher.model,
+        teacher.variables,
+        [[*prefix, *tokens] for prefix, (tokens, _) in zip(prefixes, filled)],
+        np.array(before, np.int32).reshape(len(pairs), int(template.is_choice.sum())),
+        template.verbalizers[template.choice[template.is_choice], :, 0],
+        groups=groups,
+        batch_size=teacher.batch_size,
+        mesh=teacher.mesh,
+        progress=progress,
+    )
+    if label_probs is None:
+        label_probs, probs = probs[:, -1, : len(schema)], probs[:, :-1]
+    return label_probs, probs[..., : len(VERDICTS)], sum(len(tokens) for tokens, _ in filled)
+
+
+def _checked_form(teacher: Teacher) -> AnswerForm:
     config = teacher.model.config
     check_verbalizers(teacher.tokenizer, teacher.schema.names)
     check_lengths(
@@ -297,7 +356,7 @@ def _checked_form(teacher: Teacher) -> _Form:
     )
     if teacher.mesh is not None:
         check_rows(teacher.batch_size, teacher.mesh, "score.batch_size", "take a multiple of it, or change `mesh`")
-    return _form(
+    return make_form(
         teacher.tokenizer,
         teacher.schema.names,
         teacher.dimensions,
@@ -325,7 +384,7 @@ def _drawn_labels(prompts: Sequence[Sequence[int]], probs: np.ndarray, sampling:
 
 
 def _make_predictions(
-    teacher: Teacher, form: _Form, probs: np.ndarray, labels: np.ndarray, written: list[GeneratedText] | None
+    teacher: Teacher, form: AnswerForm, probs: np.ndarray, labels: np.ndarray, written: list[GeneratedText] | None
 ) -> TeacherPredictions:
     count, template = len(probs), form.template
     order, dimensions = (teacher.order, teacher.dimensions) if written is not None else ("label_only", ())

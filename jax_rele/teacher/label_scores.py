@@ -1,4 +1,5 @@
-"""Label distributions of the teacher: the probability of each label's verbalizer after a row of tokens.
+"""Label distributions of the teacher: the probability of each label's verbalizer after a row of tokens; and the
+distributions over the alternatives of several choices inside a row, in one pass over it.
 
 Where the first tokens of the verbalizers differ, the softmax is over these tokens, otherwise over the
 log-probabilities of all tokens of each verbalizer. Logits of shape `[rows, length, vocabulary]` are never formed.
@@ -7,7 +8,7 @@ log-probabilities of all tokens of each verbalizer. Logits of shape `[rows, leng
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -106,6 +107,36 @@ def full_probs(
     return jax.nn.softmax(jax.lax.map(log_prob, (verbalizers, verbalizer_lengths)).T, axis=-1)
 
 
+@partial(jax.jit, static_argnames=("model",))
+def inner_choice_probs(
+    model: Decoder,
+    variables: PyTree,
+    cache: PyTree,
+    parents: jax.Array,
+    tokens: jax.Array,
+    starts: jax.Array,
+    lengths: jax.Array,
+    indices: jax.Array,
+    first: jax.Array,
+) -> jax.Array:
+    """Distributions over the alternatives of C choices inside each row, from their first tokens.
+
+    Args:
+      model, variables, cache, parents, tokens, starts: as for `kv_cache.read`.
+      lengths: not read: all rows have the same choices.
+      indices: [B, C] int, of the token before each choice.
+      first: [C, K] int, the first token of each alternative; -1 where a choice has fewer.
+
+    Returns:
+      [B, C, K] float32.
+    """
+    outputs, _ = read(model, variables, cache, parents, tokens, starts)
+    hidden = jnp.take_along_axis(outputs.hidden, indices[:, :, None], axis=1)
+    embedding = outputs.output_embedding[jnp.maximum(first, 0)]
+    logits = jnp.einsum("bce,cke->bck", hidden, embedding, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(jnp.where(first >= 0, logits, -jnp.inf), axis=-1)
+
+
 def _last(hidden: jax.Array, lengths: jax.Array) -> jax.Array:
     return hidden[jnp.arange(len(hidden)), lengths - 1]
 
@@ -137,31 +168,7 @@ def score(
     Returns:
       [N, C] float32.
     """
-    probs = np.zeros((len(rows), len(verbalizers.rests)), np.float32)
-    waiting: deque[tuple[np.ndarray, jax.Array]] = deque()
-
-    def collect():
-        done, batch_probs = waiting.popleft()
-        probs[done] = np.asarray(batch_probs)[: len(done)]
-        progress(len(done))
-
-    with use_mesh(mesh):
-        for call in _calls(model, variables, rows, verbalizers, follow, groups, batch_size, row_parts(mesh)):
-            waiting.append(call)
-            # The device computes the next batch while the host collects the previous one.
-            if len(waiting) > 1:
-                collect()
-        while waiting:
-            collect()
-    return probs
-
-
-def _calls(
-    model, variables, rows, verbalizers: Verbalizers, follow: int, groups, batch_size: int, parts: int
-) -> Iterator[tuple[np.ndarray, jax.Array]]:
-    """Starts the forward passes of a plan; yields row indices and their label distributions on the device."""
-    if not len(rows):
-        return
+    count = len(verbalizers.rests)
     if verbalizers.scoring == "first_token":
         probs_of = partial(first_token_probs, first=np.array([rest[0] for rest in verbalizers.rests], np.int32))
     else:
@@ -169,7 +176,85 @@ def _calls(
         probs_of = partial(
             full_probs, verbalizers=pad(verbalizers.rests, lengths.max(), 0), verbalizer_lengths=lengths, follow=follow
         )
-    plan = make_plan(rows, groups, batch_size, parts)
+    with use_mesh(mesh):
+        calls = (
+            (batch, probs_of(*arguments))
+            for batch, arguments in _batches(model, variables, rows, groups, batch_size, row_parts(mesh))
+        )
+        return _collect(calls, (len(rows), count), progress)
+
+
+def score_choices(
+    model: Decoder,
+    variables: PyTree,
+    rows: Sequence[Sequence[int]],
+    before: np.ndarray,
+    first: np.ndarray,
+    *,
+    groups: Sequence[Hashable],
+    batch_size: int,
+    mesh: jax.sharding.Mesh | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> np.ndarray:
+    """Computes the distributions of choices inside rows of tokens, in the order of the rows.
+
+    Args:
+      model, variables, groups, batch_size, mesh, progress: as for `score`.
+      rows: token ids, up to the last choice at least.
+      before: [N, C] int, the tokens of each row before each of its choices, at least 1, in ascending order.
+      first: [C, K] int, the first token of each alternative of a choice; -1 where a choice has fewer.
+
+    Returns:
+      [N, C, K] float32.
+    """
+    # What decides the first choice of a row is read in the row's own batch, so that no choice is in a shared prefix.
+    heads = [row[:end] for row, end in zip(rows, before[:, 0].tolist())]
+
+    def calls():
+        for batch, arguments in _batches(model, variables, rows, groups, batch_size, row_parts(mesh), heads):
+            starts = np.asarray(arguments[-2])
+            indices = np.zeros((len(starts), before.shape[1]), np.int32)
+            indices[: len(batch)] = before[batch] - 1 - starts[: len(batch), None]
+            yield batch, inner_choice_probs(*arguments, indices, first)
+
+    with use_mesh(mesh):
+        return _collect(calls(), (len(rows), *first.shape), progress)
+
+
+def _collect(
+    calls: Iterable[tuple[np.ndarray, jax.Array]], shape: tuple[int, ...], progress: Callable[[int], None]
+) -> np.ndarray:
+    """The results of calls that are started one ahead: the device computes while the host collects."""
+    probs = np.zeros(shape, np.float32)
+    waiting: deque[tuple[np.ndarray, jax.Array]] = deque()
+
+    def collect():
+        done, batch_probs = waiting.popleft()
+        probs[done] = np.asarray(batch_probs)[: len(done)]
+        progress(len(done))
+
+    for call in calls:
+        waiting.append(call)
+        if len(waiting) > 1:
+            collect()
+    while waiting:
+        collect()
+    return probs
+
+
+def _batches(
+    model: Decoder,
+    variables: PyTree,
+    rows: Sequence[Sequence[int]],
+    groups: Sequence[Hashable],
+    batch_size: int,
+    parts: int,
+    heads: Sequence[Sequence[int]] | None = None,
+) -> Iterator[tuple[np.ndarray, tuple]]:
+    """The batches of a plan: row indices, and what `first_token_probs` takes up to `lengths`."""
+    if not len(rows):
+        return
+    plan = make_plan(rows, groups, batch_size, parts, heads)
     base, begin = base_cache(model, variables, plan.base, parts), len(plan.base)
     for window in plan.windows:
         cache, starts = base, np.array([begin], np.int32)
@@ -184,4 +269,4 @@ def _calls(
             rests = [rows[row][starts[parent] :] for row, parent in zip(batch.rows, batch.parents)]
             tokens = pad([*rests, *[(0,)] * fill], batch.length, 0)
             lengths = np.array([len(rest) for rest in rests] + [1] * fill, np.int32)
-            yield batch.rows, probs_of(model, variables, cache, parents, tokens, starts[parents], lengths)
+            yield batch.rows, (model, variables, cache, parents, tokens, starts[parents], lengths)

@@ -59,7 +59,13 @@ class Plan:
     padded_tokens: int
 
 
-def make_plan(rows: Sequence[Sequence[int]], groups: Sequence[Hashable], batch_size: int, parts: int = 1) -> Plan:
+def make_plan(
+    rows: Sequence[Sequence[int]],
+    groups: Sequence[Hashable],
+    batch_size: int,
+    parts: int = 1,
+    heads: Sequence[Sequence[int]] | None = None,
+) -> Plan:
     """Makes a plan in which every row occurs once.
 
     The rows of a group share the longest prefix of their tokens that leaves each at least one; where the padding of
@@ -70,13 +76,15 @@ def make_plan(rows: Sequence[Sequence[int]], groups: Sequence[Hashable], batch_s
       groups: for each row a key, e.g. its query; rows of equal key likely share a prefix.
       batch_size: most rows of a batch and prefixes of a window, a multiple of `parts`.
       parts: devices over which the rows of a batch are divided.
+      heads: of each row its first tokens, of which at least the last is read in the row's own batch; by default all.
     """
-    base = shared_base(rows)
+    heads = rows if heads is None else heads
+    base = shared_base(heads)
     members: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
     shared = {
-        row: tuple(common_prefix([rows[row] for row in group])[len(base) :])
+        row: tuple(common_prefix([heads[row] for row in group])[len(base) :])
         for group in members.values()
         if len(group) > 1
         for row in group

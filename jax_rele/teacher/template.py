@@ -17,6 +17,7 @@ from jax_rele.data.tokens.packing import pad
 from jax_rele.data.tokens.prompts import AnswerEncoder
 from jax_rele.rationale.grammar import VALUE_DELIMITERS, Segment
 from jax_rele.teacher.verbalizers import Verbalizers, make_verdict_verbalizers
+from jax_rele.types import VERDICTS
 
 VERDICT, LABEL = 0, 1
 """The sets of alternatives of `DecodingTemplate.choice`."""
@@ -87,6 +88,26 @@ class DecodingTemplate:
         for slot, suffix, length in zip(slots, self.forced_suffixes, self.suffix_lengths):
             ids += [*slot, *suffix[:length].tolist()]
         return ids
+
+    def before_choices(self, slots: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+        """The tokens of the filled template before its last choice, and how many of them precede each choice."""
+        ids, before = list(self.prefix), []
+        for choice, slot, suffix, length in zip(self.choice, slots, self.forced_suffixes, self.suffix_lengths):
+            if choice >= 0:
+                before.append(len(ids))
+            ids += [*slot, *suffix[:length].tolist()]
+        return ids[: before[-1]], before
+
+    def slots(self, encoder: AnswerEncoder, segments: Sequence[Segment]) -> list[tuple[int, ...]]:
+        """The tokens of each slot of a rationale's segments, without those that all alternatives begin with."""
+        free = [segment for segment in segments if segment.kind not in ("fixed", "label")]
+        slots = []
+        for segment, choice in zip(free, self.choice.tolist()):
+            if choice < 0:
+                slots.append(encoder.segment_ids(segment.text, segment.kind))
+            else:
+                slots.append(tuple(self.alternative(choice, VERDICTS.index(segment.text.strip()))))
+        return [*slots, *[()] * (len(self.choice) - len(free))]
 
     def alternative(self, choice: int, index: int) -> list[int]:
         """The tokens of an alternative of `VERDICT` or `LABEL`, without those common to all."""

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from jax_rele.config import from_dict
 from jax_rele.data import read_signals, take_signals
 from jax_rele.errors import UserError
-from jax_rele.rationale import ParseFailure
+from jax_rele.rationale import ParseFailure, RuleAnnotator
+from jax_rele.runs.rationale_source import AnnotatedRationales
 from jax_rele.stages import score
 from jax_rele.teacher import TeacherPredictions
 from jax_rele.types import Comparison, Item, LabelSchema, Pair, Rationale
@@ -128,6 +129,17 @@ def test_a_damaged_shard_is_named(calls, tmp_path):
     with pytest.raises(UserError, match=r"00001\.parquet: the table is damaged"):
         score.join(SETTINGS, tmp_path, range(3), range(10))
     assert not (tmp_path / "score" / "signals.parquet").exists()
+
+
+def test_the_stage_says_whose_rationales_were_judged_over():
+    teacher = SimpleNamespace(order="rationale_first", annotator=None)
+    assert score.describe_rationales(teacher, PAIRS) == "written by the teacher"
+    by_model = {(pair.query, pair.item): Rationale() for pair in PAIRS[:3]}
+    teacher.annotator = AnnotatedRationales(RuleAnnotator.fit([], ["category"], {}), by_model)
+    assert score.describe_rationales(teacher, PAIRS) == "read, not written: 7 by rules, 3 of annotate"
+    assert score.describe_rationales(teacher, PAIRS[3:]) == "read, not written: 7 by rules"
+    teacher.order = "label_only"
+    assert score.describe_rationales(teacher, PAIRS) == "none"
 
 
 @given(st.lists(st.integers(0, 4), max_size=30))
