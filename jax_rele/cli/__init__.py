@@ -11,9 +11,11 @@ from difflib import get_close_matches
 from jax_rele import __version__
 
 # Each registers its commands, in the order of the help.
+
 from jax_rele.cli import commands as commands  # isort: skip
 from jax_rele.cli import student_commands as student_commands  # isort: skip
 from jax_rele.cli import completion as completion  # isort: skip
+from jax_rele.cli.compile_cache import check_compile_cache
 from jax_rele.cli.parser import COMMANDS, find_command, run_command
 from jax_rele.errors import Preempted, UserError
 from jax_rele.io import system_error, write_error
@@ -89,6 +91,7 @@ def _dispatch(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(rest) and selected.name in ("run", *STAGES):
         _print_config_help(selected.name, rest[0] if not rest[0].startswith("-") else None)
         return
+    check_compile_cache()
     run_command(selected, rest)
 
 
