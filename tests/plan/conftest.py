@@ -2,4 +2,4 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("libtpu") else ["test_tpu.py"]
+collect_ignore = [] if find_spec("libtpu") else ["test_tpu.py", "test_tpu_figures.py"]

@@ -1,0 +1,60 @@
+"""What compiled steps cost on slices of TPUs: writes the figures that `tests/plan/test_tpu_figures.py` compares with.
+
+    python scripts/plan_figures.py          # where the TPU compiler is installed; no TPU is needed
+
+Run it after a change that is meant to change them, and say in the commit why they changed.
+"""
+
+import json
+import tempfile
+from collections import defaultdict
+from importlib.metadata import version
+from pathlib import Path
+
+from jax_rele import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ROOT / "tests" / "plan" / "tpu_figures.json"
+SHAPE = {"layers": 2, "width": 256, "heads": 4, "kv_heads": 2, "head_dim": 128, "mlp_width": 512}
+SLICES = {"v5e:2x4": (2, 2, 2), "v6e:2x4": (2, 2, 2), "v5e:16x16": (4, 32, 2)}
+"""Topology -> the sizes of the mesh's axes data, fsdp and tensor."""
+ROWS = {8: 16, 256: 256}
+"""Devices -> rows of a batch."""
+
+
+def plan(topology: str) -> dict[str, dict]:
+    """Step -> bytes per chip, FLOPs, and of each kind of collectives how many a chip takes part in and their bytes."""
+    sizes = SLICES[topology]
+    rows = str(ROWS[sizes[0] * sizes[1] * sizes[2]])
+    options = [text for name, size in SHAPE.items() for text in (f"--teacher.random.{name}", str(size))]
+    options += [text for name, size in zip(("data", "fsdp", "tensor"), sizes) for text in (f"--mesh.{name}", str(size))]
+    options += ["--finetune.optimization.batch_size", rows, "--score.batch_size", rows]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plan.json"
+        config = str(ROOT / "configs" / "demo_from_scratch.yaml")
+        more = ["--topology", topology, "--json", str(path), "--teacher.dtype", "bfloat16"]
+        if cli.main(["plan", config, *more, "--steps", "finetune", "score", *options]):
+            raise SystemExit(f"{topology}: the plan failed")
+        steps = json.loads(path.read_text("utf-8"))["steps"]
+    return {step["step"]: _summarize(step) for step in steps}
+
+
+def _summarize(step: dict) -> dict:
+    collectives: dict[str, dict[str, int]] = defaultdict(lambda: {"count": 0, "bytes": 0})
+    for one in step["collectives"]:
+        collectives[one["kind"]]["count"] += one["count"]
+        collectives[one["kind"]]["bytes"] += one["count"] * one["bytes"]
+    return {
+        "bytes_per_chip": step["bytes_per_chip"]["total"],
+        "flops": step["flops"]["executed"],
+        "collectives": dict(sorted(collectives.items())),
+    }
+
+
+def main() -> None:
+    figures = {"libtpu": version("libtpu"), "slices": {topology: plan(topology) for topology in SLICES}}
+    FIGURES.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
