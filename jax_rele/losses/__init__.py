@@ -12,6 +12,7 @@ from jax_rele.losses.combine import add_totals, combine, means, term
 from jax_rele.losses.contrast import rationale_contrast, rationale_mse, view_contrast
 from jax_rele.losses.joint import joint
 from jax_rele.losses.language import next_token_cross_entropy
+from jax_rele.losses.preference import dpo, dpo_hinge, ipo, kto, orpo, simpo
 from jax_rele.losses.ranking import in_list, listwise_kl, listwise_softmax, margin_mse, pairwise_logistic, ranknet
 from jax_rele.losses.rationale import attention_to_evidence, evidence_tagging, verdict_cross_entropy
 from jax_rele.losses.recipes import learns_verdicts, needs, needs_teacher, recipe
@@ -32,10 +33,14 @@ __all__ = [
     "combine",
     "confidence",
     "cross_entropy",
+    "dpo",
+    "dpo_hinge",
     "evidence_tagging",
     "in_list",
+    "ipo",
     "jensen_shannon",
     "joint",
+    "kto",
     "learns_verdicts",
     "listwise_kl",
     "listwise_softmax",
@@ -46,6 +51,7 @@ __all__ = [
     "needs_teacher",
     "next_token_cross_entropy",
     "ordinal_cross_entropy",
+    "orpo",
     "pairwise_logistic",
     "ranknet",
     "rationale_contrast",
@@ -53,6 +59,7 @@ __all__ = [
     "recipe",
     "reverse_kl",
     "score_kl",
+    "simpo",
     "soft_cross_entropy",
     "term",
     "verdict_cross_entropy",

@@ -126,6 +126,31 @@ def language_inputs(rng):
     }
 
 
+def preference_inputs(rng):
+    names = ("chosen_log_probs", "rejected_log_probs")
+    return {f"{prefix}{name}": -rng.gamma(2.0, 6.0, size=B) for prefix in ("", "reference_") for name in names}
+
+
+def length_inputs(rng):
+    lengths = {"chosen_lengths": rng.integers(1, 20, size=B), "rejected_lengths": rng.integers(1, 20, size=B)}
+    lengths["rejected_lengths"][5] = 0  # an empty text
+    return lengths
+
+
+def normalized_preference_inputs(rng):
+    return preference_inputs(rng) | length_inputs(rng)
+
+
+def unreferenced_inputs(rng):
+    inputs = normalized_preference_inputs(rng)
+    return {name: value for name, value in inputs.items() if not name.startswith("reference")}
+
+
+def unpaired_inputs(rng):
+    log_probs = {"log_probs": -rng.gamma(2.0, 6.0, size=B), "reference_log_probs": -rng.gamma(2.0, 6.0, size=B)}
+    return log_probs | {"desirable": rng.random(B) < 0.5, "kl": rng.normal(size=B)}
+
+
 # Students that cannot do better.
 
 
@@ -219,6 +244,36 @@ def best_language(inputs):
     return {"hidden": 1e2 * inputs["output_embedding"][inputs["targets"]]}, np.zeros((B, L))
 
 
+def best_sides(inputs):
+    return {"chosen_log_probs": np.full(B, 1e4), "rejected_log_probs": np.full(B, -1e4)}, np.zeros(B)
+
+
+def best_difference(inputs, difference):
+    rejected = inputs["rejected_log_probs"] - inputs["reference_rejected_log_probs"]
+    return {"chosen_log_probs": inputs["reference_chosen_log_probs"] + rejected + difference}
+
+
+def best_doubted(inputs):
+    """The difference whose probability is that of a right preference."""
+    return best_difference(inputs, np.log(0.8 / 0.2) / 0.3), np.full(B, entr([0.8, 0.2]).sum())
+
+
+def best_margin(inputs):
+    chosen, rejected = (np.maximum(inputs[name], 1) for name in ("chosen_lengths", "rejected_lengths"))
+    rejected = (inputs["rejected_log_probs"] - inputs["reference_rejected_log_probs"]) / rejected
+    return {"chosen_log_probs": inputs["reference_chosen_log_probs"] + chosen * (rejected + 1.0)}, np.zeros(B)
+
+
+def best_unpaired(inputs):
+    return {"log_probs": np.where(inputs["desirable"], 1e4, -1e4)}, np.zeros(B)
+
+
+def best_odds(inputs):
+    """The chosen text is certain, and no text can be more than that."""
+    sides = {"chosen_log_probs": np.zeros(B), "rejected_log_probs": np.full(B, -1e4)}
+    return sides, np.zeros(B), np.zeros(B)
+
+
 T, T_LIST = {"temperature": 2.5}, {"temperature": 0.2}
 
 CASES = [
@@ -275,4 +330,21 @@ CASES = [
         {"chunk_size": 2 * B},
         linear=False,
     ),
+    Case(losses.dpo, preference_inputs, oracles.preferred, best_sides),
+    Case(losses.dpo, preference_inputs, oracles.preferred, best_doubted, {"beta": 0.3, "label_smoothing": 0.2}),
+    Case(losses.dpo_hinge, preference_inputs, oracles.preferred_hinge, best_sides, {"beta": 0.05}),
+    Case(
+        losses.ipo, normalized_preference_inputs, oracles.preferred_by_margin, best_margin, {"beta": 0.5}, linear=False
+    ),
+    Case(losses.kto, unpaired_inputs, oracles.good_or_bad, best_unpaired, fixed=("kl",)),
+    Case(
+        losses.kto,
+        unpaired_inputs,
+        oracles.good_or_bad,
+        best_unpaired,
+        {"beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.7},
+        fixed=("kl",),
+    ),
+    Case(losses.orpo, unreferenced_inputs, oracles.odds, best_odds, {"beta": 0.5}),
+    Case(losses.simpo, unreferenced_inputs, oracles.preferred_mean, best_sides, {"beta": 2.5, "margin": 0.5}),
 ]

@@ -151,3 +151,67 @@ def apart(query_views, item_views, verdict_probs, segments, temperature=0.05):
 
 def next_token(hidden, output_embedding, targets):
     return picked(hidden @ output_embedding.T, targets)
+
+
+def log_ratio(log_prob, reference, length=1):
+    return (log_prob - reference) / max(length, 1)
+
+
+def preferred(
+    chosen_log_probs,
+    rejected_log_probs,
+    reference_chosen_log_probs,
+    reference_rejected_log_probs,
+    beta=0.1,
+    label_smoothing=0.0,
+):
+    elements = []
+    for c, r, rc, rr in zip(
+        chosen_log_probs, rejected_log_probs, reference_chosen_log_probs, reference_rejected_log_probs
+    ):
+        reward = beta * (log_ratio(c, rc) - log_ratio(r, rr))
+        elements.append(-(1 - label_smoothing) * log_expit(reward) - label_smoothing * log_expit(-reward))
+    return np.array(elements)
+
+
+def preferred_hinge(
+    chosen_log_probs, rejected_log_probs, reference_chosen_log_probs, reference_rejected_log_probs, beta=0.1
+):
+    chosen, rejected = chosen_log_probs - reference_chosen_log_probs, rejected_log_probs - reference_rejected_log_probs
+    return np.array([max(0.0, 1 - beta * (c - r)) for c, r in zip(chosen, rejected)])
+
+
+def preferred_by_margin(
+    chosen_log_probs,
+    rejected_log_probs,
+    reference_chosen_log_probs,
+    reference_rejected_log_probs,
+    chosen_lengths,
+    rejected_lengths,
+    beta=0.1,
+):
+    chosen = map(log_ratio, chosen_log_probs, reference_chosen_log_probs, chosen_lengths)
+    rejected = map(log_ratio, rejected_log_probs, reference_rejected_log_probs, rejected_lengths)
+    return np.array([(c - r - 0.5 / beta) ** 2 for c, r in zip(chosen, rejected)])
+
+
+def good_or_bad(log_probs, reference_log_probs, desirable, kl, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
+    elements = []
+    for log_prob, reference, good, divergence in zip(log_probs, reference_log_probs, desirable, kl):
+        advantage = log_ratio(log_prob, reference) - max(divergence, 0.0)
+        value = scipy.special.expit(beta * (advantage if good else -advantage))
+        elements.append((desirable_weight if good else undesirable_weight) * (1 - value))
+    return np.array(elements)
+
+
+def odds(chosen_log_probs, rejected_log_probs, chosen_lengths, rejected_lengths, beta=0.1):
+    chosen = np.exp(chosen_log_probs / np.maximum(chosen_lengths, 1))
+    rejected = np.exp(rejected_log_probs / np.maximum(rejected_lengths, 1))
+    ratio = scipy.special.logit(chosen) - scipy.special.logit(rejected)
+    return -np.log(chosen) - beta * log_expit(ratio)
+
+
+def preferred_mean(chosen_log_probs, rejected_log_probs, chosen_lengths, rejected_lengths, beta=2.0, margin=1.0):
+    chosen = chosen_log_probs / np.maximum(chosen_lengths, 1)
+    rejected = rejected_log_probs / np.maximum(rejected_lengths, 1)
+    return -log_expit(beta * chosen - beta * rejected - margin)

@@ -28,6 +28,9 @@ STUDENTS = {
     "augmented_representation",
     "query_views",
     "item_views",
+    "chosen_log_probs",
+    "rejected_log_probs",
+    "log_probs",
 }
 
 
