@@ -11,7 +11,7 @@ from jax_rele.losses.calibration import brier, confidence
 from jax_rele.losses.combine import add_totals, combine, means, term
 from jax_rele.losses.contrast import rationale_contrast, rationale_mse, view_contrast
 from jax_rele.losses.joint import joint
-from jax_rele.losses.language import next_token_cross_entropy
+from jax_rele.losses.language import next_token_cross_entropy, sequence_log_probs
 from jax_rele.losses.preference import dpo, dpo_hinge, ipo, kto, orpo, simpo
 from jax_rele.losses.ranking import in_list, listwise_kl, listwise_softmax, margin_mse, pairwise_logistic, ranknet
 from jax_rele.losses.rationale import attention_to_evidence, evidence_tagging, verdict_cross_entropy
@@ -59,6 +59,7 @@ __all__ = [
     "recipe",
     "reverse_kl",
     "score_kl",
+    "sequence_log_probs",
     "simpo",
     "soft_cross_entropy",
     "term",

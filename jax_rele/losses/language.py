@@ -1,4 +1,4 @@
-"""The loss of language modelling, without the logits of the whole batch."""
+"""The loss of language modelling, and log-probabilities of texts, without the logits of the whole batch."""
 
 from __future__ import annotations
 
@@ -70,6 +70,58 @@ def next_token_cross_entropy(
         check_shapes(name, targets=(targets, "BL"), token_weights=(token_weights, "BL"))
         elements = elements * blank(mask, jnp.asarray(token_weights, jnp.float32))
     return blank(mask, elements)
+
+
+def sequence_log_probs(
+    hidden: ArrayLike,
+    output_embedding: ArrayLike,
+    targets: ArrayLike,
+    sequence_ids: ArrayLike,
+    targets_mask: ArrayLike,
+    *,
+    sequences: int,
+    chunk_size: int = 512,
+) -> tuple[jax.Array, jax.Array]:
+    r"""Log-probability and length of each of the texts that share a row.
+
+    .. math::
+      \log p_{bs} = \sum_{l:\, q_{bl} = s + 1,\, m_{bl}} \log \mathrm{softmax}(E h_{bl})_{y_{bl}}, \qquad
+      n_{bs} = \left|\{l:\, q_{bl} = s + 1,\, m_{bl}\}\right|
+
+    No text depends on the others of its row, nor on where it stands. Logits exist for one chunk of positions at a time,
+    as in `next_token_cross_entropy`. Not a loss: what `losses.dpo` and its like read.
+
+    Args:
+      hidden: [B, L, E] final hidden states :math:`h`.
+      output_embedding: [vocabulary, E] rows of the output embedding :math:`E`.
+      targets: [B, L] integer tokens :math:`y` to predict, shifted by the caller.
+      sequence_ids: [B, L] integers :math:`q`: 1 and up for the texts of a row, 0 for padding.
+      targets_mask: [B, L] bool :math:`m`, the tokens that count: those of the completion.
+      sequences: static; S, the most texts of a row.
+      chunk_size: static; the number of positions in a chunk, counted over all rows of the batch.
+
+    Returns:
+      [B, S] float32 log-probabilities, 0 for a text without tokens, and [B, S] int32 lengths.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jax_rele import losses
+      >>> hidden, targets = jnp.zeros((1, 4, 2)), jnp.array([[0, 1, 1, 0]])
+      >>> sequence_ids, mask = jnp.array([[1, 1, 2, 0]]), jnp.array([[True, True, True, False]])
+      >>> log_probs, lengths = losses.sequence_log_probs(
+      ...     hidden, jnp.eye(2), targets, sequence_ids, mask, sequences=2
+      ... )
+      >>> print(log_probs.round(2), lengths)
+      [[-1.39 -0.69]] [[2 1]]
+    """
+    check_shapes("sequence_log_probs", targets=(targets, "BL"), sequence_ids=(sequence_ids, "BL"))
+    check_integers("sequence_log_probs", sequence_ids=sequence_ids)
+    sequence_ids = jnp.asarray(sequence_ids)
+    mask = element_mask(targets_mask, sequence_ids.shape, "targets_mask") & (sequence_ids > 0)
+    elements = next_token_cross_entropy(hidden, output_embedding, targets, mask, chunk_size=chunk_size)
+    # Compared and not scattered: this stays local where devices share the batch.
+    members = mask[:, None] & (sequence_ids[:, None] == jnp.arange(1, sequences + 1)[:, None])
+    return -jnp.where(members, elements[:, None], 0.0).sum(-1), members.sum(-1, dtype=jnp.int32)
 
 
 @jax.custom_vjp

@@ -1,7 +1,7 @@
 """Losses on preferences: from log-probabilities of whole texts, where one of two is better, or each is good or bad.
 
-A text's log-probability is the sum over its tokens, given its prompt. The reference is the model before the training;
-its log-probabilities do not change and can be computed once.
+A text's log-probability is the sum over its tokens, given its prompt: `losses.sequence_log_probs`. The reference is
+the model before the training; its log-probabilities do not change and can be computed once.
 """
 
 from __future__ import annotations
