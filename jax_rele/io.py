@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import fcntl
 import hashlib
@@ -134,27 +135,38 @@ def _try(temporary: Path) -> None:
             temporary.unlink()
 
 
-_POINTER_LINE = re.compile(
-    rb"version https://git-lfs|oid sha256:[0-9a-f]{64}\s*\Z|size [0-9]+\s*\Z|<!doctype html|<html", re.I
-)
+_COMMENTS = r"(?:<!--.*?-->\s*|<\?xml.*?\?>\s*)*"
+_WEB_PAGE = re.compile(rf"{_COMMENTS}(?:<!doctype\s+html|<(?:html|head|body|table)(?=[\s>/]))".encode(), re.DOTALL)
+_LATER_LINE = re.compile(rb"oid sha256:[0-9a-f]+\s*\Z|size [0-9]+\s*\Z")
+
+
+def placeholder(start: bytes) -> str:
+    """What a file that begins so stands for, and what to do: a Git LFS pointer or a web page. Empty for others."""
+    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
+        if start.startswith(mark):
+            start = start.removeprefix(mark).decode(encoding, "ignore").encode("utf-8", "ignore")
+    start = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file; fetch the file with `git lfs pull`"
+    if _WEB_PAGE.match(start):
+        return "is a web page, not the file; download the file itself"
+    return ""
 
 
 def stands_for_another(line: bytes) -> bool:
     """Whether a line is one of a Git LFS pointer, or the first of a web page."""
-    return _POINTER_LINE.match(line.lstrip()) is not None
+    return bool(placeholder(line)) or _LATER_LINE.match(line.strip()) is not None
 
 
 def refuse_placeholder(path: Path) -> None:
-    """Raises UserError for a file that stands for another one: a Git LFS pointer, or a web page about it."""
+    """Raises UserError for a file that stands for another one, see `placeholder`."""
     try:
         with path.open("rb") as file:
-            start = file.read(64).lstrip().lower()
+            start = file.read(1024)
     except OSError:
         return  # whoever reads it says why
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: is a Git LFS pointer, not the file; fetch the file with `git lfs pull`")
-    if start.startswith((b"<!doctype html", b"<html")):
-        raise UserError(f"{path}: is a web page, not the file; download the file itself")
+    if message := placeholder(start):
+        raise UserError(f"{path}: {message}")
 
 
 def sync(path: str | Path) -> None:

@@ -253,7 +253,7 @@ def check_names(folder: Path, config: str, expected: Collection[str], actual: Co
 
 def _gguf_hint(folder: Path) -> str:
     """What to do with a folder that holds GGUF files; empty where it holds none."""
-    files = sorted(folder.glob("*.gguf"))
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() == ".gguf")
     more = f" or another of its {len(files)} GGUF files" if len(files) > 1 else ""
     return f"for a decoder write gguf:{files[0]}{more}" if files else ""
 

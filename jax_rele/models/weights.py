@@ -177,7 +177,7 @@ def _refuse_other_form(folder: Path, *, is_student: bool) -> None:
             f"{folder}: holds PEFT adapters, no model; merge them into {base!s:.100} and give the merged folder: "
             "`load_peft` and `to_hf` of jax_rele.models do it in one line, see docs/weights.md"
         )
-    if files := sorted(folder.glob("*.gguf")):
+    if files := sorted(path for path in folder.glob("*") if path.suffix.lower() == ".gguf"):
         if is_student:
             raise UserError(
                 f"{folder}: holds no weights but GGUF files, which are decoders; a student needs an encoder in the "

@@ -27,7 +27,7 @@ from jax_rele.data.rows import RowError, one_line, unique_keys
 from jax_rele.data.sources.delimited import delimited_rows
 from jax_rele.data.sources.files import PARQUET, TEXT_SUFFIXES, SourceFile, unreachable
 from jax_rele.errors import UserError
-from jax_rele.io import refuse_placeholder, stands_for_another
+from jax_rele.io import placeholder, refuse_placeholder, stands_for_another
 from jax_rele.types import ReadOptions
 
 Row = tuple[int, Mapping | RowError, object]
@@ -36,7 +36,6 @@ Row = tuple[int, Mapping | RowError, object]
 _BLOCK = 1 << 16
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeError, pa.ArrowException)
 _OTHER_FORMATS = {
-    b"version https://git-lfs": "is a Git LFS pointer, not the file; fetch the file with `git lfs pull`",
     b"\x1f\x8b": "is compressed by gzip; add .gz to its name",
     b"BZh": "is compressed by bzip2; add .bz2 to its name",
     b"\xfd7zXZ": "is compressed by xz; add .xz to its name",
@@ -44,9 +43,6 @@ _OTHER_FORMATS = {
     b"PK\x03\x04": "is a ZIP archive or a workbook; export it as CSV",
     b"PAR1": "is Parquet; let its name end in .parquet",
     b"SQLite format 3": "is an SQLite database; export it as CSV",
-    b"<!doctype html": "is a web page; download the file itself",
-    b"<html": "is a web page; download the file itself",
-    b"<table": "is a web page; download the file itself",
     b"<?xml": "is XML; export it as CSV or JSON lines",
     b"%PDF": "is a PDF; export the table as CSV",
     b"\xd0\xcf\x11\xe0": "is a workbook; export it as CSV",
@@ -145,7 +141,8 @@ def check_encoding(reading: ReadOptions) -> str:
 def _lines(stream: IO[bytes], encoding: str, name: str) -> tuple[Iterator[bytes], str]:
     """Lines and the encoding that they are in."""
     first = stream.read(_BLOCK)
-    if not any(line.lstrip().startswith(b"{") for line in first.splitlines()):
+    # Among rows such a line is one bad row.
+    if not any(map(_is_object, first.splitlines())):
         _refuse_other_format(first, name)
     # Quotes, commas and line ends are a NUL and another byte in UTF-16; a mark without many of them is damage.
     has_nuls = 50 * first.count(b"\0") > len(first)
@@ -162,8 +159,18 @@ def _lines(stream: IO[bytes], encoding: str, name: str) -> tuple[Iterator[bytes]
     return (_without_mark(lines) if encoding == "utf-8" else lines), encoding
 
 
+def _is_object(line: bytes) -> bool:
+    """Whether a line is a JSON object, or the beginning of a long one; a page may hold braces too."""
+    line = line.strip().removeprefix(codecs.BOM_UTF8)
+    if not line.startswith(b"{"):
+        return False
+    return line.endswith(b"}") is False or isinstance(_json_object(line, "utf-8", ReadOptions()), dict)
+
+
 def _refuse_other_format(first: bytes, name: str) -> None:
     """Raises UserError for a file that begins as one of another format."""
+    if message := placeholder(first[:4096]):
+        raise UserError(f"{name}: {message}")
     for start, message in _OTHER_FORMATS.items():
         begins = first.lstrip()[: len(start)]
         if start in (begins, begins.lower()):
@@ -246,7 +253,7 @@ def _json_hint(line: bytes, error: json.JSONDecodeError, reading: ReadOptions) -
 def _parquet_rows(file: SourceFile) -> Iterator[Row]:
     number = 0
     with file.open() as stream:
-        first = stream.read(16)
+        first = stream.read(1024)
     if not first.startswith(b"PAR1"):
         _refuse_other_format(first, file.name)
     with file.open() as stream, pq.ParquetFile(stream, page_checksum_verification=True) as table:

@@ -243,6 +243,10 @@ def test_a_file_that_was_joined_from_two(tmp_path):
         (b"PK\x03\x04\x14", "is a ZIP archive or a workbook"),
         (b"PAR1\x15", "is Parquet"),
         (b"\n <!DOCTYPE HTML><html>", "is a web page"),
+        (b"<!-- saved -->\n<html lang='en'>\n{a: b}\n", "is a web page"),
+        ("\ufeff<html><body>a,b</body></html>".encode("utf-16-le"), "is a web page"),
+        ("\ufeff<html><body>a,b</body></html>".encode(), "is a web page"),
+        (b"\xef\xbb\xbfversion https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a Git LFS pointer"),
         (b"<?xml version='1.0'?><rows/>", "is XML"),
         (b"%PDF-1.4\n", "is a PDF"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "is a workbook"),
@@ -257,6 +261,9 @@ def test_a_file_that_was_joined_from_two(tmp_path):
 def test_files_of_another_format_are_named(tmp_path, content, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path, content)
+    if "web page" in message or "LFS" in message:
+        with pytest.raises(UserError, match=message):
+            read(tmp_path, content, "data.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_earlier_truncation_and_padding_of_the_tokenizer_do_not_matter():
 
 
 def test_a_tokenizer_without_offsets_is_refused_where_evidence_needs_them(monkeypatch):
-    tokenizer = wordpiece()
+    tokenizer = BertTokenizer(vocab=TOKENIZERS["wordpiece"].get_vocab())
     monkeypatch.setattr(type(tokenizer), "is_fast", False)
     pairs = [Pair("", "red", Item("", "red shoes"))]
     assert cross_rows(tokenizer, pairs, FIELDS, 8, 8) == cross_rows(TOKENIZERS["wordpiece"], pairs, FIELDS, 8, 8)
