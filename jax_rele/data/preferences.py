@@ -1,0 +1,156 @@
+"""Preferences as data: two rationales for a pair, of which one is better; read from a file, or made from samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax_rele.data.rows import unique_keys
+from jax_rele.errors import UserError
+from jax_rele.io import write_text
+from jax_rele.rationale import ParseError, ParseFailure, parse, render
+from jax_rele.types import Pair, Rationale
+
+LABEL, VERDICTS = "label", "verdicts"
+"""The reasons of preferences that are made: the label agrees with the human one; more verdicts are verified."""
+
+_FIELDS = ("pair_id", "chosen", "rejected", "reason")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """That one rationale for a pair is better than another.
+
+    Attributes:
+      pair_id: the pair.
+      chosen: the better rationale, with a label.
+      rejected: the worse one, with a label.
+      reason: why, in any words; may be empty.
+    """
+
+    pair_id: str
+    chosen: Rationale
+    rejected: Rationale
+    reason: str = ""
+
+    def __post_init__(self):
+        if self.chosen == self.rejected:
+            raise ValueError("chosen and rejected are equal")
+        if self.chosen.label is None or self.rejected.label is None:
+            raise ValueError("a side has no label")
+
+
+def write_preferences(path: str | Path, preferences: Iterable[Preference]) -> None:
+    """Writes one JSON object a line: `pair_id`, `chosen` and `rejected` in the grammar, and `reason`."""
+    rows = (
+        (each.pair_id, *(render(side) for side in (each.chosen, each.rejected)), each.reason) for each in preferences
+    )
+    write_text(path, "".join(json.dumps(dict(zip(_FIELDS, row)), ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_preferences(path: str | Path, pair_ids: Collection[str], labels: Collection[str]) -> list[Preference]:
+    """The preferences of a file of JSON lines.
+
+    Args:
+      path: rows `{"pair_id": "1", "chosen": "…", "rejected": "…", "reason"?: "…"}`; both sides are rationales in the
+        grammar of `jax_rele.rationale`, in any order of its lines.
+      pair_ids: the pairs that there are.
+      labels: the labels that there are.
+
+    Raises:
+      UserError: the file cannot be read, or a row is no preference; it names the line.
+    """
+    try:
+        lines = Path(path).read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); name a file of JSON lines in UTF-8") from None
+    preferences = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                preferences.append(_read_row(line, pair_ids, labels))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: {error}; correct the row or take it out") from None
+    if not preferences:
+        raise UserError(f"{path}: there is no preference; write one JSON object a line")
+    return preferences
+
+
+def preferences_of_samples(
+    pairs: Sequence[Pair],
+    samples: Sequence[Sequence[Rationale | ParseFailure]],
+    references: Sequence[Rationale | None] | None = None,
+) -> tuple[list[Preference], dict[str, int]]:
+    """Preferences between a teacher's own rationales, as `teacher.sample` draws them.
+
+    At most two for a pair. `label`: a rationale whose label is the human one against one whose label is not.
+    `verdicts`: of two with the right label, the one with most verdicts as in a reference against the one with fewest.
+    Where several qualify the first is taken; the side against a wrong label is the one with most verdicts as in the
+    reference.
+
+    Args:
+      pairs: pairs with a label.
+      samples: for each sample the rationales of all pairs; what does not parse is left out.
+      references: for each pair what verdicts are verified against, by rules or by people; None where there is none.
+
+    Returns:
+      The preferences, in the order of the pairs, and counts: `label` and `verdicts` by kind, and `ties`, the pairs that
+      gave none.
+
+    Raises:
+      ValueError: a pair has no label, or the lengths differ.
+    """
+    references = [None] * len(pairs) if references is None else references
+    preferences: list[Preference] = []
+    ties = 0
+    for pair, reference, *drawn in zip(pairs, references, *samples, strict=True):
+        if pair.label is None:
+            raise ValueError(f"the pair {pair.pair_id!r} has no label")
+        texts = list(dict.fromkeys(each for each in drawn if isinstance(each, Rationale) and each.label is not None))
+        verified = {each: _verified(each, reference) for each in texts}
+        right = sorted((each for each in texts if each.label == pair.label), key=lambda each: -verified[each])
+        wrong = [each for each in texts if each.label != pair.label]
+        before = len(preferences)
+        if right and wrong:
+            preferences.append(Preference(pair.pair_id, right[0], wrong[0], LABEL))
+        if right and verified[right[0]] > verified[right[-1]]:
+            worst = next(each for each in right if verified[each] == verified[right[-1]])
+            preferences.append(Preference(pair.pair_id, right[0], worst, VERDICTS))
+        ties += len(preferences) == before
+    counts = {kind: sum(each.reason == kind for each in preferences) for kind in (LABEL, VERDICTS)}
+    return preferences, {**counts, "ties": ties}
+
+
+def _verified(rationale: Rationale, reference: Rationale | None) -> int:
+    """How many of the reference's verdicts a rationale shares."""
+    comparisons = () if reference is None else reference.comparisons
+    return sum(rationale.verdict(each.dimension) == each.verdict for each in comparisons)
+
+
+def _read_row(line: str, pair_ids: Collection[str], labels: Collection[str]) -> Preference:
+    row = json.loads(line, object_pairs_hook=unique_keys)
+    if not isinstance(row, dict):
+        raise ValueError("is no JSON object")
+    unknown = [name for name in row if name not in _FIELDS]
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}; a preference has {', '.join(_FIELDS)}")
+    texts = {"reason": "", **row}
+    wrong = [name for name in _FIELDS if not isinstance(texts.get(name), str)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is missing or no text")
+    if texts["pair_id"] not in pair_ids:
+        raise ValueError(f"there is no pair {texts['pair_id']!r}")
+    chosen, rejected = (_read_side(name, texts[name], labels) for name in ("chosen", "rejected"))
+    return Preference(texts["pair_id"], chosen, rejected, texts["reason"])
+
+
+def _read_side(name: str, text: str, labels: Collection[str]) -> Rationale:
+    try:
+        rationale = parse(text)
+    except ParseError as error:
+        raise ValueError(f"{name} is no rationale in the grammar ({error})") from None
+    if rationale.label not in labels:
+        raise ValueError(f"{name} must have one of the labels {', '.join(labels)}, got {rationale.label!r}")
+    return rationale

@@ -1,0 +1,92 @@
+"""Preferences: what a file may hold, and what is made of a teacher's samples."""
+
+import json
+
+import pytest
+
+from jax_rele.data.preferences import Preference, preferences_of_samples, read_preferences, write_preferences
+from jax_rele.errors import UserError
+from jax_rele.rationale import ParseFailure, render
+from jax_rele.types import Comparison, Item, Pair, Rationale
+
+LABELS = ("Exact", "Irrelevant")
+PAIR = Pair("1", "red shoes", Item("B", "Acme; red | shoes"), label="Exact")
+
+
+def rationale(label, brand="match", color="match"):
+    return Rationale((Comparison("brand", ("a|b",), ("-",), brand), Comparison("color", verdict=color)), label)
+
+
+GOOD, WEAK, BAD = rationale("Exact"), rationale("Exact", "absent"), rationale("Irrelevant", "mismatch")
+ROW = {"pair_id": "1", "chosen": render(GOOD), "rejected": render(BAD)}
+
+
+def write(tmp_path, *rows):
+    path = tmp_path / "preferences.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), "utf-8")
+    return path
+
+
+def test_what_is_written_is_read(tmp_path):
+    preferences = [Preference("1", GOOD, BAD, "étiquette\u2028"), Preference("2", GOOD, WEAK)]
+    write_preferences(tmp_path / "a.jsonl", preferences)
+    assert read_preferences(tmp_path / "a.jsonl", {"1", "2"}, LABELS) == preferences
+
+
+def test_lines_of_a_side_may_be_in_any_order_and_the_reason_may_be_missing(tmp_path):
+    path = write(tmp_path, ROW | {"chosen": render(GOOD, "label_first")}, "")
+    assert read_preferences(path, {"1"}, LABELS) == [Preference("1", GOOD, BAD)]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (ROW | {"rejected": ROW["chosen"]}, "chosen and rejected are equal"),
+        (ROW | {"rejected": render(GOOD, "label_first")}, "chosen and rejected are equal"),
+        (ROW | {"pair_id": "7"}, "there is no pair '7'"),
+        (ROW | {"rejected": "too dear"}, "rejected is no rationale in the grammar .line 1: expected"),
+        (ROW | {"chosen": "label: Fine"}, "chosen must have one of the labels Exact, Irrelevant, got 'Fine'"),
+        (ROW | {"chosen": ""}, "chosen must have one of the labels Exact, Irrelevant, got None"),
+        ({"pair_id": "1", "chosen": ROW["chosen"]}, "rejected is missing or no text"),
+        (ROW | {"pair_id": 1}, "pair_id is missing or no text"),
+        (ROW | {"why": ""}, "unknown field 'why'; a preference has pair_id"),
+        ("[]", "is no JSON object"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, row, message):
+    with pytest.raises(UserError, match=rf"preferences.jsonl, line 2: {message}") as error:
+        read_preferences(write(tmp_path, ROW, row), {"1"}, LABELS)
+    assert "\n" not in str(error.value)
+
+
+def test_files_without_preferences_are_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no preference"):
+        read_preferences(write(tmp_path, ""), {"1"}, LABELS)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_preferences(tmp_path / "none.jsonl", {"1"}, LABELS)
+
+
+def of_pair(*drawn, reference=None):
+    references = None if reference is None else [reference]
+    return preferences_of_samples([PAIR], [[each] for each in drawn], references)
+
+
+def test_the_right_label_is_preferred():
+    assert of_pair(BAD, WEAK, GOOD) == ([Preference("1", WEAK, BAD, "label")], {"label": 1, "verdicts": 0, "ties": 0})
+
+
+def test_verdicts_are_compared_where_labels_agree():
+    expected = [Preference("1", GOOD, BAD, "label"), Preference("1", GOOD, WEAK, "verdicts")]
+    assert of_pair(BAD, WEAK, GOOD, reference=GOOD) == (expected, {"label": 1, "verdicts": 1, "ties": 0})
+
+
+@pytest.mark.parametrize("drawn", [(), (GOOD, GOOD), (BAD, rationale("Irrelevant")), (GOOD, ParseFailure("cut"))])
+def test_samples_of_one_kind_are_ties(drawn):
+    samples = [[each] for each in drawn]
+    assert preferences_of_samples([PAIR], samples, [GOOD]) == ([], {"label": 0, "verdicts": 0, "ties": 1})
+
+
+def test_pairs_without_a_label_are_refused():
+    with pytest.raises(ValueError, match="the pair '2' has no label"):
+        preferences_of_samples([Pair("2", "shoes", Item("B", "shoes"))], [[GOOD]])
