@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The study docs/studies/esci.md: recipes on real judgements, from real weights, and the order of label and reasoning.
 #
-#   scripts/studies/esci.sh ENCODER [FOLDER]          about an hour and a half on two cores; goes on where it was
+#   scripts/studies/esci.sh ENCODER [FOLDER]          some two hours on two cores; resumes
 #
 # ENCODER is a folder of BERT-family weights in the Hugging Face form (the study: all-MiniLM-L6-v2). Writes to FOLDER (by
 # default studies/esci) and prints every table. Needs `jax-rele` on the path.
