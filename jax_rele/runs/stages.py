@@ -91,9 +91,9 @@ def _teacher(config: Config) -> Paths:
 
 
 def _rationale_source(config: Config) -> Paths:
-    """What annotated rationales depend on, where the teacher reads such instead of writing its own."""
+    """Whether the teacher reads annotated rationales instead of writing its own, and what they depend on."""
     if config.score.rationale == "written":
-        return ()
+        return ("score.rationale",)
     return ("score.rationale", "annotate.annotator", "rationale.tag_map")
 
 
