@@ -137,7 +137,6 @@ def _try(temporary: Path) -> None:
 
 _COMMENTS = r"(?:<!--.*?-->\s*|<\?xml.*?\?>\s*)*"
 _WEB_PAGE = re.compile(rf"{_COMMENTS}(?:<!doctype\s+html|<(?:html|head|body|table)(?=[\s>/]))".encode(), re.DOTALL)
-_LATER_LINE = re.compile(rb"oid sha256:[0-9a-f]+\s*\Z|size [0-9]+\s*\Z")
 
 
 def placeholder(start: bytes) -> str:
@@ -154,8 +153,8 @@ def placeholder(start: bytes) -> str:
 
 
 def stands_for_another(line: bytes) -> bool:
-    """Whether a line is one of a Git LFS pointer, or the first of a web page."""
-    return bool(placeholder(line)) or _LATER_LINE.match(line.strip()) is not None
+    """Whether a line begins a Git LFS pointer or a web page, or names a pointer's object."""
+    return bool(placeholder(line)) or line.strip().startswith(b"oid sha256:")
 
 
 def refuse_placeholder(path: Path) -> None:

@@ -11,7 +11,6 @@ from difflib import get_close_matches
 from jax_rele import __version__
 
 # Each registers its commands, in the order of the help.
-
 from jax_rele.cli import commands as commands  # isort: skip
 from jax_rele.cli import student_commands as student_commands  # isort: skip
 from jax_rele.cli import completion as completion  # isort: skip

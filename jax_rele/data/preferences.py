@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jax_rele.data.rows import unique_keys
+from jax_rele.data.sources.readers import text_lines
 from jax_rele.errors import UserError
 from jax_rele.io import write_text
 from jax_rele.rationale import ParseError, ParseFailure, parse, render
@@ -62,12 +63,8 @@ def read_preferences(path: str | Path, pair_ids: Collection[str], labels: Collec
     Raises:
       UserError: the file cannot be read, or a row is no preference; it names the line.
     """
-    try:
-        lines = Path(path).read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); name a file of JSON lines in UTF-8") from None
     preferences = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text_lines(path), 1):
         if line.strip():
             try:
                 preferences.append(_read_row(line, pair_ids, labels))

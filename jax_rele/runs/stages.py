@@ -143,10 +143,10 @@ def _score(config: Config) -> Paths:
     return ("labels.names", "rationale.dimensions", "score.signals", *own)
 
 
-def _score_needs(config: Config) -> Paths:
-    if config.score.signals:
-        return ("prepare",)
-    return ("prepare", *(("annotate",) if config.score.rationale == "annotated" else ()), "adapt", "finetune")
+def _teacher_needs(config: Config) -> Paths:
+    """The stages whose results a judging teacher reads; rules write their rationales when they are asked."""
+    reads_annotations = config.score.rationale == "annotated" and config.annotate.annotator != "rules"
+    return (*(("annotate",) if reads_annotations else ()), "adapt", "finetune")
 
 
 def _distill(config: Config) -> Paths:
@@ -194,7 +194,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "score",
             "the teacher's signals for labelled and unlabelled pairs",
-            needs=_score_needs,
+            needs=lambda config: ("prepare", *(() if config.score.signals else _teacher_needs(config))),
             reads=_score,
             all_processes=True,
         ),
@@ -210,7 +210,7 @@ STAGES: dict[str, Stage] = {
             "figures and report",
             needs=lambda config: (
                 "prepare",
-                *(("score",) if config.score.signals else ("adapt", "finetune")),
+                *(("score",) if config.score.signals else _teacher_needs(config)),
                 "distill",
             ),
             reads=_evaluate,

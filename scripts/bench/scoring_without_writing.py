@@ -13,39 +13,41 @@ from pathlib import Path
 
 import numpy as np
 
-from jax_rele.evaluation.bootstrap import positive_probs
+from jax_rele.evaluation.bootstrap import interval, metric_samples, paired_difference, positive_probs
 from jax_rele.runs import layout
 from jax_rele.runs.load import load_teacher, read_run
 from jax_rele.runs.rationale_source import rationale_source
 from jax_rele.teacher import Teacher, judge
+from jax_rele.text import query_id
 from jax_rele.types import Pair
-
-
-def auc_difference(labels: np.ndarray, a: np.ndarray, b: np.ndarray, queries: np.ndarray, resamples: int = 1000):
-    """ROC-AUCs of two scores, their difference, and its 95% interval over resampled queries."""
-    from sklearn.metrics import roc_auc_score
-
-    groups = [np.flatnonzero(queries == query) for query in np.unique(queries)]
-    rng, differences = np.random.default_rng(0), []
-    for _ in range(resamples):
-        rows = np.concatenate([groups[index] for index in rng.integers(len(groups), size=len(groups))])
-        if len({*labels[rows].tolist()}) == 2:
-            differences.append(roc_auc_score(labels[rows], b[rows]) - roc_auc_score(labels[rows], a[rows]))
-    both = roc_auc_score(labels, a), roc_auc_score(labels, b)
-    return *both, both[1] - both[0], *np.percentile(differences, [2.5, 97.5])
 
 
 def quality(teachers: dict[str, Teacher], pairs: list[Pair]) -> str:
     """One row of the table of quality."""
     schema = teachers["written"].schema
     judged = {name: judge(teacher, pairs) for name, teacher in teachers.items()}
-    labels = np.array([pair.label in schema.positive for pair in pairs])
+    labels, queries = np.array([schema.index(pair.label) for pair in pairs]), [query_id(pair.query) for pair in pairs]
+    samples = {
+        name: metric_samples(
+            each.label_probs,
+            labels,
+            queries,
+            schema,
+            gain_maps={},
+            bias=np.zeros(len(schema)),
+            temperature=1.0,
+            n_bootstrap=1000,
+            seed=0,
+        )
+        for name, each in judged.items()
+    }
+    a, b = (interval(values["auc"])["value"] for values in samples.values())
+    difference = paired_difference(samples["annotated"], samples["written"])["auc"]
+    low, high = difference["ci95"]
     written, annotated = (positive_probs(each.label_probs, schema) for each in judged.values())
-    queries = np.array([pair.query for pair in pairs])
-    a, b, difference, low, high = auc_difference(labels, written, annotated, queries)
     verdicts = [each.verdict_probs.argmax(-1) for each in judged.values()]
     return (
-        f"| {len(pairs)} | {a:.3f} | {b:.3f} | {difference:+.3f} [{low:+.3f}, {high:+.3f}] | "
+        f"| {len(pairs)} | {a:.3f} | {b:.3f} | {difference['value']:+.3f} [{low:+.3f}, {high:+.3f}] | "
         f"{np.corrcoef(written, annotated)[0, 1]:.3f} | {np.mean(verdicts[0] == verdicts[1]):.1%} |"
     )
 

@@ -53,12 +53,13 @@ def test_a_teacher_that_writes_has_none(run_dir):
 
 
 def test_the_source_is_part_of_what_the_stages_read():
-    written, annotated = from_dict({}), settings()
+    written, annotated = from_dict({}), settings("llm")
     for name in ("score", "evaluate"):
         assert "score.rationale" in STAGES[name].reads(annotated)
         assert "score.rationale" in STAGES[name].reads(written)
-    assert "annotate" in STAGES["score"].needs(annotated)
-    assert "annotate" not in STAGES["score"].needs(written)
+        assert "annotate" in STAGES[name].needs(annotated)
+        assert "annotate" not in STAGES[name].needs(written)
+        assert "annotate" not in STAGES[name].needs(settings("rules"))
 
 
 @pytest.mark.parametrize(

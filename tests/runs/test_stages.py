@@ -204,6 +204,11 @@ def runs(tiny, tmp_path_factory):
             student={"init": str(folder / "encoder")},
             distill={"students": ["two_tower"], "recipes": ["label_only"]},
         ),
+        "annotated": of(
+            "annotated",
+            score={"rationale": "annotated"},
+            distill={"students": ["two_tower"], "recipes": ["mkd"]},
+        ),
         "chat": of("chat", ("prepare", "adapt"), teacher={"init": str(folder / "decoder")}),
         "signals": of(
             "signals",

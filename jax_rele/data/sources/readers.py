@@ -141,7 +141,7 @@ def check_encoding(reading: ReadOptions) -> str:
 def _lines(stream: IO[bytes], encoding: str, name: str) -> tuple[Iterator[bytes], str]:
     """Lines and the encoding that they are in."""
     first = stream.read(_BLOCK)
-    # Among rows such a line is one bad row.
+    # Among rows a line of another format is one bad row.
     if not any(map(_is_object, first.splitlines())):
         _refuse_other_format(first, name)
     # Quotes, commas and line ends are a NUL and another byte in UTF-16; a mark without many of them is damage.
@@ -160,11 +160,9 @@ def _lines(stream: IO[bytes], encoding: str, name: str) -> tuple[Iterator[bytes]
 
 
 def _is_object(line: bytes) -> bool:
-    """Whether a line is a JSON object, or the beginning of a long one; a page may hold braces too."""
+    """Whether a line is a JSON object; the styles of a web page have braces too."""
     line = line.strip().removeprefix(codecs.BOM_UTF8)
-    if not line.startswith(b"{"):
-        return False
-    return line.endswith(b"}") is False or isinstance(_json_object(line, "utf-8", ReadOptions()), dict)
+    return line.startswith(b"{") and isinstance(_json_object(line, "utf-8", ReadOptions()), dict)
 
 
 def _refuse_other_format(first: bytes, name: str) -> None:

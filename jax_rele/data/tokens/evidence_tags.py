@@ -106,7 +106,7 @@ def _tags_of_side(
             continue
         begins: dict[str, tuple[int, int]] = {}
         for (source, text), read in zip(parts, cleaned):
-            begins[source] = start, start + len(text)
+            begins[source] = start, start + len(text) + 1  # with the space behind it, which a token may be
             part_at[start : start + len(read) + 1] = start
             start += len(read) + 1
         marked = False

@@ -45,13 +45,15 @@ class Side:
         tokenizer, texts = self.tokenizer, list(self._numbers)
         if not tokenizer.is_fast:
             return [tokenizer(text, add_special_tokens=False, verbose=False) for text in texts]
-        # What a call of the tokenizer does, without its copy of every token into a dictionary.
+        # What a call of the tokenizer does, without its copy of every token into a dictionary. As there, nothing is set
+        # that is set already: other threads may be tokenizing.
         backend = tokenizer.backend_tokenizer
         if backend.truncation is not None:
             backend.no_truncation()
         if backend.padding is not None:
             backend.no_padding()
-        backend.encode_special_tokens = tokenizer.split_special_tokens
+        if backend.encode_special_tokens != tokenizer.split_special_tokens:
+            backend.encode_special_tokens = tokenizer.split_special_tokens
         return backend.encode_batch(texts, add_special_tokens=False)
 
     @cached_property

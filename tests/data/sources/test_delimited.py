@@ -402,7 +402,7 @@ def test_blanks_behind_closing_quotes_are_no_text(tmp_path):
 
 @pytest.mark.parametrize("name", ["data.csv", "data.tsv", "data.jsonl"])
 @pytest.mark.parametrize(
-    "line", ["version https://git-lfs.github.com/spec/v1", f"oid sha256:{'0' * 64}", "size 4711", "<!DOCTYPE html>"]
+    "line", ["version https://git-lfs.github.com/spec/v1", f"oid sha256:{'0' * 64}", "<!DOCTYPE html>"]
 )
 def test_a_pointer_among_rows_is_named(tmp_path, name, line):
     rows = ["tv\ta", line, "tv\tb"]
@@ -414,3 +414,9 @@ def test_a_pointer_among_rows_is_named(tmp_path, name, line):
     pairs, (bad,) = read(tmp_path, text, name, for_prediction=True)
     assert titles_of(pairs) == ["a", "b"]
     assert "a line of a Git LFS pointer or a web page: fetch the file itself" in bad.reason
+
+
+def test_the_rest_of_a_title_is_no_pointer(tmp_path):
+    _, (bad,) = read(tmp_path, "query,title,brand\ntv,a,b\nsize 10\n", for_prediction=True)
+    assert "1 cells, but the header has 3" in bad.reason
+    assert "pointer" not in bad.reason
