@@ -23,6 +23,8 @@ from jax_rele.types import Item, ReadOptions
 
 KEY = "JAX_RELE_API_KEY"
 DAY = 86_400
+BACKLOG = 2048
+"""Connections that wait to be accepted; uvicorn's own number."""
 
 
 def serve(
@@ -100,6 +102,8 @@ def serve(
         service = Service(scorers, limits, search=search, bm25=words, queries=samples or (), grades=store)
         opened.callback(service.close)
         app = create_app(service, api_key=key, log_texts=log_texts)
+        # Before the address is said: whoever reads it may connect at once.
+        listener.listen(BACKLOG)
         address, number = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         print(f"serving {', '.join(by_kind)} at http://{shown}:{number}", file=sys.stderr, flush=True)

@@ -129,6 +129,20 @@ def test_mistakes_are_one_line(capfd, cross_bundle, tower_bundle, items_file, tm
         assert f"--port {number}" in refusal(capfd, cross_bundle, "--port", number)
 
 
+def test_a_client_that_reads_the_address_may_connect_at_once(cross_bundle, capfd, monkeypatch):
+    connected = []
+
+    def connect(app, service, listener):
+        number = listener.getsockname()[1]
+        assert f"at http://127.0.0.1:{number}\n" in capfd.readouterr().err
+        with socket.create_connection(("127.0.0.1", number), timeout=10) as connection:
+            connected.append(connection.getpeername()[1])
+
+    monkeypatch.setattr("jax_rele.serving.command.run_server", connect)
+    assert cli.main(["serve", str(cross_bundle), "--port", "0"]) == 0
+    assert len(connected) == 1
+
+
 def test_a_late_interaction_two_tower_scores_and_cannot_be_searched(serving, scorers, write_bundle, tmp_path):
     from jax_rele.deployment.scorer import load_bundle
     from jax_rele.errors import UserError
