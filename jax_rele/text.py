@@ -25,8 +25,10 @@ _WORD = regex.compile(
     rf"(?P<ideograph>\p{{Han}}\p{{M}}*)|(?P<spelt>[{_SPELT}][{_SPELT}\p{{M}}]*)|[[\w\p{{N}}]--[{UNSPACED}]]+", regex.V1
 )
 _LETTER = regex.compile(r"\X")
-_WHOLE_FLOAT = regex.compile(r"(-?(?:0|[1-9]\d{0,14}))\.0+")
-"""A whole number as floats and decimals are written: exact in a float, and without zeros before it."""
+_WHOLE_FLOAT = regex.compile(r"(-?(?:0|[1-9]\d*))(?:\.0+)?")
+"""A whole number as floats and decimals are written: without zeros before it."""
+LARGEST_EXACT_FLOAT = 2**53
+"""Beyond it a float has no room for every whole number, and several are written alike."""
 _LOCALE_SEPARATORS = regex.compile(r"[\s_-]+")
 
 
@@ -120,9 +122,11 @@ def locale_key(locale: str) -> str:
 
 
 def whole_number(text: str) -> str:
-    """The text; without its decimals if it is a whole number that was written as a float, as `1001.0` or `1000.00`."""
-    match = _WHOLE_FLOAT.fullmatch(text) if text.endswith("0") and "." in text else None
-    return text if match is None else match[1] if match[1] != "-0" else "0"
+    """The text; without its decimals if it is a whole number that was written as a float, as `1001.0`; `-0` is `0`."""
+    match = _WHOLE_FLOAT.fullmatch(text) if text.endswith("0") and ("." in text or text == "-0") else None
+    if match is None or abs(int(match[1])) >= LARGEST_EXACT_FLOAT:
+        return text
+    return match[1] if match[1] != "-0" else "0"
 
 
 def lexical_words(text: str) -> list[str]:

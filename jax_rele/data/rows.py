@@ -27,17 +27,27 @@ from itertools import chain
 from jax_rele.data.columns import ABSENT, ATTRIBUTE, ColumnNames, column_names, find_value, get_value, words_of_alike
 from jax_rele.data.markup import plain_text
 from jax_rele.names import SPLITS
-from jax_rele.text import drop_ignorable, is_visible, text_key, whole_number
+from jax_rele.text import LARGEST_EXACT_FLOAT, drop_ignorable, is_visible, text_key, whole_number
 from jax_rele.types import ITEM_FIELDS, Item, Pair, ReadOptions, Tag
 
 _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
 
 _ITEM = "item"
-_LARGEST_EXACT_FLOAT = 2**53
-_ROUNDED = re.compile(r"\d(?:\.\d+)?[eE]\+\d+|\d\.\d+[eE]\d+")
+_ROUNDED = re.compile(r"-?(?:\d(?:\.\d+)?[eE]\+\d+|\d\.\d+[eE]\d+|\d{16,}\.0+)")
 """How spreadsheets and float columns write numbers that are too long for them."""
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 _TRUTHS = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0"), False)
+
+
+class WrittenFloat(float):
+    """A float of JSON that keeps how it was written, so that a text made of it is that of a CSV cell: `1.10`, `1e3`."""
+
+    __slots__ = ("written",)
+
+    def __new__(cls, written: str) -> WrittenFloat:
+        value = super().__new__(cls, written)
+        value.written = written
+        return value
 
 
 class RowError(ValueError):
@@ -294,6 +304,17 @@ def _parse_truth(value, name: str) -> bool | None:
     return _TRUTHS.get(text)
 
 
+def read_json(text: str) -> object:
+    """The value of a row's JSON; its floats are `WrittenFloat`.
+
+    Raises:
+      RowError: a key stands twice.
+      ValueError: not JSON, or an integer of thousands of digits.
+      RecursionError: nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=unique_keys, parse_float=WrittenFloat)
+
+
 def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object. Raises RowError for a key that stands twice, as it is not known which value counts."""
     values = dict(pairs)
@@ -309,7 +330,7 @@ def _parse_object(value, name: str) -> Mapping | None:
         if not _text(value, name):
             return None
         try:
-            value = json.loads(value, object_pairs_hook=unique_keys)
+            value = read_json(value)
         except RowError as error:
             raise RowError(f"{name}: {error}") from None
         except (ValueError, RecursionError):
@@ -357,9 +378,11 @@ def _number_text(value: numbers.Real | Decimal, name: str) -> str:
         return str(value)
     if not math.isfinite(value):
         raise RowError(f"{name} is {value}, which is no text")
+    if isinstance(value, WrittenFloat):
+        return whole_number(value.written)
     if isinstance(value, Decimal):
         return f"{value.to_integral_value():f}" if value == value.to_integral_value() else str(value)
-    if abs(float(value)) < _LARGEST_EXACT_FLOAT:
+    if abs(float(value)) < LARGEST_EXACT_FLOAT:
         return str(int(float(value))) if float(value).is_integer() else str(value)
     if name in ("pair_id", "item.id"):
         raise RowError(f"{name} is the float {value}, too large to be exact; write ids as text")

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jax_rele.data.rows import RowError, one_line, unique_keys
+from jax_rele.data.rows import RowError, one_line, read_json
 from jax_rele.data.sources.delimited import delimited_rows
 from jax_rele.data.sources.files import PARQUET, TEXT_SUFFIXES, SourceFile, unreachable
 from jax_rele.errors import UserError
@@ -209,7 +209,7 @@ def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 def _json_object(line: bytes, encoding: str, reading: ReadOptions) -> Mapping | RowError:
     try:
-        value = json.loads(line.decode(encoding), object_pairs_hook=unique_keys)
+        value = read_json(line.decode(encoding))
     except RowError as error:
         return error
     except UnicodeDecodeError as error:

@@ -9,10 +9,12 @@ import pytest
 
 from jax_rele.data.rows import id_text
 from jax_rele.data.sources.shards import read_pairs
+from jax_rele.errors import UserError
 from jax_rele.text import whole_number
 
 NUMBERS = ["1001", "1001.0", "1001.00", "1001.000"]
-TEXTS = ["1.10", "007", "007.0", "1.0.0", "0012345678.50", "1234567890123456.0", "1,001.0", "v1.0", ".0", "1001."]
+WRITTEN = ["1.10", "9.50", "1e3", "2E-1", "-0.50", "0.1000"]
+TEXTS = [*WRITTEN, "007.50", "007", "007.0", "1.0.0", "0012345678.50", "1,001.0", "v1.0", ".0", "1001."]
 
 
 def row_of(value):
@@ -86,6 +88,23 @@ def test_what_no_float_looks_like_stays(tmp_path, name, text):
     assert pair.label == "Exact"
 
 
+@pytest.mark.parametrize("number", [*WRITTEN, "-0", "-0.0", "-7.00", "9007199254740991.0"])
+def test_a_number_of_json_is_the_text_that_a_cell_of_csv_is(tmp_path, number):
+    json_pair, csv_pair = (
+        read(FORMATS[name](tmp_path / "data", number), whole_number(number)) for name in ("json numbers", "csv")
+    )
+    assert json_pair == csv_pair
+
+
+@pytest.mark.parametrize("name", ["csv", "tsv", "json numbers", "json texts"])
+@pytest.mark.parametrize("number", ["9007199254740992.0", "12345678901234567.00", "1.2e+16", "-12345678901234567.0"])
+def test_an_id_that_was_a_float_beyond_its_precision_is_a_bad_row(tmp_path, name, number):
+    with pytest.raises(UserError, match=r"id .* is rounded, .*: save the column as text"):
+        read(FORMATS[name](tmp_path / "data", number), number)
+
+
 def test_the_sign_of_zero_is_no_part_of_a_number():
-    assert [whole_number(text) for text in ("-0.0", "0.0", "-3.0", "10.50", "100")] == ["0", "0", "-3", "10.50", "100"]
+    assert [whole_number(text) for text in ("-0.0", "0.0", "-3.0", "-0", "-10", "10.50", "100")] == [
+        *["0", "0", "-3", "0", "-10", "10.50", "100"]
+    ]
     assert {id_text(value, "id") for value in (-0.0, 0, "0.00", Decimal("0.0"), "-0.0")} == {"0"}
