@@ -23,7 +23,7 @@ from jax_rele.data.parquet import QUARANTINE, join_tables
 from jax_rele.data.rows import Quarantined
 from jax_rele.data.sources.files import is_remote
 from jax_rele.data.sources.shards import raw_text, read_numbered_pairs
-from jax_rele.data.tokens.student_inputs import unreadable_texts
+from jax_rele.data.tokens.student_inputs import cross_rows, tower_rows, unreadable_pairs
 from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss
 from jax_rele.errors import UserError
 from jax_rele.io import check_output_file, check_output_folder, hash_values
@@ -176,7 +176,7 @@ def predict_by_bundle(
     print(
         f"{shards}: {counts['rows']} rows read = {counts['pairs']} pairs + {counts['quarantined']} bad rows set aside"
     )
-    loss = TextLoss(counts["pairs"], **{name: counts[name] for name in TextLoss().counts()})
+    loss = TextLoss(counts["text_pairs"], **{name: counts[name] for name in TextLoss().counts()})
     remedies = "export a student that knows the language", "export one with a longer student.item_length"
     limits = TextLossConfig(max_unknown=1.0)
     check_text_loss(str(where), loss, limits, remedies=remedies, within="of their shard")
@@ -300,12 +300,15 @@ def _readable(
 ) -> tuple[list[Pair], list[Quarantined]]:
     """The pairs of whose texts a student knows something, and the others as bad rows; `rows` are those of the pairs."""
     items = [" ".join(text for _, text in pair.item.texts(student.fields)) for pair in pairs]
-    wrong = {index: f"the item: {reason}" for index, reason in unreadable_texts(student.tokenizer, items).items()}
-    queries = unreadable_texts(student.tokenizer, [pair.query for pair in pairs])
-    wrong |= {index: f"the query: {reason}" for index, reason in queries.items()}
+    embeds = student.model.embeds
+    encode = tower_rows if embeds else cross_rows
+    encoded = encode(student.tokenizer, pairs, student.fields, student.query_length, student.item_length)
+    texts = [pair.query for pair in pairs], items
+    wrong = unreadable_pairs(student.tokenizer, texts, encoded, embeds=embeds)
     bad = [
-        Quarantined(*rows[index], f"pair {pairs[index].pair_id}: {wrong[index]}", raw_text(asdict(pairs[index])))
-        for index in sorted(wrong)
+        Quarantined(*rows[index], f"pair {pair_id}: the {side}: {reason}", raw_text(asdict(pairs[index])))
+        for index, (side, reason) in wrong.items()
+        for pair_id in [pairs[index].pair_id]
     ]
     if len(wrong) == len(pairs):
         raise UserError(f"{source}: none of its {len(pairs)} pairs can be read ({bad[0].named(source)})")

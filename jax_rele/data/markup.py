@@ -13,6 +13,7 @@ _BLOCK = (
     "section|table|tbody|td|tfoot|th|thead|title|tr|ul"
 )
 _TOKEN = re.compile(rf"<!--|-->|<(/?)(?:({_INLINE})|({_BLOCK})|(script|style))((?:[\s/][^<>]*)?)>", re.IGNORECASE)
+_CLOSING = re.compile(r"</(script|style)(?:[\s/][^<>]*)?>", re.IGNORECASE)
 _ATTRIBUTES = re.compile(r"\s*/?\s*|\s.*=.*", re.DOTALL)
 # With its semicolon only: HTML also takes `&gt` for one, in `black&gt-style`.
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
@@ -28,6 +29,8 @@ def plain_text(text: str) -> str:
         return text
     pieces = []
     start, hidden = 0, ""
+    # What is never closed hides nothing: `<style>` is then a word of the seller's.
+    last = {"-->": text.rfind("-->")} | {match[1].lower(): match.start() for match in _CLOSING.finditer(text)}
     for token in _TOKEN.finditer(text):
         closing, _, block, silent, attributes = token.groups()
         if attributes is not None and not _ATTRIBUTES.fullmatch(attributes):
@@ -36,13 +39,14 @@ def plain_text(text: str) -> str:
             if token[0] == "-->" if hidden == "-->" else (closing and silent and silent.lower() == hidden):
                 start, hidden = token.end(), ""
         elif token[0] != "-->":
+            opened = "-->" if token[0] == "<!--" else silent.lower() if silent and not closing else ""
+            if opened and last.get(opened, -1) < token.end():
+                continue
             pieces += [text[start : token.start()], "\n" if block else ""]
-            start = token.end()
-            hidden = "-->" if token[0] == "<!--" else silent.lower() if silent and not closing else ""
+            start, hidden = token.end(), opened
     if not pieces and not _ENTITY.search(text):
         return text
-    if not hidden:
-        pieces.append(text[start:])
+    pieces.append(text[start:])
     decoded = _ENTITY.sub(lambda entity: html.unescape(entity[0]), "".join(pieces))
     lines = (" ".join(line.split()) for line in decoded.split("\n"))
     return "\n".join(line for line in lines if line)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import chain
 
-from jax_rele.data.columns import ABSENT, ATTRIBUTE, ColumnNames, column_names, find_value, get_value, words_of_alike
+from jax_rele.data.columns import ABSENT, ATTRIBUTE, ColumnNames, column_names, find_value, words_of_alike
 from jax_rele.data.markup import plain_text
 from jax_rele.names import SPLITS
 from jax_rele.text import LARGEST_EXACT_FLOAT, drop_ignorable, is_visible, text_key, whole_number
@@ -33,6 +33,7 @@ from jax_rele.types import ITEM_FIELDS, Item, Pair, ReadOptions, Tag
 _SPLIT_SYNONYMS = dict.fromkeys(("valid", "val", "dev"), "validation")
 
 _ITEM = "item"
+_TEXT_ID = re.compile(f"{_ITEM}-[0-9a-f]{{20}}")
 _ROUNDED = re.compile(r"-?(?:\d(?:\.\d+)?[eE]\+\d+|\d\.\d+[eE]\d+|\d{16,}\.0+)")
 """How spreadsheets and float columns write numbers that are too long for them."""
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
@@ -43,6 +44,7 @@ class WrittenFloat(float):
     """A float of JSON that keeps how it was written, so that a text made of it is that of a CSV cell: `1.10`, `1e3`."""
 
     __slots__ = ("written",)
+    written: str
 
     def __new__(cls, written: str) -> WrittenFloat:
         value = super().__new__(cls, written)
@@ -94,7 +96,7 @@ def text_id(item: Item) -> str:
 
 def is_text_id(item_id: str) -> bool:
     """Whether an id looks like one that `text_id` made."""
-    return item_id.startswith(f"{_ITEM}-")
+    return _TEXT_ID.fullmatch(item_id) is not None
 
 
 def one_line(error: Exception) -> str:
@@ -177,7 +179,7 @@ def _checked(pair: Pair, reading: ReadOptions) -> Pair:
 
 
 def _cleaned(text: str, name: str, clean: Callable[[str], str]) -> str:
-    if not (cleaned := clean(text).strip()):
+    if not is_visible(cleaned := clean(text).strip()):
         raise RowError(f"the {name} holds nothing but HTML")
     return cleaned
 
@@ -201,31 +203,41 @@ def _parse_item(row: Mapping, names: ColumnNames, reading: ReadOptions, clean: C
     _required(raw_values["title"], "title")
     texts |= {field: clean(texts[field]).strip() for field in ITEM_FIELDS}
     _cleaned(texts["title"], "title", clean)
-    attributes = _parse_attributes(row, candidates["item.attributes"], reading.fields, clean)
+    attributes = _parse_attributes(row, candidates["item.attributes"], names.flat["item"], reading.fields, clean)
     item = Item(**texts, attributes=attributes)
     return item if item.id else replace(item, id=text_id(item))
 
 
 def _parse_attributes(
-    row: Mapping, candidates: Sequence[str], fields: Mapping[str, str], clean: Callable[[str], str]
+    row: Mapping,
+    candidates: Sequence[str],
+    items: Sequence[str],
+    fields: Mapping[str, str],
+    clean: Callable[[str], str],
 ) -> tuple[tuple[str, str], ...]:
-    values = dict(_parse_object(find_value(row, candidates), "item.attributes") or {})
+    values = list((_parse_object(find_value(row, candidates), "item.attributes") or {}).items())
     prefixes = tuple(f"{name}." for name in candidates)
     for column, value in row.items():
         for prefix in prefixes:
             if column[: len(prefix)].casefold() == prefix.casefold():
-                values[column[len(prefix) :]] = value
+                values.append((column[len(prefix) :], value))
                 break
-    for field, column in fields.items():
-        if field.startswith(ATTRIBUTE) and (value := get_value(row, column)) is not ABSENT:
-            values[field.removeprefix(ATTRIBUTE)] = value
-    attributes = {}
-    for name, value in values.items():
+    mapped = {
+        field.removeprefix(ATTRIBUTE): value
+        for field, column in fields.items()
+        if field.startswith(ATTRIBUTE)
+        and (value := find_value(row, (column, *(f"{item}.{column}" for item in items)), ABSENT)) is not ABSENT
+    }
+    attributes: dict[str, str] = {}
+    for name, value in (*values, *mapped.items()):
         key = _required(name, "name of an attribute")
         path = f"item.attributes.{key}"
         text = _joined(value, path) if isinstance(value, list | tuple) else _text(_bool_text(value), path)
-        if text := clean(text).strip():
-            attributes[key] = text
+        if not (text := clean(text).strip()):
+            continue
+        if attributes.get(key, text) != text and key not in mapped:
+            raise RowError(f"{path} has two values, {_shown(attributes[key])} and {_shown(text)}; leave one out")
+        attributes[key] = text
     return tuple(attributes.items())
 
 

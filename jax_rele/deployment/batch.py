@@ -221,7 +221,10 @@ def _quarantine(number: int) -> str:
 
 def _is_finished(folder: ShardFolder) -> bool:
     try:
-        return folder.exists(FINISHED) and {"rows", "pairs", "quarantined"} <= folder.read_json(FINISHED).keys()
+        return (
+            folder.exists(FINISHED)
+            and {"rows", "pairs", "quarantined", "text_pairs"} <= folder.read_json(FINISHED).keys()
+        )
     except UserError:  # damaged, and counted anew
         return False
 
@@ -316,5 +319,6 @@ def _finish(folder: ShardFolder, source: str, shards: int, rows: int) -> None:
         )
     parts = (folder.metadata(_part(number)).get(TEXT_LOSS, "{}") for number in range(shards))
     loss = sum((TextLoss(**json.loads(part)) for part in parts), TextLoss())
-    counts = {"shards": shards, "rows": judged + bad, "pairs": judged, "quarantined": bad, **loss.counts()}
-    folder.write_json(FINISHED, counts)
+    # What is lost is counted of the pairs that cannot be judged for it too.
+    counts = {"shards": shards, "rows": judged + bad, "pairs": judged, "quarantined": bad, "text_pairs": loss.pairs}
+    folder.write_json(FINISHED, counts | loss.counts())

@@ -18,7 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from jax_rele import extras
 from jax_rele.data.rows import as_pair
 from jax_rele.data.tokens.evidence_tags import decode_evidence
-from jax_rele.data.tokens.student_inputs import cross_rows, pair_markers, tower_rows, unreadable_texts
+from jax_rele.data.tokens.student_inputs import (
+    cross_rows,
+    pair_markers,
+    tower_rows,
+    unreadable_pairs,
+    unreadable_texts,
+)
 from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.data.tokens.tokenizers import ENCODER_TOKENS, load_tokenizer
 from jax_rele.deployment.bundle import MANIFEST, TWO_TOWER, Manifest, read_manifest
@@ -117,16 +123,7 @@ class Scorer:
     def unreadable_pairs(self, encoded: Encoded, pairs: Sequence[Pair]) -> dict[int, tuple[str, str]]:
         """Pairs of which one text has no token that the student knows: index -> (its side, what is wrong), in order."""
         texts = [pair.query for pair in pairs], [self.item_text(pair.item) for pair in pairs]
-        if self.embeds:
-            wrong = [self.unreadable_rows(rows, side) for rows, side in zip(encoded, texts)]
-        else:
-            before, between, after = map(len, pair_markers(self.tokenizer, 2))
-            items = [kinds.index(1) for kinds in encoded[1]]
-            queries = [row[before : item - between] for row, item in zip(encoded[0], items)]
-            rows = queries, [row[item : len(row) - after] for row, item in zip(encoded[0], items)]
-            wrong = [unreadable_texts(self.tokenizer, side, ids) for side, ids in zip(texts, rows)]
-        reasons = {index: (side, each[index]) for side, each in zip(reversed(SIDES), reversed(wrong)) for index in each}
-        return dict(sorted(reasons.items()))
+        return unreadable_pairs(self.tokenizer, texts, encoded, embeds=self.embeds)
 
     def unreadable_rows(self, rows: Sequence[list[int]], texts: Sequence[str]) -> dict[int, str]:
         """Texts of a two-tower whose rows hold no token that it knows: index -> what is wrong."""

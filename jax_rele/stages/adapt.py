@@ -25,6 +25,7 @@ from jax_rele.rationale import RuleAnnotator, grammar, render
 from jax_rele.runs import layout
 from jax_rele.runs.load import teacher_inputs, teacher_model
 from jax_rele.runs.questions import teacher_question
+from jax_rele.runs.texts import check_teacher_texts
 from jax_rele.teacher import check_verbalizers
 from jax_rele.teacher.language_model import check_packing, train_language_model
 from jax_rele.training import distributed, init_state, make_mesh, make_optimizer
@@ -75,6 +76,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
         kind_weights={"verdict": adapt.verdict_weight},
     )
     loss = summarize(losses)
+    distributed.on_main(partial(check_teacher_texts, config, "adapt", loss))
     counts = {"pairs": len(crossed), "rows": len(arrays["targets"]), "steps": optimization.steps, **loss.counts()}
     if distributed.on_main((run_dir / layout.BASE).exists):
         return counts  # an earlier attempt ended after the base was written and before its manifest was

@@ -28,7 +28,7 @@ from jax_rele.runs.load import (
     teacher_inputs,
     untrained_embedder,
 )
-from jax_rele.runs.texts import check_student_texts, teacher_text_loss
+from jax_rele.runs.texts import check_student_texts, check_teacher_texts, teacher_text_loss
 from jax_rele.teacher import TeacherPredictions
 from jax_rele.types import VERDICTS, Item, Pair, Rationale
 
@@ -108,6 +108,7 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
     text_losses: dict[str, TextLoss] = {}
     if not config.score.signals:
         text_losses["teacher"] = teacher_text_loss(config, run_dir, pairs)
+        check_teacher_texts(config, "evaluate", text_losses["teacher"])
     for student_name in config.distill.students:
         for recipe in config.distill.recipes:
             student = load_student(run_dir, student_name, recipe=recipe, config=config)

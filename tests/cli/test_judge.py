@@ -8,7 +8,6 @@ import pytest
 from jax_rele import cli
 from jax_rele.cli import judge
 from jax_rele.deployment import export_student
-from jax_rele.deployment.scorer import Scorer
 from jax_rele.errors import UserError
 
 pytestmark = pytest.mark.timeout(600)
@@ -34,7 +33,7 @@ def runes_are_unknown(monkeypatch):
     def unreadable(tokenizer, texts, rows=None):
         return {index: "runes" for index, text in enumerate(texts) if "ᚠ" in text}
 
-    monkeypatch.setattr(judge, "unreadable_texts", unreadable)
+    monkeypatch.setattr("jax_rele.data.tokens.student_inputs.unreadable_texts", unreadable)
 
 
 def test_a_runs_rows_are_named_where_they_are(tiny, folder, runes_are_unknown, capsys):
@@ -70,11 +69,39 @@ def test_pairs_that_are_set_aside_are_merged_with_nothing(tiny, tmp_path, runes_
         judge.predict_by_run(tiny[1], "cross_encoder", str(path), output)
     else:
         export_student(tiny[1], tmp_path / "bundle", "cross_encoder")
-        monkeypatch.setattr(
-            Scorer,
-            "unreadable_pairs",
-            lambda self, encoded, pairs: {i: ("item", "x") for i, each in enumerate(pairs) if "ᚠ" in each.item.title},
-        )
         assert cli.main(["predict", str(tmp_path / "bundle"), "--input", str(path), "--output", str(output)]) == 0
     assert len(pq.read_table(output)) == 2
     assert "1 pairs have the same tokens as another pair" in capsys.readouterr().out
+
+
+def test_what_is_lost_is_a_fraction_of_all_pairs_set_aside_or_not(tiny, tmp_path, runes_are_unknown, capsys):
+    path, output = tmp_path / "pairs.jsonl", tmp_path / "scores.parquet"
+    texts = ["ᚠ one " * 50, "ᚠ two " * 50, "ᚠ", "lamp", "shoe " * 50]
+    path.write_text("".join(f"{line(number, title=text)}\n" for number, text in enumerate(texts)), "utf-8")
+    export_student(tiny[1], tmp_path / "bundle", "two_tower")
+    said = {}
+    for form, command in (("run", [tiny[1], "--model", "two_tower"]), ("bundle", [tmp_path / "bundle"])):
+        words = ["predict", *command, "--input", path, "--output", output]
+        assert cli.main([*map(str, words)]) == 0
+        assert pq.read_table(output)["pair_id"].to_pylist() == ["p3", "p4"]
+        said[form] = capsys.readouterr().out
+    for text in said.values():
+        assert "0 queries and 3 items of 5 pairs cut" in text
+    assert "60.0% of the pairs lose the end of their query or item" in said["bundle"]
+
+
+def test_a_text_whose_known_words_are_cut_off_is_set_aside_by_a_run_as_by_its_bundle(tiny, tmp_path, monkeypatch):
+    def unreadable(tokenizer, texts, rows):
+        return {index: "nothing" for index, ids in enumerate(rows) if "lamp" not in tokenizer.decode(ids)}
+
+    monkeypatch.setattr("jax_rele.data.tokens.student_inputs.unreadable_texts", unreadable)
+    path, output = tmp_path / "pairs.jsonl", tmp_path / "scores.parquet"
+    rows = [line(1, "lamp", "lamp"), line(2, "lamp", "shoe " * 60 + "lamp"), line(3, "red " * 60 + "lamp", "lamp")]
+    path.write_text("\n".join(rows) + "\n", "utf-8")
+    for model in ("two_tower", "cross_encoder"):
+        bundle = tmp_path / model
+        export_student(tiny[1], bundle, model)
+        for command in ([tiny[1], "--model", model], [bundle]):
+            words = ["predict", *command, "--input", path, "--output", output]
+            assert cli.main([*map(str, words)]) == 0
+            assert pq.read_table(output)["pair_id"].to_pylist() == ["p1"], command

@@ -132,3 +132,36 @@ def test_the_order_and_width_of_attributes_do_not_make_another_item():
         for attributes in ({"size": "9", "fit": "Wide"}, {"fit": "wide", "size": "\uff19"})
     )
     assert one == other
+
+
+@pytest.mark.parametrize("text", ["&#8203;", "&shy;", "<b>&#x200b;</b>", "<br>&nbsp;&zwj;"])
+def test_a_text_that_shows_nothing_without_its_html_is_a_bad_row(text):
+    with pytest.raises(RowError, match="the query holds nothing but HTML"):
+        parse(row(query=text), html="text")
+    with pytest.raises(RowError, match="the title holds nothing but HTML"):
+        parse(row(item={"id": "1", "title": text}), html="text")
+
+
+def attributes_of(made, **options):
+    return dict(parse({"query": "q", "title": "t", **made}, **options).item.attributes)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"attributes": {"size": "9", "size ": "10"}},
+        {"attributes.size": "9", "item.attributes.size": "10"},
+        {"attributes": {"size": "9"}, "attributes.size": "10"},
+    ],
+)
+def test_an_attribute_of_two_values_is_a_bad_row(made):
+    with pytest.raises(RowError, match=r"^item\.attributes\.size has two values, '9' and '10'"):
+        attributes_of(made)
+
+
+def test_an_empty_cell_takes_no_attribute_away():
+    assert attributes_of({"attributes": {"size": "9"}, "attributes.size": ""}) == {"size": "9"}
+    assert attributes_of({"attributes.size": "9", "item.attributes.size": "9"}) == {"size": "9"}
+    fields = {"item.attributes.size": "s"}
+    assert attributes_of({"attributes": {"size": "9"}, "s": "10"}, fields=fields) == {"size": "10"}
+    assert attributes_of({"attributes": {"size": "9"}, "s": ""}, fields=fields) == {"size": "9"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -104,8 +104,8 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
     """
     shards = open_source(data, cache)
     with _quarantine(folder / "quarantine.parquet") as set_aside:
-        facts, bad, counts = _spool(shards, data, labels, seed, folder / "rows.parquet", set_aside)
-        _match_by_text(facts, folder / "rows.parquet")
+        facts, bad, reasons, counts = _spool(shards, data, labels, seed, folder / "rows.parquet", set_aside)
+        ids = _ids_by_text(facts, folder / "rows.parquet")
         spool = PairTable(folder / "rows.parquet")
         statuses, replacements = _row_statuses(facts, spool, data)
         n_rows, n_bad = len(statuses) + sum(bad.values()), int((statuses == BAD).sum()) + sum(bad.values())
@@ -114,7 +114,6 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
         )
         examples = [*[*bad][:3], *map(reason_of, np.flatnonzero(statuses == BAD)[:1].tolist())]
         check_bad_fraction(n_rows, n_bad, examples, data.max_bad_fraction, data.path)
-        reasons = Counter({one.reason: count for one, count in bad.items()})
         reasons["duplicate pair_id"] += int((statuses == BAD).sum())
         is_selected = statuses == deduplicate.SELECTED
         splits = _split(facts, spool, is_selected, data)
@@ -129,6 +128,8 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
                     raw = {name: value for name, value in table.slice(i, 1).to_pylist()[0].items() if value is not None}
                     set_aside(Quarantined(**{**asdict(one), "raw": raw_text(raw)}))
                 names = pa.array(SPLITS).take(pa.array(split_indices[rows][is_selected[rows]]))
+                if ids:
+                    table = _with_ids(table, ids)
                 table = table.filter(pa.array(is_selected[rows]))
                 yield table.set_column(table.schema.get_field_index("split"), PAIRS.field("split"), names)
 
@@ -146,7 +147,7 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
         counts={
             "rows": {"read": counts.pop("rows"), "pairs": len(splits)},
             "quarantined": n_bad,
-            **({"reasons": _reason_counts(reasons)} if n_bad else {}),
+            **({"reasons": _most_common(reasons)} if n_bad else {}),
             "duplicates": status_counts[deduplicate.DUPLICATE],
             "conflicts": status_counts[deduplicate.CONFLICT],
             "leaked": status_counts[LEAKED],
@@ -163,11 +164,13 @@ def _check_accounted(n_rows: int, folder: Path) -> None:
         raise ValueError(f"{folder}: {n_rows} rows were read, but {written} written")
 
 
-def _reason_counts(reasons: Counter[str], most: int = 5) -> dict[str, int]:
-    """How many rows are bad for each kind of reason; what a reason quotes is left out."""
-    kinds: Counter[str] = Counter()
-    for reason, count in reasons.items():
-        kinds[re.split("[:;(]| at | '", reason)[0].strip()] += count
+def _kind(reason: str) -> str:
+    """What kind of reason one is: what it quotes is left out."""
+    return re.split("[:;(]| at | ['\"]", reason, maxsplit=1)[0].strip()
+
+
+def _most_common(kinds: Counter[str], most: int = 5) -> dict[str, int]:
+    """How many rows are bad for each of the kinds of reasons, the rarer ones together."""
     common = {kind: count for kind, count in kinds.most_common(most) if count}
     others = kinds.total() - sum(common.values())
     return common | ({"others": others} if others else {})
@@ -192,11 +195,17 @@ def _spool(
     seed: int,
     path: Path,
     set_aside: Callable[[Quarantined], None],
-) -> tuple[dict[str, np.ndarray], dict[Quarantined, int], dict[str, int]]:
-    """The first pass: the facts of the valid rows, the first bad row of each reason with their number, other counts."""
+) -> tuple[dict[str, np.ndarray], dict[Quarantined, int], Counter[str], dict[str, int]]:
+    """The first pass.
+
+    Returns:
+      The facts of the valid rows; the first bad row of each reason with their number; the bad rows by kind of reason;
+      other counts.
+    """
     facts: dict[str, list[np.ndarray]] = {name: [] for name in _FACTS}
     first_bad: dict[str, Quarantined] = {}
     bad: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     seen: set[int] = set()
     counts = {"rows": 0, "rows_with_html": 0, "with_invisible_characters": 0}
     key_of = lru_cache(1 << 16)(lambda query: query_key(query, seed))
@@ -212,7 +221,8 @@ def _spool(
             counts["rows"] += 1
             if isinstance(pair, Quarantined):
                 set_aside(pair)
-                # Reasons quote values: past some hundred kinds they are counted together.
+                kinds[_kind(pair.reason)] += 1
+                # Reasons quote values: past some hundred of them they are counted together.
                 reason = pair.reason if pair.reason in bad or len(bad) < 256 else "others"
                 bad[reason] += 1
                 first_bad.setdefault(reason, pair)
@@ -240,24 +250,49 @@ def _spool(
     if not counts["rows_with_html"]:
         del counts["rows_with_html"]
     arrays = {name: np.concatenate(facts.pop(name)) for name in _FACTS}
-    return arrays, {first_bad[reason]: count for reason, count in bad.items()}, counts
+    return arrays, {first_bad[reason]: count for reason, count in bad.items()}, kinds, counts
 
 
-def _match_by_text(facts: dict[str, np.ndarray], spool: Path) -> None:
-    """Gives an item without an id the judgement of one that has an id and the same texts, where there is one."""
+def _ids_by_text(facts: dict[str, np.ndarray], spool: Path) -> dict[str, str]:
+    """Gives an item without an id that of the first one that has an id and the same texts, where there is one.
+
+    Returns:
+      Id made of the texts -> the id that takes its place.
+    """
     by_text = facts["by_text"]
     if not by_text.any() or by_text.all():
-        return
-    text_keys = set(facts["judgement"][by_text].tolist())
-    known: dict[int, int] = {}
+        return {}
+    made = {
+        item_id
+        for start, table in _row_groups(spool, ["item"])
+        for item_id in _item_ids(table.filter(pa.array(by_text[start : start + table.num_rows])))
+    }
+    ids: dict[str, str] = {}
     for start, table in _row_groups(spool):
-        rows = start + np.flatnonzero(~by_text[start : start + table.num_rows])
-        for row, pair in zip(rows.tolist(), pairs_from_arrow(table.take(pa.array(rows - start)))):
-            key = _judgement(int(facts["query"][row]), pair, text_id(pair.item))
-            if key in text_keys:
-                known.setdefault(key, int(facts["judgement"][row]))
-    matched = [known.get(key, key) for key in facts["judgement"][by_text].tolist()]
-    facts["judgement"][by_text] = np.array(matched, np.uint64)
+        for pair in pairs_from_arrow(table.filter(pa.array(~by_text[start : start + table.num_rows]))):
+            if (text := text_id(pair.item)) in made:
+                ids.setdefault(text, pair.item.id)
+    if ids:
+        for start, table in _row_groups(spool):
+            rows = start + np.flatnonzero(by_text[start : start + table.num_rows])
+            for row, pair in zip(rows.tolist(), pairs_from_arrow(table.take(pa.array(rows - start)))):
+                if pair.item.id in ids:
+                    facts["judgement"][row] = _judgement(int(facts["query"][row]), pair, ids[pair.item.id])
+    return ids
+
+
+def _with_ids(table: pa.Table, ids: Mapping[str, str]) -> pa.Table:
+    """The table with other ids of items, by those that they have."""
+    index = table.schema.get_field_index("item")
+    kind = table.schema.field(index).type
+    replaced = pa.array([ids.get(item_id, item_id) for item_id in _item_ids(table)], kind.field("id").type)
+    items = table["item"].combine_chunks()
+    columns = [replaced if field.name == "id" else items.field(field.name) for field in kind]
+    return table.set_column(index, table.schema.field(index), pa.StructArray.from_arrays(columns, fields=list(kind)))
+
+
+def _item_ids(table: pa.Table) -> list[str]:
+    return pc.struct_field(table["item"], "id").to_pylist()
 
 
 def _row_statuses(facts: dict[str, np.ndarray], spool: PairTable, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -276,15 +311,18 @@ def _row_statuses(facts: dict[str, np.ndarray], spool: PairTable, data: DataConf
         raise UserError(f"{data.path}: {leak_error(spool[row], spool[int(np.flatnonzero(same)[0])])}")
     statuses[leaked] = LEAKED
 
+    # Before duplicates, so that the row which stands for them is not lost to another pair of its id.
     remaining = np.flatnonzero(~leaked)
+    _, first, inverse = np.unique(facts["rank"][remaining], return_index=True, return_inverse=True)
+    namesake = remaining[first[inverse]]
+    differs = facts["judgement"][remaining] != facts["judgement"][namesake]
+    statuses[remaining[differs]] = BAD
+    replacements[remaining[differs]] = namesake[differs]
+
+    remaining = remaining[~differs]
     key, label, rank, content = (facts[name][remaining] for name in ("judgement", "label", "rank", "content"))
     statuses[remaining], other = deduplicate.resolve(key, label, rank, content, data.conflicts)
     replacements[remaining] = np.where(other < 0, -1, remaining[other])
-
-    remaining = np.flatnonzero(statuses == deduplicate.SELECTED)
-    _, first, inverse = np.unique(facts["rank"][remaining], return_index=True, return_inverse=True)
-    replacements[remaining] = remaining[first[inverse]]
-    statuses[remaining[replacements[remaining] != remaining]] = BAD
     return statuses, replacements
 
 

@@ -124,17 +124,21 @@ class _Counted:
         self.read = self.accounted = 0
 
     def peek(self, count: int) -> list[bytes]:
-        """The next lines that are not blank, which stay the next ones, and empty ones where there are no more."""
+        """The next lines that are not blank, which stay, and empty ones where there are no more."""
         peeked: Lines = []
+        texts: list[bytes] = []
         for number, line in self:
             if not line.strip():
-                self.accounted += 1
-                continue
+                if not peeked:
+                    self.accounted += 1
+                    continue
+            else:
+                texts.append(line)
             peeked.append((number, line))
-            if len(peeked) == count:
+            if len(texts) == count:
                 break
         self.again.extendleft(reversed(peeked))
-        return [line for _, line in peeked] + [b""] * (count - len(peeked))
+        return texts + [b""] * (count - len(texts))
 
     def ahead(self, count: int) -> list[bytes]:
         """At most so many of the next lines, and about a megabyte, which stay the next ones."""
@@ -227,6 +231,11 @@ def _quoted(
             if cells := _before_blanks(_decoded(pending[0][1], encoding), delimiter, escape, width):
                 columns.add(cells)
                 yield pending[:1], cells
+                continue
+            if len(pending) == 1 and "field larger" in str(error):
+                most = csv.field_size_limit()
+                what = f"a text of more than {most} characters; see {reading.name_of('max_characters')}"
+                yield pending[:1], RowError(what)
                 continue
             escaped = b'\\"' in pending[0][1] and not escape
             option = reading.name_of("quoting")

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -32,10 +32,41 @@ _CONTENT_KEYS = ("etag", "ETag", "md5Hash", "md5", "crc32c", "generation", "Cont
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "Last-Modified", "created")
 
 
+class _Streams(io.RawIOBase):
+    """What compressed streams, one behind the other, hold.
+
+    The readers of `bz2` and `lzma` end in silence at a second stream that is damaged, or at what is no stream: here it
+    is an OSError or LZMAError, as for gzip.
+    """
+
+    def __init__(self, stream: IO[bytes], decompressor: Callable[[], Any], padding: bytes = b""):
+        self.stream, self.new, self.padding = stream, decompressor, padding
+        self.current = decompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while True:
+            compressed = b""
+            if self.current.eof:
+                compressed = self.current.unused_data.lstrip(self.padding)
+                while not compressed:
+                    if not (block := self.stream.read(io.DEFAULT_BUFFER_SIZE)):
+                        return 0
+                    compressed = block.lstrip(self.padding)
+                self.current = self.new()
+            elif self.current.needs_input and not (compressed := self.stream.read(io.DEFAULT_BUFFER_SIZE)):
+                raise EOFError("the compressed data end too early")
+            if plain := self.current.decompress(compressed, len(buffer)):
+                buffer[: len(plain)] = plain
+                return len(plain)
+
+
 _DECOMPRESS: dict[str, Callable[..., AbstractContextManager]] = {
     ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
+    ".bz2": lambda stream: io.BufferedReader(_Streams(stream, bz2.BZ2Decompressor)),
+    ".xz": lambda stream: io.BufferedReader(_Streams(stream, lzma.LZMADecompressor, padding=b"\0")),
     ".zst": lambda stream: io.BufferedReader(pa.CompressedInputStream(stream, "zstd")),
 }
 

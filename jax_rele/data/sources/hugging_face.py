@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from jax_rele.config import HuggingFaceConfig
 from jax_rele.data.rows import RowError, one_line
 from jax_rele.data.sources.files import unreachable
-from jax_rele.data.sources.readers import Row, python_rows
+from jax_rele.data.sources.readers import Row, python_rows, with_exact_floats
 from jax_rele.errors import UserError
 from jax_rele.io import hash_folder, refuse_placeholder
 
@@ -111,7 +113,9 @@ def _plain_rows(data_set: Dataset | IterableDataset) -> Iterator[Mapping | RowEr
     import datasets
 
     if not isinstance(data_set, datasets.Dataset):  # streamed
-        yield from data_set
+        schema = pa.schema([]) if data_set.features is None else data_set.features.arrow_schema
+        for row in data_set:
+            yield from with_exact_floats([row], schema)
         return
     for table in data_set.with_format("arrow").iter(batch_size=1024):
         for batch in table.to_batches():

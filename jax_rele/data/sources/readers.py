@@ -10,6 +10,7 @@ import codecs
 import csv
 import json
 import lzma
+import math
 import os
 import re
 import zlib
@@ -19,21 +20,29 @@ from itertools import chain
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jax_rele.data.rows import RowError, one_line, read_json
+from jax_rele.data.rows import RowError, WrittenFloat, one_line, read_json
 from jax_rele.data.sources.delimited import delimited_rows
 from jax_rele.data.sources.files import PARQUET, TEXT_SUFFIXES, SourceFile, unreachable
 from jax_rele.errors import UserError
 from jax_rele.io import placeholder, refuse_placeholder, stands_for_another
 from jax_rele.types import ReadOptions
 
+_AS_SURROGATE = "jax_rele.surrogate"
+codecs.register_error(_AS_SURROGATE, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]  # of decoding
+
 Row = tuple[int, Mapping | RowError, object]
 """Row number, the row or what is wrong with it, and the raw row."""
 
 _BLOCK = 1 << 16
+_NARROW: dict[pa.DataType, tuple[type[np.floating], int]] = {
+    pa.float16(): (np.float16, 2**11),
+    pa.float32(): (np.float32, 2**24),
+}
+"""Types of floats that have room for whole numbers up to a limit only."""
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeError, pa.ArrowException)
 _OTHER_FORMATS = {
     b"\x1f\x8b": "is compressed by gzip; add .gz to its name",
@@ -144,16 +153,17 @@ def _lines(stream: IO[bytes], encoding: str, name: str) -> tuple[Iterator[bytes]
     # Among rows a line of another format is one bad row.
     if not any(map(_is_object, first.splitlines())):
         _refuse_other_format(first, name)
-    # Quotes, commas and line ends are a NUL and another byte in UTF-16; a mark without many of them is damage.
-    has_nuls = 50 * first.count(b"\0") > len(first)
-    if encoding == "utf-8" and has_nuls and first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-32" if first.startswith(codecs.BOM_UTF32_LE) else "utf-16"
+    if encoding == "utf-8" and first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        marked = "utf-32" if first.startswith(codecs.BOM_UTF32_LE) else "utf-16"
+        # A mark without line ends, or without the many NULs of a line of Latin letters, is damage.
+        if 50 * first.count(b"\0") > len(first) or re.search("[\r\n]", first.decode(marked, "replace")):
+            encoding = marked
     blocks: Iterator[bytes] = chain([first], iter(lambda: stream.read(_BLOCK), b""))
     if "\n".encode(encoding) != b"\n":
-        # In UTF-16 and UTF-32 a byte 10 need not be the end of a line. What could not be decoded becomes a byte that is
-        # never UTF-8, so that its row is quarantined.
-        texts = codecs.iterdecode(blocks, encoding, errors="replace")
-        blocks = (text.encode("utf-8", "surrogatepass").replace("\ufffd".encode(), b"\xff") for text in texts)
+        # In UTF-16 and UTF-32 a byte 10 need not be the end of a line. What cannot be decoded becomes half a pair of
+        # surrogates, whose bytes are never UTF-8, so that its row is quarantined.
+        texts = codecs.iterdecode(blocks, encoding, errors=_AS_SURROGATE)
+        blocks = (text.encode("utf-8", "surrogatepass") for text in texts)
         encoding = "utf-8"
     lines = _split_lines(blocks)
     return (_without_mark(lines) if encoding == "utf-8" else lines), encoding
@@ -266,14 +276,47 @@ def _parquet_rows(file: SourceFile) -> Iterator[Row]:
 
 def python_rows(batch: pa.RecordBatch) -> list[Mapping | RowError]:
     """The rows of a batch, or for each one that cannot be made what is wrong with it."""
-    for index, field in enumerate(batch.schema):
-        if pa.types.is_float32(field.type) or pa.types.is_float16(field.type):
-            # 0.1 is 0.10000000149 when widened, and 0.1 by way of its shortest decimal form.
-            wide = pc.cast(pc.cast(pc.cast(batch.column(index), pa.float32()), pa.string()), pa.float64())
-            batch = batch.set_column(index, field.name, wide)
     try:
-        return batch.to_pylist(maps_as_pydicts="strict")
+        rows = batch.to_pylist(maps_as_pydicts="strict")
     except (ValueError, KeyError, OverflowError) as error:
         if batch.num_rows == 1:  # invalid UTF-8 (Parquet does not check it), a map with one key twice, a far-off date
             return [RowError(f"cannot be read: {one_line(error)}")]
         return [row for i in range(batch.num_rows) for row in python_rows(batch.slice(i, 1))]
+    return with_exact_floats(rows, batch.schema)
+
+
+def with_exact_floats(rows: list, schema: pa.Schema) -> list:
+    """Rows of a schema, whose values of 16 and 32 bits have the digits that they had in the table, see `_exact`."""
+    if narrow := [field for field in schema if _has_narrow(field.type)]:
+        return [{**row, **{field.name: _exact(row.get(field.name), field.type) for field in narrow}} for row in rows]
+    return rows
+
+
+def _has_narrow(kind: pa.DataType) -> bool:
+    if kind in _NARROW:
+        return True
+    if pa.types.is_dictionary(kind):
+        return _has_narrow(kind.value_type)
+    return any(_has_narrow(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _exact(value, kind: pa.DataType):
+    """A value with floats for its narrow ones, by way of their shortest decimal form: 0.1, and not 0.10000000149.
+
+    A whole number that has no room of its own among the narrow floats has this form as what it is as a text,
+    `1.2345679e+08`, by which ids that were rounded are found.
+    """
+    if value is None or not _has_narrow(kind):
+        return value
+    if kind in _NARROW:
+        dtype, limit = _NARROW[kind]
+        if limit <= abs(value) < math.inf:
+            return WrittenFloat(np.format_float_scientific(dtype(value), trim="-"))
+        return float(str(dtype(value)))
+    if pa.types.is_struct(kind):
+        return {name: _exact(inner, kind.field(name).type) for name, inner in value.items()}
+    if pa.types.is_map(kind):
+        return {name: _exact(inner, kind.item_type) for name, inner in value.items()}
+    if pa.types.is_dictionary(kind):
+        return _exact(value, kind.value_type)
+    return [_exact(inner, kind.value_type) for inner in value]

@@ -38,6 +38,37 @@ def unreadable_texts(
     return reasons
 
 
+def unreadable_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: tuple[Sequence[str], Sequence[str]],
+    encoded: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
+    *,
+    embeds: bool,
+) -> dict[int, tuple[str, str]]:
+    """Pairs of which one text has no token that a student knows: index -> (its side, what is wrong), in order.
+
+    Args:
+      tokenizer: of the student.
+      texts: the queries, and the texts of the items.
+      encoded: what `tower_rows` returns for them if the student `embeds`, or `cross_rows`.
+      embeds: whether query and item have embeddings of their own.
+    """
+    if embeds:
+        before, after = map(len, pair_markers(tokenizer, 1))
+        rows = [[row[before : len(row) - after] for row in side] for side in encoded]
+    else:
+        before, between, after = map(len, pair_markers(tokenizer, 2))
+        items = [list(kinds).index(1) for kinds in encoded[1]]
+        rows = [
+            [row[before : item - between] for row, item in zip(encoded[0], items)],
+            [row[item : len(row) - after] for row, item in zip(encoded[0], items)],
+        ]
+    queries, items_ = (unreadable_texts(tokenizer, side, ids) for side, ids in zip(texts, rows))
+    reasons = {index: ("item", reason) for index, reason in items_.items()}
+    reasons |= {index: ("query", reason) for index, reason in queries.items()}
+    return dict(sorted(reasons.items()))
+
+
 def pair_markers(tokenizer: PreTrainedTokenizerBase, texts: int) -> list[list[int]]:
     """The tokens that a tokenizer puts before, between and after one or two texts.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -20,6 +21,11 @@ COLUMNS = (
     *("read_hash", "text_hash"),
 )
 """What is counted of a pair, and 64 bits that stand for the tokens that a model reads of it, and for its text."""
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""What stands for bytes that were no text; tokenizers leave it out, as they do some characters that are not shown."""
+
+WORD_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 
 _RARE = ("\u0e40", "\u4f60", "\u16a0", "\ua66e", "\U00013000")
 """Characters of which a tokenizer that knows not all of Unicode does not know one at least."""
@@ -147,8 +153,9 @@ def count_characters(
 ) -> list[tuple[int, int]]:
     """The characters of each text, white space apart, and how many of them the tokenizer does not know.
 
-    A character is known if it is in a token other than the unknown one. Without offsets of tokens, the characters are
-    divided as the tokens are.
+    A character is known if it is in a token other than the unknown one, or is a mark that the tokenizer leaves out of a
+    character that it knows, as some do with accents. Without offsets of tokens, the characters are divided as the
+    tokens are.
 
     Args:
       tokenizer: the tokenizer.
@@ -158,7 +165,13 @@ def count_characters(
     unknown = tokenizer.unk_token_id
     counts = [(sum(map(len, text.split())), 0) for text in texts]
     drops = _drops_characters(tokenizer)
-    suspects = [number for number, row in enumerate(rows) if drops or (unknown is not None and unknown in row)]
+    # The mark of sentencepiece before a word has the place of the word's first character.
+    silent = {unknown, tokenizer.convert_tokens_to_ids(WORD_MARK)}
+    suspects = [
+        number
+        for number, (text, row) in enumerate(zip(texts, rows))
+        if drops or (unknown is not None and unknown in row) or not text.isprintable() or REPLACEMENT in text
+    ]
     if not suspects:
         return counts
     if not tokenizer.is_fast:
@@ -173,9 +186,12 @@ def count_characters(
         text, row = texts[number], rows[number]
         is_known = np.zeros(len(text), bool)
         for token, (start, end) in zip(row if len(row) == len(ids) else ids, offsets):
-            if token != unknown:
+            if token not in silent:
                 is_known[start:end] = True
-        lost = sum(not (known or character.isspace()) for known, character in zip(is_known.tolist(), text))
+        lost, known = 0, False
+        for in_token, character in zip(is_known.tolist(), text):
+            known = in_token or (known and unicodedata.category(character)[0] == "M")
+            lost += not (known or character.isspace())
         counts[number] = counts[number][0], lost
     return counts
 

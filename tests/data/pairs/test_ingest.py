@@ -1,6 +1,7 @@
 """From a source to tables: every row ends once, no query is in two splits, nothing is written half."""
 
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -322,3 +323,51 @@ def test_html_is_counted_or_becomes_text(tmp_path):
     result, _ = run(tmp_path / "text", source, html="text")
     assert "rows_with_html" not in result.counts
     assert "Bath & Body" in {pair.item.title for pair in result.pairs}
+
+
+def test_a_judgement_is_not_lost_with_a_row_whose_id_is_another_pairs(tmp_path):
+    rows = [
+        *plain(9),
+        {**row(20, "q2", NAMES[0], "B")},
+        {**row(20, "q1", NAMES[1], "A")},
+        {**row(21, "q1", NAMES[1], "A")},
+        {**row(22, "q1", NAMES[2], "A")},
+    ]
+    result, bad = run(tmp_path / "made", write(tmp_path / "in.jsonl", rows), max_bad_fraction=1.0)
+    kept = {(pair.pair_id, pair.query) for pair in result.pairs}
+    assert {("p20", "q2"), ("p22", "q1")} <= kept or {("p20", "q2"), ("p21", "q1")} <= kept
+    assert sorted(bad) == ["conflict", "duplicate pair_id, first seen at row 10"]
+    reasons = [each["reason"] for each in read_table(tmp_path / "made" / "quarantine.parquet").to_pylist()]
+    named = {number for reason in reasons for number in map(int, re.findall(r"row (\d+)", reason))}
+    assert named <= {10, 12, 13}  # rows that are kept
+
+
+def test_only_ids_that_were_made_of_texts_are_taken_for_such(tmp_path):
+    item = {"title": "Trail runner"}
+    mine = [row(21, "q", NAMES[0]) | {"item": item | {"id": "item-5"}}, row(22, "q", NAMES[2]) | {"item": item}]
+    result, bad = run(tmp_path / "made", write(tmp_path / "in.jsonl", [*plain(9), *mine]), max_bad_fraction=1.0)
+    assert bad == ["conflict"]
+    assert result.counts["conflicts"] == 1
+
+
+def test_an_item_without_an_id_has_that_of_its_texts_for_every_query(tmp_path):
+    shoe, boot = ({"title": title, "brand": "Acme"} for title in ("Trail runner", "Boot"))
+    rows = [
+        *plain(9),
+        {"query": "red shoe", "item": shoe, "label": NAMES[0]},
+        {"query": "blue boot", "item": shoe | {"id": "B1"}, "label": NAMES[2]},
+        {"query": "old boot", "item": boot, "label": NAMES[2]},
+    ]
+    result, bad = run(tmp_path / "made", write(tmp_path / "in.jsonl", rows))
+    ids = {pair.query: pair.item.id for pair in result.pairs}
+    assert bad == []
+    assert ids["red shoe"] == ids["blue boot"] == "B1"
+    assert re.fullmatch("item-[0-9a-f]{20}", ids["old boot"])
+
+
+def test_reasons_are_counted_by_kind_whatever_they_quote(tmp_path):
+    unknown = [row(1000 + i, f"u{i}", f"L{i}" if i % 2 else f"it's {i} at (x)") for i in range(300)]
+    blank = [row(2000 + i, " ", NAMES[0]) for i in range(30)]
+    source = write(tmp_path / "in.jsonl", [*plain(9), *unknown, *blank])
+    result, _ = run(tmp_path / "made", source, max_bad_fraction=1.0)
+    assert result.counts["reasons"] == {"unknown label": 300, "blank query": 30}

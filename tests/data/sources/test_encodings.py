@@ -59,3 +59,28 @@ def test_unknown_encodings(tmp_path):
     for encoding in ("utf8x", "base64", "hex", ""):
         with pytest.raises(UserError, match=r"^data\.encoding: .* is no text encoding"):
             read(path, encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_mark_is_enough_for_texts_of_two_byte_letters(tmp_path, suffix, encoding):
+    path = write(tmp_path / f"data{suffix}", [row(i, title="\u9774\u5b50" * 300) for i in range(50)])
+    path.write_bytes(("\ufeff" + path.read_text("utf-8")).encode(encoding))
+    pairs, bad = read(path, encoding="utf-8")
+    assert (len(pairs), bad) == (50, [])
+
+
+def test_a_character_that_stands_for_lost_bytes_is_read_alike_in_every_encoding(tmp_path):
+    path = write(tmp_path / "data.jsonl", [row(i, title="a\ufffdb") for i in range(3)])
+    text = path.read_text("utf-8")
+    for encoding in ("utf-8", "utf-16", "utf-32", "gb18030"):
+        path.write_bytes(text.encode(encoding))
+        pairs, bad = read(path, encoding=encoding)
+        assert ([pair.item.title for pair in pairs], bad) == (["a\ufffdb"] * 3, []), encoding
+
+
+def test_a_file_that_begins_with_a_mark_and_is_none_costs_its_first_row(tmp_path):
+    path = write(tmp_path / "data.jsonl", [row(i) for i in range(3)])
+    path.write_bytes(b"\xff\xfe" + path.read_bytes())
+    pairs, bad = read(path, encoding="utf-8")
+    assert ([pair.pair_id for pair in pairs], [one.row for one in bad]) == (["p1", "p2"], [1])

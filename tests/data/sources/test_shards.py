@@ -419,3 +419,28 @@ def test_unlabelled_rows_without_a_column_for_the_label_are_counted(tmp_path):
     pairs = list(parse_shards(shards, str(tmp_path), ReadOptions(), label_names=["E"], label_map={}))
     assert len(pairs) == 4
     assert [shard.notes[WITHOUT_LABEL_COLUMN] for shard in shards] == [0, 2]
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz", "zst"])
+@pytest.mark.parametrize("behind", [b"plain rows\n" * 50, "damaged", b"BZ", b"\0\0\0\1"])
+def test_what_follows_a_compressed_stream_is_read_or_refused(tmp_path, compression, behind):
+    first, second = (
+        write(tmp_path / f"{name}.jsonl.{compression}", [row(i) for i in numbers])
+        for name, numbers in (("a", range(100)), ("b", range(100, 200)))
+    )
+    path = tmp_path / f"both.jsonl.{compression}"
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    pairs, bad = read_pairs(path, label_names=LABELS)
+    assert (len(pairs), bad) == (200, [])
+    content = bytearray(second.read_bytes())
+    content[1] ^= 0xFF
+    path.write_bytes(first.read_bytes() + (bytes(content) if behind == "damaged" else behind))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_pairs(path, label_names=LABELS)
+
+
+def test_the_padding_of_xz_is_no_damage(tmp_path):
+    parts = [write(tmp_path / f"{i}.jsonl.xz", [row(i)]).read_bytes() for i in range(2)]
+    path = tmp_path / "data.jsonl.xz"
+    path.write_bytes(parts[0] + bytes(8) + parts[1] + bytes(4))
+    assert len(read_pairs(path, label_names=LABELS)[0]) == 2

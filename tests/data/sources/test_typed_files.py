@@ -74,3 +74,50 @@ def test_a_table_with_a_column_twice_is_refused(tmp_path):
     columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["t"])]
     pq.write_table(pa.Table.from_arrays(columns, names=["query", "query", "title"]), tmp_path / "t.parquet")
     assert "the table has ['query'] twice; give every column its own name" in refusal(tmp_path / "t.parquet")
+
+
+def nested(kind):
+    values = pa.array([0.1, 123456792.0], pa.float32()).cast(kind)
+    names = pa.array(["w", "w"])
+    return {
+        "plain": pa.table({"attributes.w": values}),
+        "struct": pa.table({"attributes": pa.StructArray.from_arrays([values], ["w"])}),
+        "map": pa.table({"attributes": pa.MapArray.from_arrays([0, 1, 2], names, values)}),
+        "list": pa.table(
+            {"attributes": pa.StructArray.from_arrays([pa.ListArray.from_arrays([0, 1, 2], values)], ["w"])}
+        ),
+        "dictionary": pa.table({"attributes.w": values.dictionary_encode()}),
+    }
+
+
+@pytest.mark.parametrize("form", ["plain", "struct", "map", "list", "dictionary"])
+def test_floats_of_32_bits_have_their_digits_wherever_they_are(tmp_path, form):
+    table = nested(pa.float32())[form]
+    texts = pa.array(["a", "b"])
+    pq.write_table(table.append_column("query", texts).append_column("title", texts), tmp_path / "t.parquet")
+    pairs, bad = read(tmp_path / "t.parquet")
+    assert not bad
+    assert [dict(pair.item.attributes)["w"] for pair in pairs] == ["0.1", "1.2345679e+08"]
+
+
+@pytest.mark.parametrize(("kind", "exact", "rounded"), [(pa.float32(), 16777215, 16777216), (pa.float16(), 2047, 2048)])
+def test_ids_for_which_a_narrow_float_has_no_room_are_bad_rows(tmp_path, kind, exact, rounded):
+    dtype = kind.to_pandas_dtype()
+    ids = pa.array(np.array([exact, rounded], dtype))
+    texts = pa.array(["a", "b"])
+    pq.write_table(pa.table({"query": texts, "title": texts, "item_id": ids}), tmp_path / "t.parquet")
+    (pair,), (bad,) = read(tmp_path / "t.parquet")
+    assert pair.item.id == str(exact)
+    assert "is rounded" in bad.reason
+
+
+@pytest.mark.parametrize(
+    ("suffix", "cell"), [(".csv", "x" * 140_000), (".tsv", "x" * 140_000), (".csv", "x" * 100_001)]
+)
+def test_a_long_cell_is_a_text_that_is_too_long(tmp_path, suffix, cell):
+    mark = "," if suffix == ".csv" else "\t"
+    path = tmp_path / f"t{suffix}"
+    path.write_text(f"query{mark}title\na{mark}{cell}\nb{mark}t\n")
+    pairs, (bad,) = read(path, max_characters=100_000)
+    assert queries(pairs) == ["b"]
+    assert re.match("a text of .*characters.*data.max_characters", bad.reason)

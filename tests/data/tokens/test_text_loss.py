@@ -129,3 +129,29 @@ def test_merged_pairs_are_those_of_a_dictionary(rows):
     expected = sum(first.setdefault(read, text) != text for read, text in rows)
     losses = np.array([[0] * 6 + [read, text] for read, text in rows], np.int64).reshape(-1, 8)
     assert summarize([losses]).merged_pairs == expected
+
+
+def test_the_mark_before_a_word_does_not_make_its_first_character_known():
+    model = tokenizers.models.WordLevel({"<unk>": 0, "▁": 1, "▁red": 2, "▁shoe": 3}, unk_token="<unk>")
+    made = tokenizers.Tokenizer(model)
+    split = tokenizers.pre_tokenizers
+    made.pre_tokenizer = split.Sequence([split.Metaspace(), split.Split(tokenizers.Regex("▁(?=[^a-z])"), "isolated")])
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    texts = ["日 本 語", "日本", "😀", "red shoe", "red 鞋"]
+    ids = fast(texts, add_special_tokens=False)["input_ids"]
+    assert ids[0] == [1, 0, 1, 0, 1, 0]
+    assert count_characters(fast, texts, ids) == [(3, 3), (2, 2), (1, 1), (7, 0), (4, 1)]
+
+
+@pytest.mark.parametrize("lost", ["\ufffd", "\ue000", "\ufff9", "\x07", "\U000e0041"])
+def test_characters_that_a_normalizer_leaves_out_are_unknown(tokenizer, lost):
+    texts = [f"red {lost}{lost} shoes", lost * 3, "red shoes"]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert ids[1] == []
+    assert count_characters(tokenizer, texts, ids) == [(10, 2), (3, 3), (8, 0)]
+
+
+def test_accents_that_are_left_out_are_no_loss_of_a_known_character(tokenizer):
+    texts = ["réd shoes\ufffd", "re\u0301d shoes\ufffd", "red \u0301 shoes\ufffd", "红\u0301 shoes"]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert [lost for _, lost in count_characters(tokenizer, texts, ids)] == [1, 1, 2, 2]

@@ -208,3 +208,11 @@ def test_ids_that_may_be_either_of_two_columns_are_refused(tmp_path):
     path.write_text("ID,Id,title\n1,2,tea\n")
     with pytest.raises(UserError, match=r"the columns \['item.ID', 'item.Id'\] differ in their spelling alone"):
         read_items(path)
+
+
+def test_an_attribute_is_mapped_in_a_row_of_items_as_in_one_of_pairs(tmp_path):
+    path = tmp_path / "items.csv"
+    reading = ReadOptions(fields={"item.attributes.size": "size"})
+    for header in ("id,title,size", "item_id,title,size"):
+        path.write_text(f"{header}\n1,Shoe,9\n2,Boot,\n")
+        assert [item.attributes for item in read_items(path, reading).items] == [(("size", "9"),), ()], header
