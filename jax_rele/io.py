@@ -99,6 +99,7 @@ def check_output_file(path: str | Path) -> None:
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give a file to write")
+        _refuse_dangling(path)
         parent = path.resolve().parent
         if not parent.is_dir():
             raise UserError(f"{parent}: no such folder to write to; create it first")
@@ -117,6 +118,7 @@ def check_output_folder(path: str | Path) -> None:
     """
     path = Path(path).absolute()
     try:
+        _refuse_dangling(path)
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         if not existing.is_dir():
             what = "is a file" if existing == path else f"cannot be made: {existing} is a file"
@@ -125,6 +127,12 @@ def check_output_folder(path: str | Path) -> None:
         _try(_temporary(existing / path.name))
     except OSError as error:
         raise write_error(path, error) from None
+
+
+def _refuse_dangling(path: Path) -> None:
+    for part in (path, *path.parents):
+        if part.is_symlink() and not os.path.exists(part):
+            raise UserError(f"{part}: is a link to {os.readlink(part)}, which is not there; remove or mend the link")
 
 
 def _try(temporary: Path) -> None:
@@ -158,10 +166,13 @@ def stands_for_another(line: bytes) -> bool:
 
 
 def refuse_placeholder(path: Path) -> None:
-    """Raises UserError for a file that stands for another one, see `placeholder`."""
+    """Raises UserError for a file that stands for another one, see `placeholder`, or that may not be read."""
     try:
         with path.open("rb") as file:
             start = file.read(1024)
+    except PermissionError as error:
+        # Libraries call such a file damaged.
+        raise UserError(f"{path}: cannot be read: {error.strerror}; change its permissions") from None
     except OSError:
         return  # whoever reads it says why
     if message := placeholder(start):

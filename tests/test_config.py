@@ -1,5 +1,6 @@
 """The config tree: what it accepts, and what it says about what it does not."""
 
+from datetime import date
 from pathlib import Path
 from typing import get_args
 
@@ -31,6 +32,9 @@ def test_a_fold_survives_yaml_and_none_leaves_no_trace_in_hashes():
     assert folded.data.splits.fold == (2, 5)
     assert config.from_dict(yaml.safe_load(yaml.safe_dump(folded.model_dump(mode="json")))) == folded
     assert "fold" not in config.from_dict({}).model_dump(mode="json")["data"]["splits"]
+
+
+ENDPOINT = {"name": "a", "base_url": "http://h/v1", "model": "m"}
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,22 @@ def test_a_fold_survives_yaml_and_none_leaves_no_trace_in_hashes():
         ({"adapt": {"enabled": False}}, "adapt.enabled: false leaves a base of random weights"),
         ({"student": {"query_length": 1}}, "student.query_length: .*greater than or equal to 4"),
         ({"name": "../up"}, "name: .*pattern"),
+        ({"seed": 2**63}, "seed: .*less than"),
+        ({"annotate": {"budget": float("inf")}}, "annotate.budget: .*finite"),
+        ({"annotate": {"endpoints": [ENDPOINT | {"temperature": float("nan")}]}}, "annotate.endpoints.0.temperature: "),
+        ({"annotate": {"endpoints": [ENDPOINT | {"input_price": float("inf")}]}}, "annotate.endpoints.0.input_price: "),
+        (
+            {"annotate": {"endpoints": [ENDPOINT | {"extra": {"d": float("inf")}}]}},
+            "annotate.endpoints.0.extra: .*JSON",
+        ),
+        (
+            {"annotate": {"endpoints": [ENDPOINT | {"extra": {"d": date(2024, 1, 1)}}]}},
+            "annotate.endpoints.0.extra: .*JSON",
+        ),
+        (
+            {"annotate": {"endpoints": [ENDPOINT | {"extra": {"max_tokens": "many"}}]}},
+            "annotate.endpoints.0.extra: .*whole",
+        ),
         (
             {"adapt": {"optimization": {"log_every": 7}}},
             "adapt.optimization: checkpoint_every .* multiple",
@@ -82,6 +102,9 @@ def test_a_mistake_is_named_with_its_path_in_one_line(values, message):
     ("content", "message"),
     [
         (b"name: [", "not valid YAML"),
+        (b"name: " + b"[" * 5000, "not valid YAML: nested too deeply"),
+        (b"seed: " + b"9" * 5000, "not valid YAML"),
+        (b"name: 2024-13-45", "not valid YAML"),
         (b"- 1", "must hold a mapping"),
         (b"name: \xff", "cannot be read as UTF-8"),
     ],

@@ -11,7 +11,14 @@ import pytest
 
 from jax_rele import cli, io
 from jax_rele.errors import UserError
-from jax_rele.io import atomic_folder, atomic_path, check_output_file, check_output_folder, system_error
+from jax_rele.io import (
+    atomic_folder,
+    atomic_path,
+    check_output_file,
+    check_output_folder,
+    refuse_placeholder,
+    system_error,
+)
 
 CODES = ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENFILE", "ENAMETOOLONG", "ENOTDIR", "EISDIR"]
 CODES += ["ENOENT", "EEXIST", "ENOTEMPTY", "ESTALE", "ELOOP", "EBUSY", "EFBIG", "ENODEV", "ETIMEDOUT", "ECONNREFUSED"]
@@ -195,3 +202,30 @@ def test_too_many_open_files_are_a_line(tmp_path):
     assert "Too many open files" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
     assert io.system_error(make("EMFILE")) is not None
+
+
+def test_a_closed_standard_output_is_no_error():
+    code = "import sys; sys.argv[1:] = ['--version']; from jax_rele.cli import command; command()"
+    words = f'{sys.executable} -c "{code}" >&-'
+    result = subprocess.run(words, shell=True, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_link_to_nothing_or_itself_is_named(tmp_path, monkeypatch, capsys):
+    for name, target in (("none", tmp_path / "missing"), ("loop", tmp_path / "loop")):
+        (tmp_path / name).symlink_to(target)
+        for check in (check_output_file, check_output_folder):
+            assert f"{name}: is a link to {target}, which is not there" in refused(check, tmp_path / name)
+        assert "is not there" in refused(check_output_folder, tmp_path / name / "deep")
+    monkeypatch.setattr(cli, "_dispatch", lambda _: Path(tmp_path / "loop").resolve(strict=True))
+    assert cli.main(["run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "loop") in line
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "Permission denied; change its permissions" in refused(refuse_placeholder, tmp_path / "config.json")

@@ -187,6 +187,8 @@ def _without_thoughts(text: str) -> str:
     """
     if channels := list(_CHANNEL.finditer(text)):
         final = [channel for channel in channels if channel[1] == "final"]
+        # The call of a function is an answer too.
+        final = final or [channel for channel in channels if "to=functions." in channel[0]]
         if not final:
             return ""
         text = _CHANNEL_END.split(text[final[-1].end() :])[0]

@@ -14,7 +14,7 @@ from jax_rele.annotation.completions import prompt_hash, request_body, sample_ke
 from jax_rele.annotation.store import Store
 from jax_rele.annotation.types import Endpoint, ModelAnswer, Task
 from jax_rele.errors import UserError
-from jax_rele.io import atomic_path
+from jax_rele.io import atomic_path, refuse_placeholder
 
 NAMED = 20
 """Lines of each kind whose names are listed."""
@@ -112,6 +112,7 @@ def read_results(
         for number, sample, key in sample_keys(prompts, endpoint)
     }
     for path in paths:
+        refuse_placeholder(Path(path))
         try:
             with open(path, "rb") as file:
                 for number, line in enumerate(file, 1):
@@ -139,7 +140,7 @@ def _read_line(
         key, response = str(result["custom_id"]), result.get("response") or {}
         status, body = int(response.get("status_code") or 0), response.get("body")
         error = _message(body, "message") if status else _message(result, "code")
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         results.damaged += 1
         return name("damaged", where)
     if key not in asked:

@@ -34,7 +34,7 @@ MAX_BODY = 1 << 25
 CONNECT_SECONDS = 5.0
 
 
-class _TooLarge(Exception):
+class TooLarge(Exception):
     """A response of more than MAX_BODY bytes."""
 
 
@@ -47,7 +47,7 @@ class _Capped(httpx2.AsyncByteStream):
         async for chunk in self.stream:
             size += len(chunk)
             if size > MAX_BODY:
-                raise _TooLarge
+                raise TooLarge
             yield chunk
 
     async def aclose(self) -> None:
@@ -99,7 +99,7 @@ async def ask(client: openai.AsyncOpenAI, endpoint: Endpoint, task: Task, sample
         identity = task.pair_id, endpoint.name, sample, task.round, key
         failure = f"rejected: {describe_error(error, endpoint)}"
         return ModelAnswer(*identity, "", failure, seconds=time.perf_counter() - started)
-    except _TooLarge:
+    except TooLarge:
         completion: object = {"choices": [{"finish_reason": "length", "message": {}}]}
     else:
         completion = load_completion(response.content)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jax_rele.annotation.types import Endpoint, ModelAnswer, Task
@@ -153,7 +153,7 @@ def checked_completion(completion: Any) -> dict[str, Any]:
     if not isinstance(completion, dict):
         raise Malformed(f"not a JSON object, begins with {first_words(json.dumps(completion))}")
     choices = completion.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
+    choice = _choice(choices) if isinstance(choices, list) and choices else None
     for holder in (completion, choice):
         # Of an error beside an answer the answer counts; a message that says nothing is none.
         if isinstance(holder, dict) and holder.get("error") and not _says_something(choice):
@@ -227,15 +227,22 @@ def _whole_number(value: object) -> int | None:
     return int(text) if len(text) < 10 and text.removeprefix("-").isdecimal() else None
 
 
+def _choice(choices: Sequence[object]) -> object:
+    """The first choice that answers, or else the first one."""
+    return next(filter(_says_something, choices), choices[0])
+
+
 def _has_message(choice: object) -> bool:
     return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
 
 
 def _says_something(choice: object) -> bool:
+    """Whether a choice answers; thoughts alone, which an error may have cut off, are no answer."""
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         return False
-    return bool(_text(message.get("content")).strip() or _text(message.get("refusal")) or _other_texts(message))
+    called = any(name.startswith(_CALLED) for name in _other_texts(message))
+    return called or bool(_text(message.get("content")).strip() or _text(message.get("refusal")))
 
 
 def _code(error: object) -> int:
@@ -302,7 +309,7 @@ def read_completion(
       Malformed, ErrorInside: it is no chat completion.
     """
     completion = checked_completion(completion)
-    choice = completion["choices"][0]
+    choice: Any = _choice(completion["choices"])
     message = choice["message"]
     text, refusal, reason = _text(message.get("content")), _text(message.get("refusal")), choice.get("finish_reason")
     tokens, others = _tokens(completion), _other_texts(message)
@@ -372,15 +379,19 @@ def _holds_answer(text: str, schema: Mapping[str, object]) -> bool:
     decoder, start = json.JSONDecoder(), text.find("{")
     for _ in range(_MAX_OBJECTS):
         if start < 0:
-            return False
+            break
         try:
             value, end = decoder.raw_decode(text, start)
+            while len(value) == 1 and isinstance(inner := next(iter(value.values())), dict):
+                value = inner  # as {"answer": {...}}
             if names and names <= value.keys():
                 return True
         except (ValueError, RecursionError):
             end = start + 1
         start = text.find("{", end)
-    return False
+    # With slips of JSON, which the reader of answers mends.
+    body = text[text.find("{") : text.rfind("}")]
+    return bool(names) and all(f'"{name}"' in body for name in names)
 
 
 def _tokens(completion: Mapping[str, Any]) -> tuple[int, int]:

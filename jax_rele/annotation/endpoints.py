@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx2
 import openai
 
-from jax_rele.annotation.calls import Fault, describe_error, fault_of, key_of, open_client
+from jax_rele.annotation.calls import MAX_BODY, Fault, TooLarge, describe_error, fault_of, key_of, open_client
 from jax_rele.annotation.completions import ErrorInside, Malformed, load_completion, request_body, sampling_hash
 from jax_rele.annotation.types import Endpoint, Task
 from jax_rele.errors import UserError
@@ -67,13 +67,23 @@ def _check_settings(endpoints: Sequence[Endpoint]) -> None:
             raise UserError(f"{where}: same model and parameters as {same}; keep one of them, with more samples")
         if endpoint.structured not in (*FORMS, "auto"):
             raise UserError(f"{where}: structured is {endpoint.structured!r}; choose auto, {', '.join(FORMS)}")
-        parts = urlsplit(endpoint.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(endpoint.base_url)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+            httpx2.URL(endpoint.base_url)
+        except (ValueError, httpx2.InvalidURL):
+            valid = False
+        if not valid or not endpoint.base_url.isprintable():
             raise UserError(f"{where}: base_url must be like http://localhost:8000/v1")
         if parts.username or parts.password:
             raise UserError(f"{where}: base_url holds a password; put it into a variable and name that in key_variable")
         if endpoint.key_variable and not key_of(endpoint):
             raise UserError(f"{where}: the variable {endpoint.key_variable} is not set; export the key under that name")
+        if not (key_of(endpoint).isascii() and key_of(endpoint).isprintable()):
+            raise UserError(
+                f"{where}: the variable {endpoint.key_variable} holds what no key has, characters beyond ASCII or line "
+                "ends; export the key anew"
+            )
 
 
 async def _check(endpoints: Sequence[Endpoint], schema: Mapping[str, object]) -> list[Endpoint]:
@@ -117,7 +127,7 @@ async def _models(client: openai.AsyncOpenAI, endpoint: Endpoint) -> list[str]:
             raise _refused(error, endpoint) from None
     except (openai.APIConnectionError, TimeoutError):
         raise _silent(endpoint) from None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError, TooLarge):
         pass
     return []
 
@@ -159,6 +169,8 @@ async def _small_call(client: openai.AsyncOpenAI, endpoint: Endpoint, body: Mapp
                 response = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
             load_completion(response.content)
             return
+        except TooLarge:
+            raise Malformed(f"more than {MAX_BODY >> 20} MB") from None
         except ErrorInside as error:
             transient = error.code in (0, 408, 409, 429, 502, 503, 504)
             if not transient or attempt == CHECK_ATTEMPTS:
@@ -211,7 +223,7 @@ def _right_base_url(endpoint: Endpoint) -> str:
 
 def _silent(endpoint: Endpoint) -> UserError:
     return UserError(
-        f"endpoint {endpoint.name}: nothing answers at {endpoint.base_url} for {endpoint.model}; "
+        f"endpoint {endpoint.name}: nothing answers at {chat_url(endpoint)} for {endpoint.model}; "
         "start the server, or correct base_url"
     )
 

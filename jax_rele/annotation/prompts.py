@@ -98,7 +98,7 @@ class Prompts:
         dimensions = definitions.describe(dimensions, definitions.DIMENSIONS.get(language, {}))
         labels = definitions.describe(labels, definitions.LABELS.get(language, {}))
         if undefined := [name for name, meaning in labels.items() if not meaning]:
-            raise UserError(f"the label {undefined[0]!r} has no definition; say what it means in the config")
+            raise UserError(f"the label {undefined[0]!r} has no definition; say what it means in annotate.definitions")
         for number, example in enumerate(examples, 1):
             _check_example(example, number, dimensions, labels)
         source = _read(text, packaged)

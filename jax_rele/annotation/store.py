@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jax_rele.annotation.types import ModelAnswer
 from jax_rele.errors import UserError
+from jax_rele.io import refuse_placeholder
 
 SYNC_SECONDS = 1.0
 
@@ -50,6 +51,7 @@ class _Segment:
     """A worker's file, as far as it has been read."""
 
     def __init__(self, path: Path) -> None:
+        refuse_placeholder(path)
         self.name = path.stem
         self.file = os.open(path, os.O_RDONLY)
         self.read = 0

@@ -29,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     After SIGTERM it is 0, or `JAX_RELE_PREEMPTED_STATUS`, where the command saves what it has done.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if sys.stdout is None or sys.stderr is None:  # closed, as by some daemons
+        quiet = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process runs
+        sys.stdout, sys.stderr = sys.stdout or quiet, sys.stderr or quiet
     if hasattr(sys.stdout, "reconfigure"):
         # Item texts hold any script; a terminal in another encoding must not end the run.
         sys.stdout.reconfigure(errors="replace")
@@ -49,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse, after --help or a wrong option
         return stop.code if isinstance(stop.code, int) else 2
     except Exception as error:
-        if (line := system_error(error)) is None:
+        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib before 3.13
+            line: UserError | None = UserError(f"{str(error).partition(' from ')[2]}: is a link to itself; remove it")
+        else:
+            line = system_error(error)
+        if line is None:
             raise
         print(f"jax-rele: {line}", file=sys.stderr)
         return 2

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jax_rele.config.base import Fraction, Name, NonNegative, Positive, Section
 
@@ -40,6 +41,18 @@ class ChatEndpointConfig(Section):
     """Price of a million completion tokens."""
     extra: dict[str, object] = Field(default_factory=dict)
     """Additional fields of the request, e.g. {chat_template_kwargs: {enable_thinking: false}}."""
+
+    @field_validator("extra")
+    @classmethod
+    def _plain_json(cls, extra: dict[str, object]) -> dict[str, object]:
+        try:
+            json.dumps(extra, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"must be plain JSON, for the request: {error}") from None
+        for name in ("max_tokens", "max_completion_tokens"):
+            if (limit := extra.get(name)) is not None and (type(limit) is not int or limit < 1):
+                raise ValueError(f"{name} must be a positive whole number, got {limit!r}")
+        return extra
 
 
 class AnnotateConfig(Section):

@@ -67,9 +67,13 @@ def load(path: str | Path) -> Config:
         raise UserError(f"{path}: no such config file") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; give a config file, as the config.yaml of a run's folder") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits, a date that is none
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         values = {}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from jax_rele.config.annotate import AnnotateConfig
-from jax_rele.config.base import Name, NonNegative, Section
+from jax_rele.config.base import Name, Section
 from jax_rele.config.data import DataConfig
 from jax_rele.config.distill import DistillConfig
 from jax_rele.config.evaluate import EvaluateConfig
@@ -28,7 +29,7 @@ class Config(Section):
     """Folder that holds the runs."""
     cache_dir: str = ""
     """Folder of caches: token ids, converted benchmarks. Empty: `<run_root>/.cache`."""
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all random numbers."""
     labels: LabelsConfig = LabelsConfig()
     data: DataConfig = DataConfig()

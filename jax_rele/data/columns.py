@@ -136,7 +136,8 @@ def get_value(row: Mapping, name: str):
 class MappedFields:
     """The fields that the user has mapped and of which no row has had a column so far.
 
-    A column of the field's own name does as well, as it does for `parse_row`; `optional` are mappings that need none.
+    A column of the field's own name does not count, though `parse_row` reads it: then the mapping is misspelt, and the
+    user means another column. `optional` are mappings that need none.
     """
 
     def __init__(self, reading: ReadOptions, optional: Mapping[str, str] | None = None):
@@ -172,11 +173,10 @@ class MappedFields:
 
 
 def _has_field(row: Mapping, field: str, names: Mapping[str, tuple[str, ...]], column: str) -> bool:
-    if field.startswith(ATTRIBUTE):
-        key = field.removeprefix(ATTRIBUTE)
-        candidates: tuple[str, ...] = (column, *(f"{name}.{key}" for name in names["item.attributes"]))
-    else:
-        candidates = names[field]
+    inside = [f"{item}.{column}" for item in names["item"]] if field.startswith("item.") else []
+    mapped = {plain_name(name) for name in (column, *inside)}
+    known = names.get(field, ())  # an attribute of its own has none
+    candidates = (column, *inside, *(name for name in known if plain_name(name) in mapped))
     if find_value(row, candidates, ABSENT) is not ABSENT:
         return True
     # The parts of an object may be columns of their own, as `product.title`.

@@ -68,7 +68,7 @@ def resolve(source: str | Path, patterns: Sequence[str]) -> Path:
             return folder
         if folder.is_file() and folder.suffix.lower() == ".gguf":
             raise UserError(f"{folder}: is a GGUF file; write gguf:{folder}")
-        is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))
+        is_name = re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(source))
         hint = f"; for the Hugging Face hub write {HUB}{source}" if is_name else ""
         where = "" if folder.is_absolute() or hint else f"; it is neither beside the config nor in {Path.cwd()}"
         raise UserError(f"{folder}: no such folder{hint}{where}")
@@ -97,7 +97,9 @@ def is_local(source: str) -> bool:
     name, _, revision = source.removeprefix(HUB).partition("@")
     try:
         folder = snapshot_download(name, revision=revision or None, local_files_only=True)
-    except (LocalEntryNotFoundError, HFValidationError):
+    except HFValidationError:
+        raise UserError(f"{source}: not a name on the Hugging Face hub; write {HUB}ORG/NAME") from None
+    except LocalEntryNotFoundError:
         return False
     # Not a part of it, as a download that failed may leave.
     parts = [("config.json",), ("*.safetensors",), ("tokenizer.json", "vocab.*", "*.model")]

@@ -206,7 +206,7 @@ def _check_config(where: Path, raw: JsonObject) -> None:
         raise UserError(f"{where}: key peft_type is {raw.get('peft_type')!r}; supported is 'LORA'")
     check_keys(where, raw, READ | HARMLESS, FIXED)
     for key in ("r", "lora_alpha"):
-        if not isinstance(raw.get(key), int if key == "r" else int | float) or raw[key] <= 0:
+        if not isinstance(raw.get(key), int if key == "r" else int | float) or not 0 < raw[key] < math.inf:
             raise UserError(f"{where}: key {key} is {raw.get(key)!r}; it must be a positive number")
     for key, kind in (("rank_pattern", int), ("alpha_pattern", int | float)):
         patterns = raw.get(key) or {}
@@ -215,6 +215,18 @@ def _check_config(where: Path, raw: JsonObject) -> None:
     targets = raw.get("target_modules")
     if not isinstance(targets, str | list):
         raise UserError(f"{where}: key target_modules is {targets!r:.60}; it must be a list or a regex")
+    dropout = raw.get("lora_dropout") or 0.0
+    if not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+        raise UserError(f"{where}: key lora_dropout is {dropout!r:.60}; it must be a number from 0 to 1")
+    form: type
+    for key, form, what in (
+        ("exclude_modules", str, "a list of names, or a regex"),
+        ("layers_pattern", str, "a name or a list of names"),
+        ("layers_to_transform", int, "a layer's number or a list of them"),
+    ):
+        value = raw.get(key)
+        if not all(isinstance(each, form) for each in (value if isinstance(value, list) else [value] if value else [])):
+            raise UserError(f"{where}: key {key} is {value!r:.60}; it must be {what}")
 
 
 def _layers(where: Path, raw: JsonObject, path: str, layers: int) -> list[int]:

@@ -95,7 +95,13 @@ def asking(config: Config, prompts: Prompts) -> Ask:
         hashes = [prompt_hash(task) for task in tasks]
         with Store(config.answers) as store:
             asked = sum(key not in store for endpoint in endpoints for *_, key in sample_keys(hashes, endpoint))
+            damaged = store.damaged
         stopped = ""
+        if damaged:
+            print(
+                f"warning: {config.answers}: {damaged} damaged lines are skipped, and what they held is asked again; "
+                "restore the folder from a copy to pay for no answer twice"
+            )
         if asked:
             # Tried when there is something to ask, so that a finished run can be repeated without its servers.
             ready[:] = ready or check(endpoints, prompts.schema)

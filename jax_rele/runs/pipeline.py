@@ -18,7 +18,7 @@ import yaml
 
 from jax_rele.config import Config, flatten, is_input, load, local_name, resolve_paths
 from jax_rele.errors import UserError
-from jax_rele.io import check_output_folder, hash_values, lock, write_error, write_json, write_text
+from jax_rele.io import check_output_folder, hash_values, lock, refuse_placeholder, write_error, write_json, write_text
 from jax_rele.runs.compiles import count_compiles
 from jax_rele.runs.preflight import preflight
 from jax_rele.runs.stages import STAGES, UNHASHED, Stage
@@ -339,6 +339,7 @@ def _external_inputs(config: Config, stage: Stage) -> dict[str, str]:
 
 def _read_manifest(run_dir: Path, name: str) -> Manifest | None:
     path = run_dir / name / MANIFEST
+    refuse_placeholder(path)
     try:
         manifest = json.loads(path.read_text("utf-8"))
         kinds = {"status": str, "config": dict, "config_hash": str, "inputs": dict, "wall_seconds": int | float}

@@ -122,7 +122,8 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
     if not any(decision.pair_id in gold for decision in accepted):
         raise UserError(
             f"annotate: none of {len(pairs)} pairs has an accepted rationale{_common_failures(responses)}; "
-            f"{folder / 'report.html'} says why"
+            f"{folder / 'report.html'} says why; answers are stored and not asked for again, refusals too: another "
+            "annotate.store, model or parameter of an endpoint asks anew"
         )
     _write_rationales(run_dir, ((by_id[one.pair_id], one.rationale, one.model) for one in accepted))
     return {

@@ -299,6 +299,15 @@ def test_what_needs_no_server():
     assert "same model and parameters as a" in refused(endpoint, replace(endpoint, name="b"))
     assert "structured is 'xml'" in refused(replace(endpoint, structured="xml"))
     assert "base_url must be like" in refused(replace(endpoint, base_url="localhost:80"))
+    for url in (
+        "http://h:abc/v1",
+        "http://h:-1/v1",
+        "http://[::1/v1",
+        "http://h/v1\n",
+        "http://h\u200b/v1",
+        "http://h:99999/",
+    ):
+        assert "base_url must be like" in refused(replace(endpoint, base_url=url)), url
     assert "holds a password" in refused(replace(endpoint, base_url=f"http://u:{SECRET}@h/v1"))
 
 
@@ -320,3 +329,26 @@ def test_the_request_is_one_that_the_server_gets_whole():
     assert json.loads(answer.text) == {"label": "茶"}
     assert heard == [([{"role": "user", "content": "green tea"}], "m", 5)]
     assert (answer.input_tokens, answer.output_tokens) == (server.input_tokens, server.output_tokens)
+
+
+@pytest.mark.parametrize("key", ["sk-\u201cabc\u201d", "\u0441k-abc", "sk-a\rb"])
+def test_a_key_that_no_header_can_hold_is_told_by_its_variable(monkeypatch, key):
+    monkeypatch.setenv("A_KEY", key)
+    message = refused(make("http://127.0.0.1:1/v1", key_variable="A_KEY"))
+    assert "the variable A_KEY holds what no key has" in message
+    assert "abc" not in message
+
+
+def test_the_query_of_an_address_is_not_quoted():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        message = refused(make(f"http://127.0.0.1:{free.getsockname()[1]}/v1?key={SECRET}"))
+    assert "nothing answers at http://127.0.0.1" in message
+    assert SECRET not in message
+
+
+def test_a_first_response_without_an_end_is_one_line(monkeypatch, reply):
+    monkeypatch.setattr(calls, "MAX_BODY", 64)
+    reply({"choices": [{"message": {"content": "x" * 1000}}]})
+    with running() as server:
+        assert "more than" in refused(make(server.url, structured="none"))

@@ -337,3 +337,36 @@ def test_an_answer_in_the_content_counts_more_than_a_call():
     calls = [{"function": {"name": "search", "arguments": '{"q": "tea"}'}}]
     assert read_message({"content": TEXT, "tool_calls": calls}).text == TEXT
     assert read_message({"content": "label: Exact", "tool_calls": calls}).text == "label: Exact"
+
+
+CALL = {"function": {"name": "answer", "arguments": json.dumps({"answer": ANSWER})}}
+CHANNEL = "<|channel|>analysis<|message|>Tea.<|end|><|start|>assistant<|channel|>commentary to=functions.answer "
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None, "tool_calls": [CALL]},
+        {"content": "", "reasoning_content": f"It is tea. {TEXT[:-1]},}}"},
+        {"content": f"{CHANNEL}<|constrain|>json<|message|>{TEXT}<|call|>"},
+    ],
+)
+def test_an_answer_is_read_wherever_a_server_puts_it(message):
+    answer = read_message(message)
+    assert read(answer, DIMENSIONS, LABELS).label == "Exact"
+
+
+def test_of_several_choices_the_one_that_answers_counts():
+    empty, good = ({"message": {"content": text}, "finish_reason": "stop"} for text in ("", TEXT))
+    for choices in ([empty, good], [good, empty]):
+        answer = read_completion({"choices": choices, "usage": USAGE}, make(), TASK, 0, "k", 7.0)
+        assert (answer.text, answer.failure) == (TEXT, "")
+
+
+def test_an_error_beside_thoughts_alone_is_an_error(tmp_path):
+    message = {"content": None, "reasoning_content": "First I look at the brand"}
+    body = {**whole(message, reason=None), "error": {"message": "upstream timeout", "code": 504}}
+    with pytest.raises(ErrorInside, match="upstream timeout") as error:
+        read_completion(body, make(), TASK, 0, "k", 7.0)
+    fault = fault_of(error.value, make())
+    assert (fault.reason, fault.charged) == ("504", False)

@@ -190,3 +190,12 @@ def test_a_budget_is_shared_by_those_who_live(tmp_path, other):
         worker_budget.settle(21.0)
         assert worker_budget.reserve(1.0)
         assert not worker_budget.reserve(0.5)
+
+
+def test_what_stands_for_a_segment_is_named_before_its_answers_are_paid_for_again(tmp_path):
+    with Store(tmp_path) as store:
+        store.add(answer())
+    (segment,) = (tmp_path / "segments").iterdir()
+    segment.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 134\n")
+    with pytest.raises(UserError, match=rf"{segment.name}: is a Git LFS pointer"):
+        Store(tmp_path)

@@ -79,15 +79,15 @@ def test_what_is_lost_is_a_fraction_of_all_pairs_set_aside_or_not(tiny, tmp_path
     texts = ["ᚠ one " * 50, "ᚠ two " * 50, "ᚠ", "lamp", "shoe " * 50]
     path.write_text("".join(f"{line(number, title=text)}\n" for number, text in enumerate(texts)), "utf-8")
     export_student(tiny[1], tmp_path / "bundle", "two_tower")
-    said = {}
+    output_of = {}
     for form, command in (("run", [tiny[1], "--model", "two_tower"]), ("bundle", [tmp_path / "bundle"])):
         words = ["predict", *command, "--input", path, "--output", output]
         assert cli.main([*map(str, words)]) == 0
         assert pq.read_table(output)["pair_id"].to_pylist() == ["p3", "p4"]
-        said[form] = capsys.readouterr().out
-    for text in said.values():
+        output_of[form] = capsys.readouterr().out
+    for text in output_of.values():
         assert "0 queries and 3 items of 5 pairs cut" in text
-    assert "60.0% of the pairs lose the end of their query or item" in said["bundle"]
+    assert "60.0% of the pairs lose the end of their query or item" in output_of["bundle"]
 
 
 def test_a_text_whose_known_words_are_cut_off_is_set_aside_by_a_run_as_by_its_bundle(tiny, tmp_path, monkeypatch):

@@ -142,21 +142,21 @@ def test_a_text_that_shows_nothing_without_its_html_is_a_bad_row(text):
         parse(row(item={"id": "1", "title": text}), html="text")
 
 
-def attributes_of(made, **options):
-    return dict(parse({"query": "q", "title": "t", **made}, **options).item.attributes)
+def attributes_of(fields_of_row, **options):
+    return dict(parse({"query": "q", "title": "t", **fields_of_row}, **options).item.attributes)
 
 
 @pytest.mark.parametrize(
-    "made",
+    "fields_of_row",
     [
         {"attributes": {"size": "9", "size ": "10"}},
         {"attributes.size": "9", "item.attributes.size": "10"},
         {"attributes": {"size": "9"}, "attributes.size": "10"},
     ],
 )
-def test_an_attribute_of_two_values_is_a_bad_row(made):
+def test_an_attribute_of_two_values_is_a_bad_row(fields_of_row):
     with pytest.raises(RowError, match=r"^item\.attributes\.size has two values, '9' and '10'"):
-        attributes_of(made)
+        attributes_of(fields_of_row)
 
 
 def test_an_empty_cell_takes_no_attribute_away():

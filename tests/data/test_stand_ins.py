@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jax_rele.annotation.batch_files import read_results
 from jax_rele.config import load
 from jax_rele.config.data import HuggingFaceConfig
 from jax_rele.data.pairs.table import PairTable
@@ -13,6 +14,7 @@ from jax_rele.data.signals.external import read_external_signals
 from jax_rele.data.signals.table import is_signals_table, read_signals
 from jax_rele.data.sources import hugging_face
 from jax_rele.data.sources.shards import read_pairs
+from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.deployment.bundle import Manifest, read_record
 from jax_rele.deployment.index.files import read_array, read_items_table
 from jax_rele.deployment.index.items import read_items
@@ -22,6 +24,14 @@ from jax_rele.types import LabelSchema
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 134\n"
 PAGE = b"\n<!DOCTYPE html><html><title>Sign in</title></html>"
 SCHEMA = LabelSchema(("E", "I"), (1.0, 0.0), ("E",))
+
+
+def with_vocabulary(folder):
+    if not (folder / "tokenizer.json").exists():
+        train_tokenizer(["red shoe"], 300).save_pretrained(folder / "made")
+        (folder / "tokenizer.json").write_bytes((folder / "made" / "tokenizer.json").read_bytes())
+    return folder
+
 
 READERS = {
     "table.parquet": read_table,
@@ -42,6 +52,11 @@ READERS = {
     "vectors.npy": read_array,
     "bundle.json": lambda path: read_record(path, Manifest, "bundle", "export it again"),
     "config.yaml": load,
+    "batch.jsonl": lambda path: read_results([path], [], [], None),
+    **{
+        name: lambda path: load_tokenizer(with_vocabulary(path.parent), ("pad",))
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+    },
 }
 
 

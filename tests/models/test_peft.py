@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -178,6 +179,13 @@ def test_adapters_live_on_a_mesh(tmp_path):
             "6 missing (base_model.model.model.layers.0.self_attn.v",
         ),
         ({"layers_to_transform": [0], "layers_pattern": "h"}, "layers_pattern is 'h'"),
+        ({"layers_to_transform": "0"}, "layers_to_transform is '0'; it must be a layer's number"),
+        ({"layers_pattern": 5}, "layers_pattern is 5; it must be a name"),
+        ({"exclude_modules": 5}, "exclude_modules is 5; it must be a list of names"),
+        ({"lora_alpha": math.nan}, "lora_alpha is nan"),
+        ({"lora_alpha": math.inf}, "lora_alpha is inf"),
+        ({"lora_dropout": "x"}, "lora_dropout is 'x'; it must be a number from 0 to 1"),
+        ({"lora_dropout": 1.5}, "lora_dropout is 1.5"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_its_key(keys, message, tmp_path):

@@ -339,7 +339,18 @@ def test_adapters_are_merged_into_what_is_written(tmp_path):
     assert np.abs(adapted - apply(model, variables)).max() > 0.1
     to_hf(model, {**variables, "lora": adapters}, tmp_path / "merged")
     merged, loaded = from_hf(tmp_path / "merged", dtype=jnp.float32)
-    np.testing.assert_allclose(apply(merged, loaded), adapted, atol=2e-5)
+    # The kernels are the sums, rounded once; what rounding does to the outputs of such large weights is another matter.
+    kernels = [flatten_dict(each["params"], sep="/") for each in (variables, loaded)]
+    factors = flatten_dict(adapters, sep="/")
+    changed = {path.removesuffix("/a") for path in factors if path.endswith("/a")}
+    for path in kernels[0]:
+        exact = np.asarray(kernels[0][path], np.float64)
+        if (module := path.removesuffix("/kernel")) in changed:
+            a, b = (np.asarray(factors[f"{module}/{name}"], np.float64) for name in "ab")
+            exact = exact + model.config.lora.scale * a @ b
+        np.testing.assert_allclose(kernels[1][path], exact, rtol=3e-7, atol=3e-7)
+    assert len(changed) == 2
+    np.testing.assert_allclose(apply(merged, loaded), adapted, atol=2e-4)
     with pytest.raises(ValueError, match="no LoraSpec"):
         to_hf(Decoder(CONFIG), {**variables, "lora": adapters}, tmp_path / "other")
     with pytest.raises(ValueError, match="not those of the model"):

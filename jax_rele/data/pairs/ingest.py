@@ -257,12 +257,12 @@ def _ids_by_text(facts: dict[str, np.ndarray], spool: Path) -> dict[str, str]:
     """Gives an item without an id that of the first one that has an id and the same texts, where there is one.
 
     Returns:
-      Id made of the texts -> the id that takes its place.
+      Id text_ids of the texts -> the id that takes its place.
     """
     by_text = facts["by_text"]
     if not by_text.any() or by_text.all():
         return {}
-    made = {
+    text_ids = {
         item_id
         for start, table in _row_groups(spool, ["item"])
         for item_id in _item_ids(table.filter(pa.array(by_text[start : start + table.num_rows])))
@@ -270,7 +270,7 @@ def _ids_by_text(facts: dict[str, np.ndarray], spool: Path) -> dict[str, str]:
     ids: dict[str, str] = {}
     for start, table in _row_groups(spool):
         for pair in pairs_from_arrow(table.filter(pa.array(~by_text[start : start + table.num_rows]))):
-            if (text := text_id(pair.item)) in made:
+            if (text := text_id(pair.item)) in text_ids:
                 ids.setdefault(text, pair.item.id)
     if ids:
         for start, table in _row_groups(spool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -80,18 +81,33 @@ def load_tokenizer(path: str | Path, special: Sequence[str]) -> PreTrainedTokeni
         raise UserError(f"{path}: no such tokenizer folder; run the stage that writes it")
     if not any((path / name).exists() for name in FILES):
         raise UserError(f"{path}: no tokenizer in this folder; it needs one of {', '.join(FILES)}")
-    for name in (*FILES, "tokenizer_config.json", "merges.txt"):
-        refuse_placeholder(path / name)
+    # Which files a tokenizer reads depends on its kind; those of weights are none.
+    for file in sorted(path.iterdir()):
+        is_text = file.suffix in (".json", ".txt", ".model", ".jinja") and file.is_file()
+        if is_text and not file.name.endswith(".index.json"):
+            refuse_placeholder(file)
+    _check_config(path / "config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, split_special_tokens=True)
     except Exception as error:
-        raise UserError(f"{path}: damaged tokenizer: {one_line(error)}") from None
+        raise UserError(f"{path}: damaged tokenizer, or config.json: {one_line(error)}") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     missing = [name for name in special if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
         raise UserError(f"{path}: unsuitable tokenizer: it has no {missing[0]} token")
     return tokenizer
+
+
+def _check_config(path: Path) -> None:
+    """Raises UserError for a model's config, by which the kind of its tokenizer is found, that is no JSON object."""
+    if path.is_file():
+        try:
+            is_object = isinstance(json.loads(path.read_text("utf-8")), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if not is_object:
+            raise UserError(f"{path}: not a JSON object; fetch or write it again")
 
 
 def sample_pairs(pairs: PairTable) -> PairTable:

@@ -334,12 +334,12 @@ def test_a_judgement_is_not_lost_with_a_row_whose_id_is_another_pairs(tmp_path):
         {**row(22, "q1", NAMES[2], "A")},
     ]
     result, bad = run(tmp_path / "made", write(tmp_path / "in.jsonl", rows), max_bad_fraction=1.0)
-    kept = {(pair.pair_id, pair.query) for pair in result.pairs}
-    assert {("p20", "q2"), ("p22", "q1")} <= kept or {("p20", "q2"), ("p21", "q1")} <= kept
+    selected = {(pair.pair_id, pair.query) for pair in result.pairs}
+    assert {("p20", "q2"), ("p22", "q1")} <= selected or {("p20", "q2"), ("p21", "q1")} <= selected
     assert sorted(bad) == ["conflict", "duplicate pair_id, first seen at row 10"]
     reasons = [each["reason"] for each in read_table(tmp_path / "made" / "quarantine.parquet").to_pylist()]
     named = {number for reason in reasons for number in map(int, re.findall(r"row (\d+)", reason))}
-    assert named <= {10, 12, 13}  # rows that are kept
+    assert named <= {10, 12, 13}  # rows that are selected
 
 
 def test_only_ids_that_were_made_of_texts_are_taken_for_such(tmp_path):

@@ -65,8 +65,16 @@ def test_columns_that_are_there_are_no_error(tmp_path, suffix):
     assert {pair.item.brand for pair in pairs} == {"Acme"}
     assert {pair.query_frequency for pair in pairs} == {3}
     assert pairs[0].item.attributes == (("size", "9"),)
-    # The field's own name does as well.
-    assert not read(path, fields={"item.title": "product_name", "query": "term"})[1]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("field", "column"), [("label", "lable"), ("item.title", "product_name"), ("query", "term"), ("item.brand", "brnd")]
+)
+def test_a_column_of_the_fields_own_name_does_not_take_the_place_of_a_misspelt_one(tmp_path, suffix, field, column):
+    path = write(tmp_path / f"data{suffix}", [row(i, brand="Acme", esci_label="I") for i in range(3)])
+    with pytest.raises(UserError, match=f"{field} is mapped to '{column}', a column that no row"):
+        read(path, fields={field: column})
 
 
 def test_one_row_of_any_file_is_enough(tmp_path):

@@ -422,8 +422,8 @@ def test_unlabelled_rows_without_a_column_for_the_label_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("compression", ["gz", "bz2", "xz", "zst"])
-@pytest.mark.parametrize("behind", [b"plain rows\n" * 50, "damaged", b"BZ", b"\0\0\0\1"])
-def test_what_follows_a_compressed_stream_is_read_or_refused(tmp_path, compression, behind):
+@pytest.mark.parametrize("trailing", [b"plain rows\n" * 50, "damaged", b"BZ", b"\0\0\0\1"])
+def test_what_follows_a_compressed_stream_is_read_or_refused(tmp_path, compression, trailing):
     first, second = (
         write(tmp_path / f"{name}.jsonl.{compression}", [row(i) for i in numbers])
         for name, numbers in (("a", range(100)), ("b", range(100, 200)))
@@ -434,7 +434,7 @@ def test_what_follows_a_compressed_stream_is_read_or_refused(tmp_path, compressi
     assert (len(pairs), bad) == (200, [])
     content = bytearray(second.read_bytes())
     content[1] ^= 0xFF
-    path.write_bytes(first.read_bytes() + (bytes(content) if behind == "damaged" else behind))
+    path.write_bytes(first.read_bytes() + (bytes(content) if trailing == "damaged" else trailing))
     with pytest.raises(UserError, match="cannot be read"):
         read_pairs(path, label_names=LABELS)
 
