@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -11,6 +13,17 @@ class UserError(Exception):
     The command line prints the message without a traceback and exits with status 2. Library code raises it for input
     that a user wrote (files, configs, run folders); programming errors stay `ValueError` and `TypeError`.
     """
+
+
+@contextmanager
+def named(path: str, *sources: object) -> Iterator[None]:
+    """Puts a config path before the messages of `UserError`s that begin with one of its values, or files in them."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(tuple(map(str, sources))):
+            raise UserError(f"{path}: {error}") from None
+        raise
 
 
 class Preempted(KeyboardInterrupt):

@@ -131,8 +131,8 @@ def encoder_config(source: Mapping[str, object] | str | Path, **overrides: Any) 
     filled = fill(where, raw)
     fields: dict[str, Any] = {name: getattr(filled, key) for name, key in family.keys.items()}
     for name in SIZES:
-        if fields[name] < 1:
-            raise UserError(f"{where}: {family.keys[name]} is {fields[name]}; it must be at least 1")
+        if type(fields[name]) is not int or not 1 <= fields[name] < 2**31:
+            raise UserError(f"{where}: {family.keys[name]} is {fields[name]!r:.60}; it must be at least 1, below 2^31")
     width, heads = (f"{family.keys[name]} {fields[name]}" for name in ("width", "heads"))
     if fields["width"] % fields["heads"]:
         raise UserError(f"{where}: {heads} does not divide {width}")

@@ -211,8 +211,8 @@ def decoder_config(source: Mapping[str, object] | str | Path, **overrides: Any) 
         windows=_windows(where, family, filled),
     )
     for name, key in SIZES.items():
-        if sizes[name] < 1:
-            raise UserError(f"{where}: {key} is {sizes[name]}; it must be at least 1")
+        if type(sizes[name]) is not int or not 1 <= sizes[name] < 2**31:
+            raise UserError(f"{where}: {key} is {sizes[name]!r:.60}; it must be at least 1, below 2^31")
     if heads % config.kv_heads:
         raise UserError(f"{where}: num_key_value_heads {config.kv_heads} does not divide num_attention_heads {heads}")
     if config.head_dim % 2:

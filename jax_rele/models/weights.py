@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
-from jax_rele.errors import UserError
+from jax_rele.errors import UserError, named
 from jax_rele.io import hash_ends
 from jax_rele.models.decoder import Decoder, DecoderConfig
 from jax_rele.models.encoder import Encoder, EncoderConfig
@@ -148,15 +149,13 @@ def weights_folder(init: str, where: str = "") -> Path:
     Raises:
       UserError: as `resolve`.
     """
-    try:
+    with named(where, "") if where else nullcontext():
         folder = resolve(init, (*NEEDED, *SIDE_FILES))
         if any(folder.glob("model*.safetensors")):
             _refuse_adapters_beside(folder)
         else:
             _refuse_other_form(folder, is_student=where.startswith("student"))
         return folder
-    except UserError as error:
-        raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
 def _refuse_adapters_beside(folder: Path) -> None:

@@ -13,7 +13,7 @@ from jax_rele.config import Config, StudentConfig
 from jax_rele.data.tokens.tokenizers import DECODER_TOKENS, ENCODER_TOKENS, load_tokenizer
 from jax_rele.distillation.fields import AUGMENTED
 from jax_rele.distillation.objectives import student_terms
-from jax_rele.errors import UserError
+from jax_rele.errors import UserError, named
 from jax_rele.models import build_teacher
 from jax_rele.models.build import build_encoder
 from jax_rele.models.files import is_local
@@ -52,13 +52,14 @@ def preflight(config: Config, stages: Collection[str]) -> None:
     if teacher.init == "random":
         return check_heads("teacher", teacher.random.heads, teacher.random.kv_heads, mesh)
     folder = weights_folder(teacher.init, "teacher.init")
-    shape = build_teacher(teacher, 0).config
-    check_heads("teacher", shape.heads, shape.kv_heads, mesh)
-    check_weights(folder, shape)
+    with named("teacher.init", teacher.init, folder):
+        shape = build_teacher(teacher, 0).config
+        check_heads("teacher", shape.heads, shape.kv_heads, mesh)
+        check_weights(folder, shape)
+        tokenizer = load_tokenizer(folder, DECODER_TOKENS)
+        build_teacher(teacher, len(tokenizer))
     if teacher.quantize != "none":
         load_qwix()
-    tokenizer = load_tokenizer(folder, DECODER_TOKENS)
-    build_teacher(teacher, len(tokenizer))
     check_verbalizers(tokenizer, config.labels.names)
     question = teacher_question(config, tokenizer)
     check_lengths(
@@ -104,9 +105,10 @@ def check_encoder(config: Config, mesh: jax.sharding.Mesh) -> None:
     if config.student.init == "random":
         return check_heads("student", config.student.random.heads, config.student.random.heads, mesh)
     folder = weights_folder(config.student.init, "student.init")
-    shape = build_encoder(config.student, len(load_tokenizer(folder, ENCODER_TOKENS)))
-    check_heads("student", shape.heads, shape.heads, mesh)
-    check_weights(folder, shape)
+    with named("student.init", config.student.init, folder):
+        shape = build_encoder(config.student, len(load_tokenizer(folder, ENCODER_TOKENS)))
+        check_heads("student", shape.heads, shape.heads, mesh)
+        check_weights(folder, shape)
 
 
 def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:

@@ -135,7 +135,8 @@ def test_the_mark_before_a_word_does_not_make_its_first_character_known():
     model = tokenizers.models.WordLevel({"<unk>": 0, "▁": 1, "▁red": 2, "▁shoe": 3}, unk_token="<unk>")
     metaspace = tokenizers.Tokenizer(model)
     split = tokenizers.pre_tokenizers
-    metaspace.pre_tokenizer = split.Sequence([split.Metaspace(), split.Split(tokenizers.Regex("▁(?=[^a-z])"), "isolated")])
+    alone = split.Split(tokenizers.Regex("▁(?=[^a-z])"), "isolated")
+    metaspace.pre_tokenizer = split.Sequence([split.Metaspace(), alone])
     fast = PreTrainedTokenizerFast(tokenizer_object=metaspace, unk_token="<unk>")
     texts = ["日 本 語", "日本", "😀", "red shoe", "red 鞋"]
     ids = fast(texts, add_special_tokens=False)["input_ids"]
