@@ -92,6 +92,8 @@ def is_ignorable(character: str) -> bool:
 
 def is_visible(text: str) -> bool:
     """Whether a text shows anything; the blank braille pattern does not."""
+    if text.isascii() and text.isprintable():
+        return bool(text) and not text.isspace()
     return bool(text_key(text).replace("\u2800", "").strip())
 
 

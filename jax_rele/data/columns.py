@@ -44,13 +44,12 @@ class ColumnNames:
 def column_names(row: Mapping, fields: Mapping[str, str]) -> ColumnNames:
     """The names to look for in a row: exact ones, and columns that differ from one in case, blanks and hyphens alone.
 
-    Where several columns of a row differ from a name by no more than that, none of them is used.
+    Where several columns of a row differ from a name by no more than that, none of them is used. Names of which a row
+    has no column are left out, but for item and attributes, whose parts may be columns of their own.
     """
     items = tuple(fields.items())
-    nested = tuple(
-        (column, *value) for column, value in row.items() if isinstance(value, Mapping) and _is_item(column, items)
-    )
-    return _names_of_columns(items, tuple(row), nested)
+    nested = tuple((column, *value) for column, value in row.items() if is_object(value) and _is_item(column, items))
+    return _names_of_row(items, tuple(row), nested)
 
 
 def check_mapping(reading: ReadOptions, label_map: Mapping[str, str], label_names: Sequence[str]) -> None:
@@ -128,9 +127,22 @@ def get_value(row: Mapping, name: str):
     if name in row:
         return row[name]
     head, dot, rest = name.partition(".")
-    if dot and isinstance(row.get(head), Mapping):
-        return get_value(row[head], rest)
+    if dot and (inner := row.get(head)) is not None and is_object(inner):
+        return get_value(inner, rest)
     return ABSENT
+
+
+def is_object(value: object) -> bool:
+    """Whether a value is a mapping; rows have millions of values, and the general test is slow."""
+    return type(value) is dict or (type(value) is not str and isinstance(value, Mapping))
+
+
+@lru_cache(maxsize=1024)
+def attribute_columns(columns: tuple[str, ...], names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """(column, name of its attribute) of the columns that are attributes: `names` are those of the whole object."""
+    prefixes = [f"{name}.".casefold() for name in names]
+    matched = ((column, next((p for p in prefixes if column[: len(p)].casefold() == p), "")) for column in columns)
+    return tuple((column, column[len(prefix) :]) for column, prefix in matched if prefix)
 
 
 class MappedFields:
@@ -223,6 +235,29 @@ def _names_of_columns(
         {field: extended(names) for field, names in exact.nested.items()},
         {field: extended(names) for field, names in exact.flat.items()},
         _alike(exact.nested if nested else exact.flat, {*columns, *paths}, similar),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _names_of_row(
+    items: tuple[tuple[str, str], ...], columns: tuple[str, ...], nested: tuple[tuple[str, ...], ...]
+) -> ColumnNames:
+    names, present = _names_of_columns(items, columns, nested), set(columns)
+    keys = {column: set(inside) for column, *inside in nested}
+
+    def is_there(name: str) -> bool:
+        head, _, rest = name.partition(".")
+        if name in present or head not in keys:
+            return name in present or head in present
+        return rest in keys[head] or rest.partition(".")[0] in keys[head]
+
+    def of_row(field: str, candidates: tuple[str, ...]) -> tuple[str, ...]:
+        return candidates if field in ("item", "item.attributes") else tuple(filter(is_there, candidates))
+
+    return ColumnNames(
+        {field: of_row(field, candidates) for field, candidates in names.nested.items()},
+        {field: of_row(field, candidates) for field, candidates in names.flat.items()},
+        names.alike,
     )
 
 

@@ -24,7 +24,16 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import chain
 
-from jax_rele.data.columns import ABSENT, ATTRIBUTE, ColumnNames, column_names, find_value, words_of_alike
+from jax_rele.data.columns import (
+    ABSENT,
+    ATTRIBUTE,
+    ColumnNames,
+    attribute_columns,
+    column_names,
+    find_value,
+    is_object,
+    words_of_alike,
+)
 from jax_rele.data.markup import plain_text
 from jax_rele.names import SPLITS
 from jax_rele.text import LARGEST_EXACT_FLOAT, drop_ignorable, is_visible, text_key, whole_number
@@ -179,14 +188,15 @@ def _checked(pair: Pair, reading: ReadOptions) -> Pair:
 
 
 def _cleaned(text: str, name: str, clean: Callable[[str], str]) -> str:
-    if not is_visible(cleaned := clean(text).strip()):
+    cleaned = clean(text).strip()
+    if not is_visible(cleaned):
         raise RowError(f"the {name} holds nothing but HTML")
     return cleaned
 
 
 def _parse_item(row: Mapping, names: ColumnNames, reading: ReadOptions, clean: Callable[[str], str]) -> Item:
     value = find_value(row, names.flat["item"])
-    if value is not None and not isinstance(value, Mapping):
+    if value is not None and not is_object(value):
         raise RowError(
             f"item must be an object, got {type(value).__name__}; give a plain column its field, as item.title, by "
             f"{reading.name_of('fields')}"
@@ -216,12 +226,7 @@ def _parse_attributes(
     clean: Callable[[str], str],
 ) -> tuple[tuple[str, str], ...]:
     values = list((_parse_object(find_value(row, candidates), "item.attributes") or {}).items())
-    prefixes = tuple(f"{name}." for name in candidates)
-    for column, value in row.items():
-        for prefix in prefixes:
-            if column[: len(prefix)].casefold() == prefix.casefold():
-                values.append((column[len(prefix) :], value))
-                break
+    values += [(name, row[column]) for column, name in attribute_columns(tuple(row), tuple(candidates))]
     mapped = {
         field.removeprefix(ATTRIBUTE): value
         for field, column in fields.items()
@@ -324,7 +329,7 @@ def read_json(text: str) -> object:
       ValueError: not JSON, or an integer of thousands of digits.
       RecursionError: nested too deeply.
     """
-    return json.loads(text, object_pairs_hook=unique_keys, parse_float=WrittenFloat)
+    return _DECODER.decode(text)
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -334,6 +339,9 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
         keys = Counter(key for key, _ in pairs)
         raise RowError(f"not valid JSON: the key {next(key for key, count in keys.items() if count > 1)!a:.60} twice")
     return values
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_float=WrittenFloat)
 
 
 def _parse_object(value, name: str) -> Mapping | None:
@@ -377,10 +385,11 @@ def _text(value, name: str) -> str:
             value = _number_text(value, name)
         if not isinstance(value, str):
             raise RowError(f"{name} must be text, got {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # a lone surrogate, from "\ud800" in JSON: no table and no tokenizer takes it
-        raise RowError(f"{name} is no valid Unicode text: {_shown(value)}") from None
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # a lone surrogate, from "\ud800" in JSON: no table and no tokenizer takes it
+            raise RowError(f"{name} is no valid Unicode text: {_shown(value)}") from None
     return value.replace("\0", "").strip()
 
 
