@@ -126,7 +126,7 @@ def locale_key(locale: str) -> str:
 def whole_number(text: str) -> str:
     """The text; without its decimals if it is a whole number that was written as a float, as `1001.0`; `-0` is `0`."""
     match = _WHOLE_FLOAT.fullmatch(text) if text.endswith("0") and ("." in text or text == "-0") else None
-    if match is None or abs(int(match[1])) >= LARGEST_EXACT_FLOAT:
+    if match is None or len(match[1]) > 17 or abs(int(match[1])) >= LARGEST_EXACT_FLOAT:
         return text
     return match[1] if match[1] != "-0" else "0"
 

@@ -185,3 +185,14 @@ def test_the_package_is_a_program():
 def test_the_usage_of_run_has_one_positional(capsys):
     assert cli.main(["run", "--help"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "usage: jax-rele run CONFIG.yaml [--path.to.field VALUE ...]"
+
+
+def test_the_config_of_a_run_that_was_moved_is_refused_with_what_goes_on_there(tmp_path, capsys):
+    folder = tmp_path / "new" / "tiny"
+    (folder / "prepare").mkdir(parents=True)
+    (folder / "prepare" / "manifest.json").write_text("{}")
+    (folder / "config.yaml").write_text(f"name: tiny\nrun_root: {tmp_path / 'old'}\n")
+    assert cli.main(["prepare", str(folder / "config.yaml")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"to go on where it is add --run_root {tmp_path / 'new'} --name tiny")
+    assert not (tmp_path / "old").exists()

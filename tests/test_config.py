@@ -70,7 +70,11 @@ ENDPOINT = {"name": "a", "base_url": "http://h/v1", "model": "m"}
         ({"student": {"query_length": 1}}, "student.query_length: .*greater than or equal to 4"),
         ({"name": "../up"}, "name: .*pattern"),
         ({"seed": 2**63}, "seed: .*less than"),
-        ({"annotate": {"budget": float("inf")}}, "annotate.budget: .*finite"),
+        ({"labels": {"gains": [0.0, 0.01, 0.1, 1.0]}}, "labels: names stand best first, so gains must fall"),
+        ({"labels": {"gains": [1.0, 1.0, 1.0, 1.0]}}, "labels: names stand best first, so gains must fall"),
+        ({"labels": {"aliases": {"Exact": "Irrelevant"}}}, "labels: aliases maps 'Exact', itself a grade"),
+        ({"annotate": {"reviews": "r.csv"}}, "annotate: reviews decide on the answers of annotator llm or teacher"),
+        ({"distill": {"labelled_fraction": 0}}, "distill.labelled_fraction: .*greater than 0"),
         ({"annotate": {"endpoints": [ENDPOINT | {"temperature": float("nan")}]}}, "annotate.endpoints.0.temperature: "),
         ({"annotate": {"endpoints": [ENDPOINT | {"input_price": float("inf")}]}}, "annotate.endpoints.0.input_price: "),
         (

@@ -228,8 +228,10 @@ def _whole_number(value: object) -> int | None:
 
 
 def _choice(choices: Sequence[object]) -> object:
-    """The first choice that answers, or else the first one."""
-    return next(filter(_says_something, choices), choices[0])
+    """The first choice; where it holds no text at all, the first one that answers, if any."""
+    first = choices[0]
+    is_empty = isinstance(first, dict) and not _says_something(first) and not _other_texts(first.get("message") or {})
+    return next(filter(_says_something, choices), first) if is_empty else first
 
 
 def _has_message(choice: object) -> bool:
@@ -389,9 +391,7 @@ def _holds_answer(text: str, schema: Mapping[str, object]) -> bool:
         except (ValueError, RecursionError):
             end = start + 1
         start = text.find("{", end)
-    # With slips of JSON, which the reader of answers mends.
-    body = text[text.find("{") : text.rfind("}")]
-    return bool(names) and all(f'"{name}"' in body for name in names)
+    return False
 
 
 def _tokens(completion: Mapping[str, Any]) -> tuple[int, int]:

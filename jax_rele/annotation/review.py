@@ -207,15 +207,25 @@ def _rows(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise UserError(f"{path}: cannot be read ({why})") from None
     # Spreadsheets separate cells by semicolons in some countries.
     header = text.split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
+    table: list[list[str]] = []
     try:
-        table = list(reader)
+        table.extend(reader)
     except csv.Error as error:
-        raise UserError(f"{path}: is no CSV ({error})") from None
+        raise UserError(
+            f"{path}: row {len(table) + 1}: {error}; close or double its quotes, or save the table as CSV again"
+        ) from None
     names = [name.strip().casefold() for name in table[0]] if table else []
     if missing := [name for name in ("pair_id", "decision", "label") if name not in names]:
         raise UserError(f"{path}: has no column {missing[0]!r}; the first row must name the columns")
+    if repeated := sorted({name for name in names if name and names.count(name) > 1}):
+        raise UserError(f"{path}: names the column {repeated[0]!r} twice; remove one")
     for number, cells in enumerate(table[1:], 2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        # A quote that takes in the rows behind it leaves none for the columns of decisions.
+        if len(cells) <= max(map(names.index, ("pair_id", "decision", "label"))):
+            raise UserError(f"{path}: row {number}: has {len(cells)} cells for {len(names)} columns")
         if len(cells) > len(names):
             raise UserError(f"{path}: row {number}: has {len(cells)} cells for {len(names)} columns")
         yield number, dict(zip(names, cells))

@@ -172,7 +172,12 @@ def predict_by_bundle(
     )
     if not done.finished:
         return
-    counts = open_folder(shards).read_json(FINISHED)
+    try:
+        counts = open_folder(shards).read_json(FINISHED)
+    except UserError:
+        if output_path is not None and not Path(shards).exists():
+            raise UserError(f"{output_path}: another process wrote it at the same time; run one at a time") from None
+        raise
     print(
         f"{shards}: {counts['rows']} rows read = {counts['pairs']} pairs + {counts['quarantined']} bad rows set aside"
     )

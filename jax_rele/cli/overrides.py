@@ -21,6 +21,8 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> configs.Config:
     """
     config = configs.load(path)
     options = parse_overrides(overrides)
+    if not {"name", "run_root"} & options.keys():
+        _refuse_moved_run(Path(path).absolute(), config)
     if not options:
         return config
     values = config.model_dump(mode="json")
@@ -29,6 +31,17 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> configs.Config:
     # What is typed is meant in the working directory; where something is written stays as it was typed.
     configs.resolve_paths(values, Path.cwd(), only=set(options) & set(configs.INPUTS))
     return configs.from_dict(values, "command line")
+
+
+def _refuse_moved_run(path: Path, config: configs.Config) -> None:
+    """Raises UserError for the config in a run's folder that names another folder, as after a copy or a move."""
+    folder = path.parent
+    is_run = path.name == "config.yaml" and (folder / "prepare" / "manifest.json").is_file()
+    if is_run and folder.resolve() != config.run_dir.resolve():
+        raise UserError(
+            f"{path}: names another folder, {config.run_dir}, as the run was copied or moved; to go on where it is "
+            f"add --run_root {folder.parent} --name {folder.name}"
+        )
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, list[str]]:

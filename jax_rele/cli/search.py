@@ -101,11 +101,13 @@ def index(
                 bundle_path=bundle.resolve(),
             )
         else:
-            change = update_index(scorer, output, read.items, delete_others=sync)
+            change = update_index(scorer, output, read.items, delete_others=sync, spared=read.bad_ids)
         if read.n_replaced:
             print(f"{items}: {read.n_replaced} rows repeat an id with other content; the last row of an id counts")
         if (path := write_bad_rows(output, read.bad)) is not None:
             print(f"{path}: {len(read.bad)} bad rows set aside, the first is {read.bad[0].named(items)}")
+            if not build and read.bad_ids:
+                print(f"{output}: {len(read.bad_ids)} items of bad rows stay as they are, where they are there")
         remedies = "index by a student that knows the language", "index by one with a longer student.item_length"
         check_text_loss(str(output), loss, TextLossConfig(max_unknown=1.0), remedies=remedies)
         print(

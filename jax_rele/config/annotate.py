@@ -23,7 +23,7 @@ class ChatEndpointConfig(Section):
     """The environment variable that holds the API key; empty for a server without one."""
     samples: Positive = 3
     """Answers per pair (self-consistency)."""
-    temperature: Annotated[float, Field(ge=0)] = 0.7
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.7
     """Sampling temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling: the probability mass that is sampled from."""
@@ -35,9 +35,9 @@ class ChatEndpointConfig(Section):
     """Concurrent calls."""
     timeout: Annotated[float, Field(gt=0)] = 60.0
     """Seconds after which a call fails."""
-    input_price: Annotated[float, Field(ge=0)] = 0.0
+    input_price: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Price of a million prompt tokens, in the currency of `annotate.budget`."""
-    output_price: Annotated[float, Field(ge=0)] = 0.0
+    output_price: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Price of a million completion tokens."""
     extra: dict[str, object] = Field(default_factory=dict)
     """Additional fields of the request, e.g. {chat_template_kwargs: {enable_thinking: false}}."""
@@ -105,6 +105,8 @@ class AnnotateConfig(Section):
             raise ValueError("annotator: llm needs endpoints")
         if self.annotator == "teacher" and not self.teacher_run:
             raise ValueError("annotator: teacher needs teacher_run, the folder of a finished run")
+        if self.reviews and self.annotator == "rules":
+            raise ValueError("reviews decide on the answers of annotator llm or teacher; with rules there are none")
         names = [endpoint.name for endpoint in self.endpoints]
         if len(set(names)) != len(names):
             raise ValueError(f"endpoints must not repeat a name, got {names}")

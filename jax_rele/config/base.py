@@ -21,5 +21,4 @@ class Section(pydantic.BaseModel):
         frozen=True,
         use_attribute_docstrings=True,
         coerce_numbers_to_str=True,
-        allow_inf_nan=False,
     )

@@ -40,8 +40,13 @@ class LabelsConfig(Section):
             if name != name.strip() or name in RESERVED:
                 raise ValueError(f"names must not be {', '.join(RESERVED)} or begin or end with a blank, got {name!r}")
         for alias, name in self.aliases.items():
+            if alias in schema.names and alias != name:
+                raise ValueError(f"aliases maps {alias!r}, itself a grade, to {name!r}; leave the grade out of names")
             if name not in schema.names:
                 raise ValueError(f"aliases maps {alias!r} to {name!r}, which is not one of {list(schema.names)}")
+        # The order decides which of two labels is the lower one; equal gains for all leave nothing to learn.
+        if list(self.gains) != sorted(self.gains, reverse=True) or len(set(self.gains)) == 1:
+            raise ValueError(f"names stand best first, so gains must fall from the first to the last, got {self.gains}")
         for key, gains in self.gain_maps.items():
             if len(gains) != len(schema):
                 raise ValueError(f"gain_maps.{key} must hold {len(schema)} numbers, got {len(gains)}")

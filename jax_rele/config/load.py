@@ -95,7 +95,8 @@ def describe(error: pydantic.ValidationError, source: str) -> str:
     """The first problem of a validation error in one line: source, config path, reason."""
     first = error.errors(include_url=False)[0]
     # Messages about several sections name their paths themselves.
-    path = ".".join(str(part) for part in first["loc"])
+    # Members of unions have names of their own in it, which are no keys.
+    path = ".".join(str(part) for part in first["loc"] if re.fullmatch(r"\w+", str(part)))
     if first["type"] == "extra_forbidden":
         reason = explain_unknown(path)
     else:

@@ -212,12 +212,12 @@ def read_table(path: str | os.PathLike, schema: pa.Schema | None = None, optiona
         table.validate(full=True)  # the checksums do not cover the footer; also finds invalid UTF-8
     if schema is None:
         return table
-    table = fill_missing(table, schema, optional)
-    missing = [name for name in schema.names if name not in table.column_names]
+    missing = [name for name in schema.names if name not in (*table.column_names, *optional)]
     if missing:
         raise UserError(
             f"{path}: the table has no column {missing}, only {table.column_names}; check that it is the right file"
         )
+    table = fill_missing(table, schema, optional)
     try:
         return table.select(schema.names).cast(schema).replace_schema_metadata(table.schema.metadata)
     except (ValueError, pa.ArrowException) as error:

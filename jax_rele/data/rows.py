@@ -46,6 +46,8 @@ _TEXT_ID = re.compile(f"{_ITEM}-[0-9a-f]{{20}}")
 _ROUNDED = re.compile(r"-?(?:\d(?:\.\d+)?[eE]\+\d+|\d\.\d+[eE]\d+|\d{16,}\.0+)")
 """How spreadsheets and float columns write numbers that are too long for them."""
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
+_QUANTITIES = ("label", "long_tail", "query_frequency")
+"""Fields for which a number of JSON is its value, and not how it is written."""
 _TRUTHS = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0"), False)
 
 
@@ -59,6 +61,10 @@ class WrittenFloat(float):
         value = super().__new__(cls, written)
         value.written = written
         return value
+
+
+class RoundedFloat(float):
+    """A whole number from a column of 16 or 32 bits in which it has no room of its own: others look the same."""
 
 
 class RowError(ValueError):
@@ -240,10 +246,18 @@ def _parse_attributes(
         text = _joined(value, path) if isinstance(value, list | tuple) else _text(_bool_text(value), path)
         if not (text := clean(text).strip()):
             continue
-        if attributes.get(key, text) != text and key not in mapped:
+        if not _same_value(attributes.get(key, text), text) and key not in mapped:
             raise RowError(f"{path} has two values, {_shown(attributes[key])} and {_shown(text)}; leave one out")
         attributes[key] = text
     return tuple(attributes.items())
+
+
+def _same_value(first: str, second: str) -> bool:
+    """Whether two texts are one value, as `1.10` and `1.1` are."""
+    try:
+        return first == second or float(first) == float(second)
+    except ValueError:
+        return False
 
 
 def _parse_label(value, label_map: Mapping[str, str], label_names: Sequence[str], aliases: str) -> str | None:
@@ -399,13 +413,21 @@ def _number_text(value: numbers.Real | Decimal, name: str) -> str:
         return str(value)
     if not math.isfinite(value):
         raise RowError(f"{name} is {value}, which is no text")
-    if isinstance(value, WrittenFloat):
-        return whole_number(value.written)
+    is_id, is_exact = name in ("pair_id", "item.id"), abs(float(value)) < LARGEST_EXACT_FLOAT
+    if isinstance(value, WrittenFloat) and name not in _QUANTITIES:
+        has_exponent = "e" in value.written.lower()
+        return (
+            str(int(value))
+            if is_id and has_exponent and is_exact and value.is_integer()
+            else whole_number(value.written)
+        )
+    if is_id and isinstance(value, RoundedFloat):
+        raise RowError(f"{name} is the float {value:.0f} of a column too narrow to be exact; write ids as text")
     if isinstance(value, Decimal):
         return f"{value.to_integral_value():f}" if value == value.to_integral_value() else str(value)
-    if abs(float(value)) < LARGEST_EXACT_FLOAT:
+    if is_exact:
         return str(int(float(value))) if float(value).is_integer() else str(value)
-    if name in ("pair_id", "item.id"):
+    if is_id:
         raise RowError(f"{name} is the float {value}, too large to be exact; write ids as text")
     return str(value)
 

@@ -42,7 +42,7 @@ from jax_rele.types import VERDICTS, Pair, ReadOptions
 ROWS = 1024
 """Rows of a shard."""
 PLAN, FINISHED, QUARANTINED = "plan.json", "finished.json", ".quarantine.parquet"
-TEXT_LOSS, BAD_ROWS = "text_loss", "bad_rows"
+TEXT_LOSS, BAD_ROWS, SHARD = "text_loss", "bad_rows", "shard"
 """Keys of a shard's metadata."""
 
 
@@ -171,7 +171,10 @@ def _judge(
 
     def is_whole(number: int) -> bool:
         if number not in whole and folder.rows(_part(number)) is not None:
-            bad = int(folder.metadata(_part(number)).get(BAD_ROWS, 0))
+            metadata = folder.metadata(_part(number))
+            bad = int(metadata.get(BAD_ROWS, 0))
+            if int(metadata.get(SHARD, number)) != number:
+                return False  # a copy of another one
             if not bad or folder.rows(_quarantine(number)) == bad:
                 whole.add(number)
         return number in whole
@@ -197,7 +200,7 @@ def _judge(
             _check_plan(folder, plan)
         if bad:
             folder.write(_quarantine(number), partial(write_quarantine, bad=bad))
-        schema = schema.with_metadata({**schema.metadata, BAD_ROWS: str(len(bad))})
+        schema = schema.with_metadata({**schema.metadata, BAD_ROWS: str(len(bad)), SHARD: str(number)})
         # Written last: where it is there, the shard is whole.
         folder.write(_part(number), partial(write_table, data=columns, schema=schema))
         judged += 1
@@ -300,6 +303,9 @@ def _table(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[dict[str, list], pa.S
 
 def _finish(folder: ShardFolder, source: str, shards: int, rows: int) -> None:
     """Writes the counts, which must account for every row."""
+    names = {*map(_part, range(shards)), *map(_quarantine, range(shards))}
+    if strays := [name for name in folder.names() if name.startswith("part-") and name not in names]:
+        raise UserError(f"{folder.name}: {strays[0]} is none of its {shards} shards; delete it")
     judged = sum(folder.rows(_part(number)) or 0 for number in range(shards))
     set_aside = [name for name in folder.names() if name.endswith(QUARANTINED)]
     bad = sum(folder.rows(name) or 0 for name in set_aside)

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from jax_rele.models.partitioning import RULES, shardings
+from jax_rele.training.sharding import check_rows
 from jax_rele.training.state import TrainState, create_state
 from jax_rele.types import Params, PyTree
 
@@ -49,7 +50,8 @@ def array(
 
 
 def rows(mesh: jax.sharding.Mesh, count: int, dtype: DTypeLike, *rest: int) -> jax.ShapeDtypeStruct:
-    """[count, *rest], split by rows."""
+    """[count, *rest], split by rows. Raises UserError where the rows do not divide over the chips."""
+    check_rows(count, mesh, "mesh", "change the mesh, or a batch_size to a multiple of it")
     return array(mesh, (count, *rest), dtype, ("batch", *[None] * len(rest)))
 
 

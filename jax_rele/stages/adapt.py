@@ -65,6 +65,8 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     encoder = AnswerEncoder(tokenizer, order, teacher.value_length, chat=question.chat)
     losses: list[np.ndarray] = []
     prompts = encode_prompts(tokenizer, crossed, config.data.item_fields, teacher.prompt_length, *question, losses)
+    loss = summarize(losses)
+    distributed.on_main(partial(check_teacher_texts, config, "adapt", loss))
     answers = [encoder(rationale) for rationale in annotator.annotate(crossed)]
     check_packing(crossed, prompts, answers, adapt.pack_to, "adapt.pack_to")
     arrays = language_rows(
@@ -75,8 +77,6 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
         prompt_weight=adapt.text_weight,
         kind_weights={"verdict": adapt.verdict_weight},
     )
-    loss = summarize(losses)
-    distributed.on_main(partial(check_teacher_texts, config, "adapt", loss))
     counts = {"pairs": len(crossed), "rows": len(arrays["targets"]), "steps": optimization.steps, **loss.counts()}
     if distributed.on_main((run_dir / layout.BASE).exists):
         return counts  # an earlier attempt ended after the base was written and before its manifest was

@@ -92,7 +92,9 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
     if ask is not None and prompts is not None and chat.ask_again(ask, prompts, responses, decisions, by_id):
         decisions = chat.decide(config, responses, by_id, gold)
     if annotate.reviews:
-        decisions = apply_reviews(decisions, read_reviews(annotate.reviews, schema.names, by_id), responses.votes)
+        reviews = read_reviews(annotate.reviews, schema.names, by_id)
+        print(f"{annotate.reviews}: {len(reviews)} decisions are applied")
+        decisions = apply_reviews(decisions, reviews, responses.votes)
 
     injected = _injection(config, ask, prompts, pairs, decisions) if ask is not None else None
     reliability = fit_votes(responses.votes, schema, gold, weights=annotate.weights)

@@ -347,7 +347,6 @@ CHANNEL = "<|channel|>analysis<|message|>Tea.<|end|><|start|>assistant<|channel|
     "message",
     [
         {"content": None, "tool_calls": [CALL]},
-        {"content": "", "reasoning_content": f"It is tea. {TEXT[:-1]},}}"},
         {"content": f"{CHANNEL}<|constrain|>json<|message|>{TEXT}<|call|>"},
     ],
 )

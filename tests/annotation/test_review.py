@@ -189,3 +189,22 @@ def test_no_text_runs_as_a_formula_or_moves_a_cell(tmp_path_factory, texts):
         csv.writer(file).writerows([rows[0], *([*row[:-2], "accept", ""] for row in rows[1:])])
     assert content
     assert {review.pair_id for review in read_reviews(path, LABELS.names, texts)} == set(texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('pair_id,title,decision,label\np0,"bad,reject,\np1,t,reject,\n', "row 2: unexpected end of data"),
+        ('pair_id,title,decision,label\np0,"bad,reject,\np1,"t",reject,\n', "row 2: "),
+        ('pair_id,title,decision,label\np0,"bad\np1,t",reject\n', "row 2: has 3 cells for 4 columns"),
+        ("pair_id,decision,label,Decision\np0,reject,,accept\n", "names the column 'decision' twice"),
+        ("pair_id,decision,label,label\np0,accept,Exact,\n", "names the column 'label' twice"),
+    ],
+)
+def test_a_table_that_loses_a_decision_is_refused(tmp_path, text, message):
+    path = tmp_path / "review.csv"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_reviews(path, LABELS.names)
+    assert f"{path}: {message}" in str(error.value)
+    assert "\n" not in str(error.value)

@@ -159,6 +159,10 @@ def test_an_attribute_of_two_values_is_a_bad_row(fields_of_row):
         attributes_of(fields_of_row)
 
 
+def test_one_number_in_two_forms_is_one_value():
+    assert attributes_of({"attributes": '{"size": 1.10}', "attributes.size": 1.1}) == {"size": "1.1"}
+
+
 def test_an_empty_cell_takes_no_attribute_away():
     assert attributes_of({"attributes": {"size": "9"}, "attributes.size": ""}) == {"size": "9"}
     assert attributes_of({"attributes.size": "9", "item.attributes.size": "9"}) == {"size": "9"}

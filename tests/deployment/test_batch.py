@@ -307,3 +307,16 @@ def test_bad_rows_that_were_lost_are_set_aside_again(bundle, pairs, whole, tmp_p
     done = predict_shards(bundle, str(pairs), folder, rows=ROWS, threads=1)
     assert (done.judged, done.finished) == (1, True)
     assert {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.startswith(".")} == expected
+
+
+def test_a_copy_of_another_shard_is_judged_again_and_a_stray_one_is_named(bundle, pairs, whole, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    shutil.copy(folder / "part-000000.parquet", folder / "part-000001.parquet")
+    (folder / batch.FINISHED).unlink()
+    assert predict_shards(bundle, str(pairs), folder, rows=ROWS, threads=1).judged == 1
+    assert content(folder) == content(whole)
+    shutil.copy(folder / "part-000000.parquet", folder / "part-000099.parquet")
+    (folder / batch.FINISHED).unlink()
+    with pytest.raises(UserError, match=r"part-000099.parquet is none of its 13 shards; delete it"):
+        predict_shards(bundle, str(pairs), folder, rows=ROWS, threads=1)

@@ -185,3 +185,16 @@ def test_label_hits_are_those_of_the_whole_vocabulary_cut_to_the_labels():
     hits = finetune.label_hits(hidden, embedding, positions, labels, label_tokens)
     np.testing.assert_array_equal(hits, logits.argmax(-1) == labels)
     assert 0 < hits.sum() < 40
+
+
+@pytest.mark.parametrize("stage", [adapt, finetune])
+def test_texts_that_are_cut_are_said_and_refused_before_the_training(finished_prepare, stage, monkeypatch, capsys):
+    monkeypatch.setattr(stage, "train_language_model", lambda *_, **__: pytest.fail("the training has begun"))
+    name = stage.__name__.rpartition(".")[2]
+    strict = settings_of(data={"text_loss": {"max_cut": 0.01}})
+    with pytest.raises(UserError, match=rf"^{name}: teacher: .* of the pairs lose the end .*max_cut 0\.01"):
+        stage.run(strict, finished_prepare)
+    monkeypatch.setattr(stage, "check_packing", lambda *_: (_ for _ in ()).throw(RuntimeError("far enough")))
+    with pytest.raises(RuntimeError, match="far enough"):
+        stage.run(settings_of(), finished_prepare)
+    assert f"warning: {name}: teacher: " in capsys.readouterr().out

@@ -129,7 +129,7 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
                     set_aside(Quarantined(**{**asdict(one), "raw": raw_text(raw)}))
                 names = pa.array(SPLITS).take(pa.array(split_indices[rows][is_selected[rows]]))
                 if ids:
-                    table = _with_ids(table, ids)
+                    table = _with_ids(table, start, ids)
                 table = table.filter(pa.array(is_selected[rows]))
                 yield table.set_column(table.schema.get_field_index("split"), PAIRS.field("split"), names)
 
@@ -165,15 +165,17 @@ def _check_accounted(n_rows: int, folder: Path) -> None:
 
 
 def _kind(reason: str) -> str:
-    """What kind of reason one is: what it quotes is left out."""
-    return re.split("[:;(]| at | ['\"]", reason, maxsplit=1)[0].strip()
+    """What kind of reason one is: what it quotes is left out, and which attribute it is about."""
+    plain = re.split("[:;(]| at | ['\"]", reason, maxsplit=1)[0].strip()
+    return re.sub(r"^item\.attributes\.\S+", "item.attributes", plain)
 
 
 def _most_common(kinds: Counter[str], most: int = 5) -> dict[str, int]:
     """How many rows are bad for each of the kinds of reasons, the rarer ones together."""
-    common = {kind: count for kind, count in kinds.most_common(most) if count}
-    others = kinds.total() - sum(common.values())
-    return common | ({"others": others} if others else {})
+    common = {kind: count for kind, count in kinds.most_common(most + 1) if count and kind != "others"}
+    common = dict(list(common.items())[:most])
+    rarer = kinds.total() - sum(common.values())
+    return common | ({"others": rarer} if rarer else {})
 
 
 def check_disjoint(path: Path) -> None:
@@ -221,8 +223,9 @@ def _spool(
             counts["rows"] += 1
             if isinstance(pair, Quarantined):
                 set_aside(pair)
-                kinds[_kind(pair.reason)] += 1
-                # Reasons quote values: past some hundred of them they are counted together.
+                # Reasons quote values: past some hundred of them, or of their kinds, they are counted together.
+                kind = _kind(pair.reason)
+                kinds[kind if kind in kinds or len(kinds) < 256 else "others"] += 1
                 reason = pair.reason if pair.reason in bad or len(bad) < 256 else "others"
                 bad[reason] += 1
                 first_bad.setdefault(reason, pair)
@@ -253,11 +256,12 @@ def _spool(
     return arrays, {first_bad[reason]: count for reason, count in bad.items()}, kinds, counts
 
 
-def _ids_by_text(facts: dict[str, np.ndarray], spool: Path) -> dict[str, str]:
-    """Gives an item without an id that of the first one that has an id and the same texts, where there is one.
+def _ids_by_text(facts: dict[str, np.ndarray], spool: Path) -> dict[int, str]:
+    """Finds items with an id for those without, by their texts: one that is judged for the same query, or else the
+    first one; and gives the rows the judgement of their new id.
 
     Returns:
-      Id text_ids of the texts -> the id that takes its place.
+      Row -> its item's id, of the rows whose item has no id of its own and for whose texts there is one.
     """
     by_text = facts["by_text"]
     if not by_text.any() or by_text.all():
@@ -267,27 +271,33 @@ def _ids_by_text(facts: dict[str, np.ndarray], spool: Path) -> dict[str, str]:
         for start, table in _row_groups(spool, ["item"])
         for item_id in _item_ids(table.filter(pa.array(by_text[start : start + table.num_rows])))
     }
-    ids: dict[str, str] = {}
+    of_query = set(facts["judgement"][by_text].tolist())
+    first: dict[str, str] = {}
+    judged: dict[int, str] = {}
     for start, table in _row_groups(spool):
-        for pair in pairs_from_arrow(table.filter(pa.array(~by_text[start : start + table.num_rows]))):
+        rows = start + np.flatnonzero(~by_text[start : start + table.num_rows])
+        for row, pair in zip(rows.tolist(), pairs_from_arrow(table.take(pa.array(rows - start)))):
             if (text := text_id(pair.item)) in text_ids:
-                ids.setdefault(text, pair.item.id)
-    if ids:
-        for start, table in _row_groups(spool):
-            rows = start + np.flatnonzero(by_text[start : start + table.num_rows])
-            for row, pair in zip(rows.tolist(), pairs_from_arrow(table.take(pa.array(rows - start)))):
-                if pair.item.id in ids:
-                    facts["judgement"][row] = _judgement(int(facts["query"][row]), pair, ids[pair.item.id])
+                first.setdefault(text, pair.item.id)
+                if (key := _judgement(int(facts["query"][row]), pair, text)) in of_query:
+                    judged.setdefault(key, pair.item.id)
+    ids: dict[int, str] = {}
+    for start, table in _row_groups(spool) if first else ():
+        rows = start + np.flatnonzero(by_text[start : start + table.num_rows])
+        for row, pair in zip(rows.tolist(), pairs_from_arrow(table.take(pa.array(rows - start)))):
+            if pair.item.id in first:
+                ids[row] = judged.get(int(facts["judgement"][row]), first[pair.item.id])
+                facts["judgement"][row] = _judgement(int(facts["query"][row]), pair, ids[row])
     return ids
 
 
-def _with_ids(table: pa.Table, ids: Mapping[str, str]) -> pa.Table:
-    """The table with other ids of items, by those that they have."""
+def _with_ids(table: pa.Table, start: int, ids: Mapping[int, str]) -> pa.Table:
+    """The rows from `start` on, with other ids of items by row."""
     index = table.schema.get_field_index("item")
     kind = table.schema.field(index).type
-    replaced = pa.array([ids.get(item_id, item_id) for item_id in _item_ids(table)], kind.field("id").type)
+    replaced = [ids.get(row, item_id) for row, item_id in enumerate(_item_ids(table), start)]
     items = table["item"].combine_chunks()
-    columns = [replaced if field.name == "id" else items.field(field.name) for field in kind]
+    columns = [pa.array(replaced, field.type) if field.name == "id" else items.field(field.name) for field in kind]
     return table.set_column(index, table.schema.field(index), pa.StructArray.from_arrays(columns, fields=list(kind)))
 
 
@@ -311,19 +321,21 @@ def _row_statuses(facts: dict[str, np.ndarray], spool: PairTable, data: DataConf
         raise UserError(f"{data.path}: {leak_error(spool[row], spool[int(np.flatnonzero(same)[0])])}")
     statuses[leaked] = LEAKED
 
-    # Before duplicates, so that the row which stands for them is not lost to another pair of its id.
     remaining = np.flatnonzero(~leaked)
-    _, first, inverse = np.unique(facts["rank"][remaining], return_index=True, return_inverse=True)
-    namesake = remaining[first[inverse]]
-    differs = facts["judgement"][remaining] != facts["judgement"][namesake]
-    statuses[remaining[differs]] = BAD
-    replacements[remaining[differs]] = namesake[differs]
-
-    remaining = remaining[~differs]
-    key, label, rank, content = (facts[name][remaining] for name in ("judgement", "label", "rank", "content"))
-    statuses[remaining], other = deduplicate.resolve(key, label, rank, content, data.conflicts)
-    replacements[remaining] = np.where(other < 0, -1, remaining[other])
-    return statuses, replacements
+    while True:
+        key, label, rank, content = (facts[name][remaining] for name in ("judgement", "label", "rank", "content"))
+        statuses[remaining], other = deduplicate.resolve(key, label, rank, content, data.conflicts)
+        replacements[remaining] = np.where(other < 0, -1, remaining[other])
+        selected = remaining[statuses[remaining] == deduplicate.SELECTED]
+        _, first, inverse = np.unique(facts["rank"][selected], return_index=True, return_inverse=True)
+        namesakes = selected[first[inverse]]
+        is_second = namesakes != selected
+        if not is_second.any():
+            return statuses, replacements
+        # Without them others stand for what they judge.
+        statuses[selected[is_second]] = BAD
+        replacements[selected[is_second]] = namesakes[is_second]
+        remaining = np.setdiff1d(remaining, selected[is_second])
 
 
 def _split(facts: dict[str, np.ndarray], spool: PairTable, is_selected: np.ndarray, data: DataConfig) -> np.ndarray:
@@ -351,7 +363,9 @@ def _split(facts: dict[str, np.ndarray], spool: PairTable, is_selected: np.ndarr
             return divide_folds(query, label, rank, splits.fold, fractions)
         return divide(query, label, rank, source_splits, fractions)
     except UserError as error:
-        raise UserError(f"{data.path}: {error}") from None
+        n_leaked = int(((facts["source_split"] != NO_SPLIT) & (facts["source_split"] != facts["query_split"])).sum())
+        leaked = f"; {n_leaked} rows are left out, as their queries are in a later split too (data.splits.leakage)"
+        raise UserError(f"{data.path}: {error}{leaked if n_leaked else ''}") from None
 
 
 def _reason(

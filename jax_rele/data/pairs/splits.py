@@ -91,11 +91,15 @@ def divide(
             assigned[in_order] = np.repeat([0, 1, 2], np.diff([0, n_train, n_before_test, len(in_order)]))
     for index, split in enumerate(SPLITS):
         if not (assigned == index).any():
-            raise UserError(
-                f"the {split} split is empty: {(source_split == NO_SPLIT).sum()} of {len(keys)} queries have no split "
-                f"and are divided by the fractions {tuple(fractions)}; raise data.splits.{split}, add queries, or give "
-                f"rows the split {split}"
-            )
+            free = int((source_split == NO_SPLIT).sum())
+            divided = f"{free} of {len(keys)} queries have no split and are divided by the fractions {tuple(fractions)}"
+            if not free:
+                raise UserError(
+                    f"the {split} split is empty: all {len(keys)} queries bring a split, and none is in {split}; give "
+                    f"rows the split {split}, or set data.splits.existing to ignore"
+                )
+            fix = f"raise data.splits.{split}, add queries, or give rows the split {split}"
+            raise UserError(f"the {split} split is empty: {divided}; {fix}")
     return assigned[inverse]
 
 

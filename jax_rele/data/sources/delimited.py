@@ -126,19 +126,15 @@ class _Counted:
     def peek(self, count: int) -> list[bytes]:
         """The next lines that are not blank, which stay, and empty ones where there are no more."""
         peeked: Lines = []
-        texts: list[bytes] = []
         for number, line in self:
             if not line.strip():
-                if not peeked:
-                    self.accounted += 1
-                    continue
-            else:
-                texts.append(line)
+                self.accounted += 1
+                continue
             peeked.append((number, line))
-            if len(texts) == count:
+            if len(peeked) == count:
                 break
         self.again.extendleft(reversed(peeked))
-        return texts + [b""] * (count - len(texts))
+        return [line for _, line in peeked] + [b""] * (count - len(peeked))
 
     def ahead(self, count: int) -> list[bytes]:
         """At most so many of the next lines, and about a megabyte, which stay the next ones."""

@@ -65,7 +65,7 @@ class _Streams(io.RawIOBase):
 
 _DECOMPRESS: dict[str, Callable[..., AbstractContextManager]] = {
     ".gz": gzip.open,
-    ".bz2": lambda stream: io.BufferedReader(_Streams(stream, bz2.BZ2Decompressor)),
+    ".bz2": lambda stream: io.BufferedReader(_Streams(stream, bz2.BZ2Decompressor, padding=b"\0")),
     ".xz": lambda stream: io.BufferedReader(_Streams(stream, lzma.LZMADecompressor, padding=b"\0")),
     ".zst": lambda stream: io.BufferedReader(pa.CompressedInputStream(stream, "zstd")),
 }

@@ -22,15 +22,18 @@ from typing import IO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jax_rele.data.rows import RowError, WrittenFloat, one_line, read_json
+from jax_rele.data.rows import RoundedFloat, RowError, one_line, read_json
 from jax_rele.data.sources.delimited import delimited_rows
 from jax_rele.data.sources.files import PARQUET, TEXT_SUFFIXES, SourceFile, unreachable
 from jax_rele.errors import UserError
 from jax_rele.io import placeholder, refuse_placeholder, stands_for_another
 from jax_rele.types import ReadOptions
 
+LONGEST_LIST = 64
+"""Values of a list that is a field's text; longer ones are embeddings and the like."""
 _AS_SURROGATE = "jax_rele.surrogate"
 codecs.register_error(_AS_SURROGATE, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]  # of decoding
 
@@ -38,10 +41,7 @@ Row = tuple[int, Mapping | RowError, object]
 """Row number, the row or what is wrong with it, and the raw row."""
 
 _BLOCK = 1 << 16
-_NARROW: dict[pa.DataType, tuple[type[np.floating], int]] = {
-    pa.float16(): (np.float16, 2**11),
-    pa.float32(): (np.float32, 2**24),
-}
+_NARROW: dict[str, tuple[type[np.floating], int]] = {"halffloat": (np.float16, 2**11), "float": (np.float32, 2**24)}
 """Types of floats that have room for whole numbers up to a limit only."""
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeError, pa.ArrowException)
 _OTHER_FORMATS = {
@@ -276,6 +276,16 @@ def _parquet_rows(file: SourceFile) -> Iterator[Row]:
 
 def python_rows(batch: pa.RecordBatch) -> list[Mapping | RowError]:
     """The rows of a batch, or for each one that cannot be made what is wrong with it."""
+    schema = batch.schema
+    for index, field in enumerate(schema):
+        if _narrow(field.type):
+            # 0.1 is 0.10000000149 when widened, and 0.1 by way of its shortest decimal form.
+            dtype, limit = _NARROW[str(field.type)]
+            column = batch.column(index)
+            single = column.cast(pa.float32())
+            large = pc.fill_null(pc.greater_equal(pc.abs(single), limit), False)
+            if dtype is np.float32 and not pc.any(large).as_py():
+                batch = batch.set_column(index, field.name, pc.cast(pc.cast(single, pa.string()), pa.float64()))
     try:
         rows = batch.to_pylist(maps_as_pydicts="strict")
     except (ValueError, KeyError, OverflowError) as error:
@@ -292,31 +302,40 @@ def with_exact_floats(rows: list, schema: pa.Schema) -> list:
     return rows
 
 
+def _narrow(kind: pa.DataType) -> bool:
+    return pa.types.is_float32(kind) or pa.types.is_float16(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def _has_narrow(kind: pa.DataType) -> bool:
-    if kind in _NARROW:
-        return True
-    if pa.types.is_dictionary(kind):
+    if pa.types.is_struct(kind):
+        return any(_has_narrow(kind.field(index).type) for index in range(kind.num_fields))
+    if pa.types.is_map(kind):
+        return _has_narrow(kind.item_type)
+    if pa.types.is_dictionary(kind) or _is_list(kind):
         return _has_narrow(kind.value_type)
-    return any(_has_narrow(kind.field(index).type) for index in range(kind.num_fields))
+    return _narrow(kind)
 
 
 def _exact(value, kind: pa.DataType):
     """A value with floats for its narrow ones, by way of their shortest decimal form: 0.1, and not 0.10000000149.
 
-    A whole number that has no room of its own among the narrow floats has this form as what it is as a text,
-    `1.2345679e+08`, by which ids that were rounded are found.
+    Lists that are longer than any that is a text, as embeddings are, stay as they are.
     """
-    if value is None or not _has_narrow(kind):
-        return value
-    if kind in _NARROW:
-        dtype, limit = _NARROW[kind]
-        if limit <= abs(value) < math.inf:
-            return WrittenFloat(np.format_float_scientific(dtype(value), trim="-"))
-        return float(str(dtype(value)))
+    if value is None:
+        return None
+    if _narrow(kind):
+        dtype, limit = _NARROW[str(kind)]
+        return RoundedFloat(value) if limit <= abs(value) < math.inf else float(str(dtype(value)))
     if pa.types.is_struct(kind):
         return {name: _exact(inner, kind.field(name).type) for name, inner in value.items()}
     if pa.types.is_map(kind):
         return {name: _exact(inner, kind.item_type) for name, inner in value.items()}
     if pa.types.is_dictionary(kind):
         return _exact(value, kind.value_type)
-    return [_exact(inner, kind.value_type) for inner in value]
+    if _is_list(kind) and len(value) <= LONGEST_LIST and _has_narrow(kind.value_type):
+        return [_exact(inner, kind.value_type) for inner in value]
+    return value

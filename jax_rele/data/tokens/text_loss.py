@@ -166,11 +166,11 @@ def count_characters(
     counts = [(sum(map(len, text.split())), 0) for text in texts]
     drops = _drops_characters(tokenizer)
     # The mark of sentencepiece before a word has the place of the word's first character.
-    silent = {unknown, tokenizer.convert_tokens_to_ids(WORD_MARK)}
+    mark = tokenizer.convert_tokens_to_ids(WORD_MARK)
     suspects = [
         number
         for number, (text, row) in enumerate(zip(texts, rows))
-        if drops or (unknown is not None and unknown in row) or not text.isprintable() or REPLACEMENT in text
+        if drops or (unknown is not None and unknown in row) or _may_be_left_out(text)
     ]
     if not suspects:
         return counts
@@ -184,16 +184,23 @@ def count_characters(
     )
     for number, ids, offsets in zip(suspects, encoded["input_ids"], encoded["offset_mapping"]):
         text, row = texts[number], rows[number]
-        is_known = np.zeros(len(text), bool)
+        is_known, is_unknown = np.zeros((2, len(text)), bool)
         for token, (start, end) in zip(row if len(row) == len(ids) else ids, offsets):
-            if token not in silent:
+            if token == unknown:
+                is_unknown[start:end] = True
+            elif token != mark:
                 is_known[start:end] = True
         lost, known = 0, False
-        for in_token, character in zip(is_known.tolist(), text):
-            known = in_token or (known and unicodedata.category(character)[0] == "M")
+        for in_token, in_unknown, character in zip(is_known.tolist(), is_unknown.tolist(), text):
+            known = in_token or (known and not in_unknown and unicodedata.category(character)[0] == "M")
             lost += not (known or character.isspace())
         counts[number] = counts[number][0], lost
     return counts
+
+
+def _may_be_left_out(text: str) -> bool:
+    """Whether a text holds characters that normalizers leave out, white space apart."""
+    return REPLACEMENT in text or not (text.isprintable() or "".join(text.split()).isprintable())
 
 
 @lru_cache(maxsize=16)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,12 @@ from jax_rele.types import Item
 
 
 def update_index(
-    bundle: str | Path | Scorer, output: str | Path, items: Sequence[Item], *, delete_others: bool = False
+    bundle: str | Path | Scorer,
+    output: str | Path,
+    items: Sequence[Item],
+    *,
+    delete_others: bool = False,
+    spared: Collection[str] = (),
 ) -> Change:
     """Adds items and replaces those whose id the index has. A text that the index knows is not encoded again.
 
@@ -37,7 +42,8 @@ def update_index(
       bundle: folder of the bundle that built the index, or that bundle loaded.
       output: folder of the index.
       items: at least one, of distinct ids.
-      delete_others: whether items that are not among them are deleted.
+      delete_others: whether items that are not among them are deleted,
+      spared: but for these ids.
 
     Raises:
       UserError: there is no index, it is damaged, or of another model.
@@ -66,7 +72,7 @@ def update_index(
             changed.append(index)
             is_new = hashes[index] not in known
             arrays.append(encoded[position[texts[index]]] if is_new else state.vectors[known[hashes[index]]])
-        gone = set(current) - {item.id for item in items} if delete_others else set()
+        gone = set(current) - {item.id for item in items} - set(spared) if delete_others else set()
         if not changed and not gone:
             return Change(state.manifest, len(new))
         replaced = {current[items[index].id] for index in changed if items[index].id in current}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from jax_rele.data.columns import MappedFields, check_mapping, column_names, has_item_columns
+from jax_rele.data.columns import MappedFields, check_mapping, column_names, find_value, has_item_columns
 from jax_rele.data.markup import plain_text
-from jax_rele.data.rows import Quarantined, RowError, parse_row
+from jax_rele.data.rows import Quarantined, RowError, id_text, parse_row
 from jax_rele.data.sources.shards import open_shards, raw_text, with_sample_fields
 from jax_rele.errors import UserError
 from jax_rele.io import hash_bytes
@@ -39,6 +39,7 @@ class ReadItems:
       n_replaced: rows whose item a later row with the same id, but other content, replaced.
       queries: the distinct queries beside the items, in order.
       rows: (source, number) of the row of each item.
+      bad_ids: ids in rows that are no item for another reason.
     """
 
     items: tuple[Item, ...]
@@ -47,6 +48,7 @@ class ReadItems:
     n_replaced: int
     queries: tuple[str, ...] = ()
     rows: tuple[tuple[str, int], ...] = ()
+    bad_ids: frozenset[str] = frozenset()
 
     def without(self, unreadable: Mapping[int, str], path: str | os.PathLike) -> ReadItems:
         """The items but for those that a model cannot read, by index with what is wrong; they are bad rows.
@@ -63,7 +65,8 @@ class ReadItems:
         if len(bad) == len(self.items):
             raise UserError(f"{path}: none of its items can be read ({bad[0].named(os.fspath(path))})")
         items, rows = zip(*(each for index, each in enumerate(zip(self.items, self.rows)) if index not in unreadable))
-        return replace(self, items=items, bad=(*self.bad, *bad), rows=rows)
+        bad_ids = self.bad_ids | {self.items[index].id for index in unreadable}
+        return replace(self, items=items, bad=(*self.bad, *bad), rows=rows, bad_ids=bad_ids)
 
 
 def read_items(path: str | os.PathLike, reading: ReadOptions = ReadOptions()) -> ReadItems:
@@ -84,6 +87,7 @@ def read_items(path: str | os.PathLike, reading: ReadOptions = ReadOptions()) ->
     rows: dict[str, tuple[str, int]] = {}
     queries: dict[str, None] = {}
     bad: list[Quarantined] = []
+    bad_ids: set[str] = set()
     n_rows = n_replaced = 0
     for shard in open_shards(name, reading, Path(".cache")):
         for number, row, raw in shard.rows():
@@ -95,6 +99,7 @@ def read_items(path: str | os.PathLike, reading: ReadOptions = ReadOptions()) ->
                 item = _parse_item(item_row, reading)
             except RowError as error:
                 bad.append(Quarantined(shard.name, number, str(error), raw_text(raw)))
+                bad_ids.update(_ids(row, reading))
                 continue
             n_rows += 1
             n_replaced += item.id in items and items[item.id] != item
@@ -108,7 +113,9 @@ def read_items(path: str | os.PathLike, reading: ReadOptions = ReadOptions()) ->
             f"{reading.name_of('fields')}"
         )
     mapped.check(name)
-    return ReadItems(tuple(items.values()), tuple(bad), n_rows, n_replaced, tuple(queries), tuple(rows.values()))
+    return ReadItems(
+        tuple(items.values()), tuple(bad), n_rows, n_replaced, tuple(queries), tuple(rows.values()), frozenset(bad_ids)
+    )
 
 
 def _query(row: Mapping, reading: ReadOptions) -> str:
@@ -127,6 +134,20 @@ def _item_row(row: Mapping, reading: ReadOptions) -> Mapping:
             f"item.{name}": value for name, value in attributes.items()
         }
     return row
+
+
+def _ids(row: Mapping | RowError, reading: ReadOptions) -> list[str]:
+    """The item's id in a row that is bad for another reason, where it can be read."""
+    if isinstance(row, RowError):
+        return []
+    try:
+        row = _item_row(row, reading)
+        names = column_names(row, reading.fields)
+        is_nested = isinstance(find_value(row, names.flat["item"]), Mapping)
+        item_id = id_text(find_value(row, (names.nested if is_nested else names.flat)["item.id"]), "item.id")
+    except RowError:
+        return []
+    return [item_id] if item_id else []
 
 
 def _parse_item(row: Mapping, reading: ReadOptions) -> Item:

@@ -371,3 +371,33 @@ def test_reasons_are_counted_by_kind_whatever_they_quote(tmp_path):
     source = write(tmp_path / "in.jsonl", [*plain(9), *unknown, *blank])
     result, _ = run(tmp_path / "made", source, max_bad_fraction=1.0)
     assert result.counts["reasons"] == {"unknown label": 300, "blank query": 30}
+
+
+def test_an_item_without_an_id_is_first_the_one_that_is_judged_for_its_query(tmp_path):
+    def judged(query, label, **ids):
+        return {"query": query, "item": {"title": "Trail runner", **ids}, "label": label}
+
+    rows = [*plain(9), judged("a", NAMES[0], id="A"), judged("b", NAMES[0], id="B"), judged("b", NAMES[1])]
+    result, bad = run(tmp_path / "made", write(tmp_path / "in.jsonl", rows))
+    assert (len(result.pairs), bad) == (11, ["conflict"])
+
+
+@pytest.mark.parametrize("conflicts", ["majority", "drop"])
+def test_an_id_counts_as_twice_only_where_both_rows_are_pairs(tmp_path, conflicts):
+    same = [row(31, "qa", NAMES[0], "i1"), row(30, "qa", NAMES[0] if conflicts == "majority" else NAMES[1], "i1")]
+    rows = [*plain(9), *same, row(31, "qb", NAMES[1], "i2")]
+    result, bad = run(tmp_path / "made", write(tmp_path / "in.jsonl", rows), conflicts=conflicts)
+    assert ("p31", "qb") in {(pair.pair_id, pair.query) for pair in result.pairs}
+    assert bad == (["duplicate"] if conflicts == "majority" else ["conflict"] * 2)
+
+
+def test_kinds_of_reasons_have_a_bound(tmp_path):
+    items = [{"id": "i", "title": "t", "attributes": {f"k{i}": {"a": 1}}} for i in range(600)]
+    rows = [row(100 + i, f"q{i}", NAMES[0]) | {"item": item} for i, item in enumerate(items)]
+    result, _ = run(tmp_path / "made", write(tmp_path / "in.jsonl", [*plain(9), *rows]), max_bad_fraction=1.0)
+    assert result.counts["reasons"] == {"item.attributes must be text, got dict": 600}
+    rows = [row(100 + i, f"q{i}", NAMES[0], title="x" * (200 + i)) for i in range(600)]
+    rows = [one | {"item": one["item"] | {"title": one.pop("title")}} for one in rows]
+    source = write(tmp_path / "long.jsonl", [*plain(9), *rows])
+    reasons = run(tmp_path / "long", source, max_bad_fraction=1.0, max_characters=100)[0].counts["reasons"]
+    assert (sum(reasons.values()), len(reasons)) == (600, 6)

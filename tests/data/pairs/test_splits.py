@@ -152,10 +152,10 @@ def test_an_empty_split_is_refused():
     with pytest.raises(UserError, match=r"the test split is empty: 3 of 3 queries .*data\.splits\.test"):
         assign_splits(pairs, (0.5, 0.5, 0.0), 0)
     given_splits = [pair(1, "a", split="validation"), pair(2, "b", split="test")]
-    with pytest.raises(UserError, match="the train split is empty: 0 of 2 queries"):
+    with pytest.raises(UserError, match="the train split is empty: all 2 queries bring a split"):
         assign_splits(given_splits, SPLIT_OF_60_20_20, 0)
     given_splits = [pair(1, "a", split="train"), pair(2, "b", split="test")]
-    with pytest.raises(UserError, match="the validation split is empty: 0 of 2 queries"):
+    with pytest.raises(UserError, match="the validation split is empty: all 2 queries bring a split"):
         assign_splits(given_splits, (0.5, 0.0, 0.5), 0)
     with pytest.raises(UserError, match="the train split is empty"):
         assign_splits([], SPLIT_OF_60_20_20, 0)

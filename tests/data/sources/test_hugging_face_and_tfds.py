@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jax_rele.config import DataConfig, HuggingFaceConfig
+from jax_rele.data.rows import RoundedFloat
 from jax_rele.data.sources import hugging_face
 from jax_rele.data.sources import tfds as tfds_source
 from jax_rele.data.sources.shards import open_source, parse_shards, read_pairs, source_hash
@@ -226,3 +227,13 @@ def test_a_text_that_is_not_utf8_costs_one_row():
     assert good == {"query": "q", "n": 3}
     assert number == 2
     assert str(bad).startswith("not valid UTF-8")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_floats_of_32_bits_are_the_same_loaded_and_streamed(streaming):
+    features = {"item_id": datasets.Value("float32"), "sizes": datasets.List(datasets.Value("float32"))}
+    columns = {"item_id": [123456792.0, 7.0], "sizes": [[0.1], [2.0, None]]}
+    data_set = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    read = [row for _, row, _ in hugging_face.rows(data_set.to_iterable_dataset() if streaming else data_set, "d")]
+    assert [row["sizes"] for row in read] == [[0.1], [2.0, None]]
+    assert [(row["item_id"], type(row["item_id"])) for row in read] == [(123456792.0, RoundedFloat), (7.0, float)]

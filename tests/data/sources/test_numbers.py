@@ -90,10 +90,35 @@ def test_what_no_float_looks_like_stays(tmp_path, name, text):
 
 @pytest.mark.parametrize("number", [*WRITTEN, "-0", "-0.0", "-7.00", "9007199254740991.0"])
 def test_a_number_of_json_is_the_text_that_a_cell_of_csv_is(tmp_path, number):
-    json_pair, csv_pair = (
-        read(FORMATS[name](tmp_path / "data", number), whole_number(number)) for name in ("json numbers", "csv")
+    aliases = {str(float(number)): "Exact", str(int(float(number))): "Exact", whole_number(number): "Exact"}
+    pairs = []
+    for name in ("json numbers", "csv"):
+        (pair,), _ = read_pairs(FORMATS[name](tmp_path / "data", number), label_names=["Exact"], label_map=aliases)
+        pairs.append(pair)
+    assert len({(pair.query, pair.item.title, pair.label) for pair in pairs}) == 1
+    # A JSON number with an exponent is its value as an id: Java writes 12345678 as 1.2345678E7.
+    ids = [(pair.pair_id, pair.item.id) for pair in pairs]
+    assert ids[0] == (ids[1] if number != "1e3" else ("1000", "1000"))
+
+
+def test_numbers_of_json_are_values_where_they_are_quantities(tmp_path):
+    path = tmp_path / "d.jsonl"
+    row = (
+        '{"query": "q", "title": "t", "item_id": 1.2345678E7, "label": 0.50, "long_tail": 1e0, "query_frequency": 1E3}'
     )
-    assert json_pair == csv_pair
+    path.write_text(row + "\n")
+    (pair,), _ = read_pairs(path, label_names=["Exact"], label_map={"0.5": "Exact"})
+    assert (pair.item.id, pair.label, pair.long_tail, pair.query_frequency) == ("12345678", "Exact", True, 1000)
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_a_number_of_thousands_of_digits_is_a_text(tmp_path, form):
+    path, digits = tmp_path / f"d.{form}", "7" * 5000 + ".0"
+    path.write_text(
+        f"query,title\nq,{digits}\n" if form == "csv" else json.dumps({"query": "q", "title": digits}) + "\n"
+    )
+    (pair,), _ = read_pairs(path, label_names=["Exact"])
+    assert pair.item.title == digits
 
 
 @pytest.mark.parametrize("name", ["csv", "tsv", "json numbers", "json texts"])

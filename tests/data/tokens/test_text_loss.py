@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from jax_rele.config import TextLossConfig
+from jax_rele.data.tokens import text_loss
 from jax_rele.data.tokens.student_inputs import cross_rows, tower_rows
 from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss, count_characters, summarize
 from jax_rele.errors import UserError
@@ -156,3 +157,20 @@ def test_accents_that_are_left_out_are_no_loss_of_a_known_character(tokenizer):
     texts = ["réd shoes\ufffd", "re\u0301d shoes\ufffd", "red \u0301 shoes\ufffd", "红\u0301 shoes"]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     assert [lost for _, lost in count_characters(tokenizer, texts, ids)] == [1, 1, 2, 2]
+
+
+def test_marks_in_an_unknown_token_are_unknown():
+    model = tokenizers.models.Unigram([("<unk>", 0.0), ("▁", -1.0), ("ก", -2.0)], unk_id=0)
+    unigram = tokenizers.Tokenizer(model)
+    unigram.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>")
+    ids = fast(["กู"], add_special_tokens=False)["input_ids"]
+    assert count_characters(fast, ["กู"], ids) == [(2, 1)]
+
+
+def test_white_space_alone_needs_no_second_look(tokenizer, monkeypatch):
+    text = "red\nshoes\u00a0usb\u202fcable"
+    ids = tokenizer([text], add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda *_, **__: pytest.fail("tokenized again"))
+    monkeypatch.setattr(text_loss, "_drops_characters", lambda _: False)
+    assert count_characters(tokenizer, [text], ids) == [(16, 0)]

@@ -216,3 +216,15 @@ def test_an_attribute_is_mapped_in_a_row_of_items_as_in_one_of_pairs(tmp_path):
     for header in ("id,title,size", "item_id,title,size"):
         path.write_text(f"{header}\n1,Shoe,9\n2,Boot,\n")
         assert [item.attributes for item in read_items(path, reading).items] == [(("size", "9"),), ()], header
+
+
+def test_an_item_whose_row_is_bad_is_not_deleted(tower, tmp_path, capsys):
+    path, index = tmp_path / "items.jsonl", tmp_path / "index"
+    write_lines(path, [{"id": f"{i}", "title": f"shoe {i}"} for i in range(6)])
+    assert cli.main(["index", str(tower), str(path), "--output", str(index)]) == 0
+    write_lines(path, [{"id": "1", "title": "boot"}, {"id": "2", "title": ""}])
+    assert cli.main(["index", str(tower), str(path), "--output", str(index), "--sync"]) == 0
+    contents = open_index(index).contents
+    present = contents.table.column("id").filter(pa.array(contents.is_visible)).to_pylist()
+    assert set(present) == {"1", "2"}
+    assert "1 items of bad rows stay as they are" in capsys.readouterr().out
