@@ -268,4 +268,4 @@ def _validation(request: Request, errors: Sequence[Any]) -> tuple[int, str, str]
     path = ".".join(str(part) for part in location if part not in ("body", *bodies.BRANCHES))
     message = {"extra_forbidden": "there is no such field", "missing": "is missing"}.get(first["type"], first["msg"])
     message = message.removeprefix("Value error, ")
-    return 422, f"{path}: {message}" if path else message, "validation"
+    return 422, f"{path or 'the body'}: {message}", "validation"

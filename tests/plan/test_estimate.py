@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from jax_rele.config import MeshConfig
-from jax_rele.plan.abstract import array, bytes_per_chip
+from jax_rele.errors import UserError
+from jax_rele.plan.abstract import array, bytes_per_chip, rows
 from jax_rele.plan.estimate import RESERVE, estimate
 from jax_rele.plan.steps import Step
 from jax_rele.plan.topology import CHIPS, parse_topology
@@ -110,3 +111,9 @@ def test_an_implementation_that_cannot_do_the_model_is_left_out_unless_it_was_ch
     assert list(other.attention) == ["xla"]
     with pytest.raises(ValueError, match="cannot do this"):
         estimate(Step(**{**vars(step), "lower": {"splash": refuse, "xla": lower}}), parse_topology("v5e:2x4"))
+
+
+def test_rows_that_do_not_divide_over_the_chips_are_one_line():
+    mesh = jax.sharding.AbstractMesh((3, 1, 1), ("data", "fsdp", "tensor"))
+    with pytest.raises(UserError, match=r"^mesh: 16 rows do not divide over data x fsdp = 3 devices; .*batch_size"):
+        rows(mesh, 16, "int32", 8)
