@@ -44,9 +44,8 @@ class LabelsConfig(Section):
                 raise ValueError(f"aliases maps {alias!r}, itself a grade, to {name!r}; leave the grade out of names")
             if name not in schema.names:
                 raise ValueError(f"aliases maps {alias!r} to {name!r}, which is not one of {list(schema.names)}")
-        # The order decides which of two labels is the lower one; equal gains for all leave nothing to learn.
-        if list(self.gains) != sorted(self.gains, reverse=True) or len(set(self.gains)) == 1:
-            raise ValueError(f"names stand best first, so gains must fall from the first to the last, got {self.gains}")
+        if len(set(self.gains)) == 1:
+            raise ValueError(f"gains are all {self.gains[0]:g}, so that no grade is better than another")
         for key, gains in self.gain_maps.items():
             if len(gains) != len(schema):
                 raise ValueError(f"gain_maps.{key} must hold {len(schema)} numbers, got {len(gains)}")
