@@ -67,10 +67,9 @@ def run(
     if distributed.process_count() > 1:
         raise UserError("compare is one process; start it without a launcher")
     check_output_folder(config.run_dir / "compare")
-    if wrong := [number for number in (*labelled, *teacher_labelled) if number < 0]:
-        raise UserError(f"--labelled and --teacher-labelled are numbers of pairs, not {wrong[0]}")
-    if 0 in labelled:
-        raise UserError("--labelled: no model learns from 0 labelled pairs; give 1 or more")
+    for option, numbers, least in (("--labelled", labelled, 1), ("--teacher-labelled", teacher_labelled, 0)):
+        if wrong := [number for number in numbers if number < least]:
+            raise UserError(f"{option}: {wrong[0]} is not within the numbers of pairs; give {least} or more")
     points = [Point(number, None) for number in labelled or (None,)]
     points += [Point(None, number) for number in teacher_labelled]
     numbers = [config.seed + number for number in range(seeds)]

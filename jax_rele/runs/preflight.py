@@ -36,9 +36,15 @@ def preflight(config: Config, stages: Collection[str]) -> None:
     the models' heads or the rows of a batch; recipes that do not fit a student, or losses that cannot be found; and
     where the teacher starts from weights, a config that is not supported, an incomplete folder, a tokenizer of another
     model, labels that it cannot distinguish, or prompts and rationales longer than the context. With `score.signals`
-    the teacher is not read, and `prepare` alone downloads no weights.
+    the teacher is not read, and `prepare` alone downloads no weights. Says where grades are not written best first.
     """
     _allow_files()
+    gains = list(config.labels.gains)
+    if "prepare" in stages and gains != sorted(gains, reverse=True):
+        print(
+            "warning: labels.names stand best first, but labels.gains rise: of labels that conflict the later name is "
+            "taken for the lower grade; write the best grade first"
+        )
     mesh, teacher = make_mesh(config.mesh), config.teacher
     if "annotate" in stages and config.annotate.annotator == "llm" and not config.score.signals:
         extra.require(*extra.PACKAGES)

@@ -29,11 +29,6 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     and items of the training split.
     """
     data, labels, folder = config.data, config.labels, (run_dir / layout.PAIRS).parent
-    if list(labels.gains) != sorted(labels.gains, reverse=True):
-        print(
-            "warning: labels.names stand best first, but labels.gains rise: of labels that conflict the later name is "
-            "taken for the lower grade; write the best grade first"
-        )
     # What is written becomes the stage's only when all of it is there: nothing of a run that fails stays.
     with new_files(folder) as new_folder:
         ingested = ingest(data, labels, config.seed, config.cache, new_folder)

@@ -74,7 +74,7 @@ def content(folder):
 def test_shards_hold_what_predict_gives_and_every_row_is_accounted_for(bundle, pairs, whole):
     counts = json.loads((whole / "finished.json").read_text())
     lost = {name: counts.pop(name) for name in TextLoss().counts()}
-    assert counts == {"shards": 13, "rows": 203, "pairs": 193, "quarantined": 10}
+    assert counts == {"shards": 13, "rows": 203, "pairs": 193, "quarantined": 10, "text_pairs": 193}
     files = [file for file in sorted(whole.glob("part-*.parquet")) if "quarantine" not in file.name]
     rows = list(itertools.chain.from_iterable(pq.read_table(file).to_pylist() for file in files))
     good, bad = read_pairs(pairs, label_names=(), for_prediction=True)

@@ -44,3 +44,10 @@ def test_a_low_limit_of_open_files_is_raised_or_refused(monkeypatch, limits, rai
     else:
         preflight_module._allow_files()
     assert calls == ([(raised, limits[1])] if raised else [])
+
+
+def test_grades_that_are_not_written_best_first_are_said(capsys):
+    for gains, warnings in (([1.0, 0.0], 0), ([0.0, 1.0], 1)):
+        labels = {"names": ["A", "B"], "gains": gains, "positive": ["A"]}
+        preflight(config.from_dict({"labels": labels}), ["prepare"])
+        assert capsys.readouterr().out.count("warning: labels.names stand best first") == warnings

@@ -216,14 +216,3 @@ def test_a_label_column_of_another_name_is_asked_for(tmp_path, name, suffix):
         prepare.run(settings, settings.run_dir)
     mapped = settings.model_copy(update={"data": settings.data.model_copy(update={"fields": {"label": name}})})
     assert sum(prepare.run(mapped, mapped.run_dir)["pairs"].values()) == 30
-
-
-def test_grades_that_are_not_written_best_first_are_said(tmp_path, capsys):
-    for names, gains, warnings in ((["Good", "Bad"], [1.0, 0.0], 0), (["Bad", "Good"], [0.0, 1.0], 1)):
-        labels = {"names": names, "gains": gains, "positive": ["Good"]}
-        path, run_dir = tmp_path / "pairs.jsonl", tmp_path / names[0]
-        rows = [{"query": f"q{i}", "title": f"t{i}", "label": names[i % 2]} for i in range(20)]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (run_dir / "prepare").mkdir(parents=True)
-        prepare.run(config.from_dict({"labels": labels, "data": {"path": str(path)}}), run_dir)
-        assert capsys.readouterr().out.count("warning: labels.names stand best first") == warnings
