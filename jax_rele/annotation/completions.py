@@ -230,8 +230,9 @@ def _whole_number(value: object) -> int | None:
 def _choice(choices: Sequence[object]) -> object:
     """The first choice; where it holds no text at all, the first one that answers, if any."""
     first = choices[0]
-    is_empty = isinstance(first, dict) and not _says_something(first) and not _other_texts(first.get("message") or {})
-    return next(filter(_says_something, choices), first) if is_empty else first
+    if _says_something(first) or (_has_message(first) and _other_texts(first["message"])):  # type: ignore[index]
+        return first
+    return next(filter(_says_something, choices), first)
 
 
 def _has_message(choice: object) -> bool:
@@ -381,7 +382,7 @@ def _holds_answer(text: str, schema: Mapping[str, object]) -> bool:
     decoder, start = json.JSONDecoder(), text.find("{")
     for _ in range(_MAX_OBJECTS):
         if start < 0:
-            break
+            return False
         try:
             value, end = decoder.raw_decode(text, start)
             while len(value) == 1 and isinstance(inner := next(iter(value.values())), dict):

@@ -223,10 +223,8 @@ def _rows(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
     for number, cells in enumerate(table[1:], 2):
         if not any(cell.strip() for cell in cells):
             continue
-        # A quote that takes in the rows behind it leaves none for the columns of decisions.
-        if len(cells) <= max(map(names.index, ("pair_id", "decision", "label"))):
-            raise UserError(f"{path}: row {number}: has {len(cells)} cells for {len(names)} columns")
-        if len(cells) > len(names):
+        # A quote that takes in the rows behind it leaves no cells for the columns of decisions.
+        if not max(map(names.index, ("pair_id", "decision", "label"))) < len(cells) <= len(names):
             raise UserError(f"{path}: row {number}: has {len(cells)} cells for {len(names)} columns")
         yield number, dict(zip(names, cells))
 

@@ -102,7 +102,7 @@ def serve(
         service = Service(scorers, limits, search=search, bm25=words, queries=samples or (), grades=store)
         opened.callback(service.close)
         app = create_app(service, api_key=key, log_texts=log_texts)
-        # Before the address is said: whoever reads it may connect at once.
+        # Before the address is printed: whoever reads it may connect at once.
         listener.listen(BACKLOG)
         address, number = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address

@@ -369,3 +369,11 @@ def test_an_error_beside_thoughts_alone_is_an_error(tmp_path):
         read_completion(body, make(), TASK, 0, "k", 7.0)
     fault = fault_of(error.value, make())
     assert (fault.reason, fault.charged) == ("504", False)
+
+
+@pytest.mark.parametrize("message", ["hello", ["hello"], 3, None])
+def test_a_message_of_another_form_is_malformed_or_gives_way_to_the_next_choice(message):
+    odd, good = {"message": message}, {"message": {"content": TEXT}, "finish_reason": "stop"}
+    with pytest.raises(Malformed):
+        read_completion({"choices": [odd]}, make(), TASK, 0, "k", 7.0)
+    assert read_completion({"choices": [odd, good]}, make(), TASK, 0, "k", 7.0).text == TEXT

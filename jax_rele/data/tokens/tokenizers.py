@@ -100,7 +100,7 @@ def load_tokenizer(path: str | Path, special: Sequence[str]) -> PreTrainedTokeni
 
 
 def _check_config(path: Path) -> None:
-    """Raises UserError for a model's config, by which the kind of its tokenizer is found, that is no JSON object."""
+    """Raises UserError for a model's config, which names the kind of its tokenizer, that is no JSON object."""
     if path.is_file():
         try:
             is_object = isinstance(json.loads(path.read_text("utf-8")), dict)
