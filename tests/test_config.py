@@ -41,6 +41,8 @@ ENDPOINT = {"name": "a", "base_url": "http://h/v1", "model": "m"}
     ("values", "message"),
     [
         ({"teachr": {}}, "teachr: unknown key; did you mean teacher?"),
+        ({"teacher": {"prompt-length": 3}}, "teacher.prompt-length: unknown key; did you mean teacher.prompt_length?"),
+        ({"labels": {"gain_maps": {"a-b": ["x"] * 4}}}, "labels.gain_maps.a-b.0: .*valid number.*'x'"),
         ({"teacher": {"lora": {"rnk": 3}}}, "teacher.lora.rnk: unknown key; did you mean teacher.lora.rank?"),
         ({"distill": {"labelled_share": 0.5}}, "distill.labelled_share: .* is called distill.labelled_fraction"),
         ({"labels": {"written_as": {}}}, "labels.written_as: unknown key; labels.written_as is called labels.aliases"),

@@ -17,8 +17,5 @@ class Section(pydantic.BaseModel):
     """A frozen section of the config; unknown keys are refused."""
 
     model_config = pydantic.ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        coerce_numbers_to_str=True,
+        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True
     )

@@ -96,7 +96,7 @@ def describe(error: pydantic.ValidationError, source: str) -> str:
     first = error.errors(include_url=False)[0]
     # Messages about several sections name their paths themselves.
     # Members of unions have names of their own in it, which are no keys.
-    path = ".".join(str(part) for part in first["loc"] if re.fullmatch(r"\w+", str(part)))
+    path = ".".join(str(part) for part in first["loc"] if not re.fullmatch(r"constrained-\w+|[\w-]+\[.*", str(part)))
     if first["type"] == "extra_forbidden":
         reason = explain_unknown(path)
     else:

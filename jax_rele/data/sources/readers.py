@@ -276,16 +276,12 @@ def _parquet_rows(file: SourceFile) -> Iterator[Row]:
 
 def python_rows(batch: pa.RecordBatch) -> list[Mapping | RowError]:
     """The rows of a batch, or for each one that cannot be made what is wrong with it."""
-    schema = batch.schema
-    for index, field in enumerate(schema):
-        if _narrow(field.type):
-            # 0.1 is 0.10000000149 when widened, and 0.1 by way of its shortest decimal form.
-            dtype, limit = _NARROW[str(field.type)]
-            column = batch.column(index)
-            single = column.cast(pa.float32())
-            large = pc.fill_null(pc.greater_equal(pc.abs(single), limit), False)
-            if dtype is np.float32 and not pc.any(large).as_py():
-                batch = batch.set_column(index, field.name, pc.cast(pc.cast(single, pa.string()), pa.float64()))
+    for index, field in enumerate(batch.schema):
+        if pa.types.is_float32(field.type):
+            # As `_exact`, a column at a time: most have no number that is too large.
+            column, (_, limit) = batch.column(index), _NARROW["float"]
+            if not pc.any(pc.greater_equal(pc.abs(column), limit)).as_py():
+                batch = batch.set_column(index, field.name, pc.cast(pc.cast(column, pa.string()), pa.float64()))
     try:
         rows = batch.to_pylist(maps_as_pydicts="strict")
     except (ValueError, KeyError, OverflowError) as error:
