@@ -36,6 +36,11 @@ adapt:
   recombined_pairs: 20
   optimization: {steps: 6, batch_size: 8, checkpoint_every: 2, log_every: 2}
 finetune: {optimization: {steps: 4, batch_size: 8, checkpoint_every: 2, log_every: 2}}
+prefer:
+  enabled: true
+  samples: 2
+  max_pairs: 40
+  optimization: {steps: 4, batch_size: 8, learning_rate: 1.0e-4, checkpoint_every: 2, log_every: 2}
 student: {random: {vocab_size: 600, layers: 1, width: 32, heads: 2, mlp_width: 32}, query_length: 12, item_length: 20}
 distill: {group_size: 2, optimization: {steps: 6, batch_size: 16, checkpoint_every: 2, log_every: 2}}
 evaluate: {bootstrap_samples: 50, report_pairs: 20}

@@ -81,7 +81,7 @@ def export_teacher(run_dir: Path, output: Path, *, adapters: bool = False) -> No
         config = config.model_copy(update={"teacher": teacher})
     mesh = make_mesh(config.mesh)
     model, _ = load.teacher_model(config, run_dir)
-    variables, own = load.load_lora(model, run_dir, mesh), config.teacher.init == "random"
+    variables, own = load.load_lora(config, model, run_dir, mesh), config.teacher.init == "random"
     if adapters:
         named = config.teacher.init.removeprefix(HUB)
         # PEFT knows the hub's names and folders.

@@ -19,6 +19,7 @@ from jax_rele.errors import UserError
 from jax_rele.evaluation.assemble import TEACHER, ZERO_SHOT
 from jax_rele.io import hash_values, write_text
 from jax_rele.runs import layout, pipeline
+from jax_rele.runs.stages import teacher_stage
 from jax_rele.stages import distill, evaluate
 from jax_rele.stages.distill import Distillation
 from jax_rele.students import label_probs, predict
@@ -215,7 +216,8 @@ def _baselines(config: Config, held_out: Mapping[str, list[Pair]]) -> dict[str, 
 def _teacher(config: Config, held_out: Mapping[str, list[Pair]]) -> dict[str, Couple]:
     """The distributions of the teacher and, where it is evaluated too, of its base before any training."""
     run_dir, pairs, validation = config.run_dir, held_out[config.evaluate.split], held_out["validation"]
-    lineage = _lineage(run_dir, "prepare", *(() if config.score.signals else ("adapt", "finetune")), "score")
+    stages = () if config.score.signals else ("adapt", teacher_stage(config))
+    lineage = _lineage(run_dir, "prepare", *stages, "score")
     identity = [lineage, config.teacher.model_dump(mode="json"), config.evaluate.split]
     judged = {}
     if config.evaluate.zero_shot:

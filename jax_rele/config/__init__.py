@@ -9,6 +9,7 @@ from jax_rele.config.load import describe, explain_unknown, flatten, from_dict, 
 from jax_rele.config.mesh import MeshConfig
 from jax_rele.config.optimization import OptimizationConfig
 from jax_rele.config.paths import INPUTS, is_input, local_name, resolve_paths
+from jax_rele.config.prefer import PreferConfig
 from jax_rele.config.rationale import RationaleConfig
 from jax_rele.config.root import Config
 from jax_rele.config.student import CrossEncoderConfig, RandomEncoderConfig, StudentConfig, TwoTowerConfig
@@ -40,6 +41,7 @@ __all__ = [
     "MeshConfig",
     "ObjectiveConfig",
     "OptimizationConfig",
+    "PreferConfig",
     "RandomDecoderConfig",
     "RandomEncoderConfig",
     "RangeConfig",

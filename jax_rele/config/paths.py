@@ -11,7 +11,8 @@ from typing import Any
 
 INPUTS = (
     *("data.path", "data.manual_dir", "teacher.init", "student.init", "score.signals"),
-    *("annotate.teacher_run", "annotate.prompt", "annotate.reviews", "distill.objectives.*.terms.*.loss"),
+    *("annotate.teacher_run", "annotate.prompt", "annotate.reviews", "prefer.path"),
+    "distill.objectives.*.terms.*.loss",
 )
 """Fields that may name a file or folder that is read; `*` stands for any key."""
 

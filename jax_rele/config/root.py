@@ -14,6 +14,7 @@ from jax_rele.config.distill import DistillConfig
 from jax_rele.config.evaluate import EvaluateConfig
 from jax_rele.config.labels import LabelsConfig
 from jax_rele.config.mesh import MeshConfig
+from jax_rele.config.prefer import PreferConfig
 from jax_rele.config.rationale import RationaleConfig
 from jax_rele.config.student import StudentConfig
 from jax_rele.config.teacher import AdaptConfig, FinetuneConfig, ScoreConfig, TeacherConfig
@@ -39,6 +40,7 @@ class Config(Section):
     teacher: TeacherConfig = TeacherConfig()
     adapt: AdaptConfig = AdaptConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    prefer: PreferConfig = PreferConfig()
     score: ScoreConfig = ScoreConfig()
     student: StudentConfig = StudentConfig()
     distill: DistillConfig = DistillConfig()
@@ -67,6 +69,8 @@ class Config(Section):
                 )
             if self.score.samples > 1:
                 raise ValueError("score.samples: an annotated rationale is not drawn; set it to 1")
+        if self.prefer.enabled and self.prefer.source == "annotators" and self.annotate.annotator != "llm":
+            raise ValueError("prefer.source: annotators are those of annotate.annotator: llm; set it to samples")
         if self.teacher.init == "bundled:encoder":
             raise ValueError("teacher.init: bundled:encoder is for students; set it to bundled:decoder")
         if self.teacher.init == "random":

@@ -3,10 +3,11 @@
 from jax_rele.data.pairs.candidates import candidates
 from jax_rele.data.pairs.ingest import ingest
 from jax_rele.data.pairs.splits import assign_splits, long_tail
-from jax_rele.data.pairs.table import PairTable
+from jax_rele.data.pairs.table import PairTable, by_query
 from jax_rele.data.parquet import (
     PAIRS,
     RATIONALES,
+    REFERENCES,
     join_tables,
     new_files,
     read_pairs_table,
@@ -24,12 +25,14 @@ from jax_rele.data.synthetic.recombination import recombine
 __all__ = [
     "PAIRS",
     "RATIONALES",
+    "REFERENCES",
     "SAMPLE",
     "ExternalSignals",
     "PairTable",
     "Quarantined",
     "RowError",
     "assign_splits",
+    "by_query",
     "candidates",
     "concat_signals",
     "ingest",

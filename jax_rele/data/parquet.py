@@ -60,6 +60,15 @@ QUARANTINE = pa.schema(
 RATIONALES = pa.schema([_required("pair_id", _TEXT), _required("text", _TEXT), _required("annotator", _TEXT)])
 """Schema of rationales: the text in the grammar, and who wrote it."""
 
+REFERENCES = pa.schema(
+    [
+        _required("pair_id", _TEXT),
+        _required("chosen_log_prob", pa.float32()),
+        _required("rejected_log_prob", pa.float32()),
+    ]
+)
+"""Schema of the log-probabilities of preferences by the reference, in nats."""
+
 
 def write_table(path: str | os.PathLike, data: Iterable[Mapping] | Mapping[str, Iterable], schema: pa.Schema) -> None:
     """Writes a Parquet table in one step, see `open_atomically`.

@@ -51,14 +51,17 @@ def write_preferences(path: str | Path, preferences: Iterable[Preference]) -> No
     write_text(path, "".join(json.dumps(dict(zip(_FIELDS, row)), ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_preferences(path: str | Path, pair_ids: Collection[str], labels: Collection[str]) -> list[Preference]:
+def read_preferences(
+    path: str | Path, pair_ids: Collection[str], labels: Collection[str], held_out: Collection[str] = ()
+) -> list[Preference]:
     """The preferences of a file of JSON lines.
 
     Args:
       path: rows `{"pair_id": "1", "chosen": "…", "rejected": "…", "reason"?: "…"}`; both sides are rationales in the
-        grammar of `jax_rele.rationale`, in any order of its lines.
-      pair_ids: the pairs that there are.
+        grammar of `jax_rele.rationale`, in any order of its lines; an id may be a whole number.
+      pair_ids: the pairs that preferences may be of.
       labels: the labels that there are.
+      held_out: pairs that models are evaluated on, which no preference may be of.
 
     Raises:
       UserError: the file cannot be read, or a row is no preference; it names the line.
@@ -67,7 +70,7 @@ def read_preferences(path: str | Path, pair_ids: Collection[str], labels: Collec
     for number, line in enumerate(text_lines(path), 1):
         if line.strip():
             try:
-                preferences.append(_read_row(line, pair_ids, labels))
+                preferences.append(_read_row(line, pair_ids, labels, held_out))
             except ValueError as error:
                 raise UserError(f"{path}, line {number}: {error}; correct the row or take it out") from None
     if not preferences:
@@ -75,12 +78,12 @@ def read_preferences(path: str | Path, pair_ids: Collection[str], labels: Collec
     return preferences
 
 
-def preferences_of_samples(
+def make_preferences(
     pairs: Sequence[Pair],
-    samples: Sequence[Sequence[Rationale | ParseFailure]],
+    rationales: Sequence[Sequence[Rationale | ParseFailure]],
     references: Sequence[Rationale | None] | None = None,
 ) -> tuple[list[Preference], dict[str, int]]:
-    """Preferences between a teacher's own rationales, as `teacher.sample` draws them.
+    """Preferences between several rationales for a pair: a teacher's own samples, or answers of several models.
 
     At most two for a pair. `label`: a rationale whose label is the human one against one whose label is not.
     `verdicts`: of two with the right label, the one with most verdicts as in a reference against the one with fewest.
@@ -89,7 +92,7 @@ def preferences_of_samples(
 
     Args:
       pairs: pairs with a label.
-      samples: for each sample the rationales of all pairs; what does not parse is left out.
+      rationales: of each pair; what does not parse is left out.
       references: for each pair what verdicts are verified against, by rules or by people; None where there is none.
 
     Returns:
@@ -102,7 +105,7 @@ def preferences_of_samples(
     references = [None] * len(pairs) if references is None else references
     preferences: list[Preference] = []
     ties = 0
-    for pair, reference, *drawn in zip(pairs, references, *samples, strict=True):
+    for pair, reference, drawn in zip(pairs, references, rationales, strict=True):
         if pair.label is None:
             raise ValueError(f"the pair {pair.pair_id!r} has no label")
         texts = list(dict.fromkeys(each for each in drawn if isinstance(each, Rationale) and each.label is not None))
@@ -126,7 +129,7 @@ def _verified(rationale: Rationale, reference: Rationale | None) -> int:
     return sum(rationale.verdict(each.dimension) == each.verdict for each in comparisons)
 
 
-def _read_row(line: str, pair_ids: Collection[str], labels: Collection[str]) -> Preference:
+def _read_row(line: str, pair_ids: Collection[str], labels: Collection[str], held_out: Collection[str]) -> Preference:
     row = json.loads(line, object_pairs_hook=unique_keys)
     if not isinstance(row, dict):
         raise ValueError("is no JSON object")
@@ -134,9 +137,13 @@ def _read_row(line: str, pair_ids: Collection[str], labels: Collection[str]) -> 
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; a preference has {', '.join(_FIELDS)}")
     texts = {"reason": "", **row}
+    if type(texts.get("pair_id")) is int:
+        texts["pair_id"] = str(texts["pair_id"])
     wrong = [name for name in _FIELDS if not isinstance(texts.get(name), str)]
     if wrong:
         raise ValueError(f"{wrong[0]} is missing or no text")
+    if texts["pair_id"] in held_out:
+        raise ValueError(f"the pair {texts['pair_id']!r} is held out for evaluation; take a training pair")
     if texts["pair_id"] not in pair_ids:
         raise ValueError(f"there is no pair {texts['pair_id']!r}")
     chosen, rejected = (_read_side(name, texts[name], labels) for name in ("chosen", "rejected"))

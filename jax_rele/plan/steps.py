@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rele import losses
-from jax_rele.config import AdaptConfig, Config, DistillConfig, FinetuneConfig
+from jax_rele.config import AdaptConfig, Config, DistillConfig, FinetuneConfig, PreferConfig
 from jax_rele.data.batches.packed_rows import Parts, round_rows, row_length
 from jax_rele.distillation import objectives
 from jax_rele.distillation.fields import batch_fields
@@ -38,7 +38,8 @@ from jax_rele.teacher.continuous_batching import STEP_TOKENS
 from jax_rele.teacher.decoding import Sampling, decode, new_slots
 from jax_rele.teacher.kv_cache import bucket, new_cache, prefill, row_parts
 from jax_rele.teacher.label_scores import first_token_probs
-from jax_rele.teacher.language_model import language_loss
+from jax_rele.teacher.language_model import MakeObjective, language_objective
+from jax_rele.teacher.preferences import preference_objective
 from jax_rele.teacher.template import LABEL, VERDICT, DecodingTemplate
 from jax_rele.training import make_optimizer, make_train_step, shard_step
 from jax_rele.training.sharding import batch_shards
@@ -112,6 +113,7 @@ def steps(
     makers = {
         "adapt": partial(_adapt, config, model, mesh, kind) if config.adapt.enabled else None,
         "finetune": partial(_finetune, config, model, mesh, kind),
+        "prefer": partial(_prefer, config, model, mesh, kind) if config.prefer.enabled else None,
         "score_prefix": partial(_score_prefix, config, model, mesh),
         "score": partial(_score, config, model, mesh),
         "generate": partial(_generate, config, model, mesh, kind) if config.teacher.order != "label_only" else None,
@@ -139,26 +141,47 @@ def _finetune(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str
     return _language_step("finetune", config.finetune, config, model, "lora", base, mesh, kind)
 
 
+def _prefer(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) -> Step:
+    base, section = {"params": _base(config, model, mesh)}, config.prefer
+    texts = 2 * _row_length(config)
+    length = section.pack_to or texts
+    batch = preference_batch(mesh, section.optimization.batch_size, length, max(1, length // texts))
+    return _language_step(
+        "prefer", section, config, model, "lora", base, mesh, kind, batch, preference_objective(section)
+    )
+
+
 def _language_step(
     name: str,
-    section: AdaptConfig | FinetuneConfig,
+    section: AdaptConfig | FinetuneConfig | PreferConfig,
     config: Config,
     model: Decoder,
     trainable: str,
     frozen: Params,
     mesh: jax.sharding.Mesh,
     kind: str,
+    batch: dict[str, PyTree] | None = None,
+    make_objective: MakeObjective = language_objective,
 ) -> Step:
     optimization, pack_to = section.optimization, section.pack_to
     tx = make_optimizer(optimization)
     state = train_state(init_decoder(model), trainable, frozen, tx, mesh)
-    count, length = optimization.batch_size, pack_to or _row_length(config)
-    batch = language_batch(mesh, count, length, packed=bool(pack_to))
+    if batch is None:
+        count, length = optimization.batch_size, pack_to or _row_length(config)
+        batch = language_batch(mesh, count, length, packed=bool(pack_to))
+    count, length = batch["inputs"]["tokens"].shape
+    packed = "segments" in batch["inputs"]
     names = dict.fromkeys((config.teacher.attention, "xla", _OWN[kind]))
 
     def step_of(**changes) -> Callable:
-        changed = model.clone(config=dataclasses.replace(model.config, **changes))
-        return make_train_step(changed.apply, language_loss(mesh), tx, micro_batches=optimization.micro_batches)
+        objective = make_objective(model.clone(config=dataclasses.replace(model.config, **changes)), mesh)
+        return make_train_step(
+            objective.apply,
+            objective.loss,
+            tx,
+            micro_batches=optimization.micro_batches,
+            extra_metrics=objective.extra_metrics,
+        )
 
     def lower(attention: str) -> jax.stages.Lowered:
         return _lower_train_step(step_of(attention=attention), mesh, state, batch)
@@ -173,7 +196,7 @@ def _language_step(
         # and returns its gradient.
         names["cudnn"] = "splash"
         mask = 2 * 2 * length**2 * count // optimization.micro_batches // row_parts(mesh)
-        unseen["cudnn"] = mask if pack_to else 0
+        unseen["cudnn"] = mask if packed else 0
     lowerings = {name: partial(lower, stand_in or name) for name, stand_in in names.items()}
     parts = f", {optimization.micro_batches} at a time" if optimization.micro_batches > 1 else ""
     shape = f"{count} rows of {length} tokens{parts}"
@@ -192,6 +215,20 @@ def language_batch(mesh: jax.sharding.Mesh, count: int, length: int, *, packed: 
     inputs = {"tokens": ids, **({"positions": ids, "segments": ids} if packed else {})}
     weights = rows(mesh, count, np.float32, length)
     return {"inputs": inputs, "targets": ids, "targets_mask": rows(mesh, count, bool, length), "token_weights": weights}
+
+
+def preference_batch(mesh: jax.sharding.Mesh, count: int, length: int, preferences: int) -> dict[str, PyTree]:
+    """A batch of the teacher's training on preferences, as `stages.prefer` builds it."""
+    ids, numbers = rows(mesh, count, np.int32, length), rows(mesh, count, np.int32, preferences)
+    inputs = dict.fromkeys(("tokens", "segments", "positions", "targets"), ids)
+    log_probs = rows(mesh, count, np.float32, preferences)
+    return {
+        "inputs": {**inputs, "targets_mask": rows(mesh, count, bool, length), "preferences": numbers},
+        "preferences": numbers,
+        "preferences_mask": rows(mesh, count, bool, preferences),
+        "reference_chosen_log_probs": log_probs,
+        "reference_rejected_log_probs": log_probs,
+    }
 
 
 def _row_length(config: Config) -> int:

@@ -1,8 +1,9 @@
 """The files of a run: what stages write for one another.
 
 prepare/   pairs.parquet  unlabelled.parquet  quarantine.parquet
-annotate/  rationales.parquet  quality.json  decisions.parquet  review.csv  report.html (the last three of chat models)
+annotate/  rationales.parquet  quality.json; of chat models votes.parquet  decisions.parquet  review.csv  report.html
 adapt/     tokenizer/  base/                       finetune/  lora/
+prefer/    shards/*.jsonl  preferences.jsonl  references.parquet  lora/
 score/     shards/*.parquet  signals.parquet  held_out.parquet (of another teacher)
 distill/   tokenizer/  STUDENT/RECIPE/variables/
 evaluate/  metrics.json  predictions.parquet  rationales.parquet  report.html  table.md
@@ -31,13 +32,22 @@ STUDENT_TOKENIZER = "distill/tokenizer"
 RATIONALES = "annotate/rationales.parquet"
 QUALITY = "annotate/quality.json"
 DECISIONS = "annotate/decisions.parquet"
+VOTES = "annotate/votes.parquet"
 TEACHER_TOKENIZER = "adapt/tokenizer"
 BASE = "adapt/base"
 LORA = "finetune/lora"
+PREFERENCES = "prefer/preferences.jsonl"
+REFERENCES = "prefer/references.parquet"
+PREFERRED_LORA = "prefer/lora"
 SIGNALS = "score/signals.parquet"
 HELD_OUT = "score/held_out.parquet"
 METRICS = "evaluate/metrics.json"
 REPORT = "evaluate/report.html"
+
+
+def lora(config: Config) -> str:
+    """The folder of the teacher's adapters."""
+    return PREFERRED_LORA if config.prefer.enabled else LORA
 
 
 def load_pairs(run_dir: Path, split: str) -> list[Pair]:

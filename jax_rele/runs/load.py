@@ -138,7 +138,7 @@ def load_teacher(run_dir: str | Path, *, config: Config | None = None) -> Teache
     mesh = make_local_mesh(config.mesh)
     model, tokenizer = teacher_model(config, run_dir)
     base = load_base(config, model, run_dir, mesh)
-    lora = load_lora(model, run_dir, mesh)
+    lora = load_lora(config, model, run_dir, mesh)
     teacher = _teacher(config, model, {**base, **lora}, tokenizer, config.teacher.order, mesh)
     return dataclasses.replace(teacher, annotator=rationale_source(config, run_dir))
 
@@ -201,11 +201,10 @@ def _init_weights(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> di
     return {"params": params}
 
 
-def load_lora(model: Decoder, run_dir: Path, mesh: jax.sharding.Mesh) -> dict:
-    """The adapters that `finetune` trained, on the mesh."""
-    return load_variables(
-        run_dir / layout.LORA, abstract(init_decoder(model), mesh, jax.random.key(0), collection="lora")
-    )
+def load_lora(config: Config, model: Decoder, run_dir: Path, mesh: jax.sharding.Mesh) -> dict:
+    """The teacher's adapters, on the mesh."""
+    target = abstract(init_decoder(model), mesh, jax.random.key(0), collection="lora")
+    return load_variables(run_dir / layout.lora(config), target)
 
 
 def teacher_inputs(config: Config) -> dict[str, str]:

@@ -44,5 +44,5 @@ def hash_teacher(other: Config, run_dir: Path) -> str:
     base = hash_ends(path for path in (run_dir / layout.BASE).rglob("*") if path.is_file())
     if not other.adapt.enabled:
         base = weights_hash(other.teacher.init)
-    folders = [hash_folder(run_dir / folder) for folder in (layout.TEACHER_TOKENIZER, layout.LORA)]
+    folders = [hash_folder(run_dir / folder) for folder in (layout.TEACHER_TOKENIZER, layout.lora(other))]
     return hash_values([pipeline.sections(other, STAGES["score"]), base, *folders])

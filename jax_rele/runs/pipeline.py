@@ -58,6 +58,8 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print, whol
         finished stages wrote is never touched.
     """
     run_dir = config.run_dir
+    if set(names) <= {*_disabled(config)}:
+        raise UserError(f"{names[0]}.enabled is false: set it to true in the config to run this stage")
     _refuse_differing(config, names)
     checked = tuple(STAGES) if whole else names
     if distributed.process_count() == 1 and _is_read_only(run_dir) and _says_finished(config, checked, names, say):
@@ -68,6 +70,8 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print, whol
         if (unread := _unread(config)) and distributed.is_main():
             say(f"{', '.join(unread)}: not read, since the signals are those of score.signals")
         for name in names:
+            if name in _disabled(config):
+                continue
             if name in _skipped(config):
                 if distributed.is_main():
                     say(f"{name:9} skipped: score.signals takes the teacher's place")
@@ -93,12 +97,20 @@ def require(config: Config, name: str) -> None:
 
 
 def _skipped(config: Config) -> Sequence[str]:
-    return [name for name, stage in STAGES.items() if stage.makes_teacher] if config.score.signals else ()
+    """The stages whose folders are not read: those that `score.signals` replaces, and those that are not enabled."""
+    replaced = [name for name, stage in STAGES.items() if stage.makes_teacher and config.score.signals]
+    return [*replaced, *_disabled(config)]
+
+
+def _disabled(config: Config) -> list[str]:
+    return [name for name, stage in STAGES.items() if stage.optional and not getattr(config, name).enabled]
 
 
 def _unread(config: Config) -> list[str]:
     """Sections about our own teacher that say something where `score.signals` replaces it."""
-    sections = [*_skipped(config), *(["teacher"] if config.score.signals else [])]
+    if not config.score.signals:
+        return []
+    sections = [*(name for name, stage in STAGES.items() if stage.makes_teacher), "teacher"]
     return [name for name in sections if getattr(config, name) != type(getattr(config, name))()]
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Paths = tuple[str, ...]
 
-_TRAINED = ("adapt", "finetune", "distill")
+_TRAINED = ("adapt", "finetune", "prefer", "distill")
 
 UNHASHED: Paths = (
     *("name", "run_root", "cache_dir", "mesh", "teacher.attention", "teacher.remat", "score.batch_size"),
@@ -39,6 +39,7 @@ class Stage:
       reads: of a config, the paths that it reads and that change what it writes, beside those in `UNHASHED`.
       all_processes: whether every process of a run takes part; otherwise process 0 runs it while the others wait.
       makes_teacher: whether it makes our own teacher; such a stage is skipped where `score.signals` replaces it.
+      optional: whether it runs only where `NAME.enabled` is true.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Stage:
     reads: Callable[[Config], Paths]
     all_processes: bool = False
     makes_teacher: bool = False
+    optional: bool = False
 
     @property
     def module(self) -> ModuleType:
@@ -135,18 +137,34 @@ def _finetune(config: Config) -> Paths:
     return ("seed", "labels.names", "annotate.annotator", "annotate.unlabelled", "finetune", *_teacher(config))
 
 
+def _prefer(config: Config) -> Paths:
+    unread = {"file": (), "samples": ("path",), "annotators": ("path", "samples", "temperature", "max_pairs")}
+    own = _fields(config, "prefer", unread[config.prefer.source])
+    return ("seed", "labels.names", *own, *_teacher(config))
+
+
+def _preferred(config: Config) -> Paths:
+    """What tells a teacher that is trained on preferences from one that is not."""
+    return ("prefer.enabled",) if config.prefer.enabled else ()
+
+
 def _score(config: Config) -> Paths:
     if config.score.signals:
         own = _fields(config, "score", _OWN_TEACHER)
         return ("labels.names", "labels.positive", "rationale.dimensions", "data.item_fields", *own)
-    own = (*_SAMPLING, *_rationale_source(config), *_teacher(config))
+    own = (*_SAMPLING, *_rationale_source(config), *_teacher(config), *_preferred(config))
     return ("labels.names", "rationale.dimensions", "score.signals", *own)
 
 
 def _teacher_needs(config: Config) -> Paths:
     """The stages whose results a judging teacher reads; rules write their rationales when they are asked."""
     reads_annotations = config.score.rationale == "annotated" and config.annotate.annotator != "rules"
-    return (*(("annotate",) if reads_annotations else ()), "adapt", "finetune")
+    return (*(("annotate",) if reads_annotations else ()), "adapt", teacher_stage(config))
+
+
+def teacher_stage(config: Config) -> str:
+    """The stage that makes the adapters of a run's teacher."""
+    return "prefer" if config.prefer.enabled else "finetune"
 
 
 def _distill(config: Config) -> Paths:
@@ -154,7 +172,8 @@ def _distill(config: Config) -> Paths:
 
 
 def _evaluate(config: Config) -> Paths:
-    own = () if config.score.signals else (*_SAMPLING, *_rationale_source(config), *_teacher(config))
+    teacher = (*_SAMPLING, *_rationale_source(config), *_teacher(config), *_preferred(config))
+    own = () if config.score.signals else teacher
     evaluated = ("seed", *_SCHEMA, "labels.gain_maps", "data.tail_max_frequency", "rationale.tag_map", "evaluate")
     return (*evaluated, "score.signals", *own, *_students(config, ("vocab_size",)), *_RECIPES)
 
@@ -190,6 +209,20 @@ STAGES: dict[str, Stage] = {
             reads=_finetune,
             all_processes=True,
             makes_teacher=True,
+        ),
+        Stage(
+            "prefer",
+            "train the teacher on which of two rationales is better",
+            needs=lambda config: (
+                "prepare",
+                *(() if config.prefer.source == "file" else ("annotate",)),
+                "adapt",
+                "finetune",
+            ),
+            reads=_prefer,
+            all_processes=True,
+            makes_teacher=True,
+            optional=True,
         ),
         Stage(
             "score",

@@ -22,7 +22,7 @@ from jax_rele.rationale import RuleAnnotator, query_quality, render
 from jax_rele.runs import chat_annotators as chat
 from jax_rele.runs import layout
 from jax_rele.runs.other_runs import hash_teacher
-from jax_rele.types import Pair
+from jax_rele.types import Pair, Rationale
 
 
 def external_inputs(config: Config) -> dict[str, str]:
@@ -128,6 +128,8 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
             "annotate.store, model or parameter of an endpoint asks anew"
         )
     _write_rationales(run_dir, ((by_id[one.pair_id], one.rationale, one.model) for one in accepted))
+    readable = (vote for votes in responses.votes.values() for vote in votes if isinstance(vote.outcome, Rationale))
+    _write_table(run_dir / layout.VOTES, ((by_id[vote.pair_id], vote.outcome, vote.model) for vote in readable))
     return {
         "pairs": len(pairs),
         "accepted": states["accepted"],
@@ -181,8 +183,12 @@ def _columns(decisions: Sequence[Decision]):
 
 
 def _write_rationales(run_dir: Path, rows: Iterable) -> None:
+    _write_table(run_dir / layout.RATIONALES, rows)
+
+
+def _write_table(path: Path, rows: Iterable) -> None:
     write_table(
-        run_dir / layout.RATIONALES,
+        path,
         [
             {"pair_id": pair.pair_id, "text": render(rationale), "annotator": annotator}
             for pair, rationale, annotator in rows

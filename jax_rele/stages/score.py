@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from jax_rele.config import Config, local_name
-from jax_rele.data import join_tables, read_pairs_table, read_signals, write_signals
+from jax_rele.data import by_query, join_tables, read_pairs_table, read_signals, write_signals
 from jax_rele.evaluation.baselines import overlaps
 from jax_rele.evaluation.bootstrap import positive_probs
 from jax_rele.io import write_text
@@ -123,14 +122,6 @@ def _check_texts(config: Config, teacher: Teacher, pairs: Sequence[Pair]) -> dic
     loss = teacher.text_loss(pairs)
     check_teacher_texts(config, "score", loss)
     return loss.counts()
-
-
-def by_query(pairs: Iterable[Pair]) -> list[int]:
-    """The order in which pairs are scored: those of a query follow each other, as they share a prompt's beginning."""
-    groups: dict[str, list[int]] = {}
-    for index, pair in enumerate(pairs):
-        groups.setdefault(pair.query, []).append(index)
-    return list(chain.from_iterable(groups.values()))
 
 
 def score_shards(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from jax_rele import losses
 from jax_rele.config import OptimizationConfig
@@ -24,9 +24,10 @@ from jax_rele.training import (
     shard_step,
     train,
 )
-from jax_rele.training.state import Step
+from jax_rele.training.sharding import batch_shards
+from jax_rele.training.state import Apply, Batch, Step
 from jax_rele.training.step import Loss
-from jax_rele.types import Pair
+from jax_rele.types import Pair, PyTree
 
 CHUNK = 512
 """Positions of a device whose logits exist at a time."""
@@ -34,13 +35,24 @@ CHUNK = 512
 
 def language_term(mesh: jax.sharding.Mesh) -> Term:
     """Next-token cross-entropy; the rows carry each token's weight."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    return losses.term(losses.next_token_cross_entropy, chunk_size=CHUNK * devices)
+    return losses.term(losses.next_token_cross_entropy, chunk_size=CHUNK * batch_shards(mesh))
 
 
-def language_loss(mesh: jax.sharding.Mesh) -> Loss:
+@dataclass(frozen=True)
+class Objective:
+    """What a step of the teacher's training computes: see `training.make_train_step`."""
+
+    apply: Apply
+    loss: Loss
+    extra_metrics: Callable[[PyTree, Batch], dict[str, tuple[jax.Array, jax.Array]]] | None = None
+
+
+MakeObjective = Callable[[Decoder, jax.sharding.Mesh], Objective]
+
+
+def language_objective(model: Decoder, mesh: jax.sharding.Mesh) -> Objective:
     """The objective of `adapt` and `finetune`."""
-    return losses.combine(tokens=language_term(mesh))
+    return Objective(model.apply, losses.combine(tokens=language_term(mesh)))
 
 
 def check_packing(
@@ -66,8 +78,9 @@ def check_packing(
 def train_language_model(
     model: Decoder,
     state: TrainState,
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, PyTree],
     *,
+    make_objective: MakeObjective = language_objective,
     optimization: OptimizationConfig,
     mesh: jax.sharding.Mesh,
     seed: int,
@@ -81,15 +94,16 @@ def train_language_model(
     Args:
       model: the decoder.
       state: the state at step 0, made with `make_optimizer(optimization)`; its buffers are donated.
-      arrays: what `prompts.language_rows` returns.
+      arrays: what `prompts.language_rows` returns, or other rows that the objective reads.
+      make_objective: what is minimised; hashable, so that its step is compiled once.
       optimization, mesh, directory, title, evaluate, evaluate_every: see `training.train`.
       seed: of the order of rows.
     """
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     leaves, structure = jax.tree.flatten(abstract)
-    order = shuffled(len(arrays["targets"]), optimization.batch_size, seed)
+    order = shuffled(len(arrays["inputs"]["tokens"]), optimization.batch_size, seed)
     return train(
-        _compiled_step(model, optimization, mesh, structure, tuple(leaves)),
+        _compiled_step(model, make_objective, optimization, mesh, structure, tuple(leaves)),
         state,
         batches(rows(dict(arrays)), order, local_row_indices(mesh, optimization.batch_size)),
         config=optimization,
@@ -101,15 +115,22 @@ def train_language_model(
     )
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _compiled_step(
     model: Decoder,
+    make_objective: MakeObjective,
     optimization: OptimizationConfig,
     mesh: jax.sharding.Mesh,
     structure: jax.tree_util.PyTreeDef,
     leaves: tuple[jax.ShapeDtypeStruct, ...],
 ) -> Step:
-    """The step for states like these; those of `adapt` and `finetune` serve all runs of a cross-validation."""
-    tx = make_optimizer(optimization)
-    step = make_train_step(model.apply, language_loss(mesh), tx, micro_batches=optimization.micro_batches)
+    """The step for states like these; those of the three stages serve all runs of a cross-validation."""
+    objective, tx = make_objective(model, mesh), make_optimizer(optimization)
+    step = make_train_step(
+        objective.apply,
+        objective.loss,
+        tx,
+        micro_batches=optimization.micro_batches,
+        extra_metrics=objective.extra_metrics,
+    )
     return shard_step(step, mesh, jax.tree.unflatten(structure, leaves))

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-STAGES = ("prepare", "annotate", "adapt", "finetune", "score", "distill", "evaluate")
+STAGES = ("prepare", "annotate", "adapt", "finetune", "prefer", "score", "distill", "evaluate")
 KINDS = ("logits", "attention", "moves in attention", "matmul", "scatter", "fill and copy", "elementwise")
 LOGITS = re.compile(r"[a-z]e,[a-z]e->|[a-z]+,ve->|bv,|ble,|blv,")
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|[a-z][a-z0-9]*\[\S*) ([a-z][\w\-]*)\((.*)$")
@@ -217,6 +217,8 @@ def copy_run(run: Path, folder: Path, stage: str, changes: Sequence[str]) -> Non
 
     folder.mkdir()
     for name in STAGES[: STAGES.index(stage)]:
+        if name == "prefer" and not (run / name).is_dir():
+            continue  # it is optional
         if not (run / name).is_dir():
             sys.exit(f"{run / name}: is missing; run the stages before {stage} first")
         shutil.copytree(run / name, folder / name)

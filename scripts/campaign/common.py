@@ -35,7 +35,7 @@ IMPORTS = (
     *("jax_rele.deployment.export", "jax_rele.deployment.index.build", "jax_rele.serving.command"),
     *(
         f"jax_rele.stages.{name}"
-        for name in ("adapt", "annotate", "distill", "evaluate", "finetune", "prepare", "score")
+        for name in ("adapt", "annotate", "distill", "evaluate", "finetune", "prefer", "prepare", "score")
     ),
 )
 UNCOMPARED = ("tensorboard",)
@@ -73,6 +73,7 @@ def tiny_config(folder: Path, steps: int = 20, rows: int = 150, **sections: dict
         "teacher": {"random": decoder, "prompt_length": 48},
         "adapt": {"crossed_per_query": 1, "recombined_pairs": 20, "optimization": optimization},
         "finetune": {"optimization": optimization},
+        "prefer": {"enabled": True, "samples": 2, "max_pairs": 40, "optimization": optimization},
         "student": {"random": encoder, "query_length": 12, "item_length": 20},
         "distill": {"group_size": 2, "recipes": ["mkd"], "optimization": {**optimization, "batch_size": 16}},
         "evaluate": {"bootstrap_samples": 50, "report_pairs": 20},

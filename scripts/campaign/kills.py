@@ -20,7 +20,7 @@ from pathlib import Path
 
 from common import command, compare, kill_at, run, run_well, seeded, table, tail, tiny_config
 
-RUN = ("prepare", "annotate", "adapt", "finetune", "score", "distill", "evaluate")
+RUN = ("prepare", "annotate", "adapt", "finetune", "prefer", "score", "distill", "evaluate")
 BUNDLE = ("export", "index", "predict")
 STAGES = (*RUN, "annotate-llm", *BUNDLE)
 MODEL = "two_tower"

@@ -10,8 +10,9 @@
 #   LABELS            labels, best first; those of ESCI and WANDS and numbers are known
 #   FOLDS=5 SEEDS=1   folds of queries, and training seeds
 #   LABELLED="300 1000"  TEACHER_LABELLED="0 5000 20000"      points of the two curves; what a fold lacks is left out
-#   TABLES="all labels teacher_labelled cross_encoder orders"  which tables
+#   TABLES="all labels teacher_labelled cross_encoder orders samples"  which tables
 #   ORDERS="rationale_first label_first label_only"           values of teacher.order that are compared
+#   SAMPLES=5         rationales that are drawn for each pair where P(label) is averaged over them
 #
 # Needs `jax-rele` on the path, and its extra `gguf` for gguf:FILE.
 set -euo pipefail
@@ -38,7 +39,13 @@ table() {
   cp -r "runs/$name/compare/${folds}_folds/"{comparison.md,comparison.json,comparison.html,figures} "$to/"
 }
 
-for part in ${TABLES:-all labels teacher_labelled cross_encoder orders}; do
+# teacher_table TABLE NAME OPTION...: the teacher alone, its row in a comparison of students that are hardly trained.
+teacher_table() {
+  table "$@" --distill.students two_tower --distill.recipes label_only --distill.optimization.steps 1 \
+    --distill.optimization.checkpoint_every 1 --distill.optimization.log_every 1
+}
+
+for part in ${TABLES:-all labels teacher_labelled cross_encoder orders samples}; do
   case $part in
     all) table all main "$@" ;;
     labels)
@@ -55,14 +62,17 @@ for part in ${TABLES:-all labels teacher_labelled cross_encoder orders}; do
         --distill.recipes label_only mkd crsd rationale_guided
       ;;
     orders)
-      # The teacher alone: its row in the table of a comparison of students that are hardly trained.
       for order in ${ORDERS:-rationale_first label_first label_only}; do
-        table "order_$order" "$order" "$@" --teacher.order "$order" --distill.students two_tower \
-          --distill.recipes label_only --distill.optimization.steps 1 --distill.optimization.checkpoint_every 1 --distill.optimization.log_every 1
+        teacher_table "order_$order" "$order" "$@" --teacher.order "$order"
       done
       ;;
+    samples)
+      # Of the teacher that writes its rationale first, from `orders` where it is trained there.
+      [[ -d runs/samples || ! -d runs/rationale_first ]] || cp -r runs/rationale_first runs/samples
+      teacher_table samples samples "$@" --teacher.order rationale_first --score.samples "${SAMPLES:-5}"
+      ;;
     *)
-      echo "TABLES: there is no table $part; there are all labels teacher_labelled cross_encoder orders" >&2
+      echo "TABLES: there is no table $part; there are all labels teacher_labelled cross_encoder orders samples" >&2
       exit 2
       ;;
   esac

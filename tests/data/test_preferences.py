@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jax_rele.data.preferences import Preference, preferences_of_samples, read_preferences, write_preferences
+from jax_rele.data.preferences import Preference, make_preferences, read_preferences, write_preferences
 from jax_rele.errors import UserError
 from jax_rele.rationale import ParseFailure, render
 from jax_rele.types import Comparison, Item, Pair, Rationale
@@ -34,7 +34,7 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def test_lines_of_a_side_may_be_in_any_order_and_the_reason_may_be_missing(tmp_path):
-    path = write(tmp_path, ROW | {"chosen": render(GOOD, "label_first")}, "")
+    path = write(tmp_path, ROW | {"chosen": render(GOOD, "label_first"), "pair_id": 1}, "")
     assert read_preferences(path, {"1"}, LABELS) == [Preference("1", GOOD, BAD)]
 
 
@@ -48,7 +48,9 @@ def test_lines_of_a_side_may_be_in_any_order_and_the_reason_may_be_missing(tmp_p
         (ROW | {"chosen": "label: Fine"}, "chosen must have one of the labels Exact, Irrelevant, got 'Fine'"),
         (ROW | {"chosen": ""}, "chosen must have one of the labels Exact, Irrelevant, got None"),
         ({"pair_id": "1", "chosen": ROW["chosen"]}, "rejected is missing or no text"),
-        (ROW | {"pair_id": 1}, "pair_id is missing or no text"),
+        (ROW | {"pair_id": 1.0}, "pair_id is missing or no text"),
+        (ROW | {"pair_id": True}, "pair_id is missing or no text"),
+        (ROW | {"pair_id": 9}, "the pair '9' is held out for evaluation"),
         (ROW | {"why": ""}, "unknown field 'why'; a preference has pair_id"),
         ("[]", "is no JSON object"),
         ("{", "Expecting property name"),
@@ -56,7 +58,7 @@ def test_lines_of_a_side_may_be_in_any_order_and_the_reason_may_be_missing(tmp_p
 )
 def test_a_bad_row_is_named(tmp_path, row, message):
     with pytest.raises(UserError, match=rf"preferences.jsonl, line 2: {message}") as error:
-        read_preferences(write(tmp_path, ROW, row), {"1"}, LABELS)
+        read_preferences(write(tmp_path, ROW, row), {"1"}, LABELS, {"9"})
     assert "\n" not in str(error.value)
 
 
@@ -69,7 +71,7 @@ def test_files_without_preferences_are_refused(tmp_path):
 
 def of_pair(*drawn, reference=None):
     references = None if reference is None else [reference]
-    return preferences_of_samples([PAIR], [[each] for each in drawn], references)
+    return make_preferences([PAIR], [drawn], references)
 
 
 def test_the_right_label_is_preferred():
@@ -83,10 +85,9 @@ def test_verdicts_are_compared_where_labels_agree():
 
 @pytest.mark.parametrize("drawn", [(), (GOOD, GOOD), (BAD, rationale("Irrelevant")), (GOOD, ParseFailure("cut"))])
 def test_samples_of_one_kind_are_ties(drawn):
-    samples = [[each] for each in drawn]
-    assert preferences_of_samples([PAIR], samples, [GOOD]) == ([], {"label": 0, "verdicts": 0, "ties": 1})
+    assert make_preferences([PAIR], [drawn], [GOOD]) == ([], {"label": 0, "verdicts": 0, "ties": 1})
 
 
 def test_pairs_without_a_label_are_refused():
     with pytest.raises(ValueError, match="the pair '2' has no label"):
-        preferences_of_samples([Pair("2", "shoes", Item("B", "shoes"))], [[GOOD]])
+        make_preferences([Pair("2", "shoes", Item("B", "shoes"))], [[GOOD]])

@@ -102,9 +102,9 @@ def test_the_report_holds_the_pairs_and_escapes_them(tiny):
 
 
 def test_training_is_logged_to_jsonl_and_tensorboard(tiny):
-    for part in ("adapt", "finetune", "distill/cross_encoder/mkd"):
+    for part in ("adapt", "finetune", "prefer", "distill/cross_encoder/mkd"):
         lines = [json.loads(line) for line in (tiny[1] / part / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == ([2, 4] if part == "finetune" else [2, 4, 6])
+        assert [line["step"] for line in lines] == ([2, 4] if part in ("finetune", "prefer") else [2, 4, 6])
         assert any((tiny[1] / part / "tensorboard").iterdir())
     assert {"term/label", "term/score", "term/margin", "term/list", "term/verdict", "term/evidence"} <= lines[0].keys()
 
@@ -218,12 +218,12 @@ def test_a_damaged_artefact_is_named(tiny, tmp_path, capsys):
     copy = tmp_path / "runs" / "tiny"
     shutil.copytree(run_dir, copy)
     shutil.rmtree(copy / "evaluate")
-    for path in (copy / "finetune" / "lora").rglob("*"):
+    for path in (copy / "prefer" / "lora").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
     assert jax_rele("run", file, "--run_root", copy.parent) == 2
     error = capsys.readouterr().err
-    assert str(copy / "finetune" / "lora") in error
+    assert str(copy / "prefer" / "lora") in error
     assert error.count("\n") == 1
     manifest = copy / "distill" / "manifest.json"
     whole = json.loads(manifest.read_text())
@@ -357,7 +357,7 @@ def test_the_teacher_without_rationales_shows_none(tiny, tmp_path, capsys):
     file, run_dir = tiny
     copy = tmp_path / "tiny"
     shutil.copytree(run_dir, copy)
-    for name in ("finetune", "score", "distill", "evaluate"):
+    for name in ("finetune", "prefer", "score", "distill", "evaluate"):
         shutil.rmtree(copy / name)
     change = ["--run_root", tmp_path, "--teacher.order", "label_only"]
     (copy / "adapt" / "manifest.json").unlink()  # the base does not depend on the order

@@ -184,6 +184,11 @@ def runs(tiny, tmp_path_factory):
     pairs = read_table(run_dir / layout.PAIRS).to_pylist()
     rows = [{"pair_id": name, "rationale": text} for name, text in list(texts.items())[1:]]
     rows += [{"pair_id": row["pair_id"], "rationale": rows[0]["rationale"]} for row in pairs if row["split"] != "train"]
+    sides = {"chosen": "label: Exact", "rejected": "label: Irrelevant"}
+    train = [row["pair_id"] for row in pairs if row["split"] == "train"]
+    few_ids = {json.loads(line)["pair_id"] for line in (*lines[:40], *lines[-3:])}
+    preferences = [{"pair_id": name, **sides} for name in train if name in few_ids]
+    (folder / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preferences))
     (folder / "signals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def of(name, names=tuple(STAGES), **changes):
@@ -202,10 +207,12 @@ def runs(tiny, tmp_path_factory):
             teacher={"init": str(folder / "decoder")},
             adapt={"enabled": False},
             student={"init": str(folder / "encoder")},
+            prefer={"source": "file", "path": str(folder / "preferences.jsonl"), "label_smoothing": 0.1},
             distill={"students": ["two_tower"], "recipes": ["label_only"]},
         ),
         "annotated": of(
             "annotated",
+            prefer={"enabled": False},
             score={"rationale": "annotated"},
             distill={"students": ["two_tower"], "recipes": ["mkd"]},
         ),
@@ -293,6 +300,7 @@ UNHASHED_OPTIONS = {
     "teacher": {"remat": "full"},
     "adapt": {"optimization": {"checkpoint_every": 4, "log_every": 1}},
     "finetune": {"evaluate_every": 1, "optimization": {"checkpoint_every": 3, "log_every": 1}},
+    "prefer": {"optimization": {"checkpoint_every": 3, "log_every": 1}},
     "score": {"batch_size": 24},
     "distill": {"term_gradients": True, "optimization": {"checkpoint_every": 3, "log_every": 3}},
     "annotate": {"budget": 3.0, "max_attempts": 2, "store": "elsewhere", "allow_pending": True},
@@ -309,7 +317,7 @@ def test_what_is_not_hashed_is_no_other_run(tiny, tmp_path, capsys):
 
 
 def test_what_is_not_hashed_changes_no_result_but_by_rounding(tiny, tmp_path):
-    _, copy = copy_without(tiny, tmp_path, "adapt", "finetune", "score", "distill", "evaluate")
+    _, copy = copy_without(tiny, tmp_path, "adapt", "finetune", "prefer", "score", "distill", "evaluate")
     pipeline.run(settings_of(tiny[0], tmp_path / "runs", "tiny", **UNHASHED_OPTIONS), say=lambda line: None)
     one, other = (read_table(folder / "evaluate" / "predictions.parquet").to_pydict() for folder in (copy, tiny[1]))
     assert one.keys() == other.keys()

@@ -10,10 +10,10 @@ import pytest
 from flax import linen as nn
 
 from jax_rele import config, losses
-from jax_rele.data.tokens.preference_rows import preference_rows
+from jax_rele.data.tokens.preference_rows import preference_rows, with_references
 from jax_rele.data.tokens.prompts import Answer
 from jax_rele.models import Decoder, DecoderConfig, LoraSpec
-from jax_rele.teacher.preferences import preference_term
+from jax_rele.teacher.preferences import compute_log_probs, preference_apply, preference_metrics, preference_terms
 from jax_rele.training import create_state, make_mesh, make_train_step, shard_batch, use
 
 PAD, VOCABULARY, N = 0, 40, 12
@@ -37,15 +37,10 @@ def examples():
 
 def rows(pack_to):
     *texts, references = examples()
-    batch = preference_rows(*texts, PAD, pack_to, reference_log_probs=references)
-    padding = -len(batch["targets"]) % ROWS
-
-    def padded(x):
-        return np.concatenate([x, np.zeros((padding, *x.shape[1:]), x.dtype)])
-
-    batch = jax.tree.map(padded, batch)
-    batch["preferences"][len(batch["preferences"]) - padding :] = -1
-    return batch
+    batch = with_references(preference_rows(*texts, PAD, pack_to), references)
+    # Whole batches: rows that count for nothing fill the last one up.
+    padding = -len(batch["preferences"]) % ROWS
+    return jax.tree.map(lambda x: np.concatenate([x, np.zeros((padding, *x.shape[1:]), x.dtype)]), batch)
 
 
 @cache
@@ -61,10 +56,12 @@ def start():
     return create_state({"lora": tree["lora"]}, {"params": tree["params"]}, TX)
 
 
-def stepped(loss, batch, **options):
-    step = make_train_step(MODEL.apply, losses.combine(preference=preference_term(loss, chunk_size=64)), TX, **options)
+def stepped(loss, batch, sft_weight=0.0, **options):
+    objective = losses.combine(**preference_terms(loss, sft_weight=sft_weight))
+    options["extra_metrics"] = preference_metrics
+    step = make_train_step(preference_apply(MODEL, chunk_size=64), objective, TX, **options)
     state, metrics = jax.jit(step)(start(), batch)
-    return jax.device_get((state.trainable, metrics["loss"], metrics["terms"]))
+    return jax.device_get((state.trainable, metrics["loss"], metrics["terms"], metrics["extra"]))
 
 
 def alone(prompt, text):
@@ -78,23 +75,62 @@ def alone(prompt, text):
 @pytest.mark.parametrize("pack_to", [0, 64])
 def test_log_probs_are_those_of_texts_read_alone(pack_to):
     batch = rows(pack_to)
-    outputs = MODEL.apply(variables(), **batch["inputs"])
-    arguments = (batch["targets"], batch["sequence_ids"], batch["targets_mask"])
-    size = batch["preferences"].shape[1]
-    log_probs, lengths = losses.sequence_log_probs(
-        outputs.hidden, outputs.output_embedding, *arguments, sequences=2 * size, chunk_size=64
-    )
+    outputs = preference_apply(MODEL, chunk_size=64)(variables(), **batch["inputs"])
     prompts, chosen, rejected, _ = examples()
     seen = []
     for row, column in np.argwhere(batch["preferences_mask"]):
         number = batch["preferences"][row, column]
-        for side, texts in enumerate((chosen, rejected)):
-            index = row, 2 * column + side
-            np.testing.assert_allclose(log_probs[index], alone(prompts[number], texts[number]), rtol=1e-4)
-            assert lengths[index] == len(texts[number].ids)
+        for side, texts in (("chosen", chosen), ("rejected", rejected)):
+            log_probs, lengths = getattr(outputs, f"{side}_log_probs"), getattr(outputs, f"{side}_lengths")
+            np.testing.assert_allclose(log_probs[row, column], alone(prompts[number], texts[number]), rtol=1e-4)
+            assert lengths[row, column] == len(texts[number].ids)
         seen.append(number)
     assert sorted(seen) == list(range(N))
-    assert int(lengths.sum()) == sum(len(text.ids) for text in chosen + rejected)
+    lengths = int(outputs.chosen_lengths.sum() + outputs.rejected_lengths.sum())
+    assert lengths == sum(len(text.ids) for text in chosen + rejected)
+
+
+@pytest.mark.parametrize("data", [1, 2])
+@pytest.mark.parametrize("pack_to", [0, 64])
+def test_references_are_those_of_texts_read_alone(pack_to, data):
+    *texts, _ = examples()
+    batch, mesh = preference_rows(*texts, PAD, pack_to), make_mesh(config.MeshConfig(data=data), jax.devices()[:data])
+    # A batch size that the rows do not fill.
+    log_probs = compute_log_probs(MODEL, variables(), batch, N, 8, mesh)
+    prompts, chosen, rejected = texts
+    expected = [[alone(prompt, a), alone(prompt, b)] for prompt, a, b in zip(prompts, chosen, rejected)]
+    np.testing.assert_allclose(log_probs, expected, rtol=1e-4)
+
+
+def test_a_model_that_is_its_reference_has_no_margin():
+    *texts, _ = examples()
+    batch = preference_rows(*texts, PAD)
+    mesh = make_mesh(config.MeshConfig(data=1), jax.devices()[:1])
+    batch = with_references(batch, compute_log_probs(MODEL, variables(), batch, N, 4, mesh))
+    _, loss, terms, extra = stepped(losses.dpo, batch)
+    np.testing.assert_allclose(loss, np.log(2), rtol=1e-5)
+    assert [float(count) for _, count in (*terms.values(), *extra.values())] == [N] * 4
+    np.testing.assert_allclose(extra["margin"][0], 0, atol=1e-4)
+    np.testing.assert_allclose(extra["chosen_log_ratio"][0], 0, atol=1e-4)
+
+
+def test_figures_are_those_of_the_texts():
+    prompts, chosen, rejected, references = examples()
+    ratios = np.array([[alone(prompt, a), alone(prompt, b)] for prompt, a, b in zip(prompts, chosen, rejected)])
+    ratios -= references
+    extra = losses.means(stepped(losses.dpo, rows(64), micro_batches=2)[3])
+    margin = ratios[:, 0] - ratios[:, 1]
+    expected = {"accuracy": (margin > 0).mean(), "margin": margin.mean(), "chosen_log_ratio": ratios[:, 0].mean()}
+    assert extra == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_chosen_text_is_learnt_beside_the_preference():
+    prompts, chosen, *_ = examples()
+    _, loss, terms, _ = stepped(losses.dpo, rows(64), sft_weight=0.5)
+    expected = -np.mean([alone(prompt, text) / len(text.ids) for prompt, text in zip(prompts, chosen)])
+    means = losses.means(terms)
+    assert means["chosen_cross_entropy"] == pytest.approx(expected, rel=1e-4)
+    assert float(loss) == pytest.approx(means["preference"] + 0.5 * expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
@@ -103,7 +139,7 @@ def test_packing_and_micro_batches_change_nothing(loss):
     assert float(plain[2]["preference"][1]) == N
     assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(*map(jax.tree.leaves, (plain[0], start().trainable))))
     packed = rows(64)
-    assert len(packed["targets"]) < len(rows(0)["targets"])
+    assert len(packed["preferences"]) < len(rows(0)["preferences"])
     for other in (stepped(loss, packed), stepped(loss, packed, micro_batches=4)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), plain, other)
 
@@ -121,9 +157,10 @@ def test_references_are_needed_for_every_preference():
     *texts, references = examples()
     references = references.copy()
     references[3, 1] = np.nan
+    batch = preference_rows(*texts, PAD)
     with pytest.raises(ValueError, match="preference 3 has no log-probabilities by the reference"):
-        preference_rows(*texts, PAD, reference_log_probs=references)
+        with_references(batch, references)
     with pytest.raises(ValueError, match=r"must be \[12, 2\]"):
-        preference_rows(*texts, PAD, reference_log_probs=references[1:])
+        with_references(batch, references[1:])
     with pytest.raises(ValueError, match="reference_chosen_log_probs"):
-        stepped(losses.dpo, preference_rows(*texts, PAD))
+        stepped(losses.dpo, batch)

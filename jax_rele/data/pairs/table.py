@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,14 @@ class PairTable(Sequence[Pair]):
             table.validate(full=True)
             table = fill_missing(table, PAIRS, OPTIONAL_PAIR_COLUMNS)
             return table.select(PAIRS.names).cast(PAIRS).combine_chunks()
+
+
+def by_query(pairs: Iterable[Pair]) -> list[int]:
+    """An order of pairs in which those of a query follow each other, as they share a prompt's beginning."""
+    groups: dict[str, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        groups.setdefault(pair.query, []).append(index)
+    return list(chain.from_iterable(groups.values()))
 
 
 def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:

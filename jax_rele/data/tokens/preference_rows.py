@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,8 +17,6 @@ def preference_rows(
     rejected: Sequence[Answer],
     pad_id: int,
     pack_to: int = 0,
-    *,
-    reference_log_probs: np.ndarray | None = None,
 ) -> dict[str, PyTree]:
     """Rows whose texts are in turn the chosen and the rejected one of a preference, each after its prompt.
 
@@ -29,16 +27,14 @@ def preference_rows(
       chosen, rejected: the two completions.
       pad_id: fills rows up.
       pack_to: tokens of a row that holds several preferences; 0 for one preference a row.
-      reference_log_probs: [N, 2] of the chosen and the rejected text by the reference.
 
     Returns:
-      `inputs`: `tokens`, `segments` and `positions` [rows, length]; `targets` and `targets_mask`, True at the tokens of
-      completions; `sequence_ids` [rows, length]; where a row has P preferences at most, `preferences` [rows, P] int32,
-      their numbers and -1 for none, and `preferences_mask`; and with references `reference_chosen_log_probs` and
-      `reference_rejected_log_probs` [rows, P] float32.
+      `inputs`: `tokens`, `segments` and `positions` [rows, length]; `targets` and `targets_mask` [rows, length], True
+      at the tokens of completions; and, where a row has P preferences at most, `preferences` [rows, P] int32, their
+      numbers and -1 for none. Beside them `preferences` again, and `preferences_mask`.
 
     Raises:
-      ValueError: a preference is longer than `pack_to`, or one has no reference.
+      ValueError: a preference is longer than `pack_to`.
     """
     examples = [
         [*prompt, *answer.ids] for prompt, *sides in zip(prompts, chosen, rejected, strict=True) for answer in sides
@@ -56,20 +52,36 @@ def preference_rows(
     preferences = np.full((len(groups), max(map(len, groups), default=1)), -1, np.int32)
     for row, group in zip(preferences, groups):
         row[: len(group)] = group
-    rows: dict[str, PyTree] = {
-        "inputs": {name: arrays[name] for name in ("tokens", "segments", "positions")},
-        **{name: arrays[name] for name in ("targets", "targets_mask")},
-        "sequence_ids": arrays["segments"],
+    names = ("tokens", "segments", "positions", "targets", "targets_mask")
+    return {
+        "inputs": {**{name: arrays[name] for name in names}, "preferences": preferences},
         "preferences": preferences,
         "preferences_mask": preferences >= 0,
     }
-    if reference_log_probs is not None:
-        references = np.asarray(reference_log_probs, np.float32)
-        if references.shape != (len(sizes), 2):
-            raise ValueError(f"reference_log_probs must be [{len(sizes)}, 2], got {list(references.shape)}")
-        missing = np.flatnonzero(~np.isfinite(references).all(-1))
-        if len(missing):
-            raise ValueError(f"preference {missing[0]} has no log-probabilities by the reference; compute them first")
-        for side, name in enumerate(("reference_chosen_log_probs", "reference_rejected_log_probs")):
-            rows[name] = np.where(preferences >= 0, references[preferences, side], np.float32(0.0))
-    return rows
+
+
+def with_references(rows: Mapping[str, PyTree], reference_log_probs: np.ndarray) -> dict[str, PyTree]:
+    """Rows of preferences with the log-probabilities of their texts by the reference.
+
+    Args:
+      rows: what `preference_rows` returned for N preferences.
+      reference_log_probs: [N, 2] of the chosen and the rejected text.
+
+    Returns:
+      The rows, with `reference_chosen_log_probs` and `reference_rejected_log_probs` [rows, P] float32.
+
+    Raises:
+      ValueError: a preference has no reference.
+    """
+    numbers = rows["preferences"]
+    references, count = np.asarray(reference_log_probs, np.float32), numbers.max(initial=-1) + 1
+    if references.shape != (count, 2):
+        raise ValueError(f"reference_log_probs must be [{count}, 2], got {list(references.shape)}")
+    missing = np.flatnonzero(~np.isfinite(references).all(-1))
+    if len(missing):
+        raise ValueError(f"preference {missing[0]} has no log-probabilities by the reference; compute them first")
+    columns = {
+        name: np.where(numbers >= 0, references[numbers, side], np.float32(0.0))
+        for side, name in enumerate(("reference_chosen_log_probs", "reference_rejected_log_probs"))
+    }
+    return {**rows, **columns}
