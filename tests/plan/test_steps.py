@@ -7,6 +7,7 @@ import pytest
 from jax_rele.config import MeshConfig, from_dict
 from jax_rele.data import write_pairs, write_signals
 from jax_rele.data.batches.loader import Groups
+from jax_rele.data.tokens.preference_rows import preference_rows, with_references
 from jax_rele.data.tokens.prompts import Answer, language_rows
 from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.distillation.fields import batch_fields
@@ -15,7 +16,7 @@ from jax_rele.errors import UserError
 from jax_rele.models import build_teacher
 from jax_rele.models.decoder import init_decoder
 from jax_rele.plan.abstract import bytes_per_chip, train_state
-from jax_rele.plan.steps import language_batch, steps, student_batch
+from jax_rele.plan.steps import language_batch, preference_batch, steps, student_batch
 from jax_rele.rationale import render
 from jax_rele.runs import layout
 from jax_rele.stages import distill
@@ -59,6 +60,25 @@ def test_a_planned_batch_of_the_teacher_is_that_of_the_stage(mesh, pack_to):
     count, length = real["targets"].shape
     planned = language_batch(mesh, 4, length, packed=bool(pack_to))
     assert outline(planned, 4) == outline(real, count)
+
+
+@pytest.mark.parametrize("pack_to", [0, 40])
+def test_a_planned_batch_of_preferences_is_that_of_the_stage(mesh, pack_to):
+    answers = [Answer([4, 5, 6], ["fixed"] * 3)] * 4
+    real = with_references(preference_rows([[1, 2, 3]] * 4, answers, answers, 0, pack_to), np.zeros((4, 2)))
+    count, length = real["inputs"]["tokens"].shape
+    assert outline(preference_batch(mesh, 4, length, real["preferences"].shape[1]), 4) == outline(real, count)
+
+
+def test_a_step_on_preferences_costs_what_its_tokens_cost(config, mesh):
+    """The reference's log-probabilities are data."""
+    prefer = config.prefer.model_copy(update={"enabled": True, "optimization": config.finetune.optimization})
+    makers = dict(steps(config.model_copy(update={"prefer": prefer}), mesh, "tpu", ["finetune", "prefer"]))
+    finetune, preferences = (makers[name]() for name in ("finetune", "prefer"))
+    cost = (preferences.required / preferences.tokens) / (finetune.required / finetune.tokens)
+    # More than 1 for the attention of longer rows, as both texts of a preference stand in one.
+    assert 1 <= cost < 2.2
+    assert "prefer" not in dict(steps(config, mesh, "tpu", ["finetune", "prefer"]))
 
 
 @pytest.mark.parametrize(
