@@ -10,7 +10,8 @@
 #   LABELS            labels, best first; those of ESCI and WANDS and numbers are known
 #   FOLDS=5 SEEDS=1   folds of queries, and training seeds
 #   LABELLED="300 1000"  TEACHER_LABELLED="0 5000 20000"      points of the two curves; what a fold lacks is left out
-#   TABLES="all labels teacher_labelled cross_encoder orders samples"  which tables
+#   TABLES="all labels teacher_labelled cross_encoder orders"  which tables; there are also samples (P(label) as the mean
+#                     over several rationales) and prefer (the teacher trained on preferences), for which it draws some
 #   ORDERS="rationale_first label_first label_only"           values of teacher.order that are compared
 #   SAMPLES=5         rationales that are drawn for each pair where P(label) is averaged over them
 #
@@ -45,7 +46,7 @@ teacher_table() {
     --distill.optimization.checkpoint_every 1 --distill.optimization.log_every 1
 }
 
-for part in ${TABLES:-all labels teacher_labelled cross_encoder orders samples}; do
+for part in ${TABLES:-all labels teacher_labelled cross_encoder orders}; do
   case $part in
     all) table all main "$@" ;;
     labels)
@@ -66,13 +67,15 @@ for part in ${TABLES:-all labels teacher_labelled cross_encoder orders samples};
         teacher_table "order_$order" "$order" "$@" --teacher.order "$order"
       done
       ;;
-    samples)
+    samples | prefer)
       # Of the teacher that writes its rationale first, from `orders` where it is trained there.
-      [[ -d runs/samples || ! -d runs/rationale_first ]] || cp -r runs/rationale_first runs/samples
-      teacher_table samples samples "$@" --teacher.order rationale_first --score.samples "${SAMPLES:-5}"
+      [[ -d runs/$part || ! -d runs/rationale_first ]] || cp -r runs/rationale_first "runs/$part"
+      change=(--score.samples "${SAMPLES:-5}")
+      [[ $part == samples ]] || change=(--prefer.enabled true)
+      teacher_table "$part" "$part" "$@" --teacher.order rationale_first "${change[@]}"
       ;;
     *)
-      echo "TABLES: there is no table $part; there are all labels teacher_labelled cross_encoder orders samples" >&2
+      echo "TABLES: there is no table $part; there are all labels teacher_labelled cross_encoder orders samples prefer" >&2
       exit 2
       ;;
   esac

@@ -23,6 +23,8 @@ SMALL = (
     *("--distill.recipes", "label_only", "mkd", "--distill.students", "two_tower"),
     *("--finetune.optimization.steps", "2", "--finetune.optimization.checkpoint_every", "2"),
     *("--finetune.optimization.log_every", "2", "--finetune.optimization.batch_size", "8"),
+    *("--prefer.optimization.steps", "2", "--prefer.optimization.checkpoint_every", "2"),
+    *("--prefer.optimization.log_every", "2", "--prefer.optimization.batch_size", "8", "--prefer.samples", "2"),
     *("--distill.optimization.steps", "2", "--distill.optimization.checkpoint_every", "2"),
     *(
         "--distill.optimization.log_every",
@@ -72,13 +74,18 @@ def test_the_study_runs_whole_on_three_grades_and_resumes(tiny, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.jsonl", ["good", "fair", "bad"])
     arguments = (tmp_path / "teacher", tmp_path / "encoder", pairs, tmp_path / "out", *SMALL)
     numbers = {"LABELS": "good fair bad", "FOLDS": "2", "LABELLED": "10 5000", "TEACHER_LABELLED": "0 10"}
-    run = study(*arguments, **numbers, TABLES="all labels teacher_labelled cross_encoder orders", ORDERS="label_only")
+    parts = "all labels teacher_labelled cross_encoder orders samples prefer"
+    run = study(*arguments, **numbers, TABLES=parts, ORDERS="rationale_first", SAMPLES="2")
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     assert "labelled: 5000 is more than a fold has, left out" in run.stderr
     tables = tmp_path / "out" / "tables"
     assert {folder.name for folder in tables.iterdir()} == {
-        *("all", "labels", "teacher_labelled", "cross_encoder", "order_label_only")
+        *("all", "labels", "teacher_labelled", "cross_encoder", "order_rationale_first", "samples", "prefer")
     }
+    # One teacher serves all three.
+    logs = [tmp_path / "out" / "runs" / name for name in ("rationale_first", "samples", "prefer")]
+    first, *others = ((log / "compare/2_folds/fold_1/finetune/metrics.jsonl").read_text() for log in logs)
+    assert others == [first, first]
     text = (tables / "all" / "comparison.md").read_text("utf-8")
     for row in ("majority", "gradient_boosting", "embedding_cosine", "teacher", "zero-shot", "two_tower mkd"):
         assert row in text, row
