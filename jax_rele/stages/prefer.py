@@ -42,8 +42,9 @@ SHARD = 1024
 
 def external_inputs(config: Config) -> dict[str, str]:
     """A hash of the weights that the teacher starts from, and of the file of preferences."""
-    hashes, path = teacher_inputs(config), config.prefer.path
-    if path:
+    hashes = teacher_inputs(config)
+    if config.prefer.source == "file":
+        path = config.prefer.path
         try:
             hashes[f"prefer.path {local_name(path)}"] = hash_file(path)
         except OSError as error:
@@ -110,7 +111,8 @@ def _write_shards(config: Config, run_dir: Path) -> None:
     shards = [pairs[start : start + SHARD] for start in range(0, len(pairs), SHARD)]
     numbers = range(len(shards))[jax.process_index() :: jax.process_count()]
     left = [number for number in numbers if not _shard(run_dir, number).with_suffix(".json").exists()]
-    if left:
+    # All processes take part in loading weights, those without a shard too.
+    if any(distributed.gather(bool(left))):
         references = layout.load_rationales(run_dir)
         teacher = load_teacher(run_dir, config=_before(config))
         with pairs_bar("prefer (samples)", sum(len(shards[number]) for number in left)) as advance:

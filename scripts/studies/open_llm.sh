@@ -69,7 +69,13 @@ for part in ${TABLES:-all labels teacher_labelled cross_encoder orders}; do
       ;;
     samples | prefer)
       # Of the teacher that writes its rationale first, from `orders` where it is trained there.
-      [[ -d runs/$part || ! -d runs/rationale_first ]] || cp -r runs/rationale_first "runs/$part"
+      for fold in runs/rationale_first/compare/"${folds}_folds"/fold_*; do
+        to=runs/$part/compare/${folds}_folds/$(basename "$fold")
+        [[ -d $to || ! -f $fold/finetune/manifest.json ]] || {
+          mkdir -p "$to"
+          cp -r "$fold"/{prepare,annotate,adapt,finetune} "$to"
+        }
+      done
       change=(--score.samples "${SAMPLES:-5}")
       [[ $part == samples ]] || change=(--prefer.enabled true)
       teacher_table "$part" "$part" "$@" --teacher.order rationale_first "${change[@]}"

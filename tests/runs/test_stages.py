@@ -35,6 +35,11 @@ pytestmark = [
 PASSED_ON = {
     # A label schema is made of them, of which the names are read; `test_gains_do_not_change_the_signals`.
     "score": {"labels.gains", "labels.positive"},
+    # It loads the teacher that `finetune` trained, as `score` would, and has it draw rationales by its own settings.
+    "prefer": {
+        *("labels.gains", "labels.positive", "score.signals"),
+        *("score.samples", "score.temperature", "score.rationale"),
+    },
     # The terms' schedules are made of it, of which evaluate reads whether there is a verdict term.
     "evaluate": {"distill.optimization.steps"},
 }
