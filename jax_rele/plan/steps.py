@@ -146,9 +146,8 @@ def _prefer(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) 
     texts = 2 * _row_length(config)
     length = section.pack_to or texts
     batch = preference_batch(mesh, section.optimization.batch_size, length, max(1, length // texts))
-    return _language_step(
-        "prefer", section, config, model, "lora", base, mesh, kind, batch, preference_objective(section)
-    )
+    make = preference_objective(section.loss, section.beta, section.label_smoothing, section.sft_weight)
+    return _language_step("prefer", section, config, model, "lora", base, mesh, kind, batch, make)
 
 
 def _language_step(

@@ -77,7 +77,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
         model,
         dataclasses.replace(state, trainable=reference),
         with_references(rows, references),
-        make_objective=preference_objective(prefer),
+        make_objective=preference_objective(prefer.loss, prefer.beta, prefer.label_smoothing, prefer.sft_weight),
         optimization=optimization,
         mesh=mesh,
         seed=config.seed,

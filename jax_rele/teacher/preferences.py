@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_rele import losses
-from jax_rele.config import PreferConfig
 from jax_rele.losses.combine import Term
 from jax_rele.models import Decoder
 from jax_rele.teacher.language_model import CHUNK, MakeObjective, Objective
@@ -134,13 +133,22 @@ def preference_metrics(outputs: PreferenceOutputs, batch: Batch) -> dict[str, tu
     return {name: (jnp.where(mask, x, 0.0).sum(dtype=jnp.float32), count) for name, x in figures.items()}
 
 
-@lru_cache(maxsize=2)
-def preference_objective(section: PreferConfig) -> MakeObjective:
-    """What the stage `prefer` minimises on rows of preferences."""
-    options = {} if section.beta is None else {"beta": section.beta}
-    if section.label_smoothing:
-        options["label_smoothing"] = section.label_smoothing
-    terms = preference_terms(getattr(losses, section.loss), sft_weight=section.sft_weight, **options)
+@lru_cache(maxsize=8)
+def preference_objective(
+    loss: str, beta: float | None = None, label_smoothing: float = 0.0, sft_weight: float = 0.0
+) -> MakeObjective:
+    """What the stage `prefer` minimises on rows of preferences; equal arguments give the same function.
+
+    Args:
+      loss: the name of a loss that `preference_terms` takes.
+      beta: of the loss; None for its default.
+      label_smoothing: of the loss; 0 for one that has none.
+      sft_weight: see `preference_terms`.
+    """
+    options = {} if beta is None else {"beta": beta}
+    if label_smoothing:
+        options["label_smoothing"] = label_smoothing
+    terms = preference_terms(getattr(losses, loss), sft_weight=sft_weight, **options)
 
     def make(model: Decoder, mesh: jax.sharding.Mesh) -> Objective:
         return Objective(
