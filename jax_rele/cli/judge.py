@@ -20,9 +20,9 @@ from jax_rele.cli.options import MAX_UNKNOWN, check_fraction, read_options
 from jax_rele.config import TextLossConfig
 from jax_rele.data import write_quarantine, write_table
 from jax_rele.data.parquet import QUARANTINE, join_tables
-from jax_rele.data.rows import Quarantined
+from jax_rele.data.rows import Quarantined, raw_text
 from jax_rele.data.sources.files import is_remote
-from jax_rele.data.sources.shards import raw_text, read_numbered_pairs
+from jax_rele.data.sources.shards import read_numbered_pairs
 from jax_rele.data.tokens.student_inputs import cross_rows, tower_rows, unreadable_pairs
 from jax_rele.data.tokens.text_loss import TextLoss, check_text_loss
 from jax_rele.errors import UserError

@@ -47,9 +47,9 @@ def column_names(row: Mapping, fields: Mapping[str, str]) -> ColumnNames:
     Where several columns of a row differ from a name by no more than that, none of them is used. Names of which a row
     has no column are left out, but for item and attributes, whose parts may be columns of their own.
     """
-    items = tuple(fields.items())
-    nested = tuple((column, *value) for column, value in row.items() if is_object(value) and _is_item(column, items))
-    return _names_of_row(items, tuple(row), nested)
+    items, columns = tuple(fields.items()), tuple(row)
+    nested = tuple((name, *row[name]) for name in item_columns(items, columns) if is_object(row[name]))
+    return names_of_row(items, columns, nested)
 
 
 def check_mapping(reading: ReadOptions, label_map: Mapping[str, str], label_names: Sequence[str]) -> None:
@@ -201,8 +201,11 @@ def has_item_columns(columns: Iterable[str]) -> bool:
     return any(name == "item" or name.startswith("item_") for name in map(plain_name, columns))
 
 
-def _is_item(column: str, items: tuple[tuple[str, str], ...]) -> bool:
-    return column in _names(items).flat["item"] or plain_name(column) == "item"
+@lru_cache(maxsize=1024)
+def item_columns(items: tuple[tuple[str, str], ...], columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns that hold an item if they hold an object; `items` are those of the fields."""
+    names = _names(items).flat["item"]
+    return tuple(name for name in columns if name in names or (isinstance(name, str) and plain_name(name) == "item"))
 
 
 @lru_cache(maxsize=4096)
@@ -239,9 +242,10 @@ def _names_of_columns(
 
 
 @lru_cache(maxsize=1024)
-def _names_of_row(
+def names_of_row(
     items: tuple[tuple[str, str], ...], columns: tuple[str, ...], nested: tuple[tuple[str, ...], ...]
 ) -> ColumnNames:
+    """`column_names` of a row of these columns; `nested` are its items, each column with the keys of the item."""
     names, present = _names_of_columns(items, columns, nested), set(columns)
     keys = {column: set(inside) for column, *inside in nested}
 

@@ -50,6 +50,8 @@ _QUANTITIES = ("label", "long_tail", "query_frequency")
 """Fields for which a number of JSON is its value, and not how it is written."""
 _TRUTHS = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0"), False)
 
+_RAW_CHARACTERS = 500
+
 
 class WrittenFloat(float):
     """A float of JSON that keeps how it was written, so that a text made of it is that of a CSV cell: `1.10`, `1e3`."""
@@ -164,7 +166,7 @@ def parse_row(
         raise RowError(
             f"unknown split {_shown(split.lower())}: must be one of {list(SPLITS)}, or set data.splits.existing: ignore"
         )
-    label = _parse_label(find_value(row, names.flat["label"]), label_map, label_names, reading.name_of("aliases"))
+    label = parse_label(find_value(row, names.flat["label"]), label_map, label_names, reading.name_of("aliases"))
     if require_label and label is None:
         raise RowError("missing label")
     pair = Pair(
@@ -174,9 +176,9 @@ def parse_row(
         label=label,
         locale=locale,
         split=split_name,
-        tags=_parse_tags(find_value(row, names.flat["query_tags"])),
-        query_frequency=_parse_count(find_value(row, names.flat["query_frequency"]), "query_frequency"),
-        long_tail=_parse_truth(find_value(row, names.flat["long_tail"]), "long_tail"),
+        tags=parse_tags(find_value(row, names.flat["query_tags"])),
+        query_frequency=parse_count(find_value(row, names.flat["query_frequency"]), "query_frequency"),
+        long_tail=parse_truth(find_value(row, names.flat["long_tail"]), "long_tail"),
     )
     return _checked(pair, reading)
 
@@ -213,18 +215,18 @@ def _parse_item(row: Mapping, names: ColumnNames, reading: ReadOptions, clean: C
         raise RowError("missing item")
     raw_values = {field: None if text is ABSENT else text for field, text in raw_values.items()}
     if isinstance(raw_values["bullets"], list | tuple):
-        raw_values["bullets"] = _joined(raw_values["bullets"], "item.bullets")
+        raw_values["bullets"] = joined_text(raw_values["bullets"], "item.bullets")
     texts = {field: _text(text, f"item.{field}") for field, text in raw_values.items() if field != "id"}
     texts["id"] = id_text(raw_values["id"], "item.id")
     _required(raw_values["title"], "title")
     texts |= {field: clean(texts[field]).strip() for field in ITEM_FIELDS}
     _cleaned(texts["title"], "title", clean)
-    attributes = _parse_attributes(row, candidates["item.attributes"], names.flat["item"], reading.fields, clean)
+    attributes = parse_attributes(row, candidates["item.attributes"], names.flat["item"], reading.fields, clean)
     item = Item(**texts, attributes=attributes)
     return item if item.id else replace(item, id=text_id(item))
 
 
-def _parse_attributes(
+def parse_attributes(
     row: Mapping,
     candidates: Sequence[str],
     items: Sequence[str],
@@ -243,7 +245,7 @@ def _parse_attributes(
     for name, value in (*values, *mapped.items()):
         key = _required(name, "name of an attribute")
         path = f"item.attributes.{key}"
-        text = _joined(value, path) if isinstance(value, list | tuple) else _text(_bool_text(value), path)
+        text = joined_text(value, path) if isinstance(value, list | tuple) else _text(_bool_text(value), path)
         if not (text := clean(text).strip()):
             continue
         if not _same_value(attributes.get(key, text), text) and key not in mapped:
@@ -260,7 +262,7 @@ def _same_value(first: str, second: str) -> bool:
         return False
 
 
-def _parse_label(value, label_map: Mapping[str, str], label_names: Sequence[str], aliases: str) -> str | None:
+def parse_label(value, label_map: Mapping[str, str], label_names: Sequence[str], aliases: str) -> str | None:
     """The label that a value stands for; `aliases` is what the user sets to map others, for messages."""
     label = _text(_bool_text(value), "label")
     if not label or label in label_names:
@@ -285,7 +287,7 @@ def _plain_label(label: str) -> str:
     return label.casefold() if label.casefold() in ("true", "false") else label
 
 
-def _parse_tags(value) -> tuple[Tag, ...] | None:
+def parse_tags(value) -> tuple[Tag, ...] | None:
     """{"tokens": [..], "labels": [BIO..]} -> segments. An `I-` that continues no segment of its type starts one."""
     value = _parse_object(value, "query_tags")
     if value is None:
@@ -315,7 +317,7 @@ def _parse_tags(value) -> tuple[Tag, ...] | None:
     return tuple(Tag(" ".join(words), kind) for kind, words in segments)
 
 
-def _parse_count(value, name: str) -> int | None:
+def parse_count(value, name: str) -> int | None:
     text = "inf" if value == math.inf else _text(value, name)
     if not text:
         return None
@@ -328,7 +330,7 @@ def _parse_count(value, name: str) -> int | None:
     raise RowError(f"{name} must be a whole number from 0 on, got {_shown(value)}")
 
 
-def _parse_truth(value, name: str) -> bool | None:
+def parse_truth(value, name: str) -> bool | None:
     text = _text(_bool_text(value), name).lower()
     if text and text not in _TRUTHS:
         raise RowError(f"{name} must be true or false, yes or no, 1 or 0, got {_shown(value)}")
@@ -343,7 +345,25 @@ def read_json(text: str) -> object:
       ValueError: not JSON, or an integer of thousands of digits.
       RecursionError: nested too deeply.
     """
+    try:
+        value, end = _QUICK_DECODER.raw_decode(text)
+        if type(value) is dict and text[end:] in ("", "\n", "\r\n"):
+            # As many colons as keys that are left: none stood twice.
+            count = _key_count(value)
+            if count == text.count(":") or (count == text.count('":') and not _SPACED_COLON.search(text)):
+                return value
+    except (ValueError, RecursionError):
+        pass  # is raised again below
     return _DECODER.decode(text)
+
+
+def _key_count(value: dict | list) -> int:
+    """The keys of all objects of a value."""
+    keys, values = (len(value), value.values()) if type(value) is dict else (0, value)
+    for inner in values:
+        if type(inner) is dict or type(inner) is list:
+            keys += _key_count(inner)
+    return keys
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -356,6 +376,9 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_float=WrittenFloat)
+_QUICK_DECODER = json.JSONDecoder(parse_float=WrittenFloat)
+"""Of a key that stands twice it takes the last value."""
+_SPACED_COLON = re.compile(r'"[ \t\n\r]+:')
 
 
 def _parse_object(value, name: str) -> Mapping | None:
@@ -436,7 +459,7 @@ def _bool_text(value):
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _joined(values: Sequence, name: str) -> str:
+def joined_text(values: Sequence, name: str) -> str:
     return "\n".join(text for text in (_text(value, name) for value in values) if text)
 
 
@@ -448,6 +471,18 @@ def _shown(value) -> str:
     """A value for a message, on one line and not longer than 80 characters; `ascii` keeps surrogates out of tables."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def raw_text(raw) -> str:
+    """The first characters of a row, for the quarantine."""
+    if isinstance(raw, bytes):
+        text = raw[: 4 * _RAW_CHARACTERS].decode(errors="replace").rstrip("\r\n")
+    elif isinstance(raw, RowError):
+        text = ""
+    else:
+        text = json.dumps(raw, default=str, skipkeys=True, ensure_ascii=False)
+        text = text[: 2 * _RAW_CHARACTERS].encode(errors="replace").decode()
+    return text[:_RAW_CHARACTERS]
 
 
 def as_pair(pair: Pair | tuple[str, str | Item]) -> Pair:

@@ -29,8 +29,8 @@ import pyarrow as pa
 from jax_rele.config import DataConfig
 from jax_rele.data.columns import check_columns, check_mapping
 from jax_rele.data.parquet import write_quarantine, write_table
-from jax_rele.data.rows import Quarantined, RowError, parse_row
-from jax_rele.data.sources.shards import check_mapped_fields, open_shards, raw_text, source_hash, with_sample_fields
+from jax_rele.data.rows import Quarantined, RowError, parse_row, raw_text
+from jax_rele.data.sources.shards import check_mapped_fields, open_shards, source_hash, with_sample_fields
 from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.deployment.bundle import read_manifest
 from jax_rele.deployment.scorer import Scorer, load_bundle

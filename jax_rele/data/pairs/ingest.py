@@ -6,7 +6,6 @@ which duplicates, conflicts and splits are decided; a second pass over the tempo
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jax_rele.config import DataConfig, LabelsConfig
-from jax_rele.data.markup import plain_text
 from jax_rele.data.pairs import deduplicate
+from jax_rele.data.pairs.parsing import FACTS, judgement
+from jax_rele.data.pairs.reading import read_source
 from jax_rele.data.pairs.splits import (
     NO_SPLIT,
     divide,
@@ -39,29 +39,15 @@ from jax_rele.data.parquet import (
     WRITE_OPTIONS,
     open_atomically,
     pairs_from_arrow,
-    pairs_to_arrow,
     write_batches,
 )
-from jax_rele.data.rows import Quarantined, is_text_id, text_id
-from jax_rele.data.sources.shards import Shard, check_bad_fraction, open_source, parse_source, raw_text
+from jax_rele.data.rows import Quarantined, raw_text, text_id
+from jax_rele.data.sources.shards import WITHOUT_LABEL_COLUMN, Shard, check_bad_fraction, open_source
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
-from jax_rele.text import drop_ignorable, locale_key
-from jax_rele.types import ITEM_FIELDS, Pair
 
 LEAKED, BAD = 3, 4
 """Row statuses beyond those of `deduplicate`."""
-
-_FACTS = {
-    "query": np.uint64,
-    "judgement": np.uint64,
-    "content": np.uint64,
-    "by_text": np.bool_,
-    "label": np.int16,
-    "source_split": np.int8,
-    "shard": np.int32,
-    "row": np.int64,
-}
 
 
 @dataclass(frozen=True)
@@ -204,55 +190,50 @@ def _spool(
       The facts of the valid rows; the first bad row of each reason with their number; the bad rows by kind of reason;
       other counts.
     """
-    facts: dict[str, list[np.ndarray]] = {name: [] for name in _FACTS}
+    facts: dict[str, list[np.ndarray]] = {name: [] for name in (*FACTS, "shard")}
     first_bad: dict[str, Quarantined] = {}
     bad: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     seen: set[int] = set()
     counts = {"rows": 0, "rows_with_html": 0, "with_invisible_characters": 0}
-    key_of = lru_cache(1 << 16)(lambda query: query_key(query, seed))
-    grades = {None: deduplicate.UNLABELLED} | {name: index for index, name in enumerate(labels.names)}
-    split_codes: dict[str | None, int] = {None: NO_SPLIT} | {name: index for index, name in enumerate(SPLITS)}
+    parts = read_source(
+        shards,
+        data.path,
+        data.reading,
+        label_names=labels.names,
+        label_map=labels.aliases,
+        with_split=data.splits.existing == "keep",
+        seed=seed,
+    )
 
     def tables() -> Iterator[pa.Table]:
-        pairs: list[Pair] = []
-        chunk: list[tuple] = []
-        parsed = parse_source(shards, data, labels)
-        for index, number, pair, _ in parsed:
-            seen.add(index)
-            counts["rows"] += 1
-            if isinstance(pair, Quarantined):
-                set_aside(pair)
+        for index, part in parts:
+            for number, reason, raw in part.bad:
+                one = Quarantined(shards[index].name, number, reason, raw)
+                set_aside(one)
                 # Reasons quote values: past some hundred of them, or of their kinds, they are counted together.
-                kind = _kind(pair.reason)
+                kind = _kind(reason)
                 kinds[kind if kind in kinds or len(kinds) < 256 else "others"] += 1
-                reason = pair.reason if pair.reason in bad or len(bad) < 256 else "others"
+                reason = reason if reason in bad or len(bad) < 256 else "others"
                 bad[reason] += 1
-                first_bad.setdefault(reason, pair)
-                continue
-            key = key_of(pair.query)
-            judged, by_text = _judgement(key, pair, pair.item.id), is_text_id(pair.item.id)
-            texts = (pair.query, *(text for _, text in pair.item.texts(ITEM_FIELDS)))
-            counts["with_invisible_characters"] += any(drop_ignorable(text) != text for text in texts)
-            pairs.append(pair)
-            counts["rows_with_html"] += data.html == "keep" and _has_html(pair)
-            grade, split = grades[pair.label], split_codes[pair.split]
-            chunk.append((key, judged, _content(pair), by_text, grade, split, index, number))
-            if len(pairs) == ROWS:
-                yield flush(pairs, chunk)
-                pairs, chunk = [], []
-        yield flush(pairs, chunk)
-
-    def flush(pairs: list[Pair], chunk: list[tuple]) -> pa.Table:
-        for (name, kind), values in zip(_FACTS.items(), zip(*chunk)):
-            facts[name].append(np.array(values, kind))
-        return pairs_to_arrow(pairs)
+                first_bad.setdefault(reason, one)
+            n_rows = part.pairs.num_rows
+            if n_rows or part.bad:
+                seen.add(index)
+            counts["rows"] += n_rows + len(part.bad)
+            for name in ("rows_with_html", "with_invisible_characters"):
+                counts[name] += part.counts[name]
+            if part.counts[WITHOUT_LABEL_COLUMN]:
+                shards[index].notes[WITHOUT_LABEL_COLUMN] += part.counts[WITHOUT_LABEL_COLUMN]
+            for name, values in (*part.facts.items(), ("shard", np.full(n_rows, index, np.int32))):
+                facts[name].append(values)
+            yield part.pairs
 
     write_batches(path, tables(), PAIRS)
     counts["empty_shards"] = len(shards) - len(seen)
     if not counts["rows_with_html"]:
         del counts["rows_with_html"]
-    arrays = {name: np.concatenate(facts.pop(name)) for name in _FACTS}
+    arrays = {name: np.concatenate(values) for name, values in facts.items()}
     return arrays, {first_bad[reason]: count for reason, count in bad.items()}, kinds, counts
 
 
@@ -279,7 +260,7 @@ def _ids_by_text(facts: dict[str, np.ndarray], spool: Path) -> dict[int, str]:
         for row, pair in zip(rows.tolist(), pairs_from_arrow(table.take(pa.array(rows - start)))):
             if (text := text_id(pair.item)) in text_ids:
                 first.setdefault(text, pair.item.id)
-                if (key := _judgement(int(facts["query"][row]), pair, text)) in of_query:
+                if (key := judgement(int(facts["query"][row]), text, pair.locale)) in of_query:
                     judged.setdefault(key, pair.item.id)
     ids: dict[int, str] = {}
     for start, table in _row_groups(spool) if first else ():
@@ -287,7 +268,7 @@ def _ids_by_text(facts: dict[str, np.ndarray], spool: Path) -> dict[int, str]:
         for row, pair in zip(rows.tolist(), pairs_from_arrow(table.take(pa.array(rows - start)))):
             if pair.item.id in first:
                 ids[row] = judged.get(int(facts["judgement"][row]), first[pair.item.id])
-                facts["judgement"][row] = _judgement(int(facts["query"][row]), pair, ids[row])
+                facts["judgement"][row] = judgement(int(facts["query"][row]), ids[row], pair.locale)
     return ids
 
 
@@ -426,27 +407,3 @@ def _quarantine(path: Path) -> Iterator[Callable[[Quarantined], None]]:
 
         yield set_aside
         flush(writer)
-
-
-def _has_html(pair: Pair) -> bool:
-    """Whether a text of a pair holds HTML tags or entities."""
-    attributes = (text for _, text in pair.item.attributes)
-    texts = (pair.query, *(getattr(pair.item, field) for field in ITEM_FIELDS), *attributes)
-    return any(("<" in text or "&" in text) and plain_text(text) != text for text in texts)
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
-
-
-def _judgement(query: int, pair: Pair, item_id: str) -> int:
-    """A hash of what is judged: query, item and locale."""
-    return _hash(f"{query}\x1f{item_id}\x1f{locale_key(pair.locale)}")
-
-
-def _content(pair: Pair) -> int:
-    """A hash of a pair's content, the same on every machine."""
-    item = pair.item
-    texts = [pair.query, *(getattr(item, field) for field in ITEM_FIELDS)]
-    texts += [repr((item.attributes, pair.tags, pair.query_frequency, pair.long_tail))]
-    return _hash("\x1f".join(texts))

@@ -1,4 +1,4 @@
-"""Files of rows: JSON lines, CSV, TSV and Parquet, read row by row so that a bad row costs one row.
+"""Files of rows: JSON lines, CSV, TSV and Parquet, read such that a bad row costs one row.
 
 The rows are read with json, csv and pyarrow. `datasets` infers one schema for the whole file and stops at the first
 line that does not fit: it neither reports the row in which a line is cut nor continues after an invalid byte.
@@ -15,10 +15,12 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +42,14 @@ codecs.register_error(_AS_SURROGATE, lambda error: ("\udcff", error.end))  # typ
 Row = tuple[int, Mapping | RowError, object]
 """Row number, the row or what is wrong with it, and the raw row."""
 
+Chunk = Callable[[], Sequence[Row]]
+"""Gives some consecutive rows; can be sent to another process."""
+
+_ROWS = 1024
+"""Rows of a chunk."""
+_BLOCKS = 8
+"""Blocks whose lines are a chunk."""
+_T = TypeVar("_T")
 _BLOCK = 1 << 16
 _NARROW: dict[str, tuple[type[np.floating], int]] = {"halffloat": (np.float16, 2**11), "float": (np.float32, 2**24)}
 """Types of floats that have room for whole numbers up to a limit only."""
@@ -67,7 +77,15 @@ _OTHER_FORMATS = {
 def read_file(
     file: SourceFile, reading: ReadOptions = ReadOptions(), *, notes: Counter[str] | None = None
 ) -> Iterator[Row]:
-    """The rows of a file.
+    """The rows of a file; the arguments and errors are those of `read_chunks`."""
+    for chunk in read_chunks(file, reading, notes=notes):
+        yield from chunk()
+
+
+def read_chunks(
+    file: SourceFile, reading: ReadOptions = ReadOptions(), *, notes: Counter[str] | None = None
+) -> Iterator[Chunk]:
+    """The rows of a file, some thousand at a time; they may be read in another process.
 
     Args:
       file: the file.
@@ -79,41 +97,77 @@ def read_file(
       UserError: the file cannot be read, has another format than its name says, or the header of a CSV is broken.
     """
     encoding = check_encoding(reading)
-    try:
+    with _reading(file.name, is_local=file.system is None):
         # Plain text is looked at below: among rows such a line is one bad row.
         if file.system is None and Path(file.path).suffix not in TEXT_SUFFIXES:
             refuse_placeholder(Path(file.path))
         if file.suffix == PARQUET:
-            yield from _parquet_rows(file)
+            yield from _parquet_chunks(file)
             return
         # Without a limit a quote that is never closed would take in the rest of the file.
         csv.field_size_limit(max(csv.field_size_limit(), reading.max_characters))
         with file.open() as stream:
             lines, encoding = _lines(stream, encoding, file.name)
             if file.suffix in (".csv", ".tsv"):
-                lines = _refuse_objects(lines, file.name)
-                yield from delimited_rows(
-                    lines,
+                rows = delimited_rows(
+                    _refuse_objects(chain.from_iterable(lines), file.name),
                     file.name,
                     encoding,
                     default_delimiter="\t" if file.suffix == ".tsv" else ",",
                     reading=reading,
                     notes=notes,
                 )
+                for some in in_chunks(rows):
+                    yield partial(list, some)
             else:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        yield number, _json_object(line, encoding, reading), line
+                number = 1
+                for lists in in_chunks(lines, _BLOCKS):
+                    some_lines = list(chain.from_iterable(lists))
+                    yield partial(_json_rows, number, some_lines, encoding, reading)
+                    number += len(some_lines)
+
+
+@contextmanager
+def _reading(name: str, *, is_local: bool) -> Iterator[None]:
+    """Turns what a damaged file, or one on another machine, raises into a UserError."""
+    try:
+        yield
     except _DAMAGED as error:
         raise UserError(
-            f"{file.name}: the file cannot be read ({one_line(error)}); if it is damaged, write it again"
+            f"{name}: the file cannot be read ({one_line(error)}); if it is damaged, write it again"
         ) from error
     except UserError:
         raise
     except Exception as error:
-        if file.system is None:
+        if is_local:
             raise
-        raise unreachable(file.name, error) from error
+        raise unreachable(name, error) from error
+
+
+def in_chunks(values: Iterable[_T], most: int = _ROWS) -> Iterator[list[_T]]:
+    """Lists of at most so many values; where an error ends the values, those before it come first."""
+    chunk: list[_T] = []
+    try:
+        for value in values:
+            chunk.append(value)
+            if len(chunk) == most:
+                yield chunk
+                chunk = []
+    except Exception:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
+
+
+def _json_rows(first: int, lines: Sequence[bytes], encoding: str, reading: ReadOptions) -> list[Row]:
+    """The rows of some lines, which are numbered from `first` on."""
+    return [
+        (number, _json_object(line, encoding, reading), line)
+        for number, line in enumerate(lines, first)
+        if line.strip()
+    ]
 
 
 def text_lines(path: str | os.PathLike) -> list[str]:
@@ -127,7 +181,7 @@ def text_lines(path: str | os.PathLike) -> list[str]:
         refuse_placeholder(Path(path))
         with open(path, "rb") as stream:
             lines, encoding = _lines(stream, "utf-8", name)
-            return [line.decode(encoding).rstrip("\r\n") for line in lines]
+            return [line.decode(encoding).rstrip("\r\n") for line in chain.from_iterable(lines)]
     except UnicodeDecodeError:
         raise UserError(f"{name}: cannot be read: no UTF-8 text") from None
     except OSError as error:
@@ -147,8 +201,8 @@ def check_encoding(reading: ReadOptions) -> str:
     return "utf-8" if name == "utf-8-sig" else name
 
 
-def _lines(stream: IO[bytes], encoding: str, name: str) -> tuple[Iterator[bytes], str]:
-    """Lines and the encoding that they are in."""
+def _lines(stream: IO[bytes], encoding: str, name: str) -> tuple[Iterator[list[bytes]], str]:
+    """Lists of lines, and the encoding that they are in."""
     first = stream.read(_BLOCK)
     # Among rows a line of another format is one bad row.
     if not any(map(_is_object, first.splitlines())):
@@ -193,28 +247,34 @@ def _refuse_objects(lines: Iterator[bytes], name: str) -> Iterator[bytes]:
         yield line
 
 
-def _split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines with their ends, which are those of Unix, Windows or the old Macintosh."""
+def _split_lines(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Lines with their ends, which are those of Unix, Windows or the old Macintosh; lists of whole ones."""
     parts: list[bytes] = []
     for block in blocks:
         lines = block.splitlines(keepends=True)
+        complete: list[bytes] = []
         if parts and parts[-1].endswith(b"\r"):
             if block.startswith(b"\n"):
                 parts.append(lines.pop(0))
-            yield b"".join(parts)
+            complete.append(b"".join(parts))
             parts = []
-        for number, line in enumerate(lines, 1):
-            parts.append(line)
-            if line.endswith(b"\n") or (line.endswith(b"\r") and number < len(lines)):
-                yield b"".join(parts)
-                parts = []
+        if parts and len(lines) > 1:
+            lines[0] = b"".join([*parts, lines[0]])
+            parts = []
+        if lines and (parts or not lines[-1].endswith(b"\n")):
+            parts.append(lines.pop())
+            if parts[-1].endswith(b"\n"):
+                lines, parts = [b"".join(parts)], []
+        complete += lines
+        if complete:
+            yield complete
     if parts:
-        yield b"".join(parts)
+        yield [b"".join(parts)]
 
 
-def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
-    for i, line in enumerate(lines):
-        yield line.removeprefix(codecs.BOM_UTF8) if i == 0 else line
+def _without_mark(blocks: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+    for i, lines in enumerate(blocks):
+        yield [lines[0].removeprefix(codecs.BOM_UTF8), *lines[1:]] if i == 0 else lines
 
 
 def _json_object(line: bytes, encoding: str, reading: ReadOptions) -> Mapping | RowError:
@@ -258,8 +318,8 @@ def _json_hint(line: bytes, error: json.JSONDecodeError, reading: ReadOptions) -
     return ""
 
 
-def _parquet_rows(file: SourceFile) -> Iterator[Row]:
-    number = 0
+def _parquet_chunks(file: SourceFile) -> Iterator[Chunk]:
+    number = 1
     with file.open() as stream:
         first = stream.read(1024)
     if not first.startswith(b"PAR1"):
@@ -269,9 +329,13 @@ def _parquet_rows(file: SourceFile) -> Iterator[Row]:
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"{file.name}: the table has {repeated} twice; give every column its own name")
         for batch in table.iter_batches(batch_size=1024):
-            for row in python_rows(batch):
-                number += 1
-                yield number, row, row
+            yield partial(_arrow_rows, file.name, number, batch, is_local=file.system is None)
+            number += batch.num_rows
+
+
+def _arrow_rows(name: str, first: int, batch: pa.RecordBatch, *, is_local: bool) -> list[Row]:
+    with _reading(name, is_local=is_local):
+        return [(number, row, row) for number, row in enumerate(python_rows(batch), first)]
 
 
 def python_rows(batch: pa.RecordBatch) -> list[Mapping | RowError]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,10 +13,10 @@ from pathlib import Path
 from jax_rele.config import DataConfig, LabelsConfig
 from jax_rele.config.data import HuggingFaceConfig
 from jax_rele.data.columns import MappedFields, check_columns, check_mapping, has_label_column
-from jax_rele.data.rows import Quarantined, RowError, known_split, parse_row
+from jax_rele.data.rows import Quarantined, RowError, known_split, parse_row, raw_text
 from jax_rele.data.sources import hugging_face, tfds
 from jax_rele.data.sources.files import SourceFile, find_files, fingerprint
-from jax_rele.data.sources.readers import Row, check_encoding, read_file
+from jax_rele.data.sources.readers import Chunk, Row, check_encoding, read_chunks, read_file
 from jax_rele.errors import UserError
 from jax_rele.types import Pair, ReadOptions
 
@@ -25,9 +24,9 @@ SAMPLE = "sample"
 """The name of the bundled sample: 1,526 pairs of the Amazon ESCI data set, with human query tags (QueryNER) for 185."""
 
 _SAMPLE_FILE = str(Path(__file__).parents[1] / "sample" / "esci_tiny_us.jsonl")
-_SAMPLE_FIELDS = {"item": "product", "query_tags": "queryner"}
+SAMPLE_FIELDS = {"item": "product", "query_tags": "queryner"}
+"""The names of the sample's fields; configs that are written for it serve for other files too."""
 _SAMPLE_LABELS = {name[0]: name for name in LabelsConfig().names}
-_RAW_CHARACTERS = 500
 
 WITHOUT_LABEL_COLUMN = "without_label_column"
 """Note on a shard: unlabelled pairs of rows that have no column for the label, perhaps as it has another name there."""
@@ -43,6 +42,7 @@ class Shard:
       uniform: whether all rows have the same columns.
       split: the split of rows that have none, or None.
       notes: what a user should know of it, counted while its rows are read; see `delimited_rows`.
+      chunks: gives its rows as chunks that may be read in other processes; None where they may not.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Shard:
     uniform: bool = True
     split: str | None = None
     notes: Counter[str] = field(default_factory=Counter)
+    chunks: Callable[[], Iterator[Chunk]] | None = None
 
 
 def open_shards(
@@ -96,16 +97,30 @@ def open_source(data: DataConfig, cache: Path) -> list[Shard]:
 
 def with_sample_fields(path: str, reading: ReadOptions) -> ReadOptions:
     """The options, with the names of fields that the bundled sample has where the path names it."""
-    return replace(reading, fields={**_SAMPLE_FIELDS, **reading.fields}) if path == SAMPLE else reading
+    return replace(reading, fields={**SAMPLE_FIELDS, **reading.fields}) if path == SAMPLE else reading
+
+
+def with_sample_names(
+    path: str, reading: ReadOptions, label_map: Mapping[str, str], label_names: Sequence[str]
+) -> tuple[ReadOptions, dict[str, str]]:
+    """The options and the map of labels, with the names of the bundled sample where the path names it.
+
+    Raises:
+      UserError: a field or a label that is mapped does not exist.
+    """
+    reading, label_map = with_sample_fields(path, reading), dict(label_map)
+    if path == SAMPLE:
+        label_map = {code: name for code, name in _SAMPLE_LABELS.items() if name in label_names} | label_map
+    check_mapping(reading, label_map, label_names)
+    return reading, label_map
 
 
 def _file_shard(file: SourceFile, reading: ReadOptions) -> Shard:
     notes: Counter[str] = Counter()
 
-    def rows() -> Iterator[Row]:
-        return read_file(file, reading, notes=notes)
-
-    return Shard(file.name, rows, "json" not in file.suffix, notes=notes)
+    rows = partial(read_file, file, reading, notes=notes)
+    chunks = partial(read_chunks, file, reading, notes=notes)
+    return Shard(file.name, rows, "json" not in file.suffix, notes=notes, chunks=chunks)
 
 
 def source_hash(data: DataConfig) -> str:
@@ -140,14 +155,11 @@ def parse_shards(
       UserError: a shard cannot be read, one has no column for a field that every pair needs, no row of any is valid, or
         none has a column that the user has mapped; for prediction that counts where the command itself maps it.
     """
-    reading, label_map = with_sample_fields(path, reading), dict(label_map)
-    if path == SAMPLE:
-        label_map = {code: name for code, name in _SAMPLE_LABELS.items() if name in label_names} | label_map
-    check_mapping(reading, label_map, label_names)
+    reading, label_map = with_sample_names(path, reading, label_map, label_names)
     mapped = None
     if reading.from_command or not for_prediction:
         # The configs that are written for the sample serve for other files too.
-        mapped = MappedFields(reading, {} if reading.from_command else _SAMPLE_FIELDS)
+        mapped = MappedFields(reading, {} if reading.from_command else SAMPLE_FIELDS)
     n_good, n_bad = 0, 0
     first_bad: Quarantined | None = None
     columns: dict[str, None] = {}
@@ -190,7 +202,7 @@ def parse_shards(
     if not n_good:
         check = partial(check_columns, columns, reading, require_label=require_label)
         names = reading.name_of("fields") + ("" if for_prediction else f" and labels by {reading.name_of('aliases')}")
-        raise _no_valid_row(path, shards, names, first_bad, n_bad, check if columns else None)
+        raise no_valid_row(path, shards, names, first_bad, n_bad, check if columns else None)
     if mapped:
         mapped.check(path)
 
@@ -206,16 +218,6 @@ def check_mapped_fields(shards: Sequence[Shard], path: str, reading: ReadOptions
                 break
     if mapped.columns:
         mapped.check(path)
-
-
-def parse_source(
-    shards: Sequence[Shard], data: DataConfig, labels: LabelsConfig
-) -> Iterator[tuple[int, int, Pair | Quarantined, object]]:
-    """Every row of the source of a config, see `parse_shards`."""
-    with_split = data.splits.existing == "keep"
-    return parse_shards(
-        shards, data.path, data.reading, label_names=labels.names, label_map=labels.aliases, with_split=with_split
-    )
 
 
 def read_pairs(
@@ -341,18 +343,6 @@ def check_bad_fraction(
     )
 
 
-def raw_text(raw) -> str:
-    """The first characters of a row, for the quarantine."""
-    if isinstance(raw, bytes):
-        text = raw[: 4 * _RAW_CHARACTERS].decode(errors="replace").rstrip("\r\n")
-    elif isinstance(raw, RowError):
-        text = ""
-    else:
-        text = json.dumps(raw, default=str, skipkeys=True, ensure_ascii=False)
-        text = text[: 2 * _RAW_CHARACTERS].encode(errors="replace").decode()
-    return text[:_RAW_CHARACTERS]
-
-
 def _kind(path: str) -> tuple[str, str]:
     prefix, colon, name = path.partition(":")
     if not colon or prefix not in ("hf", "tfds"):
@@ -371,7 +361,7 @@ def _files(path: str) -> list[SourceFile]:
     return [SourceFile(SAMPLE, _SAMPLE_FILE)] if path == SAMPLE else find_files(path)
 
 
-def _no_valid_row(
+def no_valid_row(
     path: str,
     shards: Sequence[Shard],
     names: str,

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from jax_rele.data.columns import MappedFields, check_mapping, column_names, find_value, has_item_columns
 from jax_rele.data.markup import plain_text
-from jax_rele.data.rows import Quarantined, RowError, id_text, parse_row
-from jax_rele.data.sources.shards import open_shards, raw_text, with_sample_fields
+from jax_rele.data.rows import Quarantined, RowError, id_text, parse_row, raw_text
+from jax_rele.data.sources.shards import open_shards, with_sample_fields
 from jax_rele.errors import UserError
 from jax_rele.io import hash_bytes
 from jax_rele.text import is_visible
