@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -69,7 +69,9 @@ class Ingested:
     counts: dict[str, int | dict[str, int]]
 
 
-def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folder: Path) -> Ingested:
+def ingest(
+    data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folder: Path, processes: int | None = None
+) -> Ingested:
     """Reads the source of a config, and writes `pairs.parquet` and `quarantine.parquet` into a folder.
 
     Every row ends as a pair, or in the quarantine with a reason: it is bad, a duplicate, in conflict with another
@@ -83,6 +85,7 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
       seed: of the splits.
       cache: the folder of the cache.
       folder: where to write; it exists.
+      processes: how many parse the rows, see `read_source`.
 
     Raises:
       UserError: the source cannot be read or holds no valid row, too many rows are bad, the given splits leak, or a
@@ -90,7 +93,7 @@ def ingest(data: DataConfig, labels: LabelsConfig, seed: int, cache: Path, folde
     """
     shards = open_source(data, cache)
     with _quarantine(folder / "quarantine.parquet") as set_aside:
-        facts, bad, reasons, counts = _spool(shards, data, labels, seed, folder / "rows.parquet", set_aside)
+        facts, bad, reasons, counts = _spool(shards, data, labels, seed, folder / "rows.parquet", set_aside, processes)
         ids = _ids_by_text(facts, folder / "rows.parquet")
         spool = PairTable(folder / "rows.parquet")
         statuses, replacements = _row_statuses(facts, spool, data)
@@ -183,6 +186,7 @@ def _spool(
     seed: int,
     path: Path,
     set_aside: Callable[[Quarantined], None],
+    processes: int | None,
 ) -> tuple[dict[str, np.ndarray], dict[Quarantined, int], Counter[str], dict[str, int]]:
     """The first pass.
 
@@ -204,6 +208,7 @@ def _spool(
         label_map=labels.aliases,
         with_split=data.splits.existing == "keep",
         seed=seed,
+        processes=processes,
     )
 
     def tables() -> Iterator[pa.Table]:
@@ -229,7 +234,8 @@ def _spool(
                 facts[name].append(values)
             yield part.pairs
 
-    write_batches(path, tables(), PAIRS)
+    with closing(parts):
+        write_batches(path, tables(), PAIRS)
     counts["empty_shards"] = len(shards) - len(seen)
     if not counts["rows_with_html"]:
         del counts["rows_with_html"]
