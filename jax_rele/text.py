@@ -24,6 +24,7 @@ _SPELT = r"\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Line_Break=Complex_Context}\u3
 _WORD = regex.compile(
     rf"(?P<ideograph>\p{{Han}}\p{{M}}*)|(?P<spelt>[{_SPELT}][{_SPELT}\p{{M}}]*)|[[\w\p{{N}}]--[{UNSPACED}]]+", regex.V1
 )
+_ASCII_WORD = regex.compile(r"[0-9A-Z_a-z]+")
 _LETTER = regex.compile(r"\X")
 _WHOLE_FLOAT = regex.compile(r"(-?(?:0|[1-9]\d*))(?:\.0+)?")
 """A whole number as floats and decimals are written: without zeros before it."""
@@ -82,7 +83,18 @@ def normal_width(text: str) -> str:
 
 def drop_ignorable(text: str) -> str:
     """The text without the characters that are not shown, see `clean_text`."""
-    return text if text.isascii() and text.isprintable() else _IGNORABLE.sub("", text)
+    return text if _is_shown_latin(text) else _IGNORABLE.sub("", text)
+
+
+def _is_shown_latin(text: str) -> bool:
+    """Whether all characters are shown ones of Latin-1, or common white space: a search for others takes long."""
+    if text.isascii() and text.isprintable():
+        return True
+    rest = text.replace("\n", "").replace("\xa0", "")
+    try:
+        return rest.isprintable() and bool(rest.isascii() or rest.encode("latin-1"))
+    except UnicodeEncodeError:
+        return False
 
 
 def is_ignorable(character: str) -> bool:
@@ -142,8 +154,11 @@ def lexical_words(text: str) -> list[str]:
 
 def word_runs(text: str) -> list[list[str]]:
     """`lexical_words`, those of a run of spelt letters together: n letters give n - 1 pairs, one gives itself."""
+    key = text_key(text)
+    if key.isascii():
+        return [[word] for word in _ASCII_WORD.findall(key)]
     runs = []
-    for match in _WORD.finditer(text_key(text)):
+    for match in _WORD.finditer(key):
         letters = _LETTER.findall(match[0]) if match["spelt"] else []
         pairs = [first + second for first, second in pairwise(letters)]
         runs.append(pairs or [match[0]])

@@ -255,6 +255,29 @@ def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:
     write_batches(Path(path), map(pairs_to_arrow, in_chunks(pairs, ROWS)), PAIRS)
 
 
+def write_pair_tables(path: Path, tables: Iterable[pa.Table], pairs: Iterable[Pair] = ()) -> None:
+    """Writes tables of pairs, and pairs after them, as `write_pairs` writes the pairs of both.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    write_batches(path, _in_row_groups(itertools.chain(tables, map(pairs_to_arrow, in_chunks(pairs, ROWS)))), PAIRS)
+
+
+def _in_row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of `ROWS` rows, the last one of what is left; each column in one piece, as that decides its pages."""
+    buffered, n_rows = [], 0
+    for table in tables:
+        buffered.append(table)
+        n_rows += table.num_rows
+        while n_rows >= ROWS:
+            joined = pa.concat_tables(buffered)
+            yield joined.slice(0, ROWS).combine_chunks()
+            buffered, n_rows = [joined.slice(ROWS)], n_rows - ROWS
+    if n_rows:
+        yield pa.concat_tables(buffered).combine_chunks()
+
+
 def read_pairs_table(path: str | os.PathLike) -> list[Pair]:
     """Reads a table of pairs. Raises UserError as `read_table` does."""
     table = read_table(path, PAIRS, optional=OPTIONAL_PAIR_COLUMNS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 from jax_rele.config import Config, local_name
-from jax_rele.data import PairTable, candidates, ingest, new_files, no_labels, source_hash, write_pairs
+from jax_rele.data import PairTable, candidates, ingest, new_files, no_labels, source_hash
+from jax_rele.data.parquet import write_pair_tables
 from jax_rele.errors import UserError
 from jax_rele.names import SPLITS
 from jax_rele.runs import layout
@@ -43,7 +43,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
         train = ingested.pairs.select(in_train)
         crossed = _candidates(config, train) if data.candidates.per_query else []
         unlabelled = ingested.pairs.select(in_train & ~ingested.labelled)
-        write_pairs(new_folder / Path(layout.UNLABELLED).name, chain(unlabelled, crossed))
+        write_pair_tables(new_folder / Path(layout.UNLABELLED).name, unlabelled.tables(), crossed)
     return {"pairs": labelled, "unlabelled": len(unlabelled) + len(crossed), **ingested.counts}
 
 

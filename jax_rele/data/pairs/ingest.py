@@ -170,10 +170,11 @@ def _most_common(kinds: Counter[str], most: int = 5) -> dict[str, int]:
 def check_disjoint(path: Path) -> None:
     """Raises ValueError where a normalised query is in two splits of a table of pairs."""
     key_of = lru_cache(1 << 16)(partial(query_key, seed=0))
-    parts = [
-        pa.table({"key": pa.array(map(key_of, table["query"].to_pylist()), pa.uint64()), "split": table["split"]})
-        for _, table in _row_groups(path, ["query", "split"])
-    ]
+    parts = []
+    for _, table in _row_groups(path, ["query", "split"]):
+        queries = table["query"].combine_chunks().dictionary_encode()
+        keys = pa.array(map(key_of, queries.dictionary.to_pylist()), pa.uint64()).take(queries.indices)
+        parts.append(pa.table({"key": keys, "split": table["split"]}))
     counts = pa.concat_tables(parts).group_by("key").aggregate([("split", "count_distinct")])
     if pc.any(pc.greater(counts["split_count_distinct"], 1)).as_py():
         raise ValueError(f"{path}: a query is in two splits")

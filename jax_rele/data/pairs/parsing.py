@@ -272,8 +272,6 @@ def _has_html(text: str) -> bool:
 
 
 def _has_ignorable(text: str) -> bool:
-    if text.isascii() and text.replace("\n", "").isprintable():
-        return False
     return drop_ignorable(text) != text
 
 

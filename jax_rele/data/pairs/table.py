@@ -76,14 +76,22 @@ class PairTable(Sequence[Pair]):
         with reading_table(self.path):
             return self._file.read(columns=[name]).column(name).take(self._rows)
 
+    def tables(self) -> Iterator[pa.Table]:
+        """The pairs as tables of some of them, without making pairs."""
+        return self._tables(self._rows)
+
     def _pairs(self, rows: np.ndarray) -> Iterator[Pair]:
+        for table in self._tables(rows):
+            yield from pairs_from_arrow(table)
+
+    def _tables(self, rows: np.ndarray) -> Iterator[pa.Table]:
         groups = np.searchsorted(self._ends, rows, side="right") - 1
         # Neighbours in one group are read together, up to a limit: pairs take more memory than the table.
         starts = np.flatnonzero(np.diff(groups, prepend=-1))
         for start, stop in zip(starts, [*starts[1:], len(rows)]):
             for first in range(start, stop, _CHUNK):
                 some = rows[first : min(first + _CHUNK, stop)] - self._ends[groups[start]]
-                yield from pairs_from_arrow(_take(self._group(int(groups[start])), some))
+                yield _take(self._group(int(groups[start])), some)
 
     def _group(self, group: int) -> pa.Table:
         with self._lock:

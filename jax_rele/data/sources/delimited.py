@@ -92,24 +92,22 @@ def delimited_rows(
     spare = 0  # columns at the end that have no name
     for physical, cells in read(counted, encoding, delimiter, reading):
         counted.accounted += len(physical)
-        if isinstance(cells, list) and any(_INVALID in cell for cell in cells):
+        if isinstance(cells, list) and _INVALID in "".join(cells):
             option = reading.name_of("encoding")
             cells = RowError(f"not valid {encoding.upper()}: if the file has another encoding, set {option}")
         if header is None:
             header, spare = _header(cells, source)
             unnamed = [index for index, name in enumerate(header) if not name]
             continue
-        raw = b"".join(line for _, line in physical)
+        raw = physical[0][1] if len(physical) == 1 else b"".join(line for _, line in physical)
         if isinstance(cells, list):
             if notes is not None:
-                is_quoted = unquoted and quoting == "auto" and any(map(_CSV_QUOTED.fullmatch, cells))
-                for note, applies in (
-                    (QUOTED_CELLS, is_quoted),
-                    (SHORT_ROWS, len(cells) < len(header)),
-                    (UNNAMED_CELLS, any(cells[index].strip() for index in unnamed if index < len(cells))),
-                ):
-                    if applies:
-                        notes[note] += 1
+                if unquoted and quoting == "auto" and any(map(_CSV_QUOTED.fullmatch, cells)):
+                    notes[QUOTED_CELLS] += 1
+                if len(cells) < len(header):
+                    notes[SHORT_ROWS] += 1
+                if unnamed and any(cells[index].strip() for index in unnamed if index < len(cells)):
+                    notes[UNNAMED_CELLS] += 1
             yield physical[0][0], _row(cells, header, spare, physical, delimiter, unquoted, reading), raw
         else:
             yield physical[0][0], cells, raw
@@ -325,10 +323,12 @@ def _row(
         span = f" (lines {physical[0][0]} to {physical[-1][0]})" if len(physical) > 1 else ""
         fix = _width_fix(cells, width, spare, delimiter, unquoted, reading)
         return RowError(f"{len(cells)} cells{span}, but the header has {width}: {fix}")
-    if [cell.strip(_AROUND) for cell in cells] == header:
+    if all(cell.strip(_AROUND) == name for cell, name in zip(cells, header)):
         return RowError("the header again; remove it where files were joined")
-    plain = map(whole_number, cells)
-    return dict(zip(header, plain if _NULL not in cells else ("" if cell == _NULL else cell for cell in plain)))
+    text = "".join(cells)
+    if ".0" in text or "-0" in text:
+        cells = list(map(whole_number, cells))
+    return dict(zip(header, cells if _NULL not in cells else ("" if cell == _NULL else cell for cell in cells)))
 
 
 def _width_fix(cells: list[str], width: int, spare: int, delimiter: str, unquoted: bool, reading: ReadOptions) -> str:
