@@ -1,20 +1,29 @@
 """The cost of input: memory, pairs per second, and the time that a student of MiniLM's size waits for its batches.
 
     python scripts/bench/input.py [--pairs 5000000] [--steps 16] [--output docs/benchmarks/input.md]
+    python scripts/bench/input.py --rows 200000 [--turns 2] [--other CHECKOUT]
 
 About 25 minutes on two CPU cores, 6 GB of disk. Pairs and signals of random words are written as `prepare` and `score`
 write them; then the columns that a cross-encoder learns from by `mkd` are made (tokens, evidence, labels, signals), the
 loader is run alone, and the student is trained for some steps. The last row is the full size; the rows before it show
 how memory grows. Each size runs in a process of its own. Memory is anonymous memory (RssAnon): the system can reclaim
 pages of mapped files.
+
+With `--rows`, files of as many labelled rows are written instead, ten rows a query, and the stage `prepare` reads each,
+without candidates, in a process that may use one core and in one that may use all. Times are processor time of it and
+the processes that it starts, so that other work on the machine counts little; the growth is that of the peak memory of
+the process that may use one core, from a tenth of the rows to all. `--other` names another checkout of the package,
+which reads the same files in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -196,6 +205,102 @@ def work(count: int, steps: int, folder: Path) -> dict:
     return results
 
 
+# ---- rows
+
+
+def write_rows(folder: Path, count: int) -> list[Path]:
+    """Files of the same rows; one text in a thousand is not ASCII, one row in twenty needs quotes in CSV."""
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    words = np.unique(["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(WORDS)])
+    words = np.concatenate([words, ["café", "größe", "靴", '12"', "a,b"]])
+    rng.shuffle(words)
+    queries = texts(rng, words, -(-count // 10), 1, 6)
+    columns: dict[str, list] = {
+        "pair_id": [f"p{n}" for n in range(count)],
+        "query": [f"{queries[n // 10]} {n // 10}" for n in range(count)],
+        "item_id": [f"i{n}" for n in range(count)],
+        "title": texts(rng, words, count, 6, 22),
+        "brand": texts(rng, words, count, 1, 1),
+        "color": texts(rng, words, count, 1, 1),
+        "label": np.array(["Exact", "Substitute", "Complement", "Irrelevant"])[rng.integers(0, 4, count)].tolist(),
+        "locale": ["us"] * count,
+    }
+    table = pa.table(columns)
+    paths = [folder / f"rows{count}.{suffix}" for suffix in ("jsonl", "csv", "parquet")]
+    with paths[0].open("w", encoding="utf-8") as file:
+        for row in table.to_pylist():
+            item = {"id": row.pop("item_id")} | {name: row.pop(name) for name in ("title", "brand", "color")}
+            file.write(json.dumps({**row, "item": item}, ensure_ascii=False) + "\n")
+    with paths[1].open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values()))
+    pq.write_table(table, paths[2])
+    return paths
+
+
+def processor_seconds() -> np.ndarray:
+    """[2] of this process, and of those that it has waited for."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return np.array([usage.ru_utime + usage.ru_stime for usage in usages])
+
+
+def prepare_rows(path: str, one_core: bool, folder: Path) -> dict:
+    """Runs `prepare` on a file."""
+    from jax_rele.config import from_dict
+    from jax_rele.stages import prepare
+
+    if one_core:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    vocabulary = {"random": {"vocab_size": 320}}
+    data = {"path": path, "candidates": {"per_query": 0}}
+    config = from_dict({"run_root": str(folder), "data": data, "teacher": vocabulary, "student": vocabulary})
+    results: dict = {}
+    begin = processor_seconds()
+    with peak(results, "prepare"):
+        counts = prepare.run(config, config.run_dir)
+    seconds = processor_seconds() - begin
+    return {
+        "rows": counts["rows"]["read"],
+        "seconds": seconds.sum(),
+        "own_seconds": seconds[0],
+        "mb": results["prepare"]["mb"],
+    }
+
+
+def measure_rows(count: int, turns: int, other: str | None, folder: Path) -> str:
+    """Runs `prepare` in turns; a Markdown table of the medians."""
+    small, large = write_rows(folder, count // 10), write_rows(folder, count)
+    checkouts = [str(Path(__file__).parents[2]), *([other] if other else [])]
+
+    def run(path: Path, one_core: bool, checkout: str) -> dict:
+        command = [sys.executable, __file__, "--prepare", str(path), "--folder", str(folder)]
+        environment = {**os.environ, "PYTHONPATH": checkout}
+        command += ["--one-core"] if one_core else []
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    header = ["file", "rows/s, one core", "rows/s of a core, all cores", "of them in the main process", "bytes a row"]
+    lines = [f"| {' | '.join([*header, *(['the other, one core', 'times'] if other else [])])} |"]
+    lines.append("|---" + "|---:" * (lines[0].count("|") - 2) + "|")
+    for few, many in zip(small, large):
+        results: list[list[dict]] = []
+        for _ in range(turns):
+            results.append([run(many, True, checkout) for checkout in checkouts] + [run(many, False, checkouts[0])])
+            print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+        speeds = [statistics.median(count / turn[i]["seconds"] for turn in results) for i in range(len(results[0]))]
+        in_main = statistics.median(turn[-1]["own_seconds"] / turn[-1]["seconds"] for turn in results)
+        growth = (results[0][0]["mb"] - run(few, True, checkouts[0])["mb"]) * 2**20 / (count - count // 10)
+        cells = [many.suffix[1:], f"{speeds[0]:,.0f}", f"{speeds[-1]:,.0f}", f"{in_main:.0%}", f"{growth:.0f}"]
+        cells += [f"{speeds[1]:,.0f}", f"{speeds[0] / speeds[1]:.1f}"] if other else []
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+# ---- reports
+
+
 def report(rows: list[dict]) -> str:
     phases = ("columns", "loader", "train")
     names = (
@@ -240,8 +345,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16, help="of the student, at the largest size")
     parser.add_argument("--folder", default=None, help="where the tables go; a temporary folder by default")
     parser.add_argument("--output", default=None, help="a Markdown file to write as well")
+    parser.add_argument("--rows", type=int, default=0, help="measure `prepare` on files of so many rows instead")
+    parser.add_argument("--turns", type=int, default=2, help="with --rows: how often each file is read")
+    parser.add_argument("--other", default=None, help="with --rows: another checkout of the package")
     parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--one-core", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.rows or options.prepare:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            if options.prepare:
+                print(json.dumps(prepare_rows(options.prepare, options.one_core, Path(folder))), flush=True)
+            else:
+                print(measure_rows(options.rows, options.turns, options.other, Path(folder)))
+        return
     if options.worker:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             print(json.dumps(work(options.worker, options.steps, Path(folder))), flush=True)

@@ -22,6 +22,13 @@ def test_the_whole_way_from_tables_to_batches_is_measured(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_preparation_is_measured(tmp_path):
+    command = [sys.executable, BENCH / "input.py", "--rows", "300", "--turns", "1", "--folder", tmp_path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    assert [line.split()[1] for line in done.stdout.splitlines()[2:]] == ["jsonl", "csv", "parquet"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_calls_are_accounted_for(tmp_path):
     numbers = tmp_path / "numbers.json"
     command = [sys.executable, BENCH / "annotate.py", "--pairs", "20", "--samples", "2", "--in-flight", "16"]
