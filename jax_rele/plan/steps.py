@@ -287,8 +287,10 @@ def _generate(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str
     make_slots = partial(inspect.unwrap(new_slots), model, rows=count, length=length, max_pending=template.max_pending)
     with use(mesh):
         slots = jax.eval_shape(make_slots, variables, template)
+    # The cache begins with its layers, not with rows.
     slots = jax.tree.map(
-        lambda x: rows(mesh, x.shape[0], x.dtype, *x.shape[1:]) if x.shape else array(mesh, (), x.dtype), slots
+        lambda x: rows(mesh, x.shape[0], x.dtype, *x.shape[1:]) if x.shape else array(mesh, (), x.dtype),
+        dataclasses.replace(slots, cache={}),
     )
     arguments = variables, template, dataclasses.replace(slots, cache=cache), np.int32(0)
     options = {"width": width, **Sampling().arguments}

@@ -179,6 +179,14 @@ def test_the_steps_of_a_run(config, mesh):
     assert bytes_per_chip(step.resident["optimizer"]) == 2 * bytes_per_chip(step.resident["trained"]) + 2 * 4
 
 
+def test_the_layers_of_a_cache_are_not_rows(config, mesh):
+    """Three layers do not divide over the four chips of data x fsdp, and need not."""
+    random = config.teacher.random.model_copy(update={"layers": 3})
+    teacher = config.teacher.model_copy(update={"random": random})
+    ((_, make),) = steps(config.model_copy(update={"teacher": teacher}), mesh, "gpu", ("generate",))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(make().resident["cache"])} == {3}
+
+
 def test_what_learns_is_float32_whatever_the_activations_are(config, mesh):
     teacher = config.teacher.model_copy(update={"dtype": "bfloat16"})
     makers = dict(steps(config.model_copy(update={"teacher": teacher}), mesh, "gpu", ("adapt", "finetune")))
