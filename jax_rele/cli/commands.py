@@ -188,7 +188,7 @@ def check_signals(config: str, file: str, overrides: Sequence[str]) -> None:
 
 
 @command(
-    argument("--topology", required=True, help="e.g. v5e:4x4, v6e:2x4, v5p:2x2x2, gpu:8xH100"),
+    argument("--topology", required=True, help="e.g. v5e:4x4, v5p:2x2x2, 16xv5e:16x16 (slices), gpu:8xH100"),
     argument(
         "--steps",
         nargs="+",

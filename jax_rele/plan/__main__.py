@@ -75,7 +75,10 @@ def _devices(topology: Topology) -> list[jax.Device]:
     from jax.experimental import topologies
 
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.slice_name, num_slices=topology.slices
+        )
+        return list(description.devices)
     except jax.errors.JaxRuntimeError as error:
         status, _, reason = " ".join(str(error).split()).partition(": ")
         if status != "INVALID_ARGUMENT":

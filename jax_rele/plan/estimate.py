@@ -32,7 +32,7 @@ class StepCost:
       tokens: tokens that the step reads.
       executed, required: floating-point operations, with and without what `remat` computes again.
       collectives: what is sent, most bytes first.
-      seconds: least time by resource: `compute`, `memory` and `links`.
+      seconds: least time by resource: `compute`, `memory` and `links`, and between several slices `network`.
     """
 
     name: str
@@ -126,6 +126,13 @@ def estimate(step: Step, topology: Topology, *, widened: bool = False) -> StepCo
     module = hlo.parse(text) if text else None
     collectives = hlo.collectives(module, widened=widened) if module else []
     moved = resident + written if gpu else traffic(module) if module else 0
+    seconds = {
+        "compute": step.executed / topology.devices / chip.flops,
+        "memory": moved / chip.bandwidth,
+        "links": sum(x.moved / topology.bandwidth(x.group) for x in collectives if not x.network),
+    }
+    if topology.slices > 1:
+        seconds["network"] = sum(x.moved for x in collectives if x.network) / chip.network
     return StepCost(
         name=step.name,
         shape=step.shape,
@@ -137,11 +144,7 @@ def estimate(step: Step, topology: Topology, *, widened: bool = False) -> StepCo
         executed=step.executed,
         required=step.required,
         collectives=tuple(sorted(collectives, key=lambda x: -x.moved)),
-        seconds={
-            "compute": step.executed / topology.devices / chip.flops,
-            "memory": moved / chip.bandwidth,
-            "links": sum(x.moved / topology.bandwidth(x.group) for x in collectives),
-        },
+        seconds=seconds,
         chips=topology.devices,
         peak=chip.flops,
     )

@@ -70,9 +70,10 @@ class Collective:
     Attributes:
       kind: one of `COLLECTIVES`.
       bytes: of an all-gather the whole result on one chip, of any other kind one chip's operands.
-      group: chips that take part together.
+      group: chips that take part together; between slices, one of each.
       count: how often it runs in a step.
       source: the operation of the model that it belongs to.
+      network: whether it goes over the data-centre network, between slices, rather than over the links of a slice.
     """
 
     kind: str
@@ -80,6 +81,7 @@ class Collective:
     group: int
     count: int
     source: str
+    network: bool = False
 
     @property
     def moved(self) -> float:
@@ -87,6 +89,13 @@ class Collective:
         fraction = (self.group - 1) / self.group
         once = {"all-reduce": 2 * fraction, "collective-permute": 1.0}.get(self.kind, fraction)
         return once * self.bytes * self.count
+
+    def over(self, group: int) -> Collective:
+        """The same collective of `group` chips, each of which brings as many bytes; of one nothing is sent."""
+        if group == 1:
+            return replace(self, bytes=0, group=1)
+        whole = self.bytes // self.group * group if self.kind == "all-gather" else self.bytes
+        return replace(self, bytes=whole, group=group)
 
 
 # ---- reading
@@ -236,8 +245,44 @@ def collectives(text: str | Module, *, widened: bool = False) -> list[Collective
         size *= group if kind == "all-gather" else 1
         source = _search(r'op_name="([^"]*)"', instruction.attributes)
         counts[Collective(kind, size, group, 0, source)] += times
+    for computation, times in executed(module):
+        for instruction in computation.instructions.values():
+            if instruction.op == "send" and (transfer := _transfer(instruction, computation)):
+                counts[transfer] += times
     # A group of one exchanges nothing.
     return [replace(collective, count=count) for collective, count in counts.items() if collective.group > 1]
+
+
+_TRANSFERS = {
+    **{kind.upper().replace("-", "_"): kind for kind in COLLECTIVES},
+    "ONE_TO_ONE": "collective-permute",
+}
+"""Kinds of collectives as the TPU compiler names them where they go between slices."""
+
+
+def _transfer(send: Instruction, computation: Computation) -> Collective | None:
+    """The collective between slices that a `send` begins; None where it sends to somewhere else.
+
+    Within each slice the compiler has reduced, or will gather, by collectives of their own.
+    """
+    kind = _search(r'_xla_megascale_transfer_type="(\w+)"', send.attributes)
+    if not kind:
+        return None
+    size = computation.operands(send)[0].bytes
+    group = _slices(send.attributes)
+    source = _search(r'op_name="([^"]*)"', send.attributes)
+    name = _TRANSFERS.get(kind, kind.lower())
+    return Collective(name, size * (group if name == "all-gather" else 1), group, 0, source, network=True)
+
+
+def _slices(attributes: str) -> int:
+    """Slices that take part together: all as `"{1,2}x{0:7}"`, some as groups or pairs of slice * 100000 + chip."""
+    target = _search(r'_xla_megascale_target="?\{+([^}]*)\}', attributes)
+    if "->" in target:
+        return 2
+    spans = [[int(end) for end in part.split(":")] for part in target.split(",") if part]
+    numbers = {number for span in spans for number in range(span[0], span[-1] + 1)}
+    return len({number // 100_000 or number for number in numbers})
 
 
 def collective_instructions(module: Module) -> Iterator[tuple[Instruction, Computation, str, int]]:

@@ -15,6 +15,9 @@ GIB = 2**30
 KINDS = {"base": "base", "trained": "trained", "optimizer": "optim.", "batch": "batch", "cache": "cache"}
 """Resident arrays by kind, and the column of each."""
 
+RESOURCES = {"compute": "compute", "memory": "HBM", "links": "links", "network": "DCN"}
+"""What a step's time goes to, and the column of each; the data-centre network joins slices of TPUs."""
+
 
 def print_plan(plan: PlanData, console: Console) -> None:
     """Prints a plan of `jax_rele.plan.__main__`: memory, time, collectives and attention of each step."""
@@ -40,12 +43,15 @@ def _memory(plan: PlanData) -> Table:
 
 
 def _time(plan: PlanData) -> Table:
-    table = _table("time, at least", "step", "TFLOP", "compute", "HBM", "links", "step", "MFU", "tokens/s")
+    resources = {name: title for name, title in RESOURCES.items() if name in plan["steps"][0]["seconds"]}
+    rates = ("step", "limit", "MFU", "tokens/s")
+    table = _table("time, at least", "step", "TFLOP", *resources.values(), *rates)
     for step in plan["steps"]:
-        times = [_seconds(step["seconds"][name]) for name in ("compute", "memory", "links")]
-        rate = ["-", "-", "-"]
+        times = [format_seconds(step["seconds"][name]) for name in resources]
+        rate = ["-"] * len(rates)
         if step["fits"]:
-            rate = [_seconds(step["step_seconds"]), f"{step['mfu']:.0%}", f"{step['tokens_per_second']:,.0f}"]
+            rate = [format_seconds(step["step_seconds"]), RESOURCES[step["bound_by"]], f"{step['mfu']:.0%}"]
+            rate += [f"{step['tokens_per_second']:,.0f}"]
         table.add_row(step["step"], f"{step['flops']['executed'] / 1e12:,.3g}", *times, *rate)
     return table
 
@@ -73,9 +79,11 @@ def notes(plan: PlanData) -> list[str]:
     chip = plan["chip"]
     peak = f"{chip['flops'] / 1e12:g} TFLOP/s bfloat16, {chip['bandwidth'] / 1e9:g} GB/s HBM, "
     peak += f"{chip['link'] / 1e9:g} GB/s {'NVLink' if chip['kind'] == 'gpu' else 'a link'} one way"
+    if any("network" in step["seconds"] for step in plan["steps"]):
+        peak += f", {chip['network'] / 1e9:g} GB/s a chip between slices"
     sentences = [
         f"{chip['name']}: {peak}. {plan['reserve']:.0%} of its memory is left to the runtime.",
-        "Times are lower bounds: peak rates, with compute, HBM and links overlapping. MFU counts the operations "
+        "Times are lower bounds: peak rates, all of them overlapping. MFU counts the operations "
         "without remat; MFU and tokens/s include padding.",
     ]
     if chip["kind"] == "tpu":
@@ -93,9 +101,15 @@ def by_kind(collectives: list[PlanData]) -> list[tuple[str, int, int]]:
     """(kind, runs per step, bytes that a chip sends), most bytes first."""
     totals: dict[str, tuple[int, int]] = {}
     for collective in collectives:
-        count, size = totals.get(collective["kind"], (0, 0))
-        totals[collective["kind"]] = count + collective["count"], size + collective["sent_per_chip"]
+        kind = kind_label(collective)
+        count, size = totals.get(kind, (0, 0))
+        totals[kind] = count + collective["count"], size + collective["sent_per_chip"]
     return sorted(((kind, *total) for kind, total in totals.items()), key=lambda row: -row[2])
+
+
+def kind_label(collective: PlanData) -> str:
+    """A collective's kind, and whether it goes between slices."""
+    return collective["kind"] + (" (DCN)" if collective["network"] else "")
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -109,5 +123,6 @@ def _gib(size: int | None) -> str:
     return "?" if size is None else f"{size / GIB:.2f}"
 
 
-def _seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
+    """A time in the unit that fits it."""
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} us"

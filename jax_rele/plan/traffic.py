@@ -53,6 +53,10 @@ def _moved(module: Module, computation: Computation, instruction: Instruction) -
         return selected.bytes * (operands[0].shapes[0].in_hbm + selected.in_hbm)
     if op in _UPDATES:
         return 2 * operands[_UPDATES[op]].bytes
+    if op == "send":
+        return _in_hbm(*operands)
+    if op == "recv":
+        instruction = replace(instruction, shapes=instruction.shapes[:1])
     if op.endswith("-start"):
         # The result is a tuple that begins with the destination (copies) or with the operands (the others).
         results = slice(1) if op == "copy-start" else slice(len(operands), 2 * len(operands))

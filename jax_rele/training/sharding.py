@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_rele import config
@@ -49,7 +50,10 @@ def check_rows(
 
 
 def make_mesh(sizes: config.MeshConfig, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """A mesh over all devices. Raises UserError where the axes do not multiply to the number of devices."""
+    """A mesh over all devices. Raises UserError where the axes do not multiply to the number of devices.
+
+    Several slices of TPU pods (on GPUs, what JAX numbers as slices) are along data, then fsdp, then tensor.
+    """
     devices = jax.devices() if devices is None else devices
     shape = [sizes.data, sizes.fsdp, sizes.tensor]
     known = int(np.prod([size for size in shape if size > 0]))
@@ -58,7 +62,23 @@ def make_mesh(sizes: config.MeshConfig, devices: list[jax.Device] | None = None)
     if int(np.prod(shape)) != len(devices):
         named = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, shape))
         raise UserError(f"mesh: {named} does not make {len(devices)} devices; change `mesh` in the config")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+    across = spread(shape, slices)
+    within = [size // count for size, count in zip(shape, across)]
+    grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(grid, AXES, axis_types=types)
+
+
+def spread(shape: Sequence[int], slices: int) -> list[int]:
+    """How many slices each axis of a mesh of this shape spans, the first axes as many as they can."""
+    across = []
+    for size in shape:
+        across.append(math.gcd(size, slices))
+        slices //= across[-1]
+    return across
 
 
 def make_local_mesh(sizes: config.MeshConfig) -> jax.sharding.Mesh:

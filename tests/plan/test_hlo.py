@@ -194,6 +194,37 @@ def test_traffic_leaves_out_what_stays_in_a_cores_own_memory():
     assert traffic(TPU) == gather + scatter + 4 * 2 * chunk + chunk + counter
 
 
+SLICES = """HloModule jit_h, num_partitions=8
+
+ENTRY %main (x: f32[64,16]) -> (f32[64,16], f32[128,16]) {
+  %x = f32[64,16]{1,0} parameter(0)
+  %token = token[] after-all()
+  %all-reduce.1 = f32[64,16]{1,0} all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  %send.1 = (f32[64,16]{1,0}, u32[], token[]) send(%all-reduce.1, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"}, metadata={op_name="jit(h)/sum"}
+  %recv.1 = (f32[64,16]{1,0}, u32[], token[]) recv(%token), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent.1 = token[] send-done(%send.1), channel_id=2, is_host_transfer=true
+  %received.1 = (f32[64,16]{1,0}, token[]) recv-done(%recv.1), channel_id=1, is_host_transfer=true
+  %send.2 = (f32[64,16]{1,0}, u32[], token[]) send(%x, %token), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_megascale_target={{100000,300000},{100001,300001},{200000,400000},{200001,400001}},_xla_megascale_transfer_type="ALL_GATHER"}
+  %send.3 = (f32[64,16]{1,0}, u32[], token[]) send(%x, %token), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_megascale_target={{100000->300000},{300000->100000}},_xla_megascale_transfer_type="ONE_TO_ONE"}
+  %send.4 = (f32[64,16]{1,0}, u32[], token[]) send(%x, %token), channel_id=5, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="other"}
+  %sum = f32[64,16]{1,0} get-tuple-element(%received.1), index=0
+  ROOT %result = (f32[64,16]{1,0}) tuple(%sum)
+}
+"""  # noqa: E501
+
+
+def test_what_goes_between_slices_is_told_from_what_stays_in_one():
+    size = 64 * 16 * 4
+    assert [(x.kind, x.bytes, x.group, x.network, x.moved) for x in collectives(SLICES)] == [
+        ("all-reduce", size, 8, False, 2 * 7 / 8 * size),
+        ("all-reduce", size, 4, True, 2 * 3 / 4 * size),
+        ("all-gather", 2 * size, 2, True, size),
+        ("collective-permute", size, 2, True, size),
+    ]
+    # The all-reduce in the slice reads and writes, each send reads, and what arrives is written.
+    assert traffic(SLICES) == (2 + 4 + 1) * size
+
+
 # ---- traffic of real programs
 
 

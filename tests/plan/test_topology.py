@@ -12,6 +12,7 @@ from jax_rele.plan.topology import CHIPS, parse_topology
         ("v5e:4x4", "v5e", (4, 4), 16),
         ("v6e:2x4", "v6e", (2, 4), 8),
         ("v5p:2x2x2", "v5p", (2, 2, 2), 8),
+        ("16xv5e:16x16", "v5e", (16, 16), 4096),
         ("gpu:8xH100", "H100", (8,), 8),
         ("gpu:256xA100", "A100", (256,), 256),
         ("gpu:1xH200", "H200", (1,), 1),
@@ -34,6 +35,9 @@ def test_a_topology_is_a_chip_and_a_shape(text, chip, shape, devices):
         ("v5e:0x4", "v5e has 2 axes"),
         ("v5e:4x-4", "v5e has 2 axes"),
         ("v5e:4x4 ", "v5e has 2 axes"),
+        ("0xv5e:4x4", "unknown accelerator"),
+        ("4v5e:4x4", "unknown accelerator"),
+        ("2xgpu:8xH100", "unknown accelerator"),
         ("gpu:8xV100", "write gpu:COUNTxMODEL, e.g. gpu:8xH100, with A100, H100, H200"),
         ("gpu:H100", "write gpu:COUNTxMODEL"),
         ("gpu:0xH100", "write gpu:COUNTxMODEL"),
@@ -46,6 +50,20 @@ def test_a_bad_topology_is_refused_with_what_there_is(text, message):
     assert str(error.value).startswith(f"--topology {text}: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_several_slices_are_of_one_shape():
+    topology = parse_topology("4xv6e:16x16")
+    assert (topology.slices, topology.slice_name) == (4, "v6e:16x16")
+    assert parse_topology("v6e:16x16").slices == 1
+    # The links are those of a slice.
+    assert topology.bandwidth(16) == parse_topology("v6e:16x16").bandwidth(16)
+
+
+def test_the_network_of_a_pod_is_that_of_its_chips():
+    # Terabits a second of a pod of 256 chips; of v5p gigabits a second and chip.
+    assert {name: 256 * 8 * CHIPS[name].network / 1e12 for name in ("v5e", "v6e")} == {"v5e": 6.4, "v6e": 25.6}
+    assert 8 * CHIPS["v5p"].network / 1e9 == 50
 
 
 @pytest.mark.parametrize(

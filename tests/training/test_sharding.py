@@ -1,5 +1,6 @@
 """Where the presets' parameters live, and what a step sends over a mesh of 256 devices that are not here."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,7 +18,8 @@ from jax_rele.models import build_teacher
 from jax_rele.models.decoder import init_decoder
 from jax_rele.models.partitioning import AXES
 from jax_rele.plan.abstract import init_abstract, train_state
-from jax_rele.training import make_optimizer
+from jax_rele.training import make_mesh, make_optimizer
+from jax_rele.training.sharding import spread
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 
@@ -130,6 +132,31 @@ def test_the_optimizers_state_follows_what_it_belongs_to(name):
     assert len(moments) == 2 * sum(path.startswith("lora/") for path in GOLDEN)
     for path, x in moments.items():
         assert (x.shape, x.sharding.spec) == GOLDEN["lora/" + path.partition("lora/")[2]], path
+
+
+# ---- several slices
+
+
+@pytest.mark.parametrize(
+    ("shape", "slices", "across"),
+    [
+        ((16, 256, 1), 16, [16, 1, 1]),
+        ((32, 32, 4), 16, [16, 1, 1]),
+        ((1, 4096, 1), 16, [1, 16, 1]),
+        ((2, 8, 4), 4, [2, 2, 1]),
+        ((1, 1, 8), 2, [1, 1, 2]),
+        ((6, 2, 1), 4, [2, 2, 1]),
+    ],
+)
+def test_slices_are_along_the_first_axes_that_they_divide(shape, slices, across):
+    assert spread(shape, slices) == across
+
+
+def test_a_mesh_over_two_slices_has_one_along_data():
+    device = dataclasses.make_dataclass("Device", ["id", "slice_index", "platform", "device_kind"], frozen=True)
+    devices = [device(n, n // 4, "cpu", "cpu") for n in range(8)]
+    mesh = make_mesh(configs.MeshConfig(data=4, fsdp=1, tensor=2), devices)
+    assert [[device.id for device in row.flat] for row in mesh.devices] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 # ---- collectives on 256 devices
