@@ -1,12 +1,17 @@
 """What a step takes on more slices, against times reckoned by hand."""
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import pytest
 
 from jax_rele.plan.hlo import Collective
 from jax_rele.plan.scaling import network_seconds, scale
 from jax_rele.plan.topology import CHIPS
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "scripts"))
+import plan_scaling
 
 MB = 10**6
 REDUCED = Collective("all-reduce", 100 * MB, 4, 2, "gradient", network=True)
@@ -70,3 +75,24 @@ def test_each_slice_adds_its_tokens_until_the_network_limits():
 def test_a_slices_links_may_limit():
     compiled, step = plan(REDUCED, links=0.2)
     assert scale(compiled, step, 16).bound_by == "links"
+
+
+def test_a_batch_grows_with_the_chips_and_slices_are_replicas():
+    values = {}
+    for name, (file, chips) in plan_scaling.CONFIGS.items():
+        arguments = plan_scaling.options(plan_scaling.ROOT / "configs" / file, chips, 16)
+        values[name] = dict(zip(arguments[::2], arguments[1::2]))
+    # The configs have 32 rows on 16 chips and 16 rows on 8: two a chip.
+    assert [x["--finetune.optimization.batch_size"] for x in values.values()] == ["8192", "8192"]
+    assert [x["--distill.optimization.batch_size"] for x in values.values()] == ["65536", "131072"]
+    assert [x["--mesh.data"] for x in values.values()] == ["16", "-1"]
+
+
+def test_the_table_has_a_line_for_each_number_of_chips():
+    compiled, step = plan(REDUCED)
+    compiled = {**compiled, "chip": {"name": "v5e", **compiled["chip"]}, "steps": [{**step, "step": "finetune"}]}
+    assert plan_scaling.table([compiled]).splitlines()[2:] == [
+        "| v5e 256 | finetune | 100.0 ms | 50.0 ms | 60.0 ms | 0 us | compute | 50% | 2,500,000 |",
+        "| v5e 1,024 | finetune | 100.0 ms | 50.0 ms | 60.0 ms | 96.0 ms | compute | 50% | 10,000,000 |",
+        "| v5e 4,096 | finetune | 100.0 ms | 50.0 ms | 60.0 ms | 120.0 ms | DCN | 42% | 33,333,333 |",
+    ]
