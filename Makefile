@@ -63,7 +63,7 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck scripts/launch/*.sh scripts/launch/*.sbatch scripts/studies/*.sh
+	$(BIN)/shellcheck scripts/launch/*.sh scripts/launch/*.sbatch scripts/studies/*.sh scripts/bench/*.sh
 
 parity: .venv-parity/.installed
 	.venv-parity/bin/python -m pytest -n 0 tests/parity

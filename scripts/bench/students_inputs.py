@@ -28,7 +28,7 @@ def make(folder: Path, work: Work, weights: str) -> tuple[str, dict[str, str]]:
     Args:
       folder: where to.
       work: the sizes.
-      weights: the encoder's folder; "" for a tiny random one, which is written too.
+      weights: the encoder's folder; "" for a random one, which is written too.
 
     Returns:
       The encoder's folder, and for each student a description of its tokens and padding.
@@ -36,7 +36,7 @@ def make(folder: Path, work: Work, weights: str) -> tuple[str, dict[str, str]]:
     labelled = sample_pairs(max(work.pairs, work.train_batch * work.train_steps))
     texts = [(pair.query, pair.item.title) for pair in labelled]
     if not weights:
-        weights = random_encoder(Path(folder, "encoder"), [text for pair in texts for text in pair])
+        weights = random_encoder(Path(folder, "encoder"), [text for pair in texts for text in pair], *work.random)
     tokenizer = load_tokenizer(weights, ("pad", "cls", "sep"))
     write_pairs(folder, texts[: work.pairs])
     rows = {
@@ -64,16 +64,18 @@ def sample_pairs(count: int) -> list[Pair]:
     return selected
 
 
-def random_encoder(folder: Path, texts: Sequence[str]) -> str:
-    """A tiny encoder and its tokenizer in the Hugging Face form."""
-    tokenizer = train_tokenizer(texts, 2048, encoder=True)
+def random_encoder(
+    folder: Path, texts: Sequence[str], vocab_size: int, layers: int, width: int, heads: int, mlp_width: int
+) -> str:
+    """Writes an encoder, and a tokenizer of the texts with at most so many tokens, in the Hugging Face form."""
+    tokenizer = train_tokenizer(texts, vocab_size, encoder=True)
     source = folder.with_name("tokenizer")
     tokenizer.save_pretrained(source)
     # A BERT also reads the index of the text that a token is of.
     path = source / "tokenizer_config.json"
     names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     path.write_text(json.dumps(json.loads(path.read_text()) | names))
-    model = Encoder(EncoderConfig(len(tokenizer), 512, layers=2, width=32, heads=2, mlp_width=64))
+    model = Encoder(EncoderConfig(vocab_size, 512, layers=layers, width=width, heads=heads, mlp_width=mlp_width))
     ids = jnp.zeros((1, 4), jnp.int32)
 
     def outputs(model, ids):

@@ -33,7 +33,7 @@ class Work:
       train_steps: steps of the comparison of padded and bucketed batches.
       query_length, item_length: maximum tokens of the texts, the length of padded batches.
       repeats: times that each case is timed.
-      random: whether the encoder is a tiny random one.
+      random: (vocabulary, layers, width, heads, width of the MLP) of a random BERT; () for weights from a folder.
     """
 
     dtype: str
@@ -44,13 +44,14 @@ class Work:
     query_length: int
     item_length: int
     repeats: int
-    random: bool = False
+    random: tuple[int, ...] = ()
 
 
 WORKS = {
-    "tiny": Work("float32", 8, 4, 8, 2, 32, 160, 1, random=True),
+    "tiny": Work("float32", 8, 4, 8, 2, 32, 160, 1, random=(2048, 2, 32, 2, 64)),
     "cpu": Work("float32", 256, 32, 32, 4, 24, 72, 5),
     "gpu": Work("bfloat16", 16384, 256, 128, 16, 24, 72, 7),
+    "bert_base": Work("bfloat16", 8192, 256, 128, 16, 24, 72, 5, random=(30522, 12, 768, 12, 3072)),
 }
 
 

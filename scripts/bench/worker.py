@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import math
 import multiprocessing
 import os
 import resource
@@ -53,12 +54,16 @@ def _serve(pipe, module: str, environment: dict[str, str], arguments: tuple) -> 
 class Side:
     """A side's process; its methods block until the process has answered.
 
+    They raise RuntimeError where the case fails, EOFError where the process has ended, TimeoutError at the deadline.
+
     Attributes:
       about: the versions and the device of the side.
+      deadline: when the process is killed if it has not answered, by `time.monotonic`.
     """
 
-    def __init__(self, module: str, environment: dict[str, str], *arguments: Any):
+    def __init__(self, module: str, environment: dict[str, str], *arguments: Any, deadline: float = math.inf):
         context = multiprocessing.get_context("spawn")
+        self.deadline = deadline
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, module, environment, arguments), daemon=True)
         self._process.start()
@@ -67,6 +72,9 @@ class Side:
 
     def _ask(self, *order: Any) -> Any:
         self._pipe.send(order)
+        if self.deadline < math.inf and not self._pipe.poll(max(0.0, self.deadline - time.monotonic())):
+            self.kill()
+            raise TimeoutError
         good, answer = self._pipe.recv()
         if not good:
             raise RuntimeError(f"{' '.join(map(str, order))}:\n{answer}")
@@ -85,5 +93,11 @@ class Side:
         return self._ask("time")
 
     def close(self) -> None:
+        """Lets the process end; kills it where it does not."""
         self._pipe.close()
-        self._process.join()
+        self._process.join(None if self.deadline == math.inf else 10)
+        self.kill()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join(10)
