@@ -174,11 +174,11 @@ def time_apart(
                 case.missing[name] = refusal
                 continue
             print(f"{time.monotonic() - start:4.0f} s  {name}: {case.name}", file=sys.stderr)
-            deadline = min(end, time.monotonic() + CASE_SECONDS)
             try:
                 if side is None:
-                    side, abouts[name] = opened(open_side, name, deadline)
-                side.deadline = deadline
+                    side = opened(open_side, name, min(end, time.monotonic() + CASE_SECONDS))
+                    abouts[name] = side.about
+                side.deadline = min(end, time.monotonic() + CASE_SECONDS)
                 case = cases[number] = prepare(case, name, side, results[number])
                 runs = [side.time() for _ in range(repeats)]
                 case.seconds[name], case.cores[name] = (list(times) for times in zip(*runs))
@@ -199,12 +199,11 @@ class OpeningError(RuntimeError):
     """A side's process could not be made ready."""
 
 
-def opened(open_side: Callable[[str, float], Side], name: str, deadline: float) -> tuple[Side, str]:
+def opened(open_side: Callable[[str, float], Side], name: str, deadline: float) -> Side:
     try:
-        side = open_side(name, deadline)
+        return open_side(name, deadline)
     except (RuntimeError, EOFError, OSError) as error:
         raise OpeningError(reason(error)) from error
-    return side, side.about
 
 
 def reason(error: Exception) -> str:

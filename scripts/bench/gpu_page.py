@@ -26,8 +26,9 @@ HEAD = """# One GPU: the teacher and the students beside torch
 
 Nothing is downloaded: weights are random, of Qwen3-8B's shape for the teacher and of BERT-base's for the students, and
 the packages are those of `PYTHON` (`python3` by default). torch, peft and sentence-transformers are the other side;
-without them only our columns are filled. FOLDER (`runs/gpu` by default) gets the raw times as JSON, the logs and this
-page, which after a run on a GPU replaces `docs/benchmarks/gpu.md` too.
+without them only our columns are filled. What a machine without a network lacks can be installed from wheels into a
+folder of `PYTHONPATH`: `pip install --no-index --no-deps --target SITE *.whl`. FOLDER (`runs/gpu` by default) gets the
+raw times as JSON, the logs and this page, which after a run on a GPU replaces `docs/benchmarks/gpu.md` too.
 """
 NOT_RUN = """The script has not been run on a GPU yet, so there are no figures here; it has run whole on a CPU with tiny
 shapes. What was measured on two CPU cores is in [teacher.md](teacher.md) and [students.md](students.md).

@@ -68,7 +68,11 @@ class Side:
         self._process = context.Process(target=_serve, args=(theirs, module, environment, arguments), daemon=True)
         self._process.start()
         theirs.close()
-        self.about = self._ask("open")
+        try:
+            self.about = self._ask("open")
+        except BaseException:
+            self.kill()
+            raise
 
     def _ask(self, *order: Any) -> Any:
         self._pipe.send(order)

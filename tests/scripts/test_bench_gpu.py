@@ -1,11 +1,14 @@
 """The benchmark of a GPU: whole on a CPU at tiny shapes, what it says without a GPU, and that nothing holds it up."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -213,6 +216,19 @@ def test_fractions_are_of_measured_rates_and_of_the_datasheet_of_a_known_device(
     assert unknown.split("|")[6].strip() == "50% of matmul"
     # Without the measured rate there is no fraction.
     assert teacher.table(measured[2:3], "gpu", "jax 1, NVIDIA H200").splitlines()[2].split("|")[6].strip() == ""
+
+
+@pytest.mark.slow
+def test_what_the_benchmarks_import_is_looked_for(bench):
+    """Its list of packages is that of the modules that both sides of ours load, as far as they are dependencies."""
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    names = {re.split(r"[^\w.-]", line)[0].lower() for line in dependencies}
+    program = "import sys, ours, students_ours, students_inputs; print(*{name.split('.')[0] for name in sys.modules})"
+    environment = {**os.environ, "PYTHONPATH": f"{BENCH}{os.pathsep}{ROOT}", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    packages = importlib.metadata.packages_distributions()
+    loaded = {package.lower() for module in done.stdout.split() for package in packages.get(module, ())}
+    assert {package.lower() for package in bench["gpu_device"].OWN} >= names & loaded
 
 
 def test_a_small_gpu_is_named(bench):
