@@ -25,8 +25,8 @@ ENVIRONMENT = {
 }
 ALONE = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
 """What changes on our side of a GPU where no other process holds its memory."""
-CASE_SECONDS = 90
-"""After so long a case that does not end is given up, where the sides run one after the other."""
+CASE_SECONDS = {"cpu": 300, "gpu": 90}
+"""After so long a case that does not end is given up, where the sides run one after the other; by device."""
 
 Prepare = Callable[["Case", str, Side, dict[str, Any]], "Case"]
 """(case, name of a side, its process, results by side) -> the case; prepares it on that side and adds its result."""
@@ -142,11 +142,12 @@ def time_apart(
     prepare: Prepare,
     repeats: int,
     save: Callable[[dict[str, str]], None],
+    case_seconds: float,
 ) -> dict[str, str]:
     """Times all cases on one side and then on the other, so that one process at a time holds the device's memory.
 
     A case that fails on a side leaves the reason in `missing`, and the next one goes on. One that has not ended after
-    `CASE_SECONDS`, or when its side's time is up, is given up with its process; the next one gets a new process.
+    `case_seconds`, or when its side's time is up, is given up with its process; the next one gets a new process.
 
     Args:
       cases: changed to those that were timed.
@@ -155,6 +156,7 @@ def time_apart(
       prepare: see `Prepare`.
       repeats: runs of each case.
       save: called with the result whenever a case has ended.
+      case_seconds: the longest that a case, or the start of its process, may take.
 
     Returns:
       The versions and the device of each side that could be opened.
@@ -176,9 +178,9 @@ def time_apart(
             print(f"{time.monotonic() - start:4.0f} s  {name}: {case.name}", file=sys.stderr)
             try:
                 if side is None:
-                    side = opened(open_side, name, min(end, time.monotonic() + CASE_SECONDS))
+                    side = opened(open_side, name, min(end, time.monotonic() + case_seconds))
                     abouts[name] = side.about
-                side.deadline = min(end, time.monotonic() + CASE_SECONDS)
+                side.deadline = min(end, time.monotonic() + case_seconds)
                 case = cases[number] = prepare(case, name, side, results[number])
                 runs = [side.time() for _ in range(repeats)]
                 case.seconds[name], case.cores[name] = (list(times) for times in zip(*runs))

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from cases import (
     ALONE,
+    CASE_SECONDS,
     ENVIRONMENT,
     Case,
     format_notes,
@@ -182,7 +183,8 @@ def main(arguments: list[str] | None = None) -> None:
             # The models alone come last, after what both sides run from texts or in training.
             timed += sorted((case for part in parts for case in cases(part)), key=is_detail)
             seconds = {name: options.apart[name] for name in names}
-            abouts = time_apart(timed, seconds, open_side, get_ready, work.repeats, save)
+            longest = CASE_SECONDS[options.device]
+            abouts = time_apart(timed, seconds, open_side, get_ready, work.repeats, save, longest)
         else:
             for part in parts:
                 sides = {name: open_side(name) for name in names}

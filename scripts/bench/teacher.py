@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from cases import (
     ALONE,
+    CASE_SECONDS,
     ENVIRONMENT,
     Case,
     format_notes,
@@ -318,7 +319,8 @@ def main(arguments: list[str] | None = None) -> None:
 
         if options.apart:
             seconds = {name: options.apart[name] for name in names}
-            abouts = time_apart(timed, seconds, open_side, get_ready, shape.repeats, save)
+            longest = CASE_SECONDS[options.device]
+            abouts = time_apart(timed, seconds, open_side, get_ready, shape.repeats, save, longest)
         else:
             start = time.monotonic()
             sides = {name: open_side(name) for name in names}
