@@ -138,8 +138,9 @@ def _finetune(config: Config) -> Paths:
 
 
 def _prefer(config: Config) -> Paths:
-    unread = {"file": (), "samples": ("path",), "annotators": ("path", "samples", "temperature", "max_pairs")}
-    own = _fields(config, "prefer", unread[config.prefer.source])
+    sampling = ("samples", "temperature", "max_pairs")
+    unread = {"samples": ("path",), "annotators": ("path", *sampling), "file": sampling}
+    own = _fields(config, "prefer", ("enabled", *unread[config.prefer.source]))
     return ("seed", "labels.names", *own, *_teacher(config))
 
 
