@@ -51,8 +51,8 @@ def plan(slice_name: str, slices: int) -> PlanData:
 
 
 def rows(plan: PlanData) -> Iterator[list[str]]:
-    """A row of `COLUMNS` for each step of a plan and each number of `SLICES`."""
-    for step in plan["steps"]:
+    """A row of `COLUMNS` for each step of a plan that fits, and each number of `SLICES`."""
+    for step in filter(lambda step: step["fits"], plan["steps"]):
         for slices in SLICES:
             scaled = scale(plan, step, slices)
             times = [format_seconds(scaled.seconds[name]) for name in RESOURCES]

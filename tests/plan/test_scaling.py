@@ -26,6 +26,7 @@ def plan(*collectives, **seconds):
     times = {"compute": 0.1, "memory": 0.05, "links": 0.06, "network": 0.09, **seconds}
     step = {
         "tokens": MB,
+        "fits": True,
         "collectives": [dataclasses.asdict(one) for one in collectives],
         "seconds": times,
         "step_seconds": max(times.values()),
@@ -90,7 +91,7 @@ def test_a_batch_grows_with_the_chips_and_slices_are_replicas():
 
 def test_the_table_has_a_line_for_each_number_of_chips():
     compiled, step = plan(REDUCED)
-    compiled = {**compiled, "chip": {"name": "v5e", **compiled["chip"]}, "steps": [{**step, "step": "finetune"}]}
+    compiled = {**compiled, "chip": {"name": "v5e", **compiled["chip"]}, "steps": [{**step, "step": "finetune"}, {"fits": False}]}
     assert plan_scaling.table([compiled]).splitlines()[2:] == [
         "| v5e 256 | finetune | 100.0 ms | 50.0 ms | 60.0 ms | 0 us | compute | 50% | 2,500,000 |",
         "| v5e 1,024 | finetune | 100.0 ms | 50.0 ms | 60.0 ms | 96.0 ms | compute | 50% | 10,000,000 |",
