@@ -49,6 +49,9 @@ from jax_rele.names import SPLITS
 LEAKED, BAD = 3, 4
 """Row statuses beyond those of `deduplicate`."""
 
+_ROWS_OF_A_PART = 1 << 20
+"""Rows whose duplicates are looked for at a time."""
+
 
 @dataclass(frozen=True)
 class Ingested:
@@ -240,7 +243,7 @@ def _spool(
     counts["empty_shards"] = len(shards) - len(seen)
     if not counts["rows_with_html"]:
         del counts["rows_with_html"]
-    arrays = {name: np.concatenate(values) for name, values in facts.items()}
+    arrays = {name: np.concatenate(facts.pop(name)) for name in list(facts)}
     return arrays, {first_bad[reason]: count for reason, count in bad.items()}, kinds, counts
 
 
@@ -296,12 +299,18 @@ def _item_ids(table: pa.Table) -> list[str]:
 def _row_statuses(facts: dict[str, np.ndarray], spool: PairTable, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """[N] the status of each row, and [N] the row that replaces it or conflicts with it, -1 for none."""
     n_rows = len(facts["query"])
-    statuses, replacements = np.full(n_rows, deduplicate.SELECTED, np.int8), np.arange(n_rows)
+    index_type = np.int32 if n_rows < 2**30 else np.int64
+    statuses, replacements = np.full(n_rows, deduplicate.SELECTED, np.int8), np.arange(n_rows, dtype=index_type)
     # Ranks of texts by their bytes are those of Python's order: by code points.
-    facts["rank"] = pc.rank(spool.column("pair_id"), sort_keys="ascending", tiebreaker="dense").to_numpy()
+    ranks = pc.rank(spool.column("pair_id"), sort_keys="ascending", tiebreaker="dense")
+    facts["rank"] = ranks.to_numpy().astype(index_type)
+    del ranks
     if data.splits.existing == "ignore":
         facts["source_split"] = np.full(n_rows, NO_SPLIT, np.int8)
-    facts["query_split"] = strictest_source_splits(facts["query"], facts["source_split"])
+    facts["query_split"] = np.full(n_rows, NO_SPLIT, np.int8)
+    if (facts["source_split"] != NO_SPLIT).any():
+        for rows in _by_query(facts["query"]):
+            facts["query_split"][rows] = strictest_source_splits(facts["query"][rows], facts["source_split"][rows])
     leaked = (facts["source_split"] != NO_SPLIT) & (facts["source_split"] != facts["query_split"])
     if leaked.any() and data.splits.leakage == "refuse":
         row = int(np.flatnonzero(leaked)[0])
@@ -309,21 +318,32 @@ def _row_statuses(facts: dict[str, np.ndarray], spool: PairTable, data: DataConf
         raise UserError(f"{data.path}: {leak_error(spool[row], spool[int(np.flatnonzero(same)[0])])}")
     statuses[leaked] = LEAKED
 
-    remaining = np.flatnonzero(~leaked)
+    is_left = ~leaked
     while True:
-        key, label, rank, content = (facts[name][remaining] for name in ("judgement", "label", "rank", "content"))
-        statuses[remaining], other = deduplicate.resolve(key, label, rank, content, data.conflicts)
-        replacements[remaining] = np.where(other < 0, -1, remaining[other])
-        selected = remaining[statuses[remaining] == deduplicate.SELECTED]
-        _, first, inverse = np.unique(facts["rank"][selected], return_index=True, return_inverse=True)
-        namesakes = selected[first[inverse]]
+        for rows in _by_query(facts["query"]):
+            rows = rows[is_left[rows]]
+            key, label, rank, content = (facts[name][rows] for name in ("judgement", "label", "rank", "content"))
+            statuses[rows], other = deduplicate.resolve(key, label, rank, content, data.conflicts)
+            replacements[rows] = np.where(other < 0, -1, rows[other])
+        selected = np.flatnonzero(is_left & (statuses == deduplicate.SELECTED)).astype(index_type)
+        # Of several assignments to one index the last one counts: the first row with a pair_id.
+        first = np.empty(n_rows + 1, index_type)
+        first[facts["rank"][selected[::-1]]] = selected[::-1]
+        namesakes = first[facts["rank"][selected]]
         is_second = namesakes != selected
         if not is_second.any():
             return statuses, replacements
         # Without them others stand for what they judge.
         statuses[selected[is_second]] = BAD
         replacements[selected[is_second]] = namesakes[is_second]
-        remaining = np.setdiff1d(remaining, selected[is_second])
+        is_left[selected[is_second]] = False
+
+
+def _by_query(queries: np.ndarray) -> Iterator[np.ndarray]:
+    """The numbers of all rows, about `_ROWS_OF_A_PART` at a time; those of one query are in one part."""
+    n_parts = len(queries) // _ROWS_OF_A_PART + 1
+    for part in range(n_parts):
+        yield np.flatnonzero(queries % np.uint64(n_parts) == part) if n_parts > 1 else np.arange(len(queries))
 
 
 def _split(facts: dict[str, np.ndarray], spool: PairTable, is_selected: np.ndarray, data: DataConfig) -> np.ndarray:

@@ -229,8 +229,13 @@ def _rarest(query: str, frequency: Mapping[str, int]) -> int:
 def _strata(queries: np.ndarray, labels: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """[Q] distinct keys of queries, [N] the index of each row's, [Q] the label of each query's row of smallest rank."""
     keys, inverse = np.unique(queries, return_inverse=True)
-    order = np.lexsort((ranks, inverse))
-    return keys, inverse, labels[order[np.searchsorted(inverse[order], np.arange(len(keys)))]]
+    smallest = np.full(len(keys), ranks.max(initial=0), ranks.dtype)
+    np.minimum.at(smallest, inverse, ranks)
+    rows = np.flatnonzero(ranks == smallest[inverse])[::-1]
+    strata = np.empty(len(keys), labels.dtype)
+    # Of several assignments to one index the last one counts: the first row.
+    strata[inverse[rows]] = labels[rows]
+    return keys, inverse, strata
 
 
 def _interleave(keys: np.ndarray, strata: np.ndarray, members: np.ndarray) -> np.ndarray:

@@ -74,7 +74,9 @@ class PairTable(Sequence[Pair]):
     def column(self, name: str) -> pa.ChunkedArray:
         """[len] one column, e.g. `split`, without making pairs."""
         with reading_table(self.path):
-            return self._file.read(columns=[name]).column(name).take(self._rows)
+            column = self._file.read(columns=[name]).column(name)
+            is_whole = len(self._rows) == len(column) and (np.diff(self._rows) == 1).all()
+            return column if is_whole else column.take(self._rows)
 
     def tables(self) -> Iterator[pa.Table]:
         """The pairs as tables of some of them, without making pairs."""

@@ -401,3 +401,18 @@ def test_kinds_of_reasons_have_a_bound(tmp_path):
     source = write(tmp_path / "long.jsonl", [*plain(9), *rows])
     reasons = run(tmp_path / "long", source, max_bad_fraction=1.0, max_characters=100)[0].counts["reasons"]
     assert (sum(reasons.values()), len(reasons)) == (600, 6)
+
+
+@pytest.mark.parametrize("conflicts", ["majority", "first", "last", "drop"])
+def test_the_parts_by_query_do_not_change_the_result(conflicts, tmp_path, monkeypatch):
+    rows = [row(i % 190, f"query {i % 23}", [None, *NAMES][i % 4], item=f"i{i % 7}") for i in range(200)]
+    rows += [row(200 + i, f"query {i % 9}", NAMES[0], split=SPLITS[i % 2]) for i in range(18)]
+    source = write(tmp_path / "rows.jsonl", rows)
+    contents = []
+    for part in (1 << 20, 20):
+        monkeypatch.setattr("jax_rele.data.pairs.ingest._ROWS_OF_A_PART", part)
+        options = {"conflicts": conflicts, "splits": {"leakage": "drop"}, "max_bad_fraction": 1.0}
+        result, bad = run(tmp_path / f"{part}", source, **options)
+        assert {"conflict", "leaked"} <= set(bad)
+        contents.append([result.counts, *(path.read_bytes() for path in sorted((tmp_path / f"{part}").iterdir()))])
+    assert contents[0] == contents[1]
