@@ -1,6 +1,6 @@
 """Reads a source of any size into a table of pairs with their splits and a table of quarantined rows.
 
-The rows are read once. Valid ones go to a temporary table, and of each a few numbers stay in memory (41 bytes), from
+The rows are read once. Valid ones go to a temporary table, and of each a few numbers stay in memory (50 bytes), from
 which duplicates, conflicts and splits are decided; a second pass over the temporary table writes the selected rows.
 """
 

@@ -386,17 +386,37 @@ def _parse_group(
     Returns:
       The table and the facts of those that are read, and the indices of the others.
     """
-    reading, slow = parsing.reading, set[int]()
+    slow = set[int]()
+    columns, values = _read_columns(rows, layout, parsing, slow)
+    remaining = [i for i in range(len(rows)) if i not in slow]
+    counts.update(_count(columns, values, layout, parsing.reading, remaining, slow))
+    if None in values["label"] and not has_label_column(rows[0], parsing.reading):
+        counts[_WITHOUT_LABEL_COLUMN] += sum(values["label"][i] is None for i in remaining)
+
+    def select(column: list) -> list:
+        return [column[i] for i in remaining] if slow else column
+
+    texts = {
+        name: [""] * len(remaining) if column is None else select(column.texts) for name, column in columns.items()
+    }
+    return _to_table(texts, {name: select(column) for name, column in values.items()}, parsing), slow
+
+
+def _read_columns(
+    rows: list, layout: _Layout, parsing: Parsing, slow: set[int]
+) -> tuple[dict[str, _Texts | None], dict[str, list]]:
+    """The columns of texts, None for absent ones, and those of other values; rows that need more go to `slow`."""
+    reading = parsing.reading
     objects = list(map(itemgetter(layout.item), rows)) if layout.item is not None else []
 
-    def values(name: str) -> list | None:
+    def raw(name: str) -> list | None:
         if (source := layout.sources.get(name)) is None:
             return None
         is_inside, column = source
         return list(map(itemgetter(column), objects if is_inside else rows))
 
     def texts(name: str) -> _Texts | None:
-        read = values(name)
+        read = raw(name)
         if read is not None and name == "item.bullets" and not set(map(type, read)).isdisjoint((list, tuple)):
             read = _each(
                 read, lambda value: joined_text(value, name) if isinstance(value, list | tuple) else value, slow
@@ -404,7 +424,7 @@ def _parse_group(
         return None if read is None else _Texts(read, slow)
 
     def each(name: str, parse: Callable) -> list:
-        read = values(name)
+        read = raw(name)
         return [None] * len(rows) if read is None else _each(read, parse, slow)
 
     columns = {name: texts(name) for name in ("query", "locale", "pair_id", "item.id")}
@@ -417,7 +437,7 @@ def _parse_group(
     labels = each(
         "label", lambda value: parse_label(value, parsing.label_map, parsing.label_names, reading.name_of("aliases"))
     )
-    tags = each("query_tags", lambda value: parse_tags(value) if value != "" else None)
+    tags = each("query_tags", lambda value: None if type(value) is str and not value else parse_tags(value))
     frequencies = each("query_frequency", lambda value: parse_count(value, "query_frequency"))
     rare = each("long_tail", lambda value: parse_truth(value, "long_tail"))
     splits: list[str | None] = [None] * len(rows)
@@ -444,19 +464,37 @@ def _parse_group(
                 if longest and max(longest) > most:
                     slow.add(i)
 
-    # ---- the rows that remain
-    remaining = [i for i in range(len(rows)) if i not in slow] if slow else range(len(rows))
+    others = {"label": labels, "tags": tags, "query_frequency": frequencies, "long_tail": rare}
+    return columns, others | {"split": splits, "attributes": attributes}
 
-    def select(column: list) -> list:
-        return [column[i] for i in remaining] if slow else column
 
-    count = len(remaining)
-    read = {name: [""] * count if column is None else select(column.texts) for name, column in columns.items()}
-    labels, tags, frequencies, rare, splits, attributes = map(
-        select, (labels, tags, frequencies, rare, splits, attributes)
-    )
+def _count(
+    columns: Mapping[str, _Texts | None],
+    values: Mapping[str, list],
+    layout: _Layout,
+    reading: ReadOptions,
+    remaining: Sequence[int],
+    slow: set[int],
+) -> dict[str, int]:
+    """The rows with characters that are not shown, and with HTML where it is kept."""
+    invisible, with_html = set[int](), set[int]()
+    for name in ("query", *(f"item.{name}" for name in ITEM_FIELDS)):
+        if (column := columns[name]) is not None:
+            invisible.update(i for i in column.odd if i not in slow and _has_ignorable(column.texts[i]))
+            if column.has_markup and reading.html == "keep":
+                with_html.update(i for i in remaining if _has_html(column.texts[i]))
+    if layout.attributes is not None and reading.html == "keep":
+        pairs = values["attributes"]
+        with_html.update(i for i in remaining if any(_has_html(text) for _, text in pairs[i]))
+    return {_INVISIBLE: len(invisible), _HTML: len(with_html)}
+
+
+def _to_table(
+    read: dict[str, list[str]], values: Mapping[str, list], parsing: Parsing
+) -> tuple[pa.Table, dict[str, np.ndarray]]:
+    """Columns of texts and of other values as a table and facts; makes the ids that are missing."""
     fields = [read[f"item.{name}"] for name in ITEM_FIELDS]
-    queries, locales = read["query"], read["locale"]
+    queries, locales, attributes, tags = read["query"], read["locale"], values["attributes"], values["tags"]
     if "" in read["item.id"]:
         read["item.id"] = [
             item_id or text_id(Item("", **dict(zip(ITEM_FIELDS, texts)), attributes=pairs))
@@ -468,26 +506,13 @@ def _parse_group(
             pair_id or stable_id("pair", query, item_id, *([locale] if locale else []))
             for pair_id, query, item_id, locale in zip(read["pair_id"], queries, ids, locales)
         ]
-    if None in labels and not has_label_column(rows[0], reading):
-        counts[_WITHOUT_LABEL_COLUMN] += labels.count(None)
-    text_columns = [columns[name] for name in ("query", *(f"item.{name}" for name in ITEM_FIELDS))]
-    invisible, with_html = set[int](), set[int]()
-    for column in text_columns:
-        if column is not None:
-            invisible.update(i for i in column.odd if i not in slow and _has_ignorable(column.texts[i]))
-        if column is not None and column.has_markup and reading.html == "keep":
-            with_html.update(i for i in remaining if _has_html(column.texts[i]))
-    counts[_INVISIBLE] += len(invisible)
-    if reading.html == "keep":
-        if layout.attributes is not None:
-            with_html.update(i for i, pairs in zip(remaining, attributes) if any(_has_html(text) for _, text in pairs))
-        counts[_HTML] += len(with_html)
+    splits = values["split"]
     if parsing.default_split:
         splits = [split or parsing.default_split for split in splits]
 
     keys = [_query_key(query, parsing.seed) for query in queries]
     locale_keys = {locale: locale_key(locale) for locale in set(locales)}
-    rest = zip(attributes, tags, frequencies, rare)
+    rest = zip(attributes, tags, values["query_frequency"], values["long_tail"])
     contents = zip(queries, *fields, map(_repr, rest))
     facts = {
         "query": np.array(keys, np.uint64),
@@ -496,7 +521,7 @@ def _parse_group(
         ),
         "content": _hashes(map("\x1f".join, contents)),
         "by_text": np.array([item_id.startswith("item-") and is_text_id(item_id) for item_id in ids], np.bool_),
-        "label": _label_indices(labels, parsing),
+        "label": _label_indices(values["label"], parsing),
         "source_split": _split_indices(splits),
     }
     item_type = PAIRS.field("item").type
@@ -506,14 +531,14 @@ def _parse_group(
         "pair_id": read["pair_id"],
         "query": queries,
         "item": pa.StructArray.from_arrays(arrays, fields=list(item_type)),
-        "label": labels,
+        "label": values["label"],
         "locale": locales,
         "split": splits,
         "tags": [None if segments is None else [vars(tag) for tag in segments] for segments in tags],
-        "query_frequency": frequencies,
-        "long_tail": rare,
+        "query_frequency": values["query_frequency"],
+        "long_tail": values["long_tail"],
     }
-    return (pa.Table.from_pydict(table, schema=PAIRS), facts), slow
+    return pa.Table.from_pydict(table, schema=PAIRS), facts
 
 
 def _each(values: list, parse: Callable, slow: set[int]) -> list:
