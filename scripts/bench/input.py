@@ -11,9 +11,8 @@ pages of mapped files.
 
 With `--rows`, files of as many labelled rows are written instead, ten rows a query, and the stage `prepare` reads each,
 without candidates, in a process that may use one core and in one that may use all. Times are processor time of it and
-the processes that it starts, so that other work on the machine counts little; the growth is that of the peak memory of
-the process that may use one core, from a tenth of the rows to all. `--other` names another checkout of the package,
-which reads the same files in turn.
+the processes that it starts, so that other work on the machine counts little. `--other` names another checkout of the
+package, which reads the same files in turn.
 """
 
 from __future__ import annotations
@@ -271,7 +270,6 @@ def prepare_rows(path: str, one_core: bool, folder: Path) -> dict:
 
 def measure_rows(count: int, turns: int, other: str | None, folder: Path) -> str:
     """Runs `prepare` in turns; a Markdown table of the medians."""
-    small, large = write_rows(folder, count // 10), write_rows(folder, count)
     checkouts = [str(Path(__file__).parents[2]), *([other] if other else [])]
 
     def run(path: Path, one_core: bool, checkout: str) -> dict:
@@ -281,18 +279,17 @@ def measure_rows(count: int, turns: int, other: str | None, folder: Path) -> str
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
         return json.loads(done.stdout.splitlines()[-1])
 
-    header = ["file", "rows/s, one core", "rows/s of a core, all cores", "of them in the main process", "bytes a row"]
+    header = ["file", "rows/s, one core", "rows/s of a core, all cores", "of them in the main process"]
     lines = [f"| {' | '.join([*header, *(['the other, one core', 'times'] if other else [])])} |"]
     lines.append("|---" + "|---:" * (lines[0].count("|") - 2) + "|")
-    for few, many in zip(small, large):
+    for path in write_rows(folder, count):
         results: list[list[dict]] = []
         for _ in range(turns):
-            results.append([run(many, True, checkout) for checkout in checkouts] + [run(many, False, checkouts[0])])
+            results.append([run(path, True, checkout) for checkout in checkouts] + [run(path, False, checkouts[0])])
             print(json.dumps(results[-1]), file=sys.stderr, flush=True)
         speeds = [statistics.median(count / turn[i]["seconds"] for turn in results) for i in range(len(results[0]))]
         in_main = statistics.median(turn[-1]["own_seconds"] / turn[-1]["seconds"] for turn in results)
-        growth = (results[0][0]["mb"] - run(few, True, checkouts[0])["mb"]) * 2**20 / (count - count // 10)
-        cells = [many.suffix[1:], f"{speeds[0]:,.0f}", f"{speeds[-1]:,.0f}", f"{in_main:.0%}", f"{growth:.0f}"]
+        cells = [path.suffix[1:], f"{speeds[0]:,.0f}", f"{speeds[-1]:,.0f}", f"{in_main:.0%}"]
         cells += [f"{speeds[1]:,.0f}", f"{speeds[0] / speeds[1]:.1f}"] if other else []
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
