@@ -91,7 +91,8 @@ def test_a_batch_grows_with_the_chips_and_slices_are_replicas():
 
 def test_the_table_has_a_line_for_each_number_of_chips():
     compiled, step = plan(REDUCED)
-    compiled = {**compiled, "chip": {"name": "v5e", **compiled["chip"]}, "steps": [{**step, "step": "finetune"}, {"fits": False}]}
+    steps = [{**step, "step": "finetune"}, {"fits": False}]
+    compiled = {**compiled, "chip": {"name": "v5e", **compiled["chip"]}, "steps": steps}
     assert plan_scaling.table([compiled]).splitlines()[2:] == [
         "| v5e 256 | finetune | 100.0 ms | 50.0 ms | 60.0 ms | 0 us | compute | 50% | 2,500,000 |",
         "| v5e 1,024 | finetune | 100.0 ms | 50.0 ms | 60.0 ms | 96.0 ms | compute | 50% | 10,000,000 |",
