@@ -194,6 +194,8 @@ def time_apart(
             save(abouts)
         if side is not None:
             side.close()
+        # With the reasons of what was not run.
+        save(abouts)
     return abouts
 
 

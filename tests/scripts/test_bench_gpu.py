@@ -148,13 +148,15 @@ def timed(bench, tmp_path, monkeypatch):
         return case
 
     def run(kinds, seconds, theirs="good", case_seconds=60.0):
+        saved = []
         both = [cases.Case(kind, "runs", ("run", kind), ("run", "good"), 1) for kind in kinds]
         names = {"ours": "good", "theirs": theirs}
 
         def open_side(name, deadline):
             return bench["worker"].Side("fake_side", {}, names[name], deadline=deadline)
 
-        abouts = cases.time_apart(both, seconds, open_side, prepare, 2, lambda abouts: None, case_seconds)
+        abouts = cases.time_apart(both, seconds, open_side, prepare, 2, saved.append, case_seconds)
+        assert saved[-1] == abouts
         return both, abouts
 
     return run
