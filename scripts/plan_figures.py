@@ -20,9 +20,10 @@ FIGURES = ROOT / "tests" / "plan" / "tpu_figures.json"
 SHAPE = {"layers": 2, "width": 256, "heads": 4, "kv_heads": 2, "head_dim": 128, "mlp_width": 512}
 TEACHER = ("finetune", "score", "generate")
 SLICES = {
-    "v5e:2x4": ((2, 2, 2), TEACHER),
+    "v5e:2x4": ((2, 2, 2), (*TEACHER, "prefer")),
     "v6e:2x4": ((2, 2, 2), ("finetune", "score")),
     "v5e:16x16": ((4, 32, 2), TEACHER),
+    "2xv5e:2x2": ((2, 2, 2), ("distill",)),
 }
 """Topology -> (the sizes of the mesh's axes data, fsdp and tensor; which steps)."""
 ROWS = {8: 16, 256: 256}
@@ -36,6 +37,8 @@ def plan(topology: str) -> dict[str, dict]:
     options = [text for name, size in SHAPE.items() for text in (f"--teacher.random.{name}", str(size))]
     options += [text for name, size in zip(("data", "fsdp", "tensor"), sizes) for text in (f"--mesh.{name}", str(size))]
     options += ["--finetune.optimization.batch_size", rows, "--score.batch_size", rows]
+    options += ["--prefer.enabled", "true", "--prefer.optimization.batch_size", rows]
+    options += ["--distill.optimization.batch_size", rows, "--student.random.layers", "1"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         config = str(ROOT / "configs" / "demo_from_scratch.yaml")
