@@ -101,7 +101,7 @@ def explain(run: Path, query: str, **texts: str) -> None:
 
 
 @command(
-    argument("run", type=Path, metavar="RUN", help="folder of a finished run; the teacher needs finetune alone"),
+    argument("run", type=Path, metavar="RUN", help="folder of a finished run; the teacher needs its own stages alone"),
     argument("--output", required=True, type=Path, metavar="FOLDER", help="new folder to write"),
     argument("--model", choices=MODELS, default="teacher", help="by default the teacher"),
     argument("--recipe", help="of the student; by default mkd, or the last one that the run trained"),

@@ -32,7 +32,7 @@ class PreferConfig(Section):
     loss: PreferenceLoss = "dpo"
     """DPO (arXiv 2305.18290), its hinge form (2309.06657), IPO (2310.12036), ORPO (2403.07691) or SimPO (2405.14734).
     """
-    beta: Annotated[float, Field(gt=0)] | None = None
+    beta: Annotated[float | None, Field(gt=0)] = None
     """Strength of a preference in the loss, see there; by default 0.1, and 2.0 of SimPO."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Probability that a preference is the wrong way round (cDPO); `dpo` alone reads it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from jax_rele.types import Pair, Rationale
 LABEL, VERDICTS = "label", "verdicts"
 """The reasons of preferences that are made: the label agrees with the human one; more verdicts are verified."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELDS = ("pair_id", "chosen", "rejected", "reason")
 
 
@@ -37,10 +39,14 @@ class Preference:
     reason: str = ""
 
     def __post_init__(self):
-        if self.chosen == self.rejected:
+        if _without_order(self.chosen) == _without_order(self.rejected):
             raise ValueError("chosen and rejected are equal")
         if self.chosen.label is None or self.rejected.label is None:
             raise ValueError("a side has no label")
+
+
+def _without_order(rationale: Rationale) -> tuple[str | None, frozenset]:
+    return rationale.label, frozenset(rationale.comparisons)
 
 
 def write_preferences(path: str | Path, preferences: Iterable[Preference]) -> None:
@@ -52,15 +58,19 @@ def write_preferences(path: str | Path, preferences: Iterable[Preference]) -> No
 
 
 def read_preferences(
-    path: str | Path, pair_ids: Collection[str], labels: Collection[str], held_out: Collection[str] = ()
+    path: str | Path,
+    pair_ids: Collection[str],
+    labels: Collection[str],
+    dimensions: Collection[str],
+    held_out: Collection[str] = (),
 ) -> list[Preference]:
     """The preferences of a file of JSON lines.
 
     Args:
       path: rows `{"pair_id": "1", "chosen": "…", "rejected": "…", "reason"?: "…"}`; both sides are rationales in the
-        grammar of `jax_rele.rationale`, in any order of its lines; an id may be a whole number.
+        grammar of `jax_rele.rationale`, with the label first or last; an id may be a whole number.
       pair_ids: the pairs that preferences may be of.
-      labels: the labels that there are.
+      labels, dimensions: those that there are.
       held_out: pairs that models are evaluated on, which no preference may be of.
 
     Raises:
@@ -70,8 +80,8 @@ def read_preferences(
     for number, line in enumerate(text_lines(path), 1):
         if line.strip():
             try:
-                preferences.append(_read_row(line, pair_ids, labels, held_out))
-            except ValueError as error:
+                preferences.append(_read_row(line, pair_ids, labels, dimensions, held_out))
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: {error}; correct the row or take it out") from None
     if not preferences:
         raise UserError(f"{path}: there is no preference; write one JSON object a line")
@@ -88,7 +98,7 @@ def make_preferences(
     At most two for a pair. `label`: a rationale whose label is the human one against one whose label is not.
     `verdicts`: of two with the right label, the one with most verdicts as in a reference against the one with fewest.
     Where several qualify the first is taken; the side against a wrong label is the one with most verdicts as in the
-    reference.
+    reference. A pair whose reference has another label than the human one gives none: it is in dispute.
 
     Args:
       pairs: pairs with a label.
@@ -96,18 +106,21 @@ def make_preferences(
       references: for each pair what verdicts are verified against, by rules or by people; None where there is none.
 
     Returns:
-      The preferences, in the order of the pairs, and counts: `label` and `verdicts` by kind, and `ties`, the pairs that
-      gave none.
+      The preferences, in the order of the pairs, and counts: `label` and `verdicts` by kind; of the pairs that gave
+      none `disputed`, and `ties`, the others.
 
     Raises:
       ValueError: a pair has no label, or the lengths differ.
     """
     references = [None] * len(pairs) if references is None else references
     preferences: list[Preference] = []
-    ties = 0
+    ties = disputed = 0
     for pair, reference, drawn in zip(pairs, references, rationales, strict=True):
         if pair.label is None:
             raise ValueError(f"the pair {pair.pair_id!r} has no label")
+        if reference is not None and reference.label not in (None, pair.label):
+            disputed += 1
+            continue
         texts = list(dict.fromkeys(each for each in drawn if isinstance(each, Rationale) and each.label is not None))
         verified = {each: _verified(each, reference) for each in texts}
         right = sorted((each for each in texts if each.label == pair.label), key=lambda each: -verified[each])
@@ -120,7 +133,7 @@ def make_preferences(
             preferences.append(Preference(pair.pair_id, right[0], worst, VERDICTS))
         ties += len(preferences) == before
     counts = {kind: sum(each.reason == kind for each in preferences) for kind in (LABEL, VERDICTS)}
-    return preferences, {**counts, "ties": ties}
+    return preferences, {**counts, "ties": ties, "disputed": disputed}
 
 
 def _verified(rationale: Rationale, reference: Rationale | None) -> int:
@@ -129,8 +142,19 @@ def _verified(rationale: Rationale, reference: Rationale | None) -> int:
     return sum(rationale.verdict(each.dimension) == each.verdict for each in comparisons)
 
 
-def _read_row(line: str, pair_ids: Collection[str], labels: Collection[str], held_out: Collection[str]) -> Preference:
-    row = json.loads(line, object_pairs_hook=unique_keys)
+def _read_row(
+    line: str,
+    pair_ids: Collection[str],
+    labels: Collection[str],
+    dimensions: Collection[str],
+    held_out: Collection[str],
+) -> Preference:
+    try:
+        row = json.loads(line, object_pairs_hook=unique_keys, parse_int=_parse_int)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is no JSON ({error.msg} at character {error.pos + 1})") from None
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
     if not isinstance(row, dict):
         raise ValueError("is no JSON object")
     unknown = [name for name in row if name not in _FIELDS]
@@ -142,19 +166,29 @@ def _read_row(line: str, pair_ids: Collection[str], labels: Collection[str], hel
     wrong = [name for name in _FIELDS if not isinstance(texts.get(name), str)]
     if wrong:
         raise ValueError(f"{wrong[0]} is missing or no text")
+    if any(_SURROGATE.search(texts[name]) for name in _FIELDS):
+        raise ValueError("has half a character (a surrogate without its other half)")
     if texts["pair_id"] in held_out:
         raise ValueError(f"the pair {texts['pair_id']!r} is held out for evaluation; take a training pair")
     if texts["pair_id"] not in pair_ids:
         raise ValueError(f"there is no pair {texts['pair_id']!r}")
-    chosen, rejected = (_read_side(name, texts[name], labels) for name in ("chosen", "rejected"))
+    chosen, rejected = (_read_side(name, texts[name], labels, dimensions) for name in ("chosen", "rejected"))
     return Preference(texts["pair_id"], chosen, rejected, texts["reason"])
 
 
-def _read_side(name: str, text: str, labels: Collection[str]) -> Rationale:
+def _parse_int(digits: str) -> int | str:
+    """A number as far as it can be an id; Python refuses those of thousands of digits."""
+    return int(digits) if len(digits) < 100 else digits
+
+
+def _read_side(name: str, text: str, labels: Collection[str], dimensions: Collection[str]) -> Rationale:
     try:
         rationale = parse(text)
     except ParseError as error:
         raise ValueError(f"{name} is no rationale in the grammar ({error})") from None
     if rationale.label not in labels:
         raise ValueError(f"{name} must have one of the labels {', '.join(labels)}, got {rationale.label!r}")
+    unknown = [each.dimension for each in rationale.comparisons if each.dimension not in dimensions]
+    if unknown:
+        raise ValueError(f"{name} compares {unknown[0]!r}; the dimensions are {', '.join(dimensions)}")
     return rationale

@@ -141,7 +141,8 @@ def _prefer(config: Config) -> Paths:
     sampling = ("samples", "temperature", "max_pairs")
     unread = {"samples": ("path",), "annotators": ("path", *sampling), "file": sampling}
     own = _fields(config, "prefer", ("enabled", *unread[config.prefer.source]))
-    return ("seed", "labels.names", *own, *_teacher(config))
+    fold = ("data.splits.fold",) if config.prefer.source == "file" else ()
+    return ("seed", "labels.names", *fold, *own, *_teacher(config))
 
 
 def _preferred(config: Config) -> Paths:

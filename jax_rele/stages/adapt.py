@@ -79,6 +79,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     )
     counts = {"pairs": len(crossed), "rows": len(arrays["targets"]), "steps": optimization.steps, **loss.counts()}
     if distributed.on_main((run_dir / layout.BASE).exists):
+        clear(run_dir / "adapt" / "checkpoints")
         return counts  # an earlier attempt ended after the base was written and before its manifest was
 
     # What learns is kept in float32, whatever the precision of the activations; later stages load it in theirs.

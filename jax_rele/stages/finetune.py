@@ -56,6 +56,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     )
     counts = {"pairs": len(pairs), "rows": len(arrays["targets"]), "steps": optimization.steps, **loss.counts()}
     if distributed.on_main((run_dir / layout.LORA).exists):
+        clear(run_dir / "finetune" / "checkpoints")
         return counts  # an earlier attempt ended after the adapters were written and before the manifest was
 
     mesh, tx = make_mesh(config.mesh), make_optimizer(optimization)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -60,13 +61,14 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     prefer, optimization, directory = config.prefer, config.prefer.optimization, run_dir / "prefer"
     counts = collect(config, run_dir)
     model, tokenizer = teacher_model(config, run_dir)
-    pairs = _pairs(run_dir)
-    preferences = read_preferences(run_dir / layout.PREFERENCES, pairs, config.labels.names)
-    texts = encode(config, tokenizer, pairs, preferences)
+    preferences = _read(config, run_dir, run_dir / layout.PREFERENCES)
+    texts = encode(config, tokenizer, _pairs(run_dir, {each.pair_id for each in preferences}), preferences)
+    distributed.on_main(partial(check_teacher_texts, config, "prefer", texts.loss))
     counts |= {"preferences": len(texts.prompts), "equal_as_tokens": len(preferences) - len(texts.prompts)}
     rows = preference_rows(texts.prompts, texts.chosen, texts.rejected, tokenizer.pad_token_id, prefer.pack_to)
     counts |= {"rows": len(rows["preferences"]), "steps": optimization.steps, **texts.loss.counts()}
     if distributed.on_main((run_dir / layout.PREFERRED_LORA).exists):
+        clear(directory / "checkpoints")
         return counts  # an earlier attempt ended after the adapters were written and before the manifest was
 
     mesh, tx = make_mesh(config.mesh), make_optimizer(optimization)
@@ -168,10 +170,12 @@ def _from_samples(config: Config, run_dir: Path) -> dict[str, object]:
         counts.update(json.loads(path.with_suffix(".json").read_text("utf-8")))
     text = "".join(path.read_text("utf-8") for path in paths)
     if not text:
+        # They are worth nothing, and would bind the stage to what is to be changed.
+        shutil.rmtree(run_dir / "prefer" / "shards")
         raise UserError(
             f"prefer: the {config.prefer.samples} rationales that the teacher drew for each of {len(pairs)} pairs give "
-            "no preference: their labels are all right or all wrong; raise prefer.samples or prefer.temperature, or "
-            "set prefer.enabled: false"
+            "no preference: of each pair their labels are all right or all wrong; raise prefer.samples or "
+            "prefer.temperature, or set prefer.enabled: false"
         )
     write_text(run_dir / layout.PREFERENCES, text)
     return {"pairs": len(pairs), **counts}
@@ -203,19 +207,47 @@ def _from_annotators(config: Config, run_dir: Path) -> dict[str, object]:
 
 def _from_file(config: Config, run_dir: Path) -> dict[str, object]:
     held_out = {pair.pair_id for split in ("validation", "test") for pair in layout.load_pairs(run_dir, split)}
-    preferences = read_preferences(config.prefer.path, _pairs(run_dir), config.labels.names, held_out)
+    counts: dict[str, object] = {}
+    if config.data.splits.fold is None:
+        preferences = _read(config, run_dir, config.prefer.path, refused=held_out)
+    else:
+        # A file is of all queries, some of which every fold holds out.
+        everyone = _read(config, run_dir, config.prefer.path, known=held_out)
+        preferences = [each for each in everyone if each.pair_id not in held_out]
+        counts["held_out"] = len(everyone) - len(preferences)
+        if not preferences:
+            raise UserError(f"{config.prefer.path}: all preferences are of pairs that this fold holds out; add others")
+    tokenizer = teacher_model(config, run_dir)[1]
+    # What is refused is refused before anything is written, so that the file can be corrected.
+    encode(config, tokenizer, _pairs(run_dir, {each.pair_id for each in preferences}), preferences)
     write_preferences(run_dir / layout.PREFERENCES, preferences)
-    return {"pairs": len({preference.pair_id for preference in preferences})}
+    return {"pairs": len({preference.pair_id for preference in preferences}), **counts}
+
+
+def _read(
+    config: Config,
+    run_dir: Path,
+    path: str | Path,
+    *,
+    known: Collection[str] = (),
+    refused: Collection[str] = (),
+) -> list[Preference]:
+    """The preferences of a file, of training, unlabelled and `known` pairs."""
+    ids = {pair.pair_id for pair in layout.load_pairs(run_dir, "train")}
+    ids.update(PairTable(run_dir / layout.UNLABELLED).column("pair_id").to_pylist(), known)
+    return read_preferences(path, ids, config.labels.names, config.rationale.dimensions, refused)
 
 
 def _shard(run_dir: Path, number: int) -> Path:
     return run_dir / "prefer" / "shards" / f"{number:05d}.jsonl"
 
 
-def _pairs(run_dir: Path) -> dict[str, Pair]:
-    """All pairs that preferences may be of."""
-    pairs = [*layout.load_pairs(run_dir, "train"), *PairTable(run_dir / layout.UNLABELLED)]
-    return {pair.pair_id: pair for pair in pairs}
+def _pairs(run_dir: Path, ids: Collection[str]) -> dict[str, Pair]:
+    """The training and unlabelled pairs of these ids."""
+    unlabelled = PairTable(run_dir / layout.UNLABELLED)
+    rows = [row for row, pair_id in enumerate(unlabelled.column("pair_id").to_pylist()) if pair_id in ids]
+    pairs = [*layout.load_pairs(run_dir, "train"), *unlabelled.select(np.array(rows, np.int64))]
+    return {pair.pair_id: pair for pair in pairs if pair.pair_id in ids}
 
 
 def _before(config: Config) -> Config:
@@ -252,47 +284,51 @@ def encode(
     """Tokens of preferences without those whose sides are the same tokens, as where they differ in what is cut.
 
     Raises:
-      UserError: none is left, the prompts lack too much of the texts, or a preference is longer than a packed row.
+      UserError: none is left, or a preference is longer than a packed row.
     """
     teacher, question = config.teacher, teacher_question(config, tokenizer)
     encoder = AnswerEncoder(tokenizer, teacher.order, teacher.value_length, chat=question.chat)
     sides = [(encoder(preference.chosen), encoder(preference.rejected)) for preference in preferences]
     differing = [index for index, (chosen, rejected) in enumerate(sides) if chosen.ids != rejected.ids]
     if not differing:
-        raise UserError(
-            f"prefer: the two rationales of all {len(preferences)} preferences are the same tokens; raise "
-            f"teacher.value_length ({teacher.value_length})"
-        )
+        fix = f"raise teacher.value_length ({teacher.value_length})"
+        if teacher.order == "label_only":
+            fix = "teacher.order is label_only: give each preference two labels, or set another order"
+        raise UserError(f"prefer: the two sides of all {len(preferences)} preferences are the same tokens; {fix}")
     pair_ids = [preferences[index].pair_id for index in differing]
     # A pair's prompt is read once, however many preferences are of it.
     distinct = list(dict.fromkeys(pair_ids))
     losses: list[np.ndarray] = []
     asked = [pairs[pair_id] for pair_id in distinct]
     encoded = encode_prompts(tokenizer, asked, config.data.item_fields, teacher.prompt_length, *question, losses)
-    loss = summarize(losses)
-    distributed.on_main(partial(check_teacher_texts, config, "prefer", loss))
     prompt_of = dict(zip(distinct, encoded))
     texts = PreferenceTexts(
         pair_ids,
         [prompt_of[pair_id] for pair_id in pair_ids],
         [sides[index][0] for index in differing],
         [sides[index][1] for index in differing],
-        loss,
+        summarize(losses),
     )
-    _check_packing(texts, config.prefer.pack_to)
+    _check_packing(config, texts)
     return texts
 
 
-def _check_packing(texts: PreferenceTexts, pack_to: int) -> None:
+def _check_packing(config: Config, texts: PreferenceTexts) -> None:
+    pack_to = config.prefer.pack_to
     sizes = [
         2 * len(prompt) + len(chosen.ids) + len(rejected.ids) - 2
         for prompt, chosen, rejected in zip(texts.prompts, texts.chosen, texts.rejected)
     ]
     if 0 < pack_to < max(sizes):
-        longest = max(sizes)
+        longest, folder = max(sizes), config.run_dir / "prefer"
+        drawn = ""
+        if config.prefer.source != "file":
+            drawn = (
+                f"; then delete {folder}: to draw nothing again, copy its preferences.jsonl before, for source: file"
+            )
         raise UserError(
             f"prefer.pack_to: the two texts of a preference of the pair {texts.pair_ids[sizes.index(longest)]!r} take "
-            f"{longest} tokens, a row has {pack_to}; make it {longest} or more, or 0 for one preference a row"
+            f"{longest} tokens, a row has {pack_to}; make it {longest} or more, or 0 for one preference a row{drawn}"
         )
 
 

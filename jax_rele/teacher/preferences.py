@@ -45,13 +45,15 @@ class PreferenceOutputs:
 def preference_apply(model: Decoder, *, chunk_size: int = CHUNK) -> Apply:
     """A function like `model.apply` from the `inputs` of `preference_rows` to `PreferenceOutputs`.
 
+    Dropout is off in training too, as the reference has none: with it the log-ratios would be noise.
+
     Args:
       model: the decoder.
       chunk_size: positions, counted over all rows, whose logits exist at a time.
     """
 
-    def apply(variables, tokens, segments, positions, targets, targets_mask, preferences, **options):
-        outputs: Any = model.apply(variables, tokens, segments=segments, positions=positions, **options)
+    def apply(variables, tokens, segments, positions, targets, targets_mask, preferences, **_):
+        outputs: Any = model.apply(variables, tokens, segments=segments, positions=positions, deterministic=True)
         log_probs, lengths = losses.sequence_log_probs(
             outputs.hidden,
             outputs.output_embedding,
@@ -179,7 +181,7 @@ def compute_log_probs(
 
     @partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
     def log_probs(variables, inputs):
-        outputs = apply(variables, **inputs, deterministic=True)
+        outputs = apply(variables, **inputs)
         return jnp.stack([outputs.chosen_log_probs, outputs.rejected_log_probs], -1)
 
     numbers, indices = rows["preferences"], local_row_indices(mesh, batch_size)

@@ -9,7 +9,7 @@ from jax_rele.errors import UserError
 from jax_rele.rationale import ParseFailure, render
 from jax_rele.types import Comparison, Item, Pair, Rationale
 
-LABELS = ("Exact", "Irrelevant")
+LABELS, DIMENSIONS = ("Exact", "Irrelevant"), ("brand", "color")
 PAIR = Pair("1", "red shoes", Item("B", "Acme; red | shoes"), label="Exact")
 
 
@@ -30,12 +30,12 @@ def write(tmp_path, *rows):
 def test_what_is_written_is_read(tmp_path):
     preferences = [Preference("1", GOOD, BAD, "étiquette\u2028"), Preference("2", GOOD, WEAK)]
     write_preferences(tmp_path / "a.jsonl", preferences)
-    assert read_preferences(tmp_path / "a.jsonl", {"1", "2"}, LABELS) == preferences
+    assert read_preferences(tmp_path / "a.jsonl", {"1", "2"}, LABELS, DIMENSIONS) == preferences
 
 
 def test_lines_of_a_side_may_be_in_any_order_and_the_reason_may_be_missing(tmp_path):
     path = write(tmp_path, ROW | {"chosen": render(GOOD, "label_first"), "pair_id": 1}, "")
-    assert read_preferences(path, {"1"}, LABELS) == [Preference("1", GOOD, BAD)]
+    assert read_preferences(path, {"1"}, LABELS, DIMENSIONS) == [Preference("1", GOOD, BAD)]
 
 
 @pytest.mark.parametrize(
@@ -53,20 +53,28 @@ def test_lines_of_a_side_may_be_in_any_order_and_the_reason_may_be_missing(tmp_p
         (ROW | {"pair_id": 9}, "the pair '9' is held out for evaluation"),
         (ROW | {"why": ""}, "unknown field 'why'; a preference has pair_id"),
         ("[]", "is no JSON object"),
-        ("{", "Expecting property name"),
+        ("{", "is no JSON .Expecting property name"),
+        ('{"pair_id":' + "[" * 100_000, "is nested too deep"),
+        (ROW | {"reason": "\ud800"}, "has half a character"),
+        (
+            ROW | {"chosen": "size: a | b | match\nlabel: Exact"},
+            "chosen compares 'size'; the dimensions are brand, color",
+        ),
+        (ROW | {"rejected": "\n".join(reversed(ROW["chosen"].splitlines()))}, "chosen and rejected are equal"),
+        ('{"pair_id": ' + "1" * 5000 + "}", "chosen is missing or no text"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, row, message):
     with pytest.raises(UserError, match=rf"preferences.jsonl, line 2: {message}") as error:
-        read_preferences(write(tmp_path, ROW, row), {"1"}, LABELS, {"9"})
+        read_preferences(write(tmp_path, ROW, row), {"1"}, LABELS, DIMENSIONS, {"9"})
     assert "\n" not in str(error.value)
 
 
 def test_files_without_preferences_are_refused(tmp_path):
     with pytest.raises(UserError, match="there is no preference"):
-        read_preferences(write(tmp_path, ""), {"1"}, LABELS)
+        read_preferences(write(tmp_path, ""), {"1"}, LABELS, DIMENSIONS)
     with pytest.raises(UserError, match="cannot be read"):
-        read_preferences(tmp_path / "none.jsonl", {"1"}, LABELS)
+        read_preferences(tmp_path / "none.jsonl", {"1"}, LABELS, DIMENSIONS)
 
 
 def of_pair(*drawn, reference=None):
@@ -75,19 +83,28 @@ def of_pair(*drawn, reference=None):
 
 
 def test_the_right_label_is_preferred():
-    assert of_pair(BAD, WEAK, GOOD) == ([Preference("1", WEAK, BAD, "label")], {"label": 1, "verdicts": 0, "ties": 0})
+    assert of_pair(BAD, WEAK, GOOD) == (
+        [Preference("1", WEAK, BAD, "label")],
+        {"label": 1, "verdicts": 0, "ties": 0, "disputed": 0},
+    )
 
 
 def test_verdicts_are_compared_where_labels_agree():
     expected = [Preference("1", GOOD, BAD, "label"), Preference("1", GOOD, WEAK, "verdicts")]
-    assert of_pair(BAD, WEAK, GOOD, reference=GOOD) == (expected, {"label": 1, "verdicts": 1, "ties": 0})
+    assert of_pair(BAD, WEAK, GOOD, reference=GOOD) == (expected, {"label": 1, "verdicts": 1, "ties": 0, "disputed": 0})
 
 
 @pytest.mark.parametrize("drawn", [(), (GOOD, GOOD), (BAD, rationale("Irrelevant")), (GOOD, ParseFailure("cut"))])
 def test_samples_of_one_kind_are_ties(drawn):
-    assert make_preferences([PAIR], [drawn], [GOOD]) == ([], {"label": 0, "verdicts": 0, "ties": 1})
+    assert make_preferences([PAIR], [drawn], [GOOD]) == ([], {"label": 0, "verdicts": 0, "ties": 1, "disputed": 0})
 
 
 def test_pairs_without_a_label_are_refused():
     with pytest.raises(ValueError, match="the pair '2' has no label"):
         make_preferences([Pair("2", "shoes", Item("B", "shoes"))], [[GOOD]])
+
+
+def test_a_pair_in_dispute_gives_none():
+    """What the teacher learnt to write must not be what is rejected."""
+    expected = {"label": 0, "verdicts": 0, "ties": 0, "disputed": 1}
+    assert of_pair(GOOD, BAD, reference=BAD) == ([], expected)

@@ -70,7 +70,9 @@ def test_the_teacher_is_the_one_that_is_trained_on_preferences(tiny):
 def test_a_preference_is_a_rationale_with_the_human_label_against_one_without(tiny):
     settings, run_dir = pipeline.read_config(tiny[1]), tiny[1]
     labels = {pair.pair_id: pair.label for pair in layout.load_pairs(run_dir, "train")}
-    preferences = read_preferences(run_dir / layout.PREFERENCES, labels, settings.labels.names)
+    preferences = read_preferences(
+        run_dir / layout.PREFERENCES, labels, settings.labels.names, settings.rationale.dimensions
+    )
     counts = json.loads((run_dir / "prefer" / "manifest.json").read_text())["counts"]
     assert counts["pairs"] == settings.prefer.max_pairs
     assert len(preferences) == counts["label"] + counts["verdicts"] == counts["preferences"] + counts["equal_as_tokens"]
@@ -143,7 +145,10 @@ def test_preferences_of_a_file(copy, tmp_path, capsys):
     assert run_prefer(copy, *options) == 0
     assert "pairs 9, preferences 9, equal_as_tokens 0" in capsys.readouterr().out
     assert [
-        each.pair_id for each in read_preferences(run_dir / layout.PREFERENCES, train, settings.labels.names)
+        each.pair_id
+        for each in read_preferences(
+            run_dir / layout.PREFERENCES, train, settings.labels.names, settings.rationale.dimensions
+        )
     ] == train
     line = json.loads((run_dir / "prefer" / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"term/preference", "term/chosen_cross_entropy", "accuracy", "margin", "chosen_log_ratio"} <= line.keys()
@@ -200,8 +205,10 @@ def test_answers_of_chat_models_that_disagree_are_preferences(copy):
     with pytest.raises(UserError, match="answers of annotate to 3 labelled pairs give no preference"):
         prefer.collect(settings, run_dir)
     write_table(run_dir / layout.VOTES, [*agreeing, row(pairs[1], other[pairs[1].pair_id], "c")], RATIONALES)
-    assert prefer.collect(settings, run_dir) == {"pairs": 3, "label": 1, "verdicts": 0, "ties": 2}
-    (preference,) = read_preferences(run_dir / layout.PREFERENCES, other, settings.labels.names)
+    assert prefer.collect(settings, run_dir) == {"pairs": 3, "label": 1, "verdicts": 0, "ties": 2, "disputed": 0}
+    (preference,) = read_preferences(
+        run_dir / layout.PREFERENCES, other, settings.labels.names, settings.rationale.dimensions
+    )
     assert (preference.pair_id, preference.chosen.label) == (pairs[1].pair_id, pairs[1].label)
 
 
@@ -214,3 +221,24 @@ def test_samples_that_all_agree_are_no_preferences(copy, monkeypatch):
         UserError, match="the 2 rationales that the teacher drew for each of 40 pairs give no preference"
     ):
         prefer.collect(settings, run_dir)
+
+
+def test_a_file_that_was_refused_may_be_corrected(copy, tmp_path, capsys):
+    *_, run_dir = copy
+    (name, *_) = ids_of(run_dir, "train")
+    path = written(tmp_path, {"pair_id": name, "chosen": PREFERRED, "rejected": REJECTED})
+    options = ("--prefer.source", "file", "--prefer.path", path)
+    assert run_prefer(copy, *options, "--prefer.pack_to", 16) == 2
+    assert "prefer.pack_to" in capsys.readouterr().err
+    assert run_prefer(copy, *options, "--prefer.pack_to", 512) == 0
+
+
+def test_a_fold_leaves_out_the_preferences_of_pairs_that_it_holds_out(copy, tmp_path):
+    _, settings, run_dir = copy
+    names = [*ids_of(run_dir, "train")[:2], ids_of(run_dir, "test")[0]]
+    rows = [{"pair_id": name, "chosen": PREFERRED, "rejected": REJECTED} for name in names]
+    settings = changed(settings, source="file", path=str(written(tmp_path, *rows)))
+    splits = settings.data.splits.model_copy(update={"fold": (1, 2)})
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"splits": splits})})
+    (run_dir / "prefer").mkdir()
+    assert prefer.collect(settings, run_dir) == {"pairs": 2, "held_out": 1}

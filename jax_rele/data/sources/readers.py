@@ -179,13 +179,13 @@ def text_lines(path: str | os.PathLike) -> list[str]:
     name = os.fspath(path)
     try:
         refuse_placeholder(Path(path))
-        with open(path, "rb") as stream:
+        with SourceFile(name, name).open() as stream:
             lines, encoding = _lines(stream, "utf-8", name)
             return [line.decode(encoding).rstrip("\r\n") for line in chain.from_iterable(lines)]
     except UnicodeDecodeError:
         raise UserError(f"{name}: cannot be read: no UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read: {error.strerror or one_line(error)}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or one_line(error)}") from None
 
 
 def check_encoding(reading: ReadOptions) -> str:
