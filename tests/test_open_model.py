@@ -113,7 +113,8 @@ def test_students_of_other_weights_learn_from_the_same_signals(open_model, tmp_p
 
 def test_every_stage_runs_and_adapt_does_nothing(open_model):
     _, run_dir, base = open_model
-    manifests = {name: json.loads((run_dir / name / "manifest.json").read_text()) for name in pipeline.STAGES}
+    names = [name for name, stage in pipeline.STAGES.items() if not stage.optional]
+    manifests = {name: json.loads((run_dir / name / "manifest.json").read_text()) for name in names}
     assert all(manifest["status"] == "finished" for manifest in manifests.values())
     assert list(manifests["prepare"]["inputs"]) == [f"data.path {local_name(pipeline.read_config(run_dir).data.path)}"]
     for stage in ("adapt", "finetune", "score", "evaluate"):

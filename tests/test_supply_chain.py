@@ -73,8 +73,12 @@ def test_the_check_finds_what_it_looks_for(source):
 def test_nothing_in_the_package_runs_code_from_a_file():
     assert len(FILES) > 100
     by_file = {str(file.relative_to(PACKAGE)): faults(ast.parse(file.read_text("utf-8"))) for file in FILES}
-    # Its loader is a SafeLoader that refuses a key that stands twice.
-    assert {file: lines for file, lines in by_file.items() if lines} == {"config/load.py": ["calls yaml.load"]}
+    assert {file: lines for file, lines in by_file.items() if lines} == {
+        # Its loader is a SafeLoader that refuses a key that stands twice.
+        "config/load.py": ["calls yaml.load"],
+        # Over the pipes between a process and those that it has started, never from a file.
+        "data/pairs/workers.py": ["imports pickle"],
+    }
     loader = importlib.import_module("jax_rele.config.load")._Loader
     assert issubclass(loader, yaml.SafeLoader)
 

@@ -101,7 +101,9 @@ def test_a_killed_process_is_named_in_one_line():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_the_one_that_started_them(number):
     code = (
-        "import time\nfrom jax_rele.data.pairs.workers import start_workers\n"
+        "import signal, time\nfrom jax_rele.data.pairs.workers import start_workers\n"
+        # A shell without job control has what it starts in the background ignore Ctrl-C.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with start_workers(1) as workers:\n    print(workers.processes[0].pid, flush=True)\n    time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
