@@ -158,8 +158,8 @@ def test_the_step_and_the_forward_pass_are_compiled_once_for_all_folds(run):
     assert len(compiled["first"]) == len(compiled["resumed"]) == len(RECIPES)
     for step in compiled["first"] + compiled["resumed"]:
         assert step.compiled._cache_size() == 1
-    # Of `adapt` and of `finetune`, in all folds.
-    assert len(compiled["teacher"]) == 2
+    # Of `adapt`, `finetune` and `prefer`, in all folds.
+    assert len(compiled["teacher"]) == 3
     assert len(compiled["predict"]) == 2 * FOLDS * len(RECIPES)
     assert set(compiled["predict"]) == {compiled["predict"][0]}
 

@@ -426,7 +426,7 @@ def test_a_run_learns_from_another_ones_own_teacher(tiny, tmp_path, capsys):
     options = ["--run_root", tmp_path, "--score.signals", other, "--distill.recipes", "score_kd"]
     assert jax_rele("run", file, *options, "--distill.students", "two_tower") == 0
     out = capsys.readouterr().out
-    assert "adapt, finetune, teacher: not read" in out
+    assert "adapt, finetune, prefer, teacher: not read" in out
     assert "no figures of the teacher" in out
     assert read_table(tmp_path / "tiny" / layout.SIGNALS).equals(read_table(other / layout.SIGNALS))
     assert not (tmp_path / "tiny" / layout.HELD_OUT).exists()
