@@ -221,7 +221,11 @@ def _from_file(config: Config, run_dir: Path) -> dict[str, object]:
     # What is refused is refused before anything is written, so that the file can be corrected.
     encode(config, tokenizer, _pairs(run_dir, {each.pair_id for each in preferences}), preferences)
     write_preferences(run_dir / layout.PREFERENCES, preferences)
-    return {"pairs": len({preference.pair_id for preference in preferences}), **counts}
+    sides = [(each.pair_id, each.chosen, each.rejected) for each in preferences]
+    distinct = {*sides}
+    counts["repeated"] = len(sides) - len(distinct)
+    counts["contradicting"] = sum((pair_id, rejected, chosen) in distinct for pair_id, chosen, rejected in sides)
+    return {"pairs": len({pair_id for pair_id, *_ in sides}), **counts}
 
 
 def _read(

@@ -143,7 +143,7 @@ def test_preferences_of_a_file(copy, tmp_path, capsys):
     path = written(tmp_path, *rows)
     options = ("--prefer.source", "file", "--prefer.path", path, "--prefer.pack_to", 256, "--prefer.sft_weight", 0.1)
     assert run_prefer(copy, *options) == 0
-    assert "pairs 9, preferences 9, equal_as_tokens 0" in capsys.readouterr().out
+    assert "pairs 9, repeated 0, contradicting 0, preferences 9, equal_as_tokens 0" in capsys.readouterr().out
     assert [
         each.pair_id
         for each in read_preferences(
@@ -241,4 +241,14 @@ def test_a_fold_leaves_out_the_preferences_of_pairs_that_it_holds_out(copy, tmp_
     splits = settings.data.splits.model_copy(update={"fold": (1, 2)})
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"splits": splits})})
     (run_dir / "prefer").mkdir()
-    assert prefer.collect(settings, run_dir) == {"pairs": 2, "held_out": 1}
+    assert prefer.collect(settings, run_dir) == {"pairs": 2, "held_out": 1, "repeated": 0, "contradicting": 0}
+
+
+def test_repeated_and_contradicting_rows_are_counted(copy, tmp_path):
+    _, settings, run_dir = copy
+    names = ids_of(run_dir, "train")[:2]
+    rows = [{"pair_id": name, "chosen": PREFERRED, "rejected": REJECTED} for name in names]
+    rows += [rows[0], {"pair_id": names[1], "chosen": REJECTED, "rejected": PREFERRED}]
+    (run_dir / "prefer").mkdir()
+    counts = prefer.collect(changed(settings, source="file", path=str(written(tmp_path, *rows))), run_dir)
+    assert counts == {"pairs": 2, "repeated": 1, "contradicting": 2}
