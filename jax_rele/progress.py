@@ -24,6 +24,18 @@ def make_progress(title: str, suffix: str) -> Progress:
     )
 
 
+def every(count: int, progress: Callable[[int], None]) -> Callable[[int], None]:
+    """A function that takes numbers of predictions, of which `count` make a pair, and calls `progress` with pairs."""
+    finished = 0
+
+    def advance(predictions: int) -> None:
+        nonlocal finished
+        before, finished = finished // count, finished + predictions
+        progress(finished // count - before)
+
+    return advance
+
+
 @contextmanager
 def pairs_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar over pairs; gives a function that takes the number of pairs done since its last call."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jax_rele.data.rows import unique_keys
+from jax_rele.data.rows import RowError, id_text, read_json
 from jax_rele.data.sources.readers import text_lines
 from jax_rele.errors import UserError
 from jax_rele.io import write_text
@@ -18,7 +17,6 @@ from jax_rele.types import Pair, Rationale
 LABEL, VERDICTS = "label", "verdicts"
 """The reasons of preferences that are made: the label agrees with the human one; more verdicts are verified."""
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELDS = ("pair_id", "chosen", "rejected", "reason")
 
 
@@ -68,7 +66,7 @@ def read_preferences(
 
     Args:
       path: rows `{"pair_id": "1", "chosen": "…", "rejected": "…", "reason"?: "…"}`; both sides are rationales in the
-        grammar of `jax_rele.rationale`, with the label first or last; an id may be a whole number.
+        grammar of `jax_rele.rationale`, with the label first or last; ids are read as those of pairs are.
       pair_ids: the pairs that preferences may be of.
       labels, dimensions: those that there are.
       held_out: pairs that models are evaluated on, which no preference may be of.
@@ -81,7 +79,7 @@ def read_preferences(
         if line.strip():
             try:
                 preferences.append(_read_row(line, pair_ids, labels, dimensions, held_out))
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise UserError(f"{path}, line {number}: {error}; correct the row or take it out") from None
     if not preferences:
         raise UserError(f"{path}: there is no preference; write one JSON object a line")
@@ -102,26 +100,28 @@ def make_preferences(
 
     Args:
       pairs: pairs with a label.
-      rationales: of each pair; what does not parse is left out.
+      rationales: of each pair; what does not parse, or has no label, is left out.
       references: for each pair what verdicts are verified against, by rules or by people; None where there is none.
 
     Returns:
       The preferences, in the order of the pairs, and counts: `label` and `verdicts` by kind; of the pairs that gave
-      none `disputed`, and `ties`, the others.
+      none `disputed`, and `ties`, the others; and `unreadable`, the rationales that are left out.
 
     Raises:
       ValueError: a pair has no label, or the lengths differ.
     """
     references = [None] * len(pairs) if references is None else references
     preferences: list[Preference] = []
-    ties = disputed = 0
+    ties = disputed = unreadable = 0
     for pair, reference, drawn in zip(pairs, references, rationales, strict=True):
         if pair.label is None:
             raise ValueError(f"the pair {pair.pair_id!r} has no label")
         if reference is not None and reference.label not in (None, pair.label):
             disputed += 1
             continue
-        texts = list(dict.fromkeys(each for each in drawn if isinstance(each, Rationale) and each.label is not None))
+        readable = [each for each in drawn if isinstance(each, Rationale) and each.label is not None]
+        unreadable += len(drawn) - len(readable)
+        texts = list(dict.fromkeys(readable))
         verified = {each: _verified(each, reference) for each in texts}
         right = sorted((each for each in texts if each.label == pair.label), key=lambda each: -verified[each])
         wrong = [each for each in texts if each.label != pair.label]
@@ -133,7 +133,7 @@ def make_preferences(
             preferences.append(Preference(pair.pair_id, right[0], worst, VERDICTS))
         ties += len(preferences) == before
     counts = {kind: sum(each.reason == kind for each in preferences) for kind in (LABEL, VERDICTS)}
-    return preferences, {**counts, "ties": ties, "disputed": disputed}
+    return preferences, {**counts, "ties": ties, "disputed": disputed, "unreadable": unreadable}
 
 
 def _verified(rationale: Rationale, reference: Rationale | None) -> int:
@@ -150,35 +150,32 @@ def _read_row(
     held_out: Collection[str],
 ) -> Preference:
     try:
-        row = json.loads(line, object_pairs_hook=unique_keys, parse_int=_parse_int)
+        row = read_json(line)
+    except RowError:
+        raise
     except json.JSONDecodeError as error:
         raise ValueError(f"is no JSON ({error.msg} at character {error.pos + 1})") from None
-    except RecursionError:
-        raise ValueError("is nested too deep") from None
+    except (ValueError, RecursionError):
+        raise ValueError("is nested too deep, or has a number of thousands of digits") from None
     if not isinstance(row, dict):
         raise ValueError("is no JSON object")
     unknown = [name for name in row if name not in _FIELDS]
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; a preference has {', '.join(_FIELDS)}")
-    texts = {"reason": "", **row}
-    if type(texts.get("pair_id")) is int:
-        texts["pair_id"] = str(texts["pair_id"])
+    texts = {"reason": "", **row, "pair_id": id_text(row.get("pair_id"), "pair_id")}
     wrong = [name for name in _FIELDS if not isinstance(texts.get(name), str)]
-    if wrong:
-        raise ValueError(f"{wrong[0]} is missing or no text")
-    if any(_SURROGATE.search(texts[name]) for name in _FIELDS):
-        raise ValueError("has half a character (a surrogate without its other half)")
+    if wrong or not texts["pair_id"]:
+        raise ValueError(f"{[*wrong, 'pair_id'][0]} is missing or no text")
+    try:
+        "".join(texts.values()).encode()
+    except UnicodeEncodeError:
+        raise ValueError("is no valid Unicode text") from None
     if texts["pair_id"] in held_out:
         raise ValueError(f"the pair {texts['pair_id']!r} is held out for evaluation; take a training pair")
     if texts["pair_id"] not in pair_ids:
         raise ValueError(f"there is no pair {texts['pair_id']!r}")
     chosen, rejected = (_read_side(name, texts[name], labels, dimensions) for name in ("chosen", "rejected"))
     return Preference(texts["pair_id"], chosen, rejected, texts["reason"])
-
-
-def _parse_int(digits: str) -> int | str:
-    """A number as far as it can be an id; Python refuses those of thousands of digits."""
-    return int(digits) if len(digits) < 100 else digits
 
 
 def _read_side(name: str, text: str, labels: Collection[str], dimensions: Collection[str]) -> Rationale:

@@ -24,7 +24,7 @@ from jax_rele.errors import UserError
 from jax_rele.io import hash_file, write_text
 from jax_rele.models import Decoder
 from jax_rele.models.decoder import init_decoder
-from jax_rele.progress import pairs_bar
+from jax_rele.progress import every, pairs_bar
 from jax_rele.rationale import ParseFailure, parse
 from jax_rele.runs import layout
 from jax_rele.runs.load import load_base, load_lora, load_teacher, teacher_inputs, teacher_model
@@ -142,15 +142,9 @@ def draw(
       pairs: the pairs.
       progress: called with the number of pairs after each batch.
     """
-    count, predictions = config.prefer.samples, 0
-
-    def count_pairs(more: int) -> None:
-        nonlocal predictions
-        before, predictions = predictions // count, predictions + more
-        progress(predictions // count - before)
-
+    count = config.prefer.samples
     sampling = Sampling(temperature=config.prefer.temperature, seed=config.seed)
-    samples = sample(teacher, pairs, count, sampling, progress=count_pairs)
+    samples = sample(teacher, pairs, count, sampling, progress=every(count, progress))
     return [list(of_pair) for of_pair in zip(*(one.rationales for one in samples))]
 
 

@@ -14,6 +14,7 @@ from jax_rele.data.rows import as_pair
 from jax_rele.data.tokens.prompts import AnswerEncoder, encode_prompts
 from jax_rele.data.tokens.text_loss import TextLoss, summarize
 from jax_rele.models import Decoder
+from jax_rele.progress import every
 from jax_rele.rationale import Annotator, grammar, parse_output, render
 from jax_rele.teacher.continuous_batching import GeneratedText, generate, row_key
 from jax_rele.teacher.decoding import Sampling, draw
@@ -117,14 +118,7 @@ def judge(
     # Labels that no rationale precedes do not depend on the sample.
     if count == 1 or teacher.order == "label_only" or (teacher.order == "label_first" and not write):
         return sample(teacher, pairs, 1, GREEDY, write=write, progress=progress)[0]
-    finished = 0
-
-    def count_pairs(predictions: int) -> None:
-        nonlocal finished
-        before, finished = finished // count, finished + predictions
-        progress(finished // count - before)
-
-    samples = sample(teacher, pairs, count, teacher.sampling, write=write, progress=count_pairs)
+    samples = sample(teacher, pairs, count, teacher.sampling, write=write, progress=every(count, progress))
     return average(samples, teacher.schema.names, teacher.dimensions)
 
 

@@ -1,5 +1,6 @@
 """Preferences: what a file may hold, and what is made of a teacher's samples."""
 
+import gzip
 import json
 
 import pytest
@@ -48,26 +49,36 @@ def test_lines_of_a_side_may_be_in_any_order_and_the_reason_may_be_missing(tmp_p
         (ROW | {"chosen": "label: Fine"}, "chosen must have one of the labels Exact, Irrelevant, got 'Fine'"),
         (ROW | {"chosen": ""}, "chosen must have one of the labels Exact, Irrelevant, got None"),
         ({"pair_id": "1", "chosen": ROW["chosen"]}, "rejected is missing or no text"),
-        (ROW | {"pair_id": 1.0}, "pair_id is missing or no text"),
-        (ROW | {"pair_id": True}, "pair_id is missing or no text"),
+        (ROW | {"pair_id": None}, "pair_id is missing or no text"),
+        (ROW | {"pair_id": True}, "pair_id must be text, got bool"),
         (ROW | {"pair_id": 9}, "the pair '9' is held out for evaluation"),
         (ROW | {"why": ""}, "unknown field 'why'; a preference has pair_id"),
         ("[]", "is no JSON object"),
         ("{", "is no JSON .Expecting property name"),
         ('{"pair_id":' + "[" * 100_000, "is nested too deep"),
-        (ROW | {"reason": "\ud800"}, "has half a character"),
+        (ROW | {"reason": "\ud800"}, "is no valid Unicode text"),
         (
             ROW | {"chosen": "size: a | b | match\nlabel: Exact"},
             "chosen compares 'size'; the dimensions are brand, color",
         ),
         (ROW | {"rejected": "\n".join(reversed(ROW["chosen"].splitlines()))}, "chosen and rejected are equal"),
-        ('{"pair_id": ' + "1" * 5000 + "}", "chosen is missing or no text"),
+        ('{"pair_id": ' + "1" * 5000 + "}", "is nested too deep, or has a number of thousands of digits"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, row, message):
     with pytest.raises(UserError, match=rf"preferences.jsonl, line 2: {message}") as error:
         read_preferences(write(tmp_path, ROW, row), {"1"}, LABELS, DIMENSIONS, {"9"})
     assert "\n" not in str(error.value)
+
+
+def test_a_compressed_file_is_read(tmp_path):
+    path = write(tmp_path, ROW)
+    packed = tmp_path / "preferences.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_preferences(packed, {"1"}, LABELS, DIMENSIONS) == [Preference("1", GOOD, BAD)]
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"jsonl\.gz: cannot be read"):
+        read_preferences(packed, {"1"}, LABELS, DIMENSIONS)
 
 
 def test_files_without_preferences_are_refused(tmp_path):
@@ -85,18 +96,23 @@ def of_pair(*drawn, reference=None):
 def test_the_right_label_is_preferred():
     assert of_pair(BAD, WEAK, GOOD) == (
         [Preference("1", WEAK, BAD, "label")],
-        {"label": 1, "verdicts": 0, "ties": 0, "disputed": 0},
+        {"label": 1, "verdicts": 0, "ties": 0, "disputed": 0, "unreadable": 0},
     )
 
 
 def test_verdicts_are_compared_where_labels_agree():
     expected = [Preference("1", GOOD, BAD, "label"), Preference("1", GOOD, WEAK, "verdicts")]
-    assert of_pair(BAD, WEAK, GOOD, reference=GOOD) == (expected, {"label": 1, "verdicts": 1, "ties": 0, "disputed": 0})
+    assert of_pair(BAD, WEAK, GOOD, reference=GOOD) == (
+        expected,
+        {"label": 1, "verdicts": 1, "ties": 0, "disputed": 0, "unreadable": 0},
+    )
 
 
 @pytest.mark.parametrize("drawn", [(), (GOOD, GOOD), (BAD, rationale("Irrelevant")), (GOOD, ParseFailure("cut"))])
 def test_samples_of_one_kind_are_ties(drawn):
-    assert make_preferences([PAIR], [drawn], [GOOD]) == ([], {"label": 0, "verdicts": 0, "ties": 1, "disputed": 0})
+    unreadable = sum(isinstance(each, ParseFailure) for each in drawn)
+    counts = {"label": 0, "verdicts": 0, "ties": 1, "disputed": 0, "unreadable": unreadable}
+    assert make_preferences([PAIR], [drawn], [GOOD]) == ([], counts)
 
 
 def test_pairs_without_a_label_are_refused():
@@ -106,5 +122,5 @@ def test_pairs_without_a_label_are_refused():
 
 def test_a_pair_in_dispute_gives_none():
     """What the teacher learnt to write must not be what is rejected."""
-    expected = {"label": 0, "verdicts": 0, "ties": 0, "disputed": 1}
+    expected = {"label": 0, "verdicts": 0, "ties": 0, "disputed": 1, "unreadable": 0}
     assert of_pair(GOOD, BAD, reference=BAD) == ([], expected)

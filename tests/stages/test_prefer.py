@@ -205,7 +205,14 @@ def test_answers_of_chat_models_that_disagree_are_preferences(copy):
     with pytest.raises(UserError, match="answers of annotate to 3 labelled pairs give no preference"):
         prefer.collect(settings, run_dir)
     write_table(run_dir / layout.VOTES, [*agreeing, row(pairs[1], other[pairs[1].pair_id], "c")], RATIONALES)
-    assert prefer.collect(settings, run_dir) == {"pairs": 3, "label": 1, "verdicts": 0, "ties": 2, "disputed": 0}
+    assert prefer.collect(settings, run_dir) == {
+        "pairs": 3,
+        "label": 1,
+        "verdicts": 0,
+        "ties": 2,
+        "disputed": 0,
+        "unreadable": 0,
+    }
     (preference,) = read_preferences(
         run_dir / layout.PREFERENCES, other, settings.labels.names, settings.rationale.dimensions
     )
@@ -221,6 +228,8 @@ def test_samples_that_all_agree_are_no_preferences(copy, monkeypatch):
         UserError, match="the 2 rationales that the teacher drew for each of 40 pairs give no preference"
     ):
         prefer.collect(settings, run_dir)
+    # What is drawn again after a change must not be bound to what was drawn before.
+    assert not (run_dir / "prefer" / "shards").exists()
 
 
 def test_a_file_that_was_refused_may_be_corrected(copy, tmp_path, capsys):

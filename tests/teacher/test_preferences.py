@@ -1,5 +1,6 @@
 """Preferences over packed rows, micro-batches and devices equal those read one by one."""
 
+import dataclasses
 from functools import cache
 
 import jax
@@ -106,6 +107,13 @@ def test_references_are_those_of_texts_read_alone(pack_to, data):
     prompts, chosen, rejected = texts
     expected = [[alone(prompt, a), alone(prompt, b)] for prompt, a, b in zip(prompts, chosen, rejected)]
     np.testing.assert_allclose(log_probs, expected, rtol=1e-4)
+
+
+def test_dropout_is_off_as_the_reference_has_none():
+    model = Decoder(dataclasses.replace(MODEL.config, lora=LoraSpec(2, 2.0, dropout=0.5)))
+    inputs = rows(64)["inputs"]
+    training = preference_apply(model)(variables(), **inputs, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    jax.tree.map(np.testing.assert_array_equal, training, preference_apply(model)(variables(), **inputs))
 
 
 def test_a_model_that_is_its_reference_has_no_margin():

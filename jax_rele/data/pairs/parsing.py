@@ -544,9 +544,8 @@ def _to_table(
 def _each(values: list, parse: Callable, slow: set[int]) -> list:
     """The values parsed, equal ones once; those that are bad go to the slow ones."""
     kinds = set(map(type, values))
-    if (
-        kinds <= _COMPARABLE and len(kinds - {type(None)}) <= 1
-    ):  # of several types, equal values may differ, as 1 and True
+    # Of several types, equal values may differ, as 1 and True.
+    if kinds <= _COMPARABLE and len(kinds - {type(None)}) <= 1:
         known = {}
         for value in set(values):
             try:
