@@ -28,6 +28,7 @@ labels:
   aliases: {E: Exact, S: Substitute, C: Complement, I: Irrelevant}
   gain_maps: {paper: [1.0, 0.1, 0.01, 0.0], esci_data: [1.0, 0.01, 0.1, 0.0]}
 data: {candidates: {per_query: 1}}
+rules: [{when: {brand: mismatch}, labels: [Substitute, Complement, Irrelevant]}]
 teacher:
   random: {vocab_size: 600, layers: 1, width: 32, heads: 2, kv_heads: 1, mlp_width: 32}
   prompt_length: 48

@@ -82,7 +82,7 @@ def test_the_help_of_a_stage_explains_every_field(capsys, command):
     assert cli.main([command, DEMO, "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     dicts = ("labels.aliases", "labels.gain_maps", "data.fields", "rationale.tag_map", "distill.objectives")
-    names = ("definitions", "dimension_definitions", "examples", "endpoints", "label_rules")
+    names = ("definitions", "dimension_definitions", "examples", "endpoints")
     dicts += tuple(f"annotate.{name}" for name in names)
     for path in [path for path in flatten(Config().model_dump()) if not path.startswith(dicts)] + list(dicts):
         assert f"--{path} " in out

@@ -59,6 +59,26 @@ ENDPOINT = {"name": "a", "base_url": "http://h/v1", "model": "m"}
         ({"rationale": {"dimensions": ["a", "a"]}}, "rationale: dimensions must be distinct"),
         ({"rationale": {"dimensions": ["category"]}}, "rationale: tag_map maps to names that are not in dimensions"),
         ({"distill": {"recipes": ["mdk"]}}, "distill: recipes: there is no recipe 'mdk'; there are label_only"),
+        (
+            {"rules": [{"when": {"brnd": "match"}, "labels": ["Exact"]}]},
+            r"rules.0.when: 'brnd' is not one of \['category'",
+        ),
+        (
+            {"rules": [{"text": "x"}, {"when": {"brand": "match"}, "labels": ["E"]}]},
+            r"rules.1.labels: 'E' is not one of",
+        ),
+        (
+            {"rules": [{"when": {"brand": "matches"}, "labels": ["Exact"]}]},
+            "rules.0.when.brand.0: .*'match'.*'matches'",
+        ),
+        ({"rules": [{"when": {"brand": []}, "labels": ["Exact"]}]}, "rules.0: when.brand must have at least 1 verdict"),
+        ({"rules": [{"when": {"brand": "match"}}]}, "rules.0: when and labels go together"),
+        ({"rules": [{}]}, "rules.0: a rule needs text, or when and labels"),
+        (
+            {"rules": [{"when": {"brand": "match"}, "labels": ["Exact", "Substitute", "Complement", "Irrelevant"]}]},
+            "rules.0.labels: all labels are allowed",
+        ),
+        ({"annotate": {"label_rules": []}}, "annotate.label_rules: unknown key; .* is called rules"),
         ({"distill": {"recipes": []}}, "distill: students and recipes must each name at least one"),
         ({"mesh": {"data": -1, "fsdp": -1}}, "mesh: axes must be positive, and at most one -1"),
         (

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jax_rele.annotation.figures import ratio
 from jax_rele.annotation.votes import Decision
+from jax_rele.evaluation.ratios import ratio
 from jax_rele.types import LabelSchema, Pair
 
 

@@ -27,7 +27,7 @@ FIELDS = (*ITEM_FIELDS, "attributes")
 """JsonObject of an item that a prompt can show."""
 
 BLOCKS = {
-    "system": ("dimensions", "labels", "fields", "form", "reasoning"),
+    "system": ("dimensions", "labels", "rules", "fields", "form", "reasoning"),
     "user": ("query", "item"),
     "again": ("gold", "previous"),
 }
@@ -54,6 +54,7 @@ class Prompts:
     Attributes:
       name, source: of the template: its name in messages, and its text.
       dimensions, labels: {name: what it means}, in the order of the schema.
+      rules: business rules in words.
       examples: shown as earlier turns of the chat.
       fields: of the item that are shown.
       reasoning: whether a sentence or two of free text is asked for, between verdicts and label.
@@ -66,6 +67,7 @@ class Prompts:
     examples: tuple[PromptExample, ...]
     fields: tuple[str, ...]
     reasoning: bool = False
+    rules: tuple[str, ...] = ()
 
     @classmethod
     def load(
@@ -77,6 +79,7 @@ class Prompts:
         examples: Sequence[PromptExample] = (),
         fields: Sequence[str] = ("title", "brand", "color"),
         reasoning: bool = False,
+        rules: Sequence[str] = (),
     ) -> Prompts:
         """Reads a template and renders it once, so that its mistakes are reported here.
 
@@ -84,7 +87,7 @@ class Prompts:
           template: a language of the package, or a path.
           dimensions, labels: {name: description}; an empty one is replaced by that of `definitions`, in the language of
             a template of the package, else in English.
-          examples, fields, reasoning: see `Prompts`; fields are names of `FIELDS`.
+          examples, fields, reasoning, rules: see `Prompts`; fields are names of `FIELDS`.
 
         Raises:
           UserError: the template cannot be read or rendered, has an unknown field or lacks a block; a label has no
@@ -102,7 +105,7 @@ class Prompts:
         for number, example in enumerate(examples, 1):
             _check_example(example, number, dimensions, labels)
         source = _read(text, packaged)
-        prompts = cls(text, source, dimensions, labels, tuple(examples), tuple(fields), reasoning)
+        prompts = cls(text, source, dimensions, labels, tuple(examples), tuple(fields), reasoning, tuple(rules))
         prompts._try_out()
         return prompts
 
@@ -160,6 +163,7 @@ class Prompts:
         return {
             "dimensions": [{"name": name, "description": meaning} for name, meaning in self.dimensions.items()],
             "labels": [{"name": name, "definition": meaning} for name, meaning in self.labels.items()],
+            "rules": list(self.rules),
             "fields": list(self.fields),
             "form": json.dumps({**form, "label": "|".join(self.labels)}, ensure_ascii=False),
             "reasoning": self.reasoning,
@@ -210,6 +214,11 @@ class Prompts:
         for pair in (_PROBE, Pair("probe", "", Item("probe", "t"))):
             self.messages_again(pair, self._probe_answer, next(iter(self.labels)))
         shown = self.messages(_PROBE)[-1]["content"]
+        if lacking := [rule for rule in self.rules if rule not in self._system]:
+            raise UserError(
+                f"{self.name}: the block 'system' must show the rules, of which {lacking[0]!r} is missing: "
+                "{% for rule in rules %}- {{ rule }}{% endfor %}"
+            )
         if delimit_query(_PROBE.query) not in shown or delimit_item(_PROBE.item, self.fields) not in shown:
             raise UserError(f"{self.name}: the block 'user' must show {{{{ query }}}} and {{{{ item }}}} as they are")
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jax_rele.annotation.answers import KINDS, Failure
-from jax_rele.annotation.figures import fleiss_kappa, ratio
 from jax_rele.annotation.reliability import Reliability, plurality
-from jax_rele.annotation.verify import LabelRule, Verified, verify
+from jax_rele.annotation.verify import Verified, verify
 from jax_rele.annotation.votes import (
     STATUSES,
     TO_ASK_AGAIN,
@@ -24,8 +23,9 @@ from jax_rele.annotation.votes import (
     verdict_shares,
 )
 from jax_rele.evaluation.bootstrap import Estimate
+from jax_rele.evaluation.ratios import fleiss_kappa, ratio
 from jax_rele.text import locale_key, query_id
-from jax_rele.types import VERDICTS, LabelSchema, Pair, Rationale
+from jax_rele.types import VERDICTS, LabelSchema, Pair, Rationale, Rule
 
 CONSENSUS = "consensus"
 """The name of the combined vote beside those of models."""
@@ -42,7 +42,7 @@ class Annotations:
       labels: the label schema.
       dimensions: of the verdicts.
       fields: of the item that the models have seen.
-      label_rules: the verdicts that labels must or must not have.
+      rules: business rules.
       verified: a cache of checks by (pair_id, rationale).
     """
 
@@ -52,14 +52,14 @@ class Annotations:
     labels: LabelSchema
     dimensions: Sequence[str]
     fields: Sequence[str]
-    label_rules: Sequence[LabelRule] = ()
+    rules: Sequence[Rule] = ()
     verified: dict[tuple[str, Rationale], Verified] = field(default_factory=dict, repr=False)
 
     def verify(self, pair_id: str, rationale: Rationale) -> Verified:
         """The checks of a rationale (cached)."""
         key = (pair_id, rationale)
         if key not in self.verified:
-            self.verified[key] = verify(self.pairs[pair_id], rationale, self.fields, self.label_rules)
+            self.verified[key] = verify(self.pairs[pair_id], rationale, self.fields, self.rules)
         return self.verified[key]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jax_rele.errors import UserError
 from jax_rele.rationale.agreement import verdict as rule_verdict
+from jax_rele.rationale.rules import broken_rules
 from jax_rele.rationale.words import Word, key, runs, words
-from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
+from jax_rele.types import Comparison, Pair, Rationale, Rule
 
 LOCATIONS = ("found", "other_side", "nowhere")
 """Where a value is found: in the text of its side, only in that of the other side, or in neither."""
@@ -44,15 +44,6 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class LabelRule:
-    """The verdicts that a label never or always has: {dimension: verdicts}."""
-
-    label: str
-    never: Mapping[str, tuple[str, ...]]
-    always: Mapping[str, tuple[str, ...]]
-
-
-@dataclass(frozen=True)
 class Verified:
     """The results of the checks of a rationale; see `verify`."""
 
@@ -76,29 +67,7 @@ class Verified:
         return tuple(problem for problem in (*self.verdict_problems, *self.label_problems) if problem.certain)
 
 
-def parse_rules(
-    raw: Sequence[object], dimensions: Sequence[str], labels: Sequence[str], where: str = "label_rules"
-) -> tuple[LabelRule, ...]:
-    """Rules as a config writes them: [{"label": "Exact", "never": {"category": "mismatch"}}, ...].
-
-    A rule names a label, and under `never` or `always` the verdicts of dimensions, one or a list.
-
-    Raises:
-      UserError: a name is unknown or a rule says nothing; `where` names the place.
-    """
-    rules = []
-    for number, rule in enumerate(raw):
-        location = f"{where}[{number}]"
-        if not isinstance(rule, Mapping) or not set(rule) <= {"label", "never", "always"} or len(rule) < 2:
-            raise UserError(f"{location}: must have a label, and never or always")
-        if rule.get("label") not in labels:
-            raise UserError(f"{location}.label: {rule.get('label')!r} is not one of {', '.join(labels)}")
-        never, always = (_verdicts(rule.get(name), f"{location}.{name}", dimensions) for name in ("never", "always"))
-        rules.append(LabelRule(rule["label"], never, always))
-    return tuple(rules)
-
-
-def verify(pair: Pair, rationale: Rationale, fields: Sequence[str], label_rules: Sequence[LabelRule] = ()) -> Verified:
+def verify(pair: Pair, rationale: Rationale, fields: Sequence[str], rules: Sequence[Rule] = ()) -> Verified:
     """Checks a rationale against its pair.
 
     A value is found in a text where a run of whole words has its key (see `jax_rele.rationale.words`), so that case,
@@ -106,7 +75,7 @@ def verify(pair: Pair, rationale: Rationale, fields: Sequence[str], label_rules:
 
     Args:
       fields: of the item that the model has seen, `attributes` among them where they were shown.
-      label_rules: the verdicts that labels must or must not have.
+      rules: business rules.
     """
     sides = {"query": [pair.query], "item": _item_texts(pair, fields)}
     tokens = {side: [words(text) for text in texts] for side, texts in sides.items()}
@@ -117,8 +86,10 @@ def verify(pair: Pair, rationale: Rationale, fields: Sequence[str], label_rules:
         for text in texts
     )
     problems = tuple(problem for each in rationale.comparisons if (problem := _verdict_problem(each)) is not None)
-    broken = (detail for rule in label_rules if rule.label == rationale.label for detail in _broken(rule, rationale))
-    return Verified(values, problems, tuple(Problem("rule", "", detail, True) for detail in broken))
+    broken = tuple(
+        Problem("rule", "", f"{rationale.label} breaks a rule: {rule}", True) for rule in broken_rules(rules, rationale)
+    )
+    return Verified(values, problems, broken)
 
 
 def _item_texts(pair: Pair, fields: Sequence[str]) -> list[str]:
@@ -161,28 +132,3 @@ def _verdict_problem(comparison: Comparison) -> Problem | None:
         return Problem("values_agree", name, f"mismatch of values that agree: {shown}", equal)
     # By its words a sneaker is no running shoe, so only differing sizes (8 GB, 16 GB) are certain.
     return Problem("values_differ", name, f"match of values that differ: {shown}", single and name == "size")
-
-
-def _broken(rule: LabelRule, rationale: Rationale) -> Iterator[str]:
-    for name, verdicts in rule.never.items():
-        if (verdict := rationale.verdict(name)) in verdicts:
-            yield f"{rule.label} never goes with {name}: {verdict}"
-    for name, verdicts in rule.always.items():
-        if (verdict := rationale.verdict(name)) not in verdicts:
-            yield f"{rule.label} goes with {name}: {' or '.join(verdicts)}, not {verdict}"
-
-
-def _verdicts(raw: object, where: str, dimensions: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    if raw is None:
-        return {}
-    if not isinstance(raw, Mapping) or not raw:
-        raise UserError(f"{where}: must say {{dimension: verdict}}")
-    by_dimension = {}
-    for name, verdicts in raw.items():
-        if name not in dimensions:
-            raise UserError(f"{where}: {name!r} is not one of {', '.join(dimensions)}")
-        listed = tuple(verdicts) if isinstance(verdicts, list | tuple) else (verdicts,)
-        if not listed or any(verdict not in VERDICTS for verdict in listed):
-            raise UserError(f"{where}.{name}: must be one or more of {', '.join(VERDICTS)}")
-        by_dimension[name] = listed
-    return by_dimension

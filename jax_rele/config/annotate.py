@@ -92,8 +92,6 @@ class AnnotateConfig(Section):
     """Minimum fraction of the vote for a label to be accepted."""
     gold_filter: Literal["keep", "drop", "ask_again"] = "ask_again"
     """What happens to a pair whose consensus differs from its gold label."""
-    label_rules: tuple[dict[str, object], ...] = ()
-    """Verdicts that a label excludes: [{label: Exact, never: {category: mismatch}}, ...]."""
     reviews: str = ""
     """A review table that a person has edited."""
     injection_pairs: NonNegative = 0

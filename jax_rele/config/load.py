@@ -17,6 +17,7 @@ from jax_rele.io import refuse_placeholder
 
 RENAMED = {
     "annotate.answers": "annotate.store",
+    "annotate.label_rules": "rules",
     "annotate.min_share": "annotate.min_vote_fraction",
     "data.max_bad_share": "data.max_bad_fraction",
     "data.splits.given": "data.splits.existing",

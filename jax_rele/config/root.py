@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from jax_rele import types
 from jax_rele.config.annotate import AnnotateConfig
 from jax_rele.config.base import Name, Section
 from jax_rele.config.data import DataConfig
@@ -16,6 +17,7 @@ from jax_rele.config.labels import LabelsConfig
 from jax_rele.config.mesh import MeshConfig
 from jax_rele.config.prefer import PreferConfig
 from jax_rele.config.rationale import RationaleConfig
+from jax_rele.config.rules import RuleConfig
 from jax_rele.config.student import StudentConfig
 from jax_rele.config.teacher import AdaptConfig, FinetuneConfig, ScoreConfig, TeacherConfig
 from jax_rele.config.tune import TuneConfig
@@ -35,6 +37,9 @@ class Config(Section):
     labels: LabelsConfig = LabelsConfig()
     data: DataConfig = DataConfig()
     rationale: RationaleConfig = RationaleConfig()
+    rules: tuple[RuleConfig, ...] = ()
+    """Business rules, e.g. [{when: {brand: mismatch}, labels: [Substitute, Complement, Irrelevant]}], for prompts,
+    checks, preferences and reports (docs/rules.md)."""
     mesh: MeshConfig = MeshConfig()
     annotate: AnnotateConfig = AnnotateConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -48,6 +53,10 @@ class Config(Section):
     tune: TuneConfig = TuneConfig()
 
     @property
+    def rules_(self) -> tuple[types.Rule, ...]:
+        return tuple(rule.rule_ for rule in self.rules)
+
+    @property
     def answers(self) -> Path:
         return Path(self.annotate.store) if self.annotate.store else Path(self.run_root) / "answers"
 
@@ -55,6 +64,15 @@ class Config(Section):
     def _check(self):
         if self.student.init == "bundled:decoder":
             raise ValueError("student.init: bundled:decoder is for the teacher; set it to bundled:encoder")
+        for number, rule in enumerate(self.rules):
+            for field, used, names in (
+                ("when", rule.when, self.rationale.dimensions),
+                ("labels", rule.labels, self.labels.names),
+            ):
+                if unknown := [name for name in used if name not in names]:
+                    raise ValueError(f"rules.{number}.{field}: {unknown[0]!r} is not one of {list(names)}")
+            if set(rule.labels) == set(self.labels.names):
+                raise ValueError(f"rules.{number}.labels: all labels are allowed, so that no pair can break the rule")
         if self.score.signals:
             return self  # what is below makes our own teacher
         for path, names in (("definitions", self.labels.names), ("dimension_definitions", self.rationale.dimensions)):

@@ -12,10 +12,12 @@ from jax_rele.data.sources.readers import text_lines
 from jax_rele.errors import UserError
 from jax_rele.io import write_text
 from jax_rele.rationale import ParseError, ParseFailure, parse, render
-from jax_rele.types import Pair, Rationale
+from jax_rele.rationale.rules import broken_rules
+from jax_rele.types import Pair, Rationale, Rule
 
-LABEL, VERDICTS = "label", "verdicts"
-"""The reasons of preferences that are made: the label agrees with the human one; more verdicts are verified."""
+LABEL, RULES, VERDICTS = "label", "rules", "verdicts"
+"""The reasons of preferences that are made: the label agrees with the human one; the verdicts and the label keep the
+business rules; more verdicts are verified."""
 
 _FIELDS = ("pair_id", "chosen", "rejected", "reason")
 
@@ -90,22 +92,27 @@ def make_preferences(
     pairs: Sequence[Pair],
     rationales: Sequence[Sequence[Rationale | ParseFailure]],
     references: Sequence[Rationale | None] | None = None,
+    rules: Sequence[Rule] = (),
 ) -> tuple[list[Preference], dict[str, int]]:
     """Preferences between several rationales for a pair: a teacher's own samples, or answers of several models.
 
-    At most two for a pair. `label`: a rationale whose label is the human one against one whose label is not.
-    `verdicts`: of two with the right label, the one with most verdicts as in a reference against the one with fewest.
-    Where several qualify the first is taken; the side against a wrong label is the one with most verdicts as in the
-    reference. A pair whose reference has another label than the human one gives none: it is in dispute.
+    At most two for a pair. `label`: a rationale whose label is the human one against one whose label is not. And of two
+    with the right label `rules`: one that keeps the business rules against the one that breaks most of them; or, where
+    all keep them, `verdicts`: the one with most verdicts as in a reference against the one with fewest. Where several
+    qualify the first is taken; the side against a wrong label is the one with most verdicts as in the reference. No
+    rationale is preferred that breaks a rule. A pair is in dispute, and gives none, where its reference has another
+    label than the human one, or where every rationale with the human label breaks a rule.
 
     Args:
       pairs: pairs with a label.
       rationales: of each pair; what does not parse, or has no label, is left out.
       references: for each pair what verdicts are verified against, by rules or by people; None where there is none.
+      rules: business rules.
 
     Returns:
-      The preferences, in the order of the pairs, and counts: `label` and `verdicts` by kind; of the pairs that gave
-      none `disputed`, and `ties`, the others; and `unreadable`, the rationales that are left out.
+      The preferences, in the order of the pairs, and counts: `label`, `verdicts` and, if there are rules, `rules` by
+      kind; of the pairs that gave none `disputed`, and `ties`, the others; and `unreadable`, the rationales that are
+      left out.
 
     Raises:
       ValueError: a pair has no label, or the lengths differ.
@@ -122,17 +129,21 @@ def make_preferences(
         readable = [each for each in drawn if isinstance(each, Rationale) and each.label is not None]
         unreadable += len(drawn) - len(readable)
         texts = list(dict.fromkeys(readable))
-        verified = {each: _verified(each, reference) for each in texts}
-        right = sorted((each for each in texts if each.label == pair.label), key=lambda each: -verified[each])
+        ranks = {each: (len(broken_rules(rules, each)), -_verified(each, reference)) for each in texts}
+        right = sorted((each for each in texts if each.label == pair.label), key=ranks.__getitem__)
         wrong = [each for each in texts if each.label != pair.label]
         before = len(preferences)
+        if right and ranks[right[0]][0]:
+            disputed += 1
+            continue
         if right and wrong:
             preferences.append(Preference(pair.pair_id, right[0], wrong[0], LABEL))
-        if right and verified[right[0]] > verified[right[-1]]:
-            worst = next(each for each in right if verified[each] == verified[right[-1]])
-            preferences.append(Preference(pair.pair_id, right[0], worst, VERDICTS))
+        if right and ranks[right[0]] < ranks[right[-1]]:
+            worst = next(each for each in right if ranks[each] == ranks[right[-1]])
+            preferences.append(Preference(pair.pair_id, right[0], worst, RULES if ranks[worst][0] else VERDICTS))
         ties += len(preferences) == before
-    counts = {kind: sum(each.reason == kind for each in preferences) for kind in (LABEL, VERDICTS)}
+    kinds = (LABEL, RULES, VERDICTS) if rules else (LABEL, VERDICTS)
+    counts = {kind: sum(each.reason == kind for each in preferences) for kind in kinds}
     return preferences, {**counts, "ties": ties, "disputed": disputed, "unreadable": unreadable}
 
 

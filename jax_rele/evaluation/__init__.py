@@ -13,11 +13,13 @@ from jax_rele.evaluation.bootstrap import intervals, metric_names, metric_sample
 from jax_rele.evaluation.calibration import apply_temperature, ece, fit_temperature, reliability
 from jax_rele.evaluation.decision import decide, fit_bias
 from jax_rele.evaluation.report import Example, write_report
+from jax_rele.evaluation.rules import HUMAN, rule_figures
 from jax_rele.evaluation.slices import slices
 from jax_rele.evaluation.summary import table, verdict_lines
 
 __all__ = [
     "BASELINES",
+    "HUMAN",
     "Example",
     "apply_temperature",
     "bm25",
@@ -34,6 +36,7 @@ __all__ = [
     "metric_samples",
     "paired_difference",
     "reliability",
+    "rule_figures",
     "slices",
     "table",
     "token_overlap",

@@ -140,6 +140,8 @@ def _notes(metrics: Mapping) -> Iterator[str]:
         if values_by := written.get("values_by"):
             text += f". It wrote none of them: the values are those of the {values_by}, verdicts and labels its own"
         yield text + "."
+    for figures in metrics.get("rules", ()):
+        yield f"Rule “{figures['rule']}”: {_broken(metrics, figures)}."
     everyone = [*metrics["baselines"].values(), *metrics["models"].values()]
     undefined = [column for column in columns if all(figures[column]["value"] is None for figures in everyone)]
     if undefined:
@@ -162,4 +164,15 @@ def _notes(metrics: Mapping) -> Iterator[str]:
     yield (
         f"Intervals are 95% percentile intervals over {bootstrap['samples']} resamples of {metrics['n_queries']} "
         f"queries; they do not cover the chance of training, and are not adjusted for the {compared} comparisons."
+    )
+
+
+def _broken(metrics: Mapping, figures: Mapping) -> str:
+    """How many labels break a rule."""
+    pairs = figures["pairs"]
+    text = f"by the verdicts of the rule annotator it applies to {pairs} of {metrics['n_pairs']} pairs"
+    if not pairs:
+        return f"{text}, so nothing is known of who keeps it"
+    return f"{text}; labels that break it: " + ", ".join(
+        f"{name} {cell(each)}" for name, each in figures["broken"].items()
     )

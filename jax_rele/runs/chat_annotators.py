@@ -12,7 +12,7 @@ from jax_rele.annotation.completions import prompt_hash, sample_keys
 from jax_rele.annotation.prompts import Prompts, read_examples
 from jax_rele.annotation.store import Store
 from jax_rele.annotation.types import Endpoint, Summary, Task
-from jax_rele.annotation.verify import LabelRule, parse_rules, verify
+from jax_rele.annotation.verify import verify
 from jax_rele.annotation.votes import TO_ASK_AGAIN, Decision, Vote, consensus
 from jax_rele.config import Config, MeshConfig
 from jax_rele.errors import UserError
@@ -61,16 +61,10 @@ def prompts_of(config: Config) -> Prompts:
         annotate.prompt,
         dimensions={name: annotate.dimension_definitions.get(name, "") for name in dimensions},
         labels={name: annotate.definitions.get(name, "") for name in labels},
+        rules=[str(rule) for rule in config.rules_],
         examples=read_examples(annotate.examples, dimensions, labels, "annotate.examples"),
         fields=annotate.fields,
         reasoning=annotate.reasoning,
-    )
-
-
-def rules_of(config: Config) -> tuple[LabelRule, ...]:
-    """What labels go with what verdicts. Raises UserError for a rule that is not right."""
-    return parse_rules(
-        config.annotate.label_rules, config.rationale.dimensions, config.labels.names, "annotate.label_rules"
     )
 
 
@@ -204,7 +198,7 @@ def decide(config: Config, responses: Responses, pairs: Mapping[str, Pair], gold
     A teacher's is one vote, which there is nothing to weigh against; nor is it asked again: what disagrees with the
     gold label is dropped.
     """
-    annotate, rules = config.annotate, rules_of(config)
+    annotate, rules = config.annotate, config.rules_
     again = annotate.annotator == "llm"
 
     def flaws(pair_id: str, rationale: Rationale) -> int:

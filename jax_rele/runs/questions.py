@@ -37,4 +37,5 @@ def chat_instructions(config: Config, order: Order) -> str:
         definitions.describe(labels, definitions.LABELS["en"]),
         definitions.describe(dimensions, definitions.DIMENSIONS["en"]),
         order,
+        [str(rule) for rule in config.rules_],
     )

@@ -76,13 +76,18 @@ def _decoder(config: Config, without: Collection[str] = ("vocab_size",)) -> Path
     return ("teacher.init", "teacher.dtype", *shape)
 
 
+def _rules(config: Config) -> Paths:
+    """The business rules."""
+    return ("rules",) if config.rules else ()
+
+
 def _prompt(config: Config) -> Paths:
     """What prompts and answers are made of."""
     own = tuple(f"teacher.{name}" for name in ("instructions", "chat_template", "prompt_length", "value_length"))
     teacher = config.teacher
     # Only the tokenizer of weights has a template, and only the default instructions define labels and dimensions.
     defined = teacher.init != "random" and teacher.chat_template == "auto" and not teacher.instructions.strip()
-    definitions = ("annotate.definitions", "annotate.dimension_definitions") if defined else ()
+    definitions = ("annotate.definitions", "annotate.dimension_definitions", *_rules(config)) if defined else ()
     return ("labels.names", "rationale.dimensions", "data.item_fields", *own, *definitions)
 
 
@@ -118,9 +123,9 @@ def _prepare(config: Config) -> Paths:
 
 def _annotate(config: Config) -> Paths:
     if config.annotate.annotator == "rules":
-        return ("annotate.annotator", "annotate.unlabelled", "rationale")
+        return ("annotate.annotator", "annotate.unlabelled", "rationale", *_rules(config))
     without = {"teacher_run"} if config.annotate.annotator == "llm" else set(_CHAT)
-    return ("seed", *_SCHEMA, "rationale.dimensions", *_fields(config, "annotate", without))
+    return ("seed", *_SCHEMA, "rationale.dimensions", *_rules(config), *_fields(config, "annotate", without))
 
 
 def _adapt(config: Config) -> Paths:
@@ -142,7 +147,8 @@ def _prefer(config: Config) -> Paths:
     unread = {"samples": ("path",), "annotators": ("path", *sampling), "file": sampling}
     own = _fields(config, "prefer", ("enabled", *unread[config.prefer.source]))
     fold = ("data.splits.fold",) if config.prefer.source == "file" else ()
-    return ("seed", "labels.names", *fold, *own, *_teacher(config))
+    compared = () if config.prefer.source == "file" else _rules(config)
+    return ("seed", "labels.names", *fold, *own, *compared, *_teacher(config))
 
 
 def _preferred(config: Config) -> Paths:
@@ -177,7 +183,7 @@ def _evaluate(config: Config) -> Paths:
     teacher = (*_SAMPLING, *_rationale_source(config), *_teacher(config), *_preferred(config))
     own = () if config.score.signals else teacher
     evaluated = ("seed", *_SCHEMA, "labels.gain_maps", "data.tail_max_frequency", "rationale.tag_map", "evaluate")
-    return (*evaluated, "score.signals", *own, *_students(config, ("vocab_size",)), *_RECIPES)
+    return (*evaluated, *_rules(config), "score.signals", *own, *_students(config, ("vocab_size",)), *_RECIPES)
 
 
 STAGES: dict[str, Stage] = {

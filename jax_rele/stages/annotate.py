@@ -19,6 +19,7 @@ from jax_rele.data import RATIONALES, PairTable, write_table
 from jax_rele.errors import Preempted, UserError
 from jax_rele.io import write_text
 from jax_rele.rationale import RuleAnnotator, query_quality, render
+from jax_rele.rationale.rules import broken_rules
 from jax_rele.runs import chat_annotators as chat
 from jax_rele.runs import layout
 from jax_rele.runs.other_runs import hash_teacher
@@ -66,7 +67,7 @@ def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[s
         config.rationale.tag_map,
     )
     write_text(run_dir / layout.QUALITY, json.dumps(held_out, indent=2) + "\n")
-    counts: dict[str, object] = {"rationales": len(pairs)}
+    counts: dict[str, object] = {"rationales": len(pairs), **_rule_counts(config, rationales)}
     if held_out["n_queries"]:
         for unit in ("values", "words"):
             figures = held_out[unit]["overall"]
@@ -80,7 +81,6 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
     annotate, schema, folder = config.annotate, config.labels.schema_, run_dir / "annotate"
     by_id = {pair.pair_id: pair for pair in pairs}
     gold = {pair.pair_id: pair.label for pair in pairs if pair.label is not None}
-    rules = chat.rules_of(config)
     ask, prompts = None, None
     if annotate.annotator == "llm":
         prompts = chat.prompts_of(config)
@@ -99,7 +99,7 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
     injected = _injection(config, ask, prompts, pairs, decisions) if ask is not None else None
     reliability = fit_votes(responses.votes, schema, gold, weights=annotate.weights)
     annotations = Annotations(
-        by_id, responses.votes, decisions, schema, config.rationale.dimensions, annotate.fields, rules
+        by_id, responses.votes, decisions, schema, config.rationale.dimensions, annotate.fields, config.rules_
     )
     quality = build_quality(annotations, reliability=reliability, injection=injected, seed=config.seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,9 +136,24 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
         "rejected": states["rejected"],
         "pending": states["pending"],
         "to review": to_see,
+        **_rule_counts(config, [one.rationale for one in accepted if one.rationale is not None]),
         "cost": round(responses.cost, 6),
         "consensus": digest(decisions)[:16],
     }
+
+
+def _rule_counts(config: Config, rationales: Sequence[Rationale]) -> dict[str, object]:
+    """To how many rationales the business rules apply, and how many labels break them; says where one never applies."""
+    counts: dict[str, object] = {}
+    for number, rule in enumerate(config.rules_):
+        if not rule.conditions:
+            continue
+        applying = [rationale for rationale in rationales if rule.applies(rationale)]
+        broken = sum(bool(broken_rules([rule], rationale)) for rationale in applying)
+        counts[f"rules.{number}"] = {"applies": len(applying), "broken": broken}
+        if not applying:
+            print(f"warning: rules.{number} applies to none of {len(rationales)} rationales; check rules.{number}.when")
+    return counts
 
 
 def _common_failures(responses: chat.Responses) -> str:

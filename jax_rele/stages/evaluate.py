@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -16,7 +17,18 @@ import pyarrow as pa
 from jax_rele.config import Config
 from jax_rele.data import RATIONALES, long_tail, read_pairs_table, read_rationale, write_table
 from jax_rele.data.tokens.text_loss import TextLoss
-from jax_rele.evaluation import BASELINES, Example, build_metrics, embedding_cosine, table, verdict_lines, write_report
+from jax_rele.evaluation import (
+    BASELINES,
+    HUMAN,
+    Example,
+    build_metrics,
+    decide,
+    embedding_cosine,
+    rule_figures,
+    table,
+    verdict_lines,
+    write_report,
+)
 from jax_rele.evaluation.assemble import ZERO_SHOT
 from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence, grammar
 from jax_rele.runs import layout
@@ -30,6 +42,7 @@ from jax_rele.runs.load import (
 )
 from jax_rele.runs.texts import check_student_texts, check_teacher_texts, teacher_text_loss
 from jax_rele.teacher import TeacherPredictions
+from jax_rele.text import query_id
 from jax_rele.types import VERDICTS, Item, Pair, Rationale
 
 SHOWN = 3
@@ -41,7 +54,7 @@ class Measured:
     """The predictions of a run's models for some pairs, and their metrics.
 
     Attributes:
-      metrics: as `build_metrics` returns them, with `training_seeds` and `rationales`.
+      metrics: as `build_metrics` returns them, with `training_seeds`, `rationales`, and `rules` where there are any.
       baselines, models: [N, C] label distributions by name.
       judged: the teacher's predictions.
       verdicts: [N, D] indices into `VERDICTS`, of each student that has learnt them.
@@ -141,7 +154,16 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
         seed=config.seed,
     )
     metrics["training_seeds"] = [config.seed]
-    metrics["rationales"] = rationale_figures(config, train, pairs, judged)
+    annotated = cache(
+        lambda: RuleAnnotator.fit(train, config.rationale.dimensions, config.rationale.tag_map).annotate(pairs)
+    )
+    metrics["rationales"] = rationale_figures(config, pairs, judged, annotated)
+    if any(rule.conditions for rule in config.rules_):
+        own = {
+            **({} if np.isnan(judged.verdict_probs).all() else {"teacher": _verdicts(judged.verdict_probs)}),
+            **verdicts,
+        }
+        metrics["rules"] = broken_rule_figures(config, pairs, metrics, probs, annotated(), own)
     metrics["texts"] = {model: loss.counts() for model, loss in text_losses.items()}
     return Measured(metrics, baselines, probs, judged, verdicts)
 
@@ -226,11 +248,18 @@ def look_up(config: Config, run_dir: Path, pairs: list[Pair]) -> TeacherPredicti
 
 
 def rationale_figures(
-    config: Config, train: list[Pair], pairs: list[Pair], judged: TeacherPredictions
+    config: Config,
+    pairs: list[Pair],
+    judged: TeacherPredictions,
+    annotated: Callable[[], Sequence[Rationale]],
 ) -> Mapping[str, object]:
     """How many of the teacher's rationales parse, and how often their verdicts agree with the rule annotator's.
 
     Agreement stands beside that of always giving the annotator's most frequent verdict on the dimension.
+
+    Args:
+      config, pairs, judged: of the run, and the teacher's predictions for the pairs.
+      annotated: writes the rule annotator's rationales of the pairs.
     """
     explains = bool(config.score.signals) or config.teacher.order != "label_only"
     written = [text for text in judged.texts if text and explains]
@@ -247,12 +276,11 @@ def rationale_figures(
     if not written or not parsed:
         return figures
     dimensions = config.rationale.dimensions
-    rules = RuleAnnotator.fit(train, dimensions, config.rationale.tag_map).annotate(pairs)
     agreement, frequent = [], []
     for dimension in dimensions:
         expected = [
             rule.verdict(dimension)
-            for rule, rationale in zip(rules, judged.rationales)
+            for rule, rationale in zip(annotated(), judged.rationales)
             if not isinstance(rationale, ParseFailure)
         ]
         predicted = [rationale.verdict(dimension) for rationale in parsed]
@@ -267,6 +295,45 @@ def rationale_figures(
         },
     }
     return figures
+
+
+def broken_rule_figures(
+    config: Config,
+    pairs: list[Pair],
+    metrics: Mapping[str, Any],
+    probs: Mapping[str, np.ndarray],
+    annotated: Sequence[Rationale],
+    own_verdicts: Mapping[str, np.ndarray],
+) -> list[dict[str, object]]:
+    """How often people's labels and those that the models decide for break the business rules.
+
+    Args:
+      config, pairs: of the run.
+      metrics: as `build_metrics` returns them, for the decisions.
+      probs: {model: [N, C] label distributions}.
+      annotated: the rule annotator's rationales of the pairs.
+      own_verdicts: {model: [N, D] indices into `VERDICTS`, -1 for none}.
+    """
+    schema, dimensions = config.labels.schema_, config.rationale.dimensions
+    return rule_figures(
+        [rule for rule in config.rules_ if rule.conditions],
+        schema,
+        dimensions,
+        verdicts=np.array([[VERDICTS.index(each.verdict(name)) for name in dimensions] for each in annotated]),
+        decided={
+            HUMAN: np.array([schema.index(pair.label) for pair in pairs]),
+            **{name: decide(each, np.asarray(metrics["decision"][name]["bias"])) for name, each in probs.items()},
+        },
+        own_verdicts={name: each for name, each in own_verdicts.items() if name in probs},
+        queries=[query_id(pair.query) for pair in pairs],
+        n_bootstrap=config.evaluate.bootstrap_samples,
+        seed=config.seed,
+    )
+
+
+def _verdicts(verdict_probs: np.ndarray) -> np.ndarray:
+    """[N, D, V] distributions -> [N, D] indices of the likeliest, -1 where there is none."""
+    return np.where(np.isnan(verdict_probs).any(axis=-1), -1, verdict_probs.argmax(axis=-1))
 
 
 def _examples(config, pairs, judged, probs, verdicts) -> list[Example]:

@@ -122,7 +122,7 @@ def _write_shards(config: Config, run_dir: Path) -> None:
                 part = shards[number]
                 rationales = draw(config, teacher, part, advance)
                 preferences, counts = make_preferences(
-                    part, rationales, [references.get(pair.pair_id) for pair in part]
+                    part, rationales, [references.get(pair.pair_id) for pair in part], config.rules_
                 )
                 path = _shard(run_dir, number)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,10 @@ def _from_annotators(config: Config, run_dir: Path) -> dict[str, object]:
     pairs = [pair for pair in layout.load_pairs(run_dir, "train") if pair.pair_id in votes]
     references = layout.load_rationales(run_dir)
     preferences, counts = make_preferences(
-        pairs, [votes[pair.pair_id] for pair in pairs], [references.get(pair.pair_id) for pair in pairs]
+        pairs,
+        [votes[pair.pair_id] for pair in pairs],
+        [references.get(pair.pair_id) for pair in pairs],
+        config.rules_,
     )
     if not preferences:
         raise UserError(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jax_rele.types import VERDICTS
 
 
-def default_instructions(labels: Mapping[str, str], dimensions: Mapping[str, str], order: str) -> str:
+def default_instructions(
+    labels: Mapping[str, str], dimensions: Mapping[str, str], order: str, rules: Sequence[str] = ()
+) -> str:
     """The text for a config without instructions of its own.
 
     Args:
       labels, dimensions: {name: what it means}, in order; an empty meaning is left out.
       order: one of `names.ORDERS`.
+      rules: business rules in words.
     """
     label_line = "label: the label's name"
     comparison_lines = [f"{name}: query | item | verdict" for name in dimensions]
@@ -23,6 +26,8 @@ def default_instructions(labels: Mapping[str, str], dimensions: Mapping[str, str
     }[order]
     text = "You judge how well an item of a shop fits a shopper's search query. The labels are:\n"
     text += _listed(labels)
+    if rules:
+        text += "\n\nThese rules go before the labels' definitions:\n" + "\n".join(f"- {rule}" for rule in rules)
     if len(lines) > 1:
         text += "\n\nCompare what query and item say about:\n" + _listed(dimensions)
         text += f"\nThe verdict is {', '.join(VERDICTS[:-1])} or {VERDICTS[-1]}; where nothing is said, write -."

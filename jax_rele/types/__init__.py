@@ -206,6 +206,35 @@ class Rationale:
         return "absent"
 
 
+@dataclass(frozen=True)
+class Rule:
+    """A business rule, e.g. that an item of another brand is a Substitute at best.
+
+    Attributes:
+      text: the rule in words; may be empty where there are conditions.
+      conditions: {dimension: verdicts}. The rule applies where the verdict on every dimension is one of those; without
+        conditions it is in words alone and is never checked.
+      labels: the labels that are allowed where it applies.
+    """
+
+    text: str = ""
+    conditions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """In words; made of the conditions where it has no text."""
+        if self.text:
+            return self.text
+        conditions = (f"{name} is {' or '.join(verdicts)}" for name, verdicts in self.conditions.items())
+        return f"Where {' and '.join(conditions)}, the label is {' or '.join(self.labels)}."
+
+    def applies(self, rationale: Rationale) -> bool:
+        """Whether the verdicts of a rationale meet its conditions."""
+        return bool(self.conditions) and all(
+            rationale.verdict(name) in verdicts for name, verdicts in self.conditions.items()
+        )
+
+
 @dataclass(frozen=True, order=True)
 class Span:
     """Evidence: characters [start, end) of the query or of one field of the item, for one dimension."""

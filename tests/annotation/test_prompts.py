@@ -45,6 +45,17 @@ def pair_of(query, title, brand="", attributes=()):
     return Pair("p", query, Item("i", title, brand, attributes=attributes), "Exact")
 
 
+@pytest.mark.parametrize("language", definitions.LANGUAGES)
+def test_rules_are_in_the_prompt_and_change_nothing_where_there_are_none(language):
+    plain, ruled = load(language), load(language, rules=["Another brand is a Substitute.", "Used items are none."])
+    system = ruled.messages(pair_of("a", "b"))[0]["content"]
+    assert "- Another brand is a Substitute.\n- Used items are none.\n" in system
+    lines = plain.messages(pair_of("a", "b"))[0]["content"].splitlines()
+    assert [line for line in system.splitlines() if line and line in lines] == list(filter(None, lines))
+    assert "\n\n\n" not in plain.messages(pair_of("a", "b"))[0]["content"]
+    assert plain.version != ruled.version
+
+
 @pytest.fixture
 def write(tmp_path):
     def write(system="", user="{{ query }}\n{{ item }}", again=""):
@@ -219,3 +230,9 @@ def test_fields_that_are_not_shown_are_not_there():
         delimit_item(Item("i", "t", brand="secret", attributes=(("x", "secret"),)), ("title",))
         == '<item>\ntitle: "t"\n</item>'
     )
+
+
+def test_a_template_that_leaves_out_the_rules_is_refused(write):
+    with pytest.raises(UserError, match=r"the block 'system' must show the rules, of which 'No used items\.'"):
+        load(write(system="{{ form }}"), rules=["No used items."])
+    load(write(system="{% for rule in rules %}{{ rule }}{% endfor %}"), rules=["No used items."])

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from jax_rele.annotation.answers import Failure
-from jax_rele.annotation.figures import fleiss_kappa, ratio
 from jax_rele.annotation.injection import attack, effect
 from jax_rele.annotation.quality import CONSENSUS, Annotations, build_quality
 from jax_rele.annotation.report import EXAMPLES, cell, find_examples, findings, money, write_report
-from jax_rele.annotation.verify import parse_rules
 from jax_rele.annotation.votes import Vote, consensus, fit_votes
-from jax_rele.types import Comparison, Item, LabelSchema, Pair, Rationale
+from jax_rele.evaluation.ratios import fleiss_kappa, ratio
+from jax_rele.types import Comparison, Item, LabelSchema, Pair, Rationale, Rule
 
 LABELS = LabelSchema(("Exact", "Substitute", "Irrelevant"), (1.0, 0.1, 0.0), ("Exact",))
 DIMENSIONS = ("category", "brand")
@@ -113,7 +112,7 @@ def annotations(texts=("nike shoe", "nike shoe"), **rules):
     }
     gold = {"a": "Exact", "b": "Irrelevant", "c": "Irrelevant"}
     decisions = consensus(votes, LABELS, DIMENSIONS, gold=gold, weights="equal", min_vote_fraction=0.6, **rules)
-    rules = parse_rules([{"label": "Exact", "never": {"brand": "mismatch"}}], DIMENSIONS, LABELS.names)
+    rules = [Rule("", {"brand": ("mismatch",)}, LABELS.names[1:])]
     return Annotations(pairs, votes, decisions, LABELS, DIMENSIONS, ("title",), rules)
 
 
@@ -186,7 +185,7 @@ def test_figures_do_not_depend_on_the_order():
         LABELS,
         DIMENSIONS,
         ("title",),
-        one.label_rules,
+        one.rules,
     )
     assert build_quality(other, n_bootstrap=50) == build_quality(one, n_bootstrap=50)
     assert find_examples(other) == find_examples(one)

@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_rele.annotation.verify import LabelRule, parse_rules, verify
-from jax_rele.errors import UserError
+from jax_rele.annotation.verify import verify
 from jax_rele.rationale import Gazetteers, RuleAnnotator
-from jax_rele.types import VERDICTS, Comparison, Item, Pair, Rationale
+from jax_rele.types import VERDICTS, Comparison, Item, Pair, Rationale, Rule
 
 DIMENSIONS = ("category", "brand", "size", "color")
 LABELS = ("Exact", "Irrelevant")
@@ -105,51 +104,18 @@ def test_the_rule_annotator_passes_its_own_checks(query, title):
     assert checked.inferred == ()
 
 
-RULES = [
-    {"label": "Exact", "never": {"category": "mismatch", "brand": ["mismatch", "absent"]}},
-    {"label": "Irrelevant", "always": {"category": "mismatch"}},
-]
+BRAND = Rule("Another brand is no Exact.", {"brand": ("mismatch", "absent")}, ("Irrelevant",))
 
 
-@pytest.mark.parametrize("label", LABELS)
-@pytest.mark.parametrize("category", VERDICTS)
+@pytest.mark.parametrize("label", ["Exact", "Irrelevant"])
 @pytest.mark.parametrize("brand", VERDICTS)
-def test_labels_against_rules(label, category, brand):
-    checked = check(
-        ("category", ("a",), ("a",), category),
-        ("brand", ("a",), ("a",), brand),
-        label=label,
-        rules=parse_rules(RULES, DIMENSIONS, LABELS),
-    )
-    broken = (
-        (category == "mismatch") + (brand in ("mismatch", "absent"))
-        if label == "Exact"
-        else int(category != "mismatch")
-    )
-    assert len(checked.label_problems) == broken
+def test_a_label_against_a_rule_is_a_contradiction(label, brand):
+    checked = check(("brand", ("a",), ("a",), brand), label=label, rules=[BRAND])
+    assert len(checked.label_problems) == (label == "Exact" and brand != "match")
     assert all(problem.certain for problem in checked.label_problems)
 
 
 def test_a_dimension_that_is_not_judged_is_absent():
-    rules = (LabelRule("Exact", {}, {"brand": ("match",)}),)
-    assert [problem.detail for problem in check(rules=rules).label_problems] == [
-        "Exact goes with brand: match, not absent"
+    assert [problem.detail for problem in check(rules=[BRAND]).label_problems] == [
+        "Exact breaks a rule: Another brand is no Exact."
     ]
-
-
-@pytest.mark.parametrize(
-    ("rule", "message"),
-    [
-        ({"label": "Exakt", "never": {"brand": "match"}}, r"label_rules\[0\].label: 'Exakt' is not one of"),
-        ({"label": "Exact", "never": {"brnd": "match"}}, r"label_rules\[0\].never: 'brnd' is not one of"),
-        ({"label": "Exact", "always": {"brand": "matches"}}, r"label_rules\[0\].always.brand: must be one or more"),
-        ({"label": "Exact", "always": {"brand": []}}, r"must be one or more"),
-        ({"label": "Exact"}, "must have a label, and never or always"),
-        ({"label": "Exact", "sometimes": {}}, "must have a label, and never or always"),
-        ({"label": "Exact", "never": {}}, "must say"),
-        ("Exact", "must have a label"),
-    ],
-)
-def test_faulty_rules_are_named(rule, message):
-    with pytest.raises(UserError, match=message):
-        parse_rules([rule], DIMENSIONS, LABELS)

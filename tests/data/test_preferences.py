@@ -8,7 +8,7 @@ import pytest
 from jax_rele.data.preferences import Preference, make_preferences, read_preferences, write_preferences
 from jax_rele.errors import UserError
 from jax_rele.rationale import ParseFailure, render
-from jax_rele.types import Comparison, Item, Pair, Rationale
+from jax_rele.types import Comparison, Item, Pair, Rationale, Rule
 
 LABELS, DIMENSIONS = ("Exact", "Irrelevant"), ("brand", "color")
 PAIR = Pair("1", "red shoes", Item("B", "Acme; red | shoes"), label="Exact")
@@ -124,3 +124,23 @@ def test_a_pair_in_dispute_gives_none():
     """What the teacher learnt to write must not be what is rejected."""
     expected = {"label": 0, "verdicts": 0, "ties": 0, "disputed": 1, "unreadable": 0}
     assert of_pair(GOOD, BAD, reference=BAD) == ([], expected)
+
+
+RULE = Rule("", {"brand": ("absent",)}, ("Irrelevant",))
+
+
+def test_a_rationale_that_keeps_the_rules_is_preferred():
+    preferences, counts = make_preferences([PAIR], [[WEAK, GOOD]], None, [RULE])
+    assert preferences == [Preference("1", GOOD, WEAK, "rules")]
+    assert counts == {"label": 0, "rules": 1, "verdicts": 0, "ties": 0, "disputed": 0, "unreadable": 0}
+
+
+def test_no_rationale_is_preferred_that_breaks_a_rule():
+    preferences, counts = make_preferences([PAIR], [[WEAK, BAD]], None, [RULE])
+    assert (preferences, counts["disputed"]) == ([], 1)
+
+
+def test_of_those_that_keep_the_rules_verdicts_decide():
+    plain, ruled = (make_preferences([PAIR], [[WEAK, GOOD, BAD]], [GOOD], rules) for rules in ((), [Rule("In words.")]))
+    assert plain[0] == ruled[0]
+    assert [each.reason for each in plain[0]] == ["label", "verdicts"]

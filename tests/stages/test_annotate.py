@@ -234,7 +234,6 @@ def test_a_persons_review_is_fed_back(unbroken, tmp_path):
     ("change", "message"),
     [
         ({"prompt": "{folder}/bad.j2"}, "bad.j2:1: the field 'dimensios' is unknown"),
-        ({"label_rules": [{"label": "Good", "never": {"color": "match"}}]}, "annotate.label_rules"),
         ({"annotator": "teacher", "teacher_run": "nowhere"}, "annotate.teacher_run: nowhere"),
         ({"reviews": "nowhere.csv"}, "annotate.reviews: nowhere.csv cannot be read"),
         ({}, "endpoint one: nothing answers at"),

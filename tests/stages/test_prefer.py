@@ -75,7 +75,11 @@ def test_a_preference_is_a_rationale_with_the_human_label_against_one_without(ti
     )
     counts = json.loads((run_dir / "prefer" / "manifest.json").read_text())["counts"]
     assert counts["pairs"] == settings.prefer.max_pairs
-    assert len(preferences) == counts["label"] + counts["verdicts"] == counts["preferences"] + counts["equal_as_tokens"]
+    assert (
+        len(preferences)
+        == sum(counts[kind] for kind in ("label", "rules", "verdicts"))
+        == counts["preferences"] + counts["equal_as_tokens"]
+    )
     for preference in preferences:
         assert preference.chosen.label == labels[preference.pair_id]
         assert (preference.rejected.label != labels[preference.pair_id]) == (preference.reason == "label")
