@@ -25,7 +25,9 @@ def next_token_cross_entropy(
 
     Logits exist for one chunk of positions at a time, forward and backward: [B, L, vocabulary] is never formed. A chunk
     is the same few columns of every row, so that devices that share the batch work on their own rows in every chunk.
-    Where the output embedding does not learn, as under adapters, the backward pass computes no logits again.
+    The unmasked positions of each row come first, and chunks without any are left out: a loss on completions alone does
+    not pay for the prompts. Where the output embedding does not learn, as under adapters, the backward pass computes no
+    logits again.
 
     Args:
       hidden: [B, L, E] final hidden states :math:`h`.
@@ -63,9 +65,14 @@ def next_token_cross_entropy(
     batch, length = targets.shape
     n_chunks = max(1, -(-length // max(1, chunk_size // max(1, batch))))
     columns = -(-length // n_chunks)
-    chunks = (_split(blank(mask, array), n_chunks, columns) for array in (hidden, targets))
-    elements = _chunked(next(chunks), output_embedding, next(chunks))
+    order = jnp.argsort(~mask, axis=1, stable=True)
+    ordered = [jnp.take_along_axis(blank(mask, array), _like(order, array), axis=1) for array in (hidden, targets)]
+    chunks = (_split(array, n_chunks, columns) for array in ordered)
+    # Reduced over the rows once: devices that share the batch must agree on what is left out.
+    most = mask.sum(axis=1).max()
+    elements = _chunked(next(chunks), output_embedding, next(chunks), jnp.arange(n_chunks) * columns < most)
     elements = elements.swapaxes(0, 1).reshape(batch, n_chunks * columns)[:, :length]
+    elements = jnp.take_along_axis(elements, jnp.argsort(order, axis=1), axis=1)
     if token_weights is not None:
         check_shapes(name, targets=(targets, "BL"), token_weights=(token_weights, "BL"))
         elements = elements * blank(mask, jnp.asarray(token_weights, jnp.float32))
@@ -125,53 +132,70 @@ def sequence_log_probs(
 
 
 @jax.custom_vjp
-def _chunked(hidden, output_embedding, targets):
-    """[N, B, C, E], [vocabulary, E], [N, B, C] -> [N, B, C] elements of N chunks, one chunk after the other."""
-    return jax.lax.map(lambda chunk: _elements(_logits(chunk[0], output_embedding), chunk[1])[0], (hidden, targets))
+def _chunked(hidden, output_embedding, targets, is_used):
+    """[N, B, C, E], [vocabulary, E], [N, B, C], [N] -> [N, B, C] elements of N chunks, one chunk after the other."""
+
+    def chunk(hidden, targets):
+        return _elements(_logits(hidden, output_embedding), targets)[0]
+
+    return jax.lax.map(lambda inputs: _if_used(chunk, *inputs), (is_used, hidden, targets))
 
 
-def _forward(hidden, output_embedding, targets):
+def _forward(hidden, output_embedding, targets, is_used):
     """The elements, and what the backward pass needs of them.
 
     The gradient by a hidden state is its element's cotangent times a vector that is known here. So where the embedding
     does not learn, that vector is kept and no logit is computed twice.
     """
     learns = output_embedding.perturbed
-    hidden, output_embedding, targets = hidden.value, output_embedding.value, targets.value
+    hidden, output_embedding, targets, is_used = (x.value for x in (hidden, output_embedding, targets, is_used))
 
-    def chunk(inputs):
-        hidden, targets = inputs
+    def chunk(hidden, targets):
         logits = _logits(hidden, output_embedding)
         elements, log_sum = _elements(logits, targets)
         if learns:
             return elements, log_sum
         return elements, _by_hidden(_slopes(logits, log_sum, targets), output_embedding)
 
-    elements, residuals = jax.lax.map(chunk, (hidden, targets))
-    return elements, (hidden, output_embedding, targets, residuals) if learns else residuals
+    elements, residuals = jax.lax.map(lambda inputs: _if_used(chunk, *inputs), (is_used, hidden, targets))
+    return elements, (hidden, output_embedding, targets, is_used, residuals) if learns else residuals
 
 
 def _backward(residuals, cotangents):
     if not isinstance(residuals, tuple):
-        return (cotangents[..., None] * residuals).astype(residuals.dtype), None, None
-    hidden, output_embedding, targets, log_sums = residuals
+        return (cotangents[..., None] * residuals).astype(residuals.dtype), None, None, None
+    hidden, output_embedding, targets, is_used, log_sums = residuals
 
-    def chunk(by_embedding, inputs):
-        hidden, targets, log_sum, cotangents = inputs
+    def chunk(hidden, targets, log_sum, cotangents):
         slopes = _slopes(_logits(hidden, output_embedding), log_sum, targets) * cotangents[..., None]
         # [E, vocabulary], so that the smaller factor is the one to transpose; in float32, as a bfloat16 sum over many
         # chunks would stop growing.
-        by_embedding += jnp.einsum(
+        by_embedding = jnp.einsum(
             "ble,blv->ev", hidden, slopes.astype(hidden.dtype), preferred_element_type=jnp.float32
         )
         return by_embedding, _by_hidden(slopes, output_embedding)
 
+    def add_chunk(total, inputs):
+        by_embedding, by_hidden = _if_used(chunk, *inputs)
+        return total + by_embedding, by_hidden
+
     zeros = jnp.zeros(output_embedding.shape[::-1], jnp.float32)
-    by_embedding, by_hidden = jax.lax.scan(chunk, zeros, (hidden, targets, log_sums, cotangents))
-    return by_hidden, by_embedding.T.astype(output_embedding.dtype), None
+    by_embedding, by_hidden = jax.lax.scan(add_chunk, zeros, (is_used, hidden, targets, log_sums, cotangents))
+    return by_hidden, by_embedding.T.astype(output_embedding.dtype), None, None
 
 
 _chunked.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _if_used(chunk, is_used, *inputs):
+    """What `chunk` makes of the inputs of a chunk; zeros where the chunk is not used."""
+    shapes = jax.eval_shape(chunk, *inputs)
+    return jax.lax.cond(is_used, chunk, lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), *inputs)
+
+
+def _like(order, array):
+    """[B, L] indices with the axes of an array [B, L, ...]."""
+    return order.reshape(*order.shape, *[1] * (array.ndim - 2))
 
 
 def _logits(hidden, output_embedding):

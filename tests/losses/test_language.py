@@ -193,3 +193,42 @@ def test_masked_token_weights_pass_no_nan_to_the_gradient():
     assert np.isfinite(by_embedding).all()
     assert np.isfinite(by_hidden).all()
     assert not by_hidden[:, 4:].any()
+
+
+def test_logits_are_computed_only_for_chunks_that_count():
+    """Every product with the vocabulary stands in a branch of a conditional."""
+    hidden, output_embedding, targets = batch(2, 64, 8, 1024)
+    where = jnp.arange(64) >= 48
+    step = jax.grad(lambda h: losses.next_token_cross_entropy(h, output_embedding, targets, where, chunk_size=32).sum())
+
+    def products(jaxpr, inside):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general" and 1024 in {n for v in equation.invars for n in v.aval.shape}:
+                yield inside
+            for value in jax.tree.leaves(equation.params, is_leaf=lambda x: isinstance(x, jax.extend.core.ClosedJaxpr)):
+                if isinstance(value, jax.extend.core.ClosedJaxpr):
+                    yield from products(value.jaxpr, inside or equation.primitive.name == "cond")
+
+    inside = list(products(jax.make_jaxpr(step)(hidden).jaxpr, False))
+    assert inside
+    assert all(inside)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 6, 16, 1000])
+def test_masked_positions_anywhere_change_no_other(chunk_size):
+    hidden, output_embedding, targets = batch(3, 10, 4, 32)
+    where = np.random.default_rng(0).random((3, 10)) < [[0.5], [0.0], [1.0]]
+
+    def both(where):
+        def total(hidden, output_embedding):
+            return losses.next_token_cross_entropy(
+                hidden, output_embedding, targets, where, chunk_size=chunk_size
+            ).sum()
+
+        return jax.value_and_grad(total, (0, 1))(hidden, output_embedding)
+
+    def total(hidden, output_embedding):
+        return jnp.where(where, naive(hidden, output_embedding, targets), 0.0).sum()
+
+    expected = jax.value_and_grad(total, (0, 1))(hidden, output_embedding)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), both(where), expected)
