@@ -121,6 +121,14 @@ SHAPES = {
         prefix_length=192, item_lengths=(16, 32), pairs=200, items=(1, 10, 100), score_batch=20,
         decode_batch=8, plain=(16, 64), guided=(96, 4), repeats=9,
     ),
+    # SmolLM2-135M.
+    "135m": Shape(
+        layers=30, width=576, heads=9, kv_heads=3, head_dim=64, mlp_width=1536, vocab_size=49152, tied=True,
+        dtype="float32", matmul=(1536, 4), stream=(1 << 25, 2),
+        rank=16, rows=4, row_length=512, texts=(128, 256), remats=(("none", "none"),),
+        prefix_length=192, item_lengths=(32, 64), pairs=20, items=(1, 10), score_batch=10,
+        decode_batch=8, plain=(16, 32), guided=(96, 4), repeats=5,
+    ),
     # Qwen3-8B.
     "8b": Shape(
         layers=36, width=4096, heads=32, kv_heads=8, head_dim=128, mlp_width=12288, vocab_size=151936, tied=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from jax_rele.data.tokens.student_inputs import cross_rows, tower_rows
 from jax_rele.data.tokens.tokenizers import load_tokenizer, train_tokenizer
 from jax_rele.models import Encoder, EncoderConfig, to_hf
 from jax_rele.students.prediction import padded_length
+from jax_rele.text import clean_text
 from jax_rele.types import Pair
 
 NAMES = ("Exact", "Substitute", "Complement", "Irrelevant")
@@ -53,14 +55,16 @@ def make(folder: Path, work: Work, weights: str) -> tuple[str, dict[str, str]]:
 
 def sample_pairs(count: int) -> list[Pair]:
     """`count` different pairs of a query and a title of the ESCI sample: its own pairs, then each query with the title
-    of the next pair, of the one after that and so on."""
+    of the next pair, of the one after that and so on. Their texts are as our models read them (`clean_text`), so that
+    both sides get the same tokens."""
     pairs, _ = read_pairs(SAMPLE, label_names=NAMES)
     pairs = [pairs[index] for index in np.random.default_rng(0).permutation(len(pairs))]
     selected = []
     for number in range(count):
         turn, index = divmod(number, len(pairs))
         pair, other = pairs[index], pairs[(index + turn) % len(pairs)]
-        selected.append(Pair(str(number), pair.query, other.item, pair.label))
+        item = replace(other.item, title=clean_text(other.item.title))
+        selected.append(Pair(str(number), clean_text(pair.query), item, pair.label))
     return selected
 
 

@@ -26,7 +26,7 @@ def shapes():
     return shapes
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "8b"])
+@pytest.mark.parametrize("name", ["tiny", "small", "135m", "8b"])
 def test_weights_are_counted_as_the_model_has_them(shapes, name):
     shape = shapes.SHAPES[name]
     fields = ["vocab_size", "layers", "width", "heads", "kv_heads", "head_dim", "mlp_width", "tied"]
