@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from jax_rele.config import DataConfig, LabelsConfig
 from jax_rele.data.pairs import deduplicate
-from jax_rele.data.pairs.parsing import FACTS, judgement
+from jax_rele.data.pairs.facts import FACTS, judgement
 from jax_rele.data.pairs.reading import read_source
 from jax_rele.data.pairs.splits import (
     NO_SPLIT,

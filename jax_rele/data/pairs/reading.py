@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from jax_rele.data.columns import MappedFields, check_columns
-from jax_rele.data.pairs.parsing import ParsedRows, Parsing, parse_rows
+from jax_rele.data.pairs.facts import Parsing
+from jax_rele.data.pairs.parsing import ParsedRows, parse_rows
 from jax_rele.data.pairs.workers import Workers, cores, start_workers
 from jax_rele.data.rows import Quarantined, RowError
 from jax_rele.data.sources.readers import Chunk, Row, in_chunks

@@ -20,7 +20,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import IO
 
-from jax_rele.data.pairs.parsing import ParsedRows, Parsing, parse_rows
+from jax_rele.data.pairs.facts import Parsing
+from jax_rele.data.pairs.parsing import ParsedRows, parse_rows
 from jax_rele.data.sources.readers import Chunk
 from jax_rele.errors import UserError
 

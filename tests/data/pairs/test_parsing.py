@@ -8,7 +8,8 @@ import pytest
 
 from jax_rele.data import RowError
 from jax_rele.data.pairs import parsing
-from jax_rele.data.pairs.parsing import Parsing, parse_rows
+from jax_rele.data.pairs.facts import Parsing
+from jax_rele.data.pairs.parsing import parse_rows
 from jax_rele.types import ReadOptions
 
 LABELS = ("Exact", "Substitute", "Irrelevant")

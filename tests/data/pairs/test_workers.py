@@ -15,7 +15,7 @@ import pytest
 from jax_rele.config import DataConfig, LabelsConfig
 from jax_rele.data import ingest
 from jax_rele.data.pairs import reading
-from jax_rele.data.pairs.parsing import Parsing
+from jax_rele.data.pairs.facts import Parsing
 from jax_rele.data.pairs.workers import start_workers
 from jax_rele.errors import UserError
 from jax_rele.types import ReadOptions
