@@ -78,6 +78,10 @@ ENDPOINT = {"name": "a", "base_url": "http://h/v1", "model": "m"}
             {"rules": [{"when": {"brand": "match"}, "labels": ["Exact", "Substitute", "Complement", "Irrelevant"]}]},
             "rules.0.labels: all labels are allowed",
         ),
+        (
+            {"annotate": {"reuse_labelled": True}},
+            "annotate: reuse_labelled leaves the unlabelled pairs to annotator: tea",
+        ),
         ({"annotate": {"label_rules": []}}, "annotate.label_rules: unknown key; .* is called rules"),
         ({"distill": {"recipes": []}}, "distill: students and recipes must each name at least one"),
         ({"mesh": {"data": -1, "fsdp": -1}}, "mesh: axes must be positive, and at most one -1"),

@@ -15,7 +15,7 @@ LAYERS = (
     ("distillation",),
     ("runs",),
     ("stages",),
-    ("plan", "compare", "tune", "deployment"),
+    ("plan", "compare", "tune", "rounds", "deployment"),
     ("serving",),
     ("cli",),
     ("__main__",),

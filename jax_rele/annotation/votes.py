@@ -99,11 +99,13 @@ def consensus(
     expected_answers: int = 0,
     reliability: Reliability | None = None,
     flaws: Callable[[str, Rationale], int] | None = None,
+    max_flaws: int | None = None,
 ) -> list[Decision]:
     """Decides every pair.
 
     A pair is pending while answers are missing; rejected where no answer can be read, where the label's share is below
-    `min_vote_fraction`, where no rationale concludes with the label of the vote, or by the gold filter; else accepted.
+    `min_vote_fraction`, where no rationale concludes with the label of the vote, where the selected one has more than
+    `max_flaws`, or by the gold filter; else accepted.
     Ties go to the lower grade, and among verdicts to the one that claims the least. The selected rationale concludes
     with the label and agrees with the vote on the most verdicts; ties go to the fewest flaws, then to the most frequent
     rationale, then to the text with the lowest hash.
@@ -123,6 +125,7 @@ def consensus(
       expected_answers: of a pair in a round; 0 where the number is unknown.
       reliability: of the models; by default it is fitted here, on round 0.
       flaws: counts those of a pair's rationale, e.g. the values that `verify` does not find.
+      max_flaws: most flaws of a rationale that is accepted; None for any number.
 
     Returns:
       One decision per pair, in the order of pair ids.
@@ -140,6 +143,7 @@ def consensus(
         min_vote_fraction=min_vote_fraction,
         expected_answers=expected_answers,
         flaws=flaws,
+        max_flaws=max_flaws,
     )
     return [
         _decide(votes[pair_id], partial(count, pair_id, gold.get(pair_id)), gold.get(pair_id), gold_filter)
@@ -280,6 +284,7 @@ def _count(
     min_vote_fraction: float,
     expected_answers: int,
     flaws: Callable[[str, Rationale], int] | None,
+    max_flaws: int | None,
 ) -> Decision:
     """The decision by the answers of one round, without the gold filter."""
     fractions = model_shares(votes, labels)
@@ -302,6 +307,8 @@ def _count(
         status, reason = "rejected", f"disagreement: {label} has a share of {posterior[index]:.2f}"
     elif not concludes:
         status, reason = "rejected", f"no rationale concludes {label}, as the vote does"
+    elif flaws and max_flaws is not None and rationale is not None and (count := flaws(pair_id, rationale)) > max_flaws:
+        status, reason = "rejected", f"flaws: the best rationale has {count}"
     return Decision(
         pair_id,
         status,

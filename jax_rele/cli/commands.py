@@ -175,6 +175,27 @@ def tune(
         )
 
 
+@command(
+    argument("--rounds", type=positive_number, default=3, metavar="N", help="most rounds; 3"),
+    name="rounds",
+    reads_config=True,
+)
+def train_rounds(config: str, rounds: int, overrides: Sequence[str]) -> None:
+    """Train a teacher again on what the one before explains.
+
+    In each round the teacher before explains the unlabelled pairs; those on which its samples agree and that stand the
+    checks are learnt from beside the labelled ones, and students are trained. Ends where the validation pairs show no
+    gain; resumable.
+    """
+    from jax_rele.cli.overrides import read_config
+    from jax_rele.rounds import command as training_rounds
+    from jax_rele.training import preemption
+
+    settings = read_config(config, overrides)
+    with preemption.end_on_sigterm():
+        training_rounds.run(settings, rounds=rounds)
+
+
 @command(argument("file", metavar="FILE", help="JSONL or Parquet file of signals"), reads_config=True)
 def check_signals(config: str, file: str, overrides: Sequence[str]) -> None:
     """Check a file of another teacher's signals against the pairs of a run that has finished prepare.

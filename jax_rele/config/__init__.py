@@ -12,6 +12,7 @@ from jax_rele.config.paths import INPUTS, is_input, local_name, resolve_paths
 from jax_rele.config.prefer import PreferConfig
 from jax_rele.config.rationale import RationaleConfig
 from jax_rele.config.root import Config
+from jax_rele.config.rounds import RoundsConfig
 from jax_rele.config.rules import RuleConfig
 from jax_rele.config.student import CrossEncoderConfig, RandomEncoderConfig, StudentConfig, TwoTowerConfig
 from jax_rele.config.teacher import (
@@ -47,6 +48,7 @@ __all__ = [
     "RandomEncoderConfig",
     "RangeConfig",
     "RationaleConfig",
+    "RoundsConfig",
     "RuleConfig",
     "ScheduleConfig",
     "ScoreConfig",

@@ -64,6 +64,13 @@ class AnnotateConfig(Section):
     """Whether unlabelled pairs are annotated too, for `finetune` to train on."""
     teacher_run: str = ""
     """The folder of the run whose teacher annotates."""
+    teacher_samples: Positive = 1
+    """Rationales that it draws per pair, each a vote; with 1 it decodes greedily."""
+    teacher_temperature: Annotated[float, Field(gt=0)] = 0.7
+    """Sampling temperature where it draws more than one."""
+    reuse_labelled: bool = False
+    """Whether labelled pairs keep the rationales that `teacher_run` accepted for them, so that its teacher explains the
+    unlabelled ones alone."""
     prompt: str = "en"
     """`en`, `zh`, or a Jinja file of your own."""
     definitions: dict[str, str] = Field(default_factory=dict)
@@ -90,6 +97,8 @@ class AnnotateConfig(Section):
     """Whether votes are weighted by each model's agreement with gold labels (Dawid-Skene), or equally."""
     min_vote_fraction: Fraction = 0.5
     """Minimum fraction of the vote for a label to be accepted."""
+    max_flaws: NonNegative | None = None
+    """Most hallucinated values, contradictions and broken rules of an accepted rationale; null for any number."""
     gold_filter: Literal["keep", "drop", "ask_again"] = "ask_again"
     """What happens to a pair whose consensus differs from its gold label."""
     reviews: str = ""
@@ -103,6 +112,8 @@ class AnnotateConfig(Section):
             raise ValueError("annotator: llm needs endpoints")
         if self.annotator == "teacher" and not self.teacher_run:
             raise ValueError("annotator: teacher needs teacher_run, the folder of a finished run")
+        if self.reuse_labelled and not (self.annotator == "teacher" and self.unlabelled):
+            raise ValueError("reuse_labelled leaves the unlabelled pairs to annotator: teacher; set unlabelled: true")
         if self.reviews and self.annotator == "rules":
             raise ValueError("reviews decide on the answers of annotator llm or teacher; with rules there are none")
         names = [endpoint.name for endpoint in self.endpoints]

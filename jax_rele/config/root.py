@@ -17,6 +17,7 @@ from jax_rele.config.labels import LabelsConfig
 from jax_rele.config.mesh import MeshConfig
 from jax_rele.config.prefer import PreferConfig
 from jax_rele.config.rationale import RationaleConfig
+from jax_rele.config.rounds import RoundsConfig
 from jax_rele.config.rules import RuleConfig
 from jax_rele.config.student import StudentConfig
 from jax_rele.config.teacher import AdaptConfig, FinetuneConfig, ScoreConfig, TeacherConfig
@@ -51,6 +52,7 @@ class Config(Section):
     distill: DistillConfig = DistillConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tune: TuneConfig = TuneConfig()
+    rounds: RoundsConfig = RoundsConfig()
 
     @property
     def rules_(self) -> tuple[types.Rule, ...]:

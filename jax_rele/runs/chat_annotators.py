@@ -16,11 +16,11 @@ from jax_rele.annotation.verify import verify
 from jax_rele.annotation.votes import TO_ASK_AGAIN, Decision, Vote, consensus
 from jax_rele.config import Config, MeshConfig
 from jax_rele.errors import UserError
-from jax_rele.progress import pairs_bar
+from jax_rele.progress import every, pairs_bar
 from jax_rele.rationale import ParseFailure
 from jax_rele.runs.load import load_teacher
 from jax_rele.runs.other_runs import read_other
-from jax_rele.teacher import judge
+from jax_rele.teacher import Sampling, judge, sample
 from jax_rele.types import Pair, Rationale
 
 Texts = dict[tuple[str, str, int, int], str]
@@ -176,20 +176,27 @@ def read_teacher_run(config: Config) -> Config:
 
 
 def ask_teacher(config: Config, pairs: Sequence[Pair]) -> Responses:
-    """The rationales that the teacher of another run writes, a vote a pair. Raises UserError as `read_teacher_run`."""
+    """The rationales that the teacher of another run writes, each a vote. Raises UserError as `read_teacher_run`."""
     run_dir, other = Path(config.annotate.teacher_run), read_teacher_run(config)
+    count = config.annotate.teacher_samples
     # Whatever that run's own signals were made from, a rationale of its teacher is one that it writes.
     teacher = replace(load_teacher(run_dir, config=other), annotator=None)
     with pairs_bar("annotate", len(pairs)) as advance:
-        judged = judge(teacher, pairs, progress=advance)
-    outcomes = [
-        Failure("wrong_schema", str(rationale)) if isinstance(rationale, ParseFailure) else rationale
-        for rationale in judged.rationales
-    ]
-    return Responses(
-        {pair.pair_id: [Vote(pair.pair_id, "teacher", outcome)] for pair, outcome in zip(pairs, outcomes)},
-        {(pair.pair_id, "teacher", 0, 0): text for pair, text in zip(pairs, judged.texts)},
-    )
+        if count == 1:
+            drawn = [judge(teacher, pairs, progress=advance)]
+        else:
+            sampling = Sampling(temperature=config.annotate.teacher_temperature, seed=config.seed)
+            drawn = list(sample(teacher, pairs, count, sampling, progress=every(count, advance)))
+    votes: dict[str, list[Vote]] = {pair.pair_id: [] for pair in pairs}
+    texts: Texts = {}
+    for number, judged in enumerate(drawn):
+        for pair, rationale, text in zip(pairs, judged.rationales, judged.texts):
+            outcome: Rationale | Failure = (
+                Failure("wrong_schema", str(rationale)) if isinstance(rationale, ParseFailure) else rationale
+            )
+            votes[pair.pair_id].append(Vote(pair.pair_id, "teacher", outcome, number))
+            texts[pair.pair_id, "teacher", number, 0] = text
+    return Responses(votes, texts, expected_answers=count)
 
 
 def decide(config: Config, responses: Responses, pairs: Mapping[str, Pair], gold: Mapping[str, str]) -> list[Decision]:
@@ -215,6 +222,7 @@ def decide(config: Config, responses: Responses, pairs: Mapping[str, Pair], gold
         gold_filter="drop" if annotate.gold_filter == "ask_again" and not again else annotate.gold_filter,
         expected_answers=responses.expected_answers,
         flaws=flaws,
+        max_flaws=annotate.max_flaws,
     )
 
 

@@ -15,9 +15,9 @@ from jax_rele.annotation.report import find_examples, write_report
 from jax_rele.annotation.review import apply_reviews, decisions_to_arrow, read_reviews, to_review, write_reviews
 from jax_rele.annotation.votes import Decision, consensus, digest, fit_votes
 from jax_rele.config import Config, local_name
-from jax_rele.data import RATIONALES, PairTable, write_table
+from jax_rele.data import RATIONALES, PairTable, read_table, write_table
 from jax_rele.errors import Preempted, UserError
-from jax_rele.io import write_text
+from jax_rele.io import hash_file, write_text
 from jax_rele.rationale import RuleAnnotator, query_quality, render
 from jax_rele.rationale.rules import broken_rules
 from jax_rele.runs import chat_annotators as chat
@@ -38,6 +38,8 @@ def external_inputs(config: Config) -> dict[str, str]:
         other = chat.read_teacher_run(config)
         folder = Path(annotate.teacher_run)
         hashes[f"annotate.teacher_run {folder.name}"] = hash_teacher(other, folder)
+        if annotate.reuse_labelled:
+            hashes[f"annotate.reuse_labelled {folder.name}"] = hash_file(folder / layout.RATIONALES)
     return hashes
 
 
@@ -79,6 +81,9 @@ def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[s
 
 def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[str, object]:
     annotate, schema, folder = config.annotate, config.labels.schema_, run_dir / "annotate"
+    reused = _reused(config, pairs) if annotate.reuse_labelled else []
+    if annotate.reuse_labelled:
+        pairs = [pair for pair in pairs if pair.label is None]
     by_id = {pair.pair_id: pair for pair in pairs}
     gold = {pair.pair_id: pair.label for pair in pairs if pair.label is not None}
     ask, prompts = None, None
@@ -121,25 +126,46 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
             f"{config.answers}; raise annotate.budget where it has ended, or set annotate.allow_pending: true"
         )
     accepted = [decision for decision in decisions if decision.status == "accepted"]
-    if not any(decision.pair_id in gold for decision in accepted):
+    if not accepted and annotate.annotator == "teacher":
+        raise UserError(
+            f"annotate: none of the teacher's explanations of {len(pairs)} pairs is accepted; {folder / 'report.html'} "
+            "says why; lower min_vote_fraction or raise max_flaws (of annotate, in rounds of rounds)"
+        )
+    if not any(decision.pair_id in gold or annotate.reuse_labelled for decision in accepted):
         raise UserError(
             f"annotate: none of {len(pairs)} pairs has an accepted rationale{_common_failures(responses)}; "
             f"{folder / 'report.html'} says why; answers are stored and not asked for again, refusals too: another "
             "annotate.store, model or parameter of an endpoint asks anew"
         )
-    _write_rationales(run_dir, ((by_id[one.pair_id], one.rationale, one.model) for one in accepted))
+    written = [(by_id[one.pair_id], one.rationale, one.model) for one in accepted]
+    _write_rationales(run_dir, [*reused, *written])
     readable = (vote for votes in responses.votes.values() for vote in votes if isinstance(vote.outcome, Rationale))
     _write_table(run_dir / layout.VOTES, ((by_id[vote.pair_id], vote.outcome, vote.model) for vote in readable))
     return {
         "pairs": len(pairs),
+        **({"reused": len(reused)} if annotate.reuse_labelled else {}),
         "accepted": states["accepted"],
         "rejected": states["rejected"],
         "pending": states["pending"],
         "to review": to_see,
-        **_rule_counts(config, [one.rationale for one in accepted if one.rationale is not None]),
+        **_rule_counts(config, [rationale for _, rationale, _ in [*reused, *written] if rationale is not None]),
         "cost": round(responses.cost, 6),
         "consensus": digest(decisions)[:16],
     }
+
+
+def _reused(config: Config, pairs: Sequence[Pair]) -> list[tuple[Pair, Rationale, str]]:
+    """The labelled pairs with the rationales that another run's `annotate` accepted for them, and their annotators."""
+    folder = Path(config.annotate.teacher_run)
+    rows = {row["pair_id"]: row for row in read_table(folder / layout.RATIONALES, RATIONALES).to_pylist()}
+    rationales = layout.load_rationales(folder)
+    known = [pair for pair in pairs if pair.label is not None and pair.pair_id in rows]
+    if not known:
+        raise UserError(
+            f"annotate.reuse_labelled: the run {folder} has no rationale of a labelled pair of this run; give a "
+            "teacher_run on the same data, or set it to false"
+        )
+    return [(pair, rationales[pair.pair_id], rows[pair.pair_id]["annotator"]) for pair in known]
 
 
 def _rule_counts(config: Config, rationales: Sequence[Rationale]) -> dict[str, object]:

@@ -11,8 +11,8 @@ pages of mapped files.
 
 With `--rows`, files of as many labelled rows are written instead, ten rows a query, and the stage `prepare` reads each,
 without candidates, in a process that may use one core and in one that may use all. Times are processor time of it and
-the processes that it starts, so that other work on the machine counts little. `--other` names another checkout of the
-package, which reads the same files in turn.
+the processes that it starts, so that other work on the machine counts little, and in the last column by the clock.
+`--other` names another checkout of the package, which reads the same files in turn.
 """
 
 from __future__ import annotations
@@ -264,6 +264,7 @@ def prepare_rows(path: str, one_core: bool, folder: Path) -> dict:
         "rows": counts["rows"]["read"],
         "seconds": seconds.sum(),
         "own_seconds": seconds[0],
+        "wall_seconds": results["prepare"]["seconds"],
         "mb": results["prepare"]["mb"],
     }
 
@@ -280,6 +281,7 @@ def measure_rows(count: int, turns: int, other: str | None, folder: Path) -> str
         return json.loads(done.stdout.splitlines()[-1])
 
     header = ["file", "rows/s, one core", "rows/s of a core, all cores", "of them in the main process"]
+    header.append("rows/s by the clock, all cores")
     lines = [f"| {' | '.join([*header, *(['the other, one core', 'times'] if other else [])])} |"]
     lines.append("|---" + "|---:" * (lines[0].count("|") - 2) + "|")
     for path in write_rows(folder, count):
@@ -289,7 +291,8 @@ def measure_rows(count: int, turns: int, other: str | None, folder: Path) -> str
             print(json.dumps(results[-1]), file=sys.stderr, flush=True)
         speeds = [statistics.median(count / turn[i]["seconds"] for turn in results) for i in range(len(results[0]))]
         in_main = statistics.median(turn[-1]["own_seconds"] / turn[-1]["seconds"] for turn in results)
-        cells = [path.suffix[1:], f"{speeds[0]:,.0f}", f"{speeds[-1]:,.0f}", f"{in_main:.0%}"]
+        by_clock = statistics.median(count / turn[-1]["wall_seconds"] for turn in results)
+        cells = [path.suffix[1:], f"{speeds[0]:,.0f}", f"{speeds[-1]:,.0f}", f"{in_main:.0%}", f"{by_clock:,.0f}"]
         cells += [f"{speeds[1]:,.0f}", f"{speeds[0] / speeds[1]:.1f}"] if other else []
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -86,4 +86,17 @@ for part in ${TABLES:-all labels teacher_labelled cross_encoder orders}; do
       ;;
   esac
 done
+# The teachers side by side, and the mean of those that write label and rationale in another order.
+teachers=() orders=()
+for name in rationale_first label_first label_only prefer samples; do
+  predictions=("runs/$name/compare/${folds}_folds"/fold_*/compare/teacher/predictions.parquet)
+  if ((${#predictions[@]} != folds)) || [[ ! -f ${predictions[0]} ]]; then continue; fi
+  teachers+=("$name=runs/$name/compare/${folds}_folds")
+  [[ $name == prefer || $name == samples ]] || orders+=("$name")
+done
+if ((${#teachers[@]} > 1)); then
+  mean=()
+  ((${#orders[@]} < 2)) || mean=(--mean "${orders[@]}")
+  python "$here/teachers.py" "${teachers[@]}" "${mean[@]}" | tee tables/teachers.md
+fi
 echo "$PWD/tables holds every table and figure"

@@ -343,3 +343,12 @@ def test_a_vote_for_what_no_rationale_concludes_is_rejected():
     [decision] = consensus({"p": [Vote("p", "a", explain("Exact"))]}, LABELS, DIMENSIONS, reliability=known)
     assert decision.label == "Substitute"
     assert (decision.status, decision.reason) == ("rejected", "no rationale concludes Substitute, as the vote does")
+
+
+@pytest.mark.parametrize(
+    ("max_flaws", "status"), [(None, "accepted"), (2, "accepted"), (1, "rejected"), (0, "rejected")]
+)
+def test_a_rationale_with_too_many_flaws_is_rejected(max_flaws, status):
+    decision = decide(("a", "Exact"), flaws=lambda pair_id, rationale: 2, max_flaws=max_flaws)
+    assert decision.status == status
+    assert decision.reason == ("" if status == "accepted" else "flaws: the best rationale has 2")

@@ -235,7 +235,7 @@ def runs(tiny, tmp_path_factory):
             ("prepare", "annotate"),
             annotate={
                 **{"annotator": "teacher", "teacher_run": str(run_dir), "gold_filter": "keep"},
-                **{"min_vote_fraction": 0.0, "unlabelled": True},
+                **{"min_vote_fraction": 0.0, "unlabelled": True, "teacher_samples": 2, "reuse_labelled": True},
             },
         ),
     }

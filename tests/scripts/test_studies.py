@@ -80,8 +80,12 @@ def test_the_study_runs_whole_on_three_grades_and_resumes(tiny, tmp_path):
     assert "labelled: 5000 is more than a fold has, left out" in run.stderr
     tables = tmp_path / "out" / "tables"
     assert {folder.name for folder in tables.iterdir()} == {
-        *("all", "labels", "teacher_labelled", "cross_encoder", "order_rationale_first", "samples", "prefer")
+        *("all", "labels", "teacher_labelled", "cross_encoder", "order_rationale_first", "samples", "prefer"),
+        "teachers.md",
     }
+    rows = [line.split("|")[1].strip() for line in (tables / "teachers.md").read_text().splitlines() if "|" in line]
+    assert rows[0] == "teacher"
+    assert rows[2:] == ["rationale_first", "prefer", "samples"]
     # One teacher serves all three.
     logs = [tmp_path / "out" / "runs" / name for name in ("rationale_first", "samples", "prefer")]
     first, *others = ((log / "compare/2_folds/fold_1/finetune/metrics.jsonl").read_text() for log in logs)
@@ -126,6 +130,22 @@ def test_the_recipes_of_the_config_fit_both_students_and_numbers_are_labels(tmp_
 def test_a_mistake_is_one_line(tmp_path, labels, variables, message):
     pairs = write_pairs(tmp_path / "pairs.jsonl", labels, queries=3)
     run = study("bundled:decoder", "bundled:encoder", pairs, tmp_path / "out", **variables)
+    assert run.returncode != 0
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a=nowhere"], "nowhere: holds no fold_1"),
+        (["nowhere"], "teachers are NAME=FOLDER"),
+        (["a=nowhere", "--mean", "b"], "--mean: b is not of a"),
+    ],
+)
+def test_teachers_that_are_not_there_are_named(arguments, message):
+    command = [sys.executable, SCRIPT.with_name("teachers.py"), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode != 0
     assert message in run.stderr
     assert "Traceback" not in run.stderr

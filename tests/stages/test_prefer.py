@@ -212,6 +212,7 @@ def test_answers_of_chat_models_that_disagree_are_preferences(copy):
     assert prefer.collect(settings, run_dir) == {
         "pairs": 3,
         "label": 1,
+        "rules": 0,
         "verdicts": 0,
         "ties": 2,
         "disputed": 0,

@@ -1,0 +1,1 @@
+"""Rounds: the teacher explains unlabelled pairs, the next one learns from those that are selected."""

@@ -1,0 +1,157 @@
+"""Teachers of several cross-validations on the same pairs: python teachers.py NAME=FOLDER ... [--mean NAME ...]
+
+FOLDER holds `fold_1` to `fold_K` of `jax-rele compare --folds K`. Prints a Markdown table: every metric of each teacher
+with its 95% interval from resamples of the queries, and its difference to the first one, paired. `--mean` adds the mean
+of the named teachers' distributions, e.g. of several orders of label and rationale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jax_rele.compare.trainings import TEACHER_PREDICTIONS
+from jax_rele.data import read_table
+from jax_rele.errors import UserError
+from jax_rele.evaluation import fit_bias, fit_temperature, intervals, metric_samples, paired_difference
+from jax_rele.evaluation.summary import cell, markdown_table
+from jax_rele.runs import layout, pipeline
+from jax_rele.text import query_id
+from jax_rele.types import LabelSchema, Pair
+
+METRICS = ("auc", "macro_f1", "micro_f1", "ece_calibrated")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The pairs of all folds, in the order of the folds.
+
+    Attributes:
+      test, validation: the pairs of each fold.
+      schema: their labels.
+      n_bootstrap, seed: of the intervals.
+    """
+
+    test: list[list[Pair]]
+    validation: list[list[Pair]]
+    schema: LabelSchema
+    n_bootstrap: int
+    seed: int
+
+    def labels(self, pairs: list[Pair]) -> np.ndarray:
+        return np.array([self.schema.index(pair.label or "") for pair in pairs], np.int64)
+
+
+Probs = list[tuple[np.ndarray, np.ndarray]]
+"""Of each fold the label distributions on its test and validation pairs."""
+
+
+def folds_of(folder: Path) -> list[Path]:
+    folds = sorted(folder.glob("fold_*"), key=lambda path: int(path.name.partition("_")[2]))
+    if not folds:
+        raise UserError(f"{folder}: holds no fold_1; give the folder compare/K_folds of a run")
+    return folds
+
+
+def read_held_out(folder: Path) -> HeldOut:
+    folds = folds_of(folder)
+    config = pipeline.read_config(folds[0])
+    test, validation = ([layout.load_pairs(fold, split) for fold in folds] for split in ("test", "validation"))
+    return HeldOut(test, validation, config.labels.schema_, config.evaluate.bootstrap_samples, config.seed)
+
+
+def read_probs(folder: Path, held_out: HeldOut) -> Probs:
+    """The predictions of a teacher. Raises UserError where they are not of these pairs."""
+    probs = []
+    for number, fold in enumerate(folds_of(folder)):
+        path = fold / "compare" / "teacher" / "predictions.parquet"
+        if not path.exists():
+            raise UserError(f"{path}: is missing; finish the comparison first")
+        rows = {
+            (row["split"], row["pair_id"]): row["label_probs"]
+            for row in read_table(path, TEACHER_PREDICTIONS).to_pylist()
+        }
+        try:
+            test, validation = (
+                np.array([rows[split, pair.pair_id] for pair in pairs[number]])
+                for split, pairs in (("test", held_out.test), ("validation", held_out.validation))
+            )
+        except (KeyError, IndexError):
+            raise UserError(
+                f"{path}: is of other pairs than the first folder's; give the same data and folds"
+            ) from None
+        probs.append((test, validation))
+    return probs
+
+
+def samples(probs: Probs, held_out: HeldOut) -> dict[str, np.ndarray]:
+    """Every metric on the pairs of all folds and on resamples of their queries; bias and temperature are by fold."""
+    pairs = [pair for fold in held_out.test for pair in fold]
+    sizes = [len(fold) for fold in held_out.test]
+    fitted = [(each, held_out.labels(fold)) for (_, each), fold in zip(probs, held_out.validation)]
+    return metric_samples(
+        np.concatenate([test for test, _ in probs]),
+        held_out.labels(pairs),
+        [query_id(pair.query) for pair in pairs],
+        held_out.schema,
+        gain_maps={},
+        bias=np.repeat([fit_bias(*each) for each in fitted], sizes, axis=0),
+        temperature=np.repeat([fit_temperature(*each) for each in fitted], sizes),
+        n_bootstrap=held_out.n_bootstrap,
+        seed=held_out.seed,
+        folds=np.repeat(np.arange(len(sizes)), sizes),
+    )
+
+
+def mean_of(teachers: list[Probs]) -> Probs:
+    return [
+        (np.mean([each[fold][0] for each in teachers], axis=0), np.mean([each[fold][1] for each in teachers], axis=0))
+        for fold in range(len(teachers[0]))
+    ]
+
+
+def table(by_name: Mapping[str, Probs], held_out: HeldOut) -> str:
+    everyone = {name: samples(probs, held_out) for name, probs in by_name.items()}
+    first = next(iter(everyone))
+    rows = [["teacher", *(text for metric in METRICS for text in (metric, f"less {first}"))]]
+    for name, values in everyone.items():
+        figures, differences = intervals(values), paired_difference(values, everyone[first])
+        cells = [
+            text
+            for metric in METRICS
+            for text in (cell(figures[metric]), "" if name == first else cell(differences[metric], sign=True))
+        ]
+        rows.append([name, *cells])
+    pairs = sum(map(len, held_out.test))
+    return f"{pairs:,} pairs, each judged by a teacher that saw no pair of its query.\n\n" + "\n".join(
+        markdown_table(rows)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teachers", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("--mean", nargs="+", default=[], metavar="NAME", help="teachers whose mean is a row too")
+    options = parser.parse_args()
+    folders = dict(each.partition("=")[::2] for each in options.teachers)
+    if "" in {*folders, *folders.values()}:
+        parser.error("teachers are NAME=FOLDER")
+    if unknown := [name for name in options.mean if name not in folders]:
+        parser.error(f"--mean: {unknown[0]} is not of {', '.join(folders)}")
+    try:
+        held_out = read_held_out(Path(next(iter(folders.values()))))
+        by_name = {name: read_probs(Path(folder), held_out) for name, folder in folders.items()}
+    except (UserError, OSError) as error:
+        sys.exit(f"teachers.py: {error}")
+    if options.mean:
+        by_name[f"mean of {', '.join(options.mean)}"] = mean_of([by_name[name] for name in options.mean])
+    print(table(by_name, held_out))
+
+
+if __name__ == "__main__":
+    main()
