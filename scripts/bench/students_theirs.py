@@ -56,7 +56,10 @@ def student(work: Work, weights: str, where: str, name: str, *, learns: bool, dr
         "config_kwargs": {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": 0.0},
     }
     if name == "two_tower":
-        return sentence_transformers.SentenceTransformer(weights, **options)
+        tower = sentence_transformers.SentenceTransformer(weights, **options)
+        # Titles that are longer are cut where ours are.
+        tower.max_seq_length = work.item_length + 1
+        return tower
     model = sentence_transformers.CrossEncoder(weights, num_labels=LABELS, **options)
     classifier = model[0].model.classifier
     head = heads(classifier.in_features)

@@ -97,6 +97,7 @@ done
 if ((${#teachers[@]} > 1)); then
   mean=()
   ((${#orders[@]} < 2)) || mean=(--mean "${orders[@]}")
-  python "$here/teachers.py" "${teachers[@]}" "${mean[@]}" | tee tables/teachers.md
+  python "$here/teachers.py" "${teachers[@]}" "${mean[@]}" --baselines token_overlap gradient_boosting |
+    tee tables/teachers.md
 fi
 echo "$PWD/tables holds every table and figure"

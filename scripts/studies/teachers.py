@@ -2,14 +2,15 @@
 
 FOLDER holds `fold_1` to `fold_K` of `jax-rele compare --folds K`. Prints a Markdown table: every metric of each teacher
 with its 95% interval from resamples of the queries, and its difference to the first one, paired. `--mean` adds the mean
-of the named teachers' distributions, e.g. of several orders of label and rationale.
+of the named teachers' distributions, e.g. of several orders of label and rationale; `--baselines` adds baselines that
+are fitted to each fold's training pairs.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,9 @@ import numpy as np
 from jax_rele.compare.trainings import TEACHER_PREDICTIONS
 from jax_rele.data import read_table
 from jax_rele.errors import UserError
-from jax_rele.evaluation import fit_bias, fit_temperature, intervals, metric_samples, paired_difference
+from jax_rele.evaluation import BASELINES, fit_bias, fit_temperature, intervals, metric_samples, paired_difference
 from jax_rele.evaluation.summary import cell, markdown_table
+from jax_rele.names import SPLITS
 from jax_rele.runs import layout, pipeline
 from jax_rele.text import query_id
 from jax_rele.types import LabelSchema, Pair
@@ -32,14 +34,17 @@ class HeldOut:
     """The pairs of all folds, in the order of the folds.
 
     Attributes:
-      test, validation: the pairs of each fold.
+      train, validation, test: the pairs of each fold.
       schema: their labels.
+      fields: of the items, which models read.
       n_bootstrap, seed: of the intervals.
     """
 
-    test: list[list[Pair]]
+    train: list[list[Pair]]
     validation: list[list[Pair]]
+    test: list[list[Pair]]
     schema: LabelSchema
+    fields: Sequence[str]
     n_bootstrap: int
     seed: int
 
@@ -61,8 +66,9 @@ def folds_of(folder: Path) -> list[Path]:
 def read_held_out(folder: Path) -> HeldOut:
     folds = folds_of(folder)
     config = pipeline.read_config(folds[0])
-    test, validation = ([layout.load_pairs(fold, split) for fold in folds] for split in ("test", "validation"))
-    return HeldOut(test, validation, config.labels.schema_, config.evaluate.bootstrap_samples, config.seed)
+    splits = ([layout.load_pairs(fold, split) for fold in folds] for split in SPLITS)
+    fields, n_bootstrap = config.data.item_fields, config.evaluate.bootstrap_samples
+    return HeldOut(*splits, config.labels.schema_, fields, n_bootstrap, config.seed)
 
 
 def read_probs(folder: Path, held_out: HeldOut) -> Probs:
@@ -108,6 +114,15 @@ def samples(probs: Probs, held_out: HeldOut) -> dict[str, np.ndarray]:
     )
 
 
+def baseline_probs(name: str, held_out: HeldOut) -> Probs:
+    """The distributions of a baseline that each fold's training pairs are fitted to."""
+    probs = []
+    for train, validation, test in zip(held_out.train, held_out.validation, held_out.test):
+        both = BASELINES[name](train, validation, [*test, *validation], held_out.schema, held_out.fields)
+        probs.append((both[: len(test)], both[len(test) :]))
+    return probs
+
+
 def mean_of(teachers: list[Probs]) -> Probs:
     return [
         (np.mean([each[fold][0] for each in teachers], axis=0), np.mean([each[fold][1] for each in teachers], axis=0))
@@ -137,6 +152,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teachers", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--mean", nargs="+", default=[], metavar="NAME", help="teachers whose mean is a row too")
+    parser.add_argument(
+        "--baselines", nargs="+", default=[], choices=BASELINES, metavar="NAME", help="rows of baselines"
+    )
     options = parser.parse_args()
     folders = dict(each.partition("=")[::2] for each in options.teachers)
     if "" in {*folders, *folders.values()}:
@@ -150,6 +168,7 @@ def main() -> None:
         sys.exit(f"teachers.py: {error}")
     if options.mean:
         by_name[f"mean of {', '.join(options.mean)}"] = mean_of([by_name[name] for name in options.mean])
+    by_name |= {name: baseline_probs(name, held_out) for name in options.baselines}
     print(table(by_name, held_out))
 
 

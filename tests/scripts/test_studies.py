@@ -85,7 +85,7 @@ def test_the_study_runs_whole_on_three_grades_and_resumes(tiny, tmp_path):
     }
     rows = [line.split("|")[1].strip() for line in (tables / "teachers.md").read_text().splitlines() if "|" in line]
     assert rows[0] == "teacher"
-    assert rows[2:] == ["rationale_first", "prefer", "samples"]
+    assert rows[2:] == ["rationale_first", "prefer", "samples", "token_overlap", "gradient_boosting"]
     # One teacher serves all three.
     logs = [tmp_path / "out" / "runs" / name for name in ("rationale_first", "samples", "prefer")]
     first, *others = ((log / "compare/2_folds/fold_1/finetune/metrics.jsonl").read_text() for log in logs)
