@@ -137,6 +137,11 @@ def _notes(metrics: Mapping) -> Iterator[str]:
                 f"; their verdicts agree with the rule annotator's on {agreement['overall']:.3f} of the dimensions, "
                 f"where always giving its most frequent verdict agrees on {agreement['most_frequent_verdict']:.3f}"
             )
+        if asked := written.get("agreement_where_tags_ask"):
+            text += (
+                f"; on {asked['agreement']:.3f} of the {asked['dimensions']} that queries ask for by human tags, where "
+                f"its most frequent verdict agrees on {asked['most_frequent_verdict']:.3f}"
+            )
         if values_by := written.get("values_by"):
             text += f". It wrote none of them: the values are those of the {values_by}, verdicts and labels its own"
         yield text + "."

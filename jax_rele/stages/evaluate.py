@@ -255,7 +255,8 @@ def rationale_figures(
 ) -> Mapping[str, object]:
     """How many of the teacher's rationales parse, and how often their verdicts agree with the rule annotator's.
 
-    Agreement stands beside that of always giving the annotator's most frequent verdict on the dimension.
+    Agreement stands beside that of always giving the annotator's most frequent verdict on the dimension. It is given
+    again of the dimensions alone that the query asks for by human tags: the annotator has the query's values from them.
 
     Args:
       config, pairs, judged: of the run, and the teacher's predictions for the pairs.
@@ -294,6 +295,19 @@ def rationale_figures(
             for dimension, a, b in zip(dimensions, agreement, frequent)
         },
     }
+    asked = [
+        (rule.verdict(dimension), rationale.verdict(dimension))
+        for pair, rule, rationale in zip(pairs, annotated(), judged.rationales)
+        if not isinstance(rationale, ParseFailure)
+        for dimension in dict.fromkeys(config.rationale.tag_map.get(tag.type) for tag in pair.tags or ())
+        if dimension is not None
+    ]
+    if asked:
+        figures["agreement_where_tags_ask"] = {
+            "dimensions": len(asked),
+            "agreement": float(np.mean([a == b for a, b in asked])),
+            "most_frequent_verdict": Counter(a for a, _ in asked).most_common(1)[0][1] / len(asked),
+        }
     return figures
 
 

@@ -1,13 +1,15 @@
 """What `evaluate` prints of the teacher's words."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from jax_rele import config
 from jax_rele.evaluation import BASELINES
 from jax_rele.rationale import parse_output
-from jax_rele.stages.evaluate import SHOWN, baseline_probs, first_rationales
+from jax_rele.stages.evaluate import SHOWN, baseline_probs, first_rationales, rationale_figures
 from jax_rele.teacher import TeacherPredictions
-from jax_rele.types import Item, Pair
+from jax_rele.types import Comparison, Item, Pair, Rationale, Tag
 
 
 def predictions(texts):
@@ -59,3 +61,20 @@ def test_baselines_of_both_splits_are_those_of_each_alone():
             fields = settings.data.item_fields
             expected = BASELINES[name](train, validation, asked, settings.labels.schema_, fields)
             np.testing.assert_allclose(actual, expected, atol=1e-12, err_msg=name)
+
+
+def test_verdicts_are_compared_where_human_tags_ask():
+    settings = config.Config()
+    written = ["color: red | red | match\nlabel: Exact", "color: red | - | absent\nlabel: Irrelevant"]
+    rules = [
+        Rationale((Comparison("color", ("red",), (), verdict), Comparison("brand", ("acme",), (), "match")), None)
+        for verdict in ("match", "mismatch")
+    ]
+    parsed = tuple(parse_output(text, dimensions=("color",), labels=("Exact", "Irrelevant")) for text in written)
+    judged = TeacherPredictions(np.ones((2, 4)), np.ones((2, 7, 3)), tuple(written), parsed, "first_token", 0, 0)
+    tags = (Tag("red", "color"), Tag("red", "color"), Tag("x", "modifier"))
+    pairs = [Pair(str(n), "red", Item(str(n), "red"), label="Exact", tags=tags) for n in range(2)]
+    figures = rationale_figures(settings, pairs, judged, lambda: rules)
+    assert figures["agreement_where_tags_ask"] == {"dimensions": 2, "agreement": 0.5, "most_frequent_verdict": 0.5}
+    untagged = [replace(pair, tags=None) for pair in pairs]
+    assert "agreement_where_tags_ask" not in rationale_figures(settings, untagged, judged, lambda: rules)
