@@ -72,6 +72,11 @@ ENDPOINT = {"name": "a", "base_url": "http://h/v1", "model": "m"}
             "rules.0.when.brand.0: .*'match'.*'matches'",
         ),
         ({"rules": [{"when": {"brand": []}, "labels": ["Exact"]}]}, "rules.0: when.brand must have at least 1 verdict"),
+        (
+            {"rules": [{"when": {"brand": ["match"] * 2}, "labels": ["Exact"]}]},
+            "rules.0: when.brand must have one or two",
+        ),
+        ({"rules": [{"when": {"brand": "match"}, "labels": ["Exact"] * 2}]}, "rules.0: labels must be different"),
         ({"rules": [{"when": {"brand": "match"}}]}, "rules.0: when and labels go together"),
         ({"rules": [{}]}, "rules.0: a rule needs text, or when and labels"),
         (
@@ -82,7 +87,7 @@ ENDPOINT = {"name": "a", "base_url": "http://h/v1", "model": "m"}
             {"annotate": {"reuse_labelled": True}},
             "annotate: reuse_labelled leaves the unlabelled pairs to annotator: tea",
         ),
-        ({"annotate": {"label_rules": []}}, "annotate.label_rules: unknown key; .* is called rules"),
+        ({"annotate": {"label_rules": []}}, "annotate.label_rules: unknown key; its place has `rules`"),
         ({"distill": {"recipes": []}}, "distill: students and recipes must each name at least one"),
         ({"mesh": {"data": -1, "fsdp": -1}}, "mesh: axes must be positive, and at most one -1"),
         (

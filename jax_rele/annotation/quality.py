@@ -43,6 +43,7 @@ class Annotations:
       dimensions: of the verdicts.
       fields: of the item that the models have seen.
       rules: business rules.
+      cut_values: whether values may end within a word, see `verify`.
       verified: a cache of checks by (pair_id, rationale).
     """
 
@@ -53,13 +54,16 @@ class Annotations:
     dimensions: Sequence[str]
     fields: Sequence[str]
     rules: Sequence[Rule] = ()
+    cut_values: bool = False
     verified: dict[tuple[str, Rationale], Verified] = field(default_factory=dict, repr=False)
 
     def verify(self, pair_id: str, rationale: Rationale) -> Verified:
         """The checks of a rationale (cached)."""
         key = (pair_id, rationale)
         if key not in self.verified:
-            self.verified[key] = verify(self.pairs[pair_id], rationale, self.fields, self.rules)
+            self.verified[key] = verify(
+                self.pairs[pair_id], rationale, self.fields, self.rules, cut_values=self.cut_values
+            )
         return self.verified[key]
 
 

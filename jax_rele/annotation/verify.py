@@ -67,7 +67,14 @@ class Verified:
         return tuple(problem for problem in (*self.verdict_problems, *self.label_problems) if problem.certain)
 
 
-def verify(pair: Pair, rationale: Rationale, fields: Sequence[str], rules: Sequence[Rule] = ()) -> Verified:
+def verify(
+    pair: Pair,
+    rationale: Rationale,
+    fields: Sequence[str],
+    rules: Sequence[Rule] = (),
+    *,
+    cut_values: bool = False,
+) -> Verified:
     """Checks a rationale against its pair.
 
     A value is found in a text where a run of whole words has its key (see `jax_rele.rationale.words`), so that case,
@@ -76,11 +83,13 @@ def verify(pair: Pair, rationale: Rationale, fields: Sequence[str], rules: Seque
     Args:
       fields: of the item that the model has seen, `attributes` among them where they were shown.
       rules: business rules.
+      cut_values: values may end within a word, as a teacher's do that are too long for it; so parts of words are
+        found too.
     """
     sides = {"query": [pair.query], "item": _item_texts(pair, fields)}
     tokens = {side: [words(text) for text in texts] for side, texts in sides.items()}
     values = tuple(
-        Value(comparison.dimension, side, text, _locate(text, side, sides, tokens))
+        Value(comparison.dimension, side, text, _locate(text, side, sides, tokens, cut_values))
         for comparison in rationale.comparisons
         for side, texts in (("query", comparison.query_values), ("item", comparison.item_values))
         for text in texts
@@ -99,15 +108,23 @@ def _item_texts(pair: Pair, fields: Sequence[str]) -> list[str]:
     return texts
 
 
-def _locate(value: str, side: str, texts: Mapping[str, list[str]], tokens: Mapping[str, list[list[Word]]]) -> str:
-    other = "item" if side == "query" else "query"
+def _locate(
+    value: str,
+    side: str,
+    texts: Mapping[str, list[str]],
+    tokens: Mapping[str, list[list[Word]]],
+    cut_values: bool,
+) -> str:
+    other, pattern = "item" if side == "query" else "query", key(value)
     for location, where in (("found", side), ("other_side", other)):
-        pattern = key(value)
         if not pattern:
             # A value without words, e.g. `★`, is compared character by character.
-            if any(value in text for text in texts[where]):
-                return location
-        elif any(next(runs(text, pattern), None) is not None for text in tokens[where]):
+            stands_there = any(value in text for text in texts[where])
+        else:
+            stands_there = any(next(runs(text, pattern), None) is not None for text in tokens[where])
+        if cut_values and where == side:
+            stands_there |= any(value.casefold() in text.casefold() for text in texts[where])
+        if stands_there:
             return location
     return "nowhere"
 

@@ -97,7 +97,7 @@ class AnnotateConfig(Section):
     """Whether votes are weighted by each model's agreement with gold labels (Dawid-Skene), or equally."""
     min_vote_fraction: Fraction = 0.5
     """Minimum fraction of the vote for a label to be accepted."""
-    max_flaws: NonNegative | None = None
+    max_flaws: Annotated[int | None, Field(ge=0)] = None
     """Most hallucinated values, contradictions and broken rules of an accepted rationale; null for any number."""
     gold_filter: Literal["keep", "drop", "ask_again"] = "ask_again"
     """What happens to a pair whose consensus differs from its gold label."""

@@ -17,7 +17,6 @@ from jax_rele.io import refuse_placeholder
 
 RENAMED = {
     "annotate.answers": "annotate.store",
-    "annotate.label_rules": "rules",
     "annotate.min_share": "annotate.min_vote_fraction",
     "data.max_bad_share": "data.max_bad_fraction",
     "data.splits.given": "data.splits.existing",
@@ -30,6 +29,9 @@ RENAMED = {
     },
 }
 """Key of an older config -> what it is called."""
+
+REPLACED = {"annotate.label_rules": "`rules`, which has another form (docs/rules.md)"}
+"""Key of an older config -> what has taken its place."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -112,6 +114,8 @@ def explain_unknown(path: str) -> str:
     """What to do about a key that does not exist: its current name, the nearest key, or all keys of its section."""
     if path in RENAMED:
         return f"unknown key; {path} is called {RENAMED[path]}"
+    if path in REPLACED:
+        return f"unknown key; its place has {REPLACED[path]}"
     section: Any = Config
     parts = path.split(".")
     for depth, part in enumerate(parts):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from jax_rele.config.base import Fraction, NonNegative, Positive, Section
+from jax_rele.config.base import Fraction, Positive, Section
 
 
 class RoundsConfig(Section):
@@ -18,5 +18,5 @@ class RoundsConfig(Section):
     """Their sampling temperature; of one rationale there is none, it is decoded greedily."""
     min_vote_fraction: Fraction = 0.8
     """Minimum fraction of them that must have the same label."""
-    max_flaws: NonNegative | None = 0
+    max_flaws: Annotated[int | None, Field(ge=0)] = 0
     """Most hallucinated values, contradictions and broken rules of the one that is selected; null for any number."""

@@ -22,6 +22,11 @@ class RuleConfig(Section):
     labels: tuple[str, ...] = ()
     """The labels that a pair may have where the rule applies."""
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _one_label(cls, labels: object) -> object:
+        return (labels,) if isinstance(labels, str) else labels
+
     @field_validator("when", mode="before")
     @classmethod
     def _one_as_several(cls, when: object) -> object:
@@ -34,6 +39,10 @@ class RuleConfig(Section):
         for name, verdicts in self.when.items():
             if not verdicts:
                 raise ValueError(f"when.{name} must have at least 1 verdict")
+            if len(set(verdicts)) < len(verdicts) or len(verdicts) == len(types.VERDICTS):
+                raise ValueError(f"when.{name} must have one or two different verdicts, got {', '.join(verdicts)}")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels must be different, got {', '.join(self.labels)}")
         if bool(self.when) != bool(self.labels):
             raise ValueError("when and labels go together: verdicts, and the labels that are allowed with them")
         if not self.text.strip() and not self.when:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,10 +17,11 @@ from jax_rele.data import PairTable, read_table
 from jax_rele.errors import UserError
 from jax_rele.evaluation.bootstrap import interval, metric_samples
 from jax_rele.evaluation.page import write_html
-from jax_rele.io import check_output_folder, write_json, write_text
+from jax_rele.io import check_output_folder, hash_values, write_json, write_text
 from jax_rele.rounds.report import build_document, conclusion, markdown, tables
 from jax_rele.runs import layout, pipeline
 from jax_rele.runs.load import load_teacher
+from jax_rele.runs.other_runs import hash_teacher
 from jax_rele.text import query_id
 from jax_rele.training import distributed
 
@@ -126,10 +126,13 @@ def validation_samples(config: Config) -> np.ndarray:
     Raises:
       UserError: it is undefined on these pairs.
     """
-    path = config.run_dir / "validation.npy"
-    if path.exists():
-        return np.load(path)
     pairs, schema = layout.load_pairs(config.run_dir, "validation"), config.labels.schema_
+    path, n_bootstrap = config.run_dir / "validation.json", config.evaluate.bootstrap_samples
+    key = hash_values(
+        [hash_teacher(config, config.run_dir), [pair.pair_id for pair in pairs], n_bootstrap, config.seed]
+    )
+    if path.exists() and (stored := json.loads(path.read_text("utf-8")))["key"] == key:
+        return np.array(stored["samples"])
     probs = load_teacher(config.run_dir, config=config).predict(pairs).label_probs
     samples = metric_samples(
         probs,
@@ -139,7 +142,7 @@ def validation_samples(config: Config) -> np.ndarray:
         gain_maps=config.labels.gain_maps_,
         bias=np.zeros(len(schema)),
         temperature=1.0,
-        n_bootstrap=config.evaluate.bootstrap_samples,
+        n_bootstrap=n_bootstrap,
         seed=config.seed,
     )[METRIC]
     if np.isnan(samples[0]):
@@ -147,9 +150,7 @@ def validation_samples(config: Config) -> np.ndarray:
             f"rounds: {METRIC} is undefined on the {len(pairs)} validation pairs, as they are of one class; raise "
             "data.splits.validation or add pairs"
         )
-    with open(path.with_suffix(".tmp"), "wb") as file:
-        np.save(file, samples)
-    os.replace(path.with_suffix(".tmp"), path)
+    write_json(path, {"metric": METRIC, "key": key, "samples": samples.tolist()})
     return samples
 
 
@@ -166,7 +167,8 @@ def round_figures(config: Config, number: int, samples: np.ndarray, best: np.nda
     rationales = layout.load_rationales(run_dir)
     unlabelled = PairTable(run_dir / layout.UNLABELLED).column("pair_id").to_pylist()
     selected = [rationales[pair_id] for pair_id in unlabelled if pair_id in rationales] if number > 1 else []
-    seconds = {name: _manifest(run_dir, name)["wall_seconds"] for name in pipeline.STAGES if (run_dir / name).is_dir()}
+    stages = [name for name in pipeline.STAGES if (run_dir / name).is_dir() and (number == 1 or name not in SHARED)]
+    seconds = {name: _manifest(run_dir, name)["wall_seconds"] for name in stages}
     figures: dict[str, Any] = {
         "round": number,
         "folder": str(run_dir),
@@ -205,6 +207,11 @@ def _check(config: Config) -> None:
     if config.score.signals:
         raise UserError(
             "rounds: score.signals takes the teacher's place, so there is none to train again; leave it out"
+        )
+    if config.prefer.enabled and config.prefer.source != "samples":
+        raise UserError(
+            f"rounds: prefer.source {config.prefer.source} is of the first round's teacher or annotators; set it to "
+            "samples, or prefer.enabled: false"
         )
     if config.teacher.order == "label_only":
         raise UserError(

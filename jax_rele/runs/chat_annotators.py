@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from jax_rele.annotation import extra
 from jax_rele.annotation.answers import Failure, read
@@ -16,12 +18,19 @@ from jax_rele.annotation.verify import verify
 from jax_rele.annotation.votes import TO_ASK_AGAIN, Decision, Vote, consensus
 from jax_rele.config import Config, MeshConfig
 from jax_rele.errors import UserError
+from jax_rele.io import write_text
 from jax_rele.progress import every, pairs_bar
-from jax_rele.rationale import ParseFailure
+from jax_rele.rationale import ParseFailure, parse_output
 from jax_rele.runs.load import load_teacher
 from jax_rele.runs.other_runs import read_other
-from jax_rele.teacher import Sampling, judge, sample
+from jax_rele.teacher import Sampling, Teacher, judge, sample
 from jax_rele.types import Pair, Rationale
+
+DRAWN = "annotate/drawn"
+"""The folder of texts that a teacher has written, in a run's folder, until the stage has finished."""
+
+SHARD = 1024
+"""Pairs of a file of such texts."""
 
 Texts = dict[tuple[str, str, int, int], str]
 """(pair_id, model, sample, round) -> the answer as it came."""
@@ -44,6 +53,13 @@ class Responses:
     expected_answers: int = 1
     stopped: str = ""
     cost: float = 0.0
+
+
+class Verification(NamedTuple):
+    """The fields of an item that annotators have read, and whether their values may end within a word."""
+
+    fields: Sequence[str]
+    cut_values: bool
 
 
 Ask = Callable[[Sequence[Task]], Responses]
@@ -175,28 +191,60 @@ def read_teacher_run(config: Config) -> Config:
     return other.model_copy(update={"mesh": MeshConfig()})
 
 
-def ask_teacher(config: Config, pairs: Sequence[Pair]) -> Responses:
-    """The rationales that the teacher of another run writes, each a vote. Raises UserError as `read_teacher_run`."""
-    run_dir, other = Path(config.annotate.teacher_run), read_teacher_run(config)
+def ask_teacher(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Responses:
+    """The rationales that the teacher of another run writes, each a vote.
+
+    Their texts are in shards in this run's folder, so that an interrupted run resumes after the last whole one.
+
+    Raises:
+      UserError: as `read_teacher_run`.
+    """
+    dimensions, labels = config.rationale.dimensions, config.labels.names
+    shards = [pairs[start : start + SHARD] for start in range(0, len(pairs), SHARD)]
+    paths = [run_dir / DRAWN / f"{number:05d}.jsonl" for number in range(len(shards))]
+    left = [number for number, path in enumerate(paths) if not path.exists()]
+    if left:
+        teacher_run, other = Path(config.annotate.teacher_run), read_teacher_run(config)
+        # Whatever that run's own signals were made from, a rationale of its teacher is one that it writes.
+        teacher = replace(load_teacher(teacher_run, config=other), annotator=None)
+        with pairs_bar("annotate", sum(len(shards[number]) for number in left)) as advance:
+            for number in left:
+                texts = _draw(config, teacher, shards[number], advance)
+                rows = zip((pair.pair_id for pair in shards[number]), texts)
+                paths[number].parent.mkdir(parents=True, exist_ok=True)
+                write_text(paths[number], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    votes: dict[str, list[Vote]] = {}
+    answers: Texts = {}
+    for path in paths:
+        for line in filter(None, path.read_text("utf-8").split("\n")):
+            pair_id, texts = json.loads(line)
+            votes[pair_id] = []
+            for number, text in enumerate(texts):
+                parsed = parse_output(text, dimensions=dimensions, labels=labels)
+                outcome = Failure("wrong_schema", str(parsed)) if isinstance(parsed, ParseFailure) else parsed
+                votes[pair_id].append(Vote(pair_id, "teacher", outcome, number))
+                answers[pair_id, "teacher", number, 0] = text
+    return Responses(votes, answers, expected_answers=config.annotate.teacher_samples)
+
+
+def _draw(
+    config: Config, teacher: Teacher, pairs: Sequence[Pair], progress: Callable[[int], None]
+) -> list[tuple[str, ...]]:
+    """The texts of each pair."""
     count = config.annotate.teacher_samples
-    # Whatever that run's own signals were made from, a rationale of its teacher is one that it writes.
-    teacher = replace(load_teacher(run_dir, config=other), annotator=None)
-    with pairs_bar("annotate", len(pairs)) as advance:
-        if count == 1:
-            drawn = [judge(teacher, pairs, progress=advance)]
-        else:
-            sampling = Sampling(temperature=config.annotate.teacher_temperature, seed=config.seed)
-            drawn = list(sample(teacher, pairs, count, sampling, progress=every(count, advance)))
-    votes: dict[str, list[Vote]] = {pair.pair_id: [] for pair in pairs}
-    texts: Texts = {}
-    for number, judged in enumerate(drawn):
-        for pair, rationale, text in zip(pairs, judged.rationales, judged.texts):
-            outcome: Rationale | Failure = (
-                Failure("wrong_schema", str(rationale)) if isinstance(rationale, ParseFailure) else rationale
-            )
-            votes[pair.pair_id].append(Vote(pair.pair_id, "teacher", outcome, number))
-            texts[pair.pair_id, "teacher", number, 0] = text
-    return Responses(votes, texts, expected_answers=count)
+    if count == 1:
+        drawn = [judge(teacher, pairs, progress=progress)]
+    else:
+        sampling = Sampling(temperature=config.annotate.teacher_temperature, seed=config.seed)
+        drawn = list(sample(teacher, pairs, count, sampling, progress=every(count, progress)))
+    return list(zip(*(one.texts for one in drawn)))
+
+
+def verification_of(config: Config) -> Verification:
+    """What rationales are checked against: what their authors have read."""
+    if config.annotate.annotator == "teacher":
+        return Verification(read_teacher_run(config).data.item_fields, True)
+    return Verification(config.annotate.fields, False)
 
 
 def decide(config: Config, responses: Responses, pairs: Mapping[str, Pair], gold: Mapping[str, str]) -> list[Decision]:
@@ -205,11 +253,11 @@ def decide(config: Config, responses: Responses, pairs: Mapping[str, Pair], gold
     A teacher's is one vote, which there is nothing to weigh against; nor is it asked again: what disagrees with the
     gold label is dropped.
     """
-    annotate, rules = config.annotate, config.rules_
+    annotate, rules, verification = config.annotate, config.rules_, verification_of(config)
     again = annotate.annotator == "llm"
 
     def flaws(pair_id: str, rationale: Rationale) -> int:
-        checked = verify(pairs[pair_id], rationale, annotate.fields, rules)
+        checked = verify(pairs[pair_id], rationale, verification.fields, rules, cut_values=verification.cut_values)
         return len(checked.hallucinated) + len(checked.contradictions)
 
     return consensus(

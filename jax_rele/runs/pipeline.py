@@ -26,7 +26,7 @@ from jax_rele.runs.texts import check_student_tokenizer, check_teacher_tokenizer
 from jax_rele.training import distributed
 
 PACKAGES = ("jax_rele", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
-FORMAT = 4
+FORMAT = 5
 """Version of what a run's folder holds. Raise it when a stage's files change their form or meaning."""
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"

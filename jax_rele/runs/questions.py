@@ -37,5 +37,6 @@ def chat_instructions(config: Config, order: Order) -> str:
         definitions.describe(labels, definitions.LABELS["en"]),
         definitions.describe(dimensions, definitions.DIMENSIONS["en"]),
         order,
-        [str(rule) for rule in config.rules_],
+        # Without text a rule speaks of verdicts, which an answer of the label alone has none of.
+        [str(rule) for rule in config.rules_ if rule.text or order != "label_only"],
     )

@@ -123,9 +123,9 @@ def _prepare(config: Config) -> Paths:
 
 def _annotate(config: Config) -> Paths:
     if config.annotate.annotator == "rules":
-        return ("annotate.annotator", "annotate.unlabelled", "rationale", *_rules(config))
+        return ("annotate.annotator", "annotate.unlabelled", "rationale")
     of_teacher = {"teacher_run", "teacher_samples", "teacher_temperature", "reuse_labelled"}
-    without = of_teacher if config.annotate.annotator == "llm" else {*_CHAT}
+    without = of_teacher if config.annotate.annotator == "llm" else {*_CHAT, "fields"}
     if config.annotate.teacher_samples == 1:
         without.add("teacher_temperature")
     return ("seed", *_SCHEMA, "rationale.dimensions", *_rules(config), *_fields(config, "annotate", without))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,10 @@ def external_inputs(config: Config) -> dict[str, str]:
         folder = Path(annotate.teacher_run)
         hashes[f"annotate.teacher_run {folder.name}"] = hash_teacher(other, folder)
         if annotate.reuse_labelled:
+            if not (folder / layout.RATIONALES).is_file():
+                raise UserError(
+                    f"annotate.reuse_labelled: the run {folder} has no rationales of its own; set it to false"
+                )
             hashes[f"annotate.reuse_labelled {folder.name}"] = hash_file(folder / layout.RATIONALES)
     return hashes
 
@@ -69,7 +74,7 @@ def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[s
         config.rationale.tag_map,
     )
     write_text(run_dir / layout.QUALITY, json.dumps(held_out, indent=2) + "\n")
-    counts: dict[str, object] = {"rationales": len(pairs), **_rule_counts(config, rationales)}
+    counts: dict[str, object] = {"rationales": len(pairs)}
     if held_out["n_queries"]:
         for unit in ("values", "words"):
             figures = held_out[unit]["overall"]
@@ -92,7 +97,7 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
         ask = chat.asking(config, prompts)
         responses = ask(chat.tasks_of(prompts, pairs))
     else:
-        responses = chat.ask_teacher(config, pairs)
+        responses = chat.ask_teacher(config, run_dir, pairs)
     decisions = chat.decide(config, responses, by_id, gold)
     if ask is not None and prompts is not None and chat.ask_again(ask, prompts, responses, decisions, by_id):
         decisions = chat.decide(config, responses, by_id, gold)
@@ -103,8 +108,9 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
 
     injected = _injection(config, ask, prompts, pairs, decisions) if ask is not None else None
     reliability = fit_votes(responses.votes, schema, gold, weights=annotate.weights)
+    fields, cut_values = chat.verification_of(config)
     annotations = Annotations(
-        by_id, responses.votes, decisions, schema, config.rationale.dimensions, annotate.fields, config.rules_
+        by_id, responses.votes, decisions, schema, config.rationale.dimensions, fields, config.rules_, cut_values
     )
     quality = build_quality(annotations, reliability=reliability, injection=injected, seed=config.seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,8 +134,9 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
     accepted = [decision for decision in decisions if decision.status == "accepted"]
     if not accepted and annotate.annotator == "teacher":
         raise UserError(
-            f"annotate: none of the teacher's explanations of {len(pairs)} pairs is accepted; {folder / 'report.html'} "
-            "says why; lower min_vote_fraction or raise max_flaws (of annotate, in rounds of rounds)"
+            f"annotate: none of the teacher's explanations of {len(pairs)} pairs is accepted, see "
+            f"{folder / 'report.html'}; lower min_vote_fraction or raise max_flaws, of annotate or of rounds, delete "
+            f"{folder} and run again"
         )
     if not any(decision.pair_id in gold or annotate.reuse_labelled for decision in accepted):
         raise UserError(
@@ -141,6 +148,7 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
     _write_rationales(run_dir, [*reused, *written])
     readable = (vote for votes in responses.votes.values() for vote in votes if isinstance(vote.outcome, Rationale))
     _write_table(run_dir / layout.VOTES, ((by_id[vote.pair_id], vote.outcome, vote.model) for vote in readable))
+    shutil.rmtree(run_dir / chat.DRAWN, ignore_errors=True)
     return {
         "pairs": len(pairs),
         **({"reused": len(reused)} if annotate.reuse_labelled else {}),

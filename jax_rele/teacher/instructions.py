@@ -26,11 +26,11 @@ def default_instructions(
     }[order]
     text = "You judge how well an item of a shop fits a shopper's search query. The labels are:\n"
     text += _listed(labels)
-    if rules:
-        text += "\n\nThese rules go before the labels' definitions:\n" + "\n".join(f"- {rule}" for rule in rules)
     if len(lines) > 1:
         text += "\n\nCompare what query and item say about:\n" + _listed(dimensions)
         text += f"\nThe verdict is {', '.join(VERDICTS[:-1])} or {VERDICTS[-1]}; where nothing is said, write -."
+    if rules:
+        text += "\n\nThese rules go before the labels' definitions:\n" + "\n".join(f"- {rule}" for rule in rules)
     return text + "\n\nAnswer in this form:\n" + "\n".join(lines)
 
 

@@ -72,8 +72,10 @@ for part in ${TABLES:-all labels teacher_labelled cross_encoder orders}; do
       for fold in runs/rationale_first/compare/"${folds}_folds"/fold_*; do
         to=runs/$part/compare/${folds}_folds/$(basename "$fold")
         [[ -d $to || ! -f $fold/finetune/manifest.json ]] || {
-          mkdir -p "$to"
-          cp -r "$fold"/{prepare,annotate,adapt,finetune} "$to"
+          rm -rf "$to.part"
+          mkdir -p "$to.part"
+          cp -r "$fold"/{prepare,annotate,adapt,finetune} "$to.part"
+          mv "$to.part" "$to"
         }
       done
       change=(--score.samples "${SAMPLES:-5}")

@@ -57,7 +57,8 @@ Probs = list[tuple[np.ndarray, np.ndarray]]
 
 
 def folds_of(folder: Path) -> list[Path]:
-    folds = sorted(folder.glob("fold_*"), key=lambda path: int(path.name.partition("_")[2]))
+    numbers = sorted(int(path.name[5:]) for path in folder.glob("fold_*") if path.name[5:].isdecimal())
+    folds = [folder / f"fold_{number}" for number in numbers]
     if not folds:
         raise UserError(f"{folder}: holds no fold_1; give the folder compare/K_folds of a run")
     return folds
@@ -73,8 +74,10 @@ def read_held_out(folder: Path) -> HeldOut:
 
 def read_probs(folder: Path, held_out: HeldOut) -> Probs:
     """The predictions of a teacher. Raises UserError where they are not of these pairs."""
-    probs = []
-    for number, fold in enumerate(folds_of(folder)):
+    probs, folds = [], folds_of(folder)
+    if len(folds) != len(held_out.test):
+        raise UserError(f"{folder}: has {len(folds)} folds, the first folder has {len(held_out.test)}")
+    for number, fold in enumerate(folds):
         path = fold / "compare" / "teacher" / "predictions.parquet"
         if not path.exists():
             raise UserError(f"{path}: is missing; finish the comparison first")
@@ -159,6 +162,8 @@ def main() -> None:
     folders = dict(each.partition("=")[::2] for each in options.teachers)
     if "" in {*folders, *folders.values()}:
         parser.error("teachers are NAME=FOLDER")
+    if len(folders) < len(options.teachers):
+        parser.error("each NAME must be another one")
     if unknown := [name for name in options.mean if name not in folders]:
         parser.error(f"--mean: {unknown[0]} is not of {', '.join(folders)}")
     try:

@@ -119,3 +119,10 @@ def test_a_dimension_that_is_not_judged_is_absent():
     assert [problem.detail for problem in check(rules=[BRAND]).label_problems] == [
         "Exact breaks a rule: Another brand is no Exact."
     ]
+
+
+def test_values_that_are_cut_within_a_word_are_found_in_their_own_text():
+    rationale = Rationale((Comparison("category", ("Runn", "zz"), ("shir",), "mismatch"),), "Exact")
+    plain, cut = (verify(PAIR, rationale, ("title", "brand"), cut_values=cut_values) for cut_values in (False, True))
+    assert [value.text for value in plain.hallucinated] == ["Runn", "zz", "shir"]
+    assert [value.text for value in cut.hallucinated] == ["zz"]

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from jax_rele import cli, config
 from jax_rele.data import RATIONALES, PairTable, read_table
 from jax_rele.rounds import command
-from jax_rele.runs import layout
+from jax_rele.runs import chat_annotators, layout, load
+from jax_rele.stages import annotate
 
 pytestmark = pytest.mark.slow
 
@@ -76,14 +78,54 @@ def test_a_round_without_gain_is_the_last_and_trains_no_students(tiny, root, cap
 
 def test_the_validation_figure_is_that_of_the_teacher_and_is_computed_once(tiny, root, capsys, monkeypatch):
     assert rounds(tiny, root, "--rounds", 1) == 0
-    settings = config.load(tiny[0]).model_copy(update={"run_root": str(root)})
-    samples = command.validation_samples(command.round_config(settings, 1))
-    assert document(root)["rounds"][0]["validation"]["value"] == samples[0]
+    settings = command.round_config(config.load(tiny[0]).model_copy(update={"run_root": str(root)}), 1)
+    pairs = layout.load_pairs(settings.run_dir, "validation")
+    relevant = [pair.label in settings.labels.positive for pair in pairs]
+    probs = load.load_teacher(settings.run_dir).predict(pairs).label_probs
+    auc = roc_auc_score(relevant, probs[:, settings.labels.schema_.is_positive].sum(axis=1))
+    assert document(root)["rounds"][0]["validation"]["value"] == pytest.approx(auc, abs=1e-6)
+
+    samples = command.validation_samples(settings)
     assert samples.shape == (1 + settings.evaluate.bootstrap_samples,)
     monkeypatch.setattr(command, "load_teacher", None)
     capsys.readouterr()
     assert rounds(tiny, root, "--rounds", 1) == 0
     assert "starts" not in capsys.readouterr().out
+    # Of another teacher, or with other resamples, it is not used.
+    for other in ({"seed": 9}, {"evaluate": settings.evaluate.model_copy(update={"bootstrap_samples": 7})}):
+        with pytest.raises(TypeError):
+            command.validation_samples(settings.model_copy(update=other))
+
+
+def test_more_rounds_go_on_and_an_interrupted_one_resumes(tiny, root, capsys, monkeypatch):
+    monkeypatch.setattr(command, "validation_samples", lambda settings: np.full(3, float(settings.name[-1])))
+    assert rounds(tiny, root, "--rounds", 1) == 0
+    second = root / "tiny" / "rounds" / "round_2"
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(annotate, "fit_votes", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        command.run(config.from_dict(settings_of(tiny, root)), rounds=2)
+    drawn = second / chat_annotators.DRAWN
+    assert [path.name for path in drawn.iterdir()] == ["00000.jsonl"]
+    monkeypatch.undo()
+    monkeypatch.setattr(command, "validation_samples", lambda settings: np.full(3, float(settings.name[-1])))
+    monkeypatch.setattr(chat_annotators, "_draw", None)
+    command.run(config.from_dict(settings_of(tiny, root)), rounds=2)
+    assert not drawn.exists()
+    assert document(root)["best"] == 2
+    assert "annotate" in document(root)["rounds"][1]["seconds"]
+    assert "prepare" not in document(root)["rounds"][1]["seconds"]
+    # Another selection is another round.
+    assert rounds(tiny, root, "--rounds", 2, "--rounds.samples", 3) == 2
+    assert "annotate belongs to another config: annotate.teacher_samples is 3, was 2" in capsys.readouterr().err
+
+
+def settings_of(tiny, root) -> dict:
+    rounds_section = {"samples": 2, "min_vote_fraction": 0.0, "max_flaws": None}
+    return config.load(tiny[0]).model_dump(mode="json") | {"run_root": str(root), "rounds": rounds_section}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +134,7 @@ def test_the_validation_figure_is_that_of_the_teacher_and_is_computed_once(tiny,
         (["--teacher.order", "label_only"], "with teacher.order label_only the teacher explains nothing"),
         (["--rounds.min_vote_fraction", "2"], "rounds.min_vote_fraction: .*less than or equal to 1"),
         (["--rounds", "0"], "--rounds"),
+        (["--prefer.source", "file", "--prefer.path", "x"], "rounds: prefer.source file is of the first round"),
         (["--name", "none", "--data.candidates.per_query", "0"], "has no unlabelled pairs to explain"),
     ],
 )
@@ -110,4 +153,7 @@ def test_a_round_that_selects_nothing_says_so(tiny, root, capsys, monkeypatch):
     assert rounds(tiny, root, "--rounds", 2, *strict, "--rounds.max_flaws", "0") == 2
     error = capsys.readouterr().err
     assert "round 2: annotate: none of the teacher's explanations of" in error
-    assert "min_vote_fraction" in error
+    folder = root / "tiny" / "rounds" / "round_2" / "annotate"
+    assert f"lower min_vote_fraction or raise max_flaws, of annotate or of rounds, delete {folder} and" in error
+    shutil.rmtree(folder)
+    assert rounds(tiny, root, "--rounds", 2) == 0

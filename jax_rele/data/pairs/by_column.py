@@ -50,7 +50,7 @@ _COMPARABLE = {str, int, bool, type(None)}
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnLayout:
     """Where rows of some columns have their fields.
 
     Attributes:
@@ -69,7 +69,7 @@ class Layout:
 @lru_cache(maxsize=1024)
 def find_layout(
     items: tuple[tuple[str, str], ...], columns: tuple[str, ...], nested: tuple[tuple[str, ...], ...]
-) -> Layout | None:
+) -> ColumnLayout | None:
     """None where columns do not say by themselves where the fields are, or no row of them can be a pair."""
     names = names_of_row(items, columns, nested)
     if names.alike is not None:
@@ -95,7 +95,7 @@ def find_layout(
         or attribute_columns(columns, attributes)
         or any(name.startswith(ATTRIBUTE) for name, _ in items)
     )
-    return Layout(names, item, sources, attributes if has_attributes else None)
+    return ColumnLayout(names, item, sources, attributes if has_attributes else None)
 
 
 def _source(
@@ -150,7 +150,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def parse_columns(
-    rows: list, layout: Layout, parsing: Parsing, counts: Counter[str]
+    rows: list, layout: ColumnLayout, parsing: Parsing, counts: Counter[str]
 ) -> tuple[tuple[pa.Table, dict[str, np.ndarray]], set[int]]:
     """Reads rows of one layout a column at a time.
 
@@ -174,7 +174,7 @@ def parse_columns(
 
 
 def _read_columns(
-    rows: list, layout: Layout, parsing: Parsing, slow: set[int]
+    rows: list, layout: ColumnLayout, parsing: Parsing, slow: set[int]
 ) -> tuple[dict[str, _Texts | None], dict[str, list]]:
     """The columns of texts, None for absent ones, and those of other values; rows that need more go to `slow`."""
     reading = parsing.reading
@@ -242,7 +242,7 @@ def _read_columns(
 def _count(
     columns: Mapping[str, _Texts | None],
     values: Mapping[str, list],
-    layout: Layout,
+    layout: ColumnLayout,
     reading: ReadOptions,
     remaining: Sequence[int],
     slow: set[int],

@@ -62,7 +62,7 @@ def test_rows_give_the_same_alone(options, with_split, monkeypatch):
     settings = Parsing(ReadOptions(**options), {"E": "Exact"}, LABELS, with_split, 3, None if with_split else "test")
     source = rows(str(options))
     by_column = parse_rows(source, settings)
-    monkeypatch.setattr(parsing, "_layout", lambda *_: None)
+    monkeypatch.setattr(parsing, "find_layout", lambda *_: None)
     alone = parse_rows(source, settings)
     assert by_column.pairs.equals(alone.pairs)
     assert by_column.pairs.num_rows > 0
