@@ -86,8 +86,9 @@ def _by_rules(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[s
 
 def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[str, object]:
     annotate, schema, folder = config.annotate, config.labels.schema_, run_dir / "annotate"
-    reused = _reused(config, pairs) if annotate.reuse_labelled else []
-    if annotate.reuse_labelled:
+    reuses = annotate.annotator == "teacher" and annotate.reuse_labelled
+    reused = _reused(config, pairs) if reuses else []
+    if reuses:
         pairs = [pair for pair in pairs if pair.label is None]
     by_id = {pair.pair_id: pair for pair in pairs}
     gold = {pair.pair_id: pair.label for pair in pairs if pair.label is not None}
@@ -138,7 +139,7 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
             f"{folder / 'report.html'}; lower min_vote_fraction or raise max_flaws, of annotate or of rounds, delete "
             f"{folder} and run again"
         )
-    if not any(decision.pair_id in gold or annotate.reuse_labelled for decision in accepted):
+    if not any(decision.pair_id in gold or reuses for decision in accepted):
         raise UserError(
             f"annotate: none of {len(pairs)} pairs has an accepted rationale{_common_failures(responses)}; "
             f"{folder / 'report.html'} says why; answers are stored and not asked for again, refusals too: another "
@@ -151,7 +152,7 @@ def _by_models(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Mapping[
     shutil.rmtree(run_dir / chat.DRAWN, ignore_errors=True)
     return {
         "pairs": len(pairs),
-        **({"reused": len(reused)} if annotate.reuse_labelled else {}),
+        **({"reused": len(reused)} if reuses else {}),
         "accepted": states["accepted"],
         "rejected": states["rejected"],
         "pending": states["pending"],
