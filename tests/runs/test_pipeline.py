@@ -417,6 +417,8 @@ def test_labels_of_the_same_tokens_are_refused_before_any_training(tiny, tmp_pat
         names,
         "--labels.aliases",
         "{E: Exact, S: exact, C: Complement, I: Irrelevant}",
+        "--rules",
+        "[]",
     ]
     assert jax_rele("run", tiny[0], *options, "--run_root", tmp_path) == 2
     error = capsys.readouterr().err
