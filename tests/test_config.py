@@ -87,7 +87,7 @@ ENDPOINT = {"name": "a", "base_url": "http://h/v1", "model": "m"}
             {"annotate": {"reuse_labelled": True}},
             "annotate: reuse_labelled leaves the unlabelled pairs to annotator: tea",
         ),
-        ({"annotate": {"label_rules": []}}, "annotate.label_rules: unknown key; its place has `rules`"),
+        ({"annotate": {"label_rules": []}}, "annotate.label_rules: unknown key; it is replaced by `rules`"),
         ({"distill": {"recipes": []}}, "distill: students and recipes must each name at least one"),
         ({"mesh": {"data": -1, "fsdp": -1}}, "mesh: axes must be positive, and at most one -1"),
         (

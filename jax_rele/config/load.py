@@ -31,7 +31,7 @@ RENAMED = {
 """Key of an older config -> what it is called."""
 
 REPLACED = {"annotate.label_rules": "`rules`, which has another form (docs/rules.md)"}
-"""Key of an older config -> what has taken its place."""
+"""Key of an older config -> what replaces it, in another form."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -115,7 +115,7 @@ def explain_unknown(path: str) -> str:
     if path in RENAMED:
         return f"unknown key; {path} is called {RENAMED[path]}"
     if path in REPLACED:
-        return f"unknown key; its place has {REPLACED[path]}"
+        return f"unknown key; it is replaced by {REPLACED[path]}"
     section: Any = Config
     parts = path.split(".")
     for depth, part in enumerate(parts):

@@ -67,17 +67,17 @@ def run(config: Config, *, rounds: int, say: Callable[[str], None] = print) -> d
         if number > 1:
             _copy_shared(round_config(config, 1).run_dir, of_round.run_dir)
         else:
-            pipeline.run(of_round, SHARED[:1], say=say_round, whole=False)
+            pipeline.run(of_round, ("prepare",), say=say_round, whole=False)
             _check_unlabelled(config, of_round.run_dir)
         try:
             pipeline.run(of_round, before_students, say=say_round)
         except UserError as error:
             raise UserError(f"round {number}: {error}") from None
         samples = validation_samples(of_round)
-        gained = best is None or samples[0] > best[0]
+        gained = best is None or bool(samples[0] > best[0])
         if gained:
             pipeline.run(of_round, say=say_round)
-        figures.append(round_figures(of_round, number, samples, best))
+        figures.append(round_figures(of_round, number, samples, best, gained))
         best = samples if best is None else max(best, samples, key=lambda each: each[0])
         document = build_document(config.name, METRIC, figures, of_round.evaluate.split)
         _write(folder, document)
@@ -154,7 +154,9 @@ def validation_samples(config: Config) -> np.ndarray:
     return samples
 
 
-def round_figures(config: Config, number: int, samples: np.ndarray, best: np.ndarray | None) -> dict[str, Any]:
+def round_figures(
+    config: Config, number: int, samples: np.ndarray, best: np.ndarray | None, gained: bool
+) -> dict[str, Any]:
     """What the page says of a round.
 
     Args:
@@ -162,8 +164,9 @@ def round_figures(config: Config, number: int, samples: np.ndarray, best: np.nda
       number: from 1 on.
       samples: as `validation_samples` gives them.
       best: those of the best round before, None in the first.
+      gained: whether it is better than that, so that it has trained students.
     """
-    run_dir, gained = config.run_dir, best is None or bool(samples[0] > best[0])
+    run_dir = config.run_dir
     rationales = layout.load_rationales(run_dir)
     unlabelled = PairTable(run_dir / layout.UNLABELLED).column("pair_id").to_pylist()
     selected = [rationales[pair_id] for pair_id in unlabelled if pair_id in rationales] if number > 1 else []
@@ -206,7 +209,7 @@ def _check(config: Config) -> None:
         raise UserError("rounds is one process; start it without a launcher")
     if config.score.signals:
         raise UserError(
-            "rounds: score.signals takes the teacher's place, so there is none to train again; leave it out"
+            "rounds: score.signals replaces the run's own teacher, so there is none to train again; leave it out"
         )
     if config.prefer.enabled and config.prefer.source != "samples":
         raise UserError(
