@@ -66,13 +66,14 @@ def next_token_cross_entropy(
     n_chunks = max(1, -(-length // max(1, chunk_size // max(1, batch))))
     columns = -(-length // n_chunks)
     order = jnp.argsort(~mask, axis=1, stable=True)
-    ordered = [jnp.take_along_axis(blank(mask, array), _like(order, array), axis=1) for array in (hidden, targets)]
+    back = jnp.argsort(order, axis=1)
+    ordered = [_permuted(blank(mask, array), order, back) for array in (hidden, targets)]
     chunks = (_split(array, n_chunks, columns) for array in ordered)
     # Reduced over the rows once: devices that share the batch must agree on what is left out.
     most = mask.sum(axis=1).max()
     elements = _chunked(next(chunks), output_embedding, next(chunks), jnp.arange(n_chunks) * columns < most)
     elements = elements.swapaxes(0, 1).reshape(batch, n_chunks * columns)[:, :length]
-    elements = jnp.take_along_axis(elements, jnp.argsort(order, axis=1), axis=1)
+    elements = _permuted(elements, back, order)
     if token_weights is not None:
         check_shapes(name, targets=(targets, "BL"), token_weights=(token_weights, "BL"))
         elements = elements * blank(mask, jnp.asarray(token_weights, jnp.float32))
@@ -129,6 +130,19 @@ def sequence_log_probs(
     # Compared and not scattered: this stays local where devices share the batch.
     members = mask[:, None] & (sequence_ids[:, None] == jnp.arange(1, sequences + 1)[:, None])
     return -jnp.where(members, elements[:, None], 0.0).sum(-1), members.sum(-1, dtype=jnp.int32)
+
+
+@jax.custom_vjp
+def _permuted(array, order, back):
+    """The columns of [B, L, ...] in the order [B, L] of each row; `back` is the inverse of `order`."""
+    return jnp.take_along_axis(array, order.reshape(*order.shape, *[1] * (array.ndim - 2)), axis=1)
+
+
+# A gather, where the derivative of a gather would be a scatter of all hidden states.
+_permuted.defvjp(
+    lambda array, order, back: (_permuted(array, order, back), (order, back)),
+    lambda inverse, cotangent: (_permuted(cotangent, *inverse[::-1]), None, None),
+)
 
 
 @jax.custom_vjp
@@ -191,11 +205,6 @@ def _if_used(chunk, is_used, *inputs):
     """What `chunk` makes of the inputs of a chunk; zeros where the chunk is not used."""
     shapes = jax.eval_shape(chunk, *inputs)
     return jax.lax.cond(is_used, chunk, lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), *inputs)
-
-
-def _like(order, array):
-    """[B, L] indices with the axes of an array [B, L, ...]."""
-    return order.reshape(*order.shape, *[1] * (array.ndim - 2))
 
 
 def _logits(hidden, output_embedding):

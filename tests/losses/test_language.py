@@ -228,3 +228,10 @@ def test_masked_positions_anywhere_change_no_other(chunk_size):
 
     expected = jax.value_and_grad(total, (0, 1))(hidden, output_embedding)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), both(where), expected)
+
+
+def test_hidden_states_are_not_scattered():
+    """Neither into the order in which they count, nor back."""
+    hidden, output_embedding, targets = batch(2, 64, 8, 32)
+    step = jax.grad(lambda h: losses.next_token_cross_entropy(h, output_embedding, targets, jnp.arange(64) > 9).sum())
+    assert "scatter" not in str(jax.make_jaxpr(step)(hidden))
