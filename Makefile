@@ -66,10 +66,10 @@ lint: .venv/.installed
 	$(BIN)/shellcheck scripts/launch/*.sh scripts/launch/*.sbatch scripts/studies/*.sh scripts/bench/*.sh
 
 parity: .venv-parity/.installed
-	.venv-parity/bin/python -m pytest -n 0 tests/parity
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-parity/bin/python -m pytest -n 0 tests/parity
 
 plan-tpu: .venv-tpu/.installed
-	.venv-tpu/bin/python -m pytest -n 0 tests/plan
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-tpu/bin/python -m pytest -n 0 tests/plan
 
 clean:
 	rm -rf .venv .venv-* runs build *.egg-info

@@ -9,6 +9,9 @@ from pathlib import Path
 # the tests too. Before JAX is imported, which reads the variables.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"jax_rele_tests_{os.getuid()}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Compilation takes most of the time of these small models. `make parity`, `make plan-tpu` and `make demo` optimize as
+# users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import jax

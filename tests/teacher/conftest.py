@@ -91,14 +91,6 @@ def tokenizer(tokenizers_by_kind):
     return tokenizers_by_kind["own"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiles():
-    """Disables compiler optimizations, since compilation dominates the time of these tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def teacher(tokenizer):
     """A random decoder, with weights large enough that argmaxes have no near ties."""
