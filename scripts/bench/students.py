@@ -42,7 +42,11 @@ from students_work import STUDENTS, WORKS, Work
 from worker import Side
 
 PARTS = ("infer", "train")
-GOALS = {"infer": {"cpu": "ratio ≥ 1.2", "gpu": "ratio ≥ 1.5"}, "train": {"cpu": "ratio ≥ 1", "gpu": "ratio ≥ 1.5"}}
+GOALS = {
+    "infer": {"cpu": "ratio ≥ 1.2", "gpu": "ratio ≥ 1.5"},
+    "train": {"cpu": "ratio ≥ 1", "gpu": "ratio ≥ 1.5"},
+    "batches": {"cpu": "ratio ≥ 1.5", "gpu": "ratio ≥ 1.5"},
+}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 """By how much logits and embeddings of the two sides may differ, the most of thousands: at BERT-base's shape the logits
 of bfloat16, about 1 in size, are 0.006 (rms) from those of float32."""
@@ -50,7 +54,7 @@ LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """By how much first losses may differ, relatively."""
 DROPOUT = 0.1
 STEPS = 3
-"""Steps without dropout whose losses are compared."""
+"""Steps without dropout over one batch whose losses are compared; of several batches, one step each."""
 
 
 def infer_cases(work: Work) -> Iterator[Case]:
@@ -69,14 +73,20 @@ def train_cases(work: Work) -> Iterator[Case]:
     for name, title in STUDENTS.items():
         both = ("train", name, "step", DROPOUT, 1)
         yield Case(f"{title}, training step", "pairs", both, both, work.train_batch, goal=GOALS["train"])
-    for kind, how in (("steps_bucketed", "batches by length"), ("steps_padded", "all padded to full length")):
-        ours = ("train", "cross_encoder", kind, DROPOUT, 1)
-        yield Case(f"cross-encoder, training steps, {how}", "pairs", ours, (), work.train_batch * work.train_steps)
+    amount = work.train_batch * work.train_steps
+    for name, title in STUDENTS.items():
+        case = partial(Case, unit="pairs", amount=amount)
+        ours, theirs, bucketed, padded = (
+            ("train", name, f"steps_{kind}", DROPOUT, 1) for kind in ("packed", "longest", "bucketed", "padded")
+        )
+        yield case(f"{title}, training, each side's own batches", ours=ours, theirs=theirs, goal=GOALS["batches"])
+        yield case(f"{title}, training, batches by length", ours=bucketed, theirs=bucketed, goal=GOALS["batches"])
+        yield case(f"{title}, training, all padded to full length", ours=padded, theirs=())
 
 
 def is_detail(case: Case) -> bool:
-    """Whether it is not of both sides, from texts or in training."""
-    return not case.theirs or case.ours[0] == "forward"
+    """Whether it is not of both sides, or compares them otherwise than from texts and one step over one batch."""
+    return not case.theirs or case.ours[0] == "forward" or (case.ours[0] == "train" and case.ours[2] != "step")
 
 
 def compare(case: Case, results: Mapping[str, Any], dtype: str) -> str:
@@ -84,7 +94,7 @@ def compare(case: Case, results: Mapping[str, Any], dtype: str) -> str:
     if case.ours[0] == "train":
         ours, theirs = (np.array(results[side]) for side in ("ours", "theirs"))
         # Later steps differ a little: the label of our model also learns from the verdicts.
-        apart = float((np.abs(ours / theirs - 1) / [1.0, *[10.0] * (STEPS - 1)]).max())
+        apart = float((np.abs(ours / theirs - 1) / [1.0, *[10.0] * (len(ours) - 1)]).max())
         message = f"losses without dropout {ours.round(5).tolist()} and {theirs.round(5).tolist()}"
     else:
         apart = float(np.abs(results["ours"] - results["theirs"]).max())
@@ -97,7 +107,8 @@ def compare(case: Case, results: Mapping[str, Any], dtype: str) -> str:
 def prepare(case: Case, name: str, side: Side, results: dict[str, Any], *, dtype: str) -> Case:
     """Prepares a case on one side; raises RuntimeError where the two sides' results are not the same."""
     if case.ours[0] == "train" and case.theirs:
-        results[name] = side.prepare(*case.ours[:3], 0.0, STEPS)[1]
+        arguments = getattr(case, name)
+        results[name] = side.prepare(*arguments[:3], 0.0, STEPS if arguments[2] == "step" else 1)[1]
         case.compile[name], _ = side.prepare(*getattr(case, name))
     else:
         case.compile[name], results[name] = side.prepare(*getattr(case, name))

@@ -148,19 +148,24 @@ def _training(folder, tokenizer, work, rows, labels) -> None:
     everything = np.arange(work.train_batch * work.train_steps)
     pad_id = tokenizer.pad_token_id
 
-    def step(name, indices, padded=False):
-        """A batch of both sides of a pair, each padded to a bucket or to the full length."""
+    lengths = {
+        "padded": lambda tokens, full: full,
+        "bucketed": lambda tokens, full: padded_length(max(tokens)),
+        "longest": lambda tokens, full: max(tokens),
+    }
+
+    def step(name, indices, padding):
+        """A batch of both sides of a pair, each padded to the full length, to a bucket or to the longest row."""
         sides, longest = rows[name]
         batch = {"labels": labels[indices]}
-        for number, (side, length) in enumerate(zip(sides, longest)):
-            top = length if padded else padded_length(max(len(side["tokens"][index]) for index in indices))
+        for number, (side, full) in enumerate(zip(sides, longest)):
+            top = lengths[padding]([len(side["tokens"][index]) for index in indices], full)
             batch |= {f"{key}{number}": x for key, x in _padded(side, indices, top, pad_id).items()}
         return batch
 
-    for name in rows:
-        write_batches(folder, f"{name}.step", [step(name, everything[: work.train_batch])])
-    order = _by_length(rows["cross_encoder"][0][0], everything)
-    for kind, indices in (("steps_bucketed", order), ("steps_padded", everything)):
-        batches = np.split(indices, work.train_steps)
-        arrays = [step("cross_encoder", each, kind == "steps_padded") for each in batches]
-        write_batches(folder, f"cross_encoder.{kind}", arrays)
+    for name, (sides, _) in rows.items():
+        write_batches(folder, f"{name}.step", [step(name, everything[: work.train_batch], "bucketed")])
+        by_length = _by_length(sides[-1], everything)
+        for padding, order in (("bucketed", by_length), ("padded", everything), ("longest", everything)):
+            batches = [step(name, each, padding) for each in np.split(order, work.train_steps)]
+            write_batches(folder, f"{name}.steps_{padding}", batches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,11 +17,13 @@ from students_work import CLIP_NORM, LABELS, LEARNING_RATE, WEIGHT_DECAY, Batch,
 from worker import peak_memory
 
 from jax_rele import config, losses
+from jax_rele.data.batches.packed_rows import Parts, choose_rows, pack_rows, row_length
 from jax_rele.data.tokens.tokenizers import load_tokenizer
 from jax_rele.models import from_hf
 from jax_rele.students import CrossEncoder, InputSpec, Student, TwoTower, embed, padded_inputs, predict
 from jax_rele.students.weights import with_encoder
 from jax_rele.training import init_state, make_mesh, make_optimizer, make_train_step, shard_batch, shard_step
+from jax_rele.training.sharding import batch_shards
 from jax_rele.types import Item, Pair
 
 DIMENSIONS = 6
@@ -128,6 +130,20 @@ def arguments(name: str, batch: Batch) -> dict[str, Any]:
     return {"inputs": inputs, "labels": batch["labels"]}
 
 
+def pack(batches: Sequence[dict[str, Any]], mesh: jax.sharding.Mesh) -> None:
+    """Adds to padded batches how the stage `distill` packs their rows by default."""
+    parts = Parts(batch_shards(mesh), 1, 1)
+    for key in [key for key in batches[0]["inputs"] if key.endswith("valid")]:
+        lengths = [batch["inputs"][key].sum(axis=1) for batch in batches]
+        padded = batches[0]["inputs"][key].shape[1]
+        length = row_length(padded, config.DistillConfig().pack_to)
+        rows = choose_rows(lengths, padded, length, parts)
+        for batch, each in zip(batches, lengths):
+            packing = pack_rows(each, padded, rows, length, parts) if rows else None
+            if packing is not None:
+                batch["inputs"][key.replace("valid", "packing")] = packing
+
+
 @contextmanager
 def train(
     work: Work, folder: str, weights: str, name: str, kind: str, dropout: float, times: int
@@ -147,7 +163,11 @@ def train(
     state = init_state(init, "params", {}, tx, mesh, 0)
     params = with_heads(with_encoder(state.trainable["params"], encoder), name, model.encoder.width)
     state = dataclasses.replace(state, trainable={"params": params})
-    batches = [shard_batch(arguments(name, batch), mesh) for batch in read_batches(folder, f"{name}.{kind}")]
+    file = f"{name}.{kind.replace('packed', 'padded')}"
+    batches = [arguments(name, batch) for batch in read_batches(folder, file)]
+    if kind == "steps_packed":
+        pack(batches, mesh)
+    batches = [shard_batch(batch, mesh) for batch in batches]
     loss = losses.combine(label=losses.term(losses.cross_entropy))
     step = shard_step(make_train_step(model.apply, loss, tx), mesh, state)
 

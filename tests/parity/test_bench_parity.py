@@ -36,8 +36,8 @@ def test_both_sides_of_the_students_run_and_agree(tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     both = [case for case in report["cases"] if case["theirs"]]
-    assert len(both) == 6
+    assert len(both) == 10
     assert all(set(case["seconds"]) == {"ours", "theirs"} and case["checked"] for case in both)
     assert all(set(peak) == {"ours", "theirs"} for peak in report["memory"].values())
     labels = [line.split(" | ")[0] for line in done.stdout.splitlines() if "× |" in line]
-    assert "| cross-encoder, training steps, batches by length over all padded to full length" in labels
+    assert "| cross-encoder, training, batches by length over all padded to full length" in labels

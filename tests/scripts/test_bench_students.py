@@ -68,7 +68,7 @@ def test_batches_hold_the_texts_of_all_pairs_whole(bench, inputs, name):
 def test_training_batches_of_both_orders_are_the_same_pairs(bench, inputs):
     folder, work, _ = inputs
     rows = []
-    for kind in ("steps_bucketed", "steps_padded"):
+    for kind in ("steps_bucketed", "steps_padded", "steps_longest"):
         batches = bench[0].read_batches(folder, f"cross_encoder.{kind}")
         assert len(batches) == work.train_steps
         rows.append(
@@ -80,20 +80,42 @@ def test_training_batches_of_both_orders_are_the_same_pairs(bench, inputs):
                 )
             )
         )
-    assert rows[0] == rows[1]
+    assert rows[0] == rows[1] == rows[2]
     assert len(rows[0]) == work.train_batch * work.train_steps
 
 
-def test_our_side_learns_from_its_batches(bench, inputs):
-    folder, work, weights = inputs
+@pytest.fixture(scope="module")
+def ours(bench):
     sys.path.insert(0, str(BENCH))
     import students_ours
 
     sys.path.remove(str(BENCH))
-    with students_ours.train(work, str(folder), weights, "cross_encoder", "step", 0.0, 3) as run:
+    return students_ours
+
+
+def test_our_side_learns_from_its_batches(ours, inputs):
+    folder, work, weights = inputs
+    with ours.train(work, str(folder), weights, "cross_encoder", "step", 0.0, 3) as run:
         losses = run() + run()
     assert len(losses) == 6
     assert all(np.diff(losses) < 0)
+
+
+@pytest.mark.parametrize("name", ["cross_encoder", "two_tower"])
+def test_packed_batches_are_smaller_and_train_as_padded_ones(ours, bench, inputs, name):
+    folder, work, weights = inputs
+    batches = [ours.arguments(name, batch) for batch in bench[0].read_batches(folder, f"{name}.steps_padded")]
+    ours.pack(batches, ours.make_mesh(ours.config.MeshConfig()))
+    sides = {key for batch in batches for key in batch["inputs"] if key.endswith("packing")}
+    assert sides
+    for batch in batches:
+        for key in sides & set(batch["inputs"]):
+            assert batch["inputs"][key]["source"].size < batch["inputs"][key.replace("packing", "valid")].size
+    losses = []
+    for kind in ("steps_packed", "steps_longest"):
+        with ours.train(work, str(folder), weights, name, kind, 0.0, 1) as run:
+            losses.append(run())
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 def test_our_side_runs_and_every_row_is_there(tmp_path):
