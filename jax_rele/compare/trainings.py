@@ -16,13 +16,14 @@ from jax_rele.config import Config
 from jax_rele.data import long_tail, read_pairs_table, read_table, write_table
 from jax_rele.distillation.trainer import Compiled
 from jax_rele.errors import UserError
-from jax_rele.evaluation.assemble import TEACHER, ZERO_SHOT
+from jax_rele.evaluation.assemble import TEACHER, ZERO_SHOT, perspective_name
 from jax_rele.io import hash_values, write_text
 from jax_rele.runs import layout, pipeline
 from jax_rele.runs.stages import teacher_stage
 from jax_rele.stages import distill, evaluate
 from jax_rele.stages.distill import Distillation
 from jax_rele.students import label_probs, predict
+from jax_rele.teacher.perspectives import MAIN
 from jax_rele.types import Pair
 
 PREDICTIONS = pa.schema([("split", pa.string()), ("pair_id", pa.string()), ("label_probs", pa.list_(pa.float32()))])
@@ -222,34 +223,45 @@ def _teacher(config: Config, held_out: Mapping[str, list[Pair]]) -> dict[str, Co
     judged = {}
     if config.evaluate.zero_shot:
 
-        def judge_zero_shot() -> Couple:
-            return evaluate.judge_zero_shot(config, run_dir, pairs, validation)
+        def judge_zero_shot() -> dict[str, Couple]:
+            return {ZERO_SHOT: evaluate.judge_zero_shot(config, run_dir, pairs, validation)}
 
-        judged[ZERO_SHOT] = _judge_once(config, "zero_shot", identity, judge_zero_shot, held_out)
+        judged = _judge_once(config, {ZERO_SHOT: "zero_shot"}, identity, judge_zero_shot, held_out)
+
+    def judge() -> dict[str, Couple]:
+        return evaluate.judge_splits(config, run_dir, pairs, validation, explain=False)[1]
+
     if config.score.signals:
-        _, probs = evaluate.judge_splits(config, run_dir, pairs, validation, explain=False)
-        return judged if probs is None else {**judged, TEACHER: probs}
+        return {**judged, **judge()}
+    return {**judged, **_judge_once(config, teacher_folders(config), identity, judge, held_out)}
 
-    def judge() -> Couple:
-        _, probs = evaluate.judge_splits(config, run_dir, pairs, validation, explain=False)
-        assert probs is not None
-        return probs
 
-    return {**judged, TEACHER: _judge_once(config, "teacher", identity, judge, held_out)}
+def teacher_folders(config: Config) -> dict[str, str]:
+    """{model: its folder in `compare/`} of a run's teacher and of each of its perspectives."""
+    names = [MAIN, *config.teacher.perspectives] if config.teacher.perspectives else []
+    return {TEACHER: "teacher", **{perspective_name(name): f"perspectives/{name}" for name in names}}
 
 
 def _judge_once(
-    config: Config, name: str, identity: object, judge: Callable[[], Couple], held_out: Mapping[str, list[Pair]]
-) -> Couple:
-    """What `judge` returns, kept in the folder `name`: a large model takes long."""
-    cell, split, fingerprint = config.run_dir / "compare" / name, config.evaluate.split, hash_values([identity])
-    begun = cell / "fingerprint"
-    if not begun.exists() or begun.read_text("utf-8") != fingerprint:
-        evaluated, on_validation = judge()
-        cell.mkdir(parents=True, exist_ok=True)
-        _write(cell, {split: evaluated, "validation": on_validation}, held_out, TEACHER_PREDICTIONS)
-        write_text(begun, fingerprint)
-    evaluated, on_validation = (
-        _read(cell, part, held_out[part], TEACHER_PREDICTIONS) for part in (split, "validation")
-    )
-    return evaluated, on_validation
+    config: Config,
+    folders: Mapping[str, str],
+    identity: object,
+    judge: Callable[[], Mapping[str, Couple]],
+    held_out: Mapping[str, list[Pair]],
+) -> dict[str, Couple]:
+    """What `judge` returns for each model, stored in its folder: a large model takes long."""
+    split, fingerprint = config.evaluate.split, hash_values([identity])
+    cells = {name: config.run_dir / "compare" / folder for name, folder in folders.items()}
+    begun = [cell / "fingerprint" for cell in cells.values()]
+    if not all(path.exists() and path.read_text("utf-8") == fingerprint for path in begun):
+        for name, (evaluated, on_validation) in judge().items():
+            cells[name].mkdir(parents=True, exist_ok=True)
+            _write(cells[name], {split: evaluated, "validation": on_validation}, held_out, TEACHER_PREDICTIONS)
+            write_text(cells[name] / "fingerprint", fingerprint)
+    return {
+        name: (
+            _read(cell, split, held_out[split], TEACHER_PREDICTIONS),
+            _read(cell, "validation", held_out["validation"], TEACHER_PREDICTIONS),
+        )
+        for name, cell in cells.items()
+    }

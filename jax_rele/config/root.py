@@ -82,6 +82,7 @@ class Config(Section):
                 raise ValueError(f"annotate.{path}: {unknown[0]!r} is not one of {list(names)}")
         if self.score.samples > 1 and self.teacher.order == "label_only":
             raise ValueError("score.samples: with teacher.order label_only there is no rationale to draw; set it to 1")
+        self._check_perspectives()
         if self.score.rationale == "annotated":
             if self.teacher.order == "label_only":
                 raise ValueError(
@@ -105,6 +106,33 @@ class Config(Section):
                 "teacher.quantize: a base that `adapt` trains cannot be quantized; set adapt.enabled: false"
             )
         return self
+
+    def _check_perspectives(self) -> None:
+        for name, each in self.teacher.perspectives.items():
+            path, order = f"teacher.perspectives.{name}", each.order or self.teacher.order
+            if self.teacher.order == "label_only":
+                raise ValueError(
+                    "teacher.perspectives: with teacher.order label_only no answer compares all dimensions; set "
+                    "another order, and add the label alone as a perspective, {label: {order: label_only}}"
+                )
+            if order == "label_only":
+                if each.rules or each.dimensions:
+                    raise ValueError(f"{path}.order: label_only compares nothing; leave dimensions and rules out")
+                continue
+            dimensions = self.rationale.dimensions if each.dimensions is None else each.dimensions
+            if unknown := [dimension for dimension in dimensions if dimension not in self.rationale.dimensions]:
+                raise ValueError(f"{path}.dimensions: {unknown[0]!r} is not one of {list(self.rationale.dimensions)}")
+            if len(set(dimensions)) < len(dimensions):
+                raise ValueError(f"{path}.dimensions: must be different, got {', '.join(dimensions)}")
+            if each.rules and not any(rule.when for rule in self.rules):
+                raise ValueError(f"{path}.rules: none of `rules` has a condition (when) that can apply; add one")
+            if not dimensions and not each.rules:
+                raise ValueError(f"{path}: says nothing; give dimensions or rules, or order: label_only")
+            if each.dimensions is None and not each.rules and order == self.teacher.order:
+                raise ValueError(f"{path}: is the answer over all dimensions; give dimensions, rules or another order")
+            lines = [f"rule {number}" for number in range(1, len(self.rules) + 1)] if each.rules else []
+            if both := [line for line in lines if line in dimensions]:
+                raise ValueError(f"{path}.rules: a dimension is called {both[0]!r} as the line of a rule; rename it")
 
     @property
     def run_dir(self) -> Path:

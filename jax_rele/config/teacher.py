@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jax_rele.config.base import NonNegative, Positive, Section
+from jax_rele.config.base import Name, NonNegative, Positive, Section
 from jax_rele.config.optimization import OptimizationConfig
 from jax_rele.names import Order
 
@@ -66,6 +66,17 @@ class RandomDecoderConfig(Section):
         return self
 
 
+class PerspectiveConfig(Section):
+    """A further kind of answer of the teacher: what it compares before it gives the label."""
+
+    dimensions: tuple[str, ...] | None = None
+    """The dimensions that the answer compares, in order. null: all."""
+    rules: bool = False
+    """Whether the answer says of each of `rules` that has a condition whether it applies."""
+    order: Order | None = None
+    """What the answer has first. null: as `teacher.order`."""
+
+
 class TeacherConfig(Section):
     """The decoder language model that scores and explains pairs (ELLM-rele)."""
 
@@ -95,6 +106,9 @@ class TeacherConfig(Section):
     """Tokens of the query's, and of the item's, values of one dimension in a rationale; longer ones are truncated."""
     order: Order = "label_first"
     """What the teacher writes first. Which order scores better depends on the data: measure both."""
+    perspectives: dict[Name, PerspectiveConfig] = Field(default_factory=dict)
+    """Further kinds of answer that `finetune` teaches beside the one over all dimensions, e.g. {intent: {dimensions:
+    [category]}, label: {order: label_only}}; P(label) is the mean over all of them (docs/teacher.md)."""
     lora: LoraConfig = LoraConfig()
     """Adapters trained by `finetune`."""
 

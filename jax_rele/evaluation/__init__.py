@@ -12,6 +12,7 @@ from jax_rele.evaluation.baselines import (
 from jax_rele.evaluation.bootstrap import intervals, metric_names, metric_samples, paired_difference
 from jax_rele.evaluation.calibration import apply_temperature, ece, fit_temperature, reliability
 from jax_rele.evaluation.decision import decide, fit_bias
+from jax_rele.evaluation.perspectives import correction_table, corrections
 from jax_rele.evaluation.report import Example, write_report
 from jax_rele.evaluation.rules import HUMAN, rule_figures
 from jax_rele.evaluation.slices import slices
@@ -24,6 +25,8 @@ __all__ = [
     "apply_temperature",
     "bm25",
     "build_metrics",
+    "correction_table",
+    "corrections",
     "decide",
     "ece",
     "embedding_cosine",

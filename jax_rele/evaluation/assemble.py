@@ -25,6 +25,11 @@ ZERO_SHOT = "teacher, zero-shot"
 """The name of the teacher's weights before any training."""
 
 
+def perspective_name(name: str) -> str:
+    """The name among the models of one of the teacher's kinds of answer."""
+    return f"{TEACHER}, {name}"
+
+
 def build_metrics(
     split: str,
     pairs: Sequence[Pair],

@@ -31,7 +31,7 @@ from jax_rele.plan.abstract import array, init_abstract, rows, train_state
 from jax_rele.plan.flops import flops
 from jax_rele.rationale import grammar
 from jax_rele.runs.preflight import check_encoder
-from jax_rele.runs.questions import chat_instructions
+from jax_rele.runs.questions import kinds_of_answer
 from jax_rele.students import InputSpec, build_student
 from jax_rele.students.base import StudentModel
 from jax_rele.teacher.continuous_batching import STEP_TOKENS
@@ -39,6 +39,7 @@ from jax_rele.teacher.decoding import Sampling, decode, new_slots
 from jax_rele.teacher.kv_cache import bucket, new_cache, prefill, row_parts
 from jax_rele.teacher.label_scores import first_token_probs
 from jax_rele.teacher.language_model import MakeObjective, language_objective
+from jax_rele.teacher.perspectives import Perspective
 from jax_rele.teacher.preferences import preference_objective
 from jax_rele.teacher.template import LABEL, VERDICT, DecodingTemplate
 from jax_rele.training import make_optimizer, make_train_step, shard_step
@@ -231,18 +232,25 @@ def preference_batch(mesh: jax.sharding.Mesh, count: int, length: int, preferenc
 
 
 def _row_length(config: Config) -> int:
-    """Tokens of one example: the prompt and an answer with full slots, rounded up to a multiple of 8."""
-    segments = grammar.template(config.rationale.dimensions, config.teacher.order)
-    answer = sum(_length(config, segment) for segment in segments)
-    return -(-(_prompt_length(config) + answer + 1) // 8) * 8
+    """Tokens of the longest example: a prompt and an answer with full slots, rounded up to a multiple of 8."""
+    longest = max(_prompt_length(config, kind) + _answer_length(config, kind) for kind in _kinds(config))
+    return -(-(longest + 1) // 8) * 8
 
 
-def _prompt_length(config: Config) -> int:
-    """Tokens of a prompt with its instructions; weights from elsewhere are taken for those of a chat model."""
+def _kinds(config: Config) -> tuple[Perspective, ...]:
+    """The kinds of answer; weights from elsewhere are taken for those of a chat model."""
     teacher = config.teacher
     chat = teacher.chat_template == "auto" and teacher.init != "random" and not teacher.init.startswith(BUNDLED)
-    text = chat_instructions(config, teacher.order) if chat else teacher.instructions
-    return teacher.prompt_length + -(-len(text.encode()) // BYTES_PER_TOKEN)
+    return kinds_of_answer(config, chat)
+
+
+def _prompt_length(config: Config, kind: Perspective) -> int:
+    """Tokens of a prompt with its instructions."""
+    return config.teacher.prompt_length + -(-len(kind.instructions.encode()) // BYTES_PER_TOKEN)
+
+
+def _answer_length(config: Config, kind: Perspective) -> int:
+    return sum(_length(config, segment) for segment in grammar.template(kind.lines, kind.order))
 
 
 def _length(config: Config, segment: grammar.Segment) -> int:
@@ -280,8 +288,12 @@ def _score(config: Config, model: Decoder, mesh: jax.sharding.Mesh) -> Step:
 
 
 def _generate(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) -> Step:
-    count, template = config.score.batch_size, _decoding_template(config, model)
-    length = -(-(bucket(_prompt_length(config)) + template.longest) // 16) * 16
+    templates = [
+        (kind, _decoding_template(config, model, kind)) for kind in _kinds(config) if kind.order != "label_only"
+    ]
+    lengths = [bucket(_prompt_length(config, kind)) + template.longest for kind, template in templates]
+    count, template = config.score.batch_size, templates[lengths.index(max(lengths))][1]
+    length = -(-max(lengths) // 16) * 16
     width = min(template.max_pending, max(1, STEP_TOKENS.get(kind, 128) // count))
     variables, cache = _variables(config, model, mesh), _cache(model, mesh, count, length)
     make_slots = partial(inspect.unwrap(new_slots), model, rows=count, length=length, max_pending=template.max_pending)
@@ -322,10 +334,10 @@ def _inference_step(
     return Step(name, shape, tokens, resident, {"": lower}, operations, operations)
 
 
-def _decoding_template(config: Config, model: Decoder) -> DecodingTemplate:
-    """A decoding template of the config's sizes."""
-    segments = grammar.template(config.rationale.dimensions, config.teacher.order)
-    free = [s for s in segments if s.kind != "label" or config.teacher.order == "rationale_first"]
+def _decoding_template(config: Config, model: Decoder, kind: Perspective) -> DecodingTemplate:
+    """The decoding template of a kind of answer, of the config's sizes."""
+    segments = grammar.template(kind.lines, kind.order)
+    free = [s for s in segments if s.kind != "label" or kind.order == "rationale_first"]
     sets = max(len(VERDICTS), len(config.labels.names))
     slots = [segment for segment in free if segment.kind != "fixed"]
     longest = max(_length(config, segment) for segment in free if segment.kind == "fixed")

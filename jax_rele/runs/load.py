@@ -21,7 +21,7 @@ from jax_rele.models.quantize import quantize_params
 from jax_rele.models.weights import load_params, weights_folder, weights_hash
 from jax_rele.names import Order, StudentName
 from jax_rele.runs import layout, pipeline
-from jax_rele.runs.questions import teacher_question
+from jax_rele.runs.questions import kinds_of_answer, teacher_question
 from jax_rele.runs.rationale_source import rationale_source
 from jax_rele.students import Student, build_student
 from jax_rele.students.weights import init_student, load_encoder, with_encoder
@@ -140,7 +140,9 @@ def load_teacher(run_dir: str | Path, *, config: Config | None = None) -> Teache
     base = load_base(config, model, run_dir, mesh)
     lora = load_lora(config, model, run_dir, mesh)
     teacher = _teacher(config, model, {**base, **lora}, tokenizer, config.teacher.order, mesh)
-    return dataclasses.replace(teacher, annotator=rationale_source(config, run_dir))
+    return dataclasses.replace(
+        teacher, annotator=rationale_source(config, run_dir), perspectives=kinds_of_answer(config, teacher.chat)[1:]
+    )
 
 
 def load_zero_shot_teacher(run_dir: str | Path, *, config: Config) -> Teacher:

@@ -20,7 +20,7 @@ from jax_rele.models.files import is_local
 from jax_rele.models.partitioning import check_heads
 from jax_rele.models.quantize import load_qwix
 from jax_rele.models.weights import check_weights, weights_folder
-from jax_rele.runs.questions import teacher_question
+from jax_rele.runs.questions import is_chat, kinds_of_answer
 from jax_rele.students import build_student
 from jax_rele.teacher import check_lengths, check_verbalizers
 from jax_rele.training import check_rows, local_row_indices, make_local_mesh, make_mesh
@@ -67,18 +67,19 @@ def preflight(config: Config, stages: Collection[str]) -> None:
     if teacher.quantize != "none":
         load_qwix()
     check_verbalizers(tokenizer, config.labels.names)
-    question = teacher_question(config, tokenizer)
-    check_lengths(
-        tokenizer,
-        config.labels.names,
-        config.rationale.dimensions,
-        order=teacher.order,
-        prompt_length=teacher.prompt_length,
-        value_length=teacher.value_length,
-        max_length=shape.max_length,
-        instructions=question.instructions,
-        chat=question.chat,
-    )
+    chat = is_chat(config, tokenizer)
+    for perspective in kinds_of_answer(config, chat):
+        check_lengths(
+            tokenizer,
+            config.labels.names,
+            perspective.lines,
+            order=perspective.order,
+            prompt_length=teacher.prompt_length,
+            value_length=teacher.value_length,
+            max_length=shape.max_length,
+            instructions=perspective.instructions,
+            chat=chat,
+        )
 
 
 def _check_objectives(config: Config) -> None:

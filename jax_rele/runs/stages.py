@@ -93,8 +93,15 @@ def _prompt(config: Config) -> Paths:
 
 def _teacher(config: Config) -> Paths:
     """What a fine-tuned teacher is built from, and how it reads and writes."""
-    own = _fields(config, "teacher", {"init", "dtype", "random"})
-    return (*dict.fromkeys((*_decoder(config), *own, *_prompt(config))), "adapt.enabled")
+    own = _fields(config, "teacher", {"init", "dtype", "random", "perspectives"})
+    return (*dict.fromkeys((*_decoder(config), *own, *_prompt(config), *_perspectives(config))), "adapt.enabled")
+
+
+def _perspectives(config: Config) -> Paths:
+    """Further kinds of answer of the teacher, and what they depend on."""
+    further = config.teacher.perspectives
+    rules = _rules(config) if any(each.rules for each in further.values()) else ()
+    return ("teacher.perspectives", *rules) if further else ()
 
 
 def _rationale_source(config: Config) -> Paths:

@@ -22,6 +22,8 @@ from jax_rele.evaluation import (
     HUMAN,
     Example,
     build_metrics,
+    correction_table,
+    corrections,
     decide,
     embedding_cosine,
     rule_figures,
@@ -29,7 +31,7 @@ from jax_rele.evaluation import (
     verdict_lines,
     write_report,
 )
-from jax_rele.evaluation.assemble import ZERO_SHOT
+from jax_rele.evaluation.assemble import TEACHER, ZERO_SHOT, perspective_name
 from jax_rele.rationale import ParseFailure, RuleAnnotator, find_evidence, grammar
 from jax_rele.runs import layout
 from jax_rele.runs.load import (
@@ -42,6 +44,7 @@ from jax_rele.runs.load import (
 )
 from jax_rele.runs.texts import check_student_texts, check_teacher_texts, teacher_text_loss
 from jax_rele.teacher import TeacherPredictions
+from jax_rele.teacher.perspectives import MAIN
 from jax_rele.text import query_id
 from jax_rele.types import VERDICTS, Item, Pair, Rationale
 
@@ -54,7 +57,8 @@ class Measured:
     """The predictions of a run's models for some pairs, and their metrics.
 
     Attributes:
-      metrics: as `build_metrics` returns them, with `training_seeds`, `rationales`, and `rules` where there are any.
+      metrics: as `build_metrics` returns them, with `training_seeds`, `rationales`, and `rules` and `perspectives`
+        where there are any.
       baselines, models: [N, C] label distributions by name.
       judged: the teacher's predictions.
       verdicts: [N, D] indices into `VERDICTS`, of each student that has learnt them.
@@ -89,6 +93,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     )
     _write_tables(directory, pairs, schema, probs, measured.judged)
     text = table(metrics) + "\n\n" + "\n".join(f"- {line}" for line in verdict_lines(metrics)) + "\n"
+    text += correction_table(metrics.get("perspectives", {}))
     text += first_rationales(pairs, measured.judged)
     (directory / "table.md").write_text(text, "utf-8")
     (run_dir / layout.METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", "utf-8")
@@ -112,9 +117,8 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
     schema = config.labels.schema_
     everyone = read_pairs_table(run_dir / layout.PAIRS)
     train, validation = (layout.load_pairs(run_dir, split) for split in ("train", "validation"))
-    judged, both = judge_splits(config, run_dir, pairs, validation)
-    probs = {} if both is None else {"teacher": both[0]}
-    validation_probs = {} if both is None else {"teacher": both[1]}
+    judged, by_teacher = judge_splits(config, run_dir, pairs, validation)
+    probs, validation_probs = ({name: both[split] for name, both in by_teacher.items()} for split in (0, 1))
     if config.evaluate.zero_shot:
         probs[ZERO_SHOT], validation_probs[ZERO_SHOT] = judge_zero_shot(config, run_dir, pairs, validation)
     verdicts: dict[str, np.ndarray] = {}
@@ -164,6 +168,8 @@ def measure(config: Config, run_dir: Path, pairs: list[Pair], name: str) -> Meas
             **verdicts,
         }
         metrics["rules"] = broken_rule_figures(config, pairs, metrics, probs, annotated(), own)
+    if judged.label_probs_of:
+        metrics["perspectives"] = correction_figures(config, pairs, metrics, probs, list(judged.label_probs_of))
     metrics["texts"] = {model: loss.counts() for model, loss in text_losses.items()}
     return Measured(metrics, baselines, probs, judged, verdicts)
 
@@ -190,17 +196,21 @@ def baseline_probs(
 
 def judge_splits(
     config: Config, run_dir: Path, pairs: list[Pair], validation: list[Pair], *, explain: bool = True
-) -> tuple[TeacherPredictions, tuple[np.ndarray, np.ndarray] | None]:
+) -> tuple[TeacherPredictions, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """The teacher's predictions for the evaluated pairs, from its model or from external signals.
 
     Returns:
-      The judgements, with rationales if `explain`; and its label distributions on the pairs and on validation, None
-      where imported signals do not cover them.
+      The judgements, with rationales if `explain`; and {model: label distributions on the pairs and on validation} of
+      the teacher and each of its perspectives, none where imported signals do not cover the pairs.
     """
     if not config.score.signals:
         teacher = load_teacher(run_dir, config=config)
         judged = teacher.explain(pairs) if explain else teacher.predict(pairs)
-        return judged, (judged.label_probs, teacher.predict(validation).label_probs)
+        on_validation = teacher.predict(validation)
+        probs = {TEACHER: (judged.label_probs, on_validation.label_probs)}
+        for name, each in judged.label_probs_of.items():
+            probs[perspective_name(name)] = each, on_validation.label_probs_of[name]
+        return judged, probs
     judged, judged_validation = (look_up(config, run_dir, asked) for asked in (pairs, validation))
     lacking = sum(int(np.isnan(each.label_probs[:, 0]).sum()) for each in (judged, judged_validation))
     if lacking:
@@ -208,8 +218,8 @@ def judge_splits(
             f"no figures of the teacher: score.signals says nothing of {lacking} of {len(pairs) + len(validation)} "
             f"pairs of validation and {config.evaluate.split}"
         )
-        return judged, None
-    return judged, (judged.label_probs, judged_validation.label_probs)
+        return judged, {}
+    return judged, {TEACHER: (judged.label_probs, judged_validation.label_probs)}
 
 
 def judge_zero_shot(
@@ -339,6 +349,28 @@ def broken_rule_figures(
             **{name: decide(each, np.asarray(metrics["decision"][name]["bias"])) for name, each in probs.items()},
         },
         own_verdicts={name: each for name, each in own_verdicts.items() if name in probs},
+        queries=[query_id(pair.query) for pair in pairs],
+        n_bootstrap=config.evaluate.bootstrap_samples,
+        seed=config.seed,
+    )
+
+
+def correction_figures(
+    config: Config, pairs: list[Pair], metrics: Mapping[str, Any], probs: Mapping[str, np.ndarray], names: Sequence[str]
+) -> dict[str, dict[str, dict[str, object]]]:
+    """Which errors of the main answer the teacher's other kinds of answer correct, and the mean over all of them.
+
+    Args:
+      config, pairs: of the run.
+      metrics: as `build_metrics` returns them, for the decisions.
+      probs: {model: [N, C] label distributions}.
+      names: of the kinds of answer.
+    """
+    models = [TEACHER, *map(perspective_name, names)]
+    return corrections(
+        {name: decide(probs[name], np.asarray(metrics["decision"][name]["bias"])) for name in models},
+        perspective_name(MAIN),
+        np.array([config.labels.schema_.index(pair.label or "") for pair in pairs]),
         queries=[query_id(pair.query) for pair in pairs],
         n_bootstrap=config.evaluate.bootstrap_samples,
         seed=config.seed,

@@ -21,7 +21,7 @@ from jax_rele.models import Decoder
 from jax_rele.models.decoder import init_decoder
 from jax_rele.runs import layout
 from jax_rele.runs.load import load_base, teacher_inputs, teacher_model
-from jax_rele.runs.questions import teacher_question
+from jax_rele.runs.questions import kinds_of_answer, teacher_question
 from jax_rele.runs.texts import check_teacher_texts
 from jax_rele.teacher import make_verbalizers
 from jax_rele.teacher.language_model import check_packing, language_term, train_language_model
@@ -54,7 +54,8 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
         finetune.pack_to,
         kind_weights={"label": finetune.label_weight},
     )
-    counts = {"pairs": len(pairs), "rows": len(arrays["targets"]), "steps": optimization.steps, **loss.counts()}
+    distinct = len(pairs) // (1 + len(config.teacher.perspectives))
+    counts = {"pairs": distinct, "rows": len(arrays["targets"]), "steps": optimization.steps, **loss.counts()}
     if distributed.on_main((run_dir / layout.LORA).exists):
         clear(run_dir / "finetune" / "checkpoints")
         return counts  # an earlier attempt ended after the adapters were written and before the manifest was
@@ -86,9 +87,10 @@ def encode(
     pairs: Sequence[Pair],
     losses: list[np.ndarray] | None = None,
 ) -> tuple[list[Pair], list[list[int]], list[Answer]]:
-    """The pairs with a rationale that has a label, their prompts, and the rationales as the teacher is to write them.
+    """The pairs with a rationale that has a label, their prompts, and the answers that the teacher is to write.
 
-    What of the texts is lost is appended to `losses`.
+    All pairs come once with the answer over all dimensions, and then once for each of `teacher.perspectives`. What of
+    the texts is lost is appended to `losses`.
 
     Raises:
       UserError: there is none; or rules, which explain every labelled pair, have none for one.
@@ -97,15 +99,22 @@ def encode(
     missing = [pair.pair_id for pair in pairs if pair.label is not None and pair.pair_id not in rationales]
     if config.annotate.annotator == "rules" and missing:
         raise UserError(f"{path}: no rationale for pair {missing[0]!r}; delete the folder {path.parent} and run again")
-    asked = pairs
-    pairs = [pair for pair in asked if pair.pair_id in rationales and rationales[pair.pair_id].label is not None]
-    if asked and not pairs:
+    everyone = pairs
+    pairs = [pair for pair in everyone if pair.pair_id in rationales and rationales[pair.pair_id].label is not None]
+    if everyone and not pairs:
         raise UserError(f"{path}: no rationale was accepted for these pairs; {path.parent / 'report.html'} says why")
     teacher = config.teacher
     question = teacher_question(config, tokenizer)
     encoder = AnswerEncoder(tokenizer, teacher.order, teacher.value_length, chat=question.chat)
     prompts = encode_prompts(tokenizer, pairs, config.data.item_fields, teacher.prompt_length, *question, losses)
-    return pairs, prompts, [encoder(rationales[pair.pair_id]) for pair in pairs]
+    answers = [encoder(rationales[pair.pair_id]) for pair in pairs]
+    further = kinds_of_answer(config, question.chat)[1:]
+    for one in further:
+        encoder = AnswerEncoder(tokenizer, one.order, teacher.value_length, chat=question.chat)
+        asked = config.data.item_fields, teacher.prompt_length, one.instructions, question.chat
+        prompts += encode_prompts(tokenizer, pairs, *asked)
+        answers += [encoder(one.answer(rationales[pair.pair_id])) for pair in pairs]
+    return pairs * (1 + len(further)), prompts, answers
 
 
 def label_hits(
@@ -137,8 +146,9 @@ def held_out(
 ) -> Callable[[TrainState], dict[str, float]]:
     """Measures a state on the validation split: `loss`, weighted as in training, and `label_accuracy`.
 
-    The label is chosen after the annotator's text, which with `rationale_first` is its whole rationale. There is no
-    accuracy where the labels' verbalizers differ in no single token.
+    The label is chosen after the annotator's text, which with `rationale_first` is its whole rationale. With
+    `teacher.perspectives` both are over the answers of all kinds. There is no accuracy where the labels' verbalizers
+    differ in no single token.
     """
     pairs = layout.load_pairs(run_dir, "validation")
     pairs, prompts, answers = encode(config, run_dir, tokenizer, pairs)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from jax_rele.types import VERDICTS
 
 
 def default_instructions(
-    labels: Mapping[str, str], dimensions: Mapping[str, str], order: str, rules: Sequence[str] = ()
+    labels: Mapping[str, str],
+    dimensions: Mapping[str, str],
+    order: str,
+    rules: Sequence[str] = (),
+    asked_rules: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The text for a config without instructions of its own.
 
@@ -16,22 +21,34 @@ def default_instructions(
       labels, dimensions: {name: what it means}, in order; an empty meaning is left out.
       order: one of `names.ORDERS`.
       rules: business rules in words.
+      asked_rules: {line of the answer: the rule in words of which it says whether it applies}.
     """
-    label_line = "label: the label's name"
-    comparison_lines = [f"{name}: query | item | verdict" for name in dimensions]
-    lines = {
-        "label_only": [label_line],
-        "label_first": [label_line, *comparison_lines],
-        "rationale_first": [*comparison_lines, label_line],
-    }[order]
+    lines = answer_lines([*dimensions, *asked_rules], order)
     text = "You judge how well an item of a shop fits a shopper's search query. The labels are:\n"
     text += _listed(labels)
-    if len(lines) > 1:
+    if dimensions and len(lines) > 1:
         text += "\n\nCompare what query and item say about:\n" + _listed(dimensions)
         text += f"\nThe verdict is {', '.join(VERDICTS[:-1])} or {VERDICTS[-1]}; where nothing is said, write -."
     if rules:
         text += "\n\nThese rules go before the labels' definitions:\n" + "\n".join(f"- {rule}" for rule in rules)
-    return text + "\n\nAnswer in this form:\n" + "\n".join(lines)
+    if asked_rules:
+        text += "\n\nSay for each rule whether it applies, match or absent:\n" + _listed(asked_rules)
+    return text + answer_form(lines)
+
+
+def answer_lines(names: Sequence[str], order: str) -> list[str]:
+    """The lines of an answer that compares what is named, as instructions show them."""
+    label_line, lines = "label: the label's name", [f"{name}: query | item | verdict" for name in names]
+    return {
+        "label_only": [label_line],
+        "label_first": [label_line, *lines],
+        "rationale_first": [*lines, label_line],
+    }[order]
+
+
+def answer_form(lines: Sequence[str]) -> str:
+    """The end of instructions: the form of the answer."""
+    return "\n\nAnswer in this form:\n" + "\n".join(lines)
 
 
 def _listed(meanings: Mapping[str, str]) -> str:

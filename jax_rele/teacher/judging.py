@@ -20,11 +20,12 @@ from jax_rele.teacher.continuous_batching import GeneratedText, generate, row_ke
 from jax_rele.teacher.decoding import Sampling, draw
 from jax_rele.teacher.form import AnswerForm, check_lengths, make_form
 from jax_rele.teacher.label_scores import score, score_choices
+from jax_rele.teacher.perspectives import Perspective, PerspectiveAnnotator, comparison, mean_of_perspectives
 from jax_rele.teacher.predictions import TeacherPredictions, average
 from jax_rele.teacher.template import VERDICT
 from jax_rele.teacher.verbalizers import check_verbalizers
 from jax_rele.training import check_rows
-from jax_rele.types import VERDICTS, Comparison, LabelSchema, Pair, Rationale
+from jax_rele.types import VERDICTS, LabelSchema, Pair, Rationale
 
 GREEDY = Sampling()
 
@@ -49,6 +50,8 @@ class Teacher:
         1 for greedy decoding.
       annotator: who writes the rationales that the teacher reads before it judges, in passes that decode nothing; None
         where the teacher writes them itself.
+      perspectives: further kinds of answer; `judge` gives the mean over them and the answer that the fields above
+        describe.
       mesh: the devices that the variables live on; None for one device.
     """
 
@@ -67,6 +70,7 @@ class Teacher:
     samples: int = 1
     sampling: Sampling = GREEDY
     annotator: Annotator | None = None
+    perspectives: tuple[Perspective, ...] = ()
     mesh: jax.sharding.Mesh | None = None
 
     def text_loss(self, pairs: Sequence[Pair | tuple[str, str]]) -> TextLoss:
@@ -98,7 +102,8 @@ def judge(
 
     With `teacher.samples` of 1 decoding is greedy. Otherwise that many rationales are drawn for every pair, and its
     distributions are the means over them (self-consistency; Wang et al., arXiv 2203.11171), see `predictions.average`.
-    With `teacher.annotator` nothing is decoded, see `read_rationales`.
+    With `teacher.annotator` nothing is decoded, see `read_rationales`. With `teacher.perspectives` all of that is done
+    for every kind of answer, see `perspectives.mean_of_perspectives`.
 
     Args:
       teacher: the decoder and its settings.
@@ -111,6 +116,14 @@ def judge(
       UserError: labels or verdicts that the tokenizer does not distinguish, a context that is too short, or a batch
         that does not divide over the devices.
     """
+    if teacher.perspectives:
+        each = every(1 + len(teacher.perspectives), progress)
+        main = judge(replace(teacher, perspectives=()), pairs, write=write, progress=each)
+        others = {
+            one.name: (one.lines, judge(from_perspective(teacher, one), pairs, write=write, progress=each))
+            for one in teacher.perspectives
+        }
+        return mean_of_perspectives(main, others, teacher.schema.names, teacher.dimensions, teacher.order)
     reads = teacher.order == "rationale_first" or (write and teacher.order == "label_first")
     if teacher.annotator is not None and reads:
         return read_rationales(teacher, pairs, teacher.annotator.annotate(pairs), progress=progress)
@@ -122,6 +135,19 @@ def judge(
     return average(samples, teacher.schema.names, teacher.dimensions)
 
 
+def from_perspective(teacher: Teacher, perspective: Perspective) -> Teacher:
+    """The teacher that gives one kind of answer alone."""
+    annotator = teacher.annotator
+    return replace(
+        teacher,
+        order=perspective.order,
+        dimensions=perspective.lines,
+        instructions=perspective.instructions,
+        annotator=annotator and PerspectiveAnnotator(annotator, perspective),
+        perspectives=(),
+    )
+
+
 def sample(
     teacher: Teacher,
     pairs: Sequence[Pair],
@@ -131,7 +157,7 @@ def sample(
     write: bool = True,
     progress: Callable[[int], None] = lambda pairs: None,
 ) -> tuple[TeacherPredictions, ...]:
-    """Draws several predictions for every pair: labels, verdicts and values.
+    """Draws several predictions for every pair: labels, verdicts and values; of the main answer alone.
 
     Args:
       teacher, pairs, write: as for `judge`.
@@ -234,7 +260,7 @@ def read_rationales(
     form = _checked_form(teacher)
     assert form.template is not None  # only `label_only` has no template
     whole = [
-        Rationale(tuple(_comparison(rationale, dimension) for dimension in teacher.dimensions))
+        Rationale(tuple(comparison(rationale, dimension) for dimension in teacher.dimensions))
         for rationale in rationales
     ]
     encoder = AnswerEncoder(teacher.tokenizer, teacher.order, teacher.value_length, chat=teacher.chat)
@@ -244,8 +270,8 @@ def read_rationales(
     read = [
         Rationale(
             tuple(
-                replace(comparison, verdict=VERDICTS[verdict])
-                for comparison, verdict in zip(rationale.comparisons, verdicts)
+                replace(compared, verdict=VERDICTS[verdict])
+                for compared, verdict in zip(rationale.comparisons, verdicts)
             ),
             names[label],
         )
@@ -260,11 +286,6 @@ def read_rationales(
         tokens_decoded=0,
         tokens_emitted=tokens,
     )
-
-
-def _comparison(rationale: Rationale, dimension: str) -> Comparison:
-    compared = (comparison for comparison in rationale.comparisons if comparison.dimension == dimension)
-    return next(compared, Comparison(dimension, verdict="absent"))
 
 
 def score_slots(

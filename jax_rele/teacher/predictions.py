@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,6 +23,7 @@ class TeacherPredictions:
       label_scoring: `first_token` or `full` log-probability, see `Verbalizers.scoring`; or `external` signals.
       tokens_decoded: tokens and verdicts that the model decided.
       tokens_emitted: tokens of the texts, forced tokens and labels included.
+      label_probs_of: {perspective: [N, C]} of each answer, where `label_probs` is the mean over several perspectives.
     """
 
     label_probs: np.ndarray
@@ -32,6 +33,7 @@ class TeacherPredictions:
     label_scoring: str
     tokens_decoded: int
     tokens_emitted: int
+    label_probs_of: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def average(

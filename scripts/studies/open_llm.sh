@@ -11,8 +11,10 @@
 #   FOLDS=5 SEEDS=1   folds of queries, and training seeds
 #   LABELLED="300 1000"  TEACHER_LABELLED="0 5000 20000"      points of the two curves; what a fold lacks is left out
 #   TABLES="all labels teacher_labelled cross_encoder orders"  which tables; there are also samples (P(label) as the mean
-#                     over several rationales) and prefer (the teacher trained on preferences), for which it draws some
+#                     over several rationales), prefer (the teacher trained on preferences), for which it draws some, and
+#                     perspectives (one teacher of several kinds of answer)
 #   ORDERS="rationale_first label_first label_only"           values of teacher.order that are compared
+#   PERSPECTIVES="{intent: {dimensions: [category]}, label: {order: label_only}}"     value of teacher.perspectives
 #   SAMPLES=5         rationales that are drawn for each pair where P(label) is averaged over them
 #
 # Needs `jax-rele` on the path, and its extra `gguf` for gguf:FILE.
@@ -82,19 +84,25 @@ for part in ${TABLES:-all labels teacher_labelled cross_encoder orders}; do
       [[ $part == samples ]] || change=(--prefer.enabled true)
       teacher_table "$part" "$part" "$@" --teacher.order rationale_first "${change[@]}"
       ;;
+    perspectives)
+      intent_and_label='{intent: {dimensions: [category]}, label: {order: label_only}}'
+      teacher_table perspectives perspectives "$@" --teacher.order rationale_first \
+        --teacher.perspectives "${PERSPECTIVES:-$intent_and_label}"
+      ;;
     *)
-      echo "TABLES: there is no table $part; there are all labels teacher_labelled cross_encoder orders samples prefer" >&2
+      echo "TABLES: there is no table $part; there are all labels teacher_labelled cross_encoder orders samples prefer" \
+        "perspectives" >&2
       exit 2
       ;;
   esac
 done
 # The teachers side by side, and the mean of those that write label and rationale in another order.
 teachers=() orders=()
-for name in rationale_first label_first label_only prefer samples; do
+for name in rationale_first label_first label_only prefer samples perspectives; do
   predictions=("runs/$name/compare/${folds}_folds"/fold_*/compare/teacher/predictions.parquet)
   if ((${#predictions[@]} != folds)) || [[ ! -f ${predictions[0]} ]]; then continue; fi
   teachers+=("$name=runs/$name/compare/${folds}_folds")
-  [[ $name == prefer || $name == samples ]] || orders+=("$name")
+  [[ $name == prefer || $name == samples || $name == perspectives ]] || orders+=("$name")
 done
 if ((${#teachers[@]} > 1)); then
   mean=()

@@ -3,7 +3,8 @@
 FOLDER holds `fold_1` to `fold_K` of `jax-rele compare --folds K`. Prints a Markdown table: every metric of each teacher
 with its 95% interval from resamples of the queries, and its difference to the first one, paired. `--mean` adds the mean
 of the named teachers' distributions, e.g. of several orders of label and rationale; `--baselines` adds baselines that
-are fitted to each fold's training pairs.
+are fitted to each fold's training pairs. A teacher with `teacher.perspectives` has a row for each, and a table of the
+errors of its main answer that they correct.
 """
 
 from __future__ import annotations
@@ -16,13 +17,25 @@ from pathlib import Path
 
 import numpy as np
 
-from jax_rele.compare.trainings import TEACHER_PREDICTIONS
+from jax_rele.compare.trainings import TEACHER_PREDICTIONS, teacher_folders
 from jax_rele.data import read_table
 from jax_rele.errors import UserError
-from jax_rele.evaluation import BASELINES, fit_bias, fit_temperature, intervals, metric_samples, paired_difference
+from jax_rele.evaluation import (
+    BASELINES,
+    correction_table,
+    corrections,
+    decide,
+    fit_bias,
+    fit_temperature,
+    intervals,
+    metric_samples,
+    paired_difference,
+)
+from jax_rele.evaluation.assemble import TEACHER, perspective_name
 from jax_rele.evaluation.summary import cell, markdown_table
 from jax_rele.names import SPLITS
 from jax_rele.runs import layout, pipeline
+from jax_rele.teacher.perspectives import MAIN
 from jax_rele.text import query_id
 from jax_rele.types import LabelSchema, Pair
 
@@ -72,13 +85,19 @@ def read_held_out(folder: Path) -> HeldOut:
     return HeldOut(*splits, config.labels.schema_, fields, n_bootstrap, config.seed)
 
 
-def read_probs(folder: Path, held_out: HeldOut) -> Probs:
-    """The predictions of a teacher. Raises UserError where they are not of these pairs."""
+def read_teachers(name: str, folder: Path, held_out: HeldOut) -> dict[str, Probs]:
+    """The predictions of the teacher NAME, and of its perspectives as `NAME, PERSPECTIVE`."""
+    folders = teacher_folders(pipeline.read_config(folds_of(folder)[0]))
+    return {model.replace(TEACHER, name, 1): read_probs(folder, each, held_out) for model, each in folders.items()}
+
+
+def read_probs(folder: Path, model: str, held_out: HeldOut) -> Probs:
+    """The predictions in the folder of a model. Raises UserError where they are not of these pairs."""
     probs, folds = [], folds_of(folder)
     if len(folds) != len(held_out.test):
         raise UserError(f"{folder}: has {len(folds)} folds, the first folder has {len(held_out.test)}")
     for number, fold in enumerate(folds):
-        path = fold / "compare" / "teacher" / "predictions.parquet"
+        path = fold / "compare" / model / "predictions.parquet"
         if not path.exists():
             raise UserError(f"{path}: is missing; finish the comparison first")
         rows = {
@@ -133,6 +152,28 @@ def mean_of(teachers: list[Probs]) -> Probs:
     ]
 
 
+def corrected(name: str, models: Mapping[str, Probs], held_out: HeldOut) -> dict[str, dict]:
+    """Which errors of a teacher's main answer its perspectives correct, with the decisions of each fold."""
+    pairs = [pair for fold in held_out.test for pair in fold]
+    decided = {
+        model: np.concatenate(
+            [
+                decide(test, fit_bias(validation, held_out.labels(fold)))
+                for (test, validation), fold in zip(probs, held_out.validation)
+            ]
+        )
+        for model, probs in models.items()
+    }
+    return corrections(
+        decided,
+        perspective_name(MAIN).replace(TEACHER, name, 1),
+        held_out.labels(pairs),
+        queries=[query_id(pair.query) for pair in pairs],
+        n_bootstrap=held_out.n_bootstrap,
+        seed=held_out.seed,
+    )
+
+
 def table(by_name: Mapping[str, Probs], held_out: HeldOut) -> str:
     everyone = {name: samples(probs, held_out) for name, probs in by_name.items()}
     first = next(iter(everyone))
@@ -168,13 +209,17 @@ def main() -> None:
         parser.error(f"--mean: {unknown[0]} is not of {', '.join(folders)}")
     try:
         held_out = read_held_out(Path(next(iter(folders.values()))))
-        by_name = {name: read_probs(Path(folder), held_out) for name, folder in folders.items()}
+        by_teacher = {name: read_teachers(name, Path(folder), held_out) for name, folder in folders.items()}
     except (UserError, OSError) as error:
         sys.exit(f"teachers.py: {error}")
+    by_name = {model: probs for models in by_teacher.values() for model, probs in models.items()}
     if options.mean:
         by_name[f"mean of {', '.join(options.mean)}"] = mean_of([by_name[name] for name in options.mean])
     by_name |= {name: baseline_probs(name, held_out) for name in options.baselines}
     print(table(by_name, held_out))
+    for name, models in by_teacher.items():
+        if len(models) > 1:
+            print(correction_table(corrected(name, models, held_out)), end="")
 
 
 if __name__ == "__main__":

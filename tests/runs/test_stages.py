@@ -45,8 +45,8 @@ PASSED_ON = {
 }
 """Read by a stage, without any effect on what it writes."""
 
-OPTIONAL = {"prefer.enabled"}
-"""Declared by the stages after an optional one only where it is true: a run without it has the hashes of before."""
+OPTIONAL = {"prefer.enabled", "teacher.perspectives"}
+"""Declared only where there is such a thing: a run without it has the hashes of before."""
 
 NOT_IN_THESE_RUNS = {
     # They are of other sources of data, and of rows that leak.
@@ -222,6 +222,7 @@ def runs(tiny, tmp_path_factory):
             "annotated",
             prefer={"enabled": False},
             score={"rationale": "annotated"},
+            teacher={"perspectives": {"rules": {"dimensions": [], "rules": True}}},
             distill={"students": ["two_tower"], "recipes": ["mkd"]},
         ),
         "chat": of("chat", ("prepare", "adapt"), teacher={"init": str(folder / "decoder")}),
