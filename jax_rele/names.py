@@ -23,5 +23,5 @@ Order = Literal["rationale_first", "label_first", "label_only"]
 """Where the label stands in the teacher's answer: after the comparisons, before them, or alone."""
 ORDERS: tuple[Order, ...] = get_args(Order)
 
-PLANNED_STEPS = ("adapt", "finetune", "prefer", "score_prefix", "score", "generate", "distill")
+PLANNED_STEPS = ("adapt", "finetune", "prefer", "reinforce", "score_prefix", "score", "generate", "distill")
 """The steps that `jax-rele plan` compiles."""

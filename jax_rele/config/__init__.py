@@ -11,6 +11,7 @@ from jax_rele.config.optimization import OptimizationConfig
 from jax_rele.config.paths import INPUTS, is_input, local_name, resolve_paths
 from jax_rele.config.prefer import PreferConfig
 from jax_rele.config.rationale import RationaleConfig
+from jax_rele.config.reinforce import IterationConfig, ReinforceConfig
 from jax_rele.config.root import Config
 from jax_rele.config.rounds import RoundsConfig
 from jax_rele.config.rules import RuleConfig
@@ -19,6 +20,7 @@ from jax_rele.config.teacher import (
     AdaptConfig,
     FinetuneConfig,
     LoraConfig,
+    PerspectiveConfig,
     RandomDecoderConfig,
     ScoreConfig,
     TeacherConfig,
@@ -38,16 +40,19 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "HuggingFaceConfig",
+    "IterationConfig",
     "LabelsConfig",
     "LoraConfig",
     "MeshConfig",
     "ObjectiveConfig",
     "OptimizationConfig",
+    "PerspectiveConfig",
     "PreferConfig",
     "RandomDecoderConfig",
     "RandomEncoderConfig",
     "RangeConfig",
     "RationaleConfig",
+    "ReinforceConfig",
     "RoundsConfig",
     "RuleConfig",
     "ScheduleConfig",

@@ -17,6 +17,7 @@ from jax_rele.config.labels import LabelsConfig
 from jax_rele.config.mesh import MeshConfig
 from jax_rele.config.prefer import PreferConfig
 from jax_rele.config.rationale import RationaleConfig
+from jax_rele.config.reinforce import ReinforceConfig
 from jax_rele.config.rounds import RoundsConfig
 from jax_rele.config.rules import RuleConfig
 from jax_rele.config.student import StudentConfig
@@ -47,6 +48,7 @@ class Config(Section):
     adapt: AdaptConfig = AdaptConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     prefer: PreferConfig = PreferConfig()
+    reinforce: ReinforceConfig = ReinforceConfig()
     score: ScoreConfig = ScoreConfig()
     student: StudentConfig = StudentConfig()
     distill: DistillConfig = DistillConfig()

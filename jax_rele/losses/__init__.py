@@ -12,6 +12,7 @@ from jax_rele.losses.combine import add_totals, combine, means, term
 from jax_rele.losses.contrast import rationale_contrast, rationale_mse, view_contrast
 from jax_rele.losses.joint import joint
 from jax_rele.losses.language import next_token_cross_entropy, sequence_log_probs
+from jax_rele.losses.policy import group_advantages, grpo
 from jax_rele.losses.preference import dpo, dpo_hinge, ipo, kto, orpo, simpo
 from jax_rele.losses.ranking import in_list, listwise_kl, listwise_softmax, margin_mse, pairwise_logistic, ranknet
 from jax_rele.losses.rationale import attention_to_evidence, evidence_tagging, verdict_cross_entropy
@@ -36,6 +37,8 @@ __all__ = [
     "dpo",
     "dpo_hinge",
     "evidence_tagging",
+    "group_advantages",
+    "grpo",
     "in_list",
     "ipo",
     "jensen_shannon",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rele import losses
-from jax_rele.config import AdaptConfig, Config, DistillConfig, FinetuneConfig, PreferConfig
+from jax_rele.config import AdaptConfig, Config, DistillConfig, FinetuneConfig, PreferConfig, ReinforceConfig
 from jax_rele.data.batches.packed_rows import Parts, round_rows, row_length
 from jax_rele.distillation import objectives
 from jax_rele.distillation.fields import batch_fields
@@ -40,6 +40,7 @@ from jax_rele.teacher.kv_cache import bucket, new_cache, prefill, row_parts
 from jax_rele.teacher.label_scores import first_token_probs
 from jax_rele.teacher.language_model import MakeObjective, language_objective
 from jax_rele.teacher.perspectives import Perspective
+from jax_rele.teacher.policy import policy_objective
 from jax_rele.teacher.preferences import preference_objective
 from jax_rele.teacher.template import LABEL, VERDICT, DecodingTemplate
 from jax_rele.training import make_optimizer, make_train_step, shard_step
@@ -115,6 +116,7 @@ def steps(
         "adapt": partial(_adapt, config, model, mesh, kind) if config.adapt.enabled else None,
         "finetune": partial(_finetune, config, model, mesh, kind),
         "prefer": partial(_prefer, config, model, mesh, kind) if config.prefer.enabled else None,
+        "reinforce": partial(_reinforce, config, model, mesh, kind) if config.reinforce.enabled else None,
         "score_prefix": partial(_score_prefix, config, model, mesh),
         "score": partial(_score, config, model, mesh),
         "generate": partial(_generate, config, model, mesh, kind) if config.teacher.order != "label_only" else None,
@@ -151,9 +153,16 @@ def _prefer(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) 
     return _language_step("prefer", section, config, model, "lora", base, mesh, kind, batch, make)
 
 
+def _reinforce(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) -> Step:
+    base, section = {"params": _base(config, model, mesh)}, config.reinforce
+    batch = policy_batch(mesh, section.optimization.batch_size, section.pack_to or _row_length(config))
+    make = policy_objective(section.clip, section.kl_weight)
+    return _language_step("reinforce", section, config, model, "lora", base, mesh, kind, batch, make)
+
+
 def _language_step(
     name: str,
-    section: AdaptConfig | FinetuneConfig | PreferConfig,
+    section: AdaptConfig | FinetuneConfig | PreferConfig | ReinforceConfig,
     config: Config,
     model: Decoder,
     trainable: str,
@@ -229,6 +238,16 @@ def preference_batch(mesh: jax.sharding.Mesh, count: int, length: int, preferenc
         "reference_chosen_log_probs": log_probs,
         "reference_rejected_log_probs": log_probs,
     }
+
+
+def policy_batch(mesh: jax.sharding.Mesh, count: int, length: int) -> dict[str, PyTree]:
+    """A batch of the teacher's training on rewards, as `stages.reinforce` builds it."""
+    ids = rows(mesh, count, np.int32, length)
+    numbers = dict.fromkeys(
+        ("advantages", "old_log_probs", "reference_log_probs"), rows(mesh, count, np.float32, length)
+    )
+    inputs = dict.fromkeys(("tokens", "segments", "positions"), ids)
+    return {"inputs": inputs, "targets": ids, "targets_mask": rows(mesh, count, bool, length), **numbers}
 
 
 def _row_length(config: Config) -> int:

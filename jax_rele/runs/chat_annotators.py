@@ -182,8 +182,9 @@ def read_teacher_run(config: Config) -> Config:
     """
     run_dir, where = Path(config.annotate.teacher_run), "annotate.teacher_run"
     other = read_other(config, run_dir, "finetune", where)
-    if other.prefer.enabled:
-        read_other(config, run_dir, "prefer", where)
+    for name in ("prefer", "reinforce"):
+        if getattr(other, name).enabled:
+            read_other(config, run_dir, name, where)
     if other.score.signals:
         raise UserError(f"{where}: the run {run_dir} has no teacher: its signals are those of its score.signals")
     if other.teacher.order == "label_only":

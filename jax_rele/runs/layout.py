@@ -4,6 +4,7 @@ prepare/   pairs.parquet  unlabelled.parquet  quarantine.parquet
 annotate/  rationales.parquet  quality.json; of chat models votes.parquet  decisions.parquet  review.csv  report.html
 adapt/     tokenizer/  base/                       finetune/  lora/
 prefer/    shards/*.jsonl  preferences.jsonl  references.parquet  lora/
+reinforce/ iteration_N/: answers/*.json  figures.json  lora/ (the last one's); rewards.md  lora/
 score/     shards/*.parquet  signals.parquet  held_out.parquet (of another teacher)
 distill/   tokenizer/  STUDENT/RECIPE/variables/
 evaluate/  metrics.json  predictions.parquet  rationales.parquet  report.html  table.md
@@ -39,6 +40,7 @@ LORA = "finetune/lora"
 PREFERENCES = "prefer/preferences.jsonl"
 REFERENCES = "prefer/references.parquet"
 PREFERRED_LORA = "prefer/lora"
+REINFORCED_LORA = "reinforce/lora"
 SIGNALS = "score/signals.parquet"
 HELD_OUT = "score/held_out.parquet"
 METRICS = "evaluate/metrics.json"
@@ -47,6 +49,8 @@ REPORT = "evaluate/report.html"
 
 def lora(config: Config) -> str:
     """The folder of the teacher's adapters."""
+    if config.reinforce.enabled:
+        return REINFORCED_LORA
     return PREFERRED_LORA if config.prefer.enabled else LORA
 
 

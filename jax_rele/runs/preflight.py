@@ -126,6 +126,7 @@ def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
         "adapt": config.adapt.optimization.batch_size if own and config.adapt.enabled else 0,
         "finetune": config.finetune.optimization.batch_size if own else 0,
         "prefer": config.prefer.optimization.batch_size if own and config.prefer.enabled else 0,
+        "reinforce": config.reinforce.optimization.batch_size if own and config.reinforce.enabled else 0,
         "distill": max(distill, config.distill.group_size),
     }
     for stage, batch in batches.items():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Paths = tuple[str, ...]
 
-_TRAINED = ("adapt", "finetune", "prefer", "distill")
+_TRAINED = ("adapt", "finetune", "prefer", "reinforce", "distill")
 
 UNHASHED: Paths = (
     *("name", "run_root", "cache_dir", "mesh", "teacher.attention", "teacher.remat", "score.batch_size"),
@@ -161,16 +161,26 @@ def _prefer(config: Config) -> Paths:
     return ("seed", "labels.names", *fold, *own, *compared, *_teacher(config))
 
 
+def _reinforce(config: Config) -> Paths:
+    own = _fields(config, "reinforce")
+    return ("seed", "labels.names", *own, *_rules(config), *_teacher(config), *_preferred(config))
+
+
 def _preferred(config: Config) -> Paths:
     """What tells a teacher that is trained on preferences from one that is not."""
     return ("prefer.enabled",) if config.prefer.enabled else ()
+
+
+def _trained_further(config: Config) -> Paths:
+    """What tells a teacher that is trained on preferences or rewards from one that is not."""
+    return (*_preferred(config), *(("reinforce.enabled",) if config.reinforce.enabled else ()))
 
 
 def _score(config: Config) -> Paths:
     if config.score.signals:
         own = _fields(config, "score", _OWN_TEACHER)
         return ("labels.names", "labels.positive", "rationale.dimensions", "data.item_fields", *own)
-    own = (*_SAMPLING, *_rationale_source(config), *_teacher(config), *_preferred(config))
+    own = (*_SAMPLING, *_rationale_source(config), *_teacher(config), *_trained_further(config))
     return ("labels.names", "rationale.dimensions", "score.signals", *own)
 
 
@@ -182,6 +192,10 @@ def _teacher_needs(config: Config) -> Paths:
 
 def teacher_stage(config: Config) -> str:
     """The stage that makes the adapters of a run's teacher."""
+    return "reinforce" if config.reinforce.enabled else _before_reinforce(config)
+
+
+def _before_reinforce(config: Config) -> str:
     return "prefer" if config.prefer.enabled else "finetune"
 
 
@@ -190,7 +204,7 @@ def _distill(config: Config) -> Paths:
 
 
 def _evaluate(config: Config) -> Paths:
-    teacher = (*_SAMPLING, *_rationale_source(config), *_teacher(config), *_preferred(config))
+    teacher = (*_SAMPLING, *_rationale_source(config), *_teacher(config), *_trained_further(config))
     own = () if config.score.signals else teacher
     evaluated = ("seed", *_SCHEMA, "labels.gain_maps", "data.tail_max_frequency", "rationale.tag_map", "evaluate")
     return (*evaluated, *_rules(config), "score.signals", *own, *_students(config, ("vocab_size",)), *_RECIPES)
@@ -238,6 +252,15 @@ STAGES: dict[str, Stage] = {
                 "finetune",
             ),
             reads=_prefer,
+            all_processes=True,
+            makes_teacher=True,
+            optional=True,
+        ),
+        Stage(
+            "reinforce",
+            "train the teacher on rewards of its own answers",
+            needs=lambda config: ("prepare", "annotate", "adapt", _before_reinforce(config)),
+            reads=_reinforce,
             all_processes=True,
             makes_teacher=True,
             optional=True,

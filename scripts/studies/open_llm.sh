@@ -11,8 +11,8 @@
 #   FOLDS=5 SEEDS=1   folds of queries, and training seeds
 #   LABELLED="300 1000"  TEACHER_LABELLED="0 5000 20000"      points of the two curves; what a fold lacks is left out
 #   TABLES="all labels teacher_labelled cross_encoder orders"  which tables; there are also samples (P(label) as the mean
-#                     over several rationales), prefer (the teacher trained on preferences), for which it draws some, and
-#                     perspectives (one teacher of several kinds of answer)
+#                     over several rationales), prefer and reinforce (the teacher trained on preferences or rewards), for
+#                     which it draws some, and perspectives (one teacher of several kinds of answer)
 #   ORDERS="rationale_first label_first label_only"           values of teacher.order that are compared
 #   PERSPECTIVES="{intent: {dimensions: [category]}, label: {order: label_only}}"     value of teacher.perspectives
 #   SAMPLES=5         rationales that are drawn for each pair where P(label) is averaged over them
@@ -69,7 +69,7 @@ for part in ${TABLES:-all labels teacher_labelled cross_encoder orders}; do
         teacher_table "order_$order" "$order" "$@" --teacher.order "$order"
       done
       ;;
-    samples | prefer)
+    samples | prefer | reinforce)
       # Of the teacher that writes its rationale first, from `orders` where it is trained there.
       for fold in runs/rationale_first/compare/"${folds}_folds"/fold_*; do
         to=runs/$part/compare/${folds}_folds/$(basename "$fold")
@@ -80,8 +80,8 @@ for part in ${TABLES:-all labels teacher_labelled cross_encoder orders}; do
           mv "$to.part" "$to"
         }
       done
-      change=(--score.samples "${SAMPLES:-5}")
-      [[ $part == samples ]] || change=(--prefer.enabled true)
+      change=("--$part.enabled" true)
+      [[ $part != samples ]] || change=(--score.samples "${SAMPLES:-5}")
       teacher_table "$part" "$part" "$@" --teacher.order rationale_first "${change[@]}"
       ;;
     perspectives)
@@ -91,18 +91,18 @@ for part in ${TABLES:-all labels teacher_labelled cross_encoder orders}; do
       ;;
     *)
       echo "TABLES: there is no table $part; there are all labels teacher_labelled cross_encoder orders samples prefer" \
-        "perspectives" >&2
+        "reinforce perspectives" >&2
       exit 2
       ;;
   esac
 done
 # The teachers side by side, and the mean of those that write label and rationale in another order.
 teachers=() orders=()
-for name in rationale_first label_first label_only prefer samples perspectives; do
+for name in rationale_first label_first label_only prefer reinforce samples perspectives; do
   predictions=("runs/$name/compare/${folds}_folds"/fold_*/compare/teacher/predictions.parquet)
   if ((${#predictions[@]} != folds)) || [[ ! -f ${predictions[0]} ]]; then continue; fi
   teachers+=("$name=runs/$name/compare/${folds}_folds")
-  [[ $name == prefer || $name == samples || $name == perspectives ]] || orders+=("$name")
+  [[ $name != *_first && $name != label_only ]] || orders+=("$name")
 done
 if ((${#teachers[@]} > 1)); then
   mean=()

@@ -126,6 +126,19 @@ def language_inputs(rng):
     }
 
 
+def policy_inputs(rng):
+    reference = -rng.gamma(2.0, size=(B, L))
+    advantages = rng.choice([-1.5, 0.7], size=(B, L))
+    # The old model differs so far from the reference that at the reference all gains are clipped.
+    old = reference - 0.5 * np.sign(advantages)
+    return {
+        "log_probs": old + rng.normal(0, 0.3, (B, L)),
+        "old_log_probs": old,
+        "reference_log_probs": reference,
+        "advantages": advantages,
+    }
+
+
 def preference_inputs(rng):
     names = ("chosen_log_probs", "rejected_log_probs")
     return {f"{prefix}{name}": -rng.gamma(2.0, 6.0, size=B) for prefix in ("", "reference_") for name in names}
@@ -244,6 +257,12 @@ def best_language(inputs):
     return {"hidden": 1e2 * inputs["output_embedding"][inputs["targets"]]}, np.zeros((B, L))
 
 
+def best_policy(inputs):
+    """Past the clip, where nothing is to be gained, the divergence decides."""
+    advantages = inputs["advantages"]
+    return {"log_probs": inputs["reference_log_probs"]}, -advantages * np.where(advantages > 0, 1.2, 0.8)
+
+
 def best_sides(inputs):
     return {"chosen_log_probs": np.full(B, 1e4), "rejected_log_probs": np.full(B, -1e4)}, np.zeros(B)
 
@@ -328,6 +347,15 @@ CASES = [
         oracles.next_token,
         best_language,
         {"chunk_size": 2 * B},
+        linear=False,
+    ),
+    Case(
+        losses.grpo,
+        policy_inputs,
+        oracles.policy,
+        best_policy,
+        {"kl_weight": 0.5},
+        fixed=("old_log_probs", "reference_log_probs", "advantages"),
         linear=False,
     ),
     Case(losses.dpo, preference_inputs, oracles.preferred, best_sides),

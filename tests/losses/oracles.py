@@ -204,6 +204,16 @@ def good_or_bad(log_probs, reference_log_probs, desirable, kl, beta=0.1, desirab
     return np.array(elements)
 
 
+def policy(log_probs, old_log_probs, reference_log_probs, advantages, clip=0.2, kl_weight=0.04):
+    elements = np.empty(log_probs.shape)
+    for index, ours in np.ndenumerate(log_probs):
+        ratio, advantage = np.exp(ours - old_log_probs[index]), advantages[index]
+        limited = min(max(ratio, 1 - clip), 1 + clip)
+        apart = reference_log_probs[index] - ours
+        elements[index] = -min(ratio * advantage, limited * advantage) + kl_weight * (np.exp(apart) - apart - 1)
+    return elements
+
+
 def odds(chosen_log_probs, rejected_log_probs, chosen_lengths, rejected_lengths, beta=0.1):
     chosen = np.exp(chosen_log_probs / np.maximum(chosen_lengths, 1))
     rejected = np.exp(rejected_log_probs / np.maximum(rejected_lengths, 1))

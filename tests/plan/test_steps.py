@@ -7,6 +7,7 @@ import pytest
 from jax_rele.config import MeshConfig, from_dict
 from jax_rele.data import write_pairs, write_signals
 from jax_rele.data.batches.loader import Groups
+from jax_rele.data.tokens.policy_rows import policy_rows
 from jax_rele.data.tokens.preference_rows import preference_rows, with_references
 from jax_rele.data.tokens.prompts import Answer, language_rows
 from jax_rele.data.tokens.tokenizers import train_tokenizer
@@ -16,7 +17,7 @@ from jax_rele.errors import UserError
 from jax_rele.models import build_teacher
 from jax_rele.models.decoder import init_decoder
 from jax_rele.plan.abstract import bytes_per_chip, train_state
-from jax_rele.plan.steps import language_batch, preference_batch, steps, student_batch
+from jax_rele.plan.steps import language_batch, policy_batch, preference_batch, steps, student_batch
 from jax_rele.rationale import render
 from jax_rele.runs import layout
 from jax_rele.stages import distill
@@ -79,6 +80,18 @@ def test_a_step_on_preferences_costs_what_its_tokens_cost(config, mesh):
     # More than 1 for the attention of longer rows, as both texts of a preference stand in one.
     assert 1 <= cost < 2.2
     assert "prefer" not in dict(steps(config, mesh, "tpu", ["finetune", "prefer"]))
+
+
+def test_a_planned_batch_of_rewards_is_that_of_the_stage(config, mesh):
+    answers = [Answer([4, 5, 6], ["label", "fixed", "fixed"])] * 4
+    real = policy_rows([[1, 2, 3]] * 4, answers, [1.0] * 4, 0, 8)
+    real |= dict.fromkeys(("old_log_probs", "reference_log_probs"), np.zeros_like(real["advantages"]))
+    assert outline(policy_batch(mesh, 4, 8), 4) == outline(real, len(real["targets"]))
+    reinforce = config.reinforce.model_copy(update={"enabled": True, "optimization": config.finetune.optimization})
+    makers = dict(steps(config.model_copy(update={"reinforce": reinforce}), mesh, "tpu", ["finetune", "reinforce"]))
+    finetune, rewarded = (makers[name]() for name in ("finetune", "reinforce"))
+    assert 0.9 < (rewarded.required / rewarded.tokens) / (finetune.required / finetune.tokens) < 1.1
+    assert "reinforce" not in dict(steps(config, mesh, "tpu", ["finetune", "reinforce"]))
 
 
 @pytest.mark.parametrize(

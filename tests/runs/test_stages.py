@@ -45,7 +45,7 @@ PASSED_ON = {
 }
 """Read by a stage, without any effect on what it writes."""
 
-OPTIONAL = {"prefer.enabled", "teacher.perspectives"}
+OPTIONAL = {"prefer.enabled", "reinforce.enabled", "teacher.perspectives"}
 """Declared only where there is such a thing: a run without it has the hashes of before."""
 
 NOT_IN_THESE_RUNS = {
