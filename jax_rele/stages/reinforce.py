@@ -254,7 +254,7 @@ def _draw(
 def total_reward(section: ReinforceConfig, parts: Mapping[str, np.ndarray]) -> np.ndarray:
     """[N, S] rewards in [0, 1] from their parts: the mean by the weights of the config."""
     weights = dict(zip(PARTS, (section.label_weight, section.verdict_weight, section.brevity_weight)))
-    return sum(weights[name] * parts[name] for name in PARTS) / sum(weights.values())
+    return np.asarray(sum(weights[name] * parts[name] for name in PARTS)) / sum(weights.values())
 
 
 def measure(rewards: np.ndarray, parts: Mapping[str, np.ndarray]) -> Figures:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from jax_rele.names import Order
 from jax_rele.rationale import Annotator, ParseFailure, render
 from jax_rele.teacher.predictions import TeacherPredictions
 from jax_rele.types import Comparison, Pair, Rationale, Rule
@@ -32,7 +33,7 @@ class Perspective:
     """
 
     name: str
-    order: str
+    order: Order
     dimensions: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     instructions: str = ""
