@@ -20,7 +20,7 @@ FIGURES = ROOT / "tests" / "plan" / "tpu_figures.json"
 SHAPE = {"layers": 2, "width": 256, "heads": 4, "kv_heads": 2, "head_dim": 128, "mlp_width": 512}
 TEACHER = ("finetune", "score", "generate")
 SLICES = {
-    "v5e:2x4": ((2, 2, 2), (*TEACHER, "prefer")),
+    "v5e:2x4": ((2, 2, 2), (*TEACHER, "prefer", "reinforce")),
     "v6e:2x4": ((2, 2, 2), ("finetune", "score")),
     "v5e:16x16": ((4, 32, 2), TEACHER),
     "2xv5e:2x2": ((2, 2, 2), ("distill",)),
@@ -38,6 +38,7 @@ def plan(topology: str) -> dict[str, dict]:
     options += [text for name, size in zip(("data", "fsdp", "tensor"), sizes) for text in (f"--mesh.{name}", str(size))]
     options += ["--finetune.optimization.batch_size", rows, "--score.batch_size", rows]
     options += ["--prefer.enabled", "true", "--prefer.optimization.batch_size", rows]
+    options += ["--reinforce.enabled", "true", "--reinforce.optimization.batch_size", rows]
     options += ["--distill.optimization.batch_size", rows, "--student.random.layers", "1"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"

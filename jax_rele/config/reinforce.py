@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from jax_rele.config.base import Fraction, NonNegative, Positive, Section
 from jax_rele.config.optimization import OptimizationConfig
 
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class IterationConfig(OptimizationConfig):

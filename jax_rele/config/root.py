@@ -110,6 +110,8 @@ class Config(Section):
         return self
 
     def _check_perspectives(self) -> None:
+        everything = self.rationale.dimensions
+        answers = {(self.teacher.order, everything, False): "the main answer, over all dimensions"}
         for name, each in self.teacher.perspectives.items():
             path, order = f"teacher.perspectives.{name}", each.order or self.teacher.order
             if self.teacher.order == "label_only":
@@ -117,24 +119,35 @@ class Config(Section):
                     "teacher.perspectives: with teacher.order label_only no answer compares all dimensions; set "
                     "another order, and add the label alone as a perspective, {label: {order: label_only}}"
                 )
+            if name == "zero-shot":
+                raise ValueError(f"{path}: reports call the untrained teacher so; rename it")
             if order == "label_only":
                 if each.rules or each.dimensions:
                     raise ValueError(f"{path}.order: label_only compares nothing; leave dimensions and rules out")
-                continue
-            dimensions = self.rationale.dimensions if each.dimensions is None else each.dimensions
-            if unknown := [dimension for dimension in dimensions if dimension not in self.rationale.dimensions]:
-                raise ValueError(f"{path}.dimensions: {unknown[0]!r} is not one of {list(self.rationale.dimensions)}")
-            if len(set(dimensions)) < len(dimensions):
-                raise ValueError(f"{path}.dimensions: must be different, got {', '.join(dimensions)}")
-            if each.rules and not any(rule.when for rule in self.rules):
-                raise ValueError(f"{path}.rules: none of `rules` has a condition (when) that can apply; add one")
-            if not dimensions and not each.rules:
-                raise ValueError(f"{path}: says nothing; give dimensions or rules, or order: label_only")
-            if each.dimensions is None and not each.rules and order == self.teacher.order:
-                raise ValueError(f"{path}: is the answer over all dimensions; give dimensions, rules or another order")
-            lines = [f"rule {number}" for number in range(1, len(self.rules) + 1)] if each.rules else []
-            if both := [line for line in lines if line in dimensions]:
-                raise ValueError(f"{path}.rules: a dimension is called {both[0]!r} as the line of a rule; rename it")
+                dimensions: tuple[str, ...] = ()
+            else:
+                dimensions = everything if each.dimensions is None else each.dimensions
+                self._check_perspective(path, dimensions, each.rules)
+            answer = order, dimensions, each.rules
+            if answer in answers:
+                raise ValueError(
+                    f"{path}: is the same answer as {answers[answer]}; give other dimensions, rules or another order"
+                )
+            answers[answer] = f"the perspective {name}"
+
+    def _check_perspective(self, path: str, dimensions: tuple[str, ...], rules: bool) -> None:
+        everything = self.rationale.dimensions
+        if unknown := [dimension for dimension in dimensions if dimension not in everything]:
+            raise ValueError(f"{path}.dimensions: {unknown[0]!r} is not one of {list(everything)}")
+        if len(set(dimensions)) < len(dimensions):
+            raise ValueError(f"{path}.dimensions: must be different, got {', '.join(dimensions)}")
+        if not dimensions and not rules:
+            raise ValueError(f"{path}: says nothing; give dimensions or rules, or order: label_only")
+        if rules and not any(rule.when for rule in self.rules):
+            raise ValueError(f"{path}.rules: none of `rules` has a condition (when) that can apply; add one")
+        lines = [f"rule {number}" for number in range(1, len(self.rules) + 1)] if rules else []
+        if both := [line for line in lines if line in everything]:
+            raise ValueError(f"{path}.rules: a dimension is called {both[0]!r} as the line of a rule; rename it")
 
     @property
     def run_dir(self) -> Path:

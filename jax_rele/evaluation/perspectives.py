@@ -17,6 +17,7 @@ def corrections(
     decided: Mapping[str, np.ndarray],
     main: str,
     labels: np.ndarray,
+    gains: Sequence[float],
     *,
     queries: Sequence[str],
     n_bootstrap: int,
@@ -25,9 +26,10 @@ def corrections(
     """For each perspective how often its label is right, by what the main answer's label is.
 
     Args:
-      decided: {perspective: [N] indices of labels, best grade first}.
+      decided: {perspective: [N] indices of labels}.
       main: the name of the main answer among them.
       labels: [N] indices of people's labels.
+      gains: of each label; of two with one gain the first is the better grade.
       queries: N queries, which are resampled as a whole.
       n_bootstrap, seed: of the intervals.
 
@@ -36,7 +38,9 @@ def corrections(
       without the main answer; the value is the fraction of these pairs on which the perspective is right, None without
       pairs.
     """
-    rows = dict(zip(KINDS, (decided[main] < labels, decided[main] > labels, decided[main] == labels)))
+    rank = np.argsort(np.argsort(-np.asarray(gains, np.float64), kind="stable"))
+    theirs, ours = rank[labels], rank[decided[main]]
+    rows = dict(zip(KINDS, (ours < theirs, ours > theirs, ours == theirs)))
 
     def figures(right: np.ndarray, among: np.ndarray) -> dict[str, object]:
         numbers = np.flatnonzero(among)

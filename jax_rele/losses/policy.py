@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jax_rele.losses.elements import blank, check_shapes, element_mask
 
-_FAR = 20.0
+FAR = 20.0
 """Differences of log-probabilities count up to this many nats: their exponentials stay finite."""
 
 
@@ -66,9 +66,9 @@ def grpo(
     mask = element_mask(where, jnp.shape(log_probs))
     ours, *others = (blank(mask, jnp.asarray(array, jnp.float32)) for array in arrays.values())
     old, reference, advantage = map(jax.lax.stop_gradient, others)
-    ratio = jnp.exp(jnp.clip(ours - old, -_FAR, _FAR))
+    ratio = jnp.exp(jnp.clip(ours - old, -FAR, FAR))
     gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
-    away = jnp.clip(reference - ours, -_FAR, _FAR)
+    away = jnp.clip(reference - ours, -FAR, FAR)
     return blank(mask, -gain + kl_weight * (jnp.expm1(away) - away))
 
 

@@ -146,7 +146,7 @@ def _finetune(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str
 
 def _prefer(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) -> Step:
     base, section = {"params": _base(config, model, mesh)}, config.prefer
-    texts = 2 * _row_length(config)
+    texts = 2 * _row_length(config, _kinds(config)[:1])
     length = section.pack_to or texts
     batch = preference_batch(mesh, section.optimization.batch_size, length, max(1, length // texts))
     make = preference_objective(section.loss, section.beta, section.label_smoothing, section.sft_weight)
@@ -155,7 +155,8 @@ def _prefer(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) 
 
 def _reinforce(config: Config, model: Decoder, mesh: jax.sharding.Mesh, kind: str) -> Step:
     base, section = {"params": _base(config, model, mesh)}, config.reinforce
-    batch = policy_batch(mesh, section.optimization.batch_size, section.pack_to or _row_length(config))
+    length = section.pack_to or _row_length(config, _kinds(config)[:1])
+    batch = policy_batch(mesh, section.optimization.batch_size, length)
     make = policy_objective(section.clip, section.kl_weight)
     return _language_step("reinforce", section, config, model, "lora", base, mesh, kind, batch, make)
 
@@ -176,7 +177,9 @@ def _language_step(
     tx = make_optimizer(optimization)
     state = train_state(init_decoder(model), trainable, frozen, tx, mesh)
     if batch is None:
-        count, length = optimization.batch_size, pack_to or _row_length(config)
+        # `finetune` alone trains on all kinds of answer.
+        kinds = _kinds(config) if name == "finetune" else _kinds(config)[:1]
+        count, length = optimization.batch_size, pack_to or _row_length(config, kinds)
         batch = language_batch(mesh, count, length, packed=bool(pack_to))
     count, length = batch["inputs"]["tokens"].shape
     packed = "segments" in batch["inputs"]
@@ -250,9 +253,9 @@ def policy_batch(mesh: jax.sharding.Mesh, count: int, length: int) -> dict[str, 
     return {"inputs": inputs, "targets": ids, "targets_mask": rows(mesh, count, bool, length), **numbers}
 
 
-def _row_length(config: Config) -> int:
-    """Tokens of the longest example: a prompt and an answer with full slots, rounded up to a multiple of 8."""
-    longest = max(_prompt_length(config, kind) + _answer_length(config, kind) for kind in _kinds(config))
+def _row_length(config: Config, kinds: Sequence[Perspective]) -> int:
+    """Tokens of the longest example of these answers: prompt and answer with full slots, up to a multiple of 8."""
+    longest = max(_prompt_length(config, kind) + _answer_length(config, kind) for kind in kinds)
     return -(-(longest + 1) // 8) * 8
 
 

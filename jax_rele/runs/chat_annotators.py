@@ -206,8 +206,9 @@ def ask_teacher(config: Config, run_dir: Path, pairs: Sequence[Pair]) -> Respons
     left = [number for number, path in enumerate(paths) if not path.exists()]
     if left:
         teacher_run, other = Path(config.annotate.teacher_run), read_teacher_run(config)
-        # Whatever that run's own signals were made from, a rationale of its teacher is one that it writes.
-        teacher = replace(load_teacher(teacher_run, config=other), annotator=None)
+        # Whatever that run's own signals were made from, a rationale of its teacher is one that it writes, with the
+        # label that follows from it.
+        teacher = replace(load_teacher(teacher_run, config=other), annotator=None, perspectives=())
         with pairs_bar("annotate", sum(len(shards[number]) for number in left)) as advance:
             for number in left:
                 texts = _draw(config, teacher, shards[number], advance)

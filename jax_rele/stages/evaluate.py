@@ -371,6 +371,7 @@ def correction_figures(
         {name: decide(probs[name], np.asarray(metrics["decision"][name]["bias"])) for name in models},
         perspective_name(MAIN),
         np.array([config.labels.schema_.index(pair.label or "") for pair in pairs]),
+        config.labels.gains,
         queries=[query_id(pair.query) for pair in pairs],
         n_bootstrap=config.evaluate.bootstrap_samples,
         seed=config.seed,

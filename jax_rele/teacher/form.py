@@ -70,6 +70,45 @@ def make_form(
     )
 
 
+def drawn_answer(
+    form: AnswerForm, order: str, slots: Sequence[Sequence[int]], label: int
+) -> tuple[list[int], list[bool]]:
+    """An answer as it was drawn, and what of it the model had a choice in.
+
+    Forced are the template's fixed parts, the end of a value that is as long as it may be, and the tokens of a verdict
+    or label after the one by which it was chosen.
+
+    Args:
+      form: of the answers.
+      order: one of `names.ORDERS`.
+      slots: the tokens of each slot of the template; a last one of the label is not read.
+      label: the index of the label.
+
+    Returns:
+      The token ids with the end token, and for each whether the model decided it.
+    """
+    template, verbalizers = form.template, form.verbalizers
+    rest = verbalizers.rests[label]
+    by_first = verbalizers.scoring == "first_token"
+    tokens: list[tuple[int, bool]] = []
+    if template is not None:
+        filled = [*slots[:-1], rest] if template.decides_label else slots
+        tokens += [(token, False) for token in template.prefix]
+        for choice, slot, suffix, length in zip(
+            template.choice.tolist(), filled, template.forced_suffixes, template.suffix_lengths
+        ):
+            is_value = choice < 0
+            tokens += [(token, is_value or number == 0) for number, token in enumerate(slot)]
+            ended = is_value and len(slot) < template.value_length
+            tokens += [(token, ended and number == 0) for number, token in enumerate(suffix[:length].tolist())]
+    if template is None or not template.decides_label:
+        of_label = [(token, False) for token in (*form.before_label, *verbalizers.common)]
+        of_label += [(token, not by_first or number == 0) for number, token in enumerate(rest)]
+        tokens = tokens + of_label if order == "rationale_first" else of_label + tokens
+    tokens.append((form.end, False))
+    return [token for token, _ in tokens], [decided for _, decided in tokens]
+
+
 def check_lengths(
     tokenizer: PreTrainedTokenizerBase,
     label_names: Sequence[str],

@@ -431,6 +431,7 @@ def _make_predictions(
         label_scoring=form.verbalizers.scoring,
         tokens_decoded=sum(one.decided for one in written or ()),
         tokens_emitted=emitted,
+        slots=tuple(one.slots for one in written) if written is not None else ((),) * count,
     )
 
 

@@ -115,7 +115,7 @@ def train_language_model(
     )
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=4)
 def _compiled_step(
     model: Decoder,
     make_objective: MakeObjective,
@@ -124,7 +124,7 @@ def _compiled_step(
     structure: jax.tree_util.PyTreeDef,
     leaves: tuple[jax.ShapeDtypeStruct, ...],
 ) -> Step:
-    """The step for states like these; those of the three stages serve all runs of a cross-validation."""
+    """The step for states like these; those of the four stages serve all runs of a cross-validation."""
     objective, tx = make_objective(model, mesh), make_optimizer(optimization)
     step = make_train_step(
         objective.apply,

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_rele import losses
 from jax_rele.losses.combine import Term
+from jax_rele.losses.policy import FAR
 from jax_rele.models import Decoder
 from jax_rele.teacher.language_model import CHUNK, MakeObjective, Objective
 from jax_rele.training import local_row_indices, shard_batch, use
@@ -50,6 +51,20 @@ def without_dropout(model: Decoder) -> Apply:
         return model.apply(variables, tokens, segments=segments, positions=positions, deterministic=True)
 
     return apply
+
+
+def divergence(log_probs: np.ndarray, reference_log_probs: np.ndarray, mask: np.ndarray) -> tuple[float, int]:
+    """An estimate of the divergence from the reference of the model that drew the tokens, as in `losses.grpo`.
+
+    Args:
+      log_probs, reference_log_probs: [rows, length] of the drawn tokens, in nats.
+      mask: [rows, length] bool, the tokens that count.
+
+    Returns:
+      The sum over these tokens, in nats and never negative, and how many they are.
+    """
+    apart = np.clip((reference_log_probs - log_probs)[mask].astype(np.float64), -FAR, FAR)
+    return float((np.expm1(apart) - apart).sum()), int(mask.sum())
 
 
 @lru_cache(maxsize=4)

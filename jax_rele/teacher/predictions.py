@@ -23,6 +23,7 @@ class TeacherPredictions:
       label_scoring: `first_token` or `full` log-probability, see `Verbalizers.scoring`; or `external` signals.
       tokens_decoded: tokens and verdicts that the model decided.
       tokens_emitted: tokens of the texts, forced tokens and labels included.
+      slots: of each text the tokens of its template's slots, as they were decided, where single samples were drawn.
       label_probs_of: {perspective: [N, C]} of each answer, where `label_probs` is the mean over several perspectives.
     """
 
@@ -33,6 +34,7 @@ class TeacherPredictions:
     label_scoring: str
     tokens_decoded: int
     tokens_emitted: int
+    slots: tuple[tuple[tuple[int, ...], ...], ...] = ()
     label_probs_of: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 

@@ -168,6 +168,7 @@ def corrected(name: str, models: Mapping[str, Probs], held_out: HeldOut) -> dict
         decided,
         perspective_name(MAIN).replace(TEACHER, name, 1),
         held_out.labels(pairs),
+        held_out.schema.gains,
         queries=[query_id(pair.query) for pair in pairs],
         n_bootstrap=held_out.n_bootstrap,
         seed=held_out.seed,

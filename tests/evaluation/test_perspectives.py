@@ -4,6 +4,7 @@ import numpy as np
 
 from jax_rele.evaluation.perspectives import correction_table, corrections
 
+GAINS = (1.0, 0.5, 0.0)
 LABELS = np.array([0, 0, 1, 1, 2, 2])
 MAIN = np.array([0, 1, 0, 1, 0, 1])  # right, strict, lenient, right, lenient, lenient
 OTHER = np.array([1, 0, 1, 1, 0, 2])
@@ -11,7 +12,7 @@ OTHER = np.array([1, 0, 1, 1, 0, 2])
 
 def figures():
     queries = ["a", "b", "c", "d", "e", "f"]
-    return corrections({"main": MAIN, "other": OTHER}, "main", LABELS, queries=queries, n_bootstrap=50, seed=0)
+    return corrections({"main": MAIN, "other": OTHER}, "main", LABELS, GAINS, queries=queries, n_bootstrap=50, seed=0)
 
 
 def test_errors_are_counted_by_kind():
@@ -32,6 +33,12 @@ def test_the_table_names_the_pairs_of_each_kind():
 
 def test_without_errors_there_is_no_figure():
     result = corrections(
-        {"main": LABELS, "other": OTHER}, "main", LABELS, queries=list("abcdef"), n_bootstrap=9, seed=0
+        {"main": LABELS, "other": OTHER}, "main", LABELS, GAINS, queries=list("abcdef"), n_bootstrap=9, seed=0
     )
     assert result["other"]["too_strict"] == {"pairs": 0, "value": None, "ci95": None}
+
+
+def test_a_grade_is_better_by_its_gain():
+    decided = {"main": MAIN, "other": OTHER}
+    rising = corrections(decided, "main", LABELS, GAINS[::-1], queries=list("abcdef"), n_bootstrap=9, seed=0)
+    assert rising["other"]["too_strict"]["pairs"] == figures()["other"]["too_lenient"]["pairs"] == 3

@@ -83,11 +83,11 @@ def test_a_step_on_preferences_costs_what_its_tokens_cost(config, mesh):
 
 
 def test_a_planned_batch_of_rewards_is_that_of_the_stage(config, mesh):
-    answers = [Answer([4, 5, 6], ["label", "fixed", "fixed"])] * 4
-    real = policy_rows([[1, 2, 3]] * 4, answers, [1.0] * 4, 0, 8)
+    real = policy_rows([[1, 2, 3]] * 4, [[4, 5, 6]] * 4, [[True, False, False]] * 4, [1.0] * 4, 0, 8)
     real |= dict.fromkeys(("old_log_probs", "reference_log_probs"), np.zeros_like(real["advantages"]))
     assert outline(policy_batch(mesh, 4, 8), 4) == outline(real, len(real["targets"]))
-    reinforce = config.reinforce.model_copy(update={"enabled": True, "optimization": config.finetune.optimization})
+    same = {"optimization": config.finetune.optimization, "pack_to": config.finetune.pack_to}
+    reinforce = config.reinforce.model_copy(update={"enabled": True, **same})
     makers = dict(steps(config.model_copy(update={"reinforce": reinforce}), mesh, "tpu", ["finetune", "reinforce"]))
     finetune, rewarded = (makers[name]() for name in ("finetune", "reinforce"))
     assert 0.9 < (rewarded.required / rewarded.tokens) / (finetune.required / finetune.tokens) < 1.1

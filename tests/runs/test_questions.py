@@ -51,7 +51,16 @@ def test_a_chat_shows_the_form_of_each_answer():
         ({"perspectives": {"a": {"dimensions": ["grip"]}}}, "teacher.perspectives.a.dimensions: 'grip' is not one of"),
         ({"perspectives": {"a": {"dimensions": ["brand", "brand"]}}}, "a.dimensions: must be different"),
         ({"perspectives": {"a": {"dimensions": []}}}, "a: says nothing"),
-        ({"perspectives": {"a": {}}}, "a: is the answer over all dimensions"),
+        ({"perspectives": {"a": {}}}, "a: is the same answer as the main answer"),
+        (
+            {"perspectives": {"a": {"dimensions": ["brand"]}, "b": {"dimensions": ["brand"]}}},
+            "b: is the same answer as the perspective a",
+        ),
+        (
+            {"perspectives": {"a": {"order": "label_only"}, "b": {"order": "label_only"}}},
+            "b: is the same answer as the perspective a",
+        ),
+        ({"perspectives": {"zero-shot": {"order": "label_only"}}}, "reports call the untrained teacher so"),
         ({"perspectives": {"a": {"order": "label_only", "rules": True}}}, "a.order: label_only compares nothing"),
         ({"perspectives": {"a": {"order": "label_first"}}, "order": "label_only"}, "no answer compares all dimensions"),
         ({"perspectives": {"main answer": {"order": "label_only"}}}, "main answer"),
@@ -67,8 +76,8 @@ def test_rules_need_a_condition_and_names_of_their_own():
         settings({"a": {"rules": True}}, rules=({"text": "Be kind."},))
     values = {
         "rules": [{"when": {"rule 1": "match"}, "labels": ["Exact"]}],
-        "rationale": {"dimensions": ["rule 1"], "tag_map": {}},
-        "teacher": {"perspectives": {"a": {"rules": True}}},
+        "rationale": {"dimensions": ["rule 1", "brand"], "tag_map": {}},
+        "teacher": {"perspectives": {"a": {"dimensions": ["brand"], "rules": True}}},
     }
     with pytest.raises(UserError, match=r"a dimension is called 'rule 1'"):
         config.from_dict(values)

@@ -7,27 +7,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from jax_rele.data.tokens.packing import lay_out, pack_examples
-from jax_rele.data.tokens.prompts import Answer
 from jax_rele.types import PyTree
-
-VALUES = ("query_values", "item_values")
 
 
 def policy_rows(
     prompts: Sequence[Sequence[int]],
-    answers: Sequence[Answer],
+    answers: Sequence[Sequence[int]],
+    decided: Sequence[Sequence[bool]],
     advantages: Sequence[float],
     pad_id: int,
     length: int,
 ) -> dict[str, PyTree]:
     """Packed rows of prompts and answers, in which the tokens that the model decided count.
 
-    Those are verdicts, labels, the tokens of values, and the one after a value, which ends it. What the grammar forces
-    has no choice to learn.
-
     Args:
       prompts: token ids.
-      answers: one sampled answer for each prompt.
+      answers: the token ids of one sampled answer for each prompt.
+      decided: for each token of an answer whether the model had a choice.
       advantages: of each answer.
       pad_id: fills rows up.
       length: tokens of a row, no fewer than the longest example takes.
@@ -39,13 +35,10 @@ def policy_rows(
     Raises:
       ValueError: an example is longer than a row.
     """
-    examples = [[*prompt, *answer.ids] for prompt, answer in zip(prompts, answers, strict=True)]
-    decided = [
-        [0.0] * len(prompt) + [float(counts) for counts in decided_tokens(answer.kinds)]
-        for prompt, answer in zip(prompts, answers)
-    ]
+    examples = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    counts = [[0.0] * len(prompt) + [*map(float, each)] for prompt, each in zip(prompts, decided, strict=True)]
     rows = pack_examples([len(example) - 1 for example in examples], length)
-    arrays = lay_out(examples, decided, rows, length, pad_id)
+    arrays = lay_out(examples, counts, rows, length, pad_id)
     spread = [[float(advantage)] * len(example) for advantage, example in zip(advantages, examples, strict=True)]
     of_tokens = lay_out(examples, spread, rows, length, pad_id)["token_weights"]
     return {
@@ -54,8 +47,3 @@ def policy_rows(
         "targets_mask": arrays["targets_mask"],
         "advantages": np.where(arrays["targets_mask"], of_tokens, np.float32(0.0)),
     }
-
-
-def decided_tokens(kinds: Sequence[str]) -> list[bool]:
-    """Which tokens of an answer the model decides, from the kinds of their segments."""
-    return [kind != "fixed" or before in VALUES for before, kind in zip(["fixed", *kinds], kinds)]
