@@ -162,7 +162,7 @@ def _prefer(config: Config) -> Paths:
 
 
 def _reinforce(config: Config) -> Paths:
-    own = _fields(config, "reinforce")
+    own = _fields(config, "reinforce", {"enabled"})
     return ("seed", "labels.names", *own, *_rules(config), *_teacher(config), *_preferred(config))
 
 

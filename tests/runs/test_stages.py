@@ -36,9 +36,12 @@ PASSED_ON = {
     # A label schema is made of them, of which the names are read; `test_gains_do_not_change_the_signals`.
     "score": {"labels.gains", "labels.positive"},
     # It loads the teacher that `finetune` trained, as `score` would, and has it draw rationales by its own settings.
-    "prefer": {
-        *("labels.gains", "labels.positive", "score.signals"),
-        *("score.samples", "score.temperature", "score.rationale"),
+    **{
+        name: {
+            *("labels.gains", "labels.positive", "score.signals"),
+            *("score.samples", "score.temperature", "score.rationale"),
+        }
+        for name in ("prefer", "reinforce")
     },
     # The terms' schedules are made of it, of which evaluate reads whether there is a verdict term.
     "evaluate": {"distill.optimization.steps"},
@@ -216,6 +219,10 @@ def runs(tiny, tmp_path_factory):
             adapt={"enabled": False},
             student={"init": str(folder / "encoder")},
             prefer={"source": "file", "path": str(folder / "preferences.jsonl"), "label_smoothing": 0.1},
+            reinforce={
+                **{"enabled": True, "iterations": 1, "pairs": 4, "samples": 2},
+                "optimization": {"steps": 2, "batch_size": 8, "checkpoint_every": 2, "log_every": 2},
+            },
             distill={"students": ["two_tower"], "recipes": ["label_only"]},
         ),
         "annotated": of(
@@ -322,7 +329,7 @@ def test_what_is_not_hashed_is_no_other_run(tiny, tmp_path, capsys):
     file.write_text(yaml.safe_dump(changed.model_dump(mode="json")))
     shutil.copytree(tiny[1], tmp_path / "runs" / "tiny")
     assert cli.main(["run", str(file), "--run_root", str(tmp_path / "runs")]) == 0
-    assert capsys.readouterr().out.count("nothing to do") == len(STAGES)
+    assert capsys.readouterr().out.count("nothing to do") == len(STAGES) - len(pipeline._skipped(changed))
 
 
 def test_what_is_not_hashed_changes_no_result_but_by_rounding(tiny, tmp_path):
