@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from jax_rele.config import Config, PreferConfig, local_name
+from jax_rele.config import Config, PreferConfig, ReinforceConfig, local_name
 from jax_rele.data import RATIONALES, REFERENCES, PairTable, by_query, read_table, write_table
 from jax_rele.data.preferences import Preference, make_preferences, read_preferences, write_preferences
 from jax_rele.data.tokens.preference_rows import preference_rows, with_references
@@ -253,7 +253,7 @@ def _pairs(run_dir: Path, ids: Collection[str]) -> dict[str, Pair]:
 
 def _before(config: Config) -> Config:
     """The config of the teacher that `finetune` trained."""
-    return config.model_copy(update={"prefer": PreferConfig()})
+    return config.model_copy(update={"prefer": PreferConfig(), "reinforce": ReinforceConfig()})
 
 
 # ---- texts and references

@@ -40,7 +40,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_every_stage_leaves_a_manifest(tiny):
     _, run_dir = tiny
     programs = 0
-    for name in pipeline.STAGES:
+    for name in (name for name in pipeline.STAGES if name != "reinforce"):  # which is off
         manifest = json.loads((run_dir / name / "manifest.json").read_text())
         assert manifest["status"] == "finished"
         programs += manifest["compiled"]["programs"]
@@ -113,7 +113,7 @@ def test_a_second_run_does_nothing_but_say_so(tiny, capsys):
     file, run_dir = tiny
     before = snapshot(run_dir)
     assert jax_rele("run", file) == 0
-    assert capsys.readouterr().out.count("nothing to do") == len(pipeline.STAGES)
+    assert capsys.readouterr().out.count("nothing to do") == len(pipeline.STAGES) - 1  # without reinforce
     assert snapshot(run_dir) == before
 
 

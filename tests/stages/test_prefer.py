@@ -103,7 +103,7 @@ def test_without_it_nothing_differs(tiny):
             assert not any(path.startswith("prefer") for path in values)
             on = pipeline.sections(settings, stage)
             assert {path for path in on if path not in values} == (
-                {"prefer.enabled"} if name in ("score", "evaluate") else set()
+                {"prefer.enabled"} if name in ("reinforce", "score", "evaluate") else set()
             )
             assert "prefer" not in stage.needs(off)
 
