@@ -5,8 +5,8 @@ BIN := .venv/bin
 DEMO_ARGS ?=
 SERVE_ARGS ?=
 TEST_ARGS ?=
-SMOKE_TESTS ?= tests/losses/test_combine.py tests/models/test_decoder.py tests/training/test_step.py tests/students \
-  tests/data/batches tests/test_cli.py tests/test_config.py
+SMOKE_TESTS ?= tests/losses/test_combine.py tests/models/test_decoder.py tests/training/test_step.py \
+  tests/students/test_prediction.py tests/data/batches tests/test_cli.py tests/test_config.py
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo serve test test-slow test-all smoke lint parity plan-tpu clean
