@@ -208,9 +208,7 @@ class _Devices:
 
     @classmethod
     def load(cls, config: Config, run_dir: Path, model: Decoder) -> _Devices:
-        # It writes its answers itself, whatever it reads when it scores.
-        score = config.score.model_copy(update={"rationale": "written"})
-        before = config.model_copy(update={"reinforce": ReinforceConfig(), "score": score})
+        before = config.model_copy(update={"reinforce": ReinforceConfig()})
         teacher, mesh = load_teacher(run_dir, config=before), make_mesh(config.mesh)
         own = {name: x for name, x in teacher.variables.items() if name != "lora"}
         base = own if distributed.process_count() == 1 else load_base(config, model, run_dir, mesh)
