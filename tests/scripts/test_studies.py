@@ -35,9 +35,6 @@ SMALL = (
         "1",
     ),
     *("--student.query_length", "8", "--student.item_length", "12", "--student.rationale_length", "16"),
-    *("--reinforce.optimization.steps", "2", "--reinforce.optimization.checkpoint_every", "2"),
-    *("--reinforce.optimization.log_every", "2", "--reinforce.optimization.batch_size", "8"),
-    *("--reinforce.iterations", "1", "--reinforce.pairs", "4", "--reinforce.samples", "2"),
     *("--teacher.prompt_length", "32"),
     *("--evaluate.bootstrap_samples", "20"),
 )
@@ -77,30 +74,22 @@ def test_the_study_runs_whole_on_three_grades_and_resumes(tiny, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.jsonl", ["good", "fair", "bad"])
     arguments = (tmp_path / "teacher", tmp_path / "encoder", pairs, tmp_path / "out", *SMALL)
     numbers = {"LABELS": "good fair bad", "FOLDS": "2", "LABELLED": "10 5000", "TEACHER_LABELLED": "0 10"}
-    parts = "all labels teacher_labelled cross_encoder orders samples prefer reinforce perspectives"
+    parts = "all labels teacher_labelled cross_encoder orders samples prefer"
     run = study(*arguments, **numbers, TABLES=parts, ORDERS="rationale_first", SAMPLES="2")
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     assert "labelled: 5000 is more than a fold has, left out" in run.stderr
     tables = tmp_path / "out" / "tables"
     assert {folder.name for folder in tables.iterdir()} == {
         *("all", "labels", "teacher_labelled", "cross_encoder", "order_rationale_first", "samples", "prefer"),
-        *("reinforce", "perspectives"),
         "teachers.md",
     }
-    lines = [line for line in (tables / "teachers.md").read_text().splitlines() if "|" in line and "|--" not in line]
-    rows = [line.split("|")[1].strip() for line in lines]
+    rows = [line.split("|")[1].strip() for line in (tables / "teachers.md").read_text().splitlines() if "|" in line]
     assert rows[0] == "teacher"
-    of_perspectives = ["main answer", "intent", "label"]
-    assert rows[1:] == [
-        *("rationale_first", "prefer", "reinforce", "samples", "perspectives"),
-        *(f"perspectives, {name}" for name in of_perspectives),
-        *("token_overlap", "gradient_boosting"),
-        *("right, where the main answer is", "perspectives", "perspectives, intent", "perspectives, label"),
-    ]
-    # One teacher serves all four.
-    logs = [tmp_path / "out" / "runs" / name for name in ("rationale_first", "samples", "prefer", "reinforce")]
+    assert rows[2:] == ["rationale_first", "prefer", "samples", "token_overlap", "gradient_boosting"]
+    # One teacher serves all three.
+    logs = [tmp_path / "out" / "runs" / name for name in ("rationale_first", "samples", "prefer")]
     first, *others = ((log / "compare/2_folds/fold_1/finetune/metrics.jsonl").read_text() for log in logs)
-    assert others == [first, first, first]
+    assert others == [first, first]
     text = (tables / "all" / "comparison.md").read_text("utf-8")
     for row in ("majority", "gradient_boosting", "embedding_cosine", "teacher", "zero-shot", "two_tower mkd"):
         assert row in text, row
