@@ -77,7 +77,8 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     model, tokenizer = teacher_model(config, run_dir)
     task = _Task.make(config, tokenizer, model)
     references = layout.load_rationales(run_dir)
-    pairs = [pair for pair in layout.load_pairs(run_dir, "train") if pair.pair_id in references]
+    labelled = layout.load_pairs(run_dir, "train")
+    pairs = [pair for pair in labelled if pair.pair_id in references]
     if not pairs:
         raise UserError(f"reinforce: {run_dir / layout.RATIONALES} has no rationale of a labelled pair to compare with")
     text_loss = distributed.on_main(partial(_check_texts, task, pairs))
@@ -102,6 +103,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     return {
         "iterations": len(everyone) - 1,
         "pairs": len(pairs),
+        "without_rationale": len(labelled) - len(pairs),
         **{f"reward_{name}": round(each["reward"], 4) for name, each in (("first", first), ("last", last))},
         "kl_last": round(last["kl"], 4),
         **text_loss,
@@ -163,10 +165,13 @@ class _Task:
         return encode_prompts(self.tokenizer, pairs, fields, length, *self.question, losses=losses)
 
     def rows(
-        self, pairs: Sequence[Pair], drawn: Sequence[Sequence[Drawn]], advantages: np.ndarray, used: np.ndarray
+        self,
+        prompts: Sequence[Sequence[int]],
+        drawn: Sequence[Sequence[Drawn]],
+        advantages: np.ndarray,
+        used: np.ndarray,
     ) -> dict[str, PyTree] | None:
-        """Rows of the answers of the pairs that are `used`; None without one."""
-        prompts = self.prompts(pairs)
+        """Rows of the answers to the prompts that are `used`; None without one."""
         chosen = [(row, column) for row in np.flatnonzero(used).tolist() for column in range(len(drawn[row]))]
         if not chosen:
             return None
@@ -261,9 +266,9 @@ def _measured(
     differ = np.ptp(rewards, axis=1) > 0
     advantages = np.asarray(group_advantages(rewards, scale=config.reinforce.scale_advantages))
     ours, start = devices.load_adapters(trained), devices.load_adapters(None)
-    optimization, pulls = config.reinforce.optimization, []
+    optimization, pulls, prompts = config.reinforce.optimization, [], task.prompts(chosen)
     for used in (differ, ~differ):
-        rows = task.rows(chosen, drawn, advantages, used)
+        rows = task.rows(prompts, drawn, advantages, used)
         if rows is None:
             continue
         for name, adapters in (("old_log_probs", ours), ("reference_log_probs", start)):

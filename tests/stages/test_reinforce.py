@@ -61,7 +61,7 @@ def test_the_teacher_is_the_one_that_it_trains_and_an_interrupted_run_ends_like_
     assert figures[1]["kl"] > 1e-6
     assert all(0 < each["reward"] < 1 and 0 < each["groups"] <= 12 for each in figures)
     counts = json.loads((folder / "manifest.json").read_text())["counts"]
-    assert counts["iterations"] == 2
+    assert (counts["iterations"], counts["without_rationale"]) == (2, 0)
     assert (counts["reward_first"], counts["reward_last"]) == tuple(round(figures[n]["reward"], 4) for n in (0, 2))
     lines = (folder / "rewards.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines[-3:]] == ["0 times", "1 times", "2 times"]
