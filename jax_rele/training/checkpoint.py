@@ -28,6 +28,10 @@ STATE, DATA = "state", "data"
 CHECKSUM = "checksum.txt"
 """In the folder of a checkpoint, a hash of its other files: the formats inside do not notice every changed bit."""
 
+_SLICE_BYTES = 2**20
+"""Of an array that several devices hold, each writes a slice of at least this size: smaller ones take longer than the
+array takes one device."""
+
 T = TypeVar("T")
 
 
@@ -58,6 +62,7 @@ def open_checkpoints(directory: Path, every: int, keep: int = 2) -> Iterator[ocp
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
+            context=_context(),
         )
     try:
         yield checkpoints
@@ -67,6 +72,11 @@ def open_checkpoints(directory: Path, every: int, keep: int = 2) -> Iterator[ocp
         raise
     with _writing(directory):
         checkpoints.close()
+
+
+def _context() -> ocp.Context:
+    saving = ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=_SLICE_BYTES)
+    return ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
 
 
 @contextmanager
@@ -126,7 +136,7 @@ def save_variables(path: Path, variables: PyTree) -> None:
 
     Raises UserError where it cannot be written.
     """
-    with _writing(path):
+    with _writing(path), _context():
         ocp.save(path.resolve(), variables, overwrite=True)
     _write_checksum(path)
 

@@ -209,10 +209,8 @@ def test_what_the_server_said_is_kept():
     assert from_server("", FORM) == ANSWER
 
 
-def test_enormous_answers_are_read_in_time():
-    import time
-
-    began = time.perf_counter()
+@pytest.mark.timeout(60)  # quadratic time takes hours
+def test_enormous_answers_are_read_in_linear_time():
     for text in (
         "{" * 300_000,
         '{"a": "' * 50_000,
@@ -221,7 +219,6 @@ def test_enormous_answers_are_read_in_time():
         "label: Exact\n" * 20_000,
     ):
         answer(text)
-    assert time.perf_counter() - began < 10
 
 
 @pytest.mark.parametrize("mark", ["<think>", "<THINK>", "</think>", "[reasoning]", "<|end_of_thought|>"])

@@ -1,7 +1,6 @@
 """HTML to text: an independent reading by lxml-like rules is not at hand, so what must and must not change is said."""
 
 import html
-import time
 
 import pytest
 from hypothesis import given
@@ -52,7 +51,6 @@ def test_only_what_looks_like_markup_goes(text):
 
 
 @pytest.mark.parametrize("piece", ["<script>", "<!--", "<p ", "<p>", "&amp;", "<", "<b =", "</style>"])
+@pytest.mark.timeout(60)  # quadratic time takes hours
 def test_time_is_linear(piece):
-    start = time.perf_counter()
     plain_text(piece * 100_000)
-    assert time.perf_counter() - start < 5

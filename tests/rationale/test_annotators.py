@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -235,14 +234,6 @@ def test_the_verdict_on_the_category_follows_the_label(sample, dimensions, tag_m
 
     assert fraction("E", "match") > fraction("I", "match") + 0.15
     assert fraction("I", "mismatch") > 2 * fraction("E", "mismatch")
-
-
-@pytest.mark.slow
-def test_annotation_is_fast(sample, dimensions, tag_map):
-    annotator = RuleAnnotator.fit(sample, dimensions, tag_map)
-    start = time.process_time()
-    annotator.annotate((sample * 11)[:5000])
-    assert time.process_time() - start < 5
 
 
 @pytest.mark.slow

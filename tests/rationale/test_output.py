@@ -1,4 +1,3 @@
-import time
 
 import pytest
 from hypothesis import example, given
@@ -162,7 +161,6 @@ def test_names_that_differ_in_case_alone_are_told_apart():
 
 
 @pytest.mark.parametrize("piece", ["<think>", "</think>", "|", "\\", "a:", "brand: ", "- ", "#", "`", "x", " ", "\\u"])
+@pytest.mark.timeout(60)  # quadratic time takes hours
 def test_long_garbage_is_read_in_linear_time(piece):
-    start = time.process_time()
     assert isinstance(read(piece * 30_000), ParseFailure)
-    assert time.process_time() - start < 5
