@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -86,7 +87,7 @@ class StudentModel(Protocol):
         """Whether query and item have embeddings of their own."""
 
     @property
-    def heads(self) -> set[str]:
+    def heads(self) -> frozenset[str]:
         """The fields of `StudentOutputs` that the student can fill in training."""
 
 
@@ -114,8 +115,9 @@ def padded_inputs(
     }
 
 
-def traced_heads(model: StudentModel) -> set[str]:
+@functools.lru_cache(maxsize=32)  # a run asks once for each recipe, and tracing takes a second
+def traced_heads(model: StudentModel) -> frozenset[str]:
     """The fields of `StudentOutputs` that are not None where the model reads its `dummy_inputs`."""
     inputs = model.dummy_inputs()
     outputs = jax.eval_shape(lambda rng: model.init_with_output(rng, **inputs)[0], jax.random.key(0))
-    return {field.name for field in dataclasses.fields(outputs) if getattr(outputs, field.name) is not None}
+    return frozenset(field.name for field in dataclasses.fields(outputs) if getattr(outputs, field.name) is not None)

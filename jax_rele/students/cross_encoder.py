@@ -140,7 +140,7 @@ class CrossEncoder(nn.Module):
         return {**inputs, "augmented": dict(inputs)}
 
     @property
-    def heads(self) -> set[str]:
+    def heads(self) -> frozenset[str]:
         """The fields of `StudentOutputs` that the student can fill in training."""
         return traced_heads(self)
 

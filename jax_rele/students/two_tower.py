@@ -262,7 +262,7 @@ class TwoTower(nn.Module):
         return {"query_tokens": ids, "query_valid": valid, "item_tokens": ids, "item_valid": valid}
 
     @property
-    def heads(self) -> set[str]:
+    def heads(self) -> frozenset[str]:
         """The fields of `StudentOutputs` that the student can fill in training."""
         return traced_heads(self)
 
