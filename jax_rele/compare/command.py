@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from jax_rele.compare.folds import fold_configs, fold_lines, folds_dir, naming_fold, prepare_folds
 from jax_rele.compare.trainings import Couple, Point, RunPredictions, predictions
 from jax_rele.config import Config
+from jax_rele.data import write_table
 from jax_rele.distillation.trainer import Compiled
 from jax_rele.errors import UserError
 from jax_rele.evaluation import slices
@@ -24,6 +27,8 @@ from jax_rele.runs import pipeline
 from jax_rele.text import query_id
 from jax_rele.training import distributed
 from jax_rele.types import LabelSchema, Pair
+
+POOLED = pa.schema([("pair_id", pa.string()), ("label_probs", pa.list_(pa.float64()))])
 
 
 def run(
@@ -39,7 +44,8 @@ def run(
     """Trains every student by every recipe of the config with every seed, and compares them.
 
     The stages up to `score` run first where they have not. Results go to `compare/` in the run's folder:
-    comparison.json, comparison.md, comparison.html, figures/, and a folder for each training, which is not repeated.
+    comparison.json, comparison.md, comparison.html, figures/, predictions/ with each model's label distributions for
+    the evaluated pairs, and a folder for each training, which is not repeated.
 
     With folds this is a cross-validation: `compare/K_folds/` holds a run for each fold, with a teacher, baselines and
     students of its own, and the comparison of the models of all folds, which together judge every labelled pair once.
@@ -97,6 +103,7 @@ def run(
         reference=reference,
     )
     document = {"name": config.name, "split": config.evaluate.split, **document}
+    _write_predictions(folder, parts, _cells(config, parts))
     _write(folder, document, say)
     return document
 
@@ -149,6 +156,22 @@ def _held_out(parts: Sequence[RunPredictions], schema: LabelSchema, folds: int |
         folds=None if folds is None else np.repeat(numbers, [len(part.pairs) for part in parts]),
         validation_folds=None if folds is None else np.repeat(numbers, [len(part.validation) for part in parts]),
     )
+
+
+def _write_predictions(folder: Path, parts: Sequence[RunPredictions], cells: Sequence[Cell]) -> None:
+    """Writes `predictions/MODEL.parquet`: rows of `pair_id` and `label_probs` for every evaluated pair.
+
+    Of a student it holds the mean over the seeds, of those that learnt from most pairs.
+    """
+    models = {name: evaluated for name, (evaluated, _) in _others(parts).items()}
+    for cell in sorted(cells, key=lambda cell: cell.labelled + cell.teacher_labelled):
+        models[f"{cell.student} {cell.recipe}"] = np.mean(cell.probs, axis=0)
+    shutil.rmtree(folder / "predictions", ignore_errors=True)
+    (folder / "predictions").mkdir(parents=True)
+    pair_ids = [pair.pair_id for part in parts for pair in part.pairs]
+    for name, probs in models.items():
+        rows = [{"pair_id": pair_id, "label_probs": row.tolist()} for pair_id, row in zip(pair_ids, probs, strict=True)]
+        write_table(folder / "predictions" / f"{re.sub(r'[^A-Za-z0-9-]+', '_', name)}.parquet", rows, POOLED)
 
 
 def _labels(pairs: list[Pair], schema: LabelSchema) -> np.ndarray:

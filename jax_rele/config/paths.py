@@ -12,6 +12,7 @@ from typing import Any
 INPUTS = (
     *("data.path", "data.manual_dir", "teacher.init", "student.init", "score.signals"),
     *("annotate.teacher_run", "annotate.prompt", "annotate.reviews", "prefer.path"),
+    *(f"finetune.selection.{name}" for name in ("wrong_by", "right_by", "undisputed_by")),
     "distill.objectives.*.terms.*.loss",
 )
 """Fields that may name a file or folder that is read; `*` stands for any key."""

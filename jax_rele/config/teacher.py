@@ -131,6 +131,20 @@ class AdaptConfig(Section):
     optimization: OptimizationConfig = OptimizationConfig()
 
 
+class SelectionConfig(Section):
+    """Hard and clean pairs (LREF, arXiv 2503.09223). Each file holds another model's predictions: JSONL or Parquet with
+    `pair_id` and `label_probs` or `label` (docs/signals.md). Empty: no such condition."""
+
+    wrong_by: str = ""
+    """Predictions that must be wrong, so that a pair is hard."""
+    right_by: str = ""
+    """Predictions that must be right, so that a pair can be learnt."""
+    undisputed_by: str = ""
+    """Predictions that must not contradict the human label, so that it is clean."""
+    dispute: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The least probability of another label in `undisputed_by` that contradicts."""
+
+
 class FinetuneConfig(Section):
     """LoRA fine-tuning on the rationales of the labelled pairs; the loss is on the completion only."""
 
@@ -140,6 +154,8 @@ class FinetuneConfig(Section):
     """Tokens of a packed row of several examples; 0 for one example a row."""
     evaluate_every: NonNegative = 0
     """Steps between two evaluations of loss and label accuracy on the validation split; 0 for none."""
+    selection: SelectionConfig = SelectionConfig()
+    """Which labelled training pairs the teacher learns from; by default all."""
     optimization: OptimizationConfig = OptimizationConfig()
 
     @model_validator(mode="after")

@@ -149,7 +149,15 @@ def _adapt(config: Config) -> Paths:
 
 
 def _finetune(config: Config) -> Paths:
-    return ("seed", "labels.names", "annotate.annotator", "annotate.unlabelled", "finetune", *_teacher(config))
+    selection = ("finetune.selection", "labels.gains", "labels.positive") if _selects(config) else ()
+    own = (*_fields(config, "finetune", {"selection"}), *selection)
+    return ("seed", "labels.names", "annotate.annotator", "annotate.unlabelled", *own, *_teacher(config))
+
+
+def _selects(config: Config) -> bool:
+    """Whether the teacher learns from some of the labelled pairs alone."""
+    selection = config.finetune.selection
+    return bool(selection.wrong_by or selection.right_by or selection.undisputed_by)
 
 
 def _prefer(config: Config) -> Paths:

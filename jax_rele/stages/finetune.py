@@ -19,7 +19,7 @@ from jax_rele.data.tokens.text_loss import summarize
 from jax_rele.errors import UserError
 from jax_rele.models import Decoder
 from jax_rele.models.decoder import init_decoder
-from jax_rele.runs import layout
+from jax_rele.runs import layout, selected_pairs
 from jax_rele.runs.load import load_base, teacher_inputs, teacher_model
 from jax_rele.runs.questions import kinds_of_answer, teacher_question
 from jax_rele.runs.texts import check_teacher_texts
@@ -31,15 +31,15 @@ from jax_rele.types import Pair
 
 
 def external_inputs(config: Config) -> dict[str, str]:
-    """A hash of the weights that the teacher starts from."""
-    return teacher_inputs(config)
+    """Hashes of the weights that the teacher starts from, and of the files of `finetune.selection`."""
+    return {**teacher_inputs(config), **selected_pairs.external_inputs(config)}
 
 
 def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Trains and writes the adapters; the loss is on the completion only."""
     finetune, optimization = config.finetune, config.finetune.optimization
     model, tokenizer = teacher_model(config, run_dir)
-    pairs = layout.load_pairs(run_dir, "train")
+    pairs, unselected = selected_pairs.select(config, layout.load_pairs(run_dir, "train"))
     if config.annotate.unlabelled:
         pairs += PairTable(run_dir / layout.UNLABELLED)
     losses: list[np.ndarray] = []
@@ -55,7 +55,8 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
         kind_weights={"label": finetune.label_weight},
     )
     distinct = len(pairs) // (1 + len(config.teacher.perspectives))
-    counts = {"pairs": distinct, "rows": len(arrays["targets"]), "steps": optimization.steps, **loss.counts()}
+    counts = {"pairs": distinct, **unselected, "rows": len(arrays["targets"]), "steps": optimization.steps}
+    counts |= loss.counts()
     if distributed.on_main((run_dir / layout.LORA).exists):
         clear(run_dir / "finetune" / "checkpoints")
         return counts  # an earlier attempt ended after the adapters were written and before the manifest was

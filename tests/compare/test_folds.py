@@ -11,7 +11,7 @@ from jax_rele import cli
 from jax_rele.cli.overrides import read_config
 from jax_rele.compare import command
 from jax_rele.compare.trainings import PREDICTIONS
-from jax_rele.data import read_pairs_table, read_table
+from jax_rele.data import read_external_signals, read_pairs_table, read_table
 from jax_rele.distillation import trainer
 from jax_rele.evaluation import BASELINES
 from jax_rele.students import prediction
@@ -171,6 +171,26 @@ def test_the_same_command_trains_nothing_and_writes_the_same(run, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert not [line for line in lines if line.endswith((": trained", " starts", " resumes"))]
     assert (folder(root) / "comparison.json").read_text() == before
+
+
+def test_the_predictions_of_all_folds_are_written_and_can_be_read_as_signals(run):
+    file, root, _ = run
+    config = settings(file, root)
+    tested = [pair for number in (1, 2) for pair in fold_pairs(root, number) if pair.split == "test" and pair.label]
+    models = {path.stem: path for path in (folder(root) / "predictions").glob("*.parquet")}
+    assert set(models) == {"teacher", *BASELINES, *(f"two_tower_{recipe}" for recipe in RECIPES)}
+    labels, dimensions = config.labels.schema_, config.rationale.dimensions
+    pooled = {}
+    for name, path in models.items():
+        signals = read_external_signals(path, tested, schema=labels, dimensions=dimensions, fields=()).signals
+        pooled[name] = dict(zip(signals.pair_ids, signals.label_probs))
+        assert set(pooled[name]) == {pair.pair_id for pair in tested}
+    for number in (1, 2):
+        cells = cells_of(root, number)
+        seeds = [cells["score_kd", f"seed_{seed}"]["test"] for seed in (0, 1)]
+        for pair_id in seeds[0]:
+            mean = np.mean([each[pair_id] for each in seeds], axis=0)
+            np.testing.assert_allclose(pooled["two_tower_score_kd"][pair_id], mean, rtol=1e-6)
 
 
 def test_a_curve_has_a_point_for_every_number(run, monkeypatch):

@@ -13,7 +13,7 @@ from jax_rele import config
 from jax_rele.errors import UserError
 from jax_rele.models.decoder import init_decoder
 from jax_rele.models.weights import to_hf
-from jax_rele.runs import layout, load
+from jax_rele.runs import layout, load, selected_pairs
 from jax_rele.stages import adapt, annotate, finetune, prepare
 from jax_rele.teacher import language_model, make_verbalizers
 from jax_rele.training import init_state, make_mesh, make_optimizer
@@ -198,3 +198,61 @@ def test_texts_that_are_cut_are_said_and_refused_before_the_training(finished_pr
     with pytest.raises(RuntimeError, match="far enough"):
         stage.run(settings_of(), finished_prepare)
     assert f"warning: {name}: teacher: " in capsys.readouterr().out
+
+
+def predictions(file, pairs, right):
+    """A file of predictions that are right for the pairs with a number in `right`."""
+    names = VALUES["labels"]["aliases"].values()
+    wrong = dict(zip(names, [*list(names)[1:], next(iter(names))]))
+    rows = [
+        {"pair_id": pair.pair_id, "label": pair.label if number in right else wrong[pair.label]}
+        for number, pair in enumerate(pairs)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(file)
+
+
+def test_it_learns_from_hard_and_clean_pairs_alone(finished_prepare, tmp_path, monkeypatch):
+    pairs = layout.load_pairs(finished_prepare, "train")
+    everyone = set(range(len(pairs)))
+    files = {
+        "wrong_by": predictions(tmp_path / "first.jsonl", pairs, everyone - {1, 3, 5, 7}),
+        "right_by": predictions(tmp_path / "second.jsonl", pairs, everyone - {5}),
+        "undisputed_by": predictions(tmp_path / "third.jsonl", pairs[:7], everyone - {1}),
+    }
+    settings, seen = settings_of(finetune={"selection": files}), {}
+    assert {name.split(" ")[1] for name in finetune.external_inputs(settings)} == {
+        "first.jsonl",
+        "second.jsonl",
+        "third.jsonl",
+    }
+
+    def encoded(config, run_dir, tokenizer, pairs, losses):
+        seen["pairs"] = pairs
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(finetune, "encode", encoded)
+    with pytest.raises(RuntimeError, match="far enough"):
+        finetune.run(settings, finished_prepare)
+    assert [pair.pair_id for pair in seen["pairs"]] == [pairs[3].pair_id]
+    selected, counts = selected_pairs.select(settings, pairs)
+    assert selected == [pairs[3]]
+    # Of the last file the pairs from the eighth on are missing.
+    rest = len(pairs) - 7
+    assert counts == {
+        "left_out.unpredicted": rest,
+        "left_out.easy": 4,
+        "left_out.not_learnt": 1,
+        "left_out.disputed": 1,
+    }
+
+
+def test_a_selection_of_nothing_and_a_missing_file_are_one_line(finished_prepare, tmp_path):
+    pairs = layout.load_pairs(finished_prepare, "train")
+    file = predictions(tmp_path / "first.jsonl", pairs, set(range(len(pairs))))
+    settings = settings_of(finetune={"selection": {"wrong_by": file}})
+    with pytest.raises(UserError, match=r"^finetune\.selection: none of the \d+ labelled training pairs .*easy \d+"):
+        finetune.run(settings, finished_prepare)
+    settings = settings_of(finetune={"selection": {"right_by": str(tmp_path / "none.jsonl")}})
+    with pytest.raises(UserError, match=r"^finetune\.selection\.right_by: .*none\.jsonl cannot be read: No such file"):
+        finetune.external_inputs(settings)
