@@ -23,5 +23,8 @@ Order = Literal["rationale_first", "label_first", "label_only"]
 """Where the label stands in the teacher's answer: after the comparisons, before them, or alone."""
 ORDERS: tuple[Order, ...] = get_args(Order)
 
+PROMPT_LANGUAGES = ("en", "zh", "ja", "es")
+"""Languages of the prompts to chat models that come with the package."""
+
 PLANNED_STEPS = ("adapt", "finetune", "prefer", "reinforce", "score_prefix", "score", "generate", "distill")
 """The steps that `jax-rele plan` compiles."""

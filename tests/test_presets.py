@@ -42,6 +42,7 @@ def test_every_preset_has_a_twin_and_a_topology():
         "esci_japanese",
         "annotate_two_llms",
         "open_llm",
+        "chinese",
     }
     presets = {path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith(("esci_task", "wands"))} - ours
     assert presets == {path.stem for path in (CONFIGS / "tiny").glob("*.yaml")} == set(TOPOLOGIES)

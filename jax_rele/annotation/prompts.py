@@ -21,6 +21,7 @@ from jax_rele.annotation import definitions
 from jax_rele.annotation.answers import MAX_VALUES, Failure, JsonObject, answer_form, read_answer
 from jax_rele.errors import UserError
 from jax_rele.io import hash_bytes
+from jax_rele.names import PROMPT_LANGUAGES
 from jax_rele.types import ITEM_FIELDS, VERDICTS, Item, Pair, Rationale
 
 FIELDS = (*ITEM_FIELDS, "attributes")
@@ -96,7 +97,7 @@ class Prompts:
         if unknown := [field for field in fields if field not in FIELDS]:
             raise UserError(f"the field {unknown[0]!r} cannot be shown in a prompt; known are {', '.join(FIELDS)}")
         text = str(template)
-        packaged = text in definitions.LANGUAGES
+        packaged = text in PROMPT_LANGUAGES
         language = text if packaged else "en"
         dimensions = definitions.describe(dimensions, definitions.DIMENSIONS.get(language, {}))
         labels = definitions.describe(labels, definitions.LABELS.get(language, {}))
@@ -303,7 +304,7 @@ def _read(template: str, packaged: bool) -> str:
         return Path(template).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        languages = " or ".join(definitions.LANGUAGES)
+        languages = " or ".join(PROMPT_LANGUAGES)
         raise UserError(f"{template}: the template cannot be read ({why}); name {languages}, or a file") from None
 
 

@@ -72,7 +72,7 @@ class AnnotateConfig(Section):
     """Whether labelled pairs keep the rationales that `teacher_run` accepted for them, so that its teacher explains the
     unlabelled ones alone."""
     prompt: str = "en"
-    """`en`, `zh`, or a Jinja file of your own."""
+    """`en`, `zh`, `ja`, `es`, or a Jinja file of your own."""
     definitions: dict[str, str] = Field(default_factory=dict)
     """Label -> its definition; those of ESCI have defaults."""
     dimension_definitions: dict[str, str] = Field(default_factory=dict)

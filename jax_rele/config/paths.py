@@ -9,6 +9,8 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
+from jax_rele.names import PROMPT_LANGUAGES
+
 INPUTS = (
     *("data.path", "data.manual_dir", "teacher.init", "student.init", "score.signals"),
     *("annotate.teacher_run", "annotate.prompt", "annotate.reviews", "prefer.path"),
@@ -20,7 +22,7 @@ INPUTS = (
 OUTPUTS = ("run_root", "cache_dir", "annotate.store")
 """Fields that name a folder that is written."""
 
-_NAMES = {"sample", "random", "en", "zh"}
+_NAMES = {"sample", "random", *PROMPT_LANGUAGES}
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:tfds|bundled|embedded):")
 _PREFIXES = ("gguf:", "hf:")
 _PYTHON = re.compile(r"(.+\.py)(:\w+)")

@@ -19,6 +19,7 @@ from jax_rele.config import Config, local_name
 from jax_rele.data import RATIONALES, PairTable, read_table, write_table
 from jax_rele.errors import Preempted, UserError
 from jax_rele.io import hash_file, write_text
+from jax_rele.names import PROMPT_LANGUAGES
 from jax_rele.rationale import RuleAnnotator, query_quality, render
 from jax_rele.rationale.rules import broken_rules
 from jax_rele.runs import chat_annotators as chat
@@ -31,7 +32,7 @@ def external_inputs(config: Config) -> dict[str, str]:
     """Hashes of the files that the config names: a prompt of its own, reviews, the teacher of another run."""
     annotate = config.annotate
     hashes = {}
-    if annotate.annotator == "llm" and annotate.prompt not in ("en", "zh"):
+    if annotate.annotator == "llm" and annotate.prompt not in PROMPT_LANGUAGES:
         hashes[f"annotate.prompt {local_name(annotate.prompt)}"] = chat.prompts_of(config).version
     if annotate.annotator != "rules" and annotate.reviews:
         hashes[f"annotate.reviews {local_name(annotate.reviews)}"] = _file_hash(annotate.reviews, "annotate.reviews")

@@ -1,15 +1,16 @@
 """A generated catalogue with known attributes, hidden rules for the label, and a teacher whose noise is a number.
 
     python -m jax_rele.data.synthetic.attribute_world worlds/attribute [--labels 1000] [--unlabelled 8000] [--noise 0.1]
+                                                                       [--words chinese]
 
 writes pairs.jsonl, the teacher's signals.jsonl (docs/signals.md), and world.json with the words and the rule.
 
 It isolates what each axis of a teacher's knowledge adds from how good a teacher is. An item has a value on each of six
-dimensions, and every value has several synonyms, words that mean nothing outside this world. A query asks for two to
-four values in one synonym each, an item's title states all six of its own, half of the time in another synonym than the
-query's: whoever judges a pair must know which words are synonyms, and of what. The hidden rule: another category than
-the query's is `Complement` where the two belong together and `Irrelevant` otherwise; in the category asked for, no
-mismatch is `Exact`, one is `Substitute`, more are `Irrelevant`.
+dimensions, and every value has several synonyms, words that mean nothing outside this world (or, on request, Chinese
+ones). A query asks for two to four values in one synonym each, an item's title states all six of its own, half of the
+time in another synonym than the query's: whoever judges a pair must know which words are synonyms, and of what. The
+hidden rule: another category than the query's is `Complement` where the two belong together and `Irrelevant` otherwise;
+in the category asked for, no mismatch is `Exact`, one is `Substitute`, more are `Irrelevant`.
 
 Values follow a Zipf law, and the frequency of a query another one by how common its values are. The rarer half of the
 queries, those typed once, is the tail. Labels are collected as queries are typed, so they are mostly of the head; the
@@ -41,6 +42,7 @@ from jax_rele.data.synthetic.catalogue import (
     rng_of,
     rule,
 )
+from jax_rele.data.synthetic.chinese_words import CHINESE
 from jax_rele.errors import UserError
 from jax_rele.io import write_error, write_json, write_text
 from jax_rele.rationale import render
@@ -48,6 +50,9 @@ from jax_rele.types import VERDICTS, Comparison, Pair, Rationale
 
 SOFTNESS = 0.05
 """The chance that the teacher gives each of its comparisons of being wrong, which makes its label a distribution."""
+
+WORDS = {"meaningless": None, "chinese": CHINESE}
+"""The words of a world by name."""
 
 EMBEDDING = 32
 """Width of the rationale embeddings."""
@@ -123,22 +128,24 @@ def judge(table: Table, noise: float = 0.0) -> Opinions:
     return Opinions(verdicts, soft_rule(verdicts, table.complementary), rationales, embedding)
 
 
-def write(folder: Path, *, seed: int, labels: int, unlabelled: int, noise: float) -> dict[str, int]:
-    """Writes pairs.jsonl, signals.jsonl and world.json. Returns the number of pairs of each table.
+def write(
+    folder: Path, *, seed: int, labels: int, unlabelled: int, noise: float, words: str = "meaningless"
+) -> dict[str, int]:
+    """Writes pairs.jsonl, signals.jsonl and world.json, with one of `WORDS`. Returns the number of pairs of each table.
 
     Raises:
       UserError: there are not as many pairs, or the folder cannot be written.
     """
-    world = make_world(seed)
+    world = make_world(seed, WORDS[words])
     counts = {"labelled": labels, "unlabelled": unlabelled}
     counts |= {split: queries * ITEMS[split] for split, queries in HELD_OUT.items()}
     tables = [make_table(world, name, count) for name, count in counts.items()]
     about = {
         **{"seed": seed, "noise": noise, "pairs": counts, "tail_queries": "those of query_frequency 1"},
-        "words": {dimension: words.tolist() for dimension, words in zip(DIMENSIONS, world.words)},
+        "words": {dimension: each.tolist() for dimension, each in zip(DIMENSIONS, world.words)},
         "fillers": world.fillers.tolist(),
         "complements": {
-            str(words[0]): str(world.words[0][other, 0]) for words, other in zip(world.words[0], world.complements)
+            str(each[0]): str(world.words[0][other, 0]) for each, other in zip(world.words[0], world.complements)
         },
         "rule": "another category: Complement where it is the query's complement, else Irrelevant; the same category: "
         "Exact without a mismatch, Substitute with one, Irrelevant with more",
@@ -168,7 +175,7 @@ def _signal_rows(table: Table, noise: float) -> Iterator[dict]:
 
 
 def _json_lines(rows: Iterator[dict]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -186,6 +193,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--unlabelled", type=int, default=8000, help="training pairs without a label (%(default)s)")
     parser.add_argument(
         "--noise", type=float, default=0.1, help="chance that a verdict of the teacher is another one (%(default)s)"
+    )
+    parser.add_argument(
+        "--words", choices=sorted(WORDS), default="meaningless", help="of queries and titles (%(default)s)"
     )
     try:
         arguments = parser.parse_args(argv)

@@ -40,6 +40,23 @@ _D = len(DIMENSIONS)
 
 
 @dataclass(frozen=True)
+class Lexicon:
+    """The words of a world in place of meaningless ones.
+
+    Attributes:
+      words: per dimension, as many values as `SIZES` says, frequent ones first, with `SYNONYMS` words each.
+      fillers: `FILLERS` words that say nothing of a value.
+      complements: of each category the one that goes with it.
+      joiner: what stands between the words of a text.
+    """
+
+    words: tuple[tuple[tuple[str, ...], ...], ...]
+    fillers: tuple[str, ...]
+    complements: tuple[int, ...]
+    joiner: str
+
+
+@dataclass(frozen=True)
 class World:
     """The values, their words, what belongs together, and what is asked for.
 
@@ -54,6 +71,7 @@ class World:
       queries: the texts.
       frequency: [QUERIES] how often each is typed; 1 in the tail.
       orders: the queries of each of `ITEMS` in the order in which pairs are made of them.
+      joiner: what stands between the words of a text.
     """
 
     seed: int
@@ -66,6 +84,7 @@ class World:
     queries: list[str] = field(repr=False)
     frequency: np.ndarray
     orders: dict[str, np.ndarray]
+    joiner: str
 
 
 @dataclass(frozen=True)
@@ -128,8 +147,11 @@ def rule(verdicts: np.ndarray, complementary: np.ndarray) -> np.ndarray:
     return np.where(verdicts[:, 0] == MISMATCH, np.where(complementary, 2, 3), within)
 
 
-def make_world(seed: int = 0) -> World:
-    """The world of a seed. Raises ValueError where the sizes above allow fewer distinct queries than `QUERIES`."""
+def make_world(seed: int = 0, lexicon: Lexicon | None = None) -> World:
+    """The world of a seed, of meaningless words or those of a lexicon.
+
+    Raises ValueError where the sizes above allow fewer distinct queries than `QUERIES`.
+    """
     rng = rng_of(seed, "words")
     *words, fillers = np.split(_lexicon(rng), np.cumsum(SIZES) * SYNONYMS)
     words = [part.reshape(-1, SYNONYMS) for part in words]
@@ -138,6 +160,10 @@ def make_world(seed: int = 0) -> World:
     ring = rng.permutation(SIZES[0])
     complements = np.empty(SIZES[0], int)
     complements[ring] = np.roll(ring, 1)
+    if lexicon is not None:
+        words, fillers = [np.array(values) for values in lexicon.words], np.array(lexicon.fillers)
+        complements = np.array(lexicon.complements)
+    joiner = " " if lexicon is None else lexicon.joiner
 
     rng, draws = rng_of(seed, "queries"), 4 * QUERIES
     query_values = np.stack([_draw(rng.random(draws), weight) for weight in weights], axis=1)
@@ -156,7 +182,7 @@ def make_world(seed: int = 0) -> World:
     ]
     common = np.argsort(-np.nanmean(log_lifts, axis=0), kind="stable")
     query_values, asked = query_values[common], asked[common]
-    texts = _texts(rng.random((QUERIES, _width(_QUERY_FILLERS))), words, fillers, query_values, asked)
+    texts = _texts(rng.random((QUERIES, _width(_QUERY_FILLERS))), words, fillers, query_values, asked, joiner)
 
     # By Zipf's law; the rarer half is typed once.
     frequency = np.ceil(QUERIES / 2 / np.arange(1, QUERIES + 1)).astype(int)
@@ -171,7 +197,8 @@ def make_world(seed: int = 0) -> World:
     # Without replacement, each in proportion to its frequency (Efraimidis and Spirakis, 2006).
     orders["labelled"] = training[np.argsort(rng.exponential(size=len(training)) / frequency[training])]
     return World(
-        seed, tuple(words), fillers, tuple(weights), complements, query_values, asked, texts, frequency, orders
+        *(seed, tuple(words), fillers, tuple(weights), complements, query_values, asked, texts),
+        *(frequency, orders, joiner),
     )
 
 
@@ -211,7 +238,8 @@ def make_table(world: World, name: str, count: int) -> Table:
     elsewhere = (asked + 1 + (free.T * (SYNONYMS - 1)).astype(int)) % SYNONYMS
     synonyms = np.where(same.T < SAME_WORD, asked, elsewhere)
     synonyms = np.where(values == query_values, synonyms, (free.T * SYNONYMS).astype(int))
-    return Table(world, name, query, values, synonyms, _texts(text.T, world.words, world.fillers, values, synonyms))
+    titles = _texts(text.T, world.words, world.fillers, values, synonyms, world.joiner)
+    return Table(world, name, query, values, synonyms, titles)
 
 
 def rng_of(seed: int, name: str) -> np.random.Generator:
@@ -255,13 +283,18 @@ def _width(fillers: int) -> int:
 
 
 def _texts(
-    u: np.ndarray, words: Sequence[np.ndarray], fillers: np.ndarray, values: np.ndarray, synonyms: np.ndarray
+    u: np.ndarray,
+    words: Sequence[np.ndarray],
+    fillers: np.ndarray,
+    values: np.ndarray,
+    synonyms: np.ndarray,
+    joiner: str,
 ) -> list[str]:
     """A text a row: the words of its values (-1 for none) and some fillers, in random order.
 
     Args:
       u: [N, _width(most fillers)] uniform numbers.
-      words, fillers: of the world.
+      words, fillers, joiner: of the world.
       values, synonyms: [N, D] values and which synonym of each.
     """
     most = (u.shape[1] - _D - 1) // 2
@@ -272,4 +305,4 @@ def _texts(
     )
     extra = np.where(np.arange(most) < (u[:, -1:] * (most + 1)).astype(int), extra, "")
     rows = np.take_along_axis(np.concatenate([stated, extra], axis=1), order, axis=1)
-    return [" ".join(word for word in row if word) for row in rows.tolist()]
+    return [joiner.join(word for word in row if word) for row in rows.tolist()]
