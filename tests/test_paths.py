@@ -63,6 +63,7 @@ def test_an_input_is_looked_up_beside_the_config_and_then_here(folders, path):
         *(("teacher.init", name) for name in ("bundled:decoder", "hf:Org/Model@main")),
         ("student.init", "random"),
         ("annotate.prompt", "zh"),
+        ("annotate.prompt", "es"),
     ],
 )
 def test_names_are_no_paths(folders, path, value):
@@ -137,3 +138,10 @@ def test_a_runs_config_means_the_same_from_any_folder(folders, monkeypatch, tmp_
     read = config.load(tmp_path / "c.yaml")
     assert (read.run_root, read.teacher.init) == (str(here / "out"), str(here / "model"))
     assert read.answers == here / "answers"
+
+
+@pytest.mark.parametrize(("path", "value"), [("data.path", "es"), ("data.path", "random"), ("teacher.init", "ja")])
+def test_a_name_of_one_field_is_a_path_in_another(folders, path, value):
+    beside = folders[0]
+    (beside / value).mkdir()
+    assert value_of(load(beside, nested(path, value)), path) == str(beside / value)

@@ -36,8 +36,11 @@ JsonObject: TypeAlias = dict[str, object]
 _SECTIONS = ("query_attributes", "item_attributes", "verdicts")
 _VERDICT_ALIASES = {"匹配": "match", "一致": "match", "不匹配": "mismatch", "不一致": "mismatch"}
 _VERDICT_ALIASES |= {"缺失": "absent", "未提及": "absent", "无": "absent"}
-_VERDICT_ALIASES |= {"該当なし": "absent", "記載なし": "absent", "なし": "absent"}
-_VERDICT_ALIASES |= {"coincide": "match", "nocoincide": "mismatch", "ausente": "absent"}
+_VERDICT_ALIASES |= {"一致する": "match", "マッチ": "match", "一致しない": "mismatch", "ミスマッチ": "mismatch"}
+_VERDICT_ALIASES |= dict.fromkeys(("該当なし", "記載なし", "未記載", "なし"), "absent")
+_VERDICT_ALIASES |= dict.fromkeys(("coincide", "coinciden", "coincidencia"), "match")
+_VERDICT_ALIASES |= dict.fromkeys(("nocoincide", "nocoinciden", "discrepancia"), "mismatch")
+_VERDICT_ALIASES |= dict.fromkeys(("ausente", "noaplica", "noindicado"), "absent")
 _THOUGHTS = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning|analysis|reflection)"
 _THINK_END = re.compile(rf"</{_THOUGHTS}>|\[/{_THOUGHTS}\]|\u25c1/think\u25b7|<\|end_of_thought\|>", re.IGNORECASE)
 _THINK_START = re.compile(rf"<{_THOUGHTS}>|\[{_THOUGHTS}\]|\u25c1think\u25b7|<\|begin_of_thought\|>", re.IGNORECASE)
@@ -48,12 +51,14 @@ _BARE_FINAL = re.compile(r"assistant\s*final(?=\s*[{`])")
 _SEPARATORS = re.compile(r"[\s_\-]+")
 _NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d{1,15})?")
 _LABEL_FIELD = re.compile(r"[\"'“”‘’]label[\"'“”‘’]\s*[:：]\s*[\"'“”‘’]([^\"'“”‘’]*)", re.IGNORECASE)
-_LIST = re.compile(r"[/,|;、，；]| or | and |或|和")
+_LIST = re.compile(r"[/,|;、，；]| or | and |或|和|または| o | y ")
 _REFUSAL = re.compile(
     r"(?:i(?:['’]m| am) (?:really |very )?(?:sorry|unable|not able)|sorry\b|i (?:can(?:no|['’])t|cannot|won['’]t)\b"
     r"|i must decline|as an ai\b|unfortunately, i\b|(?:很|非常)?抱歉|对不起"
     r"|我?(?:无法|不能)(?:协助|回答|提供|完成|处理|满足)"
-    r"|(?:大変)?申し訳(?:ありません|ございません)|lo siento\b|no puedo (?:ayudar|responder|proporcionar|cumplir))",
+    r"|(?:大変)?申し訳(?:ありません|ございません|ないのですが)|すみませんが|お手伝いできません"
+    r"|lo (?:siento|lamento)\b|(?:disculpa|perdona)[,.]? no puedo\b|como modelo de lenguaje\b"
+    r"|no puedo (?:ayudar|responder|proporcionar|cumplir))",
     re.IGNORECASE,
 )
 

@@ -26,10 +26,10 @@ LABELS = {
     },
     "es": {
         "Exact": "el artículo es lo que pide la búsqueda y cumple todos los requisitos que esta indica.",
-        "Substitute": "el artículo no es del todo lo que pide la búsqueda: le falta algún requisito, pero puede usarse "
-        "en su lugar.",
+        "Substitute": "el artículo no es del todo lo que pide la búsqueda: no cumple algún requisito, pero puede "
+        "usarse en su lugar.",
         "Complement": "el artículo por sí solo no satisface la búsqueda, pero se usa junto con otro que la satisface.",
-        "Irrelevant": "el artículo no es lo que pide la búsqueda, o le falta un requisito central.",
+        "Irrelevant": "el artículo no es lo que pide la búsqueda, o no cumple un requisito esencial.",
     },
 }
 """{language: {label of ESCI: definition}}, after arXiv 2206.06588."""
@@ -55,9 +55,9 @@ DIMENSIONS = {
     },
     "ja": {
         "category": "商品の種類（ブランド、色、サイズは含まない）",
-        "brand": "製造者、または販売されているブランド名",
+        "brand": "製造元、または販売時のブランド名",
         "model": "型番、シリーズ、バージョンの名称や番号",
-        "color": "色と色柄",
+        "color": "色と柄",
         "material": "素材",
         "size": "寸法、数量、容量、衣類のサイズ",
         "audience": "対象者：性別、年齢、利用者の種類",
@@ -66,7 +66,7 @@ DIMENSIONS = {
         "category": "el tipo de producto, sin marca, color ni tamaño",
         "brand": "el fabricante o la marca con la que se vende",
         "model": "nombre o número de un modelo, una serie o una versión",
-        "color": "colores y combinaciones de colores",
+        "color": "colores y estampados",
         "material": "de qué está hecho",
         "size": "medidas, cantidades, capacidades y tallas de ropa",
         "audience": "para quién es: sexo, edad o tipo de usuario",

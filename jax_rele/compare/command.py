@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from jax_rele.compare.folds import fold_configs, fold_lines, folds_dir, naming_fold, prepare_folds
 from jax_rele.compare.trainings import Couple, Point, RunPredictions, predictions
 from jax_rele.config import Config
-from jax_rele.data import write_table
+from jax_rele.data import write_signals
 from jax_rele.distillation.trainer import Compiled
 from jax_rele.errors import UserError
 from jax_rele.evaluation import slices
@@ -26,9 +24,7 @@ from jax_rele.io import check_output_folder, write_json, write_text
 from jax_rele.runs import pipeline
 from jax_rele.text import query_id
 from jax_rele.training import distributed
-from jax_rele.types import LabelSchema, Pair
-
-POOLED = pa.schema([("pair_id", pa.string()), ("label_probs", pa.list_(pa.float64()))])
+from jax_rele.types import VERDICTS, LabelSchema, Pair, Signals
 
 
 def run(
@@ -103,7 +99,7 @@ def run(
         reference=reference,
     )
     document = {"name": config.name, "split": config.evaluate.split, **document}
-    _write_predictions(folder, parts, _cells(config, parts))
+    _write_predictions(config, folder, parts)
     _write(folder, document, say)
     return document
 
@@ -158,20 +154,22 @@ def _held_out(parts: Sequence[RunPredictions], schema: LabelSchema, folds: int |
     )
 
 
-def _write_predictions(folder: Path, parts: Sequence[RunPredictions], cells: Sequence[Cell]) -> None:
-    """Writes `predictions/MODEL.parquet`: rows of `pair_id` and `label_probs` for every evaluated pair.
+def _write_predictions(config: Config, folder: Path, parts: Sequence[RunPredictions]) -> None:
+    """Writes `predictions/MODEL.parquet`: each model's label distributions for the evaluated pairs, as signals.
 
-    Of a student it holds the mean over the seeds, of those that learnt from most pairs.
+    Of a student it holds the mean over the seeds, of those that learnt from most pairs. Files of models that are not
+    part of this comparison stay.
     """
-    models = {name: evaluated for name, (evaluated, _) in _others(parts).items()}
-    for cell in sorted(cells, key=lambda cell: cell.labelled + cell.teacher_labelled):
-        models[f"{cell.student} {cell.recipe}"] = np.mean(cell.probs, axis=0)
-    shutil.rmtree(folder / "predictions", ignore_errors=True)
-    (folder / "predictions").mkdir(parents=True)
-    pair_ids = [pair.pair_id for part in parts for pair in part.pairs]
+    models = {name.replace(", ", "_"): evaluated for name, (evaluated, _) in _others(parts).items()}
+    for cell in sorted(_cells(config, parts), key=lambda cell: cell.labelled + cell.teacher_labelled):
+        models[f"{cell.student}_{cell.recipe}"] = np.mean(cell.probs, axis=0)
+    (folder / "predictions").mkdir(parents=True, exist_ok=True)
+    pair_ids = tuple(pair.pair_id for part in parts for pair in part.pairs)
+    labels, dimensions, count = config.labels.names, config.rationale.dimensions, len(pair_ids)
+    no_verdicts = np.full((count, len(dimensions), len(VERDICTS)), np.nan)
     for name, probs in models.items():
-        rows = [{"pair_id": pair_id, "label_probs": row.tolist()} for pair_id, row in zip(pair_ids, probs, strict=True)]
-        write_table(folder / "predictions" / f"{re.sub(r'[^A-Za-z0-9-]+', '_', name)}.parquet", rows, POOLED)
+        signals = Signals(pair_ids, probs, no_verdicts, ((),) * count, ("",) * count)
+        write_signals(folder / "predictions" / f"{name}.parquet", signals, labels, dimensions)
 
 
 def _labels(pairs: list[Pair], schema: LabelSchema) -> np.ndarray:

@@ -22,7 +22,14 @@ INPUTS = (
 OUTPUTS = ("run_root", "cache_dir", "annotate.store")
 """Fields that name a folder that is written."""
 
-_NAMES = {"sample", "random", *PROMPT_LANGUAGES}
+_NAMES = {
+    "data.path": ("sample",),
+    "teacher.init": ("random",),
+    "student.init": ("random",),
+    "annotate.prompt": PROMPT_LANGUAGES,
+}
+"""Field -> values that are names and no paths."""
+
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:tfds|bundled|embedded):")
 _PREFIXES = ("gguf:", "hf:")
 _PYTHON = re.compile(r"(.+\.py)(:\w+)")
@@ -43,7 +50,7 @@ def resolve_paths(values: Any, base: Path, only: Container[str] | None = None) -
         if only is not None and path not in only:
             continue
         for section, key in _holders(values, path.split(".")):
-            if isinstance(section[key], str):
+            if isinstance(section[key], str) and section[key] not in _NAMES.get(path, ()):
                 section[key] = _resolved(section[key], base, is_output=path in OUTPUTS)
 
 
@@ -76,7 +83,7 @@ def _holders(values: Any, parts: list[str]) -> Iterator[tuple[dict[str, Any], st
 
 def _parts(value: str) -> tuple[str, str, str]:
     """(prefix, path, suffix) of a value; the path is empty where it names none on this machine."""
-    if not value or value in _NAMES or _REMOTE.match(value):
+    if not value or _REMOTE.match(value):
         return "", "", ""
     if ".py:" in value:
         match = _PYTHON.fullmatch(value)

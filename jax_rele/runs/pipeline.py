@@ -19,6 +19,7 @@ import yaml
 from jax_rele.config import Config, flatten, is_input, load, local_name, resolve_paths
 from jax_rele.errors import UserError
 from jax_rele.io import check_output_folder, hash_values, lock, refuse_placeholder, write_error, write_json, write_text
+from jax_rele.runs import selected_pairs
 from jax_rele.runs.compiles import count_compiles
 from jax_rele.runs.preflight import preflight
 from jax_rele.runs.stages import STAGES, UNHASHED, Stage
@@ -78,11 +79,16 @@ def run(config: Config, names: Sequence[str] = tuple(STAGES), *, say=print, whol
             else:
                 _run_stage(config, run_dir, name, say)
             if name == "prepare":
-                distributed.on_main(partial(_check_tokenizers, config, run_dir))
+                distributed.on_main(partial(_check_pairs, config, run_dir))
 
 
-def _check_tokenizers(config: Config, run_dir: Path) -> None:
-    for stage, check in (("finetune", check_teacher_tokenizer), ("distill", check_student_tokenizer)):
+def _check_pairs(config: Config, run_dir: Path) -> None:
+    """What of the pairs a later stage would refuse is refused before the stages between."""
+    for stage, check in (
+        ("finetune", check_teacher_tokenizer),
+        ("finetune", selected_pairs.check),
+        ("distill", check_student_tokenizer),
+    ):
         manifest = _read_manifest(run_dir, stage)
         if manifest is None or manifest["status"] != "finished":
             check(config, run_dir)

@@ -149,15 +149,16 @@ def _adapt(config: Config) -> Paths:
 
 
 def _finetune(config: Config) -> Paths:
-    selection = ("finetune.selection", "labels.gains", "labels.positive") if _selects(config) else ()
-    own = (*_fields(config, "finetune", {"selection"}), *selection)
+    own = (*_fields(config, "finetune", {"selection"}), *_selection(config))
     return ("seed", "labels.names", "annotate.annotator", "annotate.unlabelled", *own, *_teacher(config))
 
 
-def _selects(config: Config) -> bool:
-    """Whether the teacher learns from some of the labelled pairs alone."""
+def _selection(config: Config) -> Paths:
+    """What decides which labelled pairs the teacher learns from, where that is not all of them."""
     selection = config.finetune.selection
-    return bool(selection.wrong_by or selection.right_by or selection.undisputed_by)
+    files = tuple(name for name in ("wrong_by", "right_by", "undisputed_by") if getattr(selection, name))
+    fields = (*files, "dispute") if selection.undisputed_by else files
+    return (*(f"finetune.selection.{name}" for name in fields), *(_SCHEMA[1:] if files else ()))
 
 
 def _prefer(config: Config) -> Paths:

@@ -212,7 +212,7 @@ def predictions(file, pairs, right):
     return str(file)
 
 
-def test_it_learns_from_hard_and_clean_pairs_alone(finished_prepare, tmp_path, monkeypatch):
+def test_it_learns_from_hard_and_clean_pairs_alone(finished_prepare, tmp_path, monkeypatch, capsys):
     pairs = layout.load_pairs(finished_prepare, "train")
     everyone = set(range(len(pairs)))
     files = {
@@ -235,16 +235,13 @@ def test_it_learns_from_hard_and_clean_pairs_alone(finished_prepare, tmp_path, m
     with pytest.raises(RuntimeError, match="far enough"):
         finetune.run(settings, finished_prepare)
     assert [pair.pair_id for pair in seen["pairs"]] == [pairs[3].pair_id]
-    selected, counts = selected_pairs.select(settings, pairs)
-    assert selected == [pairs[3]]
+    selection = selected_pairs.select(settings, finished_prepare)
+    assert selection["rows"] == [3]
     # Of the last file the pairs from the eighth on are missing.
-    rest = len(pairs) - 7
-    assert counts == {
-        "left_out.unpredicted": rest,
-        "left_out.easy": 4,
-        "left_out.not_learnt": 1,
-        "left_out.disputed": 1,
-    }
+    numbers = {"unpredicted": len(pairs) - 7, "easy": 4, "not_learnt": 1, "disputed": 1}
+    assert selection["counts"] == {f"left_out.{reason}": number for reason, number in numbers.items()}
+    missing = {pair.label for pair in pairs} - {pairs[3].label}
+    assert capsys.readouterr().out.count("warning: finetune.selection: no pair with the label ") == 2 * len(missing)
 
 
 def test_a_selection_of_nothing_and_a_missing_file_are_one_line(finished_prepare, tmp_path):
@@ -256,3 +253,21 @@ def test_a_selection_of_nothing_and_a_missing_file_are_one_line(finished_prepare
     settings = settings_of(finetune={"selection": {"right_by": str(tmp_path / "none.jsonl")}})
     with pytest.raises(UserError, match=r"^finetune\.selection\.right_by: .*none\.jsonl cannot be read: No such file"):
         finetune.external_inputs(settings)
+    (tmp_path / "odd.txt").touch()
+    settings = settings_of(finetune={"selection": {"undisputed_by": str(tmp_path / "odd.txt")}})
+    with pytest.raises(UserError, match=r"^finetune\.selection\.undisputed_by: .*odd\.txt: unknown suffix"):
+        selected_pairs.check(settings, finished_prepare)
+
+
+def test_a_probability_of_just_the_limit_disputes(finished_prepare, tmp_path):
+    pairs, names = layout.load_pairs(finished_prepare, "train"), list(VALUES["labels"]["aliases"].values())
+
+    def row(pair, probability):
+        other = next(name for name in names if name != pair.label)
+        return json.dumps({"pair_id": pair.pair_id, "label_probs": {pair.label: 1 - probability, other: probability}})
+
+    for limit in (0.3, 0.6, 0.7, 0.9):
+        file = tmp_path / "third.jsonl"
+        file.write_text("\n".join([row(pairs[0], limit), *(row(pair, limit - 0.01) for pair in pairs[1:])]), "utf-8")
+        settings = settings_of(finetune={"selection": {"undisputed_by": str(file), "dispute": limit}})
+        assert selected_pairs.select(settings, finished_prepare)["counts"]["left_out.disputed"] == 1

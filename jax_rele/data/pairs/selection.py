@@ -35,8 +35,9 @@ def left_out(
     if right_by is not None:
         reasons["not_learnt"] = right_by.argmax(axis=1) != labels
     if undisputed_by is not None:
-        others = np.where(np.arange(undisputed_by.shape[1]) == labels[:, None], 0.0, undisputed_by)
-        reasons["disputed"] = others.max(axis=1) >= dispute
+        others = np.where(np.arange(undisputed_by.shape[1]) == labels[:, None], 0, undisputed_by)
+        # A probability that was written as 0.7 is 0.7 in the precision of the array.
+        reasons["disputed"] = others.max(axis=1) >= np.asarray(dispute, others.dtype)
     before = np.zeros(len(labels), bool)
     for reason, applies in reasons.items():
         reasons[reason] = applies & ~before
