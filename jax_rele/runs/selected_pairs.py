@@ -43,7 +43,7 @@ def check(config: Config, run_dir: Path) -> None:
 
 
 def select(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Which labelled training pairs are selected.
+    """Which labelled training pairs the files of `finetune.selection`, at least one, select.
 
     Returns:
       `rows`: their numbers among the labelled training pairs; `counts`: how many each reason left out.
@@ -51,15 +51,14 @@ def select(config: Config, run_dir: Path) -> dict[str, Any]:
     Raises:
       UserError: as `read_external_signals`, naming the field of the config; or no pair is selected.
     """
-    pairs, schema = layout.load_pairs(run_dir, "train"), config.labels.schema_
+    pairs, schema, paths = layout.load_pairs(run_dir, "train"), config.labels.schema_, files(config)
     labels = np.array([schema.index(pair.label or "") for pair in pairs], np.int64)
-    reasons = left_out(
-        labels,
-        dispute=config.finetune.selection.dispute,
-        **{name: _probs(config, name, path, pairs) for name, path in files(config).items()},
-    )
+    probs = {name: _probs(config, name, path, pairs) for name, path in paths.items()}
+    # Read only where it is part of what the stage is hashed by.
+    dispute = config.finetune.selection.dispute if "undisputed_by" in paths else 1.0
+    reasons = left_out(labels, **probs, dispute=dispute)
     counts = {reason: int(rows.sum()) for reason, rows in reasons.items()}
-    selected = np.flatnonzero(~np.any(list(reasons.values()), axis=0)) if reasons else np.arange(len(pairs))
+    selected = np.flatnonzero(~np.any(list(reasons.values()), axis=0))
     if not len(selected):
         counted = ", ".join(f"{reason} {count}" for reason, count in counts.items())
         raise UserError(

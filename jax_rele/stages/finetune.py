@@ -39,9 +39,10 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
     """Trains and writes the adapters; the loss is on the completion only."""
     finetune, optimization = config.finetune, config.finetune.optimization
     model, tokenizer = teacher_model(config, run_dir)
-    pairs = layout.load_pairs(run_dir, "train")
-    selection = distributed.on_main(partial(selected_pairs.select, config, run_dir))
-    pairs = [pairs[row] for row in selection["rows"]]
+    pairs, left_out = layout.load_pairs(run_dir, "train"), {}
+    if selected_pairs.files(config):
+        selection = distributed.on_main(partial(selected_pairs.select, config, run_dir))
+        pairs, left_out = [pairs[row] for row in selection["rows"]], selection["counts"]
     if config.annotate.unlabelled:
         pairs += PairTable(run_dir / layout.UNLABELLED)
     losses: list[np.ndarray] = []
@@ -57,7 +58,7 @@ def run(config: Config, run_dir: Path) -> Mapping[str, object]:
         kind_weights={"label": finetune.label_weight},
     )
     distinct = len(pairs) // (1 + len(config.teacher.perspectives))
-    counts = {"pairs": distinct, **selection["counts"], "rows": len(arrays["targets"]), "steps": optimization.steps}
+    counts = {"pairs": distinct, **left_out, "rows": len(arrays["targets"]), "steps": optimization.steps}
     counts |= loss.counts()
     if distributed.on_main((run_dir / layout.LORA).exists):
         clear(run_dir / "finetune" / "checkpoints")

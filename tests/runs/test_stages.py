@@ -49,6 +49,7 @@ PASSED_ON = {
 """Read by a stage, without any effect on what it writes."""
 
 OPTIONAL = {"prefer.enabled", "reinforce.enabled", "teacher.perspectives"}
+OPTIONAL |= {f"finetune.selection.{name}" for name in ("wrong_by", "right_by", "undisputed_by")}
 """Declared only where there is such a thing: a run without it has the hashes of before."""
 
 NOT_IN_THESE_RUNS = {
