@@ -9,7 +9,7 @@ SMOKE_TESTS ?= tests/losses/test_combine.py tests/models/test_decoder.py tests/t
   tests/students/test_prediction.py tests/data/batches tests/test_cli.py tests/test_config.py
 # Halves the time to compile the small programs of the tests. Only where constraints.txt pins jaxlib: XLA ends at a flag
 # that it does not know.
-COMPILE_FAST := XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
+COMPILE_FAST := XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_use_fusion_emitters=false"
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo serve test test-slow test-all smoke lint parity plan-tpu clean
