@@ -1,4 +1,5 @@
-# make demo | serve | test | test-all | lint. make parity | plan-tpu need more: torch with peft and sentence-transformers; libtpu.
+# make demo | serve | test | test-slow | test-long | test-all | lint. make parity | plan-tpu need more: torch with peft and
+# sentence-transformers; libtpu.
 # Each installs into its own virtual environment. make smoke PYTHON=python3.13 checks another Python with the newest jax.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +13,7 @@ SMOKE_TESTS ?= tests/losses/test_combine.py tests/models/test_decoder.py tests/t
 COMPILE_FAST := XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_use_fusion_emitters=false"
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo serve test test-slow test-all smoke lint parity plan-tpu clean
+.PHONY: demo serve test test-slow test-long test-all smoke lint parity plan-tpu clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -52,14 +53,21 @@ test: .venv/.installed
 	$(COMPILE_FAST) $(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
 
 test-slow: .venv/.installed
-	$(COMPILE_FAST) $(BIN)/python -m pytest -rs -m slow $(TEST_ARGS)
+	$(COMPILE_FAST) $(BIN)/python -m pytest -rs -m "slow and not long" $(TEST_ARGS)
 
-test-all: test test-slow
+# Of scripts/ alone: the studies, the campaign and the builds, whole.
+test-long: .venv/.installed
+	$(COMPILE_FAST) $(BIN)/python -m pytest -rs -m long $(TEST_ARGS)
+
+test-all: test test-slow test-long
 
 # Without constraints.txt: a user of a newer Python gets newer packages.
-smoke:
+.venv-smoke/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-smoke
 	.venv-smoke/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+smoke: .venv-smoke/.installed
 	.venv-smoke/bin/python -m pytest -m "not slow" $(SMOKE_TESTS) $(TEST_ARGS)
 
 lint: .venv/.installed
@@ -72,7 +80,7 @@ parity: .venv-parity/.installed
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-parity/bin/python -m pytest -n 0 tests/parity
 
 plan-tpu: .venv-tpu/.installed
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-tpu/bin/python -m pytest -n 0 tests/plan
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-tpu/bin/python -m pytest -n 0 tests/plan/test_tpu.py tests/plan/test_tpu_figures.py
 
 clean:
 	rm -rf .venv .venv-* runs build *.egg-info

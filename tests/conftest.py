@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 # Tests and the processes that they start compile many of the same programs: each is compiled once, for later runs of
@@ -52,8 +53,13 @@ evaluate: {bootstrap_samples: 50, report_pairs: 20}
 
 
 def pytest_collection_modifyitems(items):
-    """A test that needs the whole tiny run is slow. The longest come first, so that no worker waits at the end."""
-    items.sort(key=lambda item: item.path.parent.name != "scripts")
+    """A test that needs the whole tiny run is slow. The order of files keeps every worker busy.
+
+    First a file that makes the tiny run, then those that do without it, while it is made.
+    """
+    of_tiny = {item.path for item in items if {"tiny", "student_run"} & set(item.fixturenames)}
+    first = min(of_tiny, default=None)
+    items.sort(key=lambda item: (item.path != first, item.path in of_tiny, item.path.parent.name != "scripts"))
     for item in items:
         if {"tiny", "student_run"} & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
@@ -75,6 +81,17 @@ def tiny(tmp_path_factory, worker_id):
             _run_tiny(folder)
             (folder / "finished").touch()
     return folder / "tiny.yaml", folder / "runs" / "tiny"
+
+
+@contextmanager
+def without_optimizations():
+    """Whole runs are compiled fast also where the tests around them compile as users do."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 STUDENTS = {
@@ -101,7 +118,8 @@ def student_run(tiny):
         with lock(run.parent / f"{name}.lock"):
             if not (run.parent / name / "evaluate" / "metrics.json").exists():
                 options = ["--name", name, "--score.signals", str(run), *STUDENTS[name]]
-                assert cli.main(["run", str(config), *options]) == 0
+                with without_optimizations():
+                    assert cli.main(["run", str(config), *options]) == 0
         return run.parent / name
 
     return train
@@ -130,4 +148,5 @@ def _run_tiny(folder):
             f"data: {{path: {folder / 'pairs.jsonl'}, fields: {{item: product, query_tags: queryner}}, ",
         )
     )
-    assert cli.main(["run", str(file)]) == 0
+    with without_optimizations():
+        assert cli.main(["run", str(file)]) == 0

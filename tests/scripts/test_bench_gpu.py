@@ -35,6 +35,7 @@ def gpu(folder, timeout=560, **variables):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_runs_whole_on_a_cpu_and_says_what_is_not_installed(tmp_path):
     before = PAGE.read_text("utf-8")
     done = gpu(tmp_path / "out", SHAPES="tiny")

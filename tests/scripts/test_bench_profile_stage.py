@@ -50,6 +50,7 @@ def test_kinds_follow_from_where_an_operation_was_traced(profile, source, flops,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_stage_is_profiled_and_the_run_stays_as_it_is(profile, tiny):
     folder = tiny[1]
     before = sorted(path for path in folder.rglob("*"))

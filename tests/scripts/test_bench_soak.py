@@ -30,6 +30,7 @@ def bundles(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_short_soak_passes(bundles):
     command = [sys.executable, str(BENCH / "soak.py"), *map(str, bundles), "--minutes", "0.25", "--rate", "10"]
     done = subprocess.run([*command, "--connections", "300"], capture_output=True, text=True, timeout=540, check=False)

@@ -154,6 +154,7 @@ def test_builds_a_folder_that_loads(built):
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
+@pytest.mark.long
 def test_killed_and_resumed_equals_unbroken(built, data, tmp_path):
     with subprocess.Popen(command(data, tmp_path), stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:

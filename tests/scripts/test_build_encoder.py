@@ -121,6 +121,7 @@ def test_figures_are_logged_over_time_and_with_intervals(built):
         assert low <= log["figures"][name]["value"] <= high
 
 
+@pytest.mark.long
 def test_a_build_that_was_killed_ends_as_one_that_was_not(data, built, tmp_path):
     output = tmp_path / "encoder"
     checkpoint = tmp_path / "encoder.work" / "checkpoints" / "4"

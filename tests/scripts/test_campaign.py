@@ -36,6 +36,7 @@ def run(name, *options):
     return [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")][2:]
 
 
+@pytest.mark.long
 def test_a_killed_stage_ends_like_an_unbroken_one(tmp_path):
     rows = run("kills", "--kills", 1, "--steps", 4, "--stages", "prepare", "adapt", "--work", tmp_path)
     assert [row[0].strip() for row in rows] == ["prepare", "adapt"]
@@ -43,11 +44,13 @@ def test_a_killed_stage_ends_like_an_unbroken_one(tmp_path):
     assert all(int(row[5]) == 0 for row in rows)
 
 
+@pytest.mark.long
 def test_faults_below_us_are_survived(tmp_path):
     rows = run("faults", "--faults", "sigterm", "checkpoint", "--times", 1, "--work", tmp_path)
     assert [row[-1].strip() for row in rows] == ["pass", "pass"]
 
 
+@pytest.mark.long
 def test_a_planted_key_is_nowhere(tmp_path):
     (row,) = run("planted_key", "--work", tmp_path)
     assert int(row[0]) > 50

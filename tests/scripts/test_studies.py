@@ -62,6 +62,7 @@ def study(*arguments, **variables):
     )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_the_study_runs_whole_on_three_grades_and_resumes(tiny, tmp_path):
     assert cli.main(["export", str(tiny[1]), "--output", str(tmp_path / "teacher")]) == 0
