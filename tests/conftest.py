@@ -117,7 +117,7 @@ def student_run(tiny):
             return run
         with lock(run.parent / f"{name}.lock"):
             if not (run.parent / name / "evaluate" / "metrics.json").exists():
-                options = ["--name", name, "--score.signals", str(run), *STUDENTS[name]]
+                options = ["--name", name, "--score.signals", str(run), "--distill.recipes", "mkd", *STUDENTS[name]]
                 with without_optimizations():
                     assert cli.main(["run", str(config), *options]) == 0
         return run.parent / name
