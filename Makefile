@@ -3,6 +3,8 @@
 # Each installs into its own virtual environment. make smoke PYTHON=python3.13 checks another Python with the newest jax.
 PYTHON ?= python3
 BIN := .venv/bin
+# One for each Python, so that no other one is tested than was asked for.
+SMOKE := .venv-smoke-$(subst /,-,$(PYTHON))
 DEMO_ARGS ?=
 SERVE_ARGS ?=
 TEST_ARGS ?=
@@ -13,7 +15,7 @@ SMOKE_TESTS ?= tests/losses/test_combine.py tests/models/test_decoder.py tests/t
 COMPILE_FAST := XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_use_fusion_emitters=false"
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo serve test test-slow test-long test-all smoke lint parity plan-tpu clean
+.PHONY: demo serve test test-slow test-long test-all smoke-install smoke lint parity plan-tpu clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -55,20 +57,22 @@ test: .venv/.installed
 test-slow: .venv/.installed
 	$(COMPILE_FAST) $(BIN)/python -m pytest -rs -m "slow and not long" $(TEST_ARGS)
 
-# Of scripts/ alone: the studies, the campaign and the builds, whole.
+# Of scripts/ alone: what takes a minute or more a test. .ci/run leaves them out.
 test-long: .venv/.installed
 	$(COMPILE_FAST) $(BIN)/python -m pytest -rs -m long $(TEST_ARGS)
 
 test-all: test test-slow test-long
 
 # Without constraints.txt: a user of a newer Python gets newer packages.
-.venv-smoke/.installed: pyproject.toml
-	$(PYTHON) -m venv .venv-smoke
-	.venv-smoke/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+$(SMOKE)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(SMOKE)
+	$(SMOKE)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
-smoke: .venv-smoke/.installed
-	.venv-smoke/bin/python -m pytest -m "not slow" $(SMOKE_TESTS) $(TEST_ARGS)
+smoke-install: $(SMOKE)/.installed
+
+smoke: smoke-install
+	$(SMOKE)/bin/python -m pytest -m "not slow" $(SMOKE_TESTS) $(TEST_ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
